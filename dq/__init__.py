@@ -1,0 +1,1 @@
+"""Distributed quantization of detectors: numerics, ranks, the bridge between them, the adapter."""

@@ -1,0 +1,169 @@
+"""Write the digits data set: handwriting over photographs, in the Pascal VOC layout.
+
+It is a few megabytes made in seconds out of installed packages, so that every command can be
+tried on any machine without a download. The same arguments give the same bytes as long as
+Pillow and numpy are the same versions.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dq.data.disk import explained, whole_folder
+from dq.data.layout import (
+    VocBox,
+    annotation_path,
+    annotation_xml,
+    image_path,
+    image_set_path,
+    write_image_set,
+)
+from dq.data.originals import read_originals
+from dq.data.scene import MIN_DIGIT_SIZE, Scene, draw_scene
+
+log = logging.getLogger(__name__)
+
+CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+STAMP = "digits.json"
+_FORMAT = 1  # Count up when the same arguments would draw something else.
+_SPLITS = ("train", "val", "test")
+_MIN_IMAGE_SIZE, _MAX_IMAGE_SIZE = 3 * MIN_DIGIT_SIZE, 1024
+
+
+def write_digits(
+    folder: Path,
+    *,
+    num_train: int = 600,
+    num_val: int = 100,
+    num_test: int = 200,
+    image_size: int = 192,
+    seed: int = 0,
+) -> Path:
+    """Have the data set that these arguments describe in `folder`, and return the folder.
+
+    If it is there already, nothing is done. It is written beside the folder and renamed, so it
+    is whole or not there. Its digits must not be mirrored: train without a random flip.
+
+    Args:
+        folder: New, empty, or written before with the same arguments.
+        num_train: Images in `train`; `trainval` holds these and those of `val`.
+        num_val: Images in `val`.
+        num_test: Images in `test`.
+        image_size: Width and height in pixels.
+        seed: Another seed draws other scenes; more images leave the first ones as they are.
+
+    Raises:
+        ValueError: An argument is out of range, the folder holds something else, it cannot be
+            written, or the `demo` extra is missing.
+        RuntimeError: The disk is full.
+    """
+    counts = {"train": num_train, "val": num_val, "test": num_test}
+    _check_arguments(counts, image_size, seed)
+    arguments = {
+        "format": _FORMAT,
+        **{f"num_{split}": count for split, count in counts.items()},
+        "image_size": image_size,
+        "seed": seed,
+    }
+    with explained(folder):
+        if _is_written(folder, arguments):
+            return folder
+        try:
+            with whole_folder(folder) as temporary:
+                _write_all(temporary, counts, image_size, seed)
+                stamp = {**arguments, "sha256": _digest(temporary)}
+                (temporary / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
+        except OSError:
+            # Another process may have renamed the same data set into place meanwhile.
+            if not _is_written(folder, arguments):
+                raise
+    return folder
+
+
+def _check_arguments(counts: Mapping[str, int], image_size: int, seed: int) -> None:
+    for split, count in counts.items():
+        if count < 1:
+            raise ValueError(f"num_{split} is {count}: give each split one image or more")
+    if not _MIN_IMAGE_SIZE <= image_size <= _MAX_IMAGE_SIZE:
+        raise ValueError(
+            f"image_size is {image_size}: give {_MIN_IMAGE_SIZE} to {_MAX_IMAGE_SIZE} pixels"
+        )
+    if seed < 0:
+        raise ValueError(f"seed is {seed}: give 0 or more")
+
+
+def _is_written(folder: Path, arguments: Mapping[str, int]) -> bool:
+    """Say whether the folder holds this data set whole; refuse one that holds something else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    mend = "delete it, or name another folder"
+    if not (folder / STAMP).is_file():
+        raise ValueError(f"{folder} holds something else than the digits: {mend}")
+    try:
+        stamp = dict(json.loads((folder / STAMP).read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / STAMP} cannot be read ({error}): {mend}") from error
+    digest = stamp.pop("sha256", None)
+    for name, value in arguments.items():
+        if stamp.get(name) != value:
+            raise ValueError(
+                f"{folder} was written with {name} {stamp.get(name)}, not {value}: {mend}"
+            )
+    if digest != _digest(folder):
+        raise ValueError(f"{folder} has been changed since it was written: {mend}")
+    return True
+
+
+def _write_all(folder: Path, counts: Mapping[str, int], image_size: int, seed: int) -> None:
+    for path in (image_path(folder, ""), annotation_path(folder, ""), image_set_path(folder, "")):
+        path.parent.mkdir(parents=True)
+    ids: dict[str, list[str]] = {}
+    for number, split in enumerate(_SPLITS):
+        originals = read_originals(split)
+        ids[split] = [f"{split}_{index:05d}" for index in range(counts[split])]
+        for index, image_id in enumerate(ids[split]):
+            rng = np.random.default_rng([seed, number, index])
+            _write_scene(folder, image_id, draw_scene(originals, image_size, rng))
+        log.info("drew %d images of %s", counts[split], split)
+    ids["trainval"] = ids["train"] + ids["val"]
+    for split, image_ids in ids.items():
+        write_image_set(folder, split, image_ids)
+
+
+def _write_scene(folder: Path, image_id: str, scene: Scene) -> None:
+    boxes = [
+        VocBox(
+            name=CLASSES[digit.label],
+            xmin=digit.left + 1,
+            ymin=digit.top + 1,
+            xmax=digit.right,
+            ymax=digit.bottom,
+        )
+        for digit in scene.digits
+    ]
+    height, width = scene.picture.shape[:2]
+    xml = annotation_xml(
+        image_id, (width, height), boxes, database="digits", source=scene.photograph
+    )
+    annotation_path(folder, image_id).write_bytes(xml)
+    # mmdet looks for .jpg; at this quality and with whole colour the loss is not seen.
+    Image.fromarray(scene.picture).save(
+        image_path(folder, image_id), format="JPEG", quality=95, subsampling=0
+    )
+
+
+def _digest(folder: Path) -> str:
+    """Return a sha256 over every annotation and list, and over the images' names and sizes."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.name == STAMP:
+            continue
+        total.update(f"{path.relative_to(folder).as_posix()}\n{path.stat().st_size}\n".encode())
+        if path.suffix != ".jpg":
+            total.update(path.read_bytes())
+    return total.hexdigest()

@@ -1,0 +1,98 @@
+"""What the disk may refuse, and how a folder comes to be whole or not at all."""
+
+import errno
+import fcntl
+import logging
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses inside the block into one line that names the mend.
+
+    Raises:
+        ValueError: The folder cannot be written by this user: name another one.
+        RuntimeError: The disk is full or broken.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in _FULL:
+            raise RuntimeError(
+                f"no space is left for {folder} ({reason}): free some, or name another folder"
+            ) from error
+        if error.errno in _NOT_OURS:
+            raise ValueError(
+                f"{folder} cannot be written ({reason}): name a folder you may write to"
+            ) from error
+        raise RuntimeError(
+            f"the disk failed under {folder} ({reason}): mend it, or name another folder"
+        ) from error
+
+
+def require_space(folder: Path, num_bytes: int) -> None:
+    """Make sure that `num_bytes` more fit into an existing folder.
+
+    Raises:
+        RuntimeError: They do not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise RuntimeError(
+            f"{folder} has {free / 1e6:.0f} MB free and needs {num_bytes / 1e6:.0f} MB: "
+            "free some space, or name another folder"
+        )
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Lend a new sibling folder to write in, which takes the folder's name when the block is done.
+
+    If the block raises, even by an interrupt, nothing is left. An empty folder of that name is
+    replaced; one that holds something refuses the rename with an `OSError`.
+
+    Raises:
+        ValueError: It is the folder this process works in, which cannot be replaced under it.
+    """
+    final = folder.resolve()
+    if final == Path.cwd():
+        raise ValueError(f"{folder} is the folder you are in: name a folder inside it")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.parent / f".{final.name}.writing-{uuid.uuid4().hex[:8]}"
+    try:
+        temporary.mkdir()
+        yield temporary
+        temporary.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process at a time into the block; the others wait, and a dead one holds nobody up.
+
+    A file system that knows no locks lets everybody in.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process is at work in %s: waiting for it", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            log.info("%s knows no locks (%s): going on without", folder, error.strerror)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,0 +1,134 @@
+"""Have one published archive on the disk, verified, however often the line breaks."""
+
+import hashlib
+import http.client
+import logging
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from dq.data.disk import explained, require_space
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 1 << 20
+_RANGE_NOT_SATISFIABLE = 416
+_WORTH_A_RETRY = {408, 429, 500, 502, 503, 504}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """Name a published file: where it is, what it is called here, and its md5 in hexadecimal."""
+
+    url: str
+    filename: str
+    md5: str
+
+
+def fetch_archive(
+    archive: Archive,
+    folder: Path,
+    *,
+    num_attempts: int = 5,
+    backoff_s: float = 1.0,
+    timeout_s: float = 30.0,
+) -> Path:
+    """Have the archive in an existing folder with the right md5, and return its path.
+
+    One that lies there already, put by hand, is verified and used without the network. What a
+    broken connection leaves stays in `<filename>.part`, and the next attempt or the next call
+    goes on from there.
+
+    Args:
+        archive: What to fetch.
+        folder: Where to put it.
+        num_attempts: How often to try before giving up.
+        backoff_s: The wait before the second attempt; it doubles before each further one.
+        timeout_s: How long a silent connection is waited for.
+
+    Raises:
+        ValueError: The folder cannot be written.
+        RuntimeError: The network, the server, the file or the disk fails; the line says what
+            to do by hand.
+    """
+    target = folder / archive.filename
+    part = folder / f"{archive.filename}.part"
+    if target.is_file():
+        if not has_md5(target, archive.md5):
+            raise RuntimeError(
+                f"{target} is not the published file (its md5 is not {archive.md5}): "
+                f"delete it, or put there the one from {archive.url}"
+            )
+        return target
+    reason = ""
+    for attempt in range(num_attempts):
+        if attempt:
+            log.info("%s: %s; trying again", archive.url, reason)
+            time.sleep(backoff_s * 2 ** (attempt - 1))
+        fresh = not part.exists()
+        try:
+            _continue_part(archive.url, part, timeout_s)
+        except urllib.error.HTTPError as error:
+            reason = f"the server answers {error.code} {error.reason}"
+            error.close()
+            if error.code in _WORTH_A_RETRY:
+                continue
+            if error.code != _RANGE_NOT_SATISFIABLE or fresh:
+                break
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+            continue
+        with explained(folder):
+            if has_md5(part, archive.md5):
+                return part.replace(target)
+            part.unlink()
+        reason = f"the file that came has another md5 than {archive.md5}"
+        if fresh:
+            break
+    raise RuntimeError(
+        f"cannot fetch {archive.url} ({reason}): download it on another machine and put it "
+        f"into {folder.resolve()} as {archive.filename}, then run this again"
+    )
+
+
+def has_md5(path: Path, md5: str) -> bool:
+    """Say whether the file's md5 is this one: a check against damage, not against malice."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+    return digest.hexdigest() == md5
+
+
+def _continue_part(url: str, part: Path, timeout_s: float) -> None:
+    """Append to the part what it lacks; begin anew where the server cannot send a rest.
+
+    Raises:
+        OSError: The connection broke; what came is kept.
+        http.client.HTTPException: The server's answer cannot be understood.
+    """
+    present = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url)
+    if present:
+        request.add_header("Range", f"bytes={present}-")
+    with urllib.request.urlopen(request, timeout=timeout_s) as response:
+        content_range = response.headers.get("Content-Range", "")
+        resumed = response.status == 206 and content_range.startswith(f"bytes {present}-")
+        length = int(response.headers.get("Content-Length") or 0)
+        require_space(part.parent, length)
+        log.info(
+            "fetching %s: %.0f MB%s",
+            url,
+            length / 1e6,
+            f" after the {present / 1e6:.0f} MB that are here" if resumed else "",
+        )
+        received = 0
+        with explained(part.parent):
+            file = part.open("ab" if resumed else "wb")
+        with file:
+            while chunk := response.read(_CHUNK):
+                with explained(part.parent):
+                    file.write(chunk)
+                received += len(chunk)
+    if received < length:
+        raise ConnectionError(f"the connection closed after {received} of {length} bytes")

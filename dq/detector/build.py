@@ -1,0 +1,139 @@
+"""Build a detector from a config and fill it with weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mmcv import Config
+from mmdet.models import build_detector
+from torch import Tensor, nn
+
+from dq.detector.config import did_you_mean
+from dq.quant.prepare import CONTAINER
+
+
+def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -> nn.Module:
+    """Return the config's detector on the CPU.
+
+    Args:
+        config: The whole config.
+        classes: The data set's class names; kept as ``detector.CLASSES``.
+        initialise: Draw or load initial weights as the config says; False leaves what the
+            constructors made, for a checkpoint to overwrite.
+
+    Raises:
+        ValueError: A type or argument does not exist, the number of classes differs from the
+            data's, or pretrained weights cannot be had.
+    """
+    try:
+        detector = build_detector(
+            config.model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg")
+        )
+    except (KeyError, TypeError, AssertionError, AttributeError, ValueError) as error:
+        raise ValueError(f"model cannot be built: {explain(error)}") from error
+    check_num_classes(detector, classes)
+    if initialise:
+        try:
+            detector.init_weights()
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"initial weights cannot be loaded: {' '.join(str(error).split())[:300]}; without"
+                " internet give a file: --cfg-options model.backbone.init_cfg.checkpoint=FILE.pth,"
+                " or none: model.backbone.init_cfg=None"
+            ) from error
+    detector.CLASSES = classes
+    assert isinstance(detector, nn.Module)
+    return detector
+
+
+def explain(error: BaseException) -> str:
+    """Return one line for an error of mmcv's registries, with the nearest name where one is off."""
+    text = " ".join(str(error).strip("'\"").split())
+    unknown = re.search(r"(\w+) is not in the ([\w ]+?) registry", text)
+    if unknown:
+        from mmcv.cnn import MODELS
+        from mmdet.core.bbox.builder import BBOX_ASSIGNERS, BBOX_CODERS
+        from mmdet.datasets import DATASETS, PIPELINES
+
+        registries = (MODELS, DATASETS, PIPELINES, BBOX_ASSIGNERS, BBOX_CODERS)
+        names = {n for r in registries if r.name == unknown[2] for n in r.module_dict}
+        if unknown[2] == "models":
+            from mmdet.models import MODELS as DETECTORS
+
+            names |= set(DETECTORS.module_dict)
+        return f"there is no {unknown[1]} among the {unknown[2]}" + (
+            did_you_mean(unknown[1], names) if names else ""
+        )
+    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text
+
+
+def check_num_classes(detector: nn.Module, classes: tuple[str, ...]) -> None:
+    """Raise ValueError when a head expects another number of classes than the data has."""
+    from mmdet.models.dense_heads import GARPNHead, RPNHead
+
+    for name, module in detector.named_modules():
+        expected = getattr(module, "num_classes", None)
+        if not isinstance(expected, int) or isinstance(module, RPNHead | GARPNHead):
+            continue
+        if "head" not in name.rsplit(".", 1)[-1] and not name.endswith("bbox_head"):
+            continue
+        if expected != len(classes):
+            raise ValueError(
+                f"model.{name}.num_classes is {expected} but the data has {len(classes)} classes"
+                f" ({', '.join(classes[:4])}{', ...' if len(classes) > 4 else ''})"
+            )
+
+
+def float_state(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """Return the weights in a checkpoint under the float detector's own keys.
+
+    Args:
+        content: What was loaded: mmdet's ``{"state_dict": ...}`` or a bare state dict.
+        source: The file's name, for messages.
+
+    Raises:
+        ValueError: There are no weights in it.
+    """
+    state = content.get("state_dict", content.get("model", content))
+    if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{source} holds no weights: neither 'state_dict' nor tensors")
+    return {
+        re.sub(r"^module\.", "", key): value
+        for key, value in state.items()
+        if isinstance(value, Tensor) and not key.startswith(("ema_", f"{CONTAINER}."))
+    }
+
+
+def load_float_state(detector: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load weights into a float or prepared detector; quantizer state is left alone.
+
+    Raises:
+        ValueError: A key is missing or unexpected or a shape differs: another model's checkpoint.
+            The message names the first of each; nothing was loaded.
+    """
+    own = {k: v for k, v in detector.state_dict().items() if not k.startswith(f"{CONTAINER}.")}
+    own = {k: v for k, v in own.items() if not k.startswith("ema_")}
+    missing = [k for k in own if k not in state]
+    unexpected = [k for k in state if k not in own]
+    shapes = [
+        f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}"
+        for k, v in state.items()
+        if k in own and own[k].shape != v.shape
+    ]
+    if missing or unexpected or shapes:
+        parts = [
+            f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+            for what, found in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", shapes),
+            )
+            if found
+        ]
+        raise ValueError(
+            f"{source} is the checkpoint of another model: {'; '.join(parts)}; use the config it"
+            " was trained with"
+        )
+    detector.load_state_dict(dict(state), strict=False)

@@ -1,0 +1,92 @@
+"""What a checkpoint holds: the float detector's weights, quantizer state beside them, the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from mmcv.runner import weights_to_cpu
+from torch import Tensor, nn
+
+from dq.quant.prepare import CONTAINER, QuantizedGraph
+from dq.quant.recipe import Recipe, Rule
+from dq.quant.spec import QuantSpec
+
+QUANTIZATION = "quantization"
+
+
+def compose(
+    detector: nn.Module,
+    *,
+    graph: QuantizedGraph | None,
+    recipe: Recipe | None,
+    meta: Mapping[str, Any],
+    optimizer: Any = None,
+) -> dict[str, Any]:
+    """Return a checkpoint that plain mmdet loads as one of the float detector.
+
+    Args:
+        detector: Unwrapped.
+        graph: Its quantized graph, None for a float detector.
+        recipe: What it was prepared with.
+        meta: mmdet's ``meta`` (epoch, iter, config, CLASSES, ...); plain values only.
+        optimizer: Its state is kept where given.
+
+    Returns:
+        ``state_dict`` with the float detector's keys, ``meta``, and for a quantized detector
+        ``quantization`` with ``state`` (tensors by quantizer name), ``recipe`` and ``sites``.
+    """
+    state = weights_to_cpu(detector.state_dict())
+    content: dict[str, Any] = {
+        "meta": dict(meta),
+        "state_dict": {k: v for k, v in state.items() if not k.startswith(f"{CONTAINER}.")},
+    }
+    if optimizer is not None:
+        content["optimizer"] = optimizer.state_dict()
+    if graph is not None:
+        assert recipe is not None
+        content[QUANTIZATION] = {
+            "state": {k: v.cpu() for k, v in graph.quantizers.state_dict().items()},
+            "recipe": asdict(recipe),
+            "sites": [asdict(site) for site in graph.sites],
+        }
+    return content
+
+
+def load_quantization(graph: QuantizedGraph, content: Mapping[str, Any], source: str) -> None:
+    """Load quantizer state into a prepared detector.
+
+    Raises:
+        ValueError: The checkpoint has none, or that of another model or recipe.
+    """
+    if QUANTIZATION not in content:
+        raise ValueError(f"{source} is a float checkpoint; calibrate it first")
+    state: Mapping[str, Tensor] = content[QUANTIZATION]["state"]
+    own = graph.quantizers.state_dict()
+    wrong = sorted(set(own) ^ set(state))
+    if wrong:
+        raise ValueError(
+            f"{source} was quantized in another way: {len(wrong)} quantizer entries differ"
+            f" (first: {wrong[0]}); use the config and the recipe it was made with"
+        )
+    graph.quantizers.load_state_dict(dict(state))
+
+
+def recipe_of(content: Mapping[str, Any]) -> Recipe | None:
+    """Return the recipe a checkpoint was quantized with, None for a float checkpoint."""
+    if QUANTIZATION not in content:
+        return None
+    stored = dict(content[QUANTIZATION]["recipe"])
+    rules = tuple(
+        Rule(**{**rule, "weight": _spec(rule["weight"]), "activation": _spec(rule["activation"])})
+        for rule in stored.pop("rules")
+    )
+    weight, activation = _spec(stored.pop("weight")), _spec(stored.pop("activation"))
+    assert weight is not None
+    assert activation is not None
+    return Recipe(weight=weight, activation=activation, rules=rules, **stored)
+
+
+def _spec(stored: Mapping[str, Any] | None) -> QuantSpec | None:
+    return None if stored is None else QuantSpec(**stored)

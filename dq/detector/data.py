@@ -1,0 +1,169 @@
+"""Data sets and loaders of a config: for training, for calibration, for evaluation."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv import Config
+from mmcv.parallel import collate
+from mmdet.datasets import DATASETS, build_dataloader, build_dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+import dq.detector.voc_folder  # noqa: F401  (registers VOCFolderDataset)
+from dq.detector.build import explain
+from dq.detector.config import did_you_mean
+from dq.detector.inspect import inspect
+from dq.dist import collectives
+
+log = logging.getLogger(__name__)
+
+
+def dataset_of(config: Config, split: str, **overrides: Any) -> Any:
+    """Build the data set of ``data.<split>``, checked for defects.
+
+    Args:
+        config: As `dq.detector.config.finish` returns it.
+        split: ``train``, ``val`` or ``test``.
+        overrides: Arguments for the data set, such as ``test_mode=True``.
+
+    Raises:
+        ValueError: The section, a file or folder is missing, or the annotations do not fit.
+    """
+    if split not in config.data:
+        raise ValueError(f"the config has no data.{split} section")
+    section = copy.deepcopy(config.data[split])
+    try:
+        dataset = build_dataset(section, overrides or None)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"data.{split}: {error.filename or error} does not exist; set the data set's folder,"
+            " e.g. --cfg-options data_root=DIR where the config has it, or"
+            f" data.{split}.img_prefix and data.{split}.ann_file"
+        ) from error
+    except (KeyError, TypeError, AssertionError, ValueError, SyntaxError) as error:
+        raise ValueError(f"data.{split} cannot be built: {explain(error)}") from error
+    inspect(dataset, split)
+    return dataset
+
+
+def test_classes(config: Config) -> tuple[str, ...]:
+    """Return the class names of ``data.test`` without reading its annotations.
+
+    Raises:
+        ValueError: There is no such section or data set.
+    """
+    section = config.data.get("test")
+    while isinstance(section, Mapping | list | tuple):
+        if isinstance(section, list | tuple):
+            section = section[0]
+        elif "dataset" in section:
+            section = section["dataset"]
+        else:
+            break
+    if not section or "type" not in section:
+        raise ValueError("the config has no data.test section with a type")
+    kind = DATASETS.get(section["type"])
+    if kind is None:
+        known = did_you_mean(section["type"], DATASETS.module_dict)
+        raise ValueError(f"data.test.type: there is no data set {section['type']}{known}")
+    holder = kind.__new__(kind)
+    classes = holder.get_classes(section.get("classes"))
+    if not classes:
+        raise ValueError("data.test has no classes; add classes=('first', 'second', ...)")
+    return tuple(classes)
+
+
+def training_loader(config: Config, dataset: Any, *, seed: int) -> Any:
+    """Return mmdet's loader of this rank's share of the training images."""
+    defaults = {
+        "samples_per_gpu": 2,
+        "workers_per_gpu": 2,
+        "num_gpus": 1,
+        "dist": collectives.world_size() > 1,
+        "seed": seed,
+        "runner_type": config.runner.type,
+        "persistent_workers": False,
+    }
+    return build_dataloader(dataset, **{**defaults, **config.data.get("train_dataloader", {})})
+
+
+def evaluation_loader(dataset: Any, *, workers: int) -> DataLoader[Any]:
+    """Return a loader of this rank's images, one image a batch, each image on exactly one rank.
+
+    Batches of one image are mmdet's own way of testing, and make every result independent of
+    how the images are shared out. Rank ``r`` of ``n`` takes images ``r, r + n, ...``.
+    """
+    rank, world_size = collectives.rank(), collectives.world_size()
+    share: Subset[Any] = Subset(dataset, range(rank, len(dataset), world_size))
+    return DataLoader(
+        share, batch_size=1, num_workers=workers, collate_fn=partial(collate, samples_per_gpu=1)
+    )
+
+
+def calibration_dataset(config: Config) -> Any:
+    """Return the training images as they will look in use: through the test pipeline."""
+    section = copy.deepcopy(config.data.train)
+    while "dataset" in section:
+        section = section.dataset
+    if isinstance(section, list | tuple):
+        section = section[0]
+    section.pipeline = copy.deepcopy(config.data.test.pipeline)
+    section.test_mode = True
+    section.pop("filter_empty_gt", None)
+    changed = Config({"data": {"train": section}})
+    return dataset_of(changed, "train")
+
+
+def calibration_images(
+    dataset: Dataset[Any], *, num_images: int, batch_size: int, seed: int
+) -> Iterator[Tensor]:
+    """Yield batches of preprocessed images drawn without replacement.
+
+    Images of unequal size (aspect kept) make batches of their own.
+
+    Args:
+        dataset: As `calibration_dataset` returns it.
+        num_images: How many; all where there are fewer.
+        batch_size: Images a batch at most.
+        seed: Decides which images.
+
+    Yields:
+        Tensors ``(N, 3, H, W)``, float32, on the CPU.
+    """
+    total = len(dataset)  # type: ignore[arg-type]
+    chosen = np.random.default_rng(seed).permutation(total)[:num_images]
+    waiting: dict[tuple[int, ...], list[Tensor]] = {}
+    for index in chosen:
+        image = _image_of(dataset[int(index)])
+        batch = waiting.setdefault(tuple(image.shape), [])
+        batch.append(image)
+        if len(batch) == batch_size:
+            yield torch.stack(waiting.pop(tuple(image.shape)))
+    for batch in waiting.values():
+        yield torch.stack(batch)
+
+
+def _image_of(sample: Any) -> Tensor:
+    """Return the image in a sample of the test pipeline (a list of augmented views, or one)."""
+    image = sample["img"]
+    if isinstance(image, list):
+        image = image[0]
+    image = getattr(image, "data", image)
+    assert isinstance(image, Tensor)
+    return image
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch; each rank with a seed of its own derived from ``seed``."""
+    own = seed + 1000003 * collectives.rank()
+    random.seed(own)
+    np.random.seed(own % 2**32)
+    torch.manual_seed(own)

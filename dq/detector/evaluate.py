@@ -1,0 +1,103 @@
+"""Evaluate a detector over all ranks: each image on one rank, the metric on the main rank."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dq.detector.batch import to_device
+from dq.detector.data import evaluation_loader
+from dq.dist import collectives
+
+log = logging.getLogger(__name__)
+PROGRESS_S = 10.0
+
+
+@torch.no_grad()
+def detect(
+    detector: nn.Module, dataset: Any, *, device: torch.device, workers: int = 1
+) -> list[Any] | None:
+    """Run the detector over the data set, its images shared out over the ranks.
+
+    Every rank must call it. No image is seen twice, so nothing has to be cut off afterwards and
+    the results are those of one process.
+
+    Args:
+        detector: Unwrapped, equal on all ranks; left in evaluation mode.
+        dataset: In test mode.
+        device: Where the detector is.
+        workers: Loader processes of this rank.
+
+    Returns:
+        On the main rank mmdet's results in the data set's order, elsewhere None.
+    """
+    detector.eval()
+    loader = evaluation_loader(dataset, workers=workers)
+    results: list[Any] = []
+    began = shown = time.monotonic()
+    for number, batch in enumerate(loader, start=1):
+        inputs = to_device(batch, device)
+        results.extend(detector(return_loss=False, rescale=True, **inputs))
+        now = time.monotonic()
+        if now - shown > PROGRESS_S:
+            shown = now
+            remaining = (now - began) / number * (len(loader) - number)
+            log.info("evaluated %d of %d images, %.0f s to go", number, len(loader), remaining)
+    parts = collectives.gather_objects(results)
+    if parts is None:
+        return None
+    ordered: list[Any] = [None] * len(dataset)
+    for rank, part in enumerate(parts):
+        ordered[rank :: len(parts)] = part
+    return ordered
+
+
+def score(dataset: Any, results: list[Any], settings: Mapping[str, Any]) -> dict[str, float]:
+    """Return the data set's own metrics of these results.
+
+    Args:
+        dataset: An mmdet data set.
+        results: Of every image, in order.
+        settings: The config's ``evaluation`` section; what only concerns when to evaluate is
+            ignored.
+    """
+    timing = ("interval", "start", "by_epoch", "save_best", "rule", "dynamic_intervals", "tmpdir")
+    timing += ("gpu_collect", "out_dir", "greater_keys", "less_keys", "broadcast_bn_buffer")
+    arguments = {k: v for k, v in settings.items() if k not in timing}
+    # Some of mmdet's tables are printed, whatever the logger.
+    with contextlib.redirect_stdout(io.StringIO()):
+        metrics = dataset.evaluate(results, logger="silent", **arguments)
+    numeric = int | float | np.floating
+    return {k: float(v) for k, v in metrics.items() if isinstance(v, numeric)}
+
+
+def evaluate(
+    detector: nn.Module,
+    dataset: Any,
+    settings: Mapping[str, Any],
+    *,
+    device: torch.device,
+    workers: int = 1,
+) -> dict[str, float]:
+    """Return the metrics of `detect` and `score`, equal on every rank. Every rank must call it."""
+    results = detect(detector, dataset, device=device, workers=workers)
+    metrics = None if results is None else score(dataset, results, settings)
+    shared: dict[str, float] = collectives.broadcast_object(metrics)
+    return shared
+
+
+def main_metric(metrics: Mapping[str, float]) -> tuple[str, float]:
+    """Return name and value of the metric that a result table shows: box mAP, 0 to 1."""
+    for name in ("bbox_mAP", "mAP", "AR@1000"):
+        if name in metrics:
+            return name, metrics[name]
+    name = next(iter(metrics))
+    return name, metrics[name]

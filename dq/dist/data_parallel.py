@@ -1,0 +1,102 @@
+"""A module as DistributedDataParallel and back, and the buffers that DDP is told to leave alone."""
+
+import contextlib
+import inspect
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
+
+from dq.dist import collectives
+
+
+def wrap(
+    module: Module,
+    *,
+    device: torch.device,
+    find_unused_parameters: bool = False,
+    static_graph: bool = False,
+    gradient_as_bucket_view: bool = True,
+    cls: type[DistributedDataParallel] = DistributedDataParallel,
+) -> Module:
+    """Wrap a module in DDP, so that its gradients become their mean over all ranks.
+
+    Parameters and buffers become those of rank 0 now; later forwards leave the buffers alone, for
+    a broadcast of rank 0's would overwrite what the other ranks observed (see `sync_buffers_`).
+    Every rank must call it, at the same step.
+
+    Args:
+        module: on its device already; it is not copied.
+        device: the device of the module; a CUDA device needs its number.
+        find_unused_parameters: look in each step for parameters without a gradient.
+        static_graph: promise that every step uses the same parameters.
+        gradient_as_bucket_view: let gradients share the memory of the communication buckets.
+        cls: a subclass with the same arguments.
+
+    Returns:
+        The wrapped module; alone, or when no parameter needs a gradient, the module itself.
+    """
+    needs_gradient = any(parameter.requires_grad for parameter in module.parameters())
+    if collectives.world_size() == 1 or not needs_gradient:
+        return module
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:
+        sync: dict[str, Any] = {"forward_sync_buffers": False}
+    else:  # Before torch 2.12 this argument also left the buffers alone while wrapping.
+        sync = {"broadcast_buffers": False}
+        collectives.broadcast_coalesced_(list(module.buffers()))
+    return cls(
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=find_unused_parameters,
+        static_graph=static_graph,
+        gradient_as_bucket_view=gradient_as_bucket_view,
+        **sync,
+    )
+
+
+def unwrap(module: Module) -> Module:
+    """Return the module inside DDP and torch.compile, in either order; else the module itself."""
+    while True:
+        inside = getattr(module, "_orig_mod", None)
+        if isinstance(module, DistributedDataParallel):
+            inside = module.module
+        if not isinstance(inside, Module):
+            return module
+        module = inside
+
+
+def no_sync(module: Module) -> AbstractContextManager[None]:
+    """Keep gradients of the body on their rank when the module is DDP; else change nothing."""
+    if isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return contextlib.nullcontext()
+
+
+def sync_buffers_(module: Module, group: dist.ProcessGroup | None = None) -> None:
+    """Replace the running statistics of normalization layers by their mean over ranks.
+
+    One collective carries them all, as float64. Counters such as num_batches_tracked stay. Every
+    rank must call it, at the same step.
+
+    Args:
+        module: with the same normalization layers on every rank; changed in place.
+        group: the ranks to average over; all by default.
+    """
+    buffers = [
+        buffer
+        for layer in module.modules()
+        if isinstance(layer, _NormBase)
+        for buffer in (layer.running_mean, layer.running_var)
+        if buffer is not None
+    ]
+    if collectives.world_size(group) == 1 or not buffers:
+        return
+    parcel = torch.cat([buffer.detach().reshape(-1).double() for buffer in buffers])
+    collectives.all_reduce_(parcel, "mean", group)
+    pieces = torch.split(parcel, [buffer.numel() for buffer in buffers])
+    for buffer, piece in zip(buffers, pieces, strict=True):
+        buffer.detach().copy_(piece.view_as(buffer))

@@ -1,0 +1,103 @@
+"""The two quantizers: activations round with an agreed scale, weights with their own range."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dq.quant.affine import fake_quantize, range_over, scale_and_zero_point
+from dq.quant.observer import MinMaxObserver, update_ranges_
+from dq.quant.phase import Phased
+from dq.quant.spec import QuantSpec
+
+
+class ActivationQuantizer(Phased):
+    """Observe a tensor's range in one act and round to the scale agreed so far in the other.
+
+    The scale changes only in `update_scales_`, after the step, so the forward pass holds no
+    decision on data and no collective, and every rank that agreed rounds alike.
+
+    Args:
+        spec: The integers; per tensor.
+        observer: What turns batches into a range.
+
+    Buffers ``scale`` float32 ``()`` and ``zero_point`` int32 ``()``.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, spec: QuantSpec, observer: MinMaxObserver) -> None:
+        super().__init__()
+        self.spec = spec
+        self.observer = observer
+        self.register_buffer("scale", torch.ones_like(observer.range_min))
+        self.register_buffer("zero_point", torch.zeros_like(observer.range_min, dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``, rounded when the phase rounds; same shape and dtype."""
+        if self.phase.observes(self.training):
+            self.observer.observe(x)
+        if self.phase.rounds:
+            return fake_quantize(x, self.scale, self.zero_point, self.spec)
+        return x
+
+    @property
+    def has_range(self) -> bool:
+        """Whether anything was observed; reads the device, so not for use inside a step."""
+        return bool((self.observer.range_min <= self.observer.range_max).all())
+
+    def extra_repr(self) -> str:
+        """Name bits and phase in the printed model."""
+        return f"bits={self.spec.bits}, phase={self.phase.value}"
+
+
+class WeightQuantizer(Phased):
+    """Round a weight to a scale computed from that weight, in every forward pass.
+
+    A weight is equal on all ranks, so its range needs neither observer nor agreement.
+
+    Args:
+        spec: The integers; usually symmetric and per channel.
+    """
+
+    def __init__(self, spec: QuantSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def scale_and_zero_point(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `forward` rounds ``weight`` with, shape ``()`` or ``(channels,)``."""
+        low, high = range_over(weight.detach(), self.spec.channel_axis)
+        return scale_and_zero_point(low, high, self.spec)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight, rounded when the phase rounds; same shape and dtype."""
+        if not self.phase.rounds:
+            return weight
+        scale, zero_point = self.scale_and_zero_point(weight)
+        return fake_quantize(weight, scale, zero_point, self.spec)
+
+    def extra_repr(self) -> str:
+        """Name bits and phase in the printed model."""
+        return f"bits={self.spec.bits}, phase={self.phase.value}"
+
+
+def activation_quantizers(module: nn.Module) -> dict[str, ActivationQuantizer]:
+    """Return every activation quantizer below ``module`` by qualified name, in module order."""
+    found = module.named_modules()
+    return {name: child for name, child in found if isinstance(child, ActivationQuantizer)}
+
+
+@torch.no_grad()
+def update_scales_(quantizers: list[ActivationQuantizer]) -> None:
+    """Fold each observer's batch into its range, then derive all scales, in few operations."""
+    update_ranges_([quantizer.observer for quantizer in quantizers])
+    groups: dict[tuple[QuantSpec, torch.device], list[ActivationQuantizer]] = {}
+    for quantizer in quantizers:
+        groups.setdefault((quantizer.spec, quantizer.scale.device), []).append(quantizer)
+    for (spec, _), group in groups.items():
+        low = torch.stack([q.observer.range_min for q in group])
+        high = torch.stack([q.observer.range_max for q in group])
+        scale, zero_point = scale_and_zero_point(low, high, spec)
+        torch._foreach_copy_([q.scale for q in group], list(scale.unbind()))
+        torch._foreach_copy_([q.zero_point for q in group], list(zero_point.unbind()))

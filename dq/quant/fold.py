@@ -1,0 +1,47 @@
+"""Batch norm folded into the layer before it, for training and for inference.
+
+In inference a batch norm is one factor and one shift for each channel, and both go into the layer:
+``weight * factor`` and ``(bias - mean) * factor + beta``. In training the layer must round that
+folded weight while the norm still normalises by the batch. As in Krishnamoorthi 2018 (arXiv
+1806.08342, section 3.2.2) the rounded folded weight is applied, its output divided by the same
+factor, and the norm module itself does the rest. So with rounding off the result, the gradients
+and the running statistics are the unfused model's, and the norm may be any subclass (SyncBatchNorm).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+# Below this a channel is dead; dividing by its factor would only produce infinities.
+SMALLEST_FACTOR = 1e-12
+
+
+def is_foldable(norm: nn.Module) -> bool:
+    """Say whether ``norm`` is a batch norm with running statistics."""
+    return isinstance(norm, _BatchNorm) and norm.track_running_stats
+
+
+def fold_factor(norm: _BatchNorm) -> Tensor:
+    """Return ``gamma / sqrt(running_var + eps)``, shape ``(channels,)``.
+
+    No gradient reaches the running statistics; one reaches gamma.
+    """
+    assert norm.running_var is not None
+    inverse = torch.rsqrt(norm.running_var + norm.eps)
+    return inverse if norm.weight is None else norm.weight * inverse
+
+
+def safe_factor(factor: Tensor) -> Tensor:
+    """Return the factor with dead channels' values replaced, so that one may divide by it."""
+    tiny = factor.abs() < SMALLEST_FACTOR
+    return torch.where(tiny, torch.full_like(factor, SMALLEST_FACTOR), factor)
+
+
+def folded_bias(bias: Tensor | None, norm: _BatchNorm, factor: Tensor) -> Tensor:
+    """Return the bias of the folded layer, shape ``(channels,)``."""
+    assert norm.running_mean is not None
+    shift = -norm.running_mean if bias is None else bias - norm.running_mean
+    folded = shift * factor
+    return folded if norm.bias is None else folded + norm.bias

@@ -1,0 +1,122 @@
+"""Convolution, transposed convolution and linear with a rounded, batch-norm-folded weight.
+
+The float layer and its norm stay where the model's author put them, with their own state-dict
+keys; the module here holds only the weight quantizer and receives both as arguments. Whatever
+replaces the norm later (a SyncBatchNorm, say) is therefore used at once.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from dq.quant.fake_quantize import WeightQuantizer
+from dq.quant.fold import fold_factor, folded_bias, safe_factor
+
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def output_axis(layer: nn.Module) -> int:
+    """Return the dimension of ``layer.weight`` that runs over output channels."""
+    return 1 if isinstance(layer, _ConvTransposeNd) else 0
+
+
+def num_outputs(layer: nn.Module) -> int:
+    """Return how many output channels the layer has."""
+    if isinstance(layer, _ConvNd):
+        return layer.out_channels
+    assert isinstance(layer, nn.Linear)
+    return layer.out_features
+
+
+def scale_weight(layer: nn.Module, weight: Tensor, factor: Tensor) -> Tensor:
+    """Multiply each output channel of ``weight`` by its factor, shape ``(channels,)``."""
+    if isinstance(layer, _ConvTransposeNd):
+        # (in, out / groups, ...): input channel i belongs to group i // (in / groups).
+        per_group = factor.reshape(layer.groups, -1)
+        spread = per_group.repeat_interleave(layer.in_channels // layer.groups, dim=0)
+        return weight * spread.reshape(*spread.shape, *[1] * (weight.dim() - 2))
+    return weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute the layer with another weight and bias."""
+    if isinstance(layer, _ConvTransposeNd):
+        function = _TRANSPOSED[weight.dim() - 2]
+        return function(
+            x,
+            weight,
+            bias,
+            layer.stride,
+            layer.padding,
+            layer.output_padding,
+            layer.groups,
+            layer.dilation,
+        )
+    if isinstance(layer, _ConvNd):
+        return layer._conv_forward(x, weight, bias)  # type: ignore[operator,no-any-return]
+    return F.linear(x, weight, bias)
+
+
+class QuantizedLayer(nn.Module):
+    """Apply a layer, and the batch norm behind it if any, with a rounded weight.
+
+    Args:
+        weight: The quantizer; its channel axis is `output_axis` of the layer.
+    """
+
+    def __init__(self, weight: WeightQuantizer) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor, layer: nn.Module, norm: nn.Module | None = None) -> Tensor:
+        """Return ``norm(layer(x))`` computed with the rounded weight.
+
+        Args:
+            x: The layer's input, ``(N, C, ...)``.
+            layer: Convolution, transposed convolution or linear.
+            norm: The batch norm that follows, or None.
+        """
+        weight, bias = layer.weight, layer.bias
+        assert isinstance(weight, Tensor)
+        assert bias is None or isinstance(bias, Tensor)
+        if norm is None:
+            return apply_layer(layer, x, self.weight(weight), bias)
+        assert isinstance(norm, _BatchNorm)
+        if not self.weight.phase.rounds:
+            y: Tensor = norm(apply_layer(layer, x, weight, bias))
+            return y
+        if not norm.training:
+            folded, shift = self.folded(layer, norm)
+            return apply_layer(layer, x, self.weight(folded), shift)
+        factor = safe_factor(fold_factor(norm))
+        y = apply_layer(layer, x, self.weight(scale_weight(layer, weight, factor)), None)
+        shape = [1, -1, *[1] * (y.dim() - 2)]
+        y = y / factor.reshape(shape).to(y.dtype)
+        if bias is not None:
+            y = y + bias.reshape(shape).to(y.dtype)
+        y = norm(y)
+        return y
+
+    @staticmethod
+    def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias of the layer with the norm's running statistics folded in."""
+        weight, bias = layer.weight, layer.bias
+        assert isinstance(weight, Tensor)
+        assert bias is None or isinstance(bias, Tensor)
+        if norm is None:
+            return weight, bias
+        assert isinstance(norm, _BatchNorm)
+        factor = fold_factor(norm)
+        return scale_weight(layer, weight, factor), folded_bias(bias, norm, factor)
+
+    def quantized_weight(
+        self, layer: nn.Module, norm: nn.Module | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``(folded weight, scale, zero_point)`` as inference rounds them."""
+        with torch.no_grad():
+            weight, _ = self.folded(layer, norm)
+            return weight, *self.weight.scale_and_zero_point(weight)

@@ -1,0 +1,44 @@
+"""Which of its two acts, observing and rounding, a quantizer performs at present."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from torch import nn
+
+
+class Phase(Enum):
+    """State of every quantizer of a model, changed between steps and never inside one.
+
+    OFF: the float model. CALIBRATE: observe, do not round (post-training calibration).
+    TRAIN: round with the scale agreed so far and observe in training mode. FROZEN: round only.
+    """
+
+    OFF = "off"
+    CALIBRATE = "calibrate"
+    TRAIN = "train"
+    FROZEN = "frozen"
+
+    @property
+    def rounds(self) -> bool:
+        """Whether values are rounded."""
+        return self in (Phase.TRAIN, Phase.FROZEN)
+
+    def observes(self, training: bool) -> bool:
+        """Whether ranges are recorded, given the module's training flag."""
+        return self is Phase.CALIBRATE or (self is Phase.TRAIN and training)
+
+
+class Phased(nn.Module):
+    """A module that behaves by its `phase`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = Phase.OFF
+
+
+def set_phase(module: nn.Module, phase: Phase) -> None:
+    """Put every quantizer below ``module`` into ``phase``."""
+    for child in module.modules():
+        if isinstance(child, Phased):
+            child.phase = phase

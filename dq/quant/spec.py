@@ -1,0 +1,50 @@
+"""What one quantizer's integers look like: bits, sign, symmetry, channel axis, kind of scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIN_BITS, MAX_BITS = 2, 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantSpec:
+    """Describe the integers of one tensor.
+
+    Attributes:
+        bits: Width of the integer, 2 to 16.
+        signed: Two's complement (-128 to 127 at 8 bits) instead of unsigned (0 to 255).
+        symmetric: The zero point is fixed (0 when signed) and the range is mirrored around zero.
+        channel_axis: Dimension of the tensor that has a scale of its own for each index; None for
+            one scale for the whole tensor.
+        power_of_two: Round the scale up to the next power of two, so that a device without
+            multipliers shifts instead (the scheme of TI's TIDL).
+        narrow: Leave the most negative integer unused, so that -x is representable for every x.
+    """
+
+    bits: int = 8
+    signed: bool = False
+    symmetric: bool = False
+    channel_axis: int | None = None
+    power_of_two: bool = False
+    narrow: bool = False
+
+    def __post_init__(self) -> None:
+        if not MIN_BITS <= self.bits <= MAX_BITS:
+            raise ValueError(f"bits is {self.bits}; quantization works for {MIN_BITS} to {MAX_BITS}")
+
+    @property
+    def quant_min(self) -> int:
+        """The smallest integer."""
+        lowest = -(2 ** (self.bits - 1)) if self.signed else 0
+        return lowest + 1 if self.narrow else lowest
+
+    @property
+    def quant_max(self) -> int:
+        """The largest integer."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    @property
+    def num_levels(self) -> int:
+        """How many integers there are."""
+        return self.quant_max - self.quant_min + 1

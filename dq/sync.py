@@ -1,0 +1,116 @@
+"""The bridge between ranks and quantizers: calibrate on one rank, agree once a step, prove it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dq.dist import collectives
+from dq.dist.digest import differing_names, digest
+from dq.dist.one_rank import run_on_rank
+from dq.quant.fake_quantize import ActivationQuantizer, update_scales_
+from dq.quant.observer import MinMaxObserver
+from dq.quant.prepare import QuantizedGraph
+
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def merge_records_(observers: Sequence[MinMaxObserver]) -> None:
+    """Make what the observers recorded since the last update equal on all ranks.
+
+    Every rank must call it, at the same step, with the same observers. Minima travel negated, so
+    that minima and maxima together take one all-reduce; sums, where an observer has any, take one
+    more.
+
+    Args:
+        observers: In the same order on every rank.
+    """
+    if collectives.world_size() == 1:
+        return
+    kinds: dict[str, list[Tensor]] = {"min": [], "max": [], "sum": []}
+    for observer in observers:
+        for name, kind in observer.merge.items():
+            kinds[kind].append(getattr(observer, name))
+    extremes = kinds["min"] + kinds["max"]
+    if extremes:
+        flat = torch.cat([t.reshape(-1) for t in extremes])
+        num_minima = sum(t.numel() for t in kinds["min"])
+        flat[:num_minima].neg_()
+        collectives.all_reduce_(flat, "max")
+        flat[:num_minima].neg_()
+        _scatter_(flat, extremes)
+    if kinds["sum"]:
+        flat = torch.cat([t.reshape(-1) for t in kinds["sum"]])
+        collectives.all_reduce_(flat, "sum")
+        _scatter_(flat, kinds["sum"])
+
+
+def _scatter_(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    pieces = flat.split([t.numel() for t in tensors])
+    torch._foreach_copy_(
+        list(tensors), [p.view_as(t) for p, t in zip(pieces, tensors, strict=True)]
+    )
+
+
+def agree_(quantizers: Sequence[ActivationQuantizer]) -> None:
+    """Give every rank the same new ranges and scales from what all ranks observed.
+
+    Every rank must call it, once a step, after the forward passes.
+    """
+    merge_records_([quantizer.observer for quantizer in quantizers])
+    update_scales_(list(quantizers))
+
+
+def calibrate_on_one_rank(
+    graph: QuantizedGraph, work: Callable[[], None], *, rank: int = 0, limit_s: float = 86400.0
+) -> str:
+    """Let one rank calibrate, give all ranks its quantizer state, prove that they have it.
+
+    Every rank must call it. The others wait on the store, in no collective, so calibration may
+    take longer than any collective's time-out.
+
+    Args:
+        graph: The prepared model, equal on all ranks before.
+        work: Calibrates ``graph``; called on ``rank`` alone.
+        rank: The calibrating rank.
+        limit_s: How long the others wait at most, in seconds.
+
+    Returns:
+        The digest of all quantizer state, equal on all ranks.
+
+    Raises:
+        RuntimeError: The calibrating rank failed (on all ranks, with its message), or the ranks
+            differ afterwards.
+    """
+    run_on_rank(work, rank=rank, limit_s=limit_s)
+    tensors = list(graph.quantizers.state_dict().values())
+    collectives.broadcast_coalesced_(tensors, source=rank)
+    return prove_equal(graph, "after calibration")
+
+
+def prove_equal(graph: QuantizedGraph, when: str) -> str:
+    """Compare the digest of all quantizer state over the ranks and return it.
+
+    Every rank must call it.
+
+    Args:
+        graph: The prepared model.
+        when: For the message, such as ``after calibration``.
+
+    Raises:
+        RuntimeError: Ranks differ; the message names the quantizers.
+    """
+    state = sorted(graph.quantizers.state_dict().items())
+    names = differing_names(state)
+    if names:
+        owners = sorted({name.rpartition(".")[0].removesuffix(".observer") for name in names})
+        raise RuntimeError(
+            f"ranges differ between ranks {when}: {len(owners)} quantizers, first"
+            f" {', '.join(owners[:5])}; this is a fault of the cluster or of this program, the"
+            " checkpoints written before are sound"
+        )
+    return digest(state)

@@ -1,0 +1,87 @@
+"""The summary of one finished stage: what it measured, on what, and which file it made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+FILE_NAME = "summary.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSummary:
+    """One stage's result.
+
+    Attributes:
+        stage: ``float``, ``calibrated``, ``qat`` or ``eval``.
+        key: Digest of everything that decides the result; equal keys need not be run again.
+        metric: Name of the value shown in tables.
+        value: That metric, 0 to 1.
+        metrics: All metrics of the evaluation.
+        checkpoint: The stage's model, relative to the summary's folder.
+        sha256: Of that file.
+        parent: ``sha256`` of the checkpoint it began from.
+        range_digest: Digest of all quantizer state, equal on all ranks.
+        world_size: Number of ranks.
+        seconds: Wall time of the stage.
+        num_quantizers: How many there are, weights and activations.
+    """
+
+    stage: str
+    key: str
+    metric: str
+    value: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    checkpoint: str | None = None
+    sha256: str | None = None
+    parent: str | None = None
+    range_digest: str | None = None
+    world_size: int = 1
+    seconds: float = 0.0
+    num_quantizers: int = 0
+
+
+def write_summary(folder: Path, summary: StageSummary) -> Path:
+    """Write the summary whole or not at all, and return its path."""
+    path = folder / FILE_NAME
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(asdict(summary), indent=2) + "\n")
+    os.replace(partial, path)
+    return path
+
+
+def read_summary(folder: Path) -> StageSummary | None:
+    """Return the summary in ``folder``, None where there is none that can be read."""
+    try:
+        return StageSummary(**json.loads((folder / FILE_NAME).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_current(folder: Path, key: str) -> StageSummary | None:
+    """Return the summary when it has this key and its checkpoint is the file it names."""
+    summary = read_summary(folder)
+    if summary is None or summary.key != key or summary.checkpoint is None:
+        return None
+    path = folder / summary.checkpoint
+    if not path.is_file() or sha256_of(path) != summary.sha256:
+        return None
+    return summary
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def key_of(*parts: object) -> str:
+    """Return a digest of what decides a result; parts are compared by their text."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(str(part).encode() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,36 @@
+"""The result table: float, int8 calibrated, int8 QAT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dq.tracking.summary import StageSummary
+
+COLUMNS = {"float": "float", "calibrated": "{bits} calibrated", "qat": "{bits} QAT"}
+
+
+def markdown_table(name: str, summaries: Mapping[str, StageSummary], bits: str = "int8") -> str:
+    """Return one row of metrics in percent, with the difference to float.
+
+    Args:
+        name: Of the experiment.
+        summaries: By stage.
+        bits: How the integers are called in the head.
+    """
+    present = [stage for stage in COLUMNS if stage in summaries]
+    metric = summaries[present[0]].metric
+    head = [f"{metric}, %", *(COLUMNS[stage].format(bits=bits) for stage in present)]
+    reference = summaries.get("float")
+    cells = [name]
+    for stage in present:
+        value = 100 * summaries[stage].value
+        text = f"{value:.1f}"
+        if reference is not None and stage != "float":
+            text += f" ({value - 100 * reference.value:+.1f})"
+        cells.append(text)
+    widths = [max(len(h), len(c)) for h, c in zip(head, cells, strict=True)]
+    rows = [head, ["-" * width for width in widths], cells]
+    return "\n".join(
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    )

@@ -1,0 +1,72 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the config and what every stage understands."""
+    parser.add_argument("config", metavar="CONFIG", help="an mmdet 2.x config file")
+    parser.add_argument(
+        "--work-dir",
+        metavar="DIR",
+        help="folder of the experiment, a subfolder for each stage (default runs/<config's name>)",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        metavar="KEY=VALUE",
+        nargs="+",
+        default=[],
+        help="override config entries, in mmdet's syntax: optimizer.lr=0.01 data.samples_per_gpu=4",
+    )
+    parser.add_argument("--seed", type=int, help="default: the config's seed, else 0")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda",
+        help="auto takes the GPU of this local rank where there is one",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads of each rank (default: the machine's cores shared by its ranks)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=1800.0,
+        metavar="SECONDS",
+        help="how long a collective may take before the job ends (default 1800)",
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, *, what: str, required: bool) -> None:
+    """Add ``--checkpoint``."""
+    parser.add_argument("--checkpoint", metavar="FILE.pth", required=required, help=what)
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="unpickle a checkpoint that needs more than plain data; it may run any code",
+    )
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """Add what training stages understand."""
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="FILE.pth",
+        help="continue this stage from a checkpoint; without a file from its newest whole one",
+    )
+    parser.add_argument(
+        "--sync-bn",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="normalise over all ranks' images: auto does so in QAT on several ranks",
+    )
+    parser.add_argument(
+        "--no-validate", action="store_true", help="do not evaluate on data.val while training"
+    )

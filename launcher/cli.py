@@ -1,0 +1,96 @@
+"""Parse the command line, call the command, turn errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+COMMANDS = ("train", "calibrate", "qat", "eval", "run", "data")
+USER_ERROR, WORLD_ERROR = 2, 1
+
+DESCRIPTION = """\
+Distributed quantization-aware training, calibration and quantized evaluation of mmdet detectors.
+
+  torchrun --nproc-per-node 2 -m launcher run CONFIG      float -> calibrated -> QAT, with a table
+  python -m launcher eval CONFIG --checkpoint FILE.pth    alone, without torchrun
+
+Without a command, `launcher CONFIG` does what the config's `quantize` flag says: False trains in
+float, True or 'training' trains quantization-aware, 'calibration' calibrates."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Print usage errors from one rank only, and abbreviate nothing."""
+
+    def error(self, message: str) -> NoReturn:
+        if os.environ.get("RANK", "0") != "0":
+            raise SystemExit(USER_ERROR)
+        self.exit(USER_ERROR, f"error: {message}; see '{self.prog} --help'\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = _Parser(
+        prog="launcher",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = importlib.import_module(f"launcher.commands.{name}")
+        child = commands.add_parser(
+            name, help=module.HELP, description=module.HELP, allow_abbrev=False
+        )
+        module.add_arguments(child)
+        child.set_defaults(run=module.run)
+    return parser
+
+
+def command_line(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the command that the config asks for when none is given."""
+    words = list(arguments)
+    if words and words[0].endswith(".py") and words[0] not in COMMANDS:
+        return ["auto", *words]
+    return words
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the process's exit code.
+
+    0: done. 2: the user's error, one line on stderr from one rank. 1: the world's (disk, ranks).
+    """
+    # mmcv 1.x announces its successor to every user at every start.
+    warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV will release v2.0.0")
+    words = command_line(sys.argv[1:] if argv is None else argv)
+    try:
+        if words and words[0] == "auto":
+            from launcher.commands import auto
+
+            words = auto.resolve(words[1:])
+        arguments = build_parser().parse_args(words)
+        code: int = arguments.run(arguments)
+        return code
+    except ValueError as error:
+        return report(error, USER_ERROR)
+    except (RuntimeError, OSError) as error:
+        return report(error, WORLD_ERROR)
+    except KeyboardInterrupt:
+        return 130
+
+
+def report(error: BaseException, code: int) -> int:
+    """Print an error as one line unless another rank has printed it, and return ``code``."""
+    if not getattr(error, "reported", False) and os.environ.get("RANK", "0") == "0":
+        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+    return code
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message as one line."""
+    text = " ".join(str(error).split())
+    return text or type(error).__name__

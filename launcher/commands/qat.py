@@ -1,0 +1,38 @@
+"""``launcher qat``: quantization-aware training."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launcher.arguments import add_checkpoint, add_common, add_training
+
+HELP = "train quantization-aware from a float or calibrated checkpoint, evaluate the result"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_common(parser)
+    add_checkpoint(parser, what="where to begin: float or calibrated", required=True)
+    add_training(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the stage and return the exit code."""
+    from launcher import stages
+    from launcher.report import say_result
+    from launcher.session import session
+
+    with session(arguments) as place:
+        summary = stages.train_quantized(
+            stages.read_plan(arguments),
+            place,
+            Path(arguments.checkpoint),
+            resume=arguments.resume,
+            sync_bn=arguments.sync_bn,
+            validate=not arguments.no_validate,
+            trusted=arguments.trust_checkpoint,
+            reuse=False,
+        )
+        say_result(place, summary)
+    return 0

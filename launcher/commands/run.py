@@ -1,0 +1,52 @@
+"""``launcher run``: the whole chain, float -> calibrated -> QAT, with a table."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launcher.arguments import add_checkpoint, add_common, add_training
+
+HELP = "train in float, calibrate, train quantization-aware; evaluate each and print the table"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_common(parser)
+    add_checkpoint(parser, what="a float detector; skips float training", required=False)
+    add_training(parser)
+    parser.add_argument(
+        "--fresh", action="store_true", help="run every stage again, even those that are done"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the stages that are not done yet and return the exit code."""
+    from launcher import stages
+    from launcher.report import say_table
+    from launcher.session import session
+
+    training = {
+        "resume": arguments.resume,
+        "sync_bn": arguments.sync_bn,
+        "validate": not arguments.no_validate,
+    }
+    trusted, reuse = arguments.trust_checkpoint, not arguments.fresh
+    with session(arguments) as place:
+        plan = stages.read_plan(arguments)
+        summaries = {}
+        if arguments.checkpoint:
+            checkpoint = Path(arguments.checkpoint)
+        else:
+            summaries["float"] = stages.train_float(plan, place, reuse=reuse, **training)
+            checkpoint = place.experiment / "float" / str(summaries["float"].checkpoint)
+        summaries["calibrated"] = stages.calibrated(
+            plan, place, checkpoint, trusted=trusted, reuse=reuse
+        )
+        # Begins with these ranges, so nothing is calibrated twice.
+        checkpoint = place.experiment / "calibrated" / str(summaries["calibrated"].checkpoint)
+        summaries["qat"] = stages.train_quantized(
+            plan, place, checkpoint, trusted=trusted, reuse=reuse, **training
+        )
+        say_table(place, summaries, plan.settings.recipe)
+    return 0

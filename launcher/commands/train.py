@@ -1,0 +1,34 @@
+"""``launcher train``: train a float detector."""
+
+from __future__ import annotations
+
+import argparse
+
+from launcher.arguments import add_common, add_training
+
+HELP = "train the float detector as the config says, evaluate it on data.test"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_common(parser)
+    add_training(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the stage and return the exit code."""
+    from launcher import stages
+    from launcher.report import say_result
+    from launcher.session import session
+
+    with session(arguments) as place:
+        summary = stages.train_float(
+            stages.read_plan(arguments),
+            place,
+            resume=arguments.resume,
+            sync_bn=arguments.sync_bn,
+            validate=not arguments.no_validate,
+            reuse=False,
+        )
+        say_result(place, summary)
+    return 0

@@ -1,0 +1,135 @@
+"""One command's surroundings: environment, device, logs, process group, seed, work dir."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dq.dist.claim import first_to_claim
+from dq.dist.environment import Environment, read_environment
+from dq.dist.process_group import process_group
+from launcher.cli import one_line
+from launcher.logs import logging_to
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What every stage of a command needs to know of where it runs.
+
+    Attributes:
+        environment: This process's place among the ranks.
+        device: Of this rank.
+        experiment: The experiment's folder; a stage has a subfolder.
+        seed: Equal on all ranks.
+    """
+
+    environment: Environment
+    device: torch.device
+    experiment: Path
+    seed: int
+
+
+@contextmanager
+def session(arguments: argparse.Namespace) -> Iterator[Session]:
+    """Set up what a command runs in, and take it down whatever happens.
+
+    An error is printed once, by the first rank that meets it, and logged with its traceback by
+    every rank in its own file.
+
+    Args:
+        arguments: With what `launcher.arguments.add_common` adds.
+    """
+    environment = read_environment()
+    device = choose_device(arguments.device, environment)
+    experiment = Path(arguments.work_dir or Path("runs") / Path(arguments.config).stem)
+    with logging_to(experiment / "logs", rank=environment.rank):
+        _quieten_libraries()
+        torch.set_num_threads(arguments.threads or default_threads(environment))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        try:
+            with process_group(environment, device=device, timeout_s=arguments.timeout):
+                log.info(
+                    "rank %d of %d on %s, %d threads",
+                    environment.rank,
+                    environment.world_size,
+                    device,
+                    torch.get_num_threads(),
+                )
+                try:
+                    yield Session(
+                        environment=environment,
+                        device=device,
+                        experiment=experiment,
+                        seed=arguments.seed or 0,
+                    )
+                except Exception as error:
+                    _report(error, experiment)
+                    raise
+        except Exception as error:
+            if not getattr(error, "reported", False):
+                _report(error, experiment)
+            raise
+
+
+def choose_device(asked: str, environment: Environment) -> torch.device:
+    """Return this rank's device.
+
+    Raises:
+        ValueError: ``asked`` is not auto, cpu or cuda, or there are fewer GPUs than local ranks.
+    """
+    if asked not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device {asked} is not known; use auto, cpu or cuda")
+    count = torch.cuda.device_count()
+    if asked == "cpu" or (asked == "auto" and count == 0):
+        return torch.device("cpu")
+    if environment.local_rank >= count:
+        raise ValueError(
+            f"local rank {environment.local_rank} has no GPU, this machine has {count}; start at"
+            f" most {count} ranks here (--nproc-per-node) or use --device cpu"
+        )
+    return torch.device("cuda", environment.local_rank)
+
+
+def default_threads(environment: Environment) -> int:
+    """Return this rank's fair share of the machine's cores."""
+    return max(1, len(os.sched_getaffinity(0)) // environment.local_world_size)
+
+
+def _quieten_libraries() -> None:
+    """Let mmcv's and mmdet's loggers go through ours instead of handlers of their own."""
+    from mmcv.utils import logging as mmcv_logging
+
+    for name in ("mmcv", "mmdet"):
+        mmcv_logging.logger_initialized[name] = True
+        # mmcv prints a line for every tensor that it initialises.
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _report(error: Exception, experiment: Path) -> None:
+    """Print the error unless another rank has; log it with its traceback in any case."""
+    files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+    record = logging.LogRecord(
+        __name__, logging.ERROR, __file__, 0, "".join(traceback.format_exception(error)), None, None
+    )
+    for handler in files:
+        handler.handle(record)
+    if first_to_claim("report"):
+        rank = os.environ.get("RANK")
+        where = f"rank {rank}: " if rank not in (None, "0") else ""
+        line = f"error: {where}{one_line(error)}"
+        if not isinstance(error, ValueError):
+            line += f" (traceback in {experiment / 'logs'})"
+        print(line, file=sys.stderr, flush=True)
+    error.reported = True  # type: ignore[attr-defined]
