@@ -21,7 +21,8 @@ class ActivationQuantizer(Phased):
         spec: The integers; per tensor.
         observer: What turns batches into a range.
 
-    Buffers ``scale`` float32 ``()`` and ``zero_point`` int32 ``()``.
+    Buffers ``scale`` float32 ``()`` and ``zero_point`` int32 ``()``; a subclass that learns them
+    has parameters instead and computes both from those.
     """
 
     scale: Tensor
@@ -31,8 +32,12 @@ class ActivationQuantizer(Phased):
         super().__init__()
         self.spec = spec
         self.observer = observer
-        self.register_buffer("scale", torch.ones_like(observer.range_min))
-        self.register_buffer("zero_point", torch.zeros_like(observer.range_min, dtype=torch.int32))
+        self._add_state(torch.ones_like(observer.range_min))
+
+    def _add_state(self, scale: Tensor) -> None:
+        """Register what the scale and the zero point are kept in."""
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", torch.zeros_like(scale, dtype=torch.int32))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, rounded when the phase rounds; same shape and dtype."""
@@ -50,6 +55,24 @@ class ActivationQuantizer(Phased):
     def extra_repr(self) -> str:
         """Name bits and phase in the printed model."""
         return f"bits={self.spec.bits}, phase={self.phase.value}"
+
+
+class LearnedActivationQuantizer(ActivationQuantizer):
+    """An activation quantizer whose scale is a parameter that training moves.
+
+    Until the phase rounds, the scale follows the observed range like any other; from then on the
+    range is left alone and the optimizer decides. Ranks need no agreement on it: data parallelism
+    averages its gradient like any parameter's, so it is equal on all of them.
+    """
+
+    def take_range_(self) -> None:
+        """Begin anew from the observer's range; a range that is empty gives scale 1."""
+        raise NotImplementedError
+
+    def observe(self, x: Tensor) -> None:
+        """Record ``x`` where the phase observes and does not round yet."""
+        if self.phase.observes(self.training) and not self.phase.rounds:
+            self.observer.observe(x)
 
 
 class WeightQuantizer(Phased):
@@ -90,10 +113,17 @@ def activation_quantizers(module: nn.Module) -> dict[str, ActivationQuantizer]:
 
 @torch.no_grad()
 def update_scales_(quantizers: list[ActivationQuantizer]) -> None:
-    """Fold each observer's batch into its range, then derive all scales, in few operations."""
+    """Fold each observer's batch into its range, then derive all scales, in few operations.
+
+    A learned scale follows its range only while its phase does not round.
+    """
     update_ranges_([quantizer.observer for quantizer in quantizers])
     groups: dict[tuple[QuantSpec, torch.device], list[ActivationQuantizer]] = {}
     for quantizer in quantizers:
+        if isinstance(quantizer, LearnedActivationQuantizer):
+            if not quantizer.phase.rounds:
+                quantizer.take_range_()
+            continue
         groups.setdefault((quantizer.spec, quantizer.scale.device), []).append(quantizer)
     for (spec, _), group in groups.items():
         low = torch.stack([q.observer.range_min for q in group])

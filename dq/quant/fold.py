@@ -23,13 +23,31 @@ def is_foldable(norm: nn.Module) -> bool:
     return isinstance(norm, _BatchNorm) and norm.track_running_stats
 
 
+@torch.library.custom_op("dq::snapshot", mutates_args=())
+def snapshot(x: Tensor) -> Tensor:
+    """Return a copy of ``x`` that torch.compile keeps for the backward pass.
+
+    It would otherwise compute the factor again there, from running statistics that the batch norm
+    has moved on meanwhile, and the gradients would be wrong (torch 2.14, aot_eager and inductor).
+    """
+    return x.clone()
+
+
+@snapshot.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 def fold_factor(norm: _BatchNorm) -> Tensor:
     """Return ``gamma / sqrt(running_var + eps)``, shape ``(channels,)``.
 
     No gradient reaches the running statistics; one reaches gamma.
     """
     assert norm.running_var is not None
-    inverse = torch.rsqrt(norm.running_var + norm.eps)
+    variance = norm.running_var
+    if norm.training and torch.compiler.is_compiling():
+        variance = snapshot(variance)
+    inverse = torch.rsqrt(variance + norm.eps)
     return inverse if norm.weight is None else norm.weight * inverse
 
 

@@ -87,7 +87,7 @@ class QuantizedLayer(nn.Module):
             return apply_layer(layer, x, self.weight(weight), bias)
         assert isinstance(norm, _BatchNorm)
         if not self.weight.phase.rounds:
-            y: Tensor = norm(apply_layer(layer, x, weight, bias))
+            y: Tensor = norm(apply_layer(layer, x, self.weight(weight), bias))
             return y
         if not norm.training:
             folded, shift = self.folded(layer, norm)

@@ -11,11 +11,13 @@ class Phase(Enum):
     """State of every quantizer of a model, changed between steps and never inside one.
 
     OFF: the float model. CALIBRATE: observe, do not round (post-training calibration).
+    OBSERVE: observe in training mode, do not round (the beginning of a training).
     TRAIN: round with the scale agreed so far and observe in training mode. FROZEN: round only.
     """
 
     OFF = "off"
     CALIBRATE = "calibrate"
+    OBSERVE = "observe"
     TRAIN = "train"
     FROZEN = "frozen"
 
@@ -26,7 +28,9 @@ class Phase(Enum):
 
     def observes(self, training: bool) -> bool:
         """Whether ranges are recorded, given the module's training flag."""
-        return self is Phase.CALIBRATE or (self is Phase.TRAIN and training)
+        if self is Phase.CALIBRATE:
+            return True
+        return training and self in (Phase.OBSERVE, Phase.TRAIN)
 
 
 class Phased(nn.Module):

@@ -14,11 +14,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from dq.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
+from dq.quant.fake_quantize import ActivationQuantizer
 from dq.quant.fold import is_foldable
 from dq.quant.layers import QuantizedLayer, num_outputs, output_axis
+from dq.quant.learned import initialise_weights_
 from dq.quant.recipe import Recipe
 from dq.quant.roles import Role, is_layer, module_of, role_of, tensor_inputs
 from dq.quant.trace import BoundGraph, remove_dead_code, trace
@@ -102,7 +103,9 @@ def prepare(root: nn.Module, recipe: Recipe, graph: fx.Graph | None = None) -> Q
     work.quantize_activations()
     remove_dead_code(work.graph)
     work.graph.lint()
-    return QuantizedGraph(root, work.graph, tuple(work.sites))
+    graph_on_root = QuantizedGraph(root, work.graph, tuple(work.sites))
+    initialise_weights_(graph_on_root.layers())
+    return graph_on_root
 
 
 class _Preparation:
@@ -155,7 +158,10 @@ class _Preparation:
         )
         if site.name not in self.quantizers:
             axis = None if spec.channel_axis is None else output_axis(layer)
-            quantizer = WeightQuantizer(replace(spec, channel_axis=axis))
+            assert isinstance(layer.weight, Tensor)
+            quantizer = self.recipe.weight_quantizer(
+                replace(spec, channel_axis=axis), num_channels=layer.weight.shape[axis or 0]
+            )
             self.quantizers[site.name] = QuantizedLayer(quantizer)
             self.sites.append(site)
         last = norm or node

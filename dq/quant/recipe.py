@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 
-from dq.quant.fake_quantize import ActivationQuantizer
+from dq.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
+from dq.quant.learned import LEARNED, activation_quantizer, weight_quantizer
 from dq.quant.observer import OBSERVERS, MinMaxObserver, MovingAverageObserver
 from dq.quant.spec import QuantSpec
 
@@ -42,6 +43,8 @@ class Recipe:
         momentum: Weight of a new batch in the moving average.
         outputs: Quantize what the last layers return too; the tail behind them (decoding,
             non-maximum suppression) is float in any case.
+        learned: What training learns of the ranges: ``lsq`` (scales), ``lsq+`` (scales, and the
+            offsets of activations), ``pact`` (clipping values of activations), None for nothing.
         rules: Exceptions by module name.
     """
 
@@ -50,12 +53,16 @@ class Recipe:
     observer: str = "moving_average"
     momentum: float = 0.01
     outputs: bool = True
+    learned: str | None = None
     rules: tuple[Rule, ...] = field(default=())
 
     def __post_init__(self) -> None:
         if self.observer not in OBSERVERS:
             known = ", ".join(sorted(OBSERVERS))
             raise ValueError(f"observer {self.observer!r} does not exist; choose one of {known}")
+        if self.learned not in (None, *LEARNED):
+            known = ", ".join(LEARNED)
+            raise ValueError(f"learned {self.learned!r} does not exist; choose {known} or None")
 
     def rule_for(self, module: str) -> Rule | None:
         """Return the last rule whose pattern matches the qualified name, or None."""
@@ -81,4 +88,8 @@ class Recipe:
         make: partial[MinMaxObserver] = partial(OBSERVERS[self.observer])
         if issubclass(OBSERVERS[self.observer], MovingAverageObserver):
             make = partial(make, momentum=self.momentum)
-        return ActivationQuantizer(spec, make())
+        return activation_quantizer(self.learned, spec, make())
+
+    def weight_quantizer(self, spec: QuantSpec, *, num_channels: int) -> WeightQuantizer:
+        """Return a new quantizer for one weight, its channel axis being set in ``spec``."""
+        return weight_quantizer(self.learned, spec, num_channels=num_channels)

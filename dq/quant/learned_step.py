@@ -1,0 +1,308 @@
+"""Learned scales: LSQ for weights and activations, LSQ+ with a learned offset for activations.
+
+The gradients are those of Esser et al. 2020 (arXiv 1902.08153, equations 2 and 3) and Bhalgat et
+al. 2020 (arXiv 2004.09576, equations 5 and 6), for the integers that are exported: the learned
+offset is rounded to an integer zero point, so that zero stays exactly representable.
+
+torch has ``_fake_quantize_learnable_per_tensor_affine`` with the same gradients. It reads the
+scale on the host in every call, which stalls a GPU at every layer, and its backward refuses
+float16; so the forward here is torch's plain kernel, that evaluation and export use too, and the
+backward is written out. The tests hold both against each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dq.quant.affine import SMALLEST_SCALE, fake_quantize, range_over, scale_and_zero_point
+from dq.quant.fake_quantize import LearnedActivationQuantizer, WeightQuantizer
+from dq.quant.observer import MinMaxObserver
+from dq.quant.phase import Phase
+from dq.quant.spec import QuantSpec
+
+
+def gradient_factor(num_values: int, spec: QuantSpec) -> float:
+    """Return ``1 / sqrt(num_values * quant_max)``, which makes scales learn as fast as weights.
+
+    Args:
+        num_values: How many values share the scale.
+        spec: The integers.
+    """
+    return float((max(1, num_values) * max(1, spec.quant_max)) ** -0.5)
+
+
+def positive(raw: Tensor, spec: QuantSpec) -> Tensor:
+    """Return the scale that a parameter stands for: above zero, a power of two where asked.
+
+    A step of the optimizer that crosses zero is mirrored, so no scale dies. The power of two is
+    the nearest in the logarithm, with the gradient passed straight through.
+
+    Args:
+        raw: The parameter, any shape.
+        spec: The integers.
+    """
+    scale = raw.abs().clamp(min=SMALLEST_SCALE)
+    if spec.power_of_two:
+        # The quotient is exactly one and carries the gradient.
+        scale = torch.exp2(torch.round(torch.log2(scale.detach()))) * (scale / scale.detach())
+    return scale
+
+
+def zero_point_of(offset: Tensor, scale: Tensor, spec: QuantSpec) -> Tensor:
+    """Return the integer that stands for zero when integer 0 stands for ``offset``, int32."""
+    integer = torch.round(-offset.detach() / scale.detach())
+    return integer.clamp(spec.quant_min, spec.quant_max).to(torch.int32)
+
+
+class _LearnedRounding(torch.autograd.Function):
+    """Round as torch does; pass gradients to the values, the scale and the offset."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        offset: Tensor | None,
+        zero_point: Tensor,
+        spec: QuantSpec,
+        factor: float,
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.spec, ctx.factor, ctx.has_offset = spec, factor, offset is not None
+        return fake_quantize(x, scale, zero_point, spec)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        (gradient,) = gradients
+        x, scale, zero_point = ctx.saved_tensors
+        spec, axis = ctx.spec, ctx.spec.channel_axis
+        step, shift = _along(x, scale, axis), _along(x, zero_point, axis)
+        steps = x.to(scale.dtype) * (1.0 / step)
+        integer = torch.round(steps) + shift
+        inside = (integer >= spec.quant_min) & (integer <= spec.quant_max)
+        # With a learned offset a clipped value is scale * integer + offset, else
+        # scale * (integer - zero_point).
+        clipped = integer.clamp(spec.quant_min, spec.quant_max)
+        outside = clipped if ctx.has_offset else clipped - shift
+        upstream = gradient.to(scale.dtype)
+        by_scale = upstream * torch.where(inside, integer - shift - steps, outside)
+        d_scale = _sum_to(by_scale, axis) * ctx.factor
+        d_offset = _sum_to(upstream * ~inside, axis) * ctx.factor if ctx.has_offset else None
+        return gradient * inside, d_scale, d_offset, None, None, None
+
+
+def _along(x: Tensor, parameter: Tensor, axis: int | None) -> Tensor:
+    if axis is None:
+        return parameter
+    shape = [1] * x.dim()
+    shape[axis % x.dim()] = -1
+    return parameter.reshape(shape)
+
+
+def _sum_to(values: Tensor, axis: int | None) -> Tensor:
+    if axis is None:
+        return values.sum()
+    return values.sum([d for d in range(values.dim()) if d != axis % values.dim()])
+
+
+def learned_fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    spec: QuantSpec,
+    *,
+    offset: Tensor | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """Round like `dq.quant.affine.fake_quantize`, with gradients to scale and offset as well.
+
+    Args:
+        x: Any shape and floating dtype.
+        scale: Positive, float32, shape ``()`` or ``(x.shape[channel_axis],)``.
+        zero_point: Like ``scale``, int32.
+        spec: The integers.
+        offset: What the integer 0 stands for, ``zero_point`` being `zero_point_of` it; None where
+            the zero point is fixed.
+        factor: Multiplies the gradients of scale and offset; see `gradient_factor`.
+
+    Returns:
+        A tensor of the shape and dtype of ``x``.
+    """
+    result: Tensor = _LearnedRounding.apply(x, scale, offset, zero_point, spec, factor)
+    return result
+
+
+class _Touch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        return (gradients[0], *[torch.zeros_like(p) for p in ctx.saved_tensors])
+
+
+def touch(x: Tensor, *parameters: Tensor) -> Tensor:
+    """Return ``x`` and give the parameters a gradient of zero.
+
+    DistributedDataParallel waits for a gradient of every parameter, also in phases in which a
+    scale is not learned.
+    """
+    if not torch.is_grad_enabled():
+        return x
+    result: Tensor = _Touch.apply(x, *parameters)
+    return result
+
+
+class LsqActivationQuantizer(LearnedActivationQuantizer):
+    """Round an activation with a learned scale, and a learned offset as in LSQ+ where asked.
+
+    Args:
+        spec: The integers; per tensor.
+        observer: Gives the range to begin with.
+        learn_offset: LSQ+; else the calibrated zero point stays.
+
+    Parameters ``learned_scale`` and, for LSQ+, ``learned_offset`` (what integer 0 stands for),
+    float32 ``()``; for LSQ the buffer ``fixed_zero_point`` int32 ``()``.
+    """
+
+    learned_scale: nn.Parameter
+    learned_offset: nn.Parameter | None
+    fixed_zero_point: Tensor | None
+
+    def __init__(
+        self, spec: QuantSpec, observer: MinMaxObserver, *, learn_offset: bool = False
+    ) -> None:
+        if learn_offset and spec.symmetric:
+            learn_offset = False
+        self._learn_offset = learn_offset
+        super().__init__(spec, observer)
+
+    def _add_state(self, scale: Tensor) -> None:
+        learn = self.__dict__["_learn_offset"]
+        self.learned_scale = nn.Parameter(scale)
+        self.learned_offset = nn.Parameter(torch.zeros_like(scale)) if learn else None
+        fixed = None if learn else torch.zeros_like(scale, dtype=torch.int32)
+        self.register_buffer("fixed_zero_point", fixed)
+
+    @property
+    def scale(self) -> Tensor:  # type: ignore[override]  # computed here, a buffer above
+        """The scale that is rounded with, float32 ``()``."""
+        return positive(self.learned_scale, self.spec).detach()
+
+    @property
+    def zero_point(self) -> Tensor:  # type: ignore[override]  # computed here, a buffer above
+        """The zero point that is rounded with, int32 ``()``."""
+        if self.learned_offset is None:
+            assert self.fixed_zero_point is not None
+            return self.fixed_zero_point
+        return zero_point_of(self.learned_offset, self.scale, self.spec)
+
+    @torch.no_grad()
+    def take_range_(self) -> None:
+        """Begin anew from the observer's range; see the base class."""
+        low, high = self.observer.range_min, self.observer.range_max
+        scale, zero_point = scale_and_zero_point(low, high, self.spec)
+        self.learned_scale.copy_(scale)
+        if self.learned_offset is None:
+            assert self.fixed_zero_point is not None
+            self.fixed_zero_point.copy_(zero_point)
+        else:
+            self.learned_offset.copy_(-zero_point * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``, rounded when the phase rounds; same shape and dtype."""
+        self.observe(x)
+        if self.phase is Phase.TRAIN:
+            scale = positive(self.learned_scale, self.spec)
+            factor = gradient_factor(x.numel(), self.spec)
+            return learned_fake_quantize(
+                x, scale, self.zero_point, self.spec, offset=self.learned_offset, factor=factor
+            )
+        y = fake_quantize(x, self.scale, self.zero_point, self.spec) if self.phase.rounds else x
+        return touch(y, *self.parameters())
+
+
+class LsqWeightQuantizer(WeightQuantizer):
+    """Round a weight with a learned scale, one for each output channel where the spec says so.
+
+    The scale is state: training, evaluation and export round with the same one, whatever the
+    weight has become meanwhile.
+
+    Args:
+        spec: The integers.
+        num_channels: Length of the channel axis; ignored per tensor.
+
+    Parameter ``learned_scale`` float32 and buffer ``fixed_zero_point`` int32, shape ``()`` or
+    ``(num_channels,)``.
+    """
+
+    fixed_zero_point: Tensor
+
+    def __init__(self, spec: QuantSpec, *, num_channels: int = 1) -> None:
+        super().__init__(spec)
+        scale = torch.ones(() if spec.channel_axis is None else (num_channels,))
+        self.learned_scale = nn.Parameter(scale)
+        zero_point = torch.zeros_like(scale, dtype=torch.int32)
+        self.register_buffer("fixed_zero_point", zero_point)
+
+    def scale_and_zero_point(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `forward` rounds with; ``weight`` is not looked at."""
+        return positive(self.learned_scale, self.spec).detach(), self.fixed_zero_point
+
+    @torch.no_grad()
+    def initialise_(self, weight: Tensor) -> None:
+        """Begin anew with the scale that rounds ``weight`` with the least squared error."""
+        scale, zero_point = least_squares_scale(weight, self.spec)
+        self.learned_scale.copy_(scale)
+        self.fixed_zero_point.copy_(zero_point)
+
+    @torch.no_grad()
+    def rescale_(self, ratio: Tensor) -> None:
+        """Multiply the scale, after the weight was multiplied by ``ratio``; shape of the scale."""
+        self.learned_scale.mul_(ratio.abs())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight, rounded when the phase rounds; same shape and dtype."""
+        if self.phase is Phase.TRAIN:
+            scale = positive(self.learned_scale, self.spec)
+            factor = gradient_factor(weight.numel() // max(1, scale.numel()), self.spec)
+            return learned_fake_quantize(
+                weight, scale, self.fixed_zero_point, self.spec, factor=factor
+            )
+        return touch(super().forward(weight), self.learned_scale)
+
+
+@torch.no_grad()
+def least_squares_scale(
+    weight: Tensor, spec: QuantSpec, *, num_candidates: int = 40
+) -> tuple[Tensor, Tensor]:
+    """Return the scale and zero point that lose least when ``weight`` is rounded.
+
+    LSQ's own beginning, ``2 * mean(|w|) / sqrt(quant_max)``, leaves most of 8 bits unused; this
+    search is right for every width.
+
+    Args:
+        weight: Any shape.
+        spec: The integers.
+        num_candidates: Shares of the full range that are tried, down to a tenth.
+
+    Returns:
+        ``(scale, zero_point)`` of shape ``()`` or ``(weight.shape[channel_axis],)``.
+    """
+    low, high = range_over(weight, spec.channel_axis)
+    best_scale, best_zero_point = scale_and_zero_point(low, high, spec)
+    best_error = torch.full_like(best_scale, torch.inf)
+    for share in torch.linspace(1.0, 0.1, num_candidates).tolist():
+        scale, zero_point = scale_and_zero_point(low * share, high * share, spec)
+        error = fake_quantize(weight, scale, zero_point, spec) - weight
+        error = _sum_to(error.to(scale.dtype).square(), spec.channel_axis)
+        better = error < best_error
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero_point = torch.where(better, zero_point, best_zero_point)
+        best_error = torch.where(better, error, best_error)
+    return best_scale, best_zero_point

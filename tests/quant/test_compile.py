@@ -1,0 +1,37 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dq.quant.fake_quantize import update_scales_
+from dq.quant.phase import Phase, set_phase
+from dq.quant.prepare import prepare
+from dq.quant.recipe import Recipe
+
+
+@pytest.mark.parametrize("phase", [Phase.TRAIN, Phase.FROZEN])
+def test_gradients_are_those_of_the_statistics_before_the_step(phase: Phase) -> None:
+    """torch.compile may compute the folding factor again after the norm has moved on."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    # A large momentum, so that the statistics before and after the step differ much.
+    model[1].momentum = 0.9
+    graph = prepare(model, Recipe())
+    set_phase(model, Phase.CALIBRATE)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        graph(x)
+    update_scales_(list(graph.activations().values()))
+    set_phase(model, phase)
+    before = copy.deepcopy(model.state_dict())
+    torch._dynamo.reset()
+    compiled = torch.compile(graph, backend="aot_eager", fullgraph=True)
+    gradients = []
+    for run in (graph, compiled):
+        model.load_state_dict(before)
+        model.zero_grad()
+        run(x).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for eager, other in zip(*gradients, strict=True):
+        assert torch.allclose(eager, other, rtol=1e-4, atol=1e-4)
