@@ -1,36 +1,109 @@
-"""When a quantized training calibrates, observes, freezes its ranges and its batch norms."""
+"""When a quantized training calibrates, observes, rounds, freezes ranges and batch norms."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+# A share of the training's steps, or dict(epoch=3), or dict(iteration=500).
+When = float | Mapping[str, int]
+UNITS = ("epoch", "iteration")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        iteration: Steps done.
+        epoch: Epochs done.
+        num_iterations: Steps of the whole training.
+    """
+
+    iteration: int
+    epoch: int
+    num_iterations: int
+
+    @property
+    def share(self) -> float:
+        """Share of the steps that are done, 0 to 1."""
+        return self.iteration / max(1, self.num_iterations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """The phases of a quantized training, as shares of its steps.
+    """The phases of a quantized training.
 
-    Shares and not epochs, so that one recipe serves runs of any length, by epoch or by iteration.
+    Each moment is a share of the steps (one recipe serves runs of any length), or
+    ``dict(epoch=3)`` or ``dict(iteration=500)``: after so many epochs or steps.
 
     Attributes:
         calibration_batches: Batches that calibration looks at.
         calibration_batch_size: Images in each.
-        freeze_norm_after: Share of the steps after which batch norms use and keep their running
-            statistics; 1 for never.
-        freeze_ranges_after: Share of the steps after which ranges stay; 1 for never.
+        round_after: Before it ranges are observed and nothing is rounded; 0 for rounding at once.
+        freeze_norm_after: From it on batch norms use and keep their running statistics; the share
+            1 for never.
+        freeze_ranges_after: From it on ranges and learned scales stay; the share 1 for never.
+        norm_batches: Batches over which running statistics are estimated anew, with rounding on,
+            after the last step; 0 for not at all.
     """
 
     calibration_batches: int = 32
     calibration_batch_size: int = 8
-    freeze_norm_after: float = 0.5
-    freeze_ranges_after: float = 0.7
+    round_after: When = 0.0
+    freeze_norm_after: When = 0.5
+    freeze_ranges_after: When = 0.7
+    norm_batches: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("calibration_batches", "calibration_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"quant.schedule.{name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("freeze_norm_after", "freeze_ranges_after"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(
-                    f"quant.schedule.{name} is {getattr(self, name)}; it is a share of the"
-                    " training's steps, from 0 (at once) to 1 (never)"
-                )
+        for name, least in (
+            ("calibration_batches", 1),
+            ("calibration_batch_size", 1),
+            ("norm_batches", 0),
+        ):
+            given = getattr(self, name)
+            if given < least:
+                raise ValueError(f"quant.schedule.{name} is {given}; it must be {least} or more")
+        for name in ("round_after", "freeze_norm_after", "freeze_ranges_after"):
+            object.__setattr__(self, name, _checked(name, getattr(self, name)))
+        if self.round_after == 1.0:
+            raise ValueError("quant.schedule.round_after is 1: a training that never rounds")
+
+    def rounds(self, progress: Progress) -> bool:
+        """Whether the step that follows ``progress`` rounds."""
+        return self.round_after == 0.0 or _reached(self.round_after, progress)
+
+    def freezes_norm(self, progress: Progress) -> bool:
+        """Whether batch norms stay as they are in the step that follows."""
+        return _reached(self.freeze_norm_after, progress)
+
+    def freezes_ranges(self, progress: Progress) -> bool:
+        """Whether ranges stay as they are in the step that follows."""
+        return self.rounds(progress) and _reached(self.freeze_ranges_after, progress)
+
+
+def _checked(name: str, when: When) -> When:
+    if isinstance(when, Mapping):
+        if len(when) != 1 or next(iter(when)) not in UNITS:
+            raise ValueError(
+                f"quant.schedule.{name} is {dict(when)}; use dict(epoch=N), dict(iteration=N) or a"
+                " share of the training's steps"
+            )
+        (unit, count), *_ = when.items()
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"quant.schedule.{name} is dict({unit}={count!r}); use 0 or more")
+        return {unit: count}
+    if not 0.0 <= when <= 1.0:
+        raise ValueError(
+            f"quant.schedule.{name} is {when}; it is a share of the training's steps, from 0 (at"
+            " once) to 1 (never), or dict(epoch=N) or dict(iteration=N)"
+        )
+    return float(when)
+
+
+def _reached(when: When, progress: Progress) -> bool:
+    if isinstance(when, Mapping):
+        if "epoch" in when:
+            return progress.epoch >= when["epoch"]
+        return progress.iteration >= when["iteration"]
+    return when < 1.0 and progress.share >= when
