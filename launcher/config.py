@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from dq.quant.distill import Distill
+from dq.quant.ema import Ema
+from dq.quant.oscillation import Oscillation
 from dq.quant.recipe import INT8_ACTIVATION, INT8_WEIGHT, Recipe, Rule
+from dq.quant.refinements import Refinements
 from dq.quant.schedule import Schedule
 from dq.quant.spec import QuantSpec
 
@@ -21,12 +25,15 @@ class QuantSettings:
     Attributes:
         recipe: Which module gets which integers.
         schedule: Calibration and phases.
+        refinements: Extras of a quantized training: keys ``learned_lr``, ``oscillation``, ``ema``,
+            ``distill``.
         training: Dotted overrides of the config that hold in quantization-aware training, such
             as ``{'optimizer.lr': 0.001, 'runner.max_epochs': 5}``.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
     schedule: Schedule = field(default_factory=Schedule)
+    refinements: Refinements = field(default_factory=Refinements)
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -51,7 +58,9 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
     """
     section = dict(section or {})
     recipe_keys = [f.name for f in fields(Recipe)]
-    check_keys(section, [*recipe_keys, "schedule", "training"], "quant")
+    extras = [f.name for f in fields(Refinements)]
+    check_keys(section, [*recipe_keys, *extras, "schedule", "training"], "quant")
+    refinements = _refinements({k: section.pop(k) for k in extras if k in section})
     schedule = dict(section.pop("schedule", None) or {})
     check_keys(schedule, [f.name for f in fields(Schedule)], "quant.schedule")
     training = section.pop("training", None) or {}
@@ -64,7 +73,23 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
         rules=tuple(_rule(rule, number) for number, rule in enumerate(rules)),
         **section,
     )
-    return QuantSettings(recipe=recipe, schedule=Schedule(**schedule), training=dict(training))
+    return QuantSettings(
+        recipe=recipe,
+        schedule=Schedule(**schedule),
+        refinements=refinements,
+        training=dict(training),
+    )
+
+
+def _refinements(given: Mapping[str, Any]) -> Refinements:
+    values = dict(given)
+    for key, kind in (("oscillation", Oscillation), ("ema", Ema), ("distill", Distill)):
+        if values.get(key) is not None:
+            if not isinstance(values[key], Mapping):
+                raise ValueError(f"quant.{key} must be a dict or None, not {values[key]!r}")
+            check_keys(values[key], [f.name for f in fields(kind)], f"quant.{key}")
+            values[key] = kind(**values[key])
+    return Refinements(**values)
 
 
 def _spec(given: Any, default: QuantSpec, where: str) -> QuantSpec:

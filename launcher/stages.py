@@ -154,7 +154,10 @@ def train_quantized(
         device=place.device,
         seed=place.seed,
         quantization=Quantization(
-            graph=graph, recipe=plan.settings.recipe, schedule=plan.settings.schedule
+            graph=graph,
+            recipe=plan.settings.recipe,
+            schedule=plan.settings.schedule,
+            refinements=plan.settings.refinements,
         ),
         resume_from=_resume_path(resume, folder),
         validate=validate,

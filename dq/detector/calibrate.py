@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dq.quant.fake_quantize import update_scales_
+from dq.quant.learned import initialise_weights_
 from dq.quant.observer import MovingAverageObserver
 from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import QuantizedGraph
@@ -62,6 +63,7 @@ def calibrate(
             f"{len(without)} quantizers have no finite range after calibration (first"
             f" {without[0]}); the float model yields NaN or infinity there"
         )
+    initialise_weights_(graph.layers())
     set_phase(graph.quantizers, Phase.FROZEN)
     log.info(
         "calibrated %d quantizers on %d images in %.0f s",

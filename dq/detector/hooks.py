@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from mmcv.runner import CheckpointHook, Hook, IterBasedRunner
 from mmdet.core import EvalHook
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dq.detector.evaluate import detect
 from dq.dist import collectives
 from dq.dist.data_parallel import sync_buffers_, unwrap
+from dq.quant.ema import WeightAverage
+from dq.quant.learned import forget_momentum_, initialise_weights_
+from dq.quant.oscillation import OscillationTracker, dampening_loss
 from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import QuantizedGraph
-from dq.quant.schedule import Schedule
+from dq.quant.schedule import Progress, Schedule
 from dq.sync import agree_, prove_equal
 
 log = logging.getLogger(__name__)
 
 
+def progress_of(runner: Any) -> Progress:
+    """Return how far a runner is."""
+    return Progress(
+        iteration=runner.iter, epoch=runner.epoch, num_iterations=max(1, runner.max_iters)
+    )
+
+
+@contextmanager
+def averaged(runner: Any) -> Iterator[None]:
+    """Let the runner's model be the average of its weights, where one is kept, in the body."""
+    average = getattr(runner, "average", None)
+    with nullcontext() if average is None else average.in_model():
+        yield
+
+
 class QuantizationHook(Hook):  # type: ignore[misc]
-    """Lead the quantizers through a training: observe and agree, then freeze norms and ranges.
+    """Lead the quantizers through a training: observe, round and agree, then freeze.
 
     Args:
         graph: The detector's quantized graph, with ranges.
-        schedule: When to freeze.
+        schedule: When to do what.
     """
 
     def __init__(self, graph: QuantizedGraph, schedule: Schedule) -> None:
@@ -39,15 +59,16 @@ class QuantizationHook(Hook):  # type: ignore[misc]
 
     def before_train_iter(self, runner: Any) -> None:
         """Enter the phase that this step belongs to; a resumed run enters it likewise."""
-        done = runner.iter / max(1, runner.max_iters)
-        frozen = done >= self.schedule.freeze_ranges_after < 1.0
-        phase = Phase.FROZEN if frozen else Phase.TRAIN
+        progress = progress_of(runner)
+        if not self.schedule.rounds(progress):
+            phase = Phase.OBSERVE
+        elif self.schedule.freezes_ranges(progress):
+            phase = Phase.FROZEN
+        else:
+            phase = Phase.TRAIN
         if phase is not self.phase:
-            set_phase(self.graph.quantizers, phase)
-            self.phase = phase
-            proof = prove_equal(self.graph, f"entering phase {phase.value}")
-            log.info("phase %s from iteration %d, digest %s", phase.value, runner.iter, proof[:16])
-        if done >= self.schedule.freeze_norm_after < 1.0:
+            self._enter(phase, runner)
+        if self.schedule.freezes_norm(progress):
             if not self.norms:
                 found = unwrap(runner.model).modules()
                 self.norms = [m for m in found if isinstance(m, _BatchNorm)]
@@ -56,15 +77,82 @@ class QuantizationHook(Hook):  # type: ignore[misc]
             for norm in self.norms:
                 norm.eval()
 
+    def _enter(self, phase: Phase, runner: Any) -> None:
+        if self.phase is Phase.OBSERVE:
+            # The weights have moved since their scales were first chosen.
+            initialise_weights_(self.graph.layers())
+        if phase is Phase.FROZEN:
+            forget_momentum_(runner.optimizer, self.graph.quantizers)
+        set_phase(self.graph.quantizers, phase)
+        self.phase = phase
+        proof = prove_equal(self.graph, f"entering phase {phase.value}")
+        log.info("phase %s from iteration %d, digest %s", phase.value, runner.iter, proof[:16])
+
     def after_train_iter(self, runner: Any) -> None:
         """Give all ranks the same new ranges: one collective a step."""
-        if self.phase is Phase.TRAIN:
+        if self.phase in (Phase.OBSERVE, Phase.TRAIN):
             agree_(self.quantizers)
 
     def after_train_epoch(self, runner: Any) -> None:
         """Prove that all ranks still round alike."""
         proof = prove_equal(self.graph, f"after epoch {runner.epoch + 1}")
         log.info("ranges are equal on all ranks, digest %s", proof[:16])
+
+
+class OscillationHook(Hook):  # type: ignore[misc]
+    """Count oscillating weights after each step that rounds, and freeze or dampen them.
+
+    To run after the optimizer's step. Every rank has the same weights, so each does the same.
+
+    Args:
+        tracker: Watches the weights.
+        schedule: Says from when on they are rounded.
+    """
+
+    def __init__(self, tracker: OscillationTracker, schedule: Schedule) -> None:
+        self.tracker, self.schedule = tracker, schedule
+        self.share = 0.0
+
+    def before_train_iter(self, runner: Any) -> None:
+        """Note how far the training is; the dampening loss rises with it."""
+        self.share = progress_of(runner).share
+
+    def after_train_iter(self, runner: Any) -> None:
+        """Compare the weights' integers with those of the step before."""
+        if self.schedule.rounds(progress_of(runner)):
+            self.tracker.update_()
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Log how many weights oscillate and how many are frozen."""
+        oscillating, frozen = self.tracker.share_oscillating(), self.tracker.share_frozen()
+        log.info(
+            "%.3f %% of the weights oscillate, %.3f %% are frozen",
+            *(100 * share for share in (oscillating, frozen)),
+        )
+        runner.log_buffer.output["oscillating"] = oscillating
+
+    def losses(self) -> dict[str, Tensor]:
+        """Return the dampening loss as a term beside the detector's own."""
+        weight = self.tracker.settings.dampening_at(self.share)
+        return {"loss_dampening": weight * dampening_loss(self.tracker.graph)}
+
+
+class QuantEMAHook(Hook):  # type: ignore[misc]
+    """Keep the average of a detector's weights, after each step of the optimizer.
+
+    Unlike mmdet's EMA hooks it averages no integer zero point and no infinite range. The runner's
+    ``average`` is what `averaged` puts into the model for evaluation and checkpoints.
+
+    Args:
+        average: Of the unwrapped detector.
+    """
+
+    def __init__(self, average: WeightAverage) -> None:
+        self.average = average
+
+    def after_train_iter(self, runner: Any) -> None:
+        """Take the step's weights into the average."""
+        self.average.update_()
 
 
 class SyncBuffersHook(Hook):  # type: ignore[misc]
@@ -79,12 +167,18 @@ class SyncBuffersHook(Hook):  # type: ignore[misc]
 
     def after_train_epoch(self, runner: Any) -> None:
         """Average once an epoch."""
-        sync_buffers_(unwrap(runner.model))
+        self._average(runner)
 
     def after_train_iter(self, runner: Any) -> None:
         """Average every ``interval`` iterations where there are no epochs."""
         if isinstance(runner, IterBasedRunner) and self.every_n_iters(runner, self.interval):
-            sync_buffers_(unwrap(runner.model))
+            self._average(runner)
+
+    def _average(self, runner: Any) -> None:
+        sync_buffers_(unwrap(runner.model))
+        if getattr(runner, "average", None) is not None:
+            with averaged(runner):
+                sync_buffers_(unwrap(runner.model))
 
 
 class ShardedEvalHook(EvalHook):  # type: ignore[misc]
@@ -105,7 +199,8 @@ class ShardedEvalHook(EvalHook):  # type: ignore[misc]
             return
         detector = unwrap(runner.model)
         device = next(detector.parameters()).device
-        results = detect(detector, self.dataloader.dataset, device=device, workers=self.workers)
+        with averaged(runner):
+            results = detect(detector, self.dataloader.dataset, device=device, workers=self.workers)
         if results is not None:
             runner.log_buffer.output["eval_iter_num"] = len(results)
             self.latest_results = results

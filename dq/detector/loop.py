@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,22 @@ from torch import nn
 from dq.detector.amp import ScaledOptimizerHook, run_under_autocast
 from dq.detector.build import explain
 from dq.detector.data import dataset_of, training_loader
-from dq.detector.graph import parameters_outside, trace_detector
+from dq.detector.graph import attach, parameters_outside, trace_detector
 from dq.detector.hooks import (
     QuantizationHook,
     ShardedEvalHook,
     SyncBuffersHook,
     TidyCheckpointHook,
 )
+from dq.detector.refine import Refinery, added_losses, without_foreign_ema
 from dq.detector.runner import RUNNER_OF
 from dq.detector.step import ParallelDetector, add_train_step
 from dq.dist import collectives
 from dq.dist.data_parallel import unwrap, wrap
+from dq.quant.learned import regroup_
 from dq.quant.prepare import QuantizedGraph
 from dq.quant.recipe import Recipe
+from dq.quant.refinements import Refinements
 from dq.quant.schedule import Schedule
 from dq.quant.trace import BoundGraph
 
@@ -38,11 +41,12 @@ log = logging.getLogger("dq.train")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """A prepared detector's graph and how to train it."""
+    """A prepared detector's graph and how to train it, its weights still the float model's."""
 
     graph: QuantizedGraph
     recipe: Recipe
     schedule: Schedule
+    refinements: Refinements = field(default_factory=Refinements)
 
 
 def train(
@@ -88,10 +92,14 @@ def train(
     graph = quantization.graph if quantization is not None else _float_graph(detector)
     if graph is not None:
         _leave_out_unused(detector, graph)
+    refinery = None if quantization is None else _refinery(config, detector, quantization)
+    network = graph if refinery is None else refinery.network
     if config.get("fp16"):
-        if graph is None:
-            raise ValueError("fp16 needs a detector that can be traced; remove fp16 from the config")
-        run_under_autocast(detector, graph, device)
+        if network is None:
+            raise ValueError("fp16 needs a detector that can be traced; leave fp16 out")
+        run_under_autocast(detector, network, device)
+    elif refinery is not None:
+        attach(detector, network)
     add_train_step(detector)
     model = wrap(
         detector,
@@ -99,16 +107,38 @@ def train(
         find_unused_parameters=bool(config.get("find_unused_parameters", False)),
         cls=ParallelDetector,
     )
-    runner = _build_runner(config, model, dataset, work_dir, seed)
-    if quantization is not None:
-        runner.graph, runner.recipe = quantization.graph, quantization.recipe
+    runner = _build_runner(config, model, dataset, work_dir, seed, quantization)
     _register_hooks(runner, config, device, quantization, validate)
+    if refinery is not None:
+        assert quantization is not None
+        runner.graph, runner.recipe = quantization.graph, quantization.recipe
+        runner.average, runner.companions = refinery.average, refinery.companions
+        for hook, priority in refinery.hooks:
+            runner.register_hook(hook, priority=priority)
     if resume_from is not None:
         runner.resume(str(resume_from))
     elif quantization is None and config.load_from:
         runner.load_checkpoint(config.load_from)
-    runner.run(loaders, [tuple(flow) for flow in config.workflow])
+    with added_losses(detector, [] if refinery is None else refinery.terms):
+        runner.run(loaders, [tuple(flow) for flow in config.workflow])
+    if refinery is not None:
+        refinery.finish(loaders[0], device)
+        if refinery.network is not graph:
+            # Nothing is to be recorded for a loss any more.
+            if config.get("fp16"):
+                run_under_autocast(detector, graph, device)
+            else:
+                attach(detector, graph)
     return unwrap(runner.model)
+
+
+def _refinery(config: Config, detector: nn.Module, quantization: Quantization) -> Refinery:
+    settings = quantization.refinements
+    kept, ema = without_foreign_ema(config.get("custom_hooks"), settings.ema)
+    config.custom_hooks = kept
+    return Refinery(
+        detector, quantization.graph, quantization.schedule, replace(settings, ema=ema)
+    )
 
 
 def _float_graph(detector: nn.Module) -> BoundGraph | None:
@@ -142,7 +172,12 @@ def _innermost(section: Any) -> Any:
 
 
 def _build_runner(
-    config: Config, model: nn.Module, dataset: Any, work_dir: Path, seed: int
+    config: Config,
+    model: nn.Module,
+    dataset: Any,
+    work_dir: Path,
+    seed: int,
+    quantization: Quantization | None,
 ) -> Any:
     config.gpu_ids = [0]
     auto_scale_lr(config, collectives.world_size() > 1, log)
@@ -150,6 +185,11 @@ def _build_runner(
         optimizer = build_optimizer(model, config.optimizer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"optimizer cannot be built: {explain(error)}") from error
+    if quantization is not None:
+        factor = quantization.refinements.learned_lr
+        learned = regroup_(optimizer, unwrap(model), lr_factor=factor)
+        if learned:
+            log.info("%d quantizer parameters are learned, at %g times the rate", learned, factor)
     meta = {
         "config": config.pretty_text,
         "CLASSES": tuple(dataset.CLASSES),

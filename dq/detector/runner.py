@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mmcv
@@ -12,13 +14,16 @@ from torch import nn
 
 from dq.detector.build import float_state
 from dq.detector.checkpoint import compose, load_quantization
+from dq.detector.hooks import averaged
 from dq.detector.step import LossLog
 from dq.dist.checkpoint import load_checkpoint, save_checkpoint
 from dq.dist.data_parallel import unwrap
+from dq.quant.ema import WeightAverage
 from dq.quant.prepare import QuantizedGraph
 from dq.quant.recipe import Recipe
 
 log = logging.getLogger(__name__)
+COMPANIONS = "companions"
 
 
 class _Checkpointing:
@@ -27,10 +32,15 @@ class _Checkpointing:
     Attributes:
         graph: The detector's quantized graph; None in float training.
         recipe: What it was prepared with.
+        average: Of the weights; where there is one, checkpoints hold it as the detector's weights.
+        companions: What else has state that resuming needs, by name: ``state_dict()`` and
+            ``load_state_dict(state)``.
     """
 
     graph: QuantizedGraph | None = None
     recipe: Recipe | None = None
+    average: WeightAverage | None = None
+    companions: Mapping[str, Any] = MappingProxyType({})
     model: nn.Module
     optimizer: Any
     meta: dict[str, Any] | None
@@ -57,14 +67,17 @@ class _Checkpointing:
         # An epoch's last step is counted already when its hooks run, an iteration's is not.
         meta.update(epoch=self.epoch + 1, iter=self.iter + (0 if self.counts_epochs else 1))
         path = Path(out_dir, template.format(finished))
-        content = compose(
-            unwrap(self.model),
-            graph=self.graph,
-            recipe=self.recipe,
-            meta=meta,
-            optimizer=self.optimizer if save_optimizer else None,
-        )
-        save_checkpoint(path, content)
+        with averaged(self):
+            content = compose(
+                unwrap(self.model),
+                graph=self.graph,
+                recipe=self.recipe,
+                meta=meta,
+                optimizer=self.optimizer if save_optimizer else None,
+            )
+            if self.companions:
+                content[COMPANIONS] = {k: c.state_dict() for k, c in self.companions.items()}
+            save_checkpoint(path, content)
         if create_symlink:
             mmcv.symlink(path.name, str(path.parent / "latest.pth"))
 
@@ -98,6 +111,14 @@ class _Checkpointing:
         self.meta = {**(self.meta or {}), "hook_msgs": meta.get("hook_msgs", {})}
         if resume_optimizer and "optimizer" in content:
             self.optimizer.load_state_dict(content["optimizer"])
+        for name, companion in self.companions.items():
+            state = content.get(COMPANIONS, {}).get(name)
+            if state is not None:
+                companion.load_state_dict(state)
+            else:
+                log.warning("%s has no state of %s, which begins anew", checkpoint, name)
+                if companion is self.average and self.average is not None:
+                    self.average.begin_()
         log.info("resumed from %s: epoch %d, iteration %d", checkpoint, self._epoch, self._iter)
 
 

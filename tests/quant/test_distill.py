@@ -56,7 +56,9 @@ def test_learning_from_the_teacher_lowers_the_error() -> None:
     graph = nets.calibrated(Recipe(weight=nets.W4, learned="lsq"))
     distillation = Distillation(graph, Distill())
     set_phase(graph.root, Phase.TRAIN)
-    optimizer = torch.optim.SGD(graph.root.parameters(), lr=0.002, momentum=0.9)
+    with torch.no_grad():
+        graph.root.neck.weight.add_(0.1 * torch.randn_like(graph.root.neck.weight))
+    optimizer = torch.optim.SGD(graph.root.parameters(), lr=0.01)
     history = []
     for seed in range(40):
         distillation(nets.images(seed % 4))
@@ -65,7 +67,7 @@ def test_learning_from_the_teacher_lowers_the_error() -> None:
         loss.backward()
         optimizer.step()
         history.append(loss.item())
-    assert sum(history[-4:]) < 0.7 * sum(history[:4])
+    assert sum(history[-4:]) < 0.5 * sum(history[:4])
 
 
 def test_a_pattern_without_a_match_is_refused_with_what_there_is() -> None:

@@ -1,0 +1,152 @@
+"""What a quantized training does besides rounding, built from its settings and put in place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from mmcv.runner import Hook
+from torch import Tensor, nn
+
+from dq.detector.batch import to_device
+from dq.detector.hooks import OscillationHook, QuantEMAHook
+from dq.dist.data_parallel import sync_buffers_
+from dq.quant.distill import Distillation
+from dq.quant.ema import Ema, WeightAverage
+from dq.quant.norm_statistics import reestimate_norms_
+from dq.quant.oscillation import OscillationTracker
+from dq.quant.phase import Phase, set_phase
+from dq.quant.prepare import QuantizedGraph
+from dq.quant.refinements import Refinements
+from dq.quant.schedule import Schedule
+
+log = logging.getLogger(__name__)
+
+Terms = Callable[[], Mapping[str, Tensor]]
+FOREIGN_EMA_HOOKS = ("ExpMomentumEMAHook", "LinearMomentumEMAHook", "EMAHook")
+
+
+class Refinery:
+    """The extras of one quantized training.
+
+    Args:
+        detector: Prepared, on its device, with the float model's weights still.
+        graph: Its graph.
+        schedule: Of the training.
+        settings: Which extras.
+
+    Attributes:
+        network: What the detector's methods take for the graph.
+        average: Of the weights, or None.
+        companions: What has state to be resumed, by name.
+        hooks: mmcv hooks with their priorities; all come after the optimizer's.
+        terms: Losses beside the detector's own.
+    """
+
+    def __init__(
+        self,
+        detector: nn.Module,
+        graph: QuantizedGraph,
+        schedule: Schedule,
+        settings: Refinements,
+    ) -> None:
+        self.detector, self.graph, self.schedule = detector, graph, schedule
+        self.network: Any = graph
+        self.average: WeightAverage | None = None
+        self.companions: dict[str, Any] = {}
+        self.hooks: list[tuple[Hook, int]] = []
+        self.terms: list[Terms] = []
+        if settings.distill is not None:
+            distillation = Distillation(graph, settings.distill)
+            self.network = distillation
+            self.terms.append(distillation.losses)
+        if settings.oscillation is not None:
+            tracker = OscillationTracker(graph, settings.oscillation)
+            hook = OscillationHook(tracker, schedule)
+            self.hooks.append((hook, 44))
+            self.companions["oscillation"] = tracker
+            if settings.oscillation.dampening:
+                self.terms.append(hook.losses)
+        if settings.ema is not None:
+            self.average = WeightAverage(detector, settings.ema.momentum)
+            # After the optimizer (40) and the frozen weights (44), before the checkpoint (50).
+            self.hooks.append((QuantEMAHook(self.average), 45))
+            self.companions["average"] = self.average
+
+    @torch.no_grad()
+    def finish(self, loader: Any, device: torch.device) -> None:
+        """Leave the detector as it is to be used: averaged, its norms estimated anew if asked.
+
+        Every rank must call it, after the last step.
+
+        Args:
+            loader: Of training batches.
+            device: Where the detector is.
+        """
+        if self.average is not None:
+            self.average.swap_()
+            self.average = None
+            sync_buffers_(self.detector)
+        if self.schedule.norm_batches:
+            set_phase(self.graph.quantizers, Phase.FROZEN)
+            batches = islice(iter(loader), self.schedule.norm_batches)
+            images = (to_device(batch, device)["img"] for batch in batches)
+            number = reestimate_norms_(self.graph, images, merge_=sync_buffers_)
+            log.info("running statistics are those of %d training batches", number)
+
+
+@contextmanager
+def added_losses(detector: nn.Module, terms: Sequence[Terms]) -> Iterator[None]:
+    """Add loss terms to what the detector's ``forward_train`` returns, in the body.
+
+    They arise inside the forward pass, so data parallelism sees their gradients like any other's.
+
+    Args:
+        detector: Unwrapped.
+        terms: Called after each forward pass; names with ``loss`` in them count.
+    """
+    if not terms:
+        yield
+        return
+    original: Any = detector.forward_train
+
+    def forward_train(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        losses = dict(original(*args, **kwargs))
+        for term in terms:
+            losses.update(term())
+        return losses
+
+    detector.__dict__["forward_train"] = forward_train
+    try:
+        yield
+    finally:
+        del detector.__dict__["forward_train"]
+
+
+def without_foreign_ema(
+    hooks: Sequence[Mapping[str, Any]] | None, ema: Ema | None
+) -> tuple[list[Mapping[str, Any]], Ema | None]:
+    """Take mmdet's EMA hooks out of ``custom_hooks`` and return what is to be done in their place.
+
+    They average every buffer whose dtype is floating, infinite ranges and scales apart from their
+    zero points among them.
+
+    Args:
+        hooks: The config's ``custom_hooks``.
+        ema: The config's own setting, which goes first.
+
+    Returns:
+        The other hooks, and the setting.
+    """
+    kept = []
+    for hook in hooks or ():
+        if hook.get("type") not in FOREIGN_EMA_HOOKS:
+            kept.append(hook)
+            continue
+        ema = ema or Ema(momentum=hook.get("momentum", 0.0002))
+        log.info("%s is replaced by quant.ema, momentum %g", hook["type"], ema.momentum)
+    return kept, ema
