@@ -221,9 +221,7 @@ def _calibrate(plan: Plan, place: Session, detector: nn.Module, graph: Quantized
 
     proof = calibrate_on_one_rank(graph, work)
     set_phase(graph.quantizers, Phase.FROZEN)
-    log.info(
-        "all %d ranks have the same ranges, digest %s", collectives.world_size(), proof[:16]
-    )
+    log.info("all %d ranks have the same ranges, digest %s", collectives.world_size(), proof[:16])
 
 
 def _evaluate(plan: Plan, place: Session, detector: nn.Module) -> dict[str, float]:
@@ -291,7 +289,9 @@ def _reusable(folder: Path, key: str) -> StageSummary | None:
 def _key(plan: Plan, place: Session, stage: str, parent: str | None, *more: object) -> str:
     quantized = () if stage == "float" else (plan.settings,)
     # The quantization section does not change what float training does.
-    config = {k: v for k, v in plan.config.items() if stage != "float" or k not in ("quant", "quantize")}
+    config = {
+        k: v for k, v in plan.config.items() if stage != "float" or k not in ("quant", "quantize")
+    }
     return key_of(
         stage, config, place.seed, collectives.world_size(), place.device.type, parent,
         torch.__version__, *quantized, *more,

@@ -147,7 +147,9 @@ def _check_path(config: Mapping[str, Any], key: str) -> None:
         if part not in here:
             near = difflib.get_close_matches(part, [str(k) for k in here], n=1, cutoff=0.8)
             if near:
-                raise ValueError(f"--cfg-options {key}: {part} is not there; did you mean {near[0]}?")
+                raise ValueError(
+                    f"--cfg-options {key}: {part} is not there; did you mean {near[0]}?"
+                )
             return
         here = here[part]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import xml.etree.ElementTree as ET  # noqa: N817
+import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,9 @@ def inspect(dataset: Any, split: str) -> None:
     """
     for leaf in leaves(dataset):
         if not len(leaf):
-            raise ValueError(f"data.{split}: no images in {leaf.ann_file} (with the boxes asked for)")
+            raise ValueError(
+                f"data.{split}: no images in {leaf.ann_file} (with the boxes asked for)"
+            )
         _check_files(leaf, split)
         if isinstance(leaf, XMLDataset):
             _check_xml_classes(leaf, split)
@@ -77,7 +79,9 @@ def _check_xml_classes(leaf: Any, split: str) -> None:
             " add it to classes and num_classes"
         )
     if len(absent) == len(leaf.CLASSES) and found:
-        raise ValueError(f"data.{split}: none of the classes {leaf.CLASSES} occurs in {leaf.ann_file}")
+        raise ValueError(
+            f"data.{split}: none of the classes {leaf.CLASSES} occurs in {leaf.ann_file}"
+        )
     if absent:
         log.warning("data.%s: no box of class %s", split, ", ".join(absent))
 
@@ -121,9 +125,11 @@ def _leave_out_empty_boxes(leaf: Any, split: str) -> None:
     empty, images, first = 0, 0, ""
     for index, info in enumerate(leaf.data_infos):
         annotation = leaf.get_ann_info(index)
-        boxes = np.concatenate([annotation["bboxes"], annotation.get("bboxes_ignore", [])[:]]) if len(
-            annotation.get("bboxes_ignore", [])
-        ) else annotation["bboxes"]
+        boxes = (
+            np.concatenate([annotation["bboxes"], annotation.get("bboxes_ignore", [])[:]])
+            if len(annotation.get("bboxes_ignore", []))
+            else annotation["bboxes"]
+        )
         count = int((~has_area(boxes)).sum()) if len(boxes) else 0
         if count:
             empty, images = empty + count, images + 1
