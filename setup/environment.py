@@ -86,7 +86,8 @@ def require_compiler(name: str) -> str:
         reason = (done.stderr.strip().splitlines() or ["no message"])[0]
         raise SetupError(
             f"{path} cannot compile a C++20 file that includes Python.h ({reason});"
-            " install g++ 10 or newer and Python's headers (Debian/Ubuntu: apt-get install g++ python3-dev)"
+            " install g++ 10 or newer and Python's headers"
+            " (Debian/Ubuntu: apt-get install g++ python3-dev)"
         )
     return path
 
@@ -270,9 +271,7 @@ def create(venv: Path, extras: str) -> None:
         pinned(n) for n in (*BUILD_TOOLS, *BEFORE_MMCV) if not is_installed(python, pinned(n))
     ]
     if missing:
-        say(
-            f"installing torch and build tools ({len(missing)} packages, up to 5.5 GB, some minutes)"
-        )
+        say(f"installing torch and build tools ({len(missing)} packages, up to 5.5 GB, minutes)")
         run([*pip, *missing], log=log)
     if not is_installed(python, pinned("mmcv-full")):
         wheel = mmcv_wheel(python, log)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
 from mmdet.datasets import CocoDataset, XMLDataset
 
@@ -39,6 +40,45 @@ def inspect(dataset: Any, split: str) -> None:
         elif isinstance(leaf, CocoDataset):
             _check_coco_classes(leaf, split)
         _leave_out_empty_boxes(leaf, split)
+        leaf.pipeline = _NamesBadImages(leaf.pipeline)
+
+
+class _NamesBadImages:
+    """A pipeline whose failure on an image that cannot be decoded names that image."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+
+    def __call__(self, results: Any) -> Any:
+        path = Path(results.get("img_prefix") or ".", results["img_info"]["filename"])
+        try:
+            return self.pipeline(results)
+        except Exception as error:
+            reason = _unreadable(path)
+            if reason is None:
+                raise
+            raise ValueError(
+                f"image {path} cannot be read: {reason}; mend it or take it out of the image list"
+            ) from error
+
+    def __getattr__(self, name: str) -> Any:
+        # mmdet looks at the transforms inside, to update them.
+        if name == "pipeline":
+            raise AttributeError(name)
+        return getattr(self.pipeline, name)
+
+
+def _unreadable(path: Path) -> str | None:
+    """Say why an image file cannot be decoded, None when it can."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return str(error.strerror)
+    try:
+        image = mmcv.imfrombytes(content)
+    except Exception as error:
+        return " ".join(str(error).split())[:100]
+    return "it is no image" if image is None else None
 
 
 def leaves(dataset: Any) -> Iterator[Any]:

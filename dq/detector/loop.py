@@ -191,7 +191,7 @@ def _register_hooks(
         runner.register_training_hooks(
             config.lr_config,
             optimizer_hook,
-            TidyCheckpointHook(**checkpoint_config) if checkpoint_config else None,
+            {"type": TidyCheckpointHook.__name__, **checkpoint_config},
             config.log_config,
             config.get("momentum_config"),
             custom_hooks_config=config.get("custom_hooks"),
