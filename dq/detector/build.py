@@ -59,8 +59,8 @@ def explain(error: BaseException) -> str:
         from mmdet.datasets import DATASETS, PIPELINES
         from mmdet.models.builder import MODELS as DETECTORS
 
-        registries = (MODELS, DETECTORS, DATASETS, PIPELINES, HOOKS, OPTIMIZERS)
-        registries += (BBOX_ASSIGNERS, BBOX_CODERS)
+        registries = [MODELS, DETECTORS, DATASETS, PIPELINES, HOOKS, OPTIMIZERS]
+        registries += [BBOX_ASSIGNERS, BBOX_CODERS]
         names = {n for r in registries if r.name == unknown[2] for n in r.module_dict}
         return f"there is no {unknown[1]} among the {unknown[2]}" + (
             did_you_mean(unknown[1], names) if names else ""
