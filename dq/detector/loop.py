@@ -83,9 +83,7 @@ def train(
     """
     config = copy.deepcopy(config)
     if config.runner.type not in RUNNER_OF:
-        raise ValueError(
-            f"runner.type is {config.runner.type}; use one of {', '.join(RUNNER_OF)}"
-        )
+        raise ValueError(f"runner.type is {config.runner.type}; use one of {', '.join(RUNNER_OF)}")
     loaders = [training_loader(config, dataset, seed=seed)]
     if len(config.workflow) == 2:
         loaders.append(_validation_loss_loader(config, seed))
@@ -136,9 +134,7 @@ def _refinery(config: Config, detector: nn.Module, quantization: Quantization) -
     settings = quantization.refinements
     kept, ema = without_foreign_ema(config.get("custom_hooks"), settings.ema)
     config.custom_hooks = kept
-    return Refinery(
-        detector, quantization.graph, quantization.schedule, replace(settings, ema=ema)
-    )
+    return Refinery(detector, quantization.graph, quantization.schedule, replace(settings, ema=ema))
 
 
 def _float_graph(detector: nn.Module) -> BoundGraph | None:
@@ -233,7 +229,7 @@ def _register_hooks(
         runner.register_training_hooks(
             config.lr_config,
             optimizer_hook,
-            TidyCheckpointHook(**checkpoint_config) if checkpoint_config else None,
+            {"type": TidyCheckpointHook.__name__, **checkpoint_config},
             config.log_config,
             config.get("momentum_config"),
             custom_hooks_config=config.get("custom_hooks"),

@@ -1,6 +1,4 @@
 import copy
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +6,7 @@ import torch
 from dq.quant.ema import Ema, WeightAverage
 from dq.quant.phase import Phase, set_phase
 from dq.quant.recipe import Recipe
-
-_spec = importlib.util.spec_from_file_location("nets", Path(__file__).with_name("nets.py"))
-nets = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(nets)
+from tests.quant import small_net as nets
 
 
 def train(graph, average, steps: int = 10) -> None:

@@ -1,16 +1,10 @@
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
 from dq.quant.oscillation import Oscillation, OscillationTracker, dampening_loss
 from dq.quant.phase import Phase, set_phase
 from dq.quant.recipe import Recipe
-
-_spec = importlib.util.spec_from_file_location("nets", Path(__file__).with_name("nets.py"))
-nets = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(nets)
+from tests.quant import small_net as nets
 
 
 def prepared():
