@@ -138,12 +138,14 @@ def learned_fake_quantize(
 class _Touch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(*parameters)
+        # Not saved for backward: a parameter may follow its range before that.
+        ctx.kinds = [(p.shape, p.dtype, p.device) for p in parameters]
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        return (gradients[0], *[torch.zeros_like(p) for p in ctx.saved_tensors])
+        zeros = [torch.zeros(s, dtype=t, device=d) for s, t, d in ctx.kinds]
+        return (gradients[0], *zeros)
 
 
 def touch(x: Tensor, *parameters: Tensor) -> Tensor:

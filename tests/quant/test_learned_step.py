@@ -229,6 +229,15 @@ def test_a_phase_that_does_not_learn_still_gives_every_parameter_a_gradient_of_z
         assert all(p.grad is not None and (p.grad == 0).all() for p in parameters.values())
 
 
+def test_a_scale_may_follow_its_range_before_the_backward_pass() -> None:
+    model, graph = calibrated(Recipe(weight=S4, activation=U4, learned="lsq+"))
+    set_phase(model, Phase.OBSERVE)
+    loss = graph(torch.randn(2, 3, 8, 8)).sum()
+    update_scales_(list(graph.activations().values()))
+    initialise_weights_(graph.layers())
+    loss.backward()
+
+
 def test_float_keys_stay_and_state_loads_into_another_prepared_model() -> None:
     recipe = Recipe(weight=S4, activation=U4, learned="lsq")
     model, graph = calibrated(recipe)
