@@ -79,7 +79,9 @@ class QuantizationHook(Hook):  # type: ignore[misc]
 
     def _enter(self, phase: Phase, runner: Any) -> None:
         if self.phase is Phase.OBSERVE:
-            # The weights have moved since their scales were first chosen.
+            # The weights have moved since their scales were first chosen. They are folded with
+            # statistics that each rank may have of its own.
+            sync_buffers_(unwrap(runner.model))
             initialise_weights_(self.graph.layers())
         if phase is Phase.FROZEN:
             forget_momentum_(runner.optimizer, self.graph.quantizers)
@@ -102,7 +104,9 @@ class QuantizationHook(Hook):  # type: ignore[misc]
 class OscillationHook(Hook):  # type: ignore[misc]
     """Count oscillating weights after each step that rounds, and freeze or dampen them.
 
-    To run after the optimizer's step. Every rank has the same weights, so each does the same.
+    To run after the optimizer's step. Where weights are frozen, ranks first agree on the running
+    statistics that are folded into them (one collective a step, needless but harmless with
+    synchronized norms), since frozen weights must be the same on all.
 
     Args:
         tracker: Watches the weights.
@@ -120,6 +124,8 @@ class OscillationHook(Hook):  # type: ignore[misc]
     def after_train_iter(self, runner: Any) -> None:
         """Compare the weights' integers with those of the step before."""
         if self.schedule.rounds(progress_of(runner)):
+            if self.tracker.settings.freeze_above is not None:
+                sync_buffers_(unwrap(runner.model))
             self.tracker.update_()
 
     def after_train_epoch(self, runner: Any) -> None:

@@ -70,9 +70,7 @@ def run(it: Any, folder: Path, refinements: Refinements = EVERYTHING, **more: An
 
 
 @pytest.fixture(scope="module")
-def trained(
-    tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> SimpleNamespace:
+def trained(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("qat")
     it = prepared(tiny(runner__max_epochs=2, log_config__interval=1, optimizer__lr=0.01))
     it.before = {n: p.detach().clone() for n, p in learned_parameters(it.graph.quantizers).items()}
