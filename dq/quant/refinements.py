@@ -15,7 +15,7 @@ class Refinements:
 
     Attributes:
         learned_lr: Learning rate of learned scales, offsets and clipping values, in terms of the
-            weights'; for optimizers that divide by the gradient's size (Adam) take 0.1 or less.
+            weights'. Their gradients are scaled to fit the weights' rate already.
         oscillation: Measure oscillating weights, freeze or dampen them.
         ema: Average the weights; the average is what is evaluated and kept.
         distill: Learn from the float model.
