@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dq.quant.fold import fold_factor, is_foldable, safe_factor
+from dq.quant.fold import SMALLEST_FACTOR, fold_factor, is_foldable
 from dq.quant.learned_step import LsqWeightQuantizer
 from dq.quant.prepare import QuantizedGraph
 
@@ -112,7 +112,9 @@ def reestimate_norms_(
     if number:
         merge_(root)
         for quantizer, norm, before in factors:
-            quantizer.rescale_(safe_factor(fold_factor(norm)) / before)
+            dead = before.abs() < SMALLEST_FACTOR
+            ratio = fold_factor(norm) / torch.where(dead, torch.ones_like(before), before)
+            quantizer.rescale_(torch.where(dead, torch.ones_like(ratio), ratio))
     return number
 
 
@@ -123,7 +125,7 @@ def _factors(graph: QuantizedGraph) -> list[tuple[LsqWeightQuantizer, _BatchNorm
         quantizer = quantized.weight
         # One scale for all channels cannot follow each channel's factor.
         if isinstance(quantizer, LsqWeightQuantizer) and isinstance(norm, _BatchNorm):
-            factor = safe_factor(fold_factor(norm))
+            factor = fold_factor(norm)
             if quantizer.learned_scale.shape == factor.shape:
                 found.append((quantizer, norm, factor))
     return found
