@@ -53,6 +53,7 @@ def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None
     """Compute the layer with another weight and bias."""
     if isinstance(layer, _ConvTransposeNd):
         function = _TRANSPOSED[weight.dim() - 2]
+        assert not isinstance(layer.padding, str)
         return function(
             x,
             weight,
@@ -64,7 +65,7 @@ def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None
             layer.dilation,
         )
     if isinstance(layer, _ConvNd):
-        return layer._conv_forward(x, weight, bias)  # type: ignore[operator,no-any-return]
+        return layer._conv_forward(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -104,6 +105,10 @@ class QuantizedLayer(nn.Module):
         if not self.weight.phase.rounds:
             plain: Tensor = norm(apply_layer(layer, x, weight, bias))
             return plain
+        if isinstance(layer, nn.Linear) and x.dim() != 2:
+            # The norm's channels are dimension 1 and the layer's the last one: nothing folds.
+            apart: Tensor = norm(apply_layer(layer, x, self.weight(weight), bias))
+            return apart
         if not norm.training:
             folded, shift = self.folded(layer, norm)
             return apply_layer(layer, x, self.weight(folded), shift)
