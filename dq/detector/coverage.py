@@ -153,7 +153,7 @@ def table(
         "# Coverage of mmdet's configs",
         "",
         "One config of each family that mmdet ships, with random weights and random images: built,"
-        " traced, prepared (int8), calibrated, one quantized training step, one quantized inference.",
+        " traced, prepared (int8), calibrated, one quantized training step and inference.",
         "**OK**: all that has weights is quantized. **Partly float**: it trains and detects, and"
         " the parts named run in float. Made by `python -m launcher coverage`.",
         "",

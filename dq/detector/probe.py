@@ -34,7 +34,7 @@ from dq.quant.recipe import Recipe
 
 OK, PARTLY, REFUSED, CRASHED = "OK", "partly float", "refused", "crashed"
 # SSD's last maps vanish on smaller images; hourglasses need a multiple of 128.
-SIDE, SIDE_OF_SSD = 256, 320
+SIDE, SIDE_OF_SSD = 128, 320
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +64,20 @@ def probe(path: Path) -> Verdict:
         return Verdict(verdict=REFUSED, what=f"cannot be built: {_line(error)}")
     torch.manual_seed(0)
     data = batch_for(config)
-    detector.eval()
-    with torch.no_grad():
-        before = detector.extract_feat(data["img"])
     try:
+        before = _features(detector, data)
         graph = quantize_detector(detector, Recipe())
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         return Verdict(verdict=REFUSED, what=_line(error))
-    with torch.no_grad():
-        _check_same(before, graph(data["img"]))
-    _train(detector, graph, data)
-    _infer(detector, graph, data)
+    try:
+        with torch.no_grad():
+            _check_same(before, graph(data["img"]))
+        _train(detector, graph, data)
+        _infer(detector, graph, data)
+    except Exception:
+        if reason := _float_fails(config, path, data):
+            return Verdict(verdict=REFUSED, what=f"the float detector fails here too: {reason}")
+        raise
     what = "; ".join(f"{name}: {reason}" for name, reason in summary(graph.left_float, most=4))
     return Verdict(
         verdict=PARTLY if what else OK,
@@ -84,17 +87,41 @@ def probe(path: Path) -> Verdict:
     )
 
 
+def _features(detector: nn.Module, data: dict[str, Any]) -> Any:
+    """Return the float detector's features, in evaluation mode.
+
+    Raises:
+        ValueError: It fails here, for want of an operator on this device for instance.
+    """
+    extract: Any = detector.eval().extract_feat
+    try:
+        with torch.no_grad():
+            return extract(data["img"])
+    except RuntimeError as error:
+        raise ValueError(f"the float detector fails here too: {_line(error)}") from error
+
+
+def _float_fails(config: Config, path: Path, data: dict[str, Any]) -> str:
+    """Return why the float detector cannot train a step or detect either; empty if it can."""
+    detector = _build(config, path)
+    try:
+        _loss(detector.train(), data).backward()  # type: ignore[no-untyped-call]
+        _detect(detector.eval(), data)
+    except Exception as error:
+        return _line(error)
+    return ""
+
+
 def _build(config: Config, path: Path) -> nn.Module:
     remove_pretrained(config.model)
     if "teacher_config" in config.model:
         # Distillation names its teacher's config from the folder above all configs.
         config.model.teacher_config = str(path.parents[2] / config.model.teacher_config)
-    detector = build_detector(
+    detector: Any = build_detector(
         config.model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg")
     )
+    detector.init_weights()
     assert isinstance(detector, nn.Module)
-    initialise: Any = detector.init_weights
-    initialise()
     revert_sync_batch_norm(detector)  # torch's own refuses a CPU.
     return detector
 
@@ -117,19 +144,12 @@ def remove_pretrained(section: Any) -> None:
 
 def batch_for(config: Config) -> dict[str, Any]:
     """Return two random images with what the config's training pipeline collects."""
-    side = (
-        SIDE_OF_SSD
-        if config.model.type == "SingleStageDetector"
-        and "SSD"
-        in str(config.model.get("backbone", {}).get("type", ""))
-        + str(config.model.get("bbox_head", {}).get("type", ""))
-        else SIDE
-    )
+    side = SIDE_OF_SSD if config.model.get("bbox_head", {}).get("type") == "SSDHead" else SIDE
     steps = list(_pipeline_steps(config.get("data", {}).get("train", {})))
     steps += list(_pipeline_steps(config.get("train_pipeline", [])))
     keys = {key for step in steps if step.get("type") == "Collect" for key in step["keys"]}
     shrink = [step["scale_factor"] for step in steps if step.get("type") == "SegRescale"]
-    boxes = torch.tensor([[20.0, 24.0, 140.0, 150.0], [100.0, 90.0, 230.0, 240.0]])
+    boxes = torch.tensor([[10.0, 12.0, 70.0, 75.0], [50.0, 45.0, 115.0, 120.0]])
     masks = np.zeros((2, side, side), dtype=np.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
         mask[y1:y2, x1:x2] = 1
@@ -204,7 +224,7 @@ def _train(detector: nn.Module, graph: QuantizedGraph, data: dict[str, Any]) -> 
     set_phase(graph.quantizers, Phase.TRAIN)
     detector.train()
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-4)
-    loss, _ = parse_losses(detector(**data, return_loss=True))
+    loss = _loss(detector, data)
     loss.backward()  # type: ignore[no-untyped-call]
     if not torch.isfinite(loss):
         raise RuntimeError(f"the loss is {float(loss)}")
@@ -216,11 +236,18 @@ def _train(detector: nn.Module, graph: QuantizedGraph, data: dict[str, Any]) -> 
     update_scales_(quantizers)
 
 
-@torch.no_grad()
 def _infer(detector: nn.Module, graph: QuantizedGraph, data: dict[str, Any]) -> None:
     """Detect on one image with everything rounded."""
     set_phase(graph.quantizers, Phase.FROZEN)
-    detector.eval()
+    _detect(detector.eval(), data)
+
+
+def _loss(detector: nn.Module, data: dict[str, Any]) -> Tensor:
+    return parse_losses(detector(**data, return_loss=True))[0]
+
+
+@torch.no_grad()
+def _detect(detector: nn.Module, data: dict[str, Any]) -> None:
     inputs: dict[str, Any] = {"img": [data["img"][:1]], "img_metas": [data["img_metas"][:1]]}
     if "proposals" in data:
         inputs["proposals"] = [data["proposals"][:1]]
