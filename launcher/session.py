@@ -58,6 +58,9 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
         torch.set_num_threads(arguments.threads or default_threads(environment))
         if device.type == "cuda":
             torch.cuda.set_device(device)
+            from dq.detector.nms import ensure_nms
+
+            ensure_nms(device)
         try:
             with process_group(environment, device=device, timeout_s=arguments.timeout):
                 log.info(

@@ -62,23 +62,23 @@ test_pipeline = [
     ),
 ]
 data = dict(
-    samples_per_gpu=16,
+    samples_per_gpu=4,
     train=dict(times=2, dataset=dict(pipeline=train_pipeline)),
     val=dict(pipeline=test_pipeline),
     test=dict(pipeline=test_pipeline),
 )
 evaluation = dict(interval=3, metric="mAP")
-optimizer = dict(type="SGD", lr=4e-2, momentum=0.9, weight_decay=1e-4)
+optimizer = dict(type="AdamW", lr=1e-3, weight_decay=1e-2)
 optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
 lr_config = dict(
     policy="CosineAnnealing", warmup="linear", warmup_iters=50, warmup_ratio=1e-2, min_lr=0
 )
-runner = dict(type="EpochBasedRunner", max_epochs=15)
+runner = dict(type="EpochBasedRunner", max_epochs=12)
 quant = dict(
     schedule=dict(calibration_batches=12, calibration_batch_size=16),
     training={
-        "optimizer.lr": 4e-3,
-        "runner.max_epochs": 3,
+        "optimizer.lr": 1e-4,
+        "runner.max_epochs": 2,
         "lr_config.warmup_iters": 10,
         "evaluation.interval": 1,
     },

@@ -44,6 +44,8 @@ def _to_float32(value: Any) -> Any:
         return value.float() if value.is_floating_point() else value
     if isinstance(value, list | tuple):
         return type(value)(_to_float32(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _to_float32(item) for key, item in value.items()}
     return value
 
 

@@ -1,64 +1,142 @@
-"""A detector's backbone, neck and head as one graph that its own loss and decoding run on.
+"""A detector's backbone, neck and head as one graph that its own losses and decoding run on.
 
 The graph stands in for ``extract_feat``, and the head's ``forward``, which mmdet calls on what
 ``extract_feat`` returns, hands the graph's outputs on. So every training and test path of mmdet
-works unchanged on the quantized detector.
+works unchanged on the quantized detector. Single-stage detectors are one graph; of all others
+backbone, neck and the first dense head are, and what comes behind (RoI heads, transformers) runs
+in float on the graph's rounded features.
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import mmcv.cnn
+import torch
 from mmcv.cnn.bricks import wrappers
 from mmcv.cnn.bricks.drop import DropPath
 from torch import Tensor, fx, nn
 
-from dq.quant.prepare import QuantizedGraph, prepare
+from dq.quant.prepare import CONTAINER, QuantizedGraph, prepare
 from dq.quant.recipe import Recipe
-from dq.quant.trace import TraceError, declare_plain_layers, trace
+from dq.quant.roles import is_layer
+from dq.quant.tolerant import trace_tolerantly
+from dq.quant.trace import Traced, TraceError, declare_plain_layers
+
+log = logging.getLogger(__name__)
 
 _ACTIVATIONS = (mmcv.cnn.Swish, mmcv.cnn.HSwish, mmcv.cnn.HSigmoid)
+# Heads that mmdet calls on the features, and on nothing else.
+_HEADS = ("bbox_head", "rpn_head", "mask_head")
+FEATURES = "features"
+# Side of the square image with which modules that cannot be traced are tried once.
+_EXAMPLE_SIZE = 128
 
 
-def trace_detector(detector: nn.Module) -> fx.Graph:
-    """Trace ``bbox_head(extract_feat(img))`` into one graph.
+class Features(tuple[Any, ...]):
+    """A detector's features that know what a head made of them in the same graph.
+
+    Attributes:
+        outputs: What each head in the graph returned, by its name in the detector.
+    """
+
+    outputs: Mapping[str, Any]
+
+
+def trace_detector(detector: nn.Module) -> Traced:
+    """Trace backbone, neck and, where it can be, the dense head behind them into one graph.
 
     Args:
-        detector: A single-stage mmdet detector, float.
+        detector: An mmdet detector, float.
 
     Returns:
-        A graph of one input, images ``(N, 3, H, W)``, and the head's outputs.
+        A graph of one input, images ``(N, 3, H, W)``. A single-stage detector's returns the head's
+        outputs; any other's a dict of ``features`` and, by its name, a head's outputs. What stays
+        out of the graph or whole in it is in ``left_float``.
 
     Raises:
-        ValueError: The detector is not single-stage or has no static graph.
+        ValueError: Not even backbone and neck have a static graph.
     """
-    head = getattr(detector, "bbox_head", None)
-    if not isinstance(head, nn.Module):
-        raise ValueError(
-            f"{type(detector).__name__} has no bbox_head of its own; quantization works for"
-            " single-stage detectors (SSD, RetinaNet, FCOS, YOLOX and the like)"
-        )
     declare_plain_layers(
         wrappers.Conv2d, wrappers.Conv3d, wrappers.ConvTranspose2d, wrappers.Linear
     )
+    if not callable(getattr(detector, "extract_feat", None)):
+        raise ValueError(f"{type(detector).__name__} has no extract_feat; it is no mmdet detector")
+    head = _dense_head(detector)
+    reasons: dict[str, str] = {}
+    traced = None
+    if head is not None:
+        try:
+            traced = _trace(detector, head)
+        except TraceError as error:
+            reasons[head] = " ".join(str(error).split())
+        if traced is not None and head in traced.left_float:
+            reasons[head], traced = traced.left_float[head], None
+    if traced is None:
+        try:
+            traced = _trace(detector, None)
+        except TraceError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"this detector cannot be quantized: {reason}") from error
+    if not any(is_layer(detector, node) for node in traced.graph.nodes):
+        first = next(iter(traced.left_float.values()), "it has no convolution")
+        raise ValueError(f"this detector cannot be quantized: {first}")
+    left_float = {**_outside(detector, traced.graph, reasons), **traced.left_float}
+    return Traced(graph=traced.graph, training_graph=traced.training_graph, left_float=left_float)
+
+
+def _dense_head(detector: nn.Module) -> str | None:
+    """Return the name of the head that is a function of the features alone, if there is one."""
+    for name in _HEADS:
+        head = getattr(detector, name, None)
+        if isinstance(head, nn.Module):
+            break
+    else:
+        return None
+    if "forward" not in {n for c in type(head).__mro__[:-2] for n in vars(c)}:
+        return None  # Stages of a cascade, or queries: called by other names.
+    parameters = inspect.signature(head.forward).parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return name if len(needed) == 1 else None
+
+
+def _trace(detector: nn.Module, head: str | None) -> Traced:
     extract: Any = detector.extract_feat
+    children = {name for name, _ in detector.named_children()}
+    whole = head is not None and children <= {"backbone", "neck", head} and head == "bbox_head"
 
     def network(img: Tensor) -> Any:
-        return head(extract(img))
+        features = extract(img)
+        if head is None:
+            return {FEATURES: features}
+        outputs = getattr(detector, head)(features)
+        return outputs if whole else {FEATURES: features, head: outputs}
 
-    mode = detector.training
-    detector.eval()
-    try:
-        return trace(detector, network, is_leaf=_is_leaf)
-    except TraceError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"this detector cannot be quantized: {reason}") from error
-    finally:
-        detector.train(mode)
+    some = next(detector.parameters())
+    example = torch.zeros(1, 3, _EXAMPLE_SIZE, _EXAMPLE_SIZE, device=some.device, dtype=some.dtype)
+    return trace_tolerantly(detector, network, example, is_leaf=_is_leaf)
 
 
-def parameters_outside(detector: nn.Module, graph: fx.Graph) -> list[str]:
+def _outside(detector: nn.Module, graph: fx.Graph, reasons: Mapping[str, str]) -> dict[str, str]:
+    """Return the detector's children, and weights in the graph, that run in float, with why."""
+    found: dict[str, str] = {}
+    targets = {str(n.target) for n in graph.nodes if n.op in {"call_module", "get_attr"}}
+    reached = {target.partition(".")[0] for target in targets}
+    for name, child in detector.named_children():
+        if name not in reached and name != CONTAINER and any(True for _ in child.parameters()):
+            found[name] = reasons.get(name, "runs behind the graph, on its outputs")
+    for node in graph.nodes:
+        if node.op == "call_module" and not is_layer(detector, node):
+            module = detector.get_submodule(str(node.target))
+            if any(parameter.dim() > 1 for parameter in module.parameters()):
+                found.setdefault(str(node.target), f"{type(module).__name__} stays float by rule")
+    return found
+
+
+def parameters_outside(detector: nn.Module, graph: fx.Graph | Traced) -> list[str]:
     """Return the names of backbone and neck parameters that the graph never reads.
 
     Such parameters (the last stage of a backbone whose output nobody takes) never get a gradient,
@@ -68,7 +146,10 @@ def parameters_outside(detector: nn.Module, graph: fx.Graph) -> list[str]:
         detector: The traced model.
         graph: Its graph.
     """
-    targets = {str(n.target) for n in graph.nodes if n.op in {"call_module", "get_attr"}}
+    traced = graph if isinstance(graph, Traced) else Traced(graph=graph)
+    graphs = [g for g in (traced.graph, traced.training_graph) if g is not None]
+    nodes = [node for g in graphs for node in g.nodes]
+    targets = {str(n.target) for n in nodes if n.op in {"call_module", "get_attr"}}
     unused = []
     for name, _ in detector.named_parameters():
         if name.partition(".")[0] not in {"backbone", "neck"}:
@@ -91,7 +172,8 @@ def quantize_detector(detector: nn.Module, recipe: Recipe) -> QuantizedGraph:
     """Insert quantizers into the detector and make its own methods run on the quantized graph.
 
     Every quantizer begins in phase OFF. The detector's modules, parameters and float state-dict
-    keys stay as they are; all that is new lies below ``detector.quantizers``.
+    keys stay as they are; all that is new lies below ``detector.quantizers``. What stays float is
+    in the graph's ``left_float`` and named in a warning.
 
     Args:
         detector: A float detector, as mmdet builds it.
@@ -101,26 +183,69 @@ def quantize_detector(detector: nn.Module, recipe: Recipe) -> QuantizedGraph:
         ValueError: It cannot be traced, or is quantized already.
     """
     graph = prepare(detector, recipe, trace_detector(detector))
+    if graph.left_float:
+        log.warning(
+            "left in float: %s",
+            "; ".join(f"{name} ({reason})" for name, reason in summary(graph.left_float)),
+        )
     attach(detector, graph)
     return graph
 
 
-def attach(detector: nn.Module, graph: Any) -> None:
+def summary(left_float: Mapping[str, str], most: int = 6) -> Iterable[tuple[str, str]]:
+    """Return names and reasons with modules left for one reason put together.
+
+    Args:
+        left_float: As `Traced` has it.
+        most: How many entries at most; the last one counts the rest.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, reason in left_float.items():
+        groups.setdefault(reason, []).append(name)
+    entries = [
+        (names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", reason)
+        for reason, names in groups.items()
+    ]
+    if len(entries) > most:
+        entries = [*entries[:most], ("...", f"and {len(entries) - most} other reasons")]
+    return entries
+
+
+def attach(detector: nn.Module, graph: Callable[[Tensor], Any]) -> None:
     """Let mmdet's methods of ``detector`` take backbone, neck and head from ``graph``.
 
     Args:
-        detector: A single-stage detector.
-        graph: Callable, images -> the head's outputs.
+        detector: An mmdet detector.
+        graph: Callable, images -> what the detector's graph returns, see `trace_detector`.
     """
 
     def extract_feat(img: Tensor) -> Any:
-        return graph(img)
-
-    def hand_on(outputs: Any) -> Any:
-        return outputs
+        result = graph(img)
+        if not (isinstance(result, dict) and FEATURES in result):
+            return result
+        if isinstance(result[FEATURES], Tensor):
+            return result[FEATURES]
+        features = Features(result[FEATURES])
+        features.outputs = {name: part for name, part in result.items() if name != FEATURES}
+        return features
 
     # Plain attributes of the instance: they hide the methods of the class.
     detector.__dict__["extract_feat"] = extract_feat
-    head = detector.bbox_head
-    assert isinstance(head, nn.Module)
-    head.__dict__["forward"] = hand_on
+    name = _dense_head(detector)
+    if name is not None:
+        head = getattr(detector, name)
+        head.__dict__["forward"] = _handing_on(name, head)
+
+
+def _handing_on(name: str, head: nn.Module) -> Callable[..., Any]:
+    """Return a forward pass for a head: what the graph computed, or the head's own work."""
+    own = type(head).forward
+
+    def forward(features: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(features, Features):
+            if name not in features.outputs:
+                return own(head, features, *arguments, **options)
+            return features.outputs[name]
+        return features
+
+    return forward

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from mmcv import Config
 from mmcv.runner import DistSamplerSeedHook, OptimizerHook, build_optimizer, build_runner
 from mmdet.apis.train import auto_scale_lr
-from torch import nn
+from torch import Tensor, nn
 
 from dq.detector.amp import ScaledOptimizerHook, run_under_autocast
 from dq.detector.build import explain
@@ -30,7 +31,7 @@ from dq.detector.step import ParallelDetector, add_train_step
 from dq.dist import collectives
 from dq.dist.data_parallel import unwrap, wrap
 from dq.quant.learned import regroup_
-from dq.quant.prepare import QuantizedGraph
+from dq.quant.prepare import CONTAINER, QuantizedGraph
 from dq.quant.recipe import Recipe
 from dq.quant.refinements import Refinements
 from dq.quant.schedule import Schedule
@@ -91,13 +92,10 @@ def train(
     if graph is not None:
         _leave_out_unused(detector, graph)
     refinery = None if quantization is None else _refinery(config, detector, quantization)
-    network = graph if refinery is None else refinery.network
-    if config.get("fp16"):
-        if network is None:
-            raise ValueError("fp16 needs a detector that can be traced; leave fp16 out")
-        run_under_autocast(detector, network, device)
-    elif refinery is not None:
-        attach(detector, network)
+    if graph is not None:
+        _run_on(detector, graph if refinery is None else refinery.network, config, device)
+    elif config.get("fp16"):
+        raise ValueError("fp16 needs a detector that can be traced; leave fp16 out")
     add_train_step(detector)
     model = wrap(
         detector,
@@ -119,15 +117,21 @@ def train(
         runner.load_checkpoint(config.load_from)
     with added_losses(detector, [] if refinery is None else refinery.terms):
         runner.run(loaders, [tuple(flow) for flow in config.workflow])
-    if refinery is not None:
+    if refinery is not None and quantization is not None:
         refinery.finish(loaders[0], device)
-        if refinery.network is not graph:
-            # Nothing is to be recorded for a loss any more.
-            if config.get("fp16"):
-                run_under_autocast(detector, graph, device)
-            else:
-                attach(detector, graph)
+        # Nothing is to be recorded for a loss any more.
+        _run_on(detector, quantization.graph, config, device)
     return unwrap(runner.model)
+
+
+def _run_on(
+    detector: nn.Module, network: Callable[[Tensor], Any], config: Config, device: torch.device
+) -> None:
+    """Let mmdet's methods take their outputs from ``network``; a float detector only for fp16."""
+    if config.get("fp16"):
+        run_under_autocast(detector, network, device)
+    elif hasattr(detector, CONTAINER):
+        attach(detector, network)
 
 
 def _refinery(config: Config, detector: nn.Module, quantization: Quantization) -> Refinery:

@@ -55,7 +55,7 @@ class Refinery:
         settings: Refinements,
     ) -> None:
         self.detector, self.graph, self.schedule = detector, graph, schedule
-        self.network: Any = graph
+        self.network: Callable[[Tensor], Any] = graph
         self.average: WeightAverage | None = None
         self.companions: dict[str, Any] = {}
         self.hooks: list[tuple[Hook, int]] = []

@@ -1,7 +1,7 @@
 """The arithmetic of affine quantization: range -> scale and zero point; quantize; dequantize.
 
-Pure functions. ``real = scale * (integer - zero_point)``, after Jacob et al. 2018 (arXiv 1712.05877,
-equation 1). Zero is always representable exactly, as padding and ReLU need.
+Pure functions. ``real = scale * (integer - zero_point)``, after Jacob et al. 2018 (arXiv
+1712.05877, equation 1). Zero is always representable exactly, as padding and ReLU need.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ def scale_and_zero_point(
 ) -> tuple[Tensor, Tensor]:
     """Choose scale and zero point so that the integers cover the range and zero.
 
-    No value leaves the device, and a range that is empty (minimum +inf, maximum -inf) or a single
-    zero gives scale 1 and zero point 0.
+    No value leaves the device. A range that is empty (minimum +inf, maximum -inf) or a single zero
+    gives scale 1; infinities count as a quarter of the dtype's largest number; a NaN gives a NaN
+    scale, so that a broken weight is seen in the loss and not rounded away.
 
     Args:
         range_min: Smallest real value to represent, any shape ``S``.
@@ -29,44 +30,55 @@ def scale_and_zero_point(
         spec: The integers.
 
     Returns:
-        ``(scale, zero_point)``, both of shape ``S``: float32 (float64 for a float64 range) and
-        int32, on the device of the range.
+        ``(scale, zero_point)``, both of shape ``S``, float32 (as torch's kernels want it, whatever
+        the dtype of the range) and int32, on the device of the range.
     """
     dtype = torch.float64 if range_min.dtype == torch.float64 else torch.float32
-    low = range_min.to(dtype).clamp(max=0.0)
-    high = range_max.to(dtype).clamp(min=0.0)
-    # Observed infinities would make the scale infinite and every value a NaN.
-    limit = torch.finfo(dtype).max / 4
-    low, high = low.clamp(min=-limit), high.clamp(max=limit)
-    steps = float(spec.quant_max - spec.quant_min)
+    limit = torch.finfo(torch.float32).max / 4
+    low = range_min.to(dtype).clamp(min=-limit, max=0.0)
+    high = range_max.to(dtype).clamp(min=0.0, max=limit)
+    levels = float(spec.quant_max - spec.quant_min)
     if spec.symmetric and spec.signed:
         # With the full range the negative side has one integer more; use the smaller side.
-        width, steps = torch.maximum(-low, high), float(spec.quant_max)
+        width, levels = torch.maximum(-low, high), float(spec.quant_max)
     elif spec.symmetric:
         width = high
     else:
         width = high - low
     empty = (width <= 0) | (range_min > range_max)
-    scale = torch.where(empty, torch.ones_like(width), width / steps)
+    scale = torch.where(empty, torch.ones_like(width), width / levels).float()
     scale = scale.clamp(min=SMALLEST_SCALE)
     if spec.power_of_two:
-        scale = torch.exp2(torch.ceil(torch.log2(scale)))
+        scale = next_power_of_two(scale)
     if spec.symmetric:
-        zero_point = torch.zeros_like(scale)
-    else:
-        zero_point = torch.round(spec.quant_min - low / scale)
-        zero_point = zero_point.clamp(spec.quant_min, spec.quant_max)
-        zero_point = torch.where(empty, torch.full_like(zero_point, spec.quant_min), zero_point)
-        if spec.quant_min <= 0 <= spec.quant_max:
-            zero_point = torch.where(empty, torch.zeros_like(zero_point), zero_point)
+        return scale, torch.zeros_like(scale, dtype=torch.int32)
+    zero_point = torch.round(spec.quant_min - low / scale).nan_to_num(nan=spec.quant_min)
+    zero_point = zero_point.clamp(spec.quant_min, spec.quant_max)
+    neutral = min(max(0, spec.quant_min), spec.quant_max)
+    zero_point = torch.where(empty, torch.full_like(zero_point, neutral), zero_point)
     return scale, zero_point.to(torch.int32)
+
+
+def next_power_of_two(x: Tensor) -> Tensor:
+    """Return the smallest power of two that is not below ``x``, exactly and on any device.
+
+    A logarithm could round across a power of two, and not alike on all devices; carrying the
+    mantissa's bits into the exponent cannot.
+
+    Args:
+        x: Positive normal float32 numbers up to 2**127, any shape; others are returned unchanged.
+    """
+    mantissa = 2**23 - 1
+    rounded = ((x.view(torch.int32) + mantissa) & ~mantissa).view(torch.float32)
+    return torch.where(x.isfinite(), rounded, x)
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
     """Round ``x`` to the nearest representable value and return it as a real number.
 
     The gradient is passed straight through inside the range and is zero outside (Jacob et al.).
-    torch's own kernels do the work, so torch.compile fuses them.
+    torch's own kernels do the work, so torch.compile fuses them. A NaN becomes the smallest
+    representable value, as it does in the kernels.
 
     Args:
         x: Any shape and floating dtype.
@@ -80,6 +92,14 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec)
     low, high = spec.quant_min, spec.quant_max
     if spec.channel_axis is None:
         return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, low, high)
+    # The kernel for channels casts to an integer before it clamps, so large values would wrap.
+    largest = min(torch.finfo(x.dtype).max, torch.finfo(scale.dtype).max)
+    bound = (scale * 2.0**20).clamp(max=largest).to(x.dtype)
+    spread = _spread(x, bound, spec)
+    x = torch.clamp(x, -spread, spread)
+    if spec.symmetric:
+        # Integer zero points are compared on the host, a synchronisation in every layer.
+        zero_point = zero_point.float()
     axis = spec.channel_axis % x.dim()
     return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, low, high)
 
@@ -88,14 +108,16 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> T
     """Return the integers of ``x`` as int32, rounded half to even and clamped to the spec.
 
     Args:
-        x: Any shape.
+        x: Any shape; a NaN becomes ``quant_min``.
         scale: As for `fake_quantize`.
         zero_point: As for `fake_quantize`.
         spec: The integers.
     """
     scale, zero_point = _spread(x, scale, spec), _spread(x, zero_point, spec)
+    x = x if x.dtype == torch.float64 else x.float()
     # torch's fake-quantize kernels multiply by the reciprocal: the same order keeps ties the same.
     integers = torch.round(x * (1.0 / scale)) + zero_point
+    integers = integers.nan_to_num(nan=spec.quant_min, posinf=spec.quant_max, neginf=spec.quant_min)
     return integers.clamp(spec.quant_min, spec.quant_max).to(torch.int32)
 
 

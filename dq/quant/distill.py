@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import CONTAINER, QuantizedGraph
-from dq.quant.trace import BoundGraph
+from dq.quant.trace import BoundGraph, Traced
 
 # Below this mean square a teacher's tensor says nothing.
 SMALLEST_POWER = 1e-8
@@ -93,7 +93,7 @@ class Distillation:
         self.settings = settings
         names = feature_names(graph, settings.features)
         self.student = with_features(graph, graph.root, names)
-        self.teacher = with_features(graph, _float_copy(graph.root), names)
+        self.teacher = with_features(graph, _float_copy(graph.root), names, training=True)
         self.recorded: tuple[Tensor, Any, Any] | None = None
 
     def __call__(self, x: Tensor) -> Any:
@@ -143,21 +143,34 @@ def feature_names(graph: QuantizedGraph, patterns: Sequence[str]) -> list[str]:
     ]
 
 
-def with_features(graph: QuantizedGraph, root: nn.Module, names: Sequence[str]) -> BoundGraph:
+def with_features(
+    graph: QuantizedGraph, root: nn.Module, names: Sequence[str], *, training: bool = False
+) -> BoundGraph:
     """Return the graph, run on ``root``, with the outputs of these quantizers as a second result.
 
     Args:
         graph: The prepared model.
         root: The model or a copy of it.
         names: Of quantizers.
+        training: Run what the model runs in training mode, whatever mode ``root`` is in.
 
     Returns:
         A callable that returns ``(what the graph returns, list of tensors)``.
     """
+    evaluated = _tapped(graph.graph, names)
+    if graph.training_graph is None:
+        return BoundGraph(root, evaluated)
+    trained = _tapped(graph.training_graph, names)
+    if training:
+        return BoundGraph(root, trained)
+    return BoundGraph(root, Traced(graph=evaluated, training_graph=trained))
+
+
+def _tapped(graph: fx.Graph, names: Sequence[str]) -> fx.Graph:
     copied = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}
-    result = copied.graph_copy(graph.graph, nodes)
+    result = copied.graph_copy(graph, nodes)
     targets = [f"{CONTAINER}.{name}" for name in names]
     taps = [new for old, new in nodes.items() if old.op == "call_module" and old.target in targets]
     copied.output((result, taps))
-    return BoundGraph(root, copied)
+    return copied

@@ -3,9 +3,10 @@
 In inference a batch norm is one factor and one shift for each channel, and both go into the layer:
 ``weight * factor`` and ``(bias - mean) * factor + beta``. In training the layer must round that
 folded weight while the norm still normalises by the batch. As in Krishnamoorthi 2018 (arXiv
-1806.08342, section 3.2.2) the rounded folded weight is applied, its output divided by the same
-factor, and the norm module itself does the rest. So with rounding off the result, the gradients
-and the running statistics are the unfused model's, and the norm may be any subclass (SyncBatchNorm).
+1806.08342, section 3.2.2) the folded weight is rounded; here it is then divided by the same factor
+again, which commutes with the layer and is cheaper than dividing its output, and the norm module
+itself does the rest. So with rounding off the result, the gradients and the running statistics are
+the unfused model's, and the norm may be any subclass (SyncBatchNorm).
 """
 
 from __future__ import annotations
@@ -51,10 +52,19 @@ def fold_factor(norm: _BatchNorm) -> Tensor:
     return inverse if norm.weight is None else norm.weight * inverse
 
 
-def safe_factor(factor: Tensor) -> Tensor:
-    """Return the factor with dead channels' values replaced, so that one may divide by it."""
-    tiny = factor.abs() < SMALLEST_FACTOR
-    return torch.where(tiny, torch.full_like(factor, SMALLEST_FACTOR), factor)
+def unfold(rounded: Tensor, weight: Tensor, spread: Tensor) -> Tensor:
+    """Return the rounded folded weight divided by the factor that was folded in.
+
+    A dead channel, whose factor is next to nothing, keeps its float weight: the integers of its
+    folded weight are zero and would stop its statistics and the gradient of its gamma.
+
+    Args:
+        rounded: The rounded folded weight.
+        weight: The float weight, of the same shape.
+        spread: The factor, in a shape that broadcasts against the weight.
+    """
+    dead = spread.abs() < SMALLEST_FACTOR
+    return torch.where(dead, weight, rounded / torch.where(dead, 1.0, spread))
 
 
 def folded_bias(bias: Tensor | None, norm: _BatchNorm, factor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from dq.quant.fake_quantize import WeightQuantizer
-from dq.quant.fold import fold_factor, folded_bias, safe_factor
+from dq.quant.fold import fold_factor, folded_bias, unfold
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -32,20 +32,28 @@ def num_outputs(layer: nn.Module) -> int:
     return layer.out_features
 
 
-def scale_weight(layer: nn.Module, weight: Tensor, factor: Tensor) -> Tensor:
-    """Multiply each output channel of ``weight`` by its factor, shape ``(channels,)``."""
+def spread_over_weight(layer: nn.Module, factor: Tensor) -> Tensor:
+    """Return a factor for each output channel in a shape that broadcasts against the weight.
+
+    Args:
+        layer: Convolution, transposed convolution or linear.
+        factor: Shape ``(output channels,)``.
+    """
+    assert isinstance(layer.weight, Tensor)
+    ones = [1] * (layer.weight.dim() - 2)
     if isinstance(layer, _ConvTransposeNd):
         # (in, out / groups, ...): input channel i belongs to group i // (in / groups).
         per_group = factor.reshape(layer.groups, -1)
         spread = per_group.repeat_interleave(layer.in_channels // layer.groups, dim=0)
-        return weight * spread.reshape(*spread.shape, *[1] * (weight.dim() - 2))
-    return weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
+        return spread.reshape(*spread.shape, *ones)
+    return factor.reshape(-1, 1, *ones)
 
 
 def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute the layer with another weight and bias."""
     if isinstance(layer, _ConvTransposeNd):
         function = _TRANSPOSED[weight.dim() - 2]
+        assert not isinstance(layer.padding, str)
         return function(
             x,
             weight,
@@ -57,7 +65,7 @@ def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None
             layer.dilation,
         )
     if isinstance(layer, _ConvNd):
-        return layer._conv_forward(x, weight, bias)  # type: ignore[operator,no-any-return]
+        return layer._conv_forward(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -72,34 +80,42 @@ class QuantizedLayer(nn.Module):
         super().__init__()
         self.weight = weight
 
-    def forward(self, x: Tensor, layer: nn.Module, norm: nn.Module | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        layer: nn.Module,
+        norm: nn.Module | None = None,
+        rounded: Tensor | None = None,
+    ) -> Tensor:
         """Return ``norm(layer(x))`` computed with the rounded weight.
 
         Args:
             x: The layer's input, ``(N, C, ...)``.
             layer: Convolution, transposed convolution or linear.
             norm: The batch norm that follows, or None.
+            rounded: The rounded weight where the graph has computed it already, once for all the
+                levels that share a layer without norm.
         """
         weight, bias = layer.weight, layer.bias
         assert isinstance(weight, Tensor)
         assert bias is None or isinstance(bias, Tensor)
         if norm is None:
-            return apply_layer(layer, x, self.weight(weight), bias)
+            return apply_layer(layer, x, self.weight(weight) if rounded is None else rounded, bias)
         assert isinstance(norm, _BatchNorm)
         if not self.weight.phase.rounds:
-            y: Tensor = norm(apply_layer(layer, x, self.weight(weight), bias))
-            return y
+            plain: Tensor = norm(apply_layer(layer, x, self.weight(weight), bias))
+            return plain
+        if isinstance(layer, nn.Linear) and x.dim() != 2:
+            # The norm's channels are dimension 1 and the layer's the last one: nothing folds.
+            apart: Tensor = norm(apply_layer(layer, x, self.weight(weight), bias))
+            return apart
         if not norm.training:
             folded, shift = self.folded(layer, norm)
             return apply_layer(layer, x, self.weight(folded), shift)
-        factor = safe_factor(fold_factor(norm))
-        y = apply_layer(layer, x, self.weight(scale_weight(layer, weight, factor)), None)
-        shape = [1, -1, *[1] * (y.dim() - 2)]
-        y = y / factor.reshape(shape).to(y.dtype)
-        if bias is not None:
-            y = y + bias.reshape(shape).to(y.dtype)
-        y = norm(y)
-        return y
+        spread = spread_over_weight(layer, fold_factor(norm))
+        used = unfold(self.weight(weight * spread), weight, spread)
+        result: Tensor = norm(apply_layer(layer, x, used, bias))
+        return result
 
     @staticmethod
     def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
@@ -111,7 +127,7 @@ class QuantizedLayer(nn.Module):
             return weight, bias
         assert isinstance(norm, _BatchNorm)
         factor = fold_factor(norm)
-        return scale_weight(layer, weight, factor), folded_bias(bias, norm, factor)
+        return weight * spread_over_weight(layer, factor), folded_bias(bias, norm, factor)
 
     def quantized_weight(
         self, layer: nn.Module, norm: nn.Module | None

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dq.quant.affine import dequantize, fake_quantize, quantize
-from dq.quant.fold import fold_factor, safe_factor
-from dq.quant.layers import QuantizedLayer, scale_weight
+from dq.quant.fold import fold_factor, unfold
+from dq.quant.layers import QuantizedLayer, spread_over_weight
 from dq.quant.prepare import QuantizedGraph
 
 
@@ -117,10 +118,10 @@ class OscillationTracker:
         fresh = (record.frequency > self.settings.freeze_above) & ~record.frozen
         record.frozen_to.copy_(torch.where(fresh, torch.round(record.average), record.frozen_to))
         record.frozen.logical_or_(fresh)
-        held = dequantize(record.frozen_to, scale, zero_point, quantized.weight.spec)
-        if norm is not None:
-            held = scale_weight(layer, held, 1.0 / safe_factor(fold_factor(norm)))  # type: ignore[arg-type]
         assert isinstance(layer.weight, Tensor)
+        held = dequantize(record.frozen_to, scale, zero_point, quantized.weight.spec)
+        if isinstance(norm, _BatchNorm):
+            held = unfold(held, layer.weight, spread_over_weight(layer, fold_factor(norm)))
         layer.weight.copy_(torch.where(record.frozen, held.to(layer.weight.dtype), layer.weight))
 
     def share_oscillating(self) -> float:
@@ -177,9 +178,8 @@ def dampening_loss(graph: QuantizedGraph) -> Tensor:
     for _, quantized, layer, norm in graph.layers():
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        if norm is not None:
-            factor = safe_factor(fold_factor(norm)).detach()  # type: ignore[arg-type]
-            weight = scale_weight(layer, weight, factor)
+        if isinstance(norm, _BatchNorm):
+            weight = weight * spread_over_weight(layer, fold_factor(norm).detach())
         with torch.no_grad():
             spec = quantized.weight.spec
             scale, zero_point = quantized.weight.scale_and_zero_point(weight)

@@ -5,24 +5,37 @@ Activations: a tensor is rounded where it is produced, when something that an in
 computes in integers reads it. So convolution, norm, addition and activation function are fused
 without a list of patterns: what lies between them is read by nobody else and is not rounded.
 Carriers (reshape, max pooling, nearest upsampling) hand on the integers of their input, and a
-tensor that only a concatenation reads is rounded once, to the concatenation's range.
+tensor that only a concatenation reads is rounded once, to the concatenation's range. A layer that
+several pyramid levels share has one weight quantizer and an activation range for each level.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from dq.quant.fake_quantize import ActivationQuantizer
+from dq.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
 from dq.quant.fold import is_foldable
 from dq.quant.layers import QuantizedLayer, num_outputs, output_axis
 from dq.quant.learned import initialise_weights_
 from dq.quant.recipe import Recipe
-from dq.quant.roles import Role, is_layer, module_of, role_of, tensor_inputs
-from dq.quant.trace import BoundGraph, remove_dead_code, trace
+from dq.quant.roles import (
+    Role,
+    is_constant,
+    is_layer,
+    is_shape,
+    module_of,
+    role_of,
+    tensor_inputs,
+    weight_node,
+)
+from dq.quant.spec import QuantSpec
+from dq.quant.trace import BoundGraph, Traced, remove_dead_code, trace
 
 CONTAINER = "quantizers"
 
@@ -33,7 +46,8 @@ class Site:
 
     Attributes:
         name: Its name below ``model.quantizers``.
-        kind: ``weight`` or ``activation``.
+        kind: ``weight``; ``parameter`` for a weight that the graph computes, as by weight
+            standardisation; ``activation``.
         module: Qualified name of the module that owns the weight or produces the tensor; the
             graph's own name where no module does.
         call: How many calls of that module precede this one (levels of a shared head: 0, 1, ...).
@@ -56,7 +70,7 @@ class QuantizedGraph(BoundGraph):
         sites: One entry a quantizer, in the order of execution.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, sites: tuple[Site, ...]) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph | Traced, sites: tuple[Site, ...]) -> None:
         self.sites = sites
         super().__init__(root, graph)
 
@@ -81,7 +95,9 @@ class QuantizedGraph(BoundGraph):
                 yield site, quantized, self.root.get_submodule(site.module), norm
 
 
-def prepare(root: nn.Module, recipe: Recipe, graph: fx.Graph | None = None) -> QuantizedGraph:
+def prepare(
+    root: nn.Module, recipe: Recipe, graph: fx.Graph | Traced | None = None
+) -> QuantizedGraph:
     """Give ``root`` a child ``quantizers`` and return its graph with them inserted.
 
     The model's own modules, parameters and state-dict keys stay as they are, and every quantizer
@@ -90,7 +106,8 @@ def prepare(root: nn.Module, recipe: Recipe, graph: fx.Graph | None = None) -> Q
     Args:
         root: The model. Its norms may become SyncBatchNorm before or afterwards.
         recipe: Which module gets which integers.
-        graph: What `dq.quant.trace.trace` returned for it; traced here when None.
+        graph: What `dq.quant.trace.trace` returned for it, or a graph for each mode; traced here
+            when None. What training alone computes stays float: nothing would calibrate it.
 
     Raises:
         ValueError: The model is prepared already.
@@ -98,39 +115,64 @@ def prepare(root: nn.Module, recipe: Recipe, graph: fx.Graph | None = None) -> Q
     """
     if hasattr(root, CONTAINER):
         raise ValueError(f"{type(root).__name__} is prepared already; prepare a fresh model")
-    work = _Preparation(root, recipe, graph or trace(root))
-    work.quantize_layers()
-    work.quantize_activations()
-    remove_dead_code(work.graph)
-    work.graph.lint()
-    graph_on_root = QuantizedGraph(root, work.graph, tuple(work.sites))
-    initialise_weights_(graph_on_root.layers())
-    return graph_on_root
+    graph = graph or trace(root)
+    traced = graph if isinstance(graph, Traced) else Traced(graph=graph)
+    root.add_module(CONTAINER, nn.ModuleDict())
+    work = _Preparation(root, recipe, traced.graph)
+    work.rewrite()
+    if traced.training_graph is not None:
+        _Preparation(root, recipe, traced.training_graph, create=False).rewrite()
+    prepared = QuantizedGraph(root, traced, tuple(work.sites))
+    initialise_weights_(prepared.layers())
+    return prepared
 
 
 class _Preparation:
-    def __init__(self, root: nn.Module, recipe: Recipe, graph: fx.Graph) -> None:
-        self.root, self.recipe, self.graph = root, recipe, graph
+    """One graph's rewriting.
+
+    Args:
+        root: The model; its child ``quantizers`` gets what is new.
+        recipe: Which module gets which integers.
+        graph: Changed in place.
+        create: Make quantizers; False uses those that another graph of the model has, and leaves
+            float what has none.
+    """
+
+    def __init__(
+        self, root: nn.Module, recipe: Recipe, graph: fx.Graph, *, create: bool = True
+    ) -> None:
+        self.root, self.recipe, self.graph, self.create = root, recipe, graph, create
         self.sites: list[Site] = []
-        self.quantizers = nn.ModuleDict()
-        root.add_module(CONTAINER, self.quantizers)
+        self.quantizers: nn.ModuleDict = getattr(root, CONTAINER)
         self.calls: dict[str, int] = {}
         self.owner: dict[fx.Node, str] = {}
         for node in graph.nodes:
             self.owner[node] = _owner(node)
 
+    def rewrite(self) -> None:
+        """Insert all quantizers."""
+        self.quantize_layers()
+        self.quantize_activations()
+        remove_dead_code(self.graph)
+        self.graph.lint()
+
     # -- weights
 
     def quantize_layers(self) -> None:
         """Replace each layer, with its norm, by a call of a quantized layer."""
+        self.num_uses = Counter(str(n.target) for n in self.graph.nodes if n.op == "call_module")
+        self.rounded: dict[str, fx.Node] = {}
         for node in list(self.graph.nodes):
+            is_constant(node)  # In topological order, so that no answer needs a deep recursion.
             if not is_layer(self.root, node):
                 continue
-            spec = self.recipe.weight_spec(str(node.target))
+            layer = module_of(self.root, node)
+            spec = self.recipe.weight_spec(self.owner[node] if layer is None else str(node.target))
             if spec is None:
                 continue
-            layer = module_of(self.root, node)
-            assert layer is not None
+            if layer is None:
+                self._round_parameter(node, spec)
+                continue
             norm = self._norm_after(node, layer)
             self._replace_layer(node, layer, norm, spec)
 
@@ -141,8 +183,8 @@ class _Preparation:
         norm = module_of(self.root, users[0])
         if norm is None or not is_foldable(norm) or norm.num_features != num_outputs(layer):
             return None
-        # A linear layer's batch norm folds only when channels are its last dimension, as in 1d.
-        if isinstance(layer, nn.Linear) and not isinstance(norm, nn.BatchNorm1d):
+        # A linear layer's channels are its last dimension, which is the norm's in 1d alone.
+        if isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
             return None
         return users[0]
 
@@ -157,6 +199,8 @@ class _Preparation:
             norm=None if norm is None else str(norm.target),
         )
         if site.name not in self.quantizers:
+            if not self.create:
+                return
             axis = None if spec.channel_axis is None else output_axis(layer)
             assert isinstance(layer.weight, Tensor)
             quantizer = self.recipe.weight_quantizer(
@@ -170,12 +214,37 @@ class _Preparation:
             arguments.append(self.graph.get_attr(target))
             if norm is not None:
                 arguments.append(self.graph.get_attr(str(norm.target)))
+            elif self.num_uses[target] > 1:
+                arguments += [None, self._rounded_once(site, target)]
             new = self.graph.call_module(f"{CONTAINER}.{site.name}", tuple(arguments))
         self.owner[new] = target
         last.replace_all_uses_with(new)
         if norm is not None:
             self.graph.erase_node(norm)
         self.graph.erase_node(node)
+
+    def _rounded_once(self, site: Site, target: str) -> fx.Node:
+        """Return the node that rounds the weight of a layer which several levels share."""
+        if site.name not in self.rounded:
+            weight = self.graph.get_attr(f"{target}.weight")
+            name = f"{CONTAINER}.{site.name}.weight"
+            self.rounded[site.name] = self.graph.call_module(name, (weight,))
+        return self.rounded[site.name]
+
+    def _round_parameter(self, node: fx.Node, spec: QuantSpec) -> None:
+        """Round the weight of a layer called as a function, where the graph has computed it."""
+        weight, owner = weight_node(node), self.owner[node]
+        assert weight is not None
+        site = Site(name=_key(f"{owner}.weight"), kind="parameter", module=owner.rpartition(".")[0])
+        if site.name not in self.quantizers:
+            if not self.create:
+                return
+            axis = None if spec.channel_axis is None else int("transpose" in node.name)
+            self.quantizers[site.name] = WeightQuantizer(replace(spec, channel_axis=axis))
+            self.sites.append(site)
+        with self.graph.inserting_before(node):
+            new = self.graph.call_module(f"{CONTAINER}.{site.name}", (weight,))
+        node.replace_input_with(weight, new)
 
     # -- activations
 
@@ -196,7 +265,9 @@ class _Preparation:
                 self._insert(node)
 
     def _is_quantized(self, node: fx.Node) -> bool:
-        return isinstance(module_of(self.root, node), QuantizedLayer)
+        weight = weight_node(node)
+        module = module_of(self.root, node if weight is None else weight)
+        return isinstance(module, QuantizedLayer | WeightQuantizer)
 
     def _want(self, node: fx.Node, wanted: set[fx.Node]) -> None:
         """Ask that ``node``'s value be integers, at the place where they arise."""
@@ -207,20 +278,22 @@ class _Preparation:
         wanted.add(node)
         if role_of(self.root, node) is Role.JOIN:
             for part in tensor_inputs(node):
-                if len(part.users) > 1:
+                if len([user for user in part.users if not _reads_shape(user)]) > 1:
                     self._want(part, wanted)
 
     def _want_output(self, node: fx.Node, wanted: set[fx.Node], seen: set[fx.Node]) -> None:
         """Ask for integers where the last quantized operation before an output ends."""
-        if node in seen or node in wanted:
-            return
-        seen.add(node)
-        role = role_of(self.root, node)
-        if role is Role.MIXER or (role is Role.LAYER and self._is_quantized(node)):
-            self._want(node, wanted)
-        elif role is not Role.INPUT:
-            for tensor in tensor_inputs(node):
-                self._want_output(tensor, wanted, seen)
+        stack = [node]
+        while stack:
+            node = stack.pop()
+            if node in seen or node in wanted:
+                continue
+            seen.add(node)
+            role = role_of(self.root, node)
+            if role is Role.MIXER or (role is Role.LAYER and self._is_quantized(node)):
+                self._want(node, wanted)
+            elif role is not Role.INPUT:
+                stack += tensor_inputs(node)
 
     def _insert(self, node: fx.Node) -> None:
         owner = self.owner[node]
@@ -231,8 +304,11 @@ class _Preparation:
             return
         name = _key(f"{owner}#{call}" if call else owner) + ".out"
         site = Site(name=_key(name), kind="activation", module=owner, call=call)
-        self.quantizers[site.name] = self.recipe.activation_quantizer(spec)
-        self.sites.append(site)
+        if site.name not in self.quantizers:
+            if not self.create:
+                return
+            self.quantizers[site.name] = self.recipe.activation_quantizer(spec)
+            self.sites.append(site)
         with self.graph.inserting_after(node):
             new = self.graph.call_module(f"{CONTAINER}.{site.name}", ())
         node.replace_all_uses_with(new, delete_user_cb=lambda user: not _reads_shape(user))
@@ -241,18 +317,23 @@ class _Preparation:
 
 def _reads_shape(node: fx.Node) -> bool:
     """Sizes are the same before and after rounding; read before, they keep the graph short."""
-    return node.op == "call_function" and node.target is getattr
+    return node.op in {"call_function", "call_method"} and is_shape(node)
 
 
 def _owner(node: fx.Node) -> str:
-    """Return the qualified name of what produced the node's value."""
+    """Return the qualified name of what produced the node's value.
+
+    Functions are named by the module they are called in and by themselves, without torch.fx's
+    number, which counts over the whole graph and differs between training and evaluation.
+    """
     if node.op == "call_module":
         return str(node.target)
     if node.op == "placeholder":
         return node.name
     stack = node.meta.get("nn_module_stack")
     inside = next(reversed(stack.values()))[0] if stack else ""
-    return f"{inside}.{node.name.removeprefix(_key(inside, '_') + '_')}" if inside else node.name
+    function = re.sub(r"_\d+$", "", node.name.removeprefix(_key(inside, "_") + "_"))
+    return f"{inside}.{function}" if inside else function
 
 
 def _key(name: str, separator: str = "/") -> str:

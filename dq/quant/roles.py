@@ -1,9 +1,11 @@
 """What each node of a graph means for quantization.
 
 A *layer* has a weight. A *mixer* computes new values from whole tensors that an integer engine
-holds as integers (add, multiply, average). A *carrier* only moves or selects values, so its output
-has the integers of its input. A *join* (concatenation) moves the values of several tensors. All the
-rest is *other*: it runs in float, or is fused behind a layer (activation functions).
+holds as integers: sums, products of two tensors, averages, bilinear interpolation. Its result lies
+between the integers of its inputs, so it is rounded anew. A *carrier* only moves or selects values,
+so its output has the integers of its input. A *join* (concatenation) moves the values of several
+tensors, which therefore share its range. All the rest is *other*: it runs in float, or is fused
+behind a layer (activation functions, group norm, products with a parameter).
 """
 
 from __future__ import annotations
@@ -30,10 +32,33 @@ class Role(Enum):
     OTHER = "other"
 
 
+# Layers as functions: a weight computed in the graph, as by weight standardisation.
+LAYER_FUNCTIONS = {
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+    F.linear,
+}
+# Averages of one tensor.
+AVERAGE_FUNCTIONS = {
+    F.avg_pool1d,
+    F.avg_pool2d,
+    F.avg_pool3d,
+    F.adaptive_avg_pool1d,
+    F.adaptive_avg_pool2d,
+    F.adaptive_avg_pool3d,
+    torch.mean,
+}
+AVERAGE_METHODS = {"mean"}
+# Sums and products; a mixer where two tensors meet.
 MIXER_FUNCTIONS = {
     operator.add,
     operator.iadd,
     operator.sub,
+    operator.isub,
     operator.mul,
     operator.imul,
     operator.matmul,
@@ -42,16 +67,25 @@ MIXER_FUNCTIONS = {
     torch.mul,
     torch.matmul,
     torch.bmm,
-    F.avg_pool2d,
-    F.adaptive_avg_pool2d,
-    torch.mean,
+    torch.einsum,
+    F.scaled_dot_product_attention,
 }
-MIXER_METHODS = {"add", "add_", "sub", "mul", "mul_", "matmul", "mean"}
-MIXER_MODULES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+MIXER_METHODS = {"add", "add_", "sub", "sub_", "mul", "mul_", "matmul", "bmm"}
+MIXER_MODULES = (
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+)
 CARRIER_FUNCTIONS = {
+    F.max_pool1d,
     F.max_pool2d,
-    torch.nn.functional.max_pool2d_with_indices,
+    F.max_pool3d,
+    F.adaptive_max_pool1d,
     F.adaptive_max_pool2d,
+    F.adaptive_max_pool3d,
     F.dropout,
     F.pixel_shuffle,
     F.pixel_unshuffle,
@@ -69,6 +103,11 @@ CARRIER_FUNCTIONS = {
     torch.max,
     torch.amax,
     torch.flip,
+    torch.roll,
+    torch.narrow,
+    torch.unbind,
+    torch.swapaxes,
+    F.unfold,
 }
 CARRIER_METHODS = {
     "view",
@@ -89,21 +128,40 @@ CARRIER_METHODS = {
     "max",
     "amax",
     "flip",
+    "roll",
+    "narrow",
+    "unbind",
+    "select",
+    "swapaxes",
     "float",
+    "half",
     "type_as",
     "to",
 }
 CARRIER_MODULES = (
+    nn.MaxPool1d,
     nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AdaptiveMaxPool1d,
     nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
     nn.Identity,
     nn.Dropout,
     nn.Dropout2d,
     nn.Flatten,
+    nn.Unflatten,
+    nn.Unfold,
     nn.PixelShuffle,
     nn.PixelUnshuffle,
+    nn.ChannelShuffle,
     nn.ZeroPad2d,
+    nn.ReflectionPad2d,
+    nn.ReplicationPad2d,
 )
+
+
+SHAPE_METHODS = {"size", "dim", "numel", "new_tensor", "new_zeros", "new_ones", "new_full"}
+SHAPE_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad"}
 
 
 def module_of(root: nn.Module, node: fx.Node) -> nn.Module | None:
@@ -117,26 +175,43 @@ def module_of(root: nn.Module, node: fx.Node) -> nn.Module | None:
 def is_layer(root: nn.Module, node: fx.Node) -> bool:
     """Say whether the node has a weight that can be quantized, or has been already."""
     module = module_of(root, node)
-    return module is not None and (isinstance(module, QuantizedLayer) or is_plain_layer(module))
+    if module is None:
+        return weight_node(node) is not None
+    return isinstance(module, QuantizedLayer) or is_plain_layer(module)
+
+
+def weight_node(node: fx.Node) -> fx.Node | None:
+    """Return what yields the weight of a layer called as a function; None for all other nodes."""
+    if node.op != "call_function" or node.target not in LAYER_FUNCTIONS:
+        return None
+    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    return weight if isinstance(weight, fx.Node) and is_constant(weight) else None
 
 
 def is_constant(node: fx.Node) -> bool:
     """Say whether the node's value does not depend on the graph's inputs (a parameter, say)."""
-    if node.op == "placeholder":
-        return False
-    return node.op == "get_attr" or all(is_constant(n) for n in node.all_input_nodes)
+    if "is_constant" not in node.meta:
+        node.meta["is_constant"] = node.op != "placeholder" and (
+            node.op == "get_attr" or all(is_constant(n) for n in node.all_input_nodes)
+        )
+    return bool(node.meta["is_constant"])
 
 
 def is_shape(node: fx.Node) -> bool:
-    """Say whether the node yields a size, a dtype or a device instead of a tensor."""
-    if node.op == "call_method" and node.target in {"size", "dim", "numel", "new_tensor"}:
+    """Say whether the node yields a size, a dtype, a device or what is computed of these alone."""
+    if "is_shape" not in node.meta:
+        node.meta["is_shape"] = _is_shape(node)
+    return bool(node.meta["is_shape"])
+
+
+def _is_shape(node: fx.Node) -> bool:
+    if node.op == "call_method" and node.target in SHAPE_METHODS:
         return True
     if node.op == "call_function" and node.target is getattr:
-        return node.args[1] in {"shape", "dtype", "device", "ndim"}
-    if node.op != "call_function":
-        return False
+        return node.args[1] in SHAPE_ATTRIBUTES
     arguments = node.all_input_nodes
-    return bool(arguments) and all(is_shape(n) for n in arguments)
+    called = node.op in {"call_function", "call_method"}
+    return called and bool(arguments) and all(is_shape(n) for n in arguments)
 
 
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:
@@ -165,25 +240,22 @@ def role_of(root: nn.Module, node: fx.Node) -> Role:
 def _role_of_call(node: fx.Node) -> Role:
     target = node.target
     function = node.op == "call_function"
-    if function and target in {torch.cat, torch.stack}:
+    if function and target in {torch.cat, torch.concat, torch.stack}:
         return Role.JOIN
     if function and target is F.interpolate:
         mode = node.kwargs.get("mode", node.args[3] if len(node.args) > 3 else "nearest")
         return Role.CARRIER if mode in {"nearest", "nearest-exact"} else Role.MIXER
+    if target in (AVERAGE_FUNCTIONS if function else AVERAGE_METHODS):
+        return Role.MIXER if tensor_inputs(node) else Role.OTHER
     if target in (MIXER_FUNCTIONS if function else MIXER_METHODS):
         # A product with a parameter or a number only rescales: it belongs to what produced it.
-        needed = 1 if _averages(node) else 2
-        return Role.MIXER if len(tensor_inputs(node)) >= needed or _squares(node) else Role.OTHER
+        return Role.MIXER if len(tensor_inputs(node)) >= 2 or _squares(node) else Role.OTHER
     if target in (CARRIER_FUNCTIONS if function else CARRIER_METHODS):
         return Role.CARRIER if len(tensor_inputs(node)) == 1 else Role.OTHER
     return Role.OTHER
 
 
-def _averages(node: fx.Node) -> bool:
-    return node.target in {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean"}
-
-
 def _squares(node: fx.Node) -> bool:
-    """``x * x`` or ``x + x``: one input node, two operands."""
+    """``x * x`` or ``x + x``: one input node, two operands, and it is no constant."""
     operands = [a for a in node.args if isinstance(a, fx.Node)]
-    return len(operands) == 2 and operands[0] is operands[1]
+    return len(operands) == 2 and operands[0] is operands[1] and bool(tensor_inputs(node))

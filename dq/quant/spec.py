@@ -19,7 +19,8 @@ class QuantSpec:
             one scale for the whole tensor.
         power_of_two: Round the scale up to the next power of two, so that a device without
             multipliers shifts instead (the scheme of TI's TIDL).
-        narrow: Leave the most negative integer unused, so that -x is representable for every x.
+        narrow: Leave the smallest integer unused; with a signed symmetric spec -x is then
+            representable for every x.
     """
 
     bits: int = 8
@@ -31,18 +32,24 @@ class QuantSpec:
 
     def __post_init__(self) -> None:
         if not MIN_BITS <= self.bits <= MAX_BITS:
-            raise ValueError(f"bits is {self.bits}; quantization works for {MIN_BITS} to {MAX_BITS}")
+            raise ValueError(
+                f"bits is {self.bits}; quantization works for {MIN_BITS} to {MAX_BITS}"
+            )
+        if self.narrow and self.symmetric and not self.signed:
+            raise ValueError(
+                "narrow, symmetric and unsigned together leave no integer for zero; drop narrow"
+            )
 
     @property
     def quant_min(self) -> int:
         """The smallest integer."""
-        lowest = -(2 ** (self.bits - 1)) if self.signed else 0
+        lowest = -(1 << (self.bits - 1)) if self.signed else 0
         return lowest + 1 if self.narrow else lowest
 
     @property
     def quant_max(self) -> int:
         """The largest integer."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << (self.bits - 1 if self.signed else self.bits)) - 1
 
     @property
     def num_levels(self) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import linecache
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,7 +22,13 @@ _file_numbers = itertools.count()
 
 
 class TraceError(RuntimeError):
-    """A model, or a part of it, whose forward pass depends on data and has no static graph."""
+    """A model, or a part of it, whose forward pass depends on data and has no static graph.
+
+    Attributes:
+        calls: Qualified names of the modules that were being called, from the outermost inwards.
+    """
+
+    calls: tuple[str, ...] = ()
 
 
 LeafTest = Callable[[nn.Module], bool]
@@ -36,11 +43,33 @@ def declare_plain_layers(*types: type[nn.Module]) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Keep layers, norms and what ``is_leaf`` says as nodes; look into every other module."""
+    """Keep layers, norms and what ``is_leaf`` says as nodes; look into every other module.
 
-    def __init__(self, is_leaf: LeafTest) -> None:
+    Attributes:
+        calls: Names of the modules being called at present.
+        failed: ``calls`` when the first error rose.
+    """
+
+    def __init__(self, is_leaf: LeafTest, structures: Mapping[str, Any]) -> None:
         super().__init__()
         self.is_leaf = is_leaf
+        self.structures = structures
+        self.calls: list[str] = []
+        self.failed: tuple[str, ...] | None = None
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        path = self.path_of_module(m)
+        self.calls.append(path)
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or tuple(self.calls)
+            raise
+        finally:
+            self.calls.pop()
+        if isinstance(result, fx.Proxy) and path in self.structures:
+            return unpack(result, self.structures[path])
+        return result
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if self.is_leaf(m):
@@ -50,6 +79,21 @@ class _Tracer(fx.Tracer):
             # computes something else than the layer, so it has to be looked into.
             return is_plain_layer(m) or isinstance(m, _BatchNorm)
         return bool(super().is_leaf_module(m, module_qualified_name))
+
+
+def unpack(value: Any, structure: Any) -> Any:
+    """Return ``value``'s parts in the lists, tuples and dicts that ``structure`` has.
+
+    Args:
+        value: What a module that was not looked into returned, as a proxy.
+        structure: What it returned when it was run.
+    """
+    if isinstance(structure, Mapping):
+        return {key: unpack(value[key], part) for key, part in structure.items()}
+    if isinstance(structure, list | tuple):
+        parts = [unpack(value[index], part) for index, part in enumerate(structure)]
+        return parts if isinstance(structure, list) else tuple(parts)
+    return None if structure is None else value
 
 
 def is_plain_layer(module: nn.Module) -> bool:
@@ -73,6 +117,7 @@ def trace(
     forward: Callable[..., Any] | None = None,
     *,
     is_leaf: LeafTest = lambda module: False,
+    structures: Mapping[str, Any] | None = None,
 ) -> fx.Graph:
     """Trace ``forward(*inputs)`` into a graph whose module names are those of ``root``.
 
@@ -80,6 +125,8 @@ def trace(
         root: The model.
         forward: What to trace, calling modules of ``root``; ``root.forward`` by default.
         is_leaf: Says of a module whether to keep it as one node.
+        structures: Examples of what modules kept as one node return, by qualified name, for those
+            that return more than a tensor.
 
     Returns:
         The graph. Tensors that the forward pass makes once are kept on ``root`` as buffers outside
@@ -89,10 +136,16 @@ def trace(
         TraceError: The forward pass decides on data; the message names where.
     """
     shell = _Shell(root, forward or root.forward)
+    tracer = _Tracer(is_leaf, structures or {})
     try:
-        graph = _Tracer(is_leaf).trace(shell)
+        graph = tracer.trace(shell)
     except Exception as error:
-        raise TraceError(f"{type(root).__name__} has no static graph: {error}") from error
+        calls = tracer.failed or ()
+        where = f" in {calls[-1]}" if calls else ""
+        reason = " ".join(str(error).split()) or type(error).__name__
+        failure = TraceError(f"{type(root).__name__} has no static graph{where}: {reason}")
+        failure.calls = calls
+        raise failure from error
     remove_dead_code(graph)
     for node in graph.nodes:
         if node.op == "get_attr" and "." not in node.target and not hasattr(root, node.target):
@@ -120,29 +173,63 @@ class _Shell(nn.Module):
         return self.function(x)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    """What tracing found out about a model.
+
+    Attributes:
+        graph: The forward pass in evaluation mode.
+        training_graph: The forward pass in training mode where it differs, else None.
+        left_float: Qualified names of modules that were kept whole, with the reason.
+    """
+
+    graph: fx.Graph
+    training_graph: fx.Graph | None = None
+    left_float: Mapping[str, str] = field(default_factory=dict)
+
+
 class BoundGraph:
     """Call a graph with ``root`` as the module that its names refer to.
 
     Args:
         root: The model; kept by reference, not registered anywhere.
-        graph: The graph, as `trace` returns it; compiled anew by `recompile` after a change.
+        graph: The graph, as `trace` returns it, or one for each mode; compiled anew by
+            `recompile` after a change.
+
+    Attributes:
+        training_graph: The graph that runs while ``root`` is in training mode; None where
+            ``graph`` serves both.
+        left_float: Modules that tracing kept whole, with the reason.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph | Traced) -> None:
+        traced = graph if isinstance(graph, Traced) else Traced(graph=graph)
         self.root = root
-        self.graph = graph
+        self.graph = traced.graph
+        self.training_graph = traced.training_graph
+        self.left_float = dict(traced.left_float)
         self.recompile()
 
     def recompile(self) -> None:
-        """Turn the graph into a Python function."""
-        code = self.graph.python_code("self")
+        """Turn the graph, or both, into Python functions."""
+        self.function = self._compile(self.graph)
+        self.training_function = (
+            None if self.training_graph is None else self._compile(self.training_graph)
+        )
+
+    @staticmethod
+    def _compile(graph: fx.Graph) -> Callable[..., Any]:
+        code = graph.python_code("self")
         name = f"<dq.quant graph {next(_file_numbers)}>"
         namespace = dict(code.globals)
         exec(compile(code.src, name, "exec"), namespace)
         # So that a traceback through the graph shows its lines.
         linecache.cache[name] = (len(code.src), None, code.src.splitlines(keepends=True), name)
-        self.function: Callable[..., Any] = namespace["forward"]
+        function: Callable[..., Any] = namespace["forward"]
+        return function
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the graph on the model's present modules and return its outputs."""
+        if self.training_function is not None and self.root.training:
+            return self.training_function(self.root, *inputs)
         return self.function(self.root, *inputs)

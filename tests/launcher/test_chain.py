@@ -117,7 +117,9 @@ def test_quantize_flag_decides_without_a_command(
     assert out.splitlines()[-1].startswith("calibrated: mAP ")
 
 
-def test_error_on_one_rank_ends_the_job_and_is_printed_once(config: Path, experiment: Path, tmp_path: Path) -> None:
+def test_error_on_one_rank_ends_the_job_and_is_printed_once(
+    config: Path, experiment: Path, tmp_path: Path
+) -> None:
     # One rank meets a broken image; nobody waits for it.
     import shutil
 

@@ -1,0 +1,61 @@
+"""Non-maximum suppression on a GPU when mmcv-full was compiled for the CPU alone."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any
+
+import torch
+from mmcv.ops import get_compiling_cuda_version
+from torch import Tensor
+from torchvision.ops import nms as torchvision_nms
+
+log = logging.getLogger(__name__)
+
+
+class TorchvisionNms:
+    """mmcv's compiled operators with torchvision's suppression for tensors on a GPU.
+
+    Args:
+        compiled: mmcv's extension module; everything but ``nms`` on a GPU is passed to it.
+    """
+
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
+
+    def nms(self, boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+        """Return indices of the boxes to keep, highest score first, as mmcv's operator does.
+
+        Args:
+            boxes: Corners ``(N, 4)``.
+            scores: ``(N,)``.
+            iou_threshold: Boxes that overlap a better one by more are left out.
+            offset: 1 where corners are inclusive pixels.
+        """
+        if boxes.device.type == "cpu" and self.compiled is not None:
+            kept: Tensor = self.compiled.nms(
+                boxes, scores, iou_threshold=iou_threshold, offset=offset
+            )
+            return kept
+        grown = boxes.clone()
+        grown[:, 2:] += offset
+        return torchvision_nms(grown, scores, iou_threshold)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.compiled, name)
+
+
+def operators_module() -> Any:
+    """Return the module ``mmcv.ops.nms``, whose name in the package is the function's."""
+    return importlib.import_module("mmcv.ops.nms")
+
+
+def ensure_nms(device: torch.device) -> None:
+    """Make mmcv's ``nms`` work on ``device`` whatever mmcv-full was compiled for."""
+    module = operators_module()
+    if device.type != "cuda" or isinstance(module.ext_module, TorchvisionNms):
+        return
+    if get_compiling_cuda_version() == "not available":
+        log.info("mmcv-full has no CUDA operators: boxes are suppressed by torchvision's")
+        module.ext_module = TorchvisionNms(module.ext_module)
