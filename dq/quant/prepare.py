@@ -16,10 +16,12 @@ from typing import Any
 
 from torch import fx, nn
 
+from dq.quant.channel_clip import free_clips_
 from dq.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
 from dq.quant.fold import is_foldable
 from dq.quant.layers import QuantizedLayer, num_outputs, output_axis
 from dq.quant.recipe import Recipe
+from dq.quant.position import positions
 from dq.quant.roles import Role, is_layer, module_of, role_of, tensor_inputs
 from dq.quant.trace import BoundGraph, remove_dead_code, trace
 
@@ -100,6 +102,8 @@ def prepare(root: nn.Module, recipe: Recipe, graph: fx.Graph | None = None) -> Q
     work = _Preparation(root, recipe, graph or trace(root))
     work.quantize_layers()
     work.quantize_activations()
+    if recipe.free_clips:
+        free_clips_(root, work.graph, work.quantizers)
     remove_dead_code(work.graph)
     work.graph.lint()
     return QuantizedGraph(root, work.graph, tuple(work.sites))
@@ -115,6 +119,11 @@ class _Preparation:
         self.owner: dict[fx.Node, str] = {}
         for node in graph.nodes:
             self.owner[node] = _owner(node)
+        self.positions = positions(root, graph)
+        self.kinds = {name: type(m).__name__ for name, m in root.named_modules()}
+        for node in graph.nodes:
+            self.kinds.setdefault(self.owner[node], getattr(node.target, "__name__", node.op))
+        recipe.check_rules(self.kinds)
 
     # -- weights
 
@@ -123,13 +132,14 @@ class _Preparation:
         for node in list(self.graph.nodes):
             if not is_layer(self.root, node):
                 continue
-            spec = self.recipe.weight_spec(str(node.target))
-            if spec is None:
-                continue
             layer = module_of(self.root, node)
             assert layer is not None
+            target = str(node.target)
             norm = self._norm_after(node, layer)
-            self._replace_layer(node, layer, norm, spec)
+            name = _key(target) if norm is None else _key(f"{target}+{norm.target}")
+            spec = self.recipe.weight_spec(target, self.kinds[target], self.positions[node], name)
+            if spec is not None:
+                self._replace_layer(node, layer, norm, spec)
 
     def _norm_after(self, node: fx.Node, layer: nn.Module) -> fx.Node | None:
         users = list(node.users)
@@ -166,6 +176,7 @@ class _Preparation:
                 arguments.append(self.graph.get_attr(str(norm.target)))
             new = self.graph.call_module(f"{CONTAINER}.{site.name}", tuple(arguments))
         self.owner[new] = target
+        self.positions[new] = self.positions[node]
         last.replace_all_uses_with(new)
         if norm is not None:
             self.graph.erase_node(norm)
@@ -220,10 +231,11 @@ class _Preparation:
         owner = self.owner[node]
         call = self.calls.get(owner, 0)
         self.calls[owner] = call + 1
-        spec = self.recipe.activation_spec(owner)
+        name = _key(f"{owner}#{call}" if call else owner) + ".out"
+        kind = self.kinds[owner]
+        spec = self.recipe.activation_spec(owner, kind, self.positions[node], _key(name))
         if spec is None:
             return
-        name = _key(f"{owner}#{call}" if call else owner) + ".out"
         site = Site(name=_key(name), kind="activation", module=owner, call=call)
         self.quantizers[site.name] = self.recipe.activation_quantizer(spec)
         self.sites.append(site)
