@@ -184,10 +184,57 @@ def round_layer_(
             optimizer.step()
     with torch.no_grad():
         chosen = torch.where(free, floor + (_choice(logit) >= 0.5), nearest)
+        chosen = polish(chosen, free, (floor, floor + 1), spread, shift, gram, cross)
         after = float(loss_of(chosen))
-        if after < before:
-            _write_(stop, torch.where(free, (chosen - shift) * spread, folded.double()))
+        integers = chosen if after < before else nearest
+        kept = torch.zeros_like(free) if spec.symmetric else _extremes(folded, spec)
+        _write_(stop, torch.where(kept, folded.double(), (integers - shift) * spread))
     return before, min(before, after)
+
+
+def polish(
+    integers: Tensor,
+    free: Tensor,
+    bounds: tuple[Tensor, Tensor],
+    scale: Tensor,
+    zero_point: Tensor,
+    gram: Tensor,
+    cross: Tensor,
+    *,
+    sweeps: int = 20,
+) -> Tensor:
+    """Return the integers after changing one weight at a time while that lessens the loss.
+
+    Exact coordinate descent: with the gradient at hand, a weight's best integer is known at once.
+
+    Args:
+        integers: Where to begin, float64, of the weight's shape.
+        free: Which of them may change.
+        bounds: Their smallest and largest values.
+        scale: Broadcasts against ``integers``, as does the next one.
+        zero_point: See there.
+        gram: As `moments` returns it.
+        cross: As `moments` returns it.
+        sweeps: How often to go through all weights at most.
+    """
+    shape = (len(gram), -1, gram.shape[1])
+    low, high = [torch.where(free, b, integers).reshape(shape) for b in bounds]
+    step = scale.expand_as(integers).reshape(shape)
+    z = integers.reshape(shape).clone()
+    weight = (z - zero_point.expand_as(integers).reshape(shape)) * step
+    gradient = weight @ gram - cross.transpose(1, 2)
+    diagonal = gram.diagonal(dim1=1, dim2=2).clamp(min=1e-30)
+    for _ in range(sweeps):
+        before = z.clone()
+        for i in range(gram.shape[1]):
+            wanted = z[..., i] - gradient[..., i] / (diagonal[:, None, i] * step[..., i])
+            new = torch.minimum(torch.maximum(wanted.round(), low[..., i]), high[..., i])
+            change = (new - z[..., i]) * step[..., i]
+            gradient += change.unsqueeze(-1) * gram[:, None, i]
+            z[..., i] = new
+        if torch.equal(z, before):
+            break
+    return z.reshape(integers.shape)
 
 
 def _free(folded: Tensor, position: Tensor, floor: Tensor, spec: QuantSpec) -> Tensor:
@@ -195,7 +242,13 @@ def _free(folded: Tensor, position: Tensor, floor: Tensor, spec: QuantSpec) -> T
     low, high = range_over(position, spec.channel_axis)
     low, high = _spread(folded, low, spec), _spread(folded, high, spec)
     inside = (floor >= torch.ceil(low - 1e-3)) & (floor + 1 <= torch.floor(high + 1e-3))
-    return inside & (position != low) & (position != high)
+    return inside & ~_extremes(folded, spec)
+
+
+def _extremes(folded: Tensor, spec: QuantSpec) -> Tensor:
+    """Return which weights are the smallest or the largest of their channel."""
+    low, high = range_over(folded, spec.channel_axis)
+    return (folded == _spread(folded, low, spec)) | (folded == _spread(folded, high, spec))
 
 
 def _choice(logit: Tensor) -> Tensor:

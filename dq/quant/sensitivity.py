@@ -138,6 +138,7 @@ def quantizer_of(graph: QuantizedGraph, name: str) -> ActivationQuantizer | Weig
     return weight
 
 
+@torch.no_grad()
 def noise(
     graph: QuantizedGraph, batches: Sequence[Tensor], wanted: Sequence[Sequence[Tensor]]
 ) -> float:
