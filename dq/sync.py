@@ -68,7 +68,7 @@ def agree_(quantizers: Sequence[ActivationQuantizer]) -> None:
 def calibrate_on_one_rank(
     graph: QuantizedGraph, work: Callable[[], None], *, rank: int = 0, limit_s: float = 86400.0
 ) -> str:
-    """Let one rank calibrate, give all ranks its model and quantizer state, prove that they have it.
+    """Let one rank calibrate, give all ranks its model and quantizers, prove that they have them.
 
     Every rank must call it. The others wait on the store, in no collective, so calibration may
     take longer than any collective's time-out.

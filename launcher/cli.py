@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-COMMANDS = ("train", "calibrate", "qat", "eval", "run", "data")
+COMMANDS = ("train", "calibrate", "qat", "eval", "analyze", "run", "data")
 USER_ERROR, WORLD_ERROR = 2, 1
 
 DESCRIPTION = """\

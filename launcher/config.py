@@ -94,7 +94,9 @@ def _repair(section: dict[str, Any]) -> Repair:
     mixed = section.pop("mixed", None)
     if mixed is not None:
         if not isinstance(mixed, Mapping):
-            raise ValueError(f"quant.mixed must be a dict such as dict(max_raised=5), not {mixed!r}")
+            raise ValueError(
+                f"quant.mixed must be a dict such as dict(max_raised=5), not {mixed!r}"
+            )
         check_keys(mixed, [f.name for f in fields(Mixed)], "quant.mixed")
         mixed = Mixed(**mixed)
     numbers = {name: section.pop(key) for key, name in _REPAIR_KEYS.items() if key in section}

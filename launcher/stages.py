@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dq.detector.build import build_model, float_state, load_float_state
-from dq.detector.calibrate import calibrate_and_repair
+from dq.detector.calibrate import calibrate_and_repair, first_images
 from dq.detector.checkpoint import compose, load_quantization, recipe_of
 from dq.detector.config import apply_options, finish, read_config
 from dq.detector.data import (
@@ -30,11 +30,13 @@ from dq.detector.graph import quantize_detector
 from dq.detector.loop import Quantization, train
 from dq.dist import collectives
 from dq.dist.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from dq.dist.one_rank import run_on_rank
 from dq.dist.sync_batch_norm import convert_sync_batch_norm, revert_sync_batch_norm
 from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import QuantizedGraph
 from dq.quant.recipe import Recipe
-from dq.quant.sensitivity import raise_bits_
+from dq.quant.repair import Mixed
+from dq.quant.sensitivity import analyze, raise_bits_
 from dq.sync import calibrate_on_one_rank, prove_equal
 from dq.tracking.summary import StageSummary, is_current, key_of, sha256_of, write_summary
 from launcher.config import QuantSettings, quant_settings
@@ -202,6 +204,43 @@ def evaluated(
         folder.mkdir(parents=True, exist_ok=True)
         write_summary(folder, summary)
     return summary
+
+
+def analyzed(
+    plan: Plan, place: Session, checkpoint: Path, *, mixed: Mixed, trusted: bool
+) -> dict[str, Any] | None:
+    """Measure each quantizer's effect on the outputs; one rank works, the others wait.
+
+    Returns:
+        On the main rank what `dq.tracking.sensitivity.sensitivity_table` takes, elsewhere None.
+    """
+    content = load_checkpoint(checkpoint, trusted=trusted)
+    seed_everything(place.seed)
+    detector = _float_detector(plan, content, str(checkpoint)).to(place.device)
+    stored = recipe_of(content)
+    graph = quantize_detector(detector, stored or plan.settings.recipe)
+
+    def work() -> dict[str, Any]:
+        batches = calibration_batches(plan, place.seed)
+        if stored is not None:
+            load_quantization(graph, content, str(checkpoint))
+            detector.eval()
+        else:
+            repair = replace(plan.settings.repair, mixed=None)
+            kept = list(batches)
+            calibrate_and_repair(
+                detector,
+                graph,
+                kept,
+                place.device,
+                weight_range=plan.settings.recipe.weight_range,
+                repair=repair,
+            )
+            batches = iter(kept)
+        images = [b.to(place.device) for b in first_images(batches, mixed.images)]
+        return analyze(graph, images, mixed)
+
+    return run_on_rank(work)
 
 
 def _float_detector(plan: Plan, content: Mapping[str, Any], source: str) -> nn.Module:

@@ -19,7 +19,7 @@ from dq.quant.observer import MovingAverageObserver
 from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import QuantizedGraph
 from dq.quant.repair import Repair
-from dq.quant.sensitivity import choose_raised_
+from dq.quant.sensitivity import choose_raised_, sensitivities
 from dq.quant.weight_range import clip_weights_, restore_weights_
 
 log = logging.getLogger(__name__)
@@ -64,12 +64,8 @@ def calibrate_and_repair(
     originals = clip_weights_(graph) if weight_range == "mse" else {}
     raised: tuple[str, ...] = ()
     if repair.mixed is not None:
-        raised = choose_raised_(
-            graph,
-            first_images(images, repair.mixed.images),
-            max_raised=repair.mixed.max_raised,
-            target_sqnr=repair.mixed.target_sqnr,
-        )
+        few = first_images(images, repair.mixed.images)
+        raised = choose_raised_(graph, few, sensitivities(graph, few), repair.mixed)
         restore_weights_(graph, {name: originals[name] for name in raised if name in originals})
     for observer in graph.activations().values():
         if isinstance(observer.observer, HistogramObserver):
@@ -97,7 +93,7 @@ class _Keeper:
             yield batch
 
 
-def first_images(batches: Sequence[Tensor], num_images: int) -> list[Tensor]:
+def first_images(batches: Iterable[Tensor], num_images: int) -> list[Tensor]:
     """Return batches, the last one cut, that hold so many images together."""
     found = []
     for batch in batches:
@@ -111,9 +107,7 @@ def first_images(batches: Sequence[Tensor], num_images: int) -> list[Tensor]:
 @contextmanager
 def _equal_weights(quantizers: Sequence[ActivationQuantizer]) -> Iterator[Callable[[int], None]]:
     """Let moving averages weigh all batches alike inside the block: call with 1, 2, ..."""
-    observers = [
-        q.observer for q in quantizers if isinstance(q.observer, MovingAverageObserver)
-    ]
+    observers = [q.observer for q in quantizers if isinstance(q.observer, MovingAverageObserver)]
     momenta = [observer.momentum for observer in observers]
 
     def weigh(number: int) -> None:

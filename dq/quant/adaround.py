@@ -1,5 +1,4 @@
-"""AdaRound: choose for every weight whether to round up or down so that the layer's output suffers
-least.
+"""AdaRound: round every weight up or down, whichever lets the layer's output suffer least.
 
 After Nagel et al. 2020 (arXiv 2004.10568): layer by layer, the target being the float model's
 output and the input being rounded already, a relaxed choice in [0, 1] for each weight is driven to
@@ -16,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -95,15 +95,15 @@ def rows(x: Tensor, layer: nn.Module) -> Tensor:
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2).unsqueeze(0)
     assert isinstance(layer, nn.Conv2d)
-    patches = F.unfold(
-        x,
-        layer.kernel_size,  # type: ignore[arg-type]
-        dilation=layer.dilation,  # type: ignore[arg-type]
-        padding=layer.padding,  # type: ignore[arg-type]
-        stride=layer.stride,  # type: ignore[arg-type]
-    )
+    kernel, dilation = _two(layer.kernel_size), _two(layer.dilation)
+    patches = F.unfold(x, kernel, dilation, _two(layer.padding), _two(layer.stride))
     grouped = patches.reshape(len(x), layer.groups, -1, patches.shape[-1])
     return grouped.permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def _two(value: Any) -> tuple[int, int]:
+    height, width = value
+    return int(height), int(width)
 
 
 @torch.no_grad()
@@ -118,7 +118,7 @@ def moments(stop: Stop) -> tuple[Tensor, Tensor]:
     groups = stop.layer.groups if isinstance(stop.layer, nn.Conv2d) else 1
     count, sums = 0, [torch.zeros(())] * 4
     for x, target in zip(stop.inputs, stop.targets, strict=True):
-        for image, wanted in zip(x.split(1), target.split(1), strict=True):
+        for image, wanted in zip(x.unsqueeze(1), target.unsqueeze(1), strict=True):
             patches = rows(image, stop.layer).double()
             y = channels_last(wanted, stop.layer).double()
             y = y.reshape(len(y), groups, -1).transpose(0, 1)
@@ -180,7 +180,7 @@ def round_layer_(
                 undecided = 1 - (2 * choice - 1).abs().pow(sharp)
                 loss = loss + strength / num_free * torch.where(free, undecided, 0.0).sum()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     with torch.no_grad():
         chosen = torch.where(free, floor + (_choice(logit) >= 0.5), nearest)
@@ -264,4 +264,3 @@ def _write_(stop: Stop, folded: Tensor) -> None:
         factor = safe_factor(fold_factor(stop.norm).double())  # type: ignore[arg-type]
         folded = scale_weight(stop.layer, folded, 1.0 / factor)
     weight.copy_(folded.to(weight.dtype))
-

@@ -26,9 +26,9 @@ from dq.quant.roles import module_of
 log = logging.getLogger(__name__)
 
 # Modules that let a positive factor of a channel through; so do the functions below.
-_LINEAR = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d)
-_LINEAR += (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d)
-_LINEAR += (ChannelClip, ActivationQuantizer)
+_LINEAR: tuple[type[nn.Module], ...] = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout)
+_LINEAR += (nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d)
+_LINEAR += (nn.AdaptiveMaxPool2d, ChannelClip, ActivationQuantizer)
 _LINEAR_FUNCTIONS = {F.relu, torch.relu, F.leaky_relu, F.max_pool2d, F.avg_pool2d, F.dropout}
 _LINEAR_METHODS = {"relu", "relu_", "contiguous", "clone"}
 # A channel's factor; beyond, rounding noise of dead channels would be blown up.
@@ -75,8 +75,8 @@ def pairs(graph: QuantizedGraph) -> list[Pair]:
         _, _, second, second_norm = layers[str(behind.target)]
         if norm is not None and (norm.weight is None or norm.bias is None):
             continue
-        if not isinstance(first, _ConvNd | nn.Linear) or not isinstance(second, type(first) | _ConvNd):
-            continue
+        if isinstance(first, nn.Linear) != isinstance(second, nn.Linear):
+            continue  # their channels are different dimensions
         found.append(
             Pair(
                 first=first,
@@ -142,7 +142,8 @@ def _equalize_pair_(pair: Pair) -> Tensor:
     for owner in (pair.first,) if pair.norm is None else (pair.norm,):
         weight, bias = owner.weight, owner.bias
         assert isinstance(weight, Tensor)
-        weight.copy_(scale_weight(pair.first, weight, 1 / factor) if pair.norm is None else weight / factor)
+        scaled = scale_weight(pair.first, weight, 1 / factor) if owner is pair.first else None
+        weight.copy_(weight / factor if scaled is None else scaled)
         if isinstance(bias, Tensor):
             bias.copy_(bias / factor)
     for clip in pair.clips:

@@ -16,7 +16,7 @@ from torch import Tensor
 from dq.quant.observer import MovingAverageObserver, Range
 from dq.quant.spec import QuantSpec
 
-# Bins in one octave (a power of two) and the octaves; what is smaller or larger joins the outer bin.
+# Bins in an octave (a power of two), and the octaves; all else joins the outermost bins.
 MANTISSA_BITS = 7
 FIRST_OCTAVE, NUM_OCTAVES = -24, 48
 NUM_MAGNITUDES = NUM_OCTAVES << MANTISSA_BITS

@@ -51,9 +51,7 @@ class Stop:
 
 
 @torch.no_grad()
-def walk(
-    graph: QuantizedGraph, batches: Sequence[Tensor], visit: Callable[[Stop], None]
-) -> None:
+def walk(graph: QuantizedGraph, batches: Sequence[Tensor], visit: Callable[[Stop], None]) -> None:
     """Call ``visit`` for every quantized layer, in the order of execution.
 
     All calls of a shared layer make one stop where the graph allows it.
@@ -92,7 +90,9 @@ def walk(
                     )
                 )
             for node in group:
-                rounded[node] = [_run(node, graph.root, rounded, b, x) for b, x in enumerate(batches)]
+                rounded[node] = [
+                    _run(node, graph.root, rounded, b, x) for b, x in enumerate(batches)
+                ]
             for node in group:
                 for used in node.all_input_nodes:
                     readers[used] -= 1
@@ -119,7 +119,9 @@ def _float_twin(root: nn.Module) -> nn.Module:
     return twin
 
 
-def _run(node: fx.Node, root: nn.Module, values: dict[fx.Node, list[Any]], batch: int, x: Tensor) -> Any:
+def _run(
+    node: fx.Node, root: nn.Module, values: dict[fx.Node, list[Any]], batch: int, x: Tensor
+) -> Any:
     if node.op == "placeholder":
         return x
 

@@ -20,8 +20,8 @@ from dq.quant.channel_clip import free_clips_
 from dq.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
 from dq.quant.fold import is_foldable
 from dq.quant.layers import QuantizedLayer, num_outputs, output_axis
-from dq.quant.recipe import Recipe
 from dq.quant.position import positions
+from dq.quant.recipe import Recipe
 from dq.quant.roles import Role, is_layer, module_of, role_of, tensor_inputs
 from dq.quant.trace import BoundGraph, remove_dead_code, trace
 

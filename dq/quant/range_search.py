@@ -46,10 +46,14 @@ class MseObserver(HistogramObserver):
         low, high = best(low * shares, high * shares)
         extremes = lowest.double().clamp(max=0.0), highest.double().clamp(min=0.0)
         for factors in (shares, counts.new_tensor(FINE), counts.new_tensor(FINE)):
-            highs = torch.cat([extremes[1] * factors if factors is shares else high * factors, high[None]])
+            highs = torch.cat(
+                [extremes[1] * factors if factors is shares else high * factors, high[None]]
+            )
             highs = highs.clamp(max=extremes[1])
             low, high = best(low.expand_as(highs), highs)
-            lows = torch.cat([extremes[0] * factors if factors is shares else low * factors, low[None]])
+            lows = torch.cat(
+                [extremes[0] * factors if factors is shares else low * factors, low[None]]
+            )
             lows = lows.clamp(min=extremes[0])
             low, high = best(lows, high.expand_as(lows))
         return low, high

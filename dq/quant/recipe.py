@@ -54,7 +54,9 @@ class Rule:
 
     def __post_init__(self) -> None:
         if self.position is not None and self.position not in POSITIONS:
-            raise ValueError(f"a rule's position is {self.position!r}; {nearest(self.position, POSITIONS)}")
+            raise ValueError(
+                f"a rule's position is {self.position!r}; {nearest(self.position, POSITIONS)}"
+            )
 
     def fits(self, module: str, kind: str, positions: Collection[str]) -> bool:
         """Say whether the rule speaks of this module."""
@@ -99,16 +101,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.observer not in OBSERVERS:
-            raise ValueError(f"observer {self.observer!r} does not exist; {nearest(self.observer, OBSERVERS)}")
+            raise ValueError(
+                f"observer {self.observer!r} does not exist; {nearest(self.observer, OBSERVERS)}"
+            )
         if self.weight_range not in WEIGHT_RANGES:
             raise ValueError(
                 f"weight_range {self.weight_range!r} does not exist;"
                 f" {nearest(self.weight_range, WEIGHT_RANGES)}"
             )
 
-    def rule_for(
-        self, module: str, kind: str = "", positions: Collection[str] = ()
-    ) -> Rule | None:
+    def rule_for(self, module: str, kind: str = "", positions: Collection[str] = ()) -> Rule | None:
         """Return the last rule that fits, or None.
 
         Args:
@@ -138,7 +140,9 @@ class Recipe:
     ) -> QuantSpec | None:
         """Return the integers of the module's output; None for float. See `weight_spec`."""
         rule = self.rule_for(module, kind, positions)
-        return self._spec(rule, self.activation, None if rule is None else rule.activation, quantizer)
+        return self._spec(
+            rule, self.activation, None if rule is None else rule.activation, quantizer
+        )
 
     def _spec(
         self, rule: Rule | None, default: QuantSpec, other: QuantSpec | None, quantizer: str

@@ -50,4 +50,6 @@ class Repair:
             if step not in STEPS:
                 raise ValueError(f"quant.repairs: {step!r} does not exist; {nearest(step, STEPS)}")
         if self.images < 1 or self.rounding_steps < 0:
-            raise ValueError("quant.repair_images must be 1 or more and quant.rounding_steps 0 or more")
+            raise ValueError(
+                "quant.repair_images must be 1 or more and quant.rounding_steps 0 or more"
+            )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from dq.quant.histogram import HistogramObserver
 from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import QuantizedGraph
 from dq.quant.recipe import RAISED_BITS
+from dq.quant.repair import Mixed
 
 log = logging.getLogger(__name__)
 
@@ -77,28 +78,24 @@ def output_sqnr(graph: QuantizedGraph, batches: Sequence[Tensor]) -> float:
 
 
 def choose_raised_(
-    graph: QuantizedGraph,
-    batches: Sequence[Tensor],
-    *,
-    max_raised: int,
-    target_sqnr: float | None = None,
+    graph: QuantizedGraph, batches: Sequence[Tensor], found: Sequence[Sensitivity], mixed: Mixed
 ) -> tuple[str, ...]:
     """Raise the loudest quantizers to `RAISED_BITS`, as few as reach the target.
 
     Args:
         graph: Prepared, with ranges, in evaluation mode; left FROZEN.
         batches: A few images on the model's device.
-        max_raised: How many at most.
-        target_sqnr: Of the outputs, in decibel; None raises as many as allowed.
+        found: What `sensitivities` returned.
+        mixed: How many, and the target.
 
     Returns:
         Their names, the loudest first.
     """
-    candidates = [s for s in sensitivities(graph, batches) if s.bits < RAISED_BITS]
+    candidates = [s for s in found if s.bits < RAISED_BITS]
     before = reached = output_sqnr(graph, batches)
     raised: list[str] = []
-    for candidate in candidates[:max_raised]:
-        if target_sqnr is not None and reached >= target_sqnr:
+    for candidate in candidates[: mixed.max_raised]:
+        if mixed.target_sqnr is not None and reached >= mixed.target_sqnr:
             break
         raise_bits_(graph, [candidate.name])
         raised.append(candidate.name)
@@ -106,6 +103,29 @@ def choose_raised_(
         log.info("%s has %d bit now, SQNR %.1f dB", candidate.name, RAISED_BITS, reached)
     log.info("%d quantizers raised, SQNR %.1f -> %.1f dB", len(raised), before, reached)
     return tuple(raised)
+
+
+def analyze(graph: QuantizedGraph, batches: Sequence[Tensor], mixed: Mixed) -> dict[str, Any]:
+    """Measure all quantizers and raise the loudest; return plain values for a table.
+
+    Args:
+        graph: Prepared, with ranges, in evaluation mode; left FROZEN, some quantizers raised.
+        batches: A few images on the model's device.
+        mixed: How many, and the target.
+
+    Returns:
+        ``quantizers`` (dicts of `Sensitivity`, the loudest first), ``sqnr`` with all rounding,
+        ``raised`` (names) and ``sqnr_raised``.
+    """
+    found = sensitivities(graph, batches)
+    before = output_sqnr(graph, batches)
+    raised = choose_raised_(graph, batches, found, mixed)
+    return {
+        "quantizers": [asdict(s) for s in found],
+        "sqnr": before,
+        "raised": list(raised),
+        "sqnr_raised": output_sqnr(graph, batches),
+    }
 
 
 def raise_bits_(graph: QuantizedGraph, names: Sequence[str]) -> None:
@@ -173,5 +193,3 @@ def flat(outputs: Any) -> list[Tensor]:
     if isinstance(outputs, list | tuple):
         return [tensor for item in outputs for tensor in flat(item)]
     return []
-
-

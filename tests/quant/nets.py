@@ -17,7 +17,12 @@ class Separable(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), activation()]
         for _ in range(2):
             layers += [nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8)]
-            layers += [activation(), nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), activation()]
+            layers += [
+                activation(),
+                nn.Conv2d(8, 8, 1, bias=False),
+                nn.BatchNorm2d(8),
+                activation(),
+            ]
         self.body = nn.Sequential(*layers)
         self.head = nn.Conv2d(8, 4, 1)
         generator = torch.Generator().manual_seed(3)

@@ -1,4 +1,4 @@
-"""AdaRound: rounding chosen for the output beats nearest rounding, and nearest rounding keeps it."""
+"""AdaRound: rounding chosen for the output beats nearest rounding, which then keeps it."""
 
 from dataclasses import replace
 
@@ -61,7 +61,7 @@ def test_the_float_weight_is_what_rounding_keeps_and_no_key_is_new() -> None:
     assert list(graph.root.state_dict()) == keys
     for _, quantized, layer, norm in graph.layers():
         folded, scale, _ = quantized.quantized_weight(layer, norm)
-        assert float((quantized.weight(folded) - folded).abs().max()) < 1e-4 * float(scale.max())
+        assert float((quantized.weight(folded) - folded).detach().abs().max()) < 1e-4 * float(scale.max())
 
 
 def test_polishing_finds_the_best_of_all_roundings_where_one_weight_decides_each() -> None:
@@ -114,12 +114,17 @@ def test_moments_are_the_loss_of_the_real_layer() -> None:
 
     def visit(stop: Stop) -> None:
         gram, cross = moments(stop)
-        folded, scale, zero = stop.quantized.quantized_weight(stop.layer, stop.norm)
+        folded, _, _ = stop.quantized.quantized_weight(stop.layer, stop.norm)
         weight = stop.quantized.weight(folded).double().reshape(len(gram), -1, gram.shape[1])
         loss = ((weight @ gram) * weight).sum() - 2 * (weight * cross.transpose(1, 2)).sum()
-        error = torch.cat([t - o for t, o in zip(stop.targets, stop.outputs(), strict=True)]).double()
+        error = torch.cat(
+            [t - o for t, o in zip(stop.targets, stop.outputs(), strict=True)]
+        ).double()
         wanted = torch.cat(stop.targets).double()
-        spread = [(e - e.mean((0, 2, 3), keepdim=True)).square().mean((0, 2, 3)).sum() for e in (error, wanted)]
+        spread = [
+            (e - e.mean((0, 2, 3), keepdim=True)).square().mean((0, 2, 3)).sum()
+            for e in (error, wanted)
+        ]
         torch.testing.assert_close(loss, spread[0] - spread[1], rtol=1e-3, atol=1e-6)
 
     walk(graph, images(), visit)
@@ -150,6 +155,7 @@ def test_the_best_weight_range_is_no_worse_than_any_other_share(power_of_two: bo
     weight = torch.randn(5, 400, generator=torch.Generator().manual_seed(0)) ** 3
     low_end, high = best_weight_range(weight, spec)
     assert (high < weight.amax(1)).any()
+
     def error(share: float) -> torch.Tensor:
         scale, zero = scale_and_zero_point(weight.amin(1) * share, weight.amax(1) * share, spec)
         return (fake_quantize(weight, scale, zero, spec) - weight).square().sum(1)

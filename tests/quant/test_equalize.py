@@ -49,7 +49,7 @@ def test_afterwards_both_layers_have_the_same_range_in_every_channel() -> None:
 def test_relu6_saturates_where_it_did_and_only_in_the_graph() -> None:
     torch.manual_seed(0)
     net = Separable(nn.ReLU6).eval()
-    keys = [k for k in net.state_dict()]
+    keys = list(net.state_dict())
     graph = prepare(net, PER_TENSOR)
     clips = [m for m in graph.quantizers.modules() if isinstance(m, ChannelClip)]
     assert len(clips) == 5
