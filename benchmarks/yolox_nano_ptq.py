@@ -68,7 +68,10 @@ def launch(command: str, arguments: argparse.Namespace, name: str, options: Sequ
     ]
     folder = arguments.work_dir / name.replace(", ", "-").replace(" ", "_")
     line = [sys.executable, "-m", "launcher", command, str(CONFIG), "--work-dir", str(folder)]
-    line += ["--checkpoint", str(arguments.checkpoint), "--cfg-options", *data, *options]
+    line += ["--checkpoint", str(arguments.checkpoint)]
+    if arguments.threads:
+        line += ["--threads", str(arguments.threads)]
+    line += ["--cfg-options", *data, *options]
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
     stage = "eval" if command == "eval" else "calibrated"
     return json.loads((folder / stage / "summary.json").read_text())
@@ -94,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--work-dir", type=Path, default=Path("runs/yolox_nano_ptq"))
     parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     arguments = parser.parse_args(argv)
     rows = {"float": launch("eval", arguments, "float", ())}
     for name, options in ROWS.items():
