@@ -50,7 +50,7 @@ def merge_records_(observers: Sequence[MinMaxObserver]) -> None:
 
 
 def _scatter_(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    pieces = flat.split([t.numel() for t in tensors])
+    pieces = torch.split(flat, [t.numel() for t in tensors])
     torch._foreach_copy_(
         list(tensors), [p.view_as(t) for p, t in zip(pieces, tensors, strict=True)]
     )

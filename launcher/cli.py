@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done. 2: the user's error, one line on stderr from one rank. 1: the world's (disk, ranks).
     """
-    # mmcv 1.x announces its successor to every user at every start.
+    # mmcv 1.x announces its successor at every start, torch that there is an nvcc but no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV will release v2.0.0")
     words = command_line(sys.argv[1:] if argv is None else argv)
     try:
@@ -91,6 +93,12 @@ def report(error: BaseException, code: int) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's message as one line."""
-    text = " ".join(str(error).split())
+    """Return an error's message as one line.
+
+    An error of a loader process carries that process's traceback; its last line is the message.
+    """
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    text = " ".join(text.split())
     return text or type(error).__name__

@@ -52,10 +52,13 @@ class Plan:
     Attributes:
         config: mmdet's config, complete.
         settings: Its quantization.
+        text: The config without its quantization as it was read; libraries change what they are
+            handed, so it is kept.
     """
 
     config: Any
     settings: QuantSettings
+    text: str
 
 
 def read_plan(arguments: argparse.Namespace) -> Plan:
@@ -67,7 +70,8 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     settings = quant_settings(config.get("quant"))
     # Overrides that do not fit should fail now and not after an hour of float training.
     apply_options(copy.deepcopy(config), settings.training)
-    return Plan(config=config, settings=settings)
+    text = str({k: v for k, v in config.items() if k not in ("quant", "quantize")})
+    return Plan(config=config, settings=settings, text=text)
 
 
 def train_float(
@@ -268,12 +272,10 @@ def _calibrate(plan: Plan, place: Session, detector: nn.Module, graph: Quantized
 
     proof = calibrate_on_one_rank(graph, work)
     names: list[str] = collectives.broadcast_object(raised)
-    if not raised:
+    if not raised:  # on the ranks that did not calibrate
         raise_bits_(graph, names)
     set_phase(graph.quantizers, Phase.FROZEN)
-    log.info(
-        "all %d ranks have the same ranges, digest %s", collectives.world_size(), proof[:16]
-    )
+    log.info("all %d ranks have the same ranges, digest %s", collectives.world_size(), proof[:16])
     return replace(plan.settings.recipe, raised=tuple(names))
 
 
@@ -351,13 +353,19 @@ def _reusable(folder: Path, key: str) -> StageSummary | None:
 
 
 def _key(plan: Plan, place: Session, stage: str, parent: str | None, *more: object) -> str:
-    quantized = () if stage == "float" else (plan.settings,)
     # The quantization section does not change what float training does.
-    config = {k: v for k, v in plan.config.items() if stage != "float" or k not in ("quant", "quantize")}
+    quantized = () if stage == "float" else (plan.settings,)
     return key_of(
-        stage, config, place.seed, collectives.world_size(), place.device.type, parent,
-        torch.__version__, *quantized, *more,
-    )  # fmt: skip
+        stage,
+        plan.text,
+        place.seed,
+        collectives.world_size(),
+        place.device.type,
+        parent,
+        torch.__version__,
+        *quantized,
+        *more,
+    )
 
 
 def _resume_path(resume: str | None, folder: Path) -> Path | None:

@@ -86,7 +86,8 @@ def require_compiler(name: str) -> str:
         reason = (done.stderr.strip().splitlines() or ["no message"])[0]
         raise SetupError(
             f"{path} cannot compile a C++20 file that includes Python.h ({reason});"
-            " install g++ 10 or newer and Python's headers (Debian/Ubuntu: apt-get install g++ python3-dev)"
+            " install g++ 10 or newer and Python's headers"
+            " (Debian/Ubuntu: apt-get install g++ python3-dev)"
         )
     return path
 
@@ -119,7 +120,9 @@ def run(command: Sequence[str | Path], *, log: Path, env: dict[str, str] | None 
                 say("  " + line.strip()[:100])
     if process.wait():
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
-        raise SetupError(f"this command failed: {' '.join(map(str, command))}\n{tail}\nfull log: {log}")
+        raise SetupError(
+            f"this command failed: {' '.join(map(str, command))}\n{tail}\nfull log: {log}"
+        )
 
 
 def installed_version(python: Path, module: str) -> str | None:
@@ -129,9 +132,7 @@ def installed_version(python: Path, module: str) -> str | None:
         "try: print(m.version(sys.argv[1]))\n"
         "except m.PackageNotFoundError: pass"
     )
-    done = subprocess.run(
-        [python, "-c", code, module], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([python, "-c", code, module], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
 
 
@@ -209,10 +210,19 @@ def mmcv_wheel(python: Path, log: Path) -> Path:
             "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
         }
         if kind == "cuda":
-            nvcc = shutil.which("nvcc", path=f"{env.get('CUDA_HOME', '/usr/local/cuda')}/bin:{env['PATH']}")
+            nvcc = shutil.which(
+                "nvcc", path=f"{env.get('CUDA_HOME', '/usr/local/cuda')}/bin:{env['PATH']}"
+            )
             env["PYTORCH_NVCC"] = str(write_wrapper(build / "nvcc", nvcc or "nvcc"))
         wheel = [python, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps"]
-        wheel += ["--no-cache-dir", "--no-binary", "mmcv-full", "-w", build / "out", pinned("mmcv-full")]
+        wheel += [
+            "--no-cache-dir",
+            "--no-binary",
+            "mmcv-full",
+            "-w",
+            build / "out",
+            pinned("mmcv-full"),
+        ]
         run(wheel, log=log, env=env)
         (built,) = (build / "out").glob("mmcv_full-*.whl")
         folder.mkdir(parents=True, exist_ok=True)
@@ -233,9 +243,11 @@ def fingerprint(extras: str) -> str:
 
 def create(venv: Path, extras: str) -> None:
     """Make ``venv`` hold the project and all it needs; do nothing where it already does."""
-    if not (3, 11) <= sys.version_info < (3, 14):
+    if not (3, 11, 4) <= sys.version_info < (3, 14):
         version = platform.python_version()
-        raise SetupError(f"Python 3.11 to 3.13 is needed, this is {version}; set PYTHON=python3.11")
+        raise SetupError(
+            f"Python 3.11.4 to 3.13 is needed, this is {version}; set PYTHON=python3.11"
+        )
     stamp, wanted = venv / "setup.sha256", fingerprint(extras)
     if stamp.exists() and stamp.read_text() == wanted:
         return
@@ -255,9 +267,11 @@ def create(venv: Path, extras: str) -> None:
             )
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
     pip += ["-c", CONSTRAINTS]
-    missing = [pinned(n) for n in (*BUILD_TOOLS, *BEFORE_MMCV) if not is_installed(python, pinned(n))]
+    missing = [
+        pinned(n) for n in (*BUILD_TOOLS, *BEFORE_MMCV) if not is_installed(python, pinned(n))
+    ]
     if missing:
-        say(f"installing torch and build tools ({len(missing)} packages, up to 5.5 GB, some minutes)")
+        say(f"installing torch and build tools ({len(missing)} packages, up to 5.5 GB, minutes)")
         run([*pip, *missing], log=log)
     if not is_installed(python, pinned("mmcv-full")):
         wheel = mmcv_wheel(python, log)

@@ -1,0 +1,1 @@
+"""Submission to Slurm through submitit."""

@@ -1,15 +1,36 @@
-"""Fixtures of all tests."""
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
 
 import os
 from pathlib import Path
 
 import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Return the folder with real data and weights, or skip."""
-    folder = Path(os.environ.get("DQ_SHARED") or Path(__file__).parents[2] / "shared")
-    if not folder.is_dir():
-        pytest.skip(f"no real data: {folder} does not exist (set DQ_SHARED)")
+    """Real data and weights that are not part of the project: ``$DQ_SHARED`` or ``../shared``."""
+    folder = Path(os.environ.get("DQ_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(
+            f"no shared data at {folder}; set DQ_SHARED to a folder with data/ and weights/"
+        )
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small embedded data set: 24 images to train on, 7 to validate, 11 to test."""
+    from dq.data.digits import write_digits
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    return write_digits(folder, num_train=24, num_val=7, num_test=11, image_size=160, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)

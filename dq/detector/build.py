@@ -54,15 +54,14 @@ def explain(error: BaseException) -> str:
     unknown = re.search(r"(\w+) is not in the ([\w ]+?) registry", text)
     if unknown:
         from mmcv.cnn import MODELS
+        from mmcv.runner import HOOKS, OPTIMIZERS
         from mmdet.core.bbox.builder import BBOX_ASSIGNERS, BBOX_CODERS
         from mmdet.datasets import DATASETS, PIPELINES
+        from mmdet.models.builder import MODELS as DETECTORS
 
-        registries = (MODELS, DATASETS, PIPELINES, BBOX_ASSIGNERS, BBOX_CODERS)
+        registries = [MODELS, DETECTORS, DATASETS, PIPELINES, HOOKS, OPTIMIZERS]
+        registries += [BBOX_ASSIGNERS, BBOX_CODERS]
         names = {n for r in registries if r.name == unknown[2] for n in r.module_dict}
-        if unknown[2] == "models":
-            from mmdet.models import MODELS as DETECTORS
-
-            names |= set(DETECTORS.module_dict)
         return f"there is no {unknown[1]} among the {unknown[2]}" + (
             did_you_mean(unknown[1], names) if names else ""
         )

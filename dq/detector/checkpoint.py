@@ -1,4 +1,4 @@
-"""What a checkpoint holds: the float detector's weights, quantizer state beside them, the recipe."""
+"""What a checkpoint holds: the float detector's weights, beside them quantizers and recipe."""
 
 from __future__ import annotations
 

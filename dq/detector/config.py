@@ -88,7 +88,7 @@ def apply_options(config: Config, options: Mapping[str, Any]) -> None:
         ValueError: A part of a key does not exist and looks like one that does.
     """
     for key in options:
-        _check_path(config, key)
+        _check_path(config._cfg_dict, key)
     try:
         config.merge_from_dict(dict(options))
     except (KeyError, TypeError, IndexError, AssertionError) as error:
@@ -97,11 +97,10 @@ def apply_options(config: Config, options: Mapping[str, Any]) -> None:
 
 def check_top_level(config: Config, path: Path) -> None:
     """Raise ValueError for a top-level name that is a misspelt key."""
-    absent = [key for key in TOP_LEVEL_KEYS if key not in config]
     for name in config:
         if name in TOP_LEVEL_KEYS:
             continue
-        near = difflib.get_close_matches(name, absent, n=1, cutoff=0.85)
+        near = difflib.get_close_matches(name, TOP_LEVEL_KEYS, n=1, cutoff=0.85)
         if near:
             raise ValueError(f"{path}: {name} is not a setting; did you mean {near[0]}?")
     for key in ("model", "data"):
@@ -147,7 +146,9 @@ def _check_path(config: Mapping[str, Any], key: str) -> None:
         if part not in here:
             near = difflib.get_close_matches(part, [str(k) for k in here], n=1, cutoff=0.8)
             if near:
-                raise ValueError(f"--cfg-options {key}: {part} is not there; did you mean {near[0]}?")
+                raise ValueError(
+                    f"--cfg-options {key}: {part} is not there; did you mean {near[0]}?"
+                )
             return
         here = here[part]
 

@@ -19,6 +19,21 @@ from dq.dist import collectives
 
 log = logging.getLogger(__name__)
 PROGRESS_S = 10.0
+# Keys of the config's ``evaluation`` section that are for the hook and not for the data set.
+TIMING = (
+    "interval",
+    "start",
+    "by_epoch",
+    "save_best",
+    "rule",
+    "dynamic_intervals",
+    "tmpdir",
+    "gpu_collect",
+    "out_dir",
+    "greater_keys",
+    "less_keys",
+    "broadcast_bn_buffer",
+)
 
 
 @torch.no_grad()
@@ -69,9 +84,7 @@ def score(dataset: Any, results: list[Any], settings: Mapping[str, Any]) -> dict
         settings: The config's ``evaluation`` section; what only concerns when to evaluate is
             ignored.
     """
-    timing = ("interval", "start", "by_epoch", "save_best", "rule", "dynamic_intervals", "tmpdir")
-    timing += ("gpu_collect", "out_dir", "greater_keys", "less_keys", "broadcast_bn_buffer")
-    arguments = {k: v for k, v in settings.items() if k not in timing}
+    arguments = {k: v for k, v in settings.items() if k not in TIMING}
     # Some of mmdet's tables are printed, whatever the logger.
     with contextlib.redirect_stdout(io.StringIO()):
         metrics = dataset.evaluate(results, logger="silent", **arguments)

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from mmcv.runner import CheckpointHook, Hook, IterBasedRunner
+from mmcv.runner import HOOKS, CheckpointHook, Hook, IterBasedRunner
 from mmdet.core import EvalHook
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -116,6 +116,7 @@ class ShardedEvalHook(EvalHook):  # type: ignore[misc]
         runner.meta["hook_msgs"] = collectives.broadcast_object(runner.meta.get("hook_msgs", {}))
 
 
+@HOOKS.register_module()
 class TidyCheckpointHook(CheckpointHook):  # type: ignore[misc]
     """mmcv's checkpoint hook that removes a checkpoint's checksum with the checkpoint."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import xml.etree.ElementTree as ET  # noqa: N817
+import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
 from mmdet.datasets import CocoDataset, XMLDataset
 
@@ -30,13 +31,54 @@ def inspect(dataset: Any, split: str) -> None:
     """
     for leaf in leaves(dataset):
         if not len(leaf):
-            raise ValueError(f"data.{split}: no images in {leaf.ann_file} (with the boxes asked for)")
+            raise ValueError(
+                f"data.{split}: no images in {leaf.ann_file} (with the boxes asked for)"
+            )
         _check_files(leaf, split)
         if isinstance(leaf, XMLDataset):
             _check_xml_classes(leaf, split)
         elif isinstance(leaf, CocoDataset):
             _check_coco_classes(leaf, split)
         _leave_out_empty_boxes(leaf, split)
+        leaf.pipeline = _NamesBadImages(leaf.pipeline)
+
+
+class _NamesBadImages:
+    """A pipeline whose failure on an image that cannot be decoded names that image."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+
+    def __call__(self, results: Any) -> Any:
+        path = Path(results.get("img_prefix") or ".", results["img_info"]["filename"])
+        try:
+            return self.pipeline(results)
+        except Exception as error:
+            reason = _unreadable(path)
+            if reason is None:
+                raise
+            raise ValueError(
+                f"image {path} cannot be read: {reason}; mend it or take it out of the image list"
+            ) from error
+
+    def __getattr__(self, name: str) -> Any:
+        # mmdet looks at the transforms inside, to update them.
+        if name == "pipeline":
+            raise AttributeError(name)
+        return getattr(self.pipeline, name)
+
+
+def _unreadable(path: Path) -> str | None:
+    """Say why an image file cannot be decoded, None when it can."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return str(error.strerror)
+    try:
+        image = mmcv.imfrombytes(content)
+    except Exception as error:
+        return " ".join(str(error).split())[:100]
+    return "it is no image" if image is None else None
 
 
 def leaves(dataset: Any) -> Iterator[Any]:
@@ -77,7 +119,9 @@ def _check_xml_classes(leaf: Any, split: str) -> None:
             " add it to classes and num_classes"
         )
     if len(absent) == len(leaf.CLASSES) and found:
-        raise ValueError(f"data.{split}: none of the classes {leaf.CLASSES} occurs in {leaf.ann_file}")
+        raise ValueError(
+            f"data.{split}: none of the classes {leaf.CLASSES} occurs in {leaf.ann_file}"
+        )
     if absent:
         log.warning("data.%s: no box of class %s", split, ", ".join(absent))
 
@@ -121,9 +165,11 @@ def _leave_out_empty_boxes(leaf: Any, split: str) -> None:
     empty, images, first = 0, 0, ""
     for index, info in enumerate(leaf.data_infos):
         annotation = leaf.get_ann_info(index)
-        boxes = np.concatenate([annotation["bboxes"], annotation.get("bboxes_ignore", [])[:]]) if len(
-            annotation.get("bboxes_ignore", [])
-        ) else annotation["bboxes"]
+        boxes = (
+            np.concatenate([annotation["bboxes"], annotation.get("bboxes_ignore", [])[:]])
+            if len(annotation.get("bboxes_ignore", []))
+            else annotation["bboxes"]
+        )
         count = int((~has_area(boxes)).sum()) if len(boxes) else 0
         if count:
             empty, images = empty + count, images + 1

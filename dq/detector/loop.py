@@ -79,9 +79,7 @@ def train(
     """
     config = copy.deepcopy(config)
     if config.runner.type not in RUNNER_OF:
-        raise ValueError(
-            f"runner.type is {config.runner.type}; use one of {', '.join(RUNNER_OF)}"
-        )
+        raise ValueError(f"runner.type is {config.runner.type}; use one of {', '.join(RUNNER_OF)}")
     loaders = [training_loader(config, dataset, seed=seed)]
     if len(config.workflow) == 2:
         loaders.append(_validation_loss_loader(config, seed))
@@ -90,7 +88,9 @@ def train(
         _leave_out_unused(detector, graph)
     if config.get("fp16"):
         if graph is None:
-            raise ValueError("fp16 needs a detector that can be traced; remove fp16 from the config")
+            raise ValueError(
+                "fp16 needs a detector that can be traced; remove fp16 from the config"
+            )
         run_under_autocast(detector, graph, device)
     add_train_step(detector)
     model = wrap(
@@ -141,9 +141,7 @@ def _innermost(section: Any) -> Any:
     return section
 
 
-def _build_runner(
-    config: Config, model: nn.Module, dataset: Any, work_dir: Path, seed: int
-) -> Any:
+def _build_runner(config: Config, model: nn.Module, dataset: Any, work_dir: Path, seed: int) -> Any:
     config.gpu_ids = [0]
     auto_scale_lr(config, collectives.world_size() > 1, log)
     try:
@@ -193,7 +191,7 @@ def _register_hooks(
         runner.register_training_hooks(
             config.lr_config,
             optimizer_hook,
-            TidyCheckpointHook(**checkpoint_config) if checkpoint_config else None,
+            {"type": TidyCheckpointHook.__name__, **checkpoint_config},
             config.log_config,
             config.get("momentum_config"),
             custom_hooks_config=config.get("custom_hooks"),

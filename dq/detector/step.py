@@ -37,7 +37,9 @@ def parse_losses(losses: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     return total, logged
 
 
-def training_step(model: nn.Module, data: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def training_step(
+    model: nn.Module, data: Mapping[str, Any], device: torch.device
+) -> dict[str, Any]:
     """Compute the losses of a collated batch; mmcv's optimizer hook does the rest.
 
     Args:

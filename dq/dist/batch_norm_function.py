@@ -28,7 +28,7 @@ def gather_moments(input: Tensor, group: Group = None) -> tuple[Tensor, Tensor, 
     Returns:
         Mean (C,) and biased variance (C,), float64, and the number of samples of a channel.
     """
-    channels = input.shape[1]
+    input, channels = input.detach(), input.shape[1]
     count = input.numel() // channels
     own = torch.zeros(2 * channels + 1, dtype=torch.float64, device=input.device)
     if count > 0:

@@ -83,7 +83,7 @@ def all_reduce_(
         dist.all_reduce(dense, _OPERATIONS[op], group)
         if op == "mean":
             dense.div_(world_size(group))
-        if dense.data_ptr() != tensor.data_ptr():
+        if not tensor.is_contiguous():
             tensor.copy_(dense)
     return tensor
 

@@ -52,9 +52,9 @@ def _digests(named: Iterable[tuple[str, Tensor]]) -> dict[str, bytes]:
     for name, tensor in named:
         if name in digests:
             raise ValueError(f"the name {name!r} comes twice among the tensors to digest")
-        head = f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode()
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digests[name] = hashlib.sha256(head + flat.view(torch.uint8).numpy().tobytes()).digest()
+        hashed = hashlib.sha256(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digests[name] = hashed.digest()
     return digests
 
 

@@ -79,7 +79,7 @@ class SyncBatchNorm(_BatchNorm):
         return output
 
     def _forward_native(self, input: Tensor) -> Tensor:
-        # A rank with an empty half batch must send float32 like the others: torch sends halves.
+        # A rank with an empty batch of halves must send float32 like the others; torch's does not.
         sent = input.float() if input.numel() == 0 else input
         tracks = self.track_running_stats
         output: Tensor = NativeFunction.apply(
@@ -123,7 +123,7 @@ def convert_sync_batch_norm(
     The layers stay the same objects and change their class: parameters, buffers, hooks, sharing
     and references to them (of optimizers, of traced graphs) all stay valid. torch's SyncBatchNorm
     is converted too and keeps its own group unless one is given. Layers whose class has a forward
-    of its own are left alone.
+    of its own, and those converted before, are left alone.
 
     Args:
         module: changed in place.
@@ -135,12 +135,9 @@ def convert_sync_batch_norm(
     Raises:
         ValueError: a lazy layer has no shape yet.
     """
+    known = (_BatchNorm.forward, torch.nn.SyncBatchNorm.forward)
     for layer in module.modules():
-        own_forward = type(layer).forward not in (
-            _BatchNorm.forward,
-            torch.nn.SyncBatchNorm.forward,
-        )
-        if not isinstance(layer, _BatchNorm) or own_forward:
+        if not isinstance(layer, _BatchNorm) or type(layer).forward not in known:
             continue
         if any(is_lazy(parameter) for parameter in layer.parameters(recurse=False)):
             raise ValueError("a lazy batch normalization has no shape; run one batch, then convert")

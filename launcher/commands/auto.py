@@ -1,4 +1,4 @@
-"""``launcher CONFIG`` without a command: the config's ``quantize`` flag decides, as in the origin."""
+"""``launcher CONFIG`` without a command: the config's ``quantize`` flag decides."""
 
 from __future__ import annotations
 

@@ -1,14 +1,13 @@
 """DDP: wrapped when it is of use, gradients are means, buffers are left alone until averaged."""
 
-import inspect
 from typing import Any
+from unittest import mock
 
-import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dq.dist import collectives
+from dq.dist import collectives, data_parallel
 from dq.dist.collectives import collective_count
 from dq.dist.data_parallel import no_sync, sync_buffers_, unwrap, wrap
 from tests.ranks import run_ranks
@@ -18,6 +17,34 @@ CPU = torch.device("cpu")
 
 class Derived(DistributedDataParallel):
     pass
+
+
+class Older(nn.Module):
+    """Stand for the DDP of a torch that does not know `forward_sync_buffers` yet."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        device_ids: list[torch.device] | None = None,
+        broadcast_buffers: bool = True,
+        find_unused_parameters: bool = False,
+        static_graph: bool = False,
+        gradient_as_bucket_view: bool = False,
+    ) -> None:
+        super().__init__()
+        self.broadcast_buffers = broadcast_buffers
+
+
+def wrap_with_an_older_torch() -> tuple[bool, list[float]]:
+    model = nn.BatchNorm1d(1)
+    model.running_mean.fill_(collectives.rank() + 5)
+    with mock.patch.object(data_parallel, "DistributedDataParallel", Older):
+        wrapped: Any = wrap(model, device=CPU, cls=Older)  # type: ignore[arg-type]
+    return wrapped.broadcast_buffers, model.running_mean.tolist()
+
+
+def test_an_older_torch_leaves_buffers_alone_too_and_still_starts_equal() -> None:
+    assert run_ranks(wrap_with_an_older_torch, 2) == [(False, [5.0]), (False, [5.0])]
 
 
 def train() -> dict[str, Any]:
@@ -30,6 +57,7 @@ def train() -> dict[str, Any]:
     got: dict[str, Any] = {
         "class": type(wrapped).__name__,
         "inside": unwrap(wrapped) is model,
+        "leaves buffers alone": not wrapped.forward_sync_buffers,
         "weight at start": model[0].weight.detach().clone(),
         "running mean at start": model[1].running_mean.clone(),
         "frozen stays": wrap(frozen, device=CPU) is frozen,
@@ -57,6 +85,7 @@ def test_two_ranks_start_equal_share_gradients_and_keep_their_buffers_until_aver
     for got in (first, second):
         assert got["class"] == "Derived"
         assert got["inside"]
+        assert got["leaves buffers alone"]
         assert got["frozen stays"]
         assert torch.equal(got["weight at start"], first["weight at start"])
         assert got["running mean at start"].tolist() == [0.0, 0.0]
@@ -84,9 +113,3 @@ def test_alone_the_module_stays_itself() -> None:
 def test_a_compiled_module_is_unwrapped() -> None:
     model = nn.Linear(2, 2)
     assert unwrap(torch.compile(model)) is model
-
-
-def test_the_deprecated_buffer_argument_is_not_used_where_the_new_one_exists(
-    recwarn: pytest.WarningsRecorder,
-) -> None:
-    assert "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters

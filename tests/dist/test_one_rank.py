@@ -35,7 +35,7 @@ def work_in_turn() -> dict[str, Any]:
     got["failure took"] = time.monotonic() - begin
     got["after"] = run_on_rank(lambda: "again", rank=1)
     try:
-        run_on_rank(lambda: time.sleep(1.0), limit_s=0.2)
+        run_on_rank(lambda: time.sleep(2.0), limit_s=0.2)
     except RuntimeError as error:
         got["limit"] = str(error)
     got["sum"] = all_reduce_(torch.ones(1)).item()
@@ -48,7 +48,7 @@ def test_one_rank_works_and_a_failure_reaches_all_with_its_message() -> None:
     assert [got["second"] for got in ranks] == [None, None, 42]
     told = "RuntimeError: rank 1 failed (KeyError): 'no such image'"
     assert [got["failure"] for got in ranks] == [told, "KeyError: 'no such image'", told]
-    assert max(got["failure took"] for got in ranks) < 2.0
+    assert max(got["failure took"] for got in ranks) < 4.0
     assert [got["after"] for got in ranks] == [None, "again", None]
     late = "rank 0 was still at work after the limit of 0.2 s"
     assert [got.get("limit") for got in ranks] == [None, late, late]
@@ -60,8 +60,8 @@ def work_longer_than_the_time_out() -> tuple[str | None, float, list[str]]:
         time.sleep(5.0)
         return "evaluated"
 
-    # Longer than the time-out of the group, 3 s, and than the silence allowed, 1 s.
-    got = run_on_rank(work, heartbeat_s=0.2, silence_s=1.0)
+    # Longer than the time-out of the group, 3 s, and than the silence allowed, 2 s.
+    got = run_on_rank(work, heartbeat_s=0.2, silence_s=2.0)
     total = all_reduce_(torch.ones(1)).item()
     time.sleep(0.2)
     keys = [

@@ -1,0 +1,34 @@
+# Two commands do everything: `make demo` and `make test`. Both set up first, once.
+PYTHON ?= python3
+VENV ?= .venv
+RANKS ?= 2
+RUN = $(VENV)/bin/torchrun --standalone --nproc-per-node $(RANKS) -m launcher
+# One computing thread a rank unless the user says otherwise; torchrun would warn at every start.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test test-fast check
+
+help:
+	@echo "make demo       set up, then train, calibrate and train quantized on the embedded data"
+	@echo "make test       set up, then run all tests"
+	@echo "make test-fast  the tests that take seconds"
+	@echo "make check      ruff, ruff format, mypy"
+	@echo "settings: PYTHON=$(PYTHON) VENV=$(VENV) RANKS=$(RANKS)"
+
+setup:
+	@$(PYTHON) setup/environment.py --venv $(VENV)
+
+demo: setup
+	$(VENV)/bin/python -m launcher data digits
+	$(RUN) run configs/digits/ssd_resnet_fpn_160.py --resume
+
+test: setup
+	$(VENV)/bin/python -m pytest
+
+test-fast: setup
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+check: setup
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy

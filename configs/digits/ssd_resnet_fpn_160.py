@@ -1,0 +1,85 @@
+# Handwritten digits over photographs, the embedded data set (`python -m launcher data digits`):
+# SSD-FPN with a narrow ResNet18 at 160x160, trained from scratch within minutes on two CPU ranks.
+_base_ = [
+    "../_base_/ssd_mobilenet_fpn_256.py",
+    "../_base_/voc_folder_256.py",
+    "../_base_/runtime.py",
+]
+data_root = "data/digits"
+classes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="ResNet",
+        depth=18,
+        base_channels=32,
+        stem_channels=32,
+        out_indices=(1, 2, 3),
+        frozen_stages=-1,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=False,
+        init_cfg=None,
+    ),
+    neck=dict(in_channels=[64, 128, 256], num_outs=3),
+    bbox_head=dict(
+        num_classes=10,
+        in_channels=(64, 64, 64),
+        anchor_generator=dict(
+            input_size=160,
+            strides=[8, 16, 32],
+            ratios=([2], [2], [2]),
+            min_sizes=[16, 28, 44],
+            max_sizes=[28, 44, 70],
+        ),
+    ),
+)
+size = (160, 160)
+img_norm_cfg = dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5], to_rgb=True)
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="MinIoURandomCrop", min_ious=(0.7, 0.9), min_crop_size=0.6),
+    dict(type="Resize", img_scale=size, keep_ratio=False),
+    # No flip: a mirrored digit is another sign. The step itself is wanted by Collect's metadata.
+    dict(type="RandomFlip", flip_ratio=0.0),
+    dict(type="PhotoMetricDistortion", brightness_delta=24, contrast_range=(0.7, 1.3)),
+    dict(type="Normalize", **img_norm_cfg),
+    dict(type="DefaultFormatBundle"),
+    dict(type="Collect", keys=["img", "gt_bboxes", "gt_labels"]),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="MultiScaleFlipAug",
+        img_scale=size,
+        flip=False,
+        transforms=[
+            dict(type="Resize", keep_ratio=False),
+            dict(type="Normalize", **img_norm_cfg),
+            dict(type="ImageToTensor", keys=["img"]),
+            dict(type="Collect", keys=["img"]),
+        ],
+    ),
+]
+data = dict(
+    samples_per_gpu=16,
+    train=dict(times=2, dataset=dict(pipeline=train_pipeline)),
+    val=dict(pipeline=test_pipeline),
+    test=dict(pipeline=test_pipeline),
+)
+evaluation = dict(interval=3, metric="mAP")
+optimizer = dict(type="SGD", lr=4e-2, momentum=0.9, weight_decay=1e-4)
+optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
+lr_config = dict(
+    policy="CosineAnnealing", warmup="linear", warmup_iters=50, warmup_ratio=1e-2, min_lr=0
+)
+runner = dict(type="EpochBasedRunner", max_epochs=15)
+quant = dict(
+    schedule=dict(calibration_batches=12, calibration_batch_size=16),
+    training={
+        "optimizer.lr": 4e-3,
+        "runner.max_epochs": 3,
+        "lr_config.warmup_iters": 10,
+        "evaluation.interval": 1,
+    },
+)

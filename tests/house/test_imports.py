@@ -1,0 +1,113 @@
+"""The dependency rule: who may import whom, read from the source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("dq", "launcher", "slurm")
+
+# What a package must never import, at the top of a file or inside a function.
+FORBIDDEN = {
+    "dq/quant": ("torch.distributed", "dq.dist", "dq.detector", "dq.sync", "mmdet", "mmcv"),
+    "dq/dist": ("dq.quant", "dq.detector", "dq.sync", "mmdet", "mmcv"),
+    "dq/data": ("torch.distributed", "dq.quant", "dq.dist", "dq.detector", "mmdet", "mmcv"),
+    "dq/tracking": ("torch.distributed", "dq.quant", "dq.dist", "dq.detector", "mmdet", "mmcv"),
+    "dq/sync.py": ("dq.detector", "dq.tracking", "mmdet", "mmcv", "torch.distributed"),
+    "dq": ("launcher", "slurm"),
+    "launcher": ("mmdet", "torch.distributed"),
+    "slurm": ("torch", "mmdet", "mmcv", "dq"),
+}
+# mmcv prints through loggers of its own, which only the session that makes ours can quieten.
+EXCEPTIONS = {("launcher/session.py", "mmcv.utils")}
+
+
+def files(place: str) -> Iterator[Path]:
+    path = ROOT / place
+    yield from [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            found |= {str(node.module)} | {f"{node.module}.{a.name}" for a in node.names}
+    return found
+
+
+def is_below(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("place", FORBIDDEN)
+def test_nobody_imports_what_the_house_forbids(place: str) -> None:
+    checked = 0
+    for path in files(place):
+        checked += 1
+        for name in imports(path):
+            for package in FORBIDDEN[place]:
+                assert not is_below(name, package), f"{path.relative_to(ROOT)} imports {name}"
+    assert checked
+
+
+def test_only_the_adapter_and_the_log_setup_know_mmcv() -> None:
+    for package in PACKAGES:
+        for path in files(package):
+            place = path.relative_to(ROOT).as_posix()
+            if place.startswith("dq/detector/"):
+                continue
+            for name in imports(path):
+                if any(is_below(name, p) for p in ("mmcv", "mmdet")):
+                    assert (place, name.rpartition(".")[0]) in EXCEPTIONS or (
+                        place,
+                        name,
+                    ) in EXCEPTIONS, f"{place} imports {name}"
+
+
+def test_no_import_circles() -> None:
+    graph: dict[str, set[str]] = {}
+    modules = {
+        path.relative_to(ROOT)
+        .with_suffix("")
+        .as_posix()
+        .replace("/", ".")
+        .removesuffix(".__init__")
+        for package in PACKAGES
+        for path in files(package)
+    }
+    for package in PACKAGES:
+        for path in files(package):
+            name = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+            name = name.removesuffix(".__init__")
+            tree = ast.parse(path.read_text())
+            top = {
+                f"{node.module}.{alias.name}"
+                for node in tree.body
+                if isinstance(node, ast.ImportFrom)
+                for alias in node.names
+            } | {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
+            graph[name] = (top & modules) - {name}
+
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"circle: {' -> '.join((*trail, name))}"
+        if name not in done:
+            for child in graph[name]:
+                visit(child, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_no_room_for_leftovers() -> None:
+    names = {path.stem for package in PACKAGES for path in files(package)}
+    assert not names & {"utils", "common", "helpers", "misc"}

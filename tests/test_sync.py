@@ -1,0 +1,132 @@
+"""Ranks that see different data round with the same ranges."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dq.dist import collectives
+from dq.dist.data_parallel import wrap
+from dq.dist.sync_batch_norm import convert_sync_batch_norm
+from dq.quant.fake_quantize import update_scales_
+from dq.quant.phase import Phase, set_phase
+from dq.quant.prepare import QuantizedGraph, prepare
+from dq.quant.recipe import Recipe
+from dq.sync import agree_, calibrate_on_one_rank, prove_equal
+from tests.ranks import run_ranks
+
+
+class Net(nn.Module):
+    """Two convolutions with batch norms, a residual addition and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm2d(6)
+        self.second = nn.Conv2d(6, 6, 3, padding=1)
+        self.second_norm = nn.BatchNorm2d(6)
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(self.first_norm(self.first(x)))
+        b = torch.relu(a + self.second_norm(self.second(a)))
+        out: Tensor = self.head(b)
+        return out
+
+
+def prepared() -> tuple[Net, QuantizedGraph]:
+    torch.manual_seed(0)
+    net = Net()
+    return net, prepare(net, Recipe())
+
+
+def batches(number: int) -> Tensor:
+    """A global batch of 4 images; its halves differ in scale fourfold."""
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(number))
+    return x * torch.tensor([1.0, 1.0, 4.0, 4.0]).reshape(4, 1, 1, 1)
+
+
+def calibrate(graph: QuantizedGraph) -> None:
+    graph.root.eval()
+    set_phase(graph.quantizers, Phase.CALIBRATE)
+    for number in range(3):
+        graph(batches(100 + number))
+        update_scales_(list(graph.activations().values()))
+
+
+def calibrate_and_compare(rank: int) -> tuple[str, list[float]]:
+    _, graph = prepared()
+    calls = []
+
+    def work() -> None:
+        calls.append(collectives.rank())
+        calibrate(graph)
+
+    proof = calibrate_on_one_rank(graph, work, rank=rank)
+    assert calls == ([rank] if collectives.rank() == rank else [])
+    return proof, [float(q.scale) for q in graph.activations().values()]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_rank_calibrates_and_all_have_its_ranges(rank: int) -> None:
+    (first, scales), (second, others) = run_ranks(calibrate_and_compare, 2, rank)
+    _, graph = prepared()
+    calibrate(graph)
+    assert first == second
+    assert scales == others == [float(q.scale) for q in graph.activations().values()]
+
+
+def tamper_and_prove() -> str:
+    _, graph = prepared()
+    calibrate(graph)
+    if collectives.rank() == 1:
+        name = next(n for n in graph.activations() if "head" in n)
+        graph.activations()[name].scale.mul_(1 + 1e-6)
+    try:
+        prove_equal(graph, "in this test")
+    except RuntimeError as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_differing_quantizer_is_named_on_every_rank() -> None:
+    for message in run_ranks(tamper_and_prove, 2):
+        assert "ranges differ between ranks in this test: 1 quantizers, first head" in message
+
+
+def train_steps(ranks: int) -> tuple[dict[str, Tensor], list[float], int]:
+    net, graph = prepared()
+    calibrate(graph)
+    net.train()
+    convert_sync_batch_norm(net)
+    net.__dict__["forward"] = graph
+    set_phase(graph.quantizers, Phase.TRAIN)
+    model = wrap(net, device=torch.device("cpu"))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    quantizers = list(graph.activations().values())
+    share = 4 // ranks
+    begin = collectives.rank() * share
+    agreed = 0
+    for number in range(20):
+        optimizer.zero_grad()
+        x = batches(number)[begin : begin + share]
+        model(x).square().mean().backward()
+        optimizer.step()
+        before = collectives.collective_count()
+        agree_(quantizers)
+        agreed += collectives.collective_count() - before
+    prove_equal(graph, "after training")
+    return net.state_dict(), [float(q.scale) for q in quantizers], agreed
+
+
+def test_training_on_two_ranks_equals_one_process_with_the_whole_batch() -> None:
+    alone, scales, none = train_steps(1)
+    (first, first_scales, issued), (second, second_scales, _) = run_ranks(train_steps, 2, 2)
+    assert none == 0
+    assert issued == 20, "one collective a step"
+    assert first_scales == second_scales
+    torch.testing.assert_close(first_scales, scales, rtol=1e-4, atol=1e-6)
+    for name, value in alone.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4, msg=name)
+        assert torch.equal(first[name], second[name]), name
