@@ -84,9 +84,8 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     for name, row in rows.items():
         loss = 100 * (reference - row["value"])
         half = 100 * row["metrics"]["bbox_mAP_50"]
-        lines.append(
-            f"| {name} | {100 * row['value']:.1f} | {loss:.1f} | {half:.1f} | {row['seconds']:.0f} |"
-        )
+        value, seconds = 100 * row["value"], row["seconds"]
+        lines.append(f"| {name} | {value:.1f} | {loss:.1f} | {half:.1f} | {seconds:.0f} |")
     return "\n".join(lines)
 
 

@@ -43,7 +43,7 @@ def adaround_(
     graph: QuantizedGraph,
     batches: Sequence[Tensor],
     *,
-    steps: int = 1000,
+    steps: int = 200,
     learning_rate: float = 0.01,
     strength: float = 1.0,
 ) -> list[str]:
@@ -73,7 +73,7 @@ def adaround_(
             )
             rounded.append(stop.site.module)
             log.debug("%s: error %.4g of nearest rounding -> %.4g", stop.site.module, before, after)
-        correct_layer_(stop)
+        correct_layer_(stop, stop.targets)
 
     walk(graph, batches, visit)
     log.info("AdaRound of %d of %d layers", len(rounded), len(owners))

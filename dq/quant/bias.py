@@ -2,13 +2,15 @@
 
 Rounding a weight shifts the mean of what a layer gives, channel by channel, and the shifts add up
 from layer to layer. After Nagel et al. 2019 (arXiv 1906.04721, section 4.2), in the empirical form:
-the shift is measured on calibration images, with all that comes before already rounded.
+the shift is what the rounded weight makes of the layer's real input on calibration images, with all
+that comes before already rounded. Errors of the input itself are left alone: those of a clipped
+activation sit in few places, and taking their mean out of the bias would spread them over all.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ def correct_bias_(graph: QuantizedGraph, batches: Sequence[Tensor]) -> int:
 
     def visit(stop: Stop) -> None:
         nonlocal corrected
-        corrected += correct_layer_(stop)
+        corrected += correct_layer_(stop, stop.unrounded())
 
     walk(graph, batches, visit)
     log.info("bias correction of %d layers", corrected)
@@ -41,8 +43,12 @@ def correct_bias_(graph: QuantizedGraph, batches: Sequence[Tensor]) -> int:
 
 
 @torch.no_grad()
-def correct_layer_(stop: Stop) -> bool:
+def correct_layer_(stop: Stop, wanted: Iterable[Tensor]) -> bool:
     """Take the mean error of the layer's output out of its bias.
+
+    Args:
+        stop: The layer.
+        wanted: What it ought to give for each of its inputs.
 
     Returns:
         Whether there is a bias; without one nothing is done.
@@ -52,7 +58,7 @@ def correct_layer_(stop: Stop) -> bool:
         return False
     total = torch.zeros_like(bias, dtype=torch.float64)
     count = 0
-    for target, output in zip(stop.targets, stop.outputs(), strict=True):
+    for target, output in zip(wanted, stop.outputs(), strict=True):
         difference = channels_last(target - output, stop.layer).double()
         total += difference.sum(0)
         count += len(difference)

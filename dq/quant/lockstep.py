@@ -49,6 +49,15 @@ class Stop:
         for x in self.inputs:
             yield self.quantized(x, self.layer, self.norm)
 
+    def unrounded(self) -> Iterator[Tensor]:
+        """Yield what the layer gives for each of the inputs with its weight not rounded."""
+        weight = self.quantized.weight
+        for x in self.inputs:
+            phase, weight.phase = weight.phase, Phase.OFF
+            y = self.quantized(x, self.layer, self.norm)
+            weight.phase = phase
+            yield y
+
 
 @torch.no_grad()
 def walk(graph: QuantizedGraph, batches: Sequence[Tensor], visit: Callable[[Stop], None]) -> None:

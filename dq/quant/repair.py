@@ -43,7 +43,7 @@ class Repair:
     steps: tuple[str, ...] = ()
     mixed: Mixed | None = None
     images: int = 64
-    rounding_steps: int = 1000
+    rounding_steps: int = 200
 
     def __post_init__(self) -> None:
         for step in self.steps:

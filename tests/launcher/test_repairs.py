@@ -38,7 +38,7 @@ def float_checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_raised_quantizers_and_repaired_weights_survive_the_checkpoint(
     config: Path, float_checkpoint: Path, launch: Launch, tmp_path: Path
 ) -> None:
-    folder = ("--work-dir", tmp_path)
+    folder = ("--work-dir", tmp_path, "--threads", 1)
     code, _, error = launch(
         "calibrate", config, "--checkpoint", float_checkpoint, *folder, *OPTIONS
     )
@@ -66,8 +66,10 @@ def test_raised_quantizers_and_repaired_weights_survive_the_checkpoint(
 def test_analyze_prints_a_table_and_writes_json_and_plot(
     config: Path, float_checkpoint: Path, launch: Launch, tmp_path: Path
 ) -> None:
-    words = ("--checkpoint", float_checkpoint, "--work-dir", tmp_path, "--max-raised", 1)
-    code, out, error = launch("analyze", config, *words, "--images", 2, "--rows", 3)
+    words = ("--checkpoint", float_checkpoint, "--work-dir", tmp_path, "--threads", 1)
+    code, out, error = launch(
+        "analyze", config, *words, "--max-raised", 1, "--images", 2, "--rows", 3
+    )
     assert code == 0, error
     assert out.count("| weight |") + out.count("| activation |") == 3
     assert "with 1 raised to 16 bit" in out

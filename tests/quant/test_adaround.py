@@ -61,7 +61,8 @@ def test_the_float_weight_is_what_rounding_keeps_and_no_key_is_new() -> None:
     assert list(graph.root.state_dict()) == keys
     for _, quantized, layer, norm in graph.layers():
         folded, scale, _ = quantized.quantized_weight(layer, norm)
-        assert float((quantized.weight(folded) - folded).detach().abs().max()) < 1e-4 * float(scale.max())
+        moved = (quantized.weight(folded) - folded).detach().abs().max()
+        assert float(moved) < 1e-4 * float(scale.max())
 
 
 def test_polishing_finds_the_best_of_all_roundings_where_one_weight_decides_each() -> None:

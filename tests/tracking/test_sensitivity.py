@@ -27,7 +27,8 @@ def test_the_table_shows_the_loudest_and_counts_the_rest() -> None:
         "| b | weight | 4 | 30.0 |  |\n"
         "\n"
         "1 more quantizers disturb the outputs less.\n"
-        "SQNR of the outputs: 11.0 dB with all quantizers rounding, 29.0 dB with 1 raised to 16 bit."
+        "SQNR of the outputs: 11.0 dB with all quantizers rounding,"
+        " 29.0 dB with 1 raised to 16 bit."
     )
 
 
