@@ -43,7 +43,7 @@ def merge_records_(observers: Sequence[MinMaxObserver]) -> None:
         collectives.all_reduce_(flat, "max")
         flat[:num_minima].neg_()
         _scatter_(flat, extremes)
-    if kinds["sum"]:
+    if any(t.numel() for t in kinds["sum"]):
         flat = torch.cat([t.reshape(-1) for t in kinds["sum"]])
         collectives.all_reduce_(flat, "sum")
         _scatter_(flat, kinds["sum"])
@@ -68,7 +68,7 @@ def agree_(quantizers: Sequence[ActivationQuantizer]) -> None:
 def calibrate_on_one_rank(
     graph: QuantizedGraph, work: Callable[[], None], *, rank: int = 0, limit_s: float = 86400.0
 ) -> str:
-    """Let one rank calibrate, give all ranks its quantizer state, prove that they have it.
+    """Let one rank calibrate, give all ranks its model and quantizers, prove that they have them.
 
     Every rank must call it. The others wait on the store, in no collective, so calibration may
     take longer than any collective's time-out.
@@ -87,7 +87,8 @@ def calibrate_on_one_rank(
             differ afterwards.
     """
     run_on_rank(work, rank=rank, limit_s=limit_s)
-    tensors = list(graph.quantizers.state_dict().values())
+    # Repairs of calibration live in the float layers' parameters too.
+    tensors = list(graph.root.state_dict().values())
     collectives.broadcast_coalesced_(tensors, source=rank)
     return prove_equal(graph, "after calibration")
 

@@ -10,8 +10,10 @@ from typing import Any
 from dq.quant.distill import Distill
 from dq.quant.ema import Ema
 from dq.quant.oscillation import Oscillation
-from dq.quant.recipe import INT8_ACTIVATION, INT8_WEIGHT, Recipe, Rule
+from dq.quant.presets import preset
+from dq.quant.recipe import Recipe, Rule
 from dq.quant.refinements import Refinements
+from dq.quant.repair import Mixed, Repair
 from dq.quant.schedule import Schedule
 from dq.quant.spec import QuantSpec
 
@@ -25,6 +27,7 @@ class QuantSettings:
     Attributes:
         recipe: Which module gets which integers.
         schedule: Calibration and phases.
+        repair: What calibration mends besides finding ranges.
         refinements: Extras of a quantized training: keys ``learned_lr``, ``oscillation``, ``ema``,
             ``distill``.
         training: Dotted overrides of the config that hold in quantization-aware training, such
@@ -33,6 +36,7 @@ class QuantSettings:
 
     recipe: Recipe = field(default_factory=Recipe)
     schedule: Schedule = field(default_factory=Schedule)
+    repair: Repair = field(default_factory=Repair)
     refinements: Refinements = field(default_factory=Refinements)
     training: Mapping[str, Any] = field(default_factory=dict)
 
@@ -57,28 +61,56 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
         ValueError: A key is unknown (the nearest valid one is named) or a value out of bounds.
     """
     section = dict(section or {})
-    recipe_keys = [f.name for f in fields(Recipe)]
+    # Not for the user: they follow from the repairs.
+    recipe_keys = [f.name for f in fields(Recipe) if f.name not in ("free_clips", "raised")]
     extras = [f.name for f in fields(Refinements)]
-    check_keys(section, [*recipe_keys, *extras, "schedule", "training"], "quant")
+    own_keys = ["preset", "schedule", "training", "repairs", "mixed", *_REPAIR_KEYS]
+    check_keys(section, [*recipe_keys, *extras, *own_keys], "quant")
     refinements = _refinements({k: section.pop(k) for k in extras if k in section})
     schedule = dict(section.pop("schedule", None) or {})
     check_keys(schedule, [f.name for f in fields(Schedule)], "quant.schedule")
     training = section.pop("training", None) or {}
     if not isinstance(training, Mapping):
         raise ValueError("quant.training must be a dict of dotted config keys and their values")
+    repair = _repair(section)
+    base = preset(section.pop("preset", None) or "int8")
+    weight = _spec(section.pop("weight", None), base.weight, "quant.weight")
+    activation = _spec(section.pop("activation", None), base.activation, "quant.activation")
     rules = section.pop("rules", None) or ()
-    recipe = Recipe(
-        weight=_spec(section.pop("weight", None), INT8_WEIGHT, "quant.weight"),
-        activation=_spec(section.pop("activation", None), INT8_ACTIVATION, "quant.activation"),
-        rules=tuple(_rule(rule, number) for number, rule in enumerate(rules)),
+    recipe = replace(
+        base,
+        weight=weight,
+        activation=activation,
+        rules=tuple(_rule(rule, number, weight, activation) for number, rule in enumerate(rules)),
+        free_clips="equalize" in repair.steps,
         **section,
     )
     return QuantSettings(
         recipe=recipe,
         schedule=Schedule(**schedule),
+        repair=repair,
         refinements=refinements,
         training=dict(training),
     )
+
+
+_REPAIR_KEYS = {"repair_images": "images", "rounding_steps": "rounding_steps"}
+
+
+def _repair(section: dict[str, Any]) -> Repair:
+    """Take what concerns repairs out of ``section``."""
+    steps = section.pop("repairs", None) or ()
+    steps = (steps,) if isinstance(steps, str) else tuple(steps)
+    mixed = section.pop("mixed", None)
+    if mixed is not None:
+        if not isinstance(mixed, Mapping):
+            raise ValueError(
+                f"quant.mixed must be a dict such as dict(max_raised=5), not {mixed!r}"
+            )
+        check_keys(mixed, [f.name for f in fields(Mixed)], "quant.mixed")
+        mixed = Mixed(**mixed)
+    numbers = {name: section.pop(key) for key, name in _REPAIR_KEYS.items() if key in section}
+    return Repair(steps=steps, mixed=mixed, **numbers)
 
 
 def _refinements(given: Mapping[str, Any]) -> Refinements:
@@ -101,13 +133,17 @@ def _spec(given: Any, default: QuantSpec, where: str) -> QuantSpec:
     return replace(default, **given)
 
 
-def _rule(given: Any, number: int) -> Rule:
+def _rule(given: Any, number: int, weight: QuantSpec, activation: QuantSpec) -> Rule:
     where = f"quant.rules[{number}]"
-    if not isinstance(given, Mapping) or "module" not in given:
-        raise ValueError(f"{where} needs module='PATTERN', such as dict(module='bbox_head.*', ...)")
+    conditions = ("module", "type", "position")
+    if not isinstance(given, Mapping) or not any(name in given for name in conditions):
+        raise ValueError(
+            f"{where} needs module='PATTERN', type='CLASS' or position='first' or 'last', such as"
+            " dict(module='bbox_head.*', ...)"
+        )
     check_keys(given, [f.name for f in fields(Rule)], where)
     values = dict(given)
-    for key, default in (("weight", INT8_WEIGHT), ("activation", INT8_ACTIVATION)):
+    for key, default in (("weight", weight), ("activation", activation)):
         if values.get(key) is not None:
             values[key] = _spec(values[key], default, f"{where}.{key}")
     return Rule(**values)

@@ -6,16 +6,16 @@ import argparse
 import copy
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dq.detector.build import build_model, float_state, load_float_state
-from dq.detector.calibrate import calibrate
+from dq.detector.calibrate import calibrate_and_repair, first_images
 from dq.detector.checkpoint import compose, load_quantization, recipe_of
 from dq.detector.config import apply_options, finish, read_config
 from dq.detector.data import (
@@ -30,10 +30,13 @@ from dq.detector.graph import quantize_detector
 from dq.detector.loop import Quantization, train
 from dq.dist import collectives
 from dq.dist.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from dq.dist.one_rank import run_on_rank
 from dq.dist.sync_batch_norm import convert_sync_batch_norm, revert_sync_batch_norm
 from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import QuantizedGraph
 from dq.quant.recipe import Recipe
+from dq.quant.repair import Mixed
+from dq.quant.sensitivity import analyze, raise_bits_
 from dq.sync import calibrate_on_one_rank, prove_equal
 from dq.tracking.summary import StageSummary, is_current, key_of, sha256_of, write_summary
 from launcher.config import QuantSettings, quant_settings
@@ -112,10 +115,8 @@ def calibrated(
     seed_everything(place.seed)
     detector = _float_detector(plan, content, str(checkpoint)).to(place.device)
     graph = quantize_detector(detector, plan.settings.recipe)
-    _calibrate(plan, place, detector, graph)
-    return _conclude(
-        plan, place, detector, "calibrated", key, began, graph, plan.settings.recipe, checkpoint
-    )
+    recipe = _calibrate(plan, place, detector, graph)
+    return _conclude(plan, place, detector, "calibrated", key, began, graph, recipe, checkpoint)
 
 
 def train_quantized(
@@ -141,13 +142,17 @@ def train_quantized(
     apply_options(config, plan.settings.training)
     dataset = dataset_of(config, "train")
     detector = _float_detector(plan, content, str(checkpoint)).to(place.device)
-    graph = quantize_detector(detector, plan.settings.recipe)
-    recipe = recipe_of(content)
-    if recipe == plan.settings.recipe:
+    recipe = plan.settings.recipe
+    stored = recipe_of(content)
+    calibrated_so = stored is not None and replace(stored, raised=()) == recipe
+    if stored is not None and calibrated_so:
+        recipe = stored
+    graph = quantize_detector(detector, recipe)
+    if calibrated_so:
         load_quantization(graph, content, str(checkpoint))
         log.info("ranges of %s are used, no calibration needed", checkpoint)
     elif resume is None:
-        _calibrate(plan, place, detector, graph)
+        recipe = _calibrate(plan, place, detector, graph)
     if sync_bn == "on" or (sync_bn == "auto" and collectives.world_size() > 1):
         convert_sync_batch_norm(detector)
     detector = train(
@@ -159,7 +164,7 @@ def train_quantized(
         seed=place.seed,
         quantization=Quantization(
             graph=graph,
-            recipe=plan.settings.recipe,
+            recipe=recipe,
             schedule=plan.settings.schedule,
             refinements=plan.settings.refinements,
         ),
@@ -167,9 +172,7 @@ def train_quantized(
         validate=validate,
     )
     revert_sync_batch_norm(detector)
-    return _conclude(
-        plan, place, detector, "qat", key, began, graph, plan.settings.recipe, checkpoint
-    )
+    return _conclude(plan, place, detector, "qat", key, began, graph, recipe, checkpoint)
 
 
 def evaluated(
@@ -206,6 +209,43 @@ def evaluated(
     return summary
 
 
+def analyzed(
+    plan: Plan, place: Session, checkpoint: Path, *, mixed: Mixed, trusted: bool
+) -> dict[str, Any] | None:
+    """Measure each quantizer's effect on the outputs; one rank works, the others wait.
+
+    Returns:
+        On the main rank what `dq.tracking.sensitivity.sensitivity_table` takes, elsewhere None.
+    """
+    content = load_checkpoint(checkpoint, trusted=trusted)
+    seed_everything(place.seed)
+    detector = _float_detector(plan, content, str(checkpoint)).to(place.device)
+    stored = recipe_of(content)
+    graph = quantize_detector(detector, stored or plan.settings.recipe)
+
+    def work() -> dict[str, Any]:
+        batches = calibration_batches(plan, place.seed)
+        if stored is not None:
+            load_quantization(graph, content, str(checkpoint))
+            detector.eval()
+        else:
+            repair = replace(plan.settings.repair, mixed=None)
+            kept = list(batches)
+            calibrate_and_repair(
+                detector,
+                graph,
+                kept,
+                place.device,
+                weight_range=plan.settings.recipe.weight_range,
+                repair=repair,
+            )
+            batches = iter(kept)
+        images = [b.to(place.device) for b in first_images(batches, mixed.images)]
+        return analyze(graph, images, mixed)
+
+    return run_on_rank(work)
+
+
 def _float_detector(plan: Plan, content: Mapping[str, Any], source: str) -> nn.Module:
     """Return the detector of the config with a checkpoint's float weights."""
     classes = test_classes(plan.config)
@@ -214,21 +254,39 @@ def _float_detector(plan: Plan, content: Mapping[str, Any], source: str) -> nn.M
     return detector
 
 
-def _calibrate(plan: Plan, place: Session, detector: nn.Module, graph: QuantizedGraph) -> None:
-    schedule = plan.settings.schedule
+def _calibrate(plan: Plan, place: Session, detector: nn.Module, graph: QuantizedGraph) -> Recipe:
+    """Calibrate and repair on one rank; return the recipe with what mixed precision raised."""
+    raised: list[str] = []
 
     def work() -> None:
-        images = calibration_images(
-            calibration_dataset(plan.config),
-            num_images=schedule.calibration_batches * schedule.calibration_batch_size,
-            batch_size=schedule.calibration_batch_size,
-            seed=place.seed,
+        found = calibrate_and_repair(
+            detector,
+            graph,
+            calibration_batches(plan, place.seed),
+            place.device,
+            weight_range=plan.settings.recipe.weight_range,
+            repair=plan.settings.repair,
         )
-        calibrate(detector, graph, images, place.device)
+        raised.extend(found)
 
     proof = calibrate_on_one_rank(graph, work)
+    names: list[str] = collectives.broadcast_object(raised)
+    if not raised:  # on the ranks that did not calibrate
+        raise_bits_(graph, names)
     set_phase(graph.quantizers, Phase.FROZEN)
     log.info("all %d ranks have the same ranges, digest %s", collectives.world_size(), proof[:16])
+    return replace(plan.settings.recipe, raised=tuple(names))
+
+
+def calibration_batches(plan: Plan, seed: int) -> Iterator[Tensor]:
+    """Yield the batches of images that calibration looks at, on the CPU."""
+    schedule = plan.settings.schedule
+    return calibration_images(
+        calibration_dataset(plan.config),
+        num_images=schedule.calibration_batches * schedule.calibration_batch_size,
+        batch_size=schedule.calibration_batch_size,
+        seed=seed,
+    )
 
 
 def _evaluate(plan: Plan, place: Session, detector: nn.Module) -> dict[str, float]:

@@ -4,18 +4,122 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from dq.quant.fake_quantize import update_scales_
+from dq.quant.adaround import adaround_
+from dq.quant.bias import correct_bias_
+from dq.quant.equalize import equalize_
+from dq.quant.fake_quantize import ActivationQuantizer, update_scales_
+from dq.quant.histogram import HistogramObserver
 from dq.quant.learned import initialise_weights_
 from dq.quant.observer import MovingAverageObserver
 from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import QuantizedGraph
+from dq.quant.repair import Repair
+from dq.quant.sensitivity import choose_raised_, sensitivities
+from dq.quant.weight_range import clip_weights_, restore_weights_
 
 log = logging.getLogger(__name__)
+
+
+def calibrate_and_repair(
+    detector: nn.Module,
+    graph: QuantizedGraph,
+    batches: Iterable[Tensor],
+    device: torch.device,
+    *,
+    weight_range: str = "min_max",
+    repair: Repair | None = None,
+) -> tuple[str, ...]:
+    """Calibrate, with all repairs that are asked for, and leave the quantizers FROZEN.
+
+    One process's work. Equalization comes first, as it moves the ranges; then ranges, clipped
+    weights, mixed precision; then AdaRound or bias correction, which mend what is left. All that
+    they change lies in the detector's parameters and in quantizer state.
+
+    Args:
+        detector: Prepared, on ``device``.
+        graph: Its graph.
+        batches: Images ``(N, 3, H, W)``; the first ones serve the repairs too.
+        device: Where the detector is.
+        weight_range: As in `dq.quant.recipe.Recipe`.
+        repair: What to repair; None for nothing.
+
+    Returns:
+        Names of the quantizers that mixed precision raised.
+
+    Raises:
+        ValueError: As `calibrate`.
+    """
+    repair = repair or Repair()
+    detector.eval()
+    if "equalize" in repair.steps:
+        equalize_(graph)
+    kept = _Keeper(batches, repair.images)
+    calibrate(detector, graph, kept, device)
+    images = [batch.to(device) for batch in kept.batches]
+    originals = clip_weights_(graph) if weight_range == "mse" else {}
+    raised: tuple[str, ...] = ()
+    if repair.mixed is not None:
+        few = first_images(images, repair.mixed.images)
+        raised = choose_raised_(graph, few, sensitivities(graph, few), repair.mixed)
+        restore_weights_(graph, {name: originals[name] for name in raised if name in originals})
+    for observer in graph.activations().values():
+        if isinstance(observer.observer, HistogramObserver):
+            observer.observer.settle_()
+    if "adaround" in repair.steps:
+        adaround_(graph, images, steps=repair.rounding_steps)
+    elif "bias" in repair.steps:
+        correct_bias_(graph, images)
+    set_phase(graph.quantizers, Phase.FROZEN)
+    return raised
+
+
+class _Keeper:
+    """Hand batches on and keep the first images."""
+
+    def __init__(self, batches: Iterable[Tensor], num_images: int) -> None:
+        self.source = batches
+        self.num_images = num_images
+        self.batches: list[Tensor] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.source:
+            if sum(len(kept) for kept in self.batches) < self.num_images:
+                self.batches.append(batch)
+            yield batch
+
+
+def first_images(batches: Iterable[Tensor], num_images: int) -> list[Tensor]:
+    """Return batches, the last one cut, that hold so many images together."""
+    found = []
+    for batch in batches:
+        found.append(batch[:num_images])
+        num_images -= len(found[-1])
+        if num_images <= 0:
+            break
+    return found
+
+
+@contextmanager
+def _equal_weights(quantizers: Sequence[ActivationQuantizer]) -> Iterator[Callable[[int], None]]:
+    """Let moving averages weigh all batches alike inside the block: call with 1, 2, ..."""
+    observers = [q.observer for q in quantizers if isinstance(q.observer, MovingAverageObserver)]
+    momenta = [observer.momentum for observer in observers]
+
+    def weigh(number: int) -> None:
+        for observer in observers:
+            observer.momentum = 1.0 / number
+
+    try:
+        yield weigh
+    finally:
+        for observer, momentum in zip(observers, momenta, strict=True):
+            observer.momentum = momentum
 
 
 @torch.no_grad()
@@ -26,6 +130,8 @@ def calibrate(
 
     One process's work. No gradients, batch norms in evaluation mode, nothing rounded meanwhile,
     so every range is that of the float model. Moving averages weigh all batches alike.
+
+    Histograms go on collecting until they are settled.
 
     Args:
         detector: Prepared, on ``device``.
@@ -41,20 +147,21 @@ def calibrate(
     """
     detector.eval()
     quantizers = graph.activations()
-    averages = [
-        q.observer for q in quantizers.values() if isinstance(q.observer, MovingAverageObserver)
-    ]
-    momenta = [observer.momentum for observer in averages]
+    observers = [q.observer for q in quantizers.values()]
+    # The others fold all batches at once in the end, as if they were one.
+    averages = [q for q in quantizers.values() if type(q.observer) is MovingAverageObserver]
+    for observer in observers:
+        if isinstance(observer, HistogramObserver):
+            observer.collect_()
     set_phase(graph.quantizers, Phase.CALIBRATE)
     images, began = 0, time.monotonic()
-    for number, batch in enumerate(batches, start=1):
-        for observer in averages:
-            observer.momentum = 1.0 / number
-        graph(batch.to(device))
-        update_scales_(list(quantizers.values()))
-        images += len(batch)
-    for observer, momentum in zip(averages, momenta, strict=True):
-        observer.momentum = momentum
+    with _equal_weights(averages) as weigh:
+        for number, batch in enumerate(batches, start=1):
+            weigh(number)
+            graph(batch.to(device))
+            update_scales_(averages)
+            images += len(batch)
+    update_scales_([q for q in quantizers.values() if q not in averages])
     if not images:
         raise ValueError("there is no image to calibrate with; data.train is empty")
     without = [name for name, quantizer in quantizers.items() if not quantizer.has_range]

@@ -85,6 +85,7 @@ def recipe_of(content: Mapping[str, Any]) -> Recipe | None:
     weight, activation = _spec(stored.pop("weight")), _spec(stored.pop("activation"))
     assert weight is not None
     assert activation is not None
+    stored["raised"] = tuple(stored.get("raised", ()))
     return Recipe(weight=weight, activation=activation, rules=rules, **stored)
 
 

@@ -40,7 +40,8 @@ class TorchvisionNms:
             return kept
         grown = boxes.clone()
         grown[:, 2:] += offset
-        return torchvision_nms(grown, scores, iou_threshold)
+        found: Tensor = torchvision_nms(grown, scores, iou_threshold)
+        return found
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.compiled, name)

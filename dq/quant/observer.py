@@ -48,10 +48,13 @@ class MinMaxObserver(nn.Module):
         """Record a batch: several in a row before `update_` count as one.
 
         Args:
-            x: Any shape; non-finite values would ruin the range for good and are left out by
-                `update_`, which ignores a batch whose minimum or maximum is not finite.
+            x: Any shape; a tensor (or channel) with a value that is not finite is left out whole,
+                since it would ruin the range for good.
         """
         low, high = range_over(x.detach(), self.channel_axis)
+        sound = torch.isfinite(low) & torch.isfinite(high)
+        low = torch.where(sound, low, torch.inf)
+        high = torch.where(sound, high, -torch.inf)
         self.batch_min.copy_(torch.minimum(self.batch_min, low))
         self.batch_max.copy_(torch.maximum(self.batch_max, high))
 
@@ -68,6 +71,9 @@ class MinMaxObserver(nn.Module):
             batch: ``(batch_min, batch_max)`` of that shape, finite.
         """
         return torch.minimum(old[0], batch[0]), torch.maximum(old[1], batch[1])
+
+    def fold_(self) -> None:
+        """Make ready for `updated` what only this kind of observer recorded; here nothing."""
 
     def update_(self) -> None:
         """Fold the recorded batch into the range and forget the batch."""
@@ -108,10 +114,11 @@ class MovingAverageObserver(MinMaxObserver):
 def update_ranges_(observers: list[MinMaxObserver]) -> None:
     """Fold the recorded batches of many observers into their ranges, in few stacked operations.
 
-    A batch that is neutral (nothing was seen) or not finite leaves its range as it was.
+    An observer that saw nothing keeps its range.
     """
     groups: dict[tuple[object, ...], list[MinMaxObserver]] = {}
     for observer in observers:
+        observer.fold_()
         groups.setdefault((*observer.key, observer.range_min.device), []).append(observer)
     for group in groups.values():
         old_min = torch.stack([o.range_min for o in group])
@@ -127,9 +134,3 @@ def update_ranges_(observers: list[MinMaxObserver]) -> None:
     for observer in observers:
         observer.batch_min.fill_(torch.inf)
         observer.batch_max.fill_(-torch.inf)
-
-
-OBSERVERS: dict[str, type[MinMaxObserver]] = {
-    "min_max": MinMaxObserver,
-    "moving_average": MovingAverageObserver,
-}

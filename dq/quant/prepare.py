@@ -19,10 +19,12 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from dq.quant.channel_clip import free_clips_
 from dq.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
 from dq.quant.fold import is_foldable
 from dq.quant.layers import QuantizedLayer, num_outputs, output_axis
 from dq.quant.learned import initialise_weights_
+from dq.quant.position import positions
 from dq.quant.recipe import Recipe
 from dq.quant.roles import (
     Role,
@@ -34,7 +36,6 @@ from dq.quant.roles import (
     tensor_inputs,
     weight_node,
 )
-from dq.quant.spec import QuantSpec
 from dq.quant.trace import BoundGraph, Traced, remove_dead_code, trace
 
 CONTAINER = "quantizers"
@@ -148,11 +149,19 @@ class _Preparation:
         self.owner: dict[fx.Node, str] = {}
         for node in graph.nodes:
             self.owner[node] = _owner(node)
+        self.positions = positions(root, graph)
+        self.kinds = {name: type(m).__name__ for name, m in root.named_modules()}
+        for node in graph.nodes:
+            self.kinds.setdefault(self.owner[node], getattr(node.target, "__name__", node.op))
+        if create:
+            recipe.check_rules(self.kinds)
 
     def rewrite(self) -> None:
         """Insert all quantizers."""
         self.quantize_layers()
         self.quantize_activations()
+        if self.recipe.free_clips:
+            free_clips_(self.root, self.graph, self.quantizers)
         remove_dead_code(self.graph)
         self.graph.lint()
 
@@ -167,14 +176,15 @@ class _Preparation:
             if not is_layer(self.root, node):
                 continue
             layer = module_of(self.root, node)
-            spec = self.recipe.weight_spec(self.owner[node] if layer is None else str(node.target))
-            if spec is None:
-                continue
             if layer is None:
-                self._round_parameter(node, spec)
+                self._round_parameter(node)
                 continue
+            target = str(node.target)
             norm = self._norm_after(node, layer)
-            self._replace_layer(node, layer, norm, spec)
+            name = _key(target) if norm is None else _key(f"{target}+{norm.target}")
+            spec = self.recipe.weight_spec(target, self.kinds[target], self.positions[node], name)
+            if spec is not None:
+                self._replace_layer(node, layer, norm, spec)
 
     def _norm_after(self, node: fx.Node, layer: nn.Module) -> fx.Node | None:
         users = list(node.users)
@@ -218,6 +228,7 @@ class _Preparation:
                 arguments += [None, self._rounded_once(site, target)]
             new = self.graph.call_module(f"{CONTAINER}.{site.name}", tuple(arguments))
         self.owner[new] = target
+        self.positions[new] = self.positions[node]
         last.replace_all_uses_with(new)
         if norm is not None:
             self.graph.erase_node(norm)
@@ -231,10 +242,14 @@ class _Preparation:
             self.rounded[site.name] = self.graph.call_module(name, (weight,))
         return self.rounded[site.name]
 
-    def _round_parameter(self, node: fx.Node, spec: QuantSpec) -> None:
+    def _round_parameter(self, node: fx.Node) -> None:
         """Round the weight of a layer called as a function, where the graph has computed it."""
         weight, owner = weight_node(node), self.owner[node]
         assert weight is not None
+        name = _key(f"{owner}.weight")
+        spec = self.recipe.weight_spec(owner, self.kinds[owner], self.positions[node], name)
+        if spec is None:
+            return
         site = Site(name=_key(f"{owner}.weight"), kind="parameter", module=owner.rpartition(".")[0])
         if site.name not in self.quantizers:
             if not self.create:
@@ -299,10 +314,11 @@ class _Preparation:
         owner = self.owner[node]
         call = self.calls.get(owner, 0)
         self.calls[owner] = call + 1
-        spec = self.recipe.activation_spec(owner)
+        name = _key(f"{owner}#{call}" if call else owner) + ".out"
+        kind = self.kinds[owner]
+        spec = self.recipe.activation_spec(owner, kind, self.positions[node], _key(name))
         if spec is None:
             return
-        name = _key(f"{owner}#{call}" if call else owner) + ".out"
         site = Site(name=_key(name), kind="activation", module=owner, call=call)
         if site.name not in self.quantizers:
             if not self.create:

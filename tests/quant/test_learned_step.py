@@ -349,7 +349,7 @@ def test_the_gradient_factor_is_the_papers() -> None:
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'lsqq' does not exist; choose lsq, lsq\+"):
+    with pytest.raises(ValueError, match="'lsqq' does not exist; did you mean lsq"):
         Recipe(learned="lsqq")
 
 

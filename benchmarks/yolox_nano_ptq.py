@@ -1,0 +1,111 @@
+"""Post-training quantization of YOLOX-Nano, a hard case: one table, with and without repairs.
+
+    python -m benchmarks.yolox_nano_ptq --annotations train128.json --images JPEGImages \
+        --checkpoint yolox_nano_coco.pth [--only int8] [--work-dir runs/yolox_nano_ptq]
+
+The images are split by their id's order: every other one calibrates, the rest is evaluated, so no
+image serves both. Each row is a run of `launcher calibrate` with the options shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+CONFIG = Path(__file__).parents[1] / "configs" / "yolox" / "yolox_nano_416_ptq.py"
+PLAIN = ("quant.repairs=[]", "quant.mixed=None")
+
+# Name of the row: options of `launcher calibrate` beyond the config's.
+ROWS: dict[str, tuple[str, ...]] = {
+    "int8, min-max": (*PLAIN, "quant.observer=min_max"),
+    "int8, 99.99 percentile": (*PLAIN, "quant.observer=percentile"),
+    "int8, entropy": (*PLAIN, "quant.observer=entropy"),
+    "int8, MSE": PLAIN,
+    "int8, MSE, bias": ("quant.mixed=None",),
+    "int8, MSE, 5 raised": ("quant.repairs=[]",),
+    "int8, MSE, bias, 5 raised": (),
+    "int16": (*PLAIN, "quant.preset=int16", "quant.observer=min_max"),
+    "w8a16": (*PLAIN, "quant.preset=w8a16", "quant.observer=min_max"),
+    "int8_power2, MSE, bias, 5 raised": ("quant.preset=int8_power2",),
+    "w4a8, min-max weights": (*PLAIN, "quant.preset=w4a8", "quant.weight_range=min_max"),
+    "w4a8": (*PLAIN, "quant.preset=w4a8"),
+    "w4a8, bias": ("quant.preset=w4a8", "quant.mixed=None"),
+    "w4a8, AdaRound": ("quant.preset=w4a8", "quant.repairs=[adaround]", "quant.mixed=None"),
+    "w4a8, AdaRound, 5 raised": ("quant.preset=w4a8", "quant.repairs=[adaround]"),
+}
+
+
+def split(annotations: Path, folder: Path) -> tuple[Path, Path]:
+    """Write two COCO files, with every other image each, and return their paths.
+
+    Args:
+        annotations: A COCO file.
+        folder: Where the two go.
+    """
+    content = json.loads(annotations.read_text())
+    images = sorted(content["images"], key=lambda image: image["id"])
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "calibrate.json", folder / "evaluate.json"
+    for path, chosen in zip(paths, (images[::2], images[1::2]), strict=True):
+        ids = {image["id"] for image in chosen}
+        boxes = [a for a in content["annotations"] if a["image_id"] in ids]
+        path.write_text(json.dumps({**content, "images": chosen, "annotations": boxes}))
+    return paths
+
+
+def launch(command: str, arguments: argparse.Namespace, name: str, options: Sequence[str]) -> Any:
+    """Run a launcher command in a process of its own and return its stage's summary."""
+    halves = split(arguments.annotations, arguments.work_dir)
+    data = [
+        option
+        for part, half in (("train", halves[0]), ("test", halves[1]))
+        for option in (f"data.{part}.ann_file={half}", f"data.{part}.img_prefix={arguments.images}")
+    ]
+    folder = arguments.work_dir / name.replace(", ", "-").replace(" ", "_")
+    line = [sys.executable, "-m", "launcher", command, str(CONFIG), "--work-dir", str(folder)]
+    line += ["--checkpoint", str(arguments.checkpoint)]
+    if arguments.threads:
+        line += ["--threads", str(arguments.threads)]
+    line += ["--cfg-options", *data, *options]
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+    stage = "eval" if command == "eval" else "calibrated"
+    return json.loads((folder / stage / "summary.json").read_text())
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the rows as Markdown: mAP, its loss against the first row, seconds."""
+    lines = ["| | mAP | loss | AP50 | time (s) |", "|---|---|---|---|---|"]
+    reference = next(iter(rows.values()))["value"]
+    for name, row in rows.items():
+        loss = 100 * (reference - row["value"])
+        half = 100 * row["metrics"]["bbox_mAP_50"]
+        value, seconds = 100 * row["value"], row["seconds"]
+        lines.append(f"| {name} | {value:.1f} | {loss:.1f} | {half:.1f} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the rows asked for and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("annotations", "images", "checkpoint"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--work-dir", type=Path, default=Path("runs/yolox_nano_ptq"))
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    arguments = parser.parse_args(argv)
+    rows = {"float": launch("eval", arguments, "float", ())}
+    for name, options in ROWS.items():
+        if arguments.only in name:
+            rows[name] = launch("calibrate", arguments, name, options)
+            print(f"{name}: {100 * rows[name]['value']:.2f}", flush=True)
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+# YOLOX-Nano at 416x416 on COCO's classes: post-training quantization of everything to 8 bit.
+# Calibrates on data.train through the test pipeline; batch norms may be folded into identities.
+_base_ = ["../_base_/runtime.py"]
+data_root = "data/coco/"
+model = dict(
+    type="YOLOX",
+    input_size=(416, 416),
+    random_size_range=(10, 20),
+    random_size_interval=10,
+    backbone=dict(type="CSPDarknet", deepen_factor=0.33, widen_factor=0.25, use_depthwise=True),
+    neck=dict(
+        type="YOLOXPAFPN",
+        in_channels=[64, 128, 256],
+        out_channels=64,
+        num_csp_blocks=1,
+        use_depthwise=True,
+    ),
+    bbox_head=dict(
+        type="YOLOXHead", num_classes=80, in_channels=64, feat_channels=64, use_depthwise=True
+    ),
+    train_cfg=dict(assigner=dict(type="SimOTAAssigner", center_radius=2.5)),
+    test_cfg=dict(score_thr=0.001, nms=dict(type="nms", iou_threshold=0.65)),
+)
+pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="MultiScaleFlipAug",
+        img_scale=(416, 416),
+        flip=False,
+        transforms=[
+            dict(type="Resize", keep_ratio=True),
+            dict(type="RandomFlip"),
+            dict(type="Pad", pad_to_square=True, pad_val=dict(img=(114.0, 114.0, 114.0))),
+            dict(type="DefaultFormatBundle"),
+            dict(type="Collect", keys=["img"]),
+        ],
+    ),
+]
+data = dict(
+    samples_per_gpu=8,
+    workers_per_gpu=1,
+    train=dict(
+        type="CocoDataset",
+        ann_file=data_root + "annotations/instances_train2017.json",
+        img_prefix=data_root + "train2017/",
+        pipeline=pipeline,
+    ),
+    val=dict(
+        type="CocoDataset",
+        ann_file=data_root + "annotations/instances_val2017.json",
+        img_prefix=data_root + "val2017/",
+        pipeline=pipeline,
+    ),
+    test=dict(
+        type="CocoDataset",
+        ann_file=data_root + "annotations/instances_val2017.json",
+        img_prefix=data_root + "val2017/",
+        pipeline=pipeline,
+    ),
+)
+evaluation = dict(interval=1, metric="bbox")
+optimizer = dict(type="SGD", lr=1e-3, momentum=0.9, weight_decay=5e-4)
+lr_config = dict(policy="step", step=[1000])
+runner = dict(type="EpochBasedRunner", max_epochs=1)
+quant = dict(
+    preset="int8",
+    observer="mse",
+    repairs=("equalize", "bias"),
+    mixed=dict(max_raised=5),
+    schedule=dict(calibration_batches=8, calibration_batch_size=8),
+)

@@ -1,0 +1,195 @@
+"""How much each quantizer alone disturbs the outputs, and which few to raise to 16 bit.
+
+The measure is the signal to quantization noise ratio (SQNR) at the graph's outputs, in decibel:
+noise relative to signal of each output tensor, averaged over the outputs. Noises of small and
+independent roundings add, so the smallest set that leaves a wanted SQNR is made of the loudest.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dq.quant.fake_quantize import ActivationQuantizer, WeightQuantizer, update_scales_
+from dq.quant.histogram import HistogramObserver
+from dq.quant.phase import Phase, set_phase
+from dq.quant.prepare import QuantizedGraph
+from dq.quant.recipe import RAISED_BITS
+from dq.quant.repair import Mixed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """What one quantizer does to the outputs.
+
+    Attributes:
+        name: The quantizer's.
+        kind: ``weight`` or ``activation``.
+        bits: Its width.
+        sqnr: With it alone rounding, in decibel; infinite where nothing changes.
+    """
+
+    name: str
+    kind: str
+    bits: int
+    sqnr: float
+
+
+@torch.no_grad()
+def sensitivities(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[Sensitivity]:
+    """Measure every quantizer alone and return the results, the loudest first.
+
+    Args:
+        graph: Prepared, with ranges, in evaluation mode; left FROZEN.
+        batches: A few images on the model's device.
+    """
+    set_phase(graph.quantizers, Phase.OFF)
+    wanted = [flat(graph(batch)) for batch in batches]
+    found = []
+    for site in graph.sites:
+        quantizer = quantizer_of(graph, site.name)
+        quantizer.phase = Phase.FROZEN
+        ratio = noise(graph, batches, wanted)
+        quantizer.phase = Phase.OFF
+        found.append(
+            Sensitivity(
+                name=site.name, kind=site.kind, bits=quantizer.spec.bits, sqnr=decibel(ratio)
+            )
+        )
+    set_phase(graph.quantizers, Phase.FROZEN)
+    return sorted(found, key=lambda s: s.sqnr)
+
+
+@torch.no_grad()
+def output_sqnr(graph: QuantizedGraph, batches: Sequence[Tensor]) -> float:
+    """Return the SQNR with all quantizers rounding, in decibel; leaves them FROZEN."""
+    set_phase(graph.quantizers, Phase.OFF)
+    wanted = [flat(graph(batch)) for batch in batches]
+    set_phase(graph.quantizers, Phase.FROZEN)
+    return decibel(noise(graph, batches, wanted))
+
+
+def choose_raised_(
+    graph: QuantizedGraph, batches: Sequence[Tensor], found: Sequence[Sensitivity], mixed: Mixed
+) -> tuple[str, ...]:
+    """Raise the loudest quantizers to `RAISED_BITS`, as few as reach the target.
+
+    Args:
+        graph: Prepared, with ranges, in evaluation mode; left FROZEN.
+        batches: A few images on the model's device.
+        found: What `sensitivities` returned.
+        mixed: How many, and the target.
+
+    Returns:
+        Their names, the loudest first.
+    """
+    candidates = [s for s in found if s.bits < RAISED_BITS]
+    before = reached = output_sqnr(graph, batches)
+    raised: list[str] = []
+    for candidate in candidates[: mixed.max_raised]:
+        if mixed.target_sqnr is not None and reached >= mixed.target_sqnr:
+            break
+        raise_bits_(graph, [candidate.name])
+        raised.append(candidate.name)
+        reached = output_sqnr(graph, batches)
+        log.info("%s has %d bit now, SQNR %.1f dB", candidate.name, RAISED_BITS, reached)
+    log.info("%d quantizers raised, SQNR %.1f -> %.1f dB", len(raised), before, reached)
+    return tuple(raised)
+
+
+def analyze(graph: QuantizedGraph, batches: Sequence[Tensor], mixed: Mixed) -> dict[str, Any]:
+    """Measure all quantizers and raise the loudest; return plain values for a table.
+
+    Args:
+        graph: Prepared, with ranges, in evaluation mode; left FROZEN, some quantizers raised.
+        batches: A few images on the model's device.
+        mixed: How many, and the target.
+
+    Returns:
+        ``quantizers`` (dicts of `Sensitivity`, the loudest first), ``sqnr`` with all rounding,
+        ``raised`` (names) and ``sqnr_raised``.
+    """
+    found = sensitivities(graph, batches)
+    before = output_sqnr(graph, batches)
+    raised = choose_raised_(graph, batches, found, mixed)
+    return {
+        "quantizers": [asdict(s) for s in found],
+        "sqnr": before,
+        "raised": list(raised),
+        "sqnr_raised": output_sqnr(graph, batches),
+    }
+
+
+def raise_bits_(graph: QuantizedGraph, names: Sequence[str]) -> None:
+    """Give these quantizers `RAISED_BITS`; activations then cover all that was ever seen.
+
+    Args:
+        graph: Prepared.
+        names: Of quantizers.
+    """
+    for name in names:
+        quantizer = quantizer_of(graph, name)
+        quantizer.spec = replace(quantizer.spec, bits=RAISED_BITS)
+        if isinstance(quantizer, ActivationQuantizer):
+            observer = quantizer.observer
+            if isinstance(observer, HistogramObserver):
+                observer.spec = quantizer.spec
+                if observer.collects:
+                    observer.range_min.copy_(observer.lowest)
+                    observer.range_max.copy_(observer.highest)
+            update_scales_([quantizer])
+
+
+def quantizer_of(graph: QuantizedGraph, name: str) -> ActivationQuantizer | WeightQuantizer:
+    """Return the module that rounds at the site of this name."""
+    found: Any = graph.quantizers[name]
+    if isinstance(found, ActivationQuantizer):
+        return found
+    weight = found.weight
+    assert isinstance(weight, WeightQuantizer)
+    return weight
+
+
+@torch.no_grad()
+def noise(
+    graph: QuantizedGraph, batches: Sequence[Tensor], wanted: Sequence[Sequence[Tensor]]
+) -> float:
+    """Return the noise of the outputs relative to their signal, averaged over the outputs.
+
+    Args:
+        graph: As it stands.
+        batches: Images.
+        wanted: What `flat` gave of the float outputs for each batch.
+    """
+    num_outputs = len(wanted[0])
+    signal = torch.zeros(num_outputs, dtype=torch.float64, device=batches[0].device)
+    error = torch.zeros_like(signal)
+    for batch, targets in zip(batches, wanted, strict=True):
+        for number, (y, target) in enumerate(zip(flat(graph(batch)), targets, strict=True)):
+            signal[number] += target.double().square().sum()
+            error[number] += (y.double() - target.double()).square().sum()
+    return float((error / signal.clamp(min=1e-30)).mean())
+
+
+def decibel(ratio: float) -> float:
+    """Return a noise-to-signal ratio as SQNR in decibel."""
+    return -10 * math.log10(ratio) if ratio > 0 else math.inf
+
+
+def flat(outputs: Any) -> list[Tensor]:
+    """Return all floating-point tensors in nested lists, tuples and dicts, in order."""
+    if isinstance(outputs, Tensor):
+        return [outputs] if outputs.is_floating_point() else []
+    if isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    if isinstance(outputs, list | tuple):
+        return [tensor for item in outputs for tensor in flat(item)]
+    return []

@@ -1,0 +1,51 @@
+"""A hard detector in 8 bit: everything quantized, the automatic repairs keep its mAP."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from benchmarks.yolox_nano_ptq import ROWS, launch, table
+from dq.dist.checkpoint import load_checkpoint
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_int8_with_repairs_loses_at_most_one_map_and_raises_at_most_five(
+    shared: Path, tmp_path: Path
+) -> None:
+    arguments = argparse.Namespace(
+        annotations=shared / "data/coco128/train128.json",
+        images=shared / "data/coco128/JPEGImages",
+        checkpoint=shared / "weights/yolox_nano_coco.pth",
+        work_dir=tmp_path,
+        threads=1,
+    )
+    float_ = launch("eval", arguments, "float", ())
+    name = "int8, MSE, bias, 5 raised"
+    repaired = launch("calibrate", arguments, name, ROWS[name])
+    assert float_["value"] > 0.3
+    assert repaired["value"] > float_["value"] - 0.010
+    (checkpoint,) = tmp_path.glob("int8*/calibrated/calibrated.pth")
+    quantization = load_checkpoint(checkpoint)["quantization"]
+    assert len(quantization["recipe"]["raised"]) <= 5
+    names = {site["name"] for site in quantization["sites"]}
+    assert {"img/out", "backbone/stem/cat/out"} & names  # the input
+    assert sum(name.endswith("conv_cls/0/out") for name in names) == 1  # a head's output
+    assert sum("cat" in name for name in names) >= 8  # concatenations
+    again = launch_eval(arguments, checkpoint)
+    assert again["value"] == repaired["value"]
+
+
+def launch_eval(arguments: argparse.Namespace, checkpoint: Path) -> dict[str, float]:
+    changed = argparse.Namespace(**{**vars(arguments), "checkpoint": checkpoint})
+    found: dict[str, float] = launch("eval", changed, "again", ())
+    return found
+
+
+def test_the_table_shows_what_each_row_loses() -> None:
+    rows = {
+        "float": {"value": 0.349, "metrics": {"bbox_mAP_50": 0.5}, "seconds": 5.0},
+        "int8": {"value": 0.340, "metrics": {"bbox_mAP_50": 0.49}, "seconds": 60.4},
+    }
+    assert table(rows).splitlines()[-1] == "| int8 | 34.0 | 0.9 | 49.0 | 60 |"

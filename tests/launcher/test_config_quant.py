@@ -1,0 +1,84 @@
+"""The config's ``quant`` section: presets, rules, repairs; mistakes are refused with the mend."""
+
+from typing import Any
+
+import pytest
+
+from dq.quant.presets import PRESETS
+from dq.quant.recipe import Recipe
+from dq.quant.repair import Mixed
+from launcher.config import quant_settings
+
+
+def test_nothing_said_is_int8_without_repairs() -> None:
+    settings = quant_settings(None)
+    assert settings.recipe == Recipe()
+    assert settings.repair.steps == ()
+    assert settings.repair.mixed is None
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_recipe_of_that_name(name: str) -> None:
+    assert quant_settings({"preset": name}).recipe == PRESETS[name]
+
+
+def test_what_is_said_beside_a_preset_changes_only_that() -> None:
+    recipe = quant_settings(
+        {
+            "preset": "w4a8",
+            "observer": "percentile",
+            "percentile": 99.9,
+            "activation": {"bits": 6},
+            "rules": [
+                {"position": "first", "bits": 16},
+                {"type": "Linear", "weight": {"bits": 8}},
+                {"module": "bbox_head.*", "quantize": False},
+            ],
+        }
+    ).recipe
+    assert (recipe.weight.bits, recipe.activation.bits) == (4, 6)
+    assert recipe.weight_range == "mse"
+    assert (recipe.observer, recipe.percentile) == ("percentile", 99.9)
+    first = recipe.activation_spec("img", positions=("first",))
+    assert first is not None
+    assert first.bits == 16
+    linear = recipe.weight_spec("fc", "Linear")
+    assert linear is not None
+    assert (linear.bits, linear.symmetric, linear.narrow) == (8, True, True)
+    assert recipe.weight_spec("bbox_head.conv", "Conv2d") is None
+
+
+def test_repairs_and_mixed_precision_are_read() -> None:
+    settings = quant_settings(
+        {
+            "repairs": ["equalize", "bias"],
+            "mixed": {"max_raised": 3, "target_sqnr": 25.0},
+            "repair_images": 16,
+            "rounding_steps": 10,
+        }
+    )
+    assert settings.repair.steps == ("equalize", "bias")
+    assert settings.repair.mixed == Mixed(max_raised=3, target_sqnr=25.0)
+    assert (settings.repair.images, settings.repair.rounding_steps) == (16, 10)
+    assert settings.recipe.free_clips
+    assert quant_settings({"repairs": "adaround"}).repair.steps == ("adaround",)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"preset": "int_8"}, "did you mean int8"),
+        ({"presett": "int8"}, "quant.presett is not a setting; did you mean preset?"),
+        ({"observer": "mean_square"}, "observer 'mean_square' does not exist"),
+        ({"repairs": ["equalise"]}, "did you mean equalize"),
+        ({"mixed": {"max_rised": 2}}, "quant.mixed.max_rised is not a setting; did you mean max_r"),
+        ({"mixed": 5}, "quant.mixed must be a dict"),
+        ({"rules": [{"bits": 16}]}, r"quant.rules\[0\] needs module="),
+        ({"rules": [{"position": "lsat"}]}, "did you mean last"),
+        ({"rules": [{"module": "*", "bit": 4}]}, r"quant.rules\[0\].bit is not a setting"),
+        ({"raised": ("a",)}, "quant.raised is not a setting"),
+    ],
+)
+def test_mistakes_are_refused_with_the_mend(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quant_settings(section)

@@ -1,0 +1,88 @@
+"""Repairs and mixed precision through the commands: calibrate, evaluate, train on, analyze."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dq.detector.build import build_model
+from dq.detector.config import finish, read_config
+from dq.dist.checkpoint import load_checkpoint
+from tests.launcher.conftest import Launch
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = (
+    "--cfg-options",
+    "quant.preset=w4a8",
+    "quant.repairs=[equalize,adaround]",
+    "quant.rounding_steps=0",
+    "quant.mixed.max_raised=2",
+    "quant.mixed.images=2",
+)
+
+
+@pytest.fixture(scope="module")
+def float_checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    settings = finish(read_config(config))
+    detector = build_model(settings, tuple(str(k) for k in settings.classes), initialise=False)
+    path = tmp_path_factory.mktemp("float") / "float.pth"
+    torch.save({"state_dict": detector.state_dict()}, path)
+    return path
+
+
+def test_raised_quantizers_and_repaired_weights_survive_the_checkpoint(
+    config: Path, float_checkpoint: Path, launch: Launch, tmp_path: Path
+) -> None:
+    folder = ("--work-dir", tmp_path, "--threads", 1)
+    code, _, error = launch(
+        "calibrate", config, "--checkpoint", float_checkpoint, *folder, *OPTIONS
+    )
+    assert code == 0, error
+    path = tmp_path / "calibrated/calibrated.pth"
+    content = load_checkpoint(path)
+    raised = content["quantization"]["recipe"]["raised"]
+    assert len(raised) == 2
+    before = load_checkpoint(float_checkpoint)["state_dict"]
+    assert content["state_dict"].keys() == before.keys()
+    assert any(not torch.equal(v, before[k]) for k, v in content["state_dict"].items())
+
+    assert launch("eval", config, "--checkpoint", path, *folder)[0] == 0
+    calibrated = json.loads((tmp_path / "calibrated/summary.json").read_text())
+    again = json.loads((tmp_path / "eval/summary.json").read_text())
+    assert again["metrics"] == calibrated["metrics"]
+
+    code, _, error = launch("qat", config, "--checkpoint", path, *folder, *OPTIONS)
+    assert code == 0, error
+    trained = load_checkpoint(tmp_path / "qat/qat.pth")["quantization"]["recipe"]
+    assert trained["raised"] == raised
+    assert "no calibration needed" in (tmp_path / "logs/rank_0.log").read_text()
+
+
+def test_analyze_prints_a_table_and_writes_json_and_plot(
+    config: Path, float_checkpoint: Path, launch: Launch, tmp_path: Path
+) -> None:
+    words = ("--checkpoint", float_checkpoint, "--work-dir", tmp_path, "--threads", 1)
+    code, out, error = launch(
+        "analyze", config, *words, "--max-raised", 1, "--images", 2, "--rows", 3
+    )
+    assert code == 0, error
+    assert out.count("| weight |") + out.count("| activation |") == 3
+    assert "with 1 raised to 16 bit" in out
+    result = json.loads((tmp_path / "analyze/sensitivity.json").read_text())
+    assert result["sqnr_raised"] >= result["sqnr"]
+    assert (tmp_path / "analyze/sensitivity.png").stat().st_size > 5000
+
+
+def test_an_unknown_repair_is_one_line(
+    config: Path, float_checkpoint: Path, launch: Launch
+) -> None:
+    code, _, error = launch(
+        "calibrate", config, "--checkpoint", float_checkpoint, "--cfg-options", "quant.repairs=bais"
+    )
+    assert code == 2
+    assert "did you mean bias?" in error

@@ -1,0 +1,43 @@
+"""What one rank's calibration repairs reaches every rank: float parameters and quantizer state."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from dq.dist import collectives
+from dq.quant.equalize import equalize_
+from dq.quant.phase import Phase, set_phase
+from dq.quant.prepare import prepare
+from dq.quant.recipe import INT8_WEIGHT, Recipe
+from dq.sync import calibrate_on_one_rank
+from tests.quant.nets import Separable, calibrate, images
+from tests.ranks import run_ranks
+
+
+def repair_on_one_rank() -> dict[str, Any]:
+    torch.manual_seed(0)
+    recipe = Recipe(weight=replace(INT8_WEIGHT, channel_axis=None), free_clips=True)
+    net = Separable(torch.nn.ReLU6).eval()
+    before = net.head.weight.detach().clone()
+    graph = prepare(net, recipe)
+
+    def work() -> None:
+        equalize_(graph)
+        calibrate(graph, images())
+
+    calibrate_on_one_rank(graph, work)
+    set_phase(graph.quantizers, Phase.FROZEN)
+    with torch.no_grad():
+        y = graph(images(1)[0])
+    return {
+        "rank": collectives.rank(),
+        "moved": float((net.head.weight.detach() - before).abs().max()),
+        "y": y,
+    }
+
+
+def test_all_ranks_have_the_repaired_weights() -> None:
+    first, second = run_ranks(repair_on_one_rank, 2)
+    assert second["moved"] > 0.01
+    torch.testing.assert_close(first["y"], second["y"])
