@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from dq.detector.graph import features_of
+from dq.detector.roi_heads import run_roi_heads
 from dq.quant.fake_quantize import update_scales_
 from dq.quant.observer import MovingAverageObserver
 from dq.quant.phase import Phase, set_phase
@@ -49,7 +51,9 @@ def calibrate(
     for number, batch in enumerate(batches, start=1):
         for observer in averages:
             observer.momentum = 1.0 / number
-        graph(batch.to(device))
+        result = graph(batch.to(device))
+        if graph.parts:
+            run_roi_heads(detector, features_of(result), batch.to(device))
         update_scales_(list(quantizers.values()))
         images += len(batch)
     for observer, momentum in zip(averages, momenta, strict=True):

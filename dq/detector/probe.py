@@ -1,17 +1,15 @@
-"""Try one config of mmdet: build, trace, prepare, one quantized training step, one inference.
-
-``python -m dq.detector.probe CONFIG`` prints the result as one line of JSON.
-"""
+"""Try one config of mmdet: build, trace, prepare, one quantized training step, one inference."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
-import sys
+import os
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,8 @@ from mmdet.utils import compat_cfg, replace_cfg_vals
 from torch import Tensor, nn
 
 from dq.detector.build import explain
-from dq.detector.graph import quantize_detector, summary
+from dq.detector.graph import features_of, quantize_detector, summary
+from dq.detector.roi_heads import run_roi_heads
 from dq.detector.step import parse_losses
 from dq.dist.sync_batch_norm import revert_sync_batch_norm
 from dq.quant.fake_quantize import update_scales_
@@ -82,7 +81,7 @@ def probe(path: Path) -> Verdict:
     return Verdict(
         verdict=PARTLY if what else OK,
         what=what,
-        quantizers=len(graph.sites),
+        quantizers=len(graph.quantizers),
         seconds=round(time.monotonic() - began, 1),
     )
 
@@ -219,7 +218,9 @@ def _train(detector: nn.Module, graph: QuantizedGraph, data: dict[str, Any]) -> 
     set_phase(graph.quantizers, Phase.CALIBRATE)
     detector.eval()
     with torch.no_grad():
-        graph(data["img"])
+        features = features_of(graph(data["img"]))
+        if graph.parts:
+            run_roi_heads(detector, features, data["img"])
     update_scales_(quantizers)
     set_phase(graph.quantizers, Phase.TRAIN)
     detector.train()
@@ -258,17 +259,14 @@ def _line(error: BaseException) -> str:
     return explain(error)[:160] or type(error).__name__
 
 
-def main() -> None:
-    """Probe the config named on the command line and print the verdict."""
+def report(path: str, connection: Connection) -> None:
+    """Probe a config, quietly, and send the verdict; the work of a process of its own."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
-    try:
-        verdict = probe(Path(sys.argv[1]))
-    except Exception as error:
-        verdict = Verdict(verdict=CRASHED, what=f"{type(error).__name__}: {_line(error)}")
-    print(json.dumps(asdict(verdict)))
-
-
-if __name__ == "__main__":
-    main()
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        try:
+            verdict = probe(Path(path))
+        except Exception as error:
+            verdict = Verdict(verdict=CRASHED, what=f"{type(error).__name__}: {_line(error)}")
+    connection.send(verdict)
