@@ -138,6 +138,18 @@ def _resident_mib(pid: int | None) -> int:
     return int(resident[1]) // 1024 if resident else 0
 
 
+def rows_of(text: str) -> tuple[dict[str, Path], dict[str, Verdict]]:
+    """Return configs and verdicts of a table that `table` wrote."""
+    configs, verdicts = {}, {}
+    for row in re.findall(r"^\| (\S+) \| (\S+) \| ([\w ]+) \| (\d+) \| (.*) \|$", text, re.M):
+        name, config, verdict, quantizers, what = row
+        configs[name] = configs_folder() / name / f"{config}.py"
+        verdicts[name] = Verdict(
+            verdict=verdict, quantizers=int(quantizers), what=what.replace("\\|", "|").strip()
+        )
+    return configs, verdicts
+
+
 def table(
     configs: Mapping[str, Path],
     verdicts: Mapping[str, Verdict],
@@ -161,7 +173,7 @@ def table(
         "| family | config | result | quantizers | what |",
         "|---|---|---|---:|---|",
     ]
-    for name, verdict in verdicts.items():
+    for name, verdict in sorted(verdicts.items()):
         what = verdict.what.replace("|", "\\|").replace("\n", " ")
         lines.append(
             f"| {name} | {configs[name].stem} | {verdict.verdict} | {verdict.quantizers} | {what} |"

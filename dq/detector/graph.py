@@ -17,6 +17,7 @@ from typing import Any
 import mmcv.cnn
 import torch
 from mmcv.cnn.bricks import wrappers
+from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.drop import DropPath
 from torch import Tensor, fx, nn
 
@@ -25,7 +26,7 @@ from dq.quant.prepare import CONTAINER, QuantizedGraph, prepare
 from dq.quant.recipe import Recipe
 from dq.quant.roles import is_layer
 from dq.quant.tolerant import trace_tolerantly
-from dq.quant.trace import Traced, TraceError, declare_plain_layers
+from dq.quant.trace import Traced, TraceError, declare_padding_layers, declare_plain_layers
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def trace_detector(detector: nn.Module) -> Traced:
     declare_plain_layers(
         wrappers.Conv2d, wrappers.Conv3d, wrappers.ConvTranspose2d, wrappers.Linear
     )
+    declare_padding_layers(Conv2dAdaptivePadding)
     if not callable(getattr(detector, "extract_feat", None)):
         raise ValueError(f"{type(detector).__name__} has no extract_feat; it is no mmdet detector")
     head = _dense_head(detector)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ _EXAMPLE_SIZE = 128
 def find_roi_heads(detector: nn.Module) -> dict[str, tuple[Tensor, ...]]:
     """Return an example of the inputs of every RoI head that `run_roi_heads` reaches.
 
-    Such heads take one or two tensors and nothing else. Heads that are called otherwise, or by
+    Such heads take one or two tensors and no option. Heads that are called otherwise, or by
     training alone, would never be calibrated, so they are not among them.
 
     Args:
@@ -37,10 +38,12 @@ def find_roi_heads(detector: nn.Module) -> dict[str, tuple[Tensor, ...]]:
     for name, module in detector.named_modules():
         if _is_head(name):
 
-            def record(_: nn.Module, inputs: Any, options: Any, name: str = name) -> None:
+            def record(module: nn.Module, inputs: Any, options: Any, name: str = name) -> None:
+                needed = len(inspect.signature(module.forward).parameters)
                 fits = not options and all(isinstance(x, Tensor) for x in inputs)
+                fits = fits and len(inputs) == needed
                 # Two boxes are enough to learn ranks and structure.
-                seen[name] = tuple(x[:2] for x in inputs) if fits and len(inputs) < 3 else None
+                seen[name] = tuple(x[:2] for x in inputs) if fits and needed < 3 else None
 
             handles.append(module.register_forward_pre_hook(record, with_kwargs=True))
     some = next(detector.parameters())

@@ -43,6 +43,21 @@ def declare_plain_layers(*types: type[nn.Module]) -> None:
     _plain_layers.update(types)
 
 
+# Subclasses that pad their input themselves, by its size, and are that layer otherwise.
+_padding_layers: set[type[nn.Module]] = set()
+
+
+def declare_padding_layers(*types: type[nn.Module]) -> None:
+    """Let these subclasses count as the layer; they are computed by their own forward."""
+    _plain_layers.update(types)
+    _padding_layers.update(types)
+
+
+def pads_by_itself(layer: nn.Module) -> bool:
+    """Say whether the layer was declared one that pads its input."""
+    return type(layer) in _padding_layers
+
+
 class _Proxy(fx.Proxy):
     """A value in tracing that may be written into, and whose rank is known from the examples."""
 

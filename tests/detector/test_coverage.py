@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dq.detector.coverage import cover, probe_apart, representatives, table
+from dq.detector.coverage import cover, probe_apart, representatives, rows_of, table
 from dq.detector.probe import CRASHED, OK, PARTLY, REFUSED, Verdict
 from launcher.cli import build_parser
 
@@ -56,6 +56,11 @@ def test_table_is_markdown_with_date_and_versions() -> None:
         "| b | two | partly float | 3 | bbox_head: a\\|b |",
         "| c | three | crashed | 0 | took more than 1 s |",
     ]
+    old_configs, old = rows_of(text)
+    assert {name: path.stem for name, path in old_configs.items()} == {
+        name: path.stem for name, path in configs.items()
+    }
+    assert old == verdicts
 
 
 def test_command_line() -> None:
