@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from dq.detector.graph import features_of
+from dq.detector.roi_heads import run_roi_heads
 from dq.quant.adaround import adaround_
 from dq.quant.bias import correct_bias_
 from dq.quant.equalize import equalize_
@@ -158,7 +160,9 @@ def calibrate(
     with _equal_weights(averages) as weigh:
         for number, batch in enumerate(batches, start=1):
             weigh(number)
-            graph(batch.to(device))
+            result = graph(batch.to(device))
+            if graph.parts:
+                run_roi_heads(detector, features_of(result), batch.to(device))
             update_scales_(averages)
             images += len(batch)
     update_scales_([q for q in quantizers.values() if q not in averages])

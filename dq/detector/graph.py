@@ -3,8 +3,8 @@
 The graph stands in for ``extract_feat``, and the head's ``forward``, which mmdet calls on what
 ``extract_feat`` returns, hands the graph's outputs on. So every training and test path of mmdet
 works unchanged on the quantized detector. Single-stage detectors are one graph; of all others
-backbone, neck and the first dense head are, and what comes behind (RoI heads, transformers) runs
-in float on the graph's rounded features.
+backbone, neck and the first dense head are. RoI heads have graphs of their own; what else comes
+behind (transformers) runs in float on the graph's rounded features.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from typing import Any
 import mmcv.cnn
 import torch
 from mmcv.cnn.bricks import wrappers
+from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.drop import DropPath
 from torch import Tensor, fx, nn
 
+from dq.detector.roi_heads import find_roi_heads, quantize_roi_heads
 from dq.quant.prepare import CONTAINER, QuantizedGraph, prepare
 from dq.quant.recipe import Recipe
 from dq.quant.roles import is_layer
 from dq.quant.tolerant import trace_tolerantly
-from dq.quant.trace import Traced, TraceError, declare_plain_layers
+from dq.quant.trace import Traced, TraceError, declare_padding_layers, declare_plain_layers
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ def trace_detector(detector: nn.Module) -> Traced:
     declare_plain_layers(
         wrappers.Conv2d, wrappers.Conv3d, wrappers.ConvTranspose2d, wrappers.Linear
     )
+    declare_padding_layers(Conv2dAdaptivePadding)
     if not callable(getattr(detector, "extract_feat", None)):
         raise ValueError(f"{type(detector).__name__} has no extract_feat; it is no mmdet detector")
     head = _dense_head(detector)
@@ -182,7 +185,10 @@ def quantize_detector(detector: nn.Module, recipe: Recipe) -> QuantizedGraph:
     Raises:
         ValueError: It cannot be traced, or is quantized already.
     """
-    graph = prepare(detector, recipe, trace_detector(detector))
+    traced = trace_detector(detector)
+    heads = find_roi_heads(detector)
+    graph = prepare(detector, recipe, traced)
+    quantize_roi_heads(detector, graph, recipe, heads, is_leaf=_is_leaf)
     if graph.left_float:
         log.warning(
             "left in float: %s",
@@ -211,6 +217,17 @@ def summary(left_float: Mapping[str, str], most: int = 6) -> Iterable[tuple[str,
     return entries
 
 
+def features_of(result: Any) -> Any:
+    """Return what ``extract_feat`` returns, of what the detector's graph returned."""
+    if not (isinstance(result, dict) and FEATURES in result):
+        return result
+    if isinstance(result[FEATURES], Tensor):
+        return result[FEATURES]
+    features = Features(result[FEATURES])
+    features.outputs = {name: part for name, part in result.items() if name != FEATURES}
+    return features
+
+
 def attach(detector: nn.Module, graph: Callable[[Tensor], Any]) -> None:
     """Let mmdet's methods of ``detector`` take backbone, neck and head from ``graph``.
 
@@ -220,14 +237,7 @@ def attach(detector: nn.Module, graph: Callable[[Tensor], Any]) -> None:
     """
 
     def extract_feat(img: Tensor) -> Any:
-        result = graph(img)
-        if not (isinstance(result, dict) and FEATURES in result):
-            return result
-        if isinstance(result[FEATURES], Tensor):
-            return result[FEATURES]
-        features = Features(result[FEATURES])
-        features.outputs = {name: part for name, part in result.items() if name != FEATURES}
-        return features
+        return features_of(graph(img))
 
     # Plain attributes of the instance: they hide the methods of the class.
     detector.__dict__["extract_feat"] = extract_feat

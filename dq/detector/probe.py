@@ -1,17 +1,15 @@
-"""Try one config of mmdet: build, trace, prepare, one quantized training step, one inference.
-
-``python -m dq.detector.probe CONFIG`` prints the result as one line of JSON.
-"""
+"""Try one config of mmdet: build, trace, prepare, one quantized training step, one inference."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
-import sys
+import os
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,8 @@ from mmdet.utils import compat_cfg, replace_cfg_vals
 from torch import Tensor, nn
 
 from dq.detector.build import explain
-from dq.detector.graph import quantize_detector, summary
+from dq.detector.graph import features_of, quantize_detector, summary
+from dq.detector.roi_heads import run_roi_heads
 from dq.detector.step import parse_losses
 from dq.dist.sync_batch_norm import revert_sync_batch_norm
 from dq.quant.fake_quantize import update_scales_
@@ -33,8 +32,8 @@ from dq.quant.prepare import QuantizedGraph
 from dq.quant.recipe import Recipe
 
 OK, PARTLY, REFUSED, CRASHED = "OK", "partly float", "refused", "crashed"
-# SSD's last maps vanish on smaller images; hourglasses need a multiple of 128.
-SIDE, SIDE_OF_SSD = 128, 320
+# Sides of the square images, in pixels: the first one on which the float detector runs.
+SIDES = (128, 256, 384)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +59,29 @@ def probe(path: Path) -> Verdict:
     try:
         config = compat_cfg(replace_cfg_vals(Config.fromfile(str(path))))
         detector = _build(config, path)
+    except ImportError:
+        return Verdict(verdict=REFUSED, what="imports a package that mmdet does not bring along")
     except Exception as error:
         return Verdict(verdict=REFUSED, what=f"cannot be built: {_line(error)}")
+    verdict = Verdict(verdict=REFUSED)
+    for side in SIDES:
+        try:
+            verdict = _probe(config, path, detector, side)
+        except _FloatFails as error:
+            verdict = Verdict(verdict=REFUSED, what=f"the float detector fails here too: {error}")
+            detector = _build(config, path)
+        else:
+            break
+    return replace(verdict, seconds=round(time.monotonic() - began, 1))
+
+
+class _FloatFails(Exception):  # noqa: N818
+    """The detector fails without any quantization: an image too small, an operator missing."""
+
+
+def _probe(config: Config, path: Path, detector: nn.Module, side: int) -> Verdict:
     torch.manual_seed(0)
-    data = batch_for(config)
+    data = batch_for(config, side)
     try:
         before = _features(detector, data)
         graph = quantize_detector(detector, Recipe())
@@ -76,14 +94,13 @@ def probe(path: Path) -> Verdict:
         _infer(detector, graph, data)
     except Exception:
         if reason := _float_fails(config, path, data):
-            return Verdict(verdict=REFUSED, what=f"the float detector fails here too: {reason}")
+            raise _FloatFails(reason) from None
         raise
     what = "; ".join(f"{name}: {reason}" for name, reason in summary(graph.left_float, most=4))
     return Verdict(
         verdict=PARTLY if what else OK,
         what=what,
-        quantizers=len(graph.sites),
-        seconds=round(time.monotonic() - began, 1),
+        quantizers=len(graph.quantizers),
     )
 
 
@@ -91,14 +108,14 @@ def _features(detector: nn.Module, data: dict[str, Any]) -> Any:
     """Return the float detector's features, in evaluation mode.
 
     Raises:
-        ValueError: It fails here, for want of an operator on this device for instance.
+        _FloatFails: It does not run here.
     """
     extract: Any = detector.eval().extract_feat
     try:
         with torch.no_grad():
             return extract(data["img"])
     except RuntimeError as error:
-        raise ValueError(f"the float detector fails here too: {_line(error)}") from error
+        raise _FloatFails(_line(error)) from error
 
 
 def _float_fails(config: Config, path: Path, data: dict[str, Any]) -> str:
@@ -142,14 +159,13 @@ def remove_pretrained(section: Any) -> None:
             remove_pretrained(item)
 
 
-def batch_for(config: Config) -> dict[str, Any]:
+def batch_for(config: Config, side: int = SIDES[0]) -> dict[str, Any]:
     """Return two random images with what the config's training pipeline collects."""
-    side = SIDE_OF_SSD if config.model.get("bbox_head", {}).get("type") == "SSDHead" else SIDE
     steps = list(_pipeline_steps(config.get("data", {}).get("train", {})))
     steps += list(_pipeline_steps(config.get("train_pipeline", [])))
     keys = {key for step in steps if step.get("type") == "Collect" for key in step["keys"]}
     shrink = [step["scale_factor"] for step in steps if step.get("type") == "SegRescale"]
-    boxes = torch.tensor([[10.0, 12.0, 70.0, 75.0], [50.0, 45.0, 115.0, 120.0]])
+    boxes = side * torch.tensor([[0.08, 0.1, 0.55, 0.6], [0.4, 0.35, 0.9, 0.95]])
     masks = np.zeros((2, side, side), dtype=np.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
         mask[y1:y2, x1:x2] = 1
@@ -219,7 +235,9 @@ def _train(detector: nn.Module, graph: QuantizedGraph, data: dict[str, Any]) -> 
     set_phase(graph.quantizers, Phase.CALIBRATE)
     detector.eval()
     with torch.no_grad():
-        graph(data["img"])
+        features = features_of(graph(data["img"]))
+        if graph.parts:
+            run_roi_heads(detector, features, data["img"])
     update_scales_(quantizers)
     set_phase(graph.quantizers, Phase.TRAIN)
     detector.train()
@@ -258,17 +276,14 @@ def _line(error: BaseException) -> str:
     return explain(error)[:160] or type(error).__name__
 
 
-def main() -> None:
-    """Probe the config named on the command line and print the verdict."""
+def report(path: str, connection: Connection) -> None:
+    """Probe a config, quietly, and send the verdict; the work of a process of its own."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
-    try:
-        verdict = probe(Path(sys.argv[1]))
-    except Exception as error:
-        verdict = Verdict(verdict=CRASHED, what=f"{type(error).__name__}: {_line(error)}")
-    print(json.dumps(asdict(verdict)))
-
-
-if __name__ == "__main__":
-    main()
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        try:
+            verdict = probe(Path(path))
+        except Exception as error:
+            verdict = Verdict(verdict=CRASHED, what=f"{type(error).__name__}: {_line(error)}")
+    connection.send(verdict)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from dq.quant.fake_quantize import WeightQuantizer
 from dq.quant.fold import fold_factor, folded_bias, unfold
+from dq.quant.trace import pads_by_itself
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -51,6 +53,14 @@ def spread_over_weight(layer: nn.Module, factor: Tensor) -> Tensor:
 
 def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute the layer with another weight and bias."""
+    if pads_by_itself(layer):
+        own = {"weight": weight}
+        if layer.bias is not None:
+            own["bias"] = torch.zeros_like(layer.bias) if bias is None else bias
+        y: Tensor = functional_call(layer, own, (x,))
+        if layer.bias is None and bias is not None:
+            y = y + bias.reshape(-1, *[1] * (weight.dim() - 2)).to(y.dtype)
+        return y
     if isinstance(layer, _ConvTransposeNd):
         function = _TRANSPOSED[weight.dim() - 2]
         assert not isinstance(layer.padding, str)

@@ -69,10 +69,14 @@ class QuantizedGraph(BoundGraph):
         root: The model; its child ``quantizers`` holds all quantizer state.
         graph: The rewritten graph.
         sites: One entry a quantizer, in the order of execution.
+
+    Attributes:
+        parts: Graphs of parts that run apart (RoI heads), by qualified name.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph | Traced, sites: tuple[Site, ...]) -> None:
         self.sites = sites
+        self.parts: dict[str, QuantizedGraph] = {}
         super().__init__(root, graph)
 
     @property
@@ -128,6 +132,30 @@ def prepare(
     return prepared
 
 
+def prepare_part(
+    whole: QuantizedGraph, recipe: Recipe, traced: Traced, name: str
+) -> QuantizedGraph:
+    """Return the graph, with quantizers inserted, of a part that the whole graph does not reach.
+
+    Its quantizers join the model's others.
+
+    Args:
+        whole: The prepared model's graph; gets the part as ``whole.parts[name]``.
+        recipe: Which module gets which integers.
+        traced: The part's graph, traced with the model as root.
+        name: Qualified name of the part, for its inputs.
+    """
+    root = whole.root
+    work = _Preparation(root, recipe, traced.graph, part=name)
+    work.rewrite()
+    if traced.training_graph is not None:
+        _Preparation(root, recipe, traced.training_graph, create=False, part=name).rewrite()
+    part = QuantizedGraph(root, traced, tuple(work.sites))
+    whole.parts[name] = part
+    initialise_weights_(part.layers())
+    return part
+
+
 class _Preparation:
     """One graph's rewriting.
 
@@ -137,10 +165,17 @@ class _Preparation:
         graph: Changed in place.
         create: Make quantizers; False uses those that another graph of the model has, and leaves
             float what has none.
+        part: Name of the part whose graph it is, empty for the model's.
     """
 
     def __init__(
-        self, root: nn.Module, recipe: Recipe, graph: fx.Graph, *, create: bool = True
+        self,
+        root: nn.Module,
+        recipe: Recipe,
+        graph: fx.Graph,
+        *,
+        create: bool = True,
+        part: str = "",
     ) -> None:
         self.root, self.recipe, self.graph, self.create = root, recipe, graph, create
         self.sites: list[Site] = []
@@ -148,12 +183,13 @@ class _Preparation:
         self.calls: dict[str, int] = {}
         self.owner: dict[fx.Node, str] = {}
         for node in graph.nodes:
-            self.owner[node] = _owner(node)
+            inside = f"{part}." if part and node.op == "placeholder" else ""
+            self.owner[node] = inside + _owner(node)
         self.positions = positions(root, graph)
         self.kinds = {name: type(m).__name__ for name, m in root.named_modules()}
         for node in graph.nodes:
             self.kinds.setdefault(self.owner[node], getattr(node.target, "__name__", node.op))
-        if create:
+        if create and not part:
             recipe.check_rules(self.kinds)
 
     def rewrite(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,7 @@ MOST_ATTEMPTS = 60
 def trace_tolerantly(
     root: nn.Module,
     forward: Callable[..., Any],
-    example: Tensor,
-    *,
+    *examples: Tensor,
     is_leaf: LeafTest = lambda module: False,
 ) -> Traced:
     """Trace ``forward`` in both modes; keep whole whatever has no static graph or fails.
@@ -31,13 +30,13 @@ def trace_tolerantly(
     Args:
         root: The model; its modes are as before afterwards.
         forward: What to trace, calling modules of ``root``.
-        example: An input on which ``forward`` runs, ``(N, C, H, W)``.
+        examples: One or two inputs on which ``forward`` runs.
         is_leaf: Says of a module whether to keep it as one node in any case.
 
     Raises:
         TraceError: ``forward`` itself, outside of any module, has no static graph.
     """
-    attempt = _Attempt(root, forward, example, is_leaf)
+    attempt = _Attempt(root, forward, examples, is_leaf)
     with _modes_kept(root):
         while True:
             num_kept = len(attempt.kept)
@@ -61,9 +60,13 @@ class _Attempt:
     """
 
     def __init__(
-        self, root: nn.Module, forward: Callable[..., Any], example: Tensor, is_leaf: LeafTest
+        self,
+        root: nn.Module,
+        forward: Callable[..., Any],
+        examples: Sequence[Tensor],
+        is_leaf: LeafTest,
     ) -> None:
-        self.root, self.forward, self.example, self.is_leaf = root, forward, example, is_leaf
+        self.root, self.forward, self.examples, self.is_leaf = root, forward, examples, is_leaf
         self.kept: dict[str, str] = {}
         self.modules: set[nn.Module] = set()
         self.structures: dict[str, Any] = {}
@@ -72,7 +75,11 @@ class _Attempt:
         for _ in range(MOST_ATTEMPTS):
             try:
                 return trace(
-                    self.root, self.forward, is_leaf=self._stays, structures=self._kept_structures()
+                    self.root,
+                    self.forward,
+                    is_leaf=self._stays,
+                    structures=self._kept_structures(),
+                    examples=self.examples,
                 )
             except TraceError as error:
                 self._keep_innermost(error)
@@ -86,7 +93,7 @@ class _Attempt:
 
     def _keep_innermost(self, error: TraceError) -> None:
         if not self.structures:
-            self.structures = _run(self.root, self.forward, self.example, error)
+            self.structures = _run(self.root, self.forward, self.examples, error)
         for name in reversed(error.calls):
             if name in self.structures and name not in self.kept:
                 self._keep(name, str(error))
@@ -105,7 +112,7 @@ class _Attempt:
 
 @torch.no_grad()
 def _run(
-    root: nn.Module, forward: Callable[..., Any], example: Tensor, cause: TraceError
+    root: nn.Module, forward: Callable[..., Any], examples: Sequence[Tensor], cause: TraceError
 ) -> dict[str, Any]:
     """Return what every module of ``root`` returned in one forward pass, by name."""
     seen: dict[str, Any] = {}
@@ -120,7 +127,7 @@ def _run(
             handles.append(module.register_forward_hook(record))
     try:
         root.eval()
-        forward(example)
+        forward(*examples)
     except Exception as error:
         raise cause from error
     finally:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import linecache
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,41 @@ def declare_plain_layers(*types: type[nn.Module]) -> None:
     _plain_layers.update(types)
 
 
+# Subclasses that pad their input themselves, by its size, and are that layer otherwise.
+_padding_layers: set[type[nn.Module]] = set()
+
+
+def declare_padding_layers(*types: type[nn.Module]) -> None:
+    """Let these subclasses count as the layer; they are computed by their own forward."""
+    _plain_layers.update(types)
+    _padding_layers.update(types)
+
+
+def pads_by_itself(layer: nn.Module) -> bool:
+    """Say whether the layer was declared one that pads its input."""
+    return type(layer) in _padding_layers
+
+
+class _Proxy(fx.Proxy):
+    """A value in tracing that may be written into, and whose rank is known from the examples."""
+
+    tracer: _Tracer
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def dim(self) -> Any:
+        """Return the number of dimensions, a number where there are examples."""
+        if not self.tracer.examples:
+            return self.tracer.create_proxy("call_method", "dim", (self,), {})
+        return self.tracer.example_of(self.node).dim()
+
+    @property
+    def ndim(self) -> Any:
+        """See `dim`."""
+        return self.dim()
+
+
 class _Tracer(fx.Tracer):
     """Keep layers, norms and what ``is_leaf`` says as nodes; look into every other module.
 
@@ -50,14 +86,23 @@ class _Tracer(fx.Tracer):
         failed: ``calls`` when the first error rose.
     """
 
-    def __init__(self, is_leaf: LeafTest, structures: Mapping[str, Any]) -> None:
+    def __init__(
+        self, is_leaf: LeafTest, structures: Mapping[str, Any], examples: Sequence[torch.Tensor]
+    ) -> None:
         super().__init__()
         self.is_leaf = is_leaf
         self.structures = structures
+        self.examples = examples
         self.calls: list[str] = []
         self.failed: tuple[str, ...] | None = None
+        self.runs_example = False
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.runs_example:
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         self.calls.append(path)
         try:
@@ -70,6 +115,36 @@ class _Tracer(fx.Tracer):
         if isinstance(result, fx.Proxy) and path in self.structures:
             return unpack(result, self.structures[path])
         return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.runs_example:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    @torch.no_grad()
+    def example_of(self, node: fx.Node) -> Any:
+        """Return the node's value for the examples, every module in evaluation mode."""
+        examples = iter(self.examples)
+        values: dict[fx.Node, Any] = {}
+        modes = {module: module.training for module in self.root.modules()}
+        for module in modes:
+            module.training = False
+        self.runs_example = True
+        try:
+            runner = fx.Interpreter(self.root, graph=node.graph)
+            runner.env = values
+            for earlier in node.graph.nodes:
+                if earlier.op == "placeholder":
+                    values[earlier] = next(examples)
+                else:
+                    values[earlier] = runner.run_node(earlier)
+                if earlier is node:
+                    break
+        finally:
+            self.runs_example = False
+            for module, mode in modes.items():
+                module.training = mode
+        return values[node]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if self.is_leaf(m):
@@ -118,6 +193,7 @@ def trace(
     *,
     is_leaf: LeafTest = lambda module: False,
     structures: Mapping[str, Any] | None = None,
+    examples: Sequence[torch.Tensor] = (),
 ) -> fx.Graph:
     """Trace ``forward(*inputs)`` into a graph whose module names are those of ``root``.
 
@@ -127,6 +203,8 @@ def trace(
         is_leaf: Says of a module whether to keep it as one node.
         structures: Examples of what modules kept as one node return, by qualified name, for those
             that return more than a tensor.
+        examples: One tensor for each input of ``forward``, one where there are none. With them a
+            forward pass may ask for a tensor's rank.
 
     Returns:
         The graph. Tensors that the forward pass makes once are kept on ``root`` as buffers outside
@@ -135,8 +213,8 @@ def trace(
     Raises:
         TraceError: The forward pass decides on data; the message names where.
     """
-    shell = _Shell(root, forward or root.forward)
-    tracer = _Tracer(is_leaf, structures or {})
+    shell = (_ShellOfTwo if len(examples) == 2 else _Shell)(root, forward or root.forward)
+    tracer = _Tracer(is_leaf, structures or {}, examples)
     try:
         graph = tracer.trace(shell)
     except Exception as error:
@@ -154,8 +232,10 @@ def trace(
 
 
 def remove_dead_code(graph: fx.Graph) -> None:
-    """Remove every node that no output depends on, in place."""
-    graph.eliminate_dead_code(lambda node: node.op in {"placeholder", "output"})
+    """Remove every node that no output depends on, in place; what writes into others stays."""
+    graph.eliminate_dead_code(
+        lambda node: node.op in {"placeholder", "output"} or node.target is operator.setitem
+    )
 
 
 class _Shell(nn.Module):
@@ -171,6 +251,13 @@ class _Shell(nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.function(x)
+
+
+class _ShellOfTwo(_Shell):
+    """A shell with two inputs."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:  # type: ignore[override]
+        return self.function(x, y)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders of mmdet's configs (default: all, which takes some 20 minutes)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.md", help="where the table goes (default: printed)"
+        "--out",
+        type=Path,
+        metavar="FILE.md",
+        help="where the table goes (default: printed); with --families its other rows stay",
     )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes at a time")
     parser.add_argument(
@@ -32,17 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Try the families, write the table, and return 1 when one crashed."""
-    from dq.detector.coverage import cover, representatives, table
+    from dq.detector.coverage import cover, representatives, rows_of, table
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     configs = representatives(arguments.families)
     verdicts = cover(
         configs, jobs=arguments.jobs, limit_s=arguments.limit, limit_mib=arguments.memory
     )
-    text = table(configs, verdicts)
     if arguments.out is None:
-        print(text, end="")
+        print(table(configs, verdicts), end="")
     else:
+        old_configs, old = {}, {}
+        if arguments.families and arguments.out.is_file():
+            old_configs, old = rows_of(arguments.out.read_text(encoding="utf-8"))
+        text = table({**old_configs, **configs}, {**old, **verdicts})
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(text, encoding="utf-8")
     return int(any(verdict.verdict == "crashed" for verdict in verdicts.values()))

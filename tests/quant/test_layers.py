@@ -17,6 +17,7 @@ from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import prepare
 from dq.quant.recipe import Recipe
 from dq.quant.spec import QuantSpec
+from dq.quant.trace import declare_padding_layers
 
 torch.set_num_threads(1)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -237,3 +238,22 @@ def test_autocast_and_one_compiled_graph() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(graph.function, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(model, x), expected)
+
+
+class SamePadding(nn.Conv2d):
+    """Pads by the size of its input, as TensorFlow's SAME does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        missing = [(-size) % stride for size, stride in zip(x.shape[2:], self.stride, strict=True)]
+        if max(missing) > 0:
+            x = nn.functional.pad(x, [0, missing[1], 0, missing[0]])
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_layer_that_pads_its_input_is_folded_too(bias: bool, training: bool) -> None:
+    declare_padding_layers(SamePadding)
+    torch.manual_seed(0)
+    model = nn.Sequential(SamePadding(3, 4, 3, stride=2, bias=bias), nn.BatchNorm2d(4)).double()
+    compare(model.train(training), torch.randn(2, 3, 7, 6, dtype=torch.float64), 1e-10)

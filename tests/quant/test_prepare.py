@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dq.quant.fake_quantize import update_scales_
 from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import QuantizedGraph, prepare
+from dq.quant.prepare import QuantizedGraph, prepare, prepare_part
 from dq.quant.recipe import Recipe, Rule
 from dq.quant.tolerant import trace_tolerantly
 
@@ -347,3 +347,17 @@ def _deep(x: Tensor) -> Tensor:
     for _ in range(1500):
         x = torch.tanh(x)
     return x
+
+
+def test_part_apart_has_quantizers_of_its_own_in_the_same_model() -> None:
+    net = Net(lambda n, x: n.a(x), a=conv(), b=nn.Linear(4, 2))
+    whole = prepare(net, Recipe())
+    x = torch.randn(3, 4)
+    expected = net.b(x)  # type: ignore[operator]
+    part = prepare_part(whole, Recipe(), trace_tolerantly(net, net.b, x), "b")  # type: ignore[arg-type]
+    assert whole.parts == {"b": part}
+    assert {s.name for s in part.sites} == {"b", "b/x/out", "b/out"}
+    assert set(whole.quantizers) == {"a", "x/out", "a/out", "b", "b/x/out", "b/out"}
+    assert [site.name for site, *_ in whole.layers()] == ["a"]
+    assert torch.equal(part(x), expected)
+    assert float((quantized(part, x) - expected).detach().abs().max()) < 0.1

@@ -108,3 +108,50 @@ def test_constant_of_the_forward_pass_is_kept_out_of_the_state_dict() -> None:
     graph = BoundGraph(model, trace(model))
     assert graph(torch.zeros(2)).tolist() == [1.0, 2.0]
     assert set(model.state_dict()) == keys
+
+
+def test_writing_into_a_tensor_is_traced() -> None:
+    class Writing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.new_zeros(x.shape)
+            y[:, 0] = x[:, 1] * 2
+            return y
+
+    model = Writing()
+    graph = BoundGraph(model, trace(model))
+    x = torch.randn(3, 2)
+    assert torch.equal(graph(x), model(x))
+
+
+def test_rank_of_a_tensor_is_known_from_an_example_in_either_mode() -> None:
+    class Flattening(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+            self.fc = nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.conv(x))
+            if x.dim() > 2 and x.ndim == 4:
+                x = x.flatten(1)
+            y: Tensor = self.fc(x)
+            return y
+
+    model = Flattening()
+    x = torch.randn(2, 3, 2, 2)
+    with pytest.raises(TraceError):
+        trace(model)
+    mean = model.norm.running_mean
+    before = mean.clone()  # type: ignore[union-attr]
+    traced = trace_tolerantly(model, model.forward, x)
+    assert not traced.left_float
+    assert torch.equal(model.norm.running_mean, before)  # type: ignore[arg-type]
+    model.eval()
+    assert torch.equal(BoundGraph(model, traced)(x), model(x))
+
+
+def test_two_inputs() -> None:
+    model = nn.Sequential(nn.Bilinear(2, 3, 4))
+    graph = trace(model, lambda x, y: model[0](x, y), examples=(torch.ones(1, 2), torch.ones(1, 3)))
+    x, y = torch.randn(5, 2), torch.randn(5, 3)
+    assert torch.equal(BoundGraph(model, graph)(x, y), model[0](x, y))
