@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from tests.ranks import run_ranks
@@ -62,6 +63,7 @@ def _train() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_learned_scales_and_frozen_weights_stay_equal_through_every_phase() -> None:
     first, second = run_ranks(_train, 2)
     assert first["digests"] == second["digests"]

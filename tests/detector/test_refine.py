@@ -89,6 +89,7 @@ def trained(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) 
     return it
 
 
+@pytest.mark.slow
 def test_the_phases_follow_the_schedule(trained: Any) -> None:
     phases = [line.split(",")[0] for line in trained.lines if line.startswith("phase ")]
     assert phases == [
@@ -98,6 +99,7 @@ def test_the_phases_follow_the_schedule(trained: Any) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_every_loss_is_logged_beside_the_detectors_own(trained: Any) -> None:
     text = "\n".join(trained.lines)
     for name in ("loss_cls", "loss_distill:", "loss_distill_features:", "loss_dampening:"):
@@ -106,6 +108,7 @@ def test_every_loss_is_logged_beside_the_detectors_own(trained: Any) -> None:
     assert "running statistics are those of 2 training batches" in text
 
 
+@pytest.mark.slow
 def test_scales_were_learned_in_a_group_of_their_own(trained: Any) -> None:
     after = learned_parameters(trained.graph.quantizers)
     changed = [
@@ -119,6 +122,7 @@ def test_scales_were_learned_in_a_group_of_their_own(trained: Any) -> None:
     assert groups[-1]["initial_lr"] == pytest.approx(0.5 * groups[0]["initial_lr"])
 
 
+@pytest.mark.slow
 def test_the_checkpoint_holds_the_average_and_the_companions_the_rest(trained: Any) -> None:
     content = load_checkpoint(trained.folder / "epoch_2.pth")
     assert not any(key.startswith(CONTAINER) for key in content["state_dict"])
@@ -133,6 +137,7 @@ def test_the_checkpoint_holds_the_average_and_the_companions_the_rest(trained: A
     assert torch.equal(trained.detector.state_dict()[name], averaged)
 
 
+@pytest.mark.slow
 def test_the_result_is_usable_and_nothing_of_the_training_is_left(trained: Any) -> None:
     detector, graph = trained.detector, trained.graph
     detector.eval()
@@ -146,6 +151,7 @@ def test_the_result_is_usable_and_nothing_of_the_training_is_left(trained: Any) 
         assert torch.equal(own, other)
 
 
+@pytest.mark.slow
 def test_a_resumed_training_goes_on_from_the_weights_and_not_from_the_average(
     trained: Any, tiny: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -155,8 +161,6 @@ def test_a_resumed_training_goes_on_from_the_weights_and_not_from_the_average(
     first = load_checkpoint(trained.folder / "epoch_1.pth")
     for group in first["optimizer"]["param_groups"]:
         group["lr"] = group["initial_lr"] = 0.0
-    for state in first["optimizer"]["state"].values():
-        state["momentum_buffer"].zero_()
     path = tmp_path / "first.pth"
     torch.save(first, path)
     no_freezing = replace(EVERYTHING, oscillation=Oscillation(momentum=0.1))
