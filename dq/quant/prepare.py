@@ -128,6 +128,7 @@ def prepare(
     if traced.training_graph is not None:
         _Preparation(root, recipe, traced.training_graph, create=False).rewrite()
     prepared = QuantizedGraph(root, traced, tuple(work.sites))
+    _move_beside_weights_(root)
     initialise_weights_(prepared.layers())
     return prepared
 
@@ -152,8 +153,16 @@ def prepare_part(
         _Preparation(root, recipe, traced.training_graph, create=False, part=name).rewrite()
     part = QuantizedGraph(root, traced, tuple(work.sites))
     whole.parts[name] = part
+    _move_beside_weights_(root)
     initialise_weights_(part.layers())
     return part
+
+
+def _move_beside_weights_(root: nn.Module) -> None:
+    """Put all quantizers on the device of the model's first parameter."""
+    weight = next((p for n, p in root.named_parameters() if not n.startswith(CONTAINER)), None)
+    if weight is not None:
+        getattr(root, CONTAINER).to(weight.device)
 
 
 class _Preparation:
