@@ -1,4 +1,4 @@
-"""One command's surroundings: environment, device, logs, process group, seed, work dir."""
+"""One command's surroundings: environment, device, logs, process group, work dir."""
 
 from __future__ import annotations
 
@@ -31,13 +31,11 @@ class Session:
         environment: This process's place among the ranks.
         device: Of this rank.
         experiment: The experiment's folder; a stage has a subfolder.
-        seed: Equal on all ranks.
     """
 
     environment: Environment
     device: torch.device
     experiment: Path
-    seed: int
 
 
 @contextmanager
@@ -71,12 +69,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
                     torch.get_num_threads(),
                 )
                 try:
-                    yield Session(
-                        environment=environment,
-                        device=device,
-                        experiment=experiment,
-                        seed=arguments.seed or 0,
-                    )
+                    yield Session(environment=environment, device=device, experiment=experiment)
                 except Exception as error:
                     _report(error, experiment)
                     raise

@@ -54,11 +54,13 @@ class Plan:
         settings: Its quantization.
         text: The config without its quantization as it was read; libraries change what they are
             handed, so it is kept.
+        seed: Of everything random, equal on all ranks.
     """
 
     config: Any
     settings: QuantSettings
     text: str
+    seed: int
 
 
 def read_plan(arguments: argparse.Namespace) -> Plan:
@@ -71,7 +73,8 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     # Overrides that do not fit should fail now and not after an hour of float training.
     apply_options(copy.deepcopy(config), settings.training)
     text = str({k: v for k, v in config.items() if k not in ("quant", "quantize")})
-    return Plan(config=config, settings=settings, text=text)
+    seed = arguments.seed if arguments.seed is not None else config.get("seed") or 0
+    return Plan(config=config, settings=settings, text=text, seed=int(seed))
 
 
 def train_float(
@@ -83,7 +86,7 @@ def train_float(
     if reuse and (done := _reusable(folder, key)):
         return done
     began = time.monotonic()
-    seed_everything(place.seed)
+    seed_everything(plan.seed)
     dataset = dataset_of(plan.config, "train")
     detector = build_model(plan.config, tuple(dataset.CLASSES), initialise=True).to(place.device)
     if sync_bn == "on":
@@ -94,7 +97,7 @@ def train_float(
         dataset,
         work_dir=folder,
         device=place.device,
-        seed=place.seed,
+        seed=plan.seed,
         resume_from=_resume_path(resume, folder),
         validate=validate,
     )
@@ -112,7 +115,7 @@ def calibrated(
     if reuse and (done := _reusable(folder, key)):
         return done
     began = time.monotonic()
-    seed_everything(place.seed)
+    seed_everything(plan.seed)
     detector = _float_detector(plan, content, str(checkpoint)).to(place.device)
     graph = quantize_detector(detector, plan.settings.recipe)
     recipe = _calibrate(plan, place, detector, graph)
@@ -137,7 +140,7 @@ def train_quantized(
     if reuse and (done := _reusable(folder, key)):
         return done
     began = time.monotonic()
-    seed_everything(place.seed)
+    seed_everything(plan.seed)
     config = copy.deepcopy(plan.config)
     apply_options(config, plan.settings.training)
     dataset = dataset_of(config, "train")
@@ -161,7 +164,7 @@ def train_quantized(
         dataset,
         work_dir=folder,
         device=place.device,
-        seed=place.seed,
+        seed=plan.seed,
         quantization=Quantization(
             graph=graph,
             recipe=recipe,
@@ -218,13 +221,13 @@ def analyzed(
         On the main rank what `dq.tracking.sensitivity.sensitivity_table` takes, elsewhere None.
     """
     content = load_checkpoint(checkpoint, trusted=trusted)
-    seed_everything(place.seed)
+    seed_everything(plan.seed)
     detector = _float_detector(plan, content, str(checkpoint)).to(place.device)
     stored = recipe_of(content)
     graph = quantize_detector(detector, stored or plan.settings.recipe)
 
     def work() -> dict[str, Any]:
-        batches = calibration_batches(plan, place.seed)
+        batches = calibration_batches(plan, plan.seed)
         if stored is not None:
             load_quantization(graph, content, str(checkpoint))
             detector.eval()
@@ -262,7 +265,7 @@ def _calibrate(plan: Plan, place: Session, detector: nn.Module, graph: Quantized
         found = calibrate_and_repair(
             detector,
             graph,
-            calibration_batches(plan, place.seed),
+            calibration_batches(plan, plan.seed),
             place.device,
             weight_range=plan.settings.recipe.weight_range,
             repair=plan.settings.repair,
@@ -357,7 +360,7 @@ def _key(plan: Plan, place: Session, stage: str, parent: str | None, *more: obje
     return key_of(
         stage,
         plan.text,
-        place.seed,
+        plan.seed,
         collectives.world_size(),
         place.device.type,
         parent,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -210,7 +212,9 @@ class ShardedEvalHook(EvalHook):  # type: ignore[misc]
         if results is not None:
             runner.log_buffer.output["eval_iter_num"] = len(results)
             self.latest_results = results
-            score = self.evaluate(runner, results)
+            # Some of mmdet's tables are printed, whatever the logger.
+            with contextlib.redirect_stdout(io.StringIO()):
+                score = self.evaluate(runner, results)
             if self.save_best and score is not None:
                 self._save_ckpt(runner, score)
         # The others must know the best checkpoint too, and must not run ahead while it is written.
