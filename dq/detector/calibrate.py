@@ -22,10 +22,20 @@ from dq.quant.observer import MovingAverageObserver
 from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import QuantizedGraph
 from dq.quant.repair import Repair
-from dq.quant.sensitivity import choose_raised_, sensitivities
+from dq.quant.sensitivity import (
+    choose_raised_,
+    decibel,
+    float_outputs,
+    noise,
+    sensitivities,
+)
 from dq.quant.weight_range import clip_weights_, restore_weights_
 
 log = logging.getLogger(__name__)
+
+# On so many calibration images a repair has to show that it helps.
+CHECK_IMAGES = 32
+WIDE_BITS, HEADROOM = 12, 1.5
 
 
 def calibrate_and_repair(
@@ -64,21 +74,60 @@ def calibrate_and_repair(
     kept = _Keeper(batches, repair.images)
     calibrate(detector, graph, kept, device)
     images = [batch.to(device) for batch in kept.batches]
+    check = first_images(images, CHECK_IMAGES)
+    wanted = float_outputs(graph, check)
     originals = clip_weights_(graph) if weight_range == "mse" else {}
     raised: tuple[str, ...] = ()
     if repair.mixed is not None:
         few = first_images(images, repair.mixed.images)
         raised = choose_raised_(graph, few, sensitivities(graph, few), repair.mixed)
         restore_weights_(graph, {name: originals[name] for name in raised if name in originals})
-    for observer in graph.activations().values():
-        if isinstance(observer.observer, HistogramObserver):
-            observer.observer.settle_()
-    if "adaround" in repair.steps:
-        adaround_(graph, images, steps=repair.rounding_steps)
-    elif "bias" in repair.steps:
-        correct_bias_(graph, images)
-    set_phase(graph.quantizers, Phase.FROZEN)
+    for quantizer in graph.activations().values():
+        if isinstance(quantizer.observer, HistogramObserver):
+            quantizer.observer.settle_()
+    give_headroom_(graph)
+    with _undone_if_worse(graph, check, wanted):
+        if "adaround" in repair.steps:
+            adaround_(graph, images, steps=repair.rounding_steps)
+        elif "bias" in repair.steps:
+            correct_bias_(graph, images)
     return raised
+
+
+@torch.no_grad()
+def give_headroom_(graph: QuantizedGraph) -> None:
+    """Widen the ranges of activations with many bits: unseen images go beyond what was seen.
+
+    At 16 bits clipping is all the loss there is, and half as much again costs half a bit.
+
+    Args:
+        graph: Calibrated.
+    """
+    wide = [q for q in graph.activations().values() if q.spec.bits >= WIDE_BITS]
+    for quantizer in wide:
+        quantizer.observer.range_min.mul_(HEADROOM)
+        quantizer.observer.range_max.mul_(HEADROOM)
+    update_scales_(wide)
+
+
+@contextmanager
+def _undone_if_worse(
+    graph: QuantizedGraph, batches: Sequence[Tensor], wanted: Sequence[Sequence[Tensor]]
+) -> Iterator[None]:
+    """Put the model back as it was when the block has moved its outputs from what is wanted.
+
+    Repairs work layer by layer; what is better for each layer may be worse for the whole.
+    """
+    state = {name: tensor.clone() for name, tensor in graph.root.state_dict().items()}
+    set_phase(graph.quantizers, Phase.FROZEN)
+    before = noise(graph, batches, wanted)
+    yield
+    set_phase(graph.quantizers, Phase.FROZEN)
+    after = noise(graph, batches, wanted)
+    log.info("SQNR on calibration images %.2f -> %.2f dB", decibel(before), decibel(after))
+    if after > before:
+        graph.root.load_state_dict(state)
+        log.warning("AdaRound or bias correction made the outputs worse and is undone")
 
 
 class _Keeper:

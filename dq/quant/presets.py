@@ -10,12 +10,13 @@ _SIGNED = replace(INT8_ACTIVATION, signed=True, symmetric=True)
 
 
 def _bits(weight: int, activation: int) -> Recipe:
-    """Few weight bits need clipped ranges; few activation bits as well."""
+    """Few bits need clipped ranges; 16 bits can afford to cover all that was ever seen."""
+    observer = {4: "mse", 16: "min_max"}.get(activation, "moving_average")
     return Recipe(
         weight=replace(INT8_WEIGHT, bits=weight),
         activation=replace(INT8_ACTIVATION, bits=activation),
         weight_range="mse" if weight < 8 else "min_max",
-        observer="mse" if activation < 8 else "moving_average",
+        observer=observer,
     )
 
 

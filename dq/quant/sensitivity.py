@@ -51,8 +51,8 @@ def sensitivities(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[Sens
         graph: Prepared, with ranges, in evaluation mode; left FROZEN.
         batches: A few images on the model's device.
     """
+    wanted = float_outputs(graph, batches)
     set_phase(graph.quantizers, Phase.OFF)
-    wanted = [flat(graph(batch)) for batch in batches]
     found = []
     for site in graph.sites:
         quantizer = quantizer_of(graph, site.name)
@@ -71,10 +71,17 @@ def sensitivities(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[Sens
 @torch.no_grad()
 def output_sqnr(graph: QuantizedGraph, batches: Sequence[Tensor]) -> float:
     """Return the SQNR with all quantizers rounding, in decibel; leaves them FROZEN."""
-    set_phase(graph.quantizers, Phase.OFF)
-    wanted = [flat(graph(batch)) for batch in batches]
-    set_phase(graph.quantizers, Phase.FROZEN)
+    wanted = float_outputs(graph, batches)
     return decibel(noise(graph, batches, wanted))
+
+
+@torch.no_grad()
+def float_outputs(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return the outputs of each batch with nothing rounded; leaves the quantizers FROZEN."""
+    set_phase(graph.quantizers, Phase.OFF)
+    found = [flat(graph(batch)) for batch in batches]
+    set_phase(graph.quantizers, Phase.FROZEN)
+    return found
 
 
 def choose_raised_(
