@@ -25,7 +25,7 @@ def setup() -> ModuleType:
 
 
 def test_missing_compiler_is_said_with_the_mend(setup: ModuleType) -> None:
-    with pytest.raises(setup.SetupError, match="no C\\+\\+ compiler 'no-such-g\\+\\+'.*apt-get"):
+    with pytest.raises(setup.SetupError, match=r"no C\+\+ compiler 'no-such-g\+\+'.*apt-get"):
         setup.require_compiler("no-such-g++")
 
 
