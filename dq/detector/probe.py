@@ -110,7 +110,8 @@ def _features(detector: nn.Module, data: dict[str, Any]) -> Any:
     Raises:
         _FloatFails: It does not run here.
     """
-    extract: Any = detector.eval().extract_feat
+    detector.eval()  # Some of mmdet's return nothing here.
+    extract: Any = detector.extract_feat
     try:
         with torch.no_grad():
             return extract(data["img"])
@@ -122,8 +123,10 @@ def _float_fails(config: Config, path: Path, data: dict[str, Any]) -> str:
     """Return why the float detector cannot train a step or detect either; empty if it can."""
     detector = _build(config, path)
     try:
-        _loss(detector.train(), data).backward()  # type: ignore[no-untyped-call]
-        _detect(detector.eval(), data)
+        detector.train()
+        _loss(detector, data).backward()  # type: ignore[no-untyped-call]
+        detector.eval()
+        _detect(detector, data)
     except Exception as error:
         return _line(error)
     return ""
@@ -257,7 +260,8 @@ def _train(detector: nn.Module, graph: QuantizedGraph, data: dict[str, Any]) -> 
 def _infer(detector: nn.Module, graph: QuantizedGraph, data: dict[str, Any]) -> None:
     """Detect on one image with everything rounded."""
     set_phase(graph.quantizers, Phase.FROZEN)
-    _detect(detector.eval(), data)
+    detector.eval()
+    _detect(detector, data)
 
 
 def _loss(detector: nn.Module, data: dict[str, Any]) -> Tensor:

@@ -51,7 +51,8 @@ def find_roi_heads(detector: nn.Module) -> dict[str, tuple[Tensor, ...]]:
     some = next(detector.parameters())
     image = torch.zeros(1, 3, _EXAMPLE_SIZE, _EXAMPLE_SIZE, device=some.device, dtype=some.dtype)
     modes = {module: module.training for module in detector.modules()}
-    extract: Any = detector.eval().extract_feat
+    detector.eval()
+    extract: Any = detector.extract_feat
     try:
         with torch.no_grad():
             run_roi_heads(detector, extract(image), image)

@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import fx, nn
 
 from dq.quant.layers import QuantizedLayer
-from dq.quant.trace import is_plain_layer
+from dq.quant.trace import PART, is_plain_layer
 
 
 class Role(Enum):
@@ -223,7 +223,7 @@ def role_of(root: nn.Module, node: fx.Node) -> Role:
     """Return the node's role; modules are looked up on ``root``."""
     if node.op == "placeholder":
         return Role.INPUT
-    if is_shape(node) or node.op in {"get_attr", "output"}:
+    if is_shape(node) or node.op in {"get_attr", "output"} or PART in node.meta:
         return Role.OTHER
     if is_layer(root, node):
         return Role.LAYER

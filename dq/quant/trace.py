@@ -19,6 +19,9 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+# Marks a node, in its meta, that yields one part of what a module kept whole returned.
+PART = "part_of_a_result"
+
 _file_numbers = itertools.count()
 
 
@@ -113,8 +116,25 @@ class _Tracer(fx.Tracer):
         finally:
             self.calls.pop()
         if isinstance(result, fx.Proxy) and path in self.structures:
-            return unpack(result, self.structures[path])
+            return self._unpack(result, self.structures[path])
         return result
+
+    def _unpack(self, value: Any, structure: Any) -> Any:
+        """Return a kept module's result in the lists, tuples and dicts that ``structure`` has.
+
+        Its parts are marked: they are tensors that arise there, not selections from a tensor.
+        """
+        if isinstance(structure, Mapping):
+            return {key: self._part(value, key, part) for key, part in structure.items()}
+        if isinstance(structure, list | tuple):
+            parts = [self._part(value, index, part) for index, part in enumerate(structure)]
+            return parts if isinstance(structure, list) else tuple(parts)
+        return None if structure is None else value
+
+    def _part(self, value: Any, key: Any, structure: Any) -> Any:
+        part = value[key]
+        part.node.meta[PART] = True
+        return self._unpack(part, structure)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self.runs_example:
@@ -154,21 +174,6 @@ class _Tracer(fx.Tracer):
             # computes something else than the layer, so it has to be looked into.
             return is_plain_layer(m) or isinstance(m, _BatchNorm)
         return bool(super().is_leaf_module(m, module_qualified_name))
-
-
-def unpack(value: Any, structure: Any) -> Any:
-    """Return ``value``'s parts in the lists, tuples and dicts that ``structure`` has.
-
-    Args:
-        value: What a module that was not looked into returned, as a proxy.
-        structure: What it returned when it was run.
-    """
-    if isinstance(structure, Mapping):
-        return {key: unpack(value[key], part) for key, part in structure.items()}
-    if isinstance(structure, list | tuple):
-        parts = [unpack(value[index], part) for index, part in enumerate(structure)]
-        return parts if isinstance(structure, list) else tuple(parts)
-    return None if structure is None else value
 
 
 def is_plain_layer(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import prepare
 from dq.quant.recipe import Recipe
 from dq.quant.tolerant import trace_tolerantly
@@ -59,6 +60,11 @@ def test_what_has_no_static_graph_stays_whole_and_float() -> None:
     }
     for got, value in zip(graph(x), expected, strict=True):
         assert torch.equal(got, value)
+    # What the module returned is rounded part by part, where integers are read.
+    inputs = {s.name for s in graph.sites if s.kind == "activation" and "heads" not in s.name}
+    assert inputs == {"x/out", "getitem/out", "getitem#1/out", "getitem#2/out"}
+    set_phase(graph.quantizers, Phase.CALIBRATE)
+    graph(x)
 
 
 def test_modules_of_one_type_stay_whole_together() -> None:
