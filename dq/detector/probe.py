@@ -152,7 +152,7 @@ def remove_pretrained(section: Any) -> None:
         for key in list(section):
             value = section[key]
             if key in {"pretrained", "teacher_ckpt"} or (
-                key == "init_cfg" and isinstance(value, dict) and value.get("type") == "Pretrained"
+                key == "init_cfg" and isinstance(value, dict) and "checkpoint" in value
             ):
                 section[key] = None
             else:
