@@ -25,7 +25,6 @@ from dq.detector.build import explain
 from dq.detector.graph import features_of, quantize_detector, summary
 from dq.detector.roi_heads import run_roi_heads
 from dq.detector.step import parse_losses
-from dq.dist.sync_batch_norm import revert_sync_batch_norm
 from dq.quant.fake_quantize import update_scales_
 from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import QuantizedGraph
@@ -134,6 +133,7 @@ def _float_fails(config: Config, path: Path, data: dict[str, Any]) -> str:
 
 def _build(config: Config, path: Path) -> nn.Module:
     remove_pretrained(config.model)
+    use_plain_norms(config.model)
     if "teacher_config" in config.model:
         # Distillation names its teacher's config from the folder above all configs.
         config.model.teacher_config = str(path.parents[2] / config.model.teacher_config)
@@ -142,7 +142,6 @@ def _build(config: Config, path: Path) -> nn.Module:
     )
     detector.init_weights()
     assert isinstance(detector, nn.Module)
-    revert_sync_batch_norm(detector)  # torch's own refuses a CPU.
     return detector
 
 
@@ -160,6 +159,18 @@ def remove_pretrained(section: Any) -> None:
     elif isinstance(section, list | tuple):
         for item in section:
             remove_pretrained(item)
+
+
+def use_plain_norms(section: Any) -> None:
+    """Have batch norms of one process in a model's config: others need a process group."""
+    if isinstance(section, dict):
+        if section.get("type") in {"SyncBN", "MMSyncBN"}:
+            section["type"] = "BN"
+        for value in section.values():
+            use_plain_norms(value)
+    elif isinstance(section, list | tuple):
+        for item in section:
+            use_plain_norms(item)
 
 
 def batch_for(config: Config, side: int = SIDES[0]) -> dict[str, Any]:
