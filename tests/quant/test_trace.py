@@ -161,3 +161,16 @@ def test_two_inputs() -> None:
     graph = trace(model, lambda x, y: model[0](x, y), examples=(torch.ones(1, 2), torch.ones(1, 3)))
     x, y = torch.randn(5, 2), torch.randn(5, 3)
     assert torch.equal(BoundGraph(model, graph)(x, y), model[0](x, y))
+
+
+def test_sizes_are_unpacked_and_stay_unknown() -> None:
+    class Splitting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            batch, _ = x.shape[:2]
+            return x.view(batch, 2, -1, *x.shape[2:]).sum(1)
+
+    model = Splitting()
+    traced = trace_tolerantly(model, model.forward, torch.randn(1, 4, 3, 3))
+    assert not traced.left_float
+    x = torch.randn(3, 4, 5, 6)
+    assert torch.equal(BoundGraph(model, traced)(x), model(x))
