@@ -26,7 +26,12 @@ NO_FAMILY = ("_base_", "common")
 # Where the smallest name would not be the smallest or plainest model.
 CHOSEN = {
     "dcn": "mask_rcnn_r50_fpn_dconv_c3-c5_1x_coco.py",
+    "dcnv2": "faster_rcnn_r50_fpn_mdconv_c3-c5_1x_coco.py",
+    "detectors": "cascade_rcnn_r50_rfp_1x_coco.py",
     "fcos": "fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_1x_coco.py",
+    "hrnet": "faster_rcnn_hrnetv2p_w18_1x_coco.py",
+    "pvt": "retinanet_pvt-t_fpn_1x_coco.py",
+    "res2net": "faster_rcnn_r2_101_fpn_2x_coco.py",
     "ssd": "ssdlite_mobilenetv2_scratch_600e_coco.py",
     "yolo": "yolov3_mobilenetv2_320_300e_coco.py",
     "yolox": "yolox_nano_8x8_300e_coco.py",

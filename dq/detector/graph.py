@@ -21,7 +21,7 @@ from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.drop import DropPath
 from torch import Tensor, fx, nn
 
-from dq.detector.roi_heads import find_roi_heads, quantize_roi_heads
+from dq.detector.roi_heads import NORMS, find_roi_heads, quantize_roi_heads
 from dq.quant.prepare import CONTAINER, QuantizedGraph, prepare
 from dq.quant.recipe import Recipe
 from dq.quant.roles import is_layer
@@ -134,7 +134,7 @@ def _outside(detector: nn.Module, graph: fx.Graph, reasons: Mapping[str, str]) -
     for node in graph.nodes:
         if node.op == "call_module" and not is_layer(detector, node):
             module = detector.get_submodule(str(node.target))
-            if any(parameter.dim() > 1 for parameter in module.parameters()):
+            if not isinstance(module, NORMS) and any(p.dim() > 1 for p in module.parameters()):
                 found.setdefault(str(node.target), f"{type(module).__name__} stays float by rule")
     return found
 

@@ -25,7 +25,6 @@ from dq.detector.build import explain
 from dq.detector.graph import features_of, quantize_detector, summary
 from dq.detector.roi_heads import run_roi_heads
 from dq.detector.step import parse_losses
-from dq.dist.sync_batch_norm import revert_sync_batch_norm
 from dq.quant.fake_quantize import update_scales_
 from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import QuantizedGraph
@@ -110,7 +109,8 @@ def _features(detector: nn.Module, data: dict[str, Any]) -> Any:
     Raises:
         _FloatFails: It does not run here.
     """
-    extract: Any = detector.eval().extract_feat
+    detector.eval()  # Some of mmdet's return nothing here.
+    extract: Any = detector.extract_feat
     try:
         with torch.no_grad():
             return extract(data["img"])
@@ -122,8 +122,10 @@ def _float_fails(config: Config, path: Path, data: dict[str, Any]) -> str:
     """Return why the float detector cannot train a step or detect either; empty if it can."""
     detector = _build(config, path)
     try:
-        _loss(detector.train(), data).backward()  # type: ignore[no-untyped-call]
-        _detect(detector.eval(), data)
+        detector.train()
+        _loss(detector, data).backward()  # type: ignore[no-untyped-call]
+        detector.eval()
+        _detect(detector, data)
     except Exception as error:
         return _line(error)
     return ""
@@ -131,6 +133,7 @@ def _float_fails(config: Config, path: Path, data: dict[str, Any]) -> str:
 
 def _build(config: Config, path: Path) -> nn.Module:
     remove_pretrained(config.model)
+    use_plain_norms(config.model)
     if "teacher_config" in config.model:
         # Distillation names its teacher's config from the folder above all configs.
         config.model.teacher_config = str(path.parents[2] / config.model.teacher_config)
@@ -139,7 +142,6 @@ def _build(config: Config, path: Path) -> nn.Module:
     )
     detector.init_weights()
     assert isinstance(detector, nn.Module)
-    revert_sync_batch_norm(detector)  # torch's own refuses a CPU.
     return detector
 
 
@@ -149,7 +151,7 @@ def remove_pretrained(section: Any) -> None:
         for key in list(section):
             value = section[key]
             if key in {"pretrained", "teacher_ckpt"} or (
-                key == "init_cfg" and isinstance(value, dict) and value.get("type") == "Pretrained"
+                key == "init_cfg" and isinstance(value, dict) and "checkpoint" in value
             ):
                 section[key] = None
             else:
@@ -157,6 +159,18 @@ def remove_pretrained(section: Any) -> None:
     elif isinstance(section, list | tuple):
         for item in section:
             remove_pretrained(item)
+
+
+def use_plain_norms(section: Any) -> None:
+    """Have batch norms of one process in a model's config: others need a process group."""
+    if isinstance(section, dict):
+        if section.get("type") in {"SyncBN", "MMSyncBN"}:
+            section["type"] = "BN"
+        for value in section.values():
+            use_plain_norms(value)
+    elif isinstance(section, list | tuple):
+        for item in section:
+            use_plain_norms(item)
 
 
 def batch_for(config: Config, side: int = SIDES[0]) -> dict[str, Any]:
@@ -257,7 +271,8 @@ def _train(detector: nn.Module, graph: QuantizedGraph, data: dict[str, Any]) -> 
 def _infer(detector: nn.Module, graph: QuantizedGraph, data: dict[str, Any]) -> None:
     """Detect on one image with everything rounded."""
     set_phase(graph.quantizers, Phase.FROZEN)
-    _detect(detector.eval(), data)
+    detector.eval()
+    _detect(detector, data)
 
 
 def _loss(detector: nn.Module, data: dict[str, Any]) -> Tensor:

@@ -16,6 +16,8 @@ from dq.quant.roles import is_layer
 from dq.quant.tolerant import trace_tolerantly
 from dq.quant.trace import LeafTest, TraceError
 
+# They run in float as every activation function does; that needs no mention.
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
 # Boxes of each image that calibration looks at.
 NUM_BOXES = 100
 _EXAMPLE_SIZE = 128
@@ -49,7 +51,8 @@ def find_roi_heads(detector: nn.Module) -> dict[str, tuple[Tensor, ...]]:
     some = next(detector.parameters())
     image = torch.zeros(1, 3, _EXAMPLE_SIZE, _EXAMPLE_SIZE, device=some.device, dtype=some.dtype)
     modes = {module: module.training for module in detector.modules()}
-    extract: Any = detector.eval().extract_feat
+    detector.eval()
+    extract: Any = detector.extract_feat
     try:
         with torch.no_grad():
             run_roi_heads(detector, extract(image), image)
@@ -115,6 +118,8 @@ def _float_heads(detector: nn.Module, graph: QuantizedGraph) -> list[str]:
     found = []
     for name, module in detector.named_modules():
         if not name.startswith("roi_head.") or any(name.startswith(p) for p in graph.parts):
+            continue
+        if isinstance(module, NORMS):
             continue
         if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
             parts = name.split(".")

@@ -55,7 +55,7 @@ def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None
     """Compute the layer with another weight and bias."""
     if pads_by_itself(layer):
         own = {"weight": weight}
-        if layer.bias is not None:
+        if isinstance(layer.bias, Tensor):
             own["bias"] = torch.zeros_like(layer.bias) if bias is None else bias
         y: Tensor = functional_call(layer, own, (x,))
         if layer.bias is None and bias is not None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import fx, nn
 
 from dq.quant.layers import QuantizedLayer
-from dq.quant.trace import is_plain_layer
+from dq.quant.trace import PART, is_plain_layer
 
 
 class Role(Enum):
@@ -160,6 +160,21 @@ CARRIER_MODULES = (
 )
 
 
+COMPARISONS = {
+    operator.eq,
+    operator.ne,
+    operator.lt,
+    operator.le,
+    operator.gt,
+    operator.ge,
+    torch.eq,
+    torch.ne,
+    torch.lt,
+    torch.le,
+    torch.gt,
+    torch.ge,
+}
+COMPARISON_METHODS = {"eq", "ne", "lt", "le", "gt", "ge", "bool"}
 SHAPE_METHODS = {"size", "dim", "numel", "new_tensor", "new_zeros", "new_ones", "new_full"}
 SHAPE_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad"}
 
@@ -214,16 +229,28 @@ def _is_shape(node: fx.Node) -> bool:
     return called and bool(arguments) and all(is_shape(n) for n in arguments)
 
 
+def is_mask(node: fx.Node) -> bool:
+    """Say whether the node's values are true and false, or 1 and 0 made of these."""
+    if node.op == "call_function" and node.target in COMPARISONS:
+        return True
+    if node.op == "call_method" and node.target in COMPARISON_METHODS:
+        return True
+    if node.op == "call_method" and node.target in CARRIER_METHODS:
+        return is_mask(node.all_input_nodes[0])
+    return False
+
+
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:
-    """Return the inputs that are tensors depending on the graph's inputs, in order."""
-    return [n for n in node.all_input_nodes if not is_constant(n) and not is_shape(n)]
+    """Return the inputs that are real tensors depending on the graph's inputs, in order."""
+    inputs = node.all_input_nodes
+    return [n for n in inputs if not (is_constant(n) or is_shape(n) or is_mask(n))]
 
 
 def role_of(root: nn.Module, node: fx.Node) -> Role:
     """Return the node's role; modules are looked up on ``root``."""
     if node.op == "placeholder":
         return Role.INPUT
-    if is_shape(node) or node.op in {"get_attr", "output"}:
+    if is_shape(node) or node.op in {"get_attr", "output"} or PART in node.meta:
         return Role.OTHER
     if is_layer(root, node):
         return Role.LAYER

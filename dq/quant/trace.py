@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import linecache
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,9 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+
+# Marks a node, in its meta, that yields one part of what a module kept whole returned.
+PART = "part_of_a_result"
 
 _file_numbers = itertools.count()
 
@@ -59,23 +62,46 @@ def pads_by_itself(layer: nn.Module) -> bool:
 
 
 class _Proxy(fx.Proxy):
-    """A value in tracing that may be written into, and whose rank is known from the examples."""
+    """A value in tracing that may be written into.
+
+    Attributes:
+        requires_grad: False, so that code which saves memory by checkpointing computes plainly.
+    """
 
     tracer: _Tracer
+    requires_grad = False
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
-    def dim(self) -> Any:
-        """Return the number of dimensions, a number where there are examples."""
-        if not self.tracer.examples:
-            return self.tracer.create_proxy("call_method", "dim", (self,), {})
-        return self.tracer.example_of(self.node).dim()
+
+class _ExampleProxy(_Proxy):
+    """A value whose rank, or number of parts, is known from the examples.
+
+    Both are the same for every input; a tensor's sizes are not, and stay unknown.
+    """
+
+    def dim(self) -> int:
+        """Return the number of dimensions."""
+        rank: int = self.tracer.example_of(self.node).dim()
+        return rank
 
     @property
-    def ndim(self) -> Any:
+    def ndim(self) -> int:
         """See `dim`."""
         return self.dim()
+
+    def __len__(self) -> int:
+        value = self.tracer.example_of(self.node)
+        if not isinstance(value, list | tuple):
+            raise TypeError("the size of a tensor differs from input to input")
+        return len(value)
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        take = self.tracer.create_proxy
+        return iter(
+            [take("call_function", operator.getitem, (self, i), {}) for i in range(len(self))]
+        )
 
 
 class _Tracer(fx.Tracer):
@@ -96,9 +122,10 @@ class _Tracer(fx.Tracer):
         self.calls: list[str] = []
         self.failed: tuple[str, ...] | None = None
         self.runs_example = False
+        self.values: dict[fx.Node, Any] = {}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return (_ExampleProxy if self.examples else _Proxy)(node, self)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.runs_example:
@@ -113,8 +140,25 @@ class _Tracer(fx.Tracer):
         finally:
             self.calls.pop()
         if isinstance(result, fx.Proxy) and path in self.structures:
-            return unpack(result, self.structures[path])
+            return self._unpack(result, self.structures[path])
         return result
+
+    def _unpack(self, value: Any, structure: Any) -> Any:
+        """Return a kept module's result in the lists, tuples and dicts that ``structure`` has.
+
+        Its parts are marked: they are tensors that arise there, not selections from a tensor.
+        """
+        if isinstance(structure, Mapping):
+            return {key: self._part(value, key, part) for key, part in structure.items()}
+        if isinstance(structure, list | tuple):
+            parts = [self._part(value, index, part) for index, part in enumerate(structure)]
+            return parts if isinstance(structure, list) else tuple(parts)
+        return None if structure is None else value
+
+    def _part(self, value: Any, key: Any, structure: Any) -> Any:
+        part = value[key]
+        part.node.meta[PART] = True
+        return self._unpack(part, structure)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self.runs_example:
@@ -125,26 +169,27 @@ class _Tracer(fx.Tracer):
     def example_of(self, node: fx.Node) -> Any:
         """Return the node's value for the examples, every module in evaluation mode."""
         examples = iter(self.examples)
-        values: dict[fx.Node, Any] = {}
         modes = {module: module.training for module in self.root.modules()}
         for module in modes:
             module.training = False
         self.runs_example = True
         try:
             runner = fx.Interpreter(self.root, graph=node.graph)
-            runner.env = values
+            runner.env = self.values
             for earlier in node.graph.nodes:
+                if earlier in self.values:
+                    continue
                 if earlier.op == "placeholder":
-                    values[earlier] = next(examples)
+                    self.values[earlier] = next(examples)
                 else:
-                    values[earlier] = runner.run_node(earlier)
+                    self.values[earlier] = runner.run_node(earlier)
                 if earlier is node:
                     break
         finally:
             self.runs_example = False
             for module, mode in modes.items():
                 module.training = mode
-        return values[node]
+        return self.values[node]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if self.is_leaf(m):
@@ -154,21 +199,6 @@ class _Tracer(fx.Tracer):
             # computes something else than the layer, so it has to be looked into.
             return is_plain_layer(m) or isinstance(m, _BatchNorm)
         return bool(super().is_leaf_module(m, module_qualified_name))
-
-
-def unpack(value: Any, structure: Any) -> Any:
-    """Return ``value``'s parts in the lists, tuples and dicts that ``structure`` has.
-
-    Args:
-        value: What a module that was not looked into returned, as a proxy.
-        structure: What it returned when it was run.
-    """
-    if isinstance(structure, Mapping):
-        return {key: unpack(value[key], part) for key, part in structure.items()}
-    if isinstance(structure, list | tuple):
-        parts = [unpack(value[index], part) for index, part in enumerate(structure)]
-        return parts if isinstance(structure, list) else tuple(parts)
-    return None if structure is None else value
 
 
 def is_plain_layer(module: nn.Module) -> bool:

@@ -45,9 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is None:
         print(table(configs, verdicts), end="")
     else:
-        old_configs, old = {}, {}
-        if arguments.families and arguments.out.is_file():
-            old_configs, old = rows_of(arguments.out.read_text(encoding="utf-8"))
+        keep = arguments.families and arguments.out.is_file()
+        before = arguments.out.read_text(encoding="utf-8") if keep else ""
+        old_configs, old = rows_of(before)
         text = table({**old_configs, **configs}, {**old, **verdicts})
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(text, encoding="utf-8")

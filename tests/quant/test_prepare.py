@@ -361,3 +361,15 @@ def test_part_apart_has_quantizers_of_its_own_in_the_same_model() -> None:
     assert [site.name for site, *_ in whole.layers()] == ["a"]
     assert torch.equal(part(x), expected)
     assert float((quantized(part, x) - expected).detach().abs().max()) < 0.1
+
+
+def test_mask_is_not_rounded_and_only_selects() -> None:
+    """As SOLO keeps the local maxima of its scores."""
+
+    def forward(net: Net, x: Tensor) -> object:
+        y = net.a(x)
+        keep = F.max_pool2d(y, 3, 1, 1) == y
+        return net.b(y * keep.float())
+
+    net = Net(forward, a=conv(), b=conv(4))
+    assert sites(net) == {"a", "b", "x/out", "mul/out", "b/out"}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import prepare
 from dq.quant.recipe import Recipe
 from dq.quant.tolerant import trace_tolerantly
@@ -59,6 +60,11 @@ def test_what_has_no_static_graph_stays_whole_and_float() -> None:
     }
     for got, value in zip(graph(x), expected, strict=True):
         assert torch.equal(got, value)
+    # What the module returned is rounded part by part, where integers are read.
+    inputs = {s.name for s in graph.sites if s.kind == "activation" and "heads" not in s.name}
+    assert inputs == {"x/out", "getitem/out", "getitem#1/out", "getitem#2/out"}
+    set_phase(graph.quantizers, Phase.CALIBRATE)
+    graph(x)
 
 
 def test_modules_of_one_type_stay_whole_together() -> None:
@@ -155,3 +161,16 @@ def test_two_inputs() -> None:
     graph = trace(model, lambda x, y: model[0](x, y), examples=(torch.ones(1, 2), torch.ones(1, 3)))
     x, y = torch.randn(5, 2), torch.randn(5, 3)
     assert torch.equal(BoundGraph(model, graph)(x, y), model[0](x, y))
+
+
+def test_sizes_are_unpacked_and_stay_unknown() -> None:
+    class Splitting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            batch, _ = x.shape[:2]
+            return x.view(batch, 2, -1, *x.shape[2:]).sum(1)
+
+    model = Splitting()
+    traced = trace_tolerantly(model, model.forward, torch.randn(1, 4, 3, 3))
+    assert not traced.left_float
+    x = torch.randn(3, 4, 5, 6)
+    assert torch.equal(BoundGraph(model, traced)(x), model(x))
