@@ -373,3 +373,18 @@ def test_mask_is_not_rounded_and_only_selects() -> None:
 
     net = Net(forward, a=conv(), b=conv(4))
     assert sites(net) == {"a", "b", "x/out", "mul/out", "b/out"}
+
+
+@pytest.mark.parametrize(
+    ("average", "name"),
+    [
+        (lambda x: F.avg_pool2d(x, 2), "avg_pool2d"),
+        (lambda x: F.adaptive_avg_pool2d(x, 2), "adaptive_avg_pool2d"),
+        (lambda x: x.mean((2, 3), keepdim=True), "mean"),
+        (lambda x: torch.mean(x, 2, keepdim=True), "mean"),
+        (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), "interpolate"),
+    ],
+)
+def test_averages_called_as_functions_too(average: Callable[[Tensor], Tensor], name: str) -> None:
+    net = Net(lambda n, x: n.b(average(n.a(x))), a=conv(), b=conv(4))
+    assert sites(net) == {"a", "b", "x/out", "a/out", f"{name}/out", "b/out"}
