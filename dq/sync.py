@@ -13,7 +13,7 @@ from dq.dist.digest import differing_names, digest
 from dq.dist.one_rank import run_on_rank
 from dq.quant.fake_quantize import ActivationQuantizer, update_scales_
 from dq.quant.observer import MinMaxObserver
-from dq.quant.prepare import QuantizedGraph
+from dq.quant.quantized_graph import QuantizedGraph
 
 log = logging.getLogger(__name__)
 

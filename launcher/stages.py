@@ -33,7 +33,7 @@ from dq.dist.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoi
 from dq.dist.one_rank import run_on_rank
 from dq.dist.sync_batch_norm import convert_sync_batch_norm, revert_sync_batch_norm
 from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import QuantizedGraph
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
 from dq.quant.repair import Mixed
 from dq.quant.sensitivity import analyze, raise_bits_

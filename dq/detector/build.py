@@ -11,7 +11,7 @@ from mmdet.models import build_detector
 from torch import Tensor, nn
 
 from dq.detector.config import did_you_mean
-from dq.quant.prepare import CONTAINER
+from dq.quant.quantized_graph import CONTAINER
 
 
 def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -> nn.Module:

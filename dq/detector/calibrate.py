@@ -20,7 +20,7 @@ from dq.quant.histogram import HistogramObserver
 from dq.quant.learned import initialise_weights_
 from dq.quant.observer import MovingAverageObserver
 from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import QuantizedGraph
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.repair import Repair
 from dq.quant.sensitivity import (
     choose_raised_,

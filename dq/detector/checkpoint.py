@@ -9,7 +9,7 @@ from typing import Any
 from mmcv.runner import weights_to_cpu
 from torch import Tensor, nn
 
-from dq.quant.prepare import CONTAINER, QuantizedGraph
+from dq.quant.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.recipe import Recipe, Rule
 from dq.quant.spec import QuantSpec
 

@@ -22,7 +22,8 @@ from mmcv.cnn.bricks.drop import DropPath
 from torch import Tensor, fx, nn
 
 from dq.detector.roi_heads import NORMS, find_roi_heads, quantize_roi_heads
-from dq.quant.prepare import CONTAINER, QuantizedGraph, prepare
+from dq.quant.prepare import prepare
+from dq.quant.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.recipe import Recipe
 from dq.quant.roles import is_layer
 from dq.quant.tolerant import trace_tolerantly

@@ -22,7 +22,7 @@ from dq.quant.ema import WeightAverage
 from dq.quant.learned import forget_momentum_, initialise_weights_
 from dq.quant.oscillation import OscillationTracker, dampening_loss
 from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import QuantizedGraph
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.schedule import Progress, Schedule
 from dq.sync import agree_, prove_equal
 

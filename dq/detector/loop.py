@@ -31,7 +31,7 @@ from dq.detector.step import ParallelDetector, add_train_step
 from dq.dist import collectives
 from dq.dist.data_parallel import unwrap, wrap
 from dq.quant.learned import regroup_
-from dq.quant.prepare import CONTAINER, QuantizedGraph
+from dq.quant.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.recipe import Recipe
 from dq.quant.refinements import Refinements
 from dq.quant.schedule import Schedule

@@ -21,7 +21,7 @@ from dq.detector.graph import quantize_detector
 from dq.quant.learned import initialise_weights_
 from dq.quant.observer import MovingAverageObserver
 from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import CONTAINER
+from dq.quant.quantized_graph import CONTAINER
 from dq.quant.recipe import Recipe, Rule
 from dq.quant.spec import QuantSpec
 from dq.sync import agree_

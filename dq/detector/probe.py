@@ -27,7 +27,7 @@ from dq.detector.roi_heads import run_roi_heads
 from dq.detector.step import parse_losses
 from dq.quant.fake_quantize import update_scales_
 from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import QuantizedGraph
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
 
 OK, PARTLY, REFUSED, CRASHED = "OK", "partly float", "refused", "crashed"

@@ -20,7 +20,7 @@ from dq.quant.ema import Ema, WeightAverage
 from dq.quant.norm_statistics import reestimate_norms_
 from dq.quant.oscillation import OscillationTracker
 from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import QuantizedGraph
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.refinements import Refinements
 from dq.quant.schedule import Schedule
 

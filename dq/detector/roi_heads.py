@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dq.quant.prepare import QuantizedGraph, prepare_part
+from dq.quant.prepare import prepare_part
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
 from dq.quant.roles import is_layer
 from dq.quant.tolerant import trace_tolerantly

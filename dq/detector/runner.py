@@ -19,7 +19,7 @@ from dq.detector.step import LossLog
 from dq.dist.checkpoint import load_checkpoint, save_checkpoint
 from dq.dist.data_parallel import unwrap
 from dq.quant.ema import WeightAverage
-from dq.quant.prepare import QuantizedGraph
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from dq.quant.bias import bias_of, channels_last, correct_layer_
 from dq.quant.fold import fold_factor, unfold
 from dq.quant.layers import spread_over_weight
 from dq.quant.lockstep import Stop, walk
-from dq.quant.prepare import QuantizedGraph
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.spec import QuantSpec
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dq.quant.lockstep import Stop, walk
-from dq.quant.prepare import QuantizedGraph
+from dq.quant.quantized_graph import QuantizedGraph
 
 log = logging.getLogger(__name__)
 

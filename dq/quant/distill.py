@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import CONTAINER, QuantizedGraph
+from dq.quant.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.trace import BoundGraph, Traced
 
 # Below this mean square a teacher's tensor says nothing.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dq.quant.prepare import CONTAINER
+from dq.quant.quantized_graph import CONTAINER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

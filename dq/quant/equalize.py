@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from dq.quant.channel_clip import ChannelClip
 from dq.quant.fake_quantize import ActivationQuantizer
 from dq.quant.layers import QuantizedLayer, spread_over_weight
-from dq.quant.prepare import CONTAINER, QuantizedGraph
+from dq.quant.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.roles import module_of
 
 log = logging.getLogger(__name__)

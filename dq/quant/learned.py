@@ -49,7 +49,7 @@ def initialise_weights_(
     To be called when the float weights are in place: after calibration.
 
     Args:
-        layers: As `dq.quant.prepare.QuantizedGraph.layers` yields them.
+        layers: As `dq.quant.quantized_graph.QuantizedGraph.layers` yields them.
     """
     for _, quantized, layer, norm in layers:
         if isinstance(quantized.weight, LsqWeightQuantizer):

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from dq.quant.layers import QuantizedLayer
 from dq.quant.phase import Phase, Phased, set_phase
-from dq.quant.prepare import CONTAINER, QuantizedGraph, Site
+from dq.quant.quantized_graph import CONTAINER, QuantizedGraph, Site
 from dq.quant.roles import module_of
 
 

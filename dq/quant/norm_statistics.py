@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dq.quant.fold import SMALLEST_FACTOR, fold_factor, is_foldable
 from dq.quant.learned_step import LsqWeightQuantizer
-from dq.quant.prepare import QuantizedGraph
+from dq.quant.quantized_graph import QuantizedGraph
 
 
 class _Moments:

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dq.quant.affine import dequantize, fake_quantize, quantize
 from dq.quant.fold import fold_factor, unfold
 from dq.quant.layers import QuantizedLayer, spread_over_weight
-from dq.quant.prepare import QuantizedGraph
+from dq.quant.quantized_graph import QuantizedGraph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from dq.quant.channel_clip import free_clips_
-from dq.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
+from dq.quant.fake_quantize import WeightQuantizer
 from dq.quant.fold import is_foldable
 from dq.quant.layers import QuantizedLayer, num_outputs, output_axis
 from dq.quant.learned import initialise_weights_
 from dq.quant.position import positions
+from dq.quant.quantized_graph import CONTAINER, QuantizedGraph, Site
 from dq.quant.recipe import Recipe
 from dq.quant.roles import (
     Role,
@@ -36,68 +36,7 @@ from dq.quant.roles import (
     tensor_inputs,
     weight_node,
 )
-from dq.quant.trace import BoundGraph, Traced, remove_dead_code, trace
-
-CONTAINER = "quantizers"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """Where a quantizer sits.
-
-    Attributes:
-        name: Its name below ``model.quantizers``.
-        kind: ``weight``; ``parameter`` for a weight that the graph computes, as by weight
-            standardisation; ``activation``.
-        module: Qualified name of the module that owns the weight or produces the tensor; the
-            graph's own name where no module does.
-        call: How many calls of that module precede this one (levels of a shared head: 0, 1, ...).
-        norm: Qualified name of the folded batch norm, for weights.
-    """
-
-    name: str
-    kind: str
-    module: str
-    call: int = 0
-    norm: str | None = None
-
-
-class QuantizedGraph(BoundGraph):
-    """The graph of a prepared model and the list of its quantizers.
-
-    Args:
-        root: The model; its child ``quantizers`` holds all quantizer state.
-        graph: The rewritten graph.
-        sites: One entry a quantizer, in the order of execution.
-
-    Attributes:
-        parts: Graphs of parts that run apart (RoI heads), by qualified name.
-    """
-
-    def __init__(self, root: nn.Module, graph: fx.Graph | Traced, sites: tuple[Site, ...]) -> None:
-        self.sites = sites
-        self.parts: dict[str, QuantizedGraph] = {}
-        super().__init__(root, graph)
-
-    @property
-    def quantizers(self) -> nn.ModuleDict:
-        """The model's quantizers by name."""
-        found = getattr(self.root, CONTAINER)
-        assert isinstance(found, nn.ModuleDict)
-        return found
-
-    def activations(self) -> dict[str, ActivationQuantizer]:
-        """Return the activation quantizers by name, in the order of execution."""
-        return {n: q for n, q in self.quantizers.items() if isinstance(q, ActivationQuantizer)}
-
-    def layers(self) -> Iterable[tuple[Site, QuantizedLayer, nn.Module, nn.Module | None]]:
-        """Yield site, quantized layer, float layer and folded norm of every weight."""
-        for site in self.sites:
-            if site.kind == "weight":
-                norm = None if site.norm is None else self.root.get_submodule(site.norm)
-                quantized = self.quantizers[site.name]
-                assert isinstance(quantized, QuantizedLayer)
-                yield site, quantized, self.root.get_submodule(site.module), norm
+from dq.quant.trace import Traced, remove_dead_code, trace
 
 
 def prepare(

@@ -19,7 +19,7 @@ from torch import Tensor
 from dq.quant.fake_quantize import ActivationQuantizer, WeightQuantizer, update_scales_
 from dq.quant.histogram import HistogramObserver
 from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import QuantizedGraph
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import RAISED_BITS
 from dq.quant.repair import Mixed
 

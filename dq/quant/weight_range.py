@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dq.quant.affine import fake_quantize, range_over, scale_and_zero_point
 from dq.quant.fold import fold_factor, unfold
 from dq.quant.layers import spread_over_weight
-from dq.quant.prepare import QuantizedGraph
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.spec import QuantSpec
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from dq.quant.ema import Ema
 from dq.quant.learned import learned_parameters
 from dq.quant.oscillation import Oscillation
 from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import CONTAINER
+from dq.quant.quantized_graph import CONTAINER
 from dq.quant.recipe import Recipe
 from dq.quant.refinements import Refinements
 from dq.quant.schedule import Schedule

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from dq.quant.fake_quantize import update_scales_
 from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import QuantizedGraph
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.sensitivity import decibel, flat, noise, output_sqnr
 
 

@@ -6,7 +6,8 @@ from torch import nn
 from dq.quant.fake_quantize import update_scales_
 from dq.quant.learned import initialise_weights_
 from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import QuantizedGraph, prepare
+from dq.quant.prepare import prepare
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
 from dq.quant.spec import QuantSpec
 

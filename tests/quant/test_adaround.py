@@ -11,7 +11,8 @@ from dq.quant.affine import fake_quantize, scale_and_zero_point
 from dq.quant.bias import correct_bias_
 from dq.quant.lockstep import Stop, walk
 from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import QuantizedGraph, prepare
+from dq.quant.prepare import prepare
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import INT8_WEIGHT, Recipe
 from dq.quant.spec import QuantSpec
 from dq.quant.weight_range import best_weight_range, clip_weights_, restore_weights_

@@ -7,7 +7,8 @@ from torch import nn
 
 from dq.quant.bias import channels_last, correct_bias_
 from dq.quant.lockstep import Stop, walk
-from dq.quant.prepare import QuantizedGraph, prepare
+from dq.quant.prepare import prepare
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import INT8_WEIGHT, Recipe
 from tests.quant.nets import Separable, calibrate, images, sqnr, unseen
 

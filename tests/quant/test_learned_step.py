@@ -23,7 +23,8 @@ from dq.quant.learned_step import (
 )
 from dq.quant.observer import MinMaxObserver
 from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import CONTAINER, prepare
+from dq.quant.prepare import prepare
+from dq.quant.quantized_graph import CONTAINER
 from dq.quant.recipe import Recipe
 from dq.quant.spec import QuantSpec
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dq.quant.fake_quantize import update_scales_
 from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import QuantizedGraph, prepare, prepare_part
+from dq.quant.prepare import prepare, prepare_part
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe, Rule
 from dq.quant.tolerant import trace_tolerantly
 

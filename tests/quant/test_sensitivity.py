@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dq.quant.prepare import QuantizedGraph, prepare
+from dq.quant.prepare import prepare
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
 from dq.quant.repair import Mixed
 from dq.quant.sensitivity import (
