@@ -98,7 +98,8 @@ def train_float(
         work_dir=folder,
         device=place.device,
         seed=plan.seed,
-        resume_from=_resume_path(resume, folder),
+        resume_from=_resume_path(resume, folder, key if reuse else None),
+        key=key,
         validate=validate,
     )
     revert_sync_batch_norm(detector)
@@ -171,7 +172,8 @@ def train_quantized(
             schedule=plan.settings.schedule,
             refinements=plan.settings.refinements,
         ),
-        resume_from=_resume_path(resume, folder),
+        resume_from=_resume_path(resume, folder, key if reuse else None),
+        key=key,
         validate=validate,
     )
     revert_sync_batch_norm(detector)
@@ -370,8 +372,15 @@ def _key(plan: Plan, place: Session, stage: str, parent: str | None, *more: obje
     )
 
 
-def _resume_path(resume: str | None, folder: Path) -> Path | None:
-    """Return the checkpoint to continue from, None to begin anew."""
+def _resume_path(resume: str | None, folder: Path, key: str | None) -> Path | None:
+    """Return the checkpoint to continue from, None to begin anew.
+
+    Args:
+        resume: None, ``auto`` or a file.
+        folder: Of the stage.
+        key: What the newest checkpoint must have been made with; None takes any, for a user who
+            changes a training on purpose, to make it longer say.
+    """
     if resume is None:
         return None
     if resume != "auto":
@@ -381,5 +390,8 @@ def _resume_path(resume: str | None, folder: Path) -> Path | None:
         found = latest_checkpoint(folder, "*_[0-9]*.pth")
         if found is None:
             log.info("no checkpoint in %s, beginning anew", folder)
+        elif key is not None and load_checkpoint(found)["meta"].get("key") != key:
+            log.info("%s is of another config, beginning anew", found)
+            found = None
     path: Path | None = collectives.broadcast_object(found)
     return path

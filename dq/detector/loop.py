@@ -61,6 +61,7 @@ def train(
     quantization: Quantization | None = None,
     resume_from: Path | None = None,
     validate: bool = True,
+    key: str = "",
 ) -> nn.Module:
     """Train as the config says and return the detector, unwrapped.
 
@@ -77,6 +78,7 @@ def train(
         quantization: Given for quantization-aware training; its ranges must be calibrated.
         resume_from: A checkpoint of this very training to continue from.
         validate: Evaluate on ``data.val`` as ``evaluation`` says.
+        key: Digest of what decides the result; kept in each checkpoint's ``meta``.
 
     Raises:
         ValueError: The config asks for something that does not exist.
@@ -104,6 +106,7 @@ def train(
         cls=ParallelDetector,
     )
     runner = _build_runner(config, model, dataset, work_dir, seed, quantization)
+    runner.meta["key"] = key
     _register_hooks(runner, config, device, quantization, validate)
     if refinery is not None:
         assert quantization is not None

@@ -117,6 +117,20 @@ def test_quantize_flag_decides_without_a_command(
     assert out.splitlines()[-1].startswith("calibrated: mAP ")
 
 
+def test_chain_with_another_config_does_not_go_on_from_the_old_checkpoints(
+    launch: Launch, config: Path, experiment: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    work = Path(shutil.copytree(experiment / "float", tmp_path / "work" / "float")).parent
+    words = ("--work-dir", work, "--seed", "6", "--resume", "--no-validate")
+    code, out, err = launch("run", config, *words)
+    assert code == 0, err
+    assert "is of another config, beginning anew" in out
+    assert "Epoch [1][" in out
+    assert "resumed from" not in out
+
+
 def test_error_on_one_rank_ends_the_job_and_is_printed_once(
     config: Path, experiment: Path, tmp_path: Path
 ) -> None:
