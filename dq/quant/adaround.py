@@ -22,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dq.quant.affine import _spread, range_over
+from dq.quant.affine import along_channels, range_over
 from dq.quant.bias import bias_of, channels_last, correct_layer_
 from dq.quant.fold import fold_factor, unfold
 from dq.quant.layers import spread_over_weight
@@ -149,8 +149,8 @@ def round_layer_(
     gram, cross = moments(stop)
     folded, scale, zero_point = stop.quantized.quantized_weight(stop.layer, stop.norm)
     spec = stop.quantized.weight.spec
-    spread = _spread(folded, scale, spec).double()
-    shift = _spread(folded, zero_point, spec).double()
+    spread = along_channels(folded, scale, spec.channel_axis).double()
+    shift = along_channels(folded, zero_point, spec.channel_axis).double()
     position = folded.double() / spread + shift
     floor = position.floor()
     nearest = position.round().clamp(spec.quant_min, spec.quant_max)
@@ -241,7 +241,10 @@ def polish(
 def _free(folded: Tensor, position: Tensor, floor: Tensor, spec: QuantSpec) -> Tensor:
     """Return which weights may go either way without moving the range of their channel."""
     low, high = range_over(position, spec.channel_axis)
-    low, high = _spread(folded, low, spec), _spread(folded, high, spec)
+    low, high = (
+        along_channels(folded, low, spec.channel_axis),
+        along_channels(folded, high, spec.channel_axis),
+    )
     inside = (floor >= torch.ceil(low - 1e-3)) & (floor + 1 <= torch.floor(high + 1e-3))
     return inside & ~_extremes(folded, spec)
 
@@ -249,7 +252,9 @@ def _free(folded: Tensor, position: Tensor, floor: Tensor, spec: QuantSpec) -> T
 def _extremes(folded: Tensor, spec: QuantSpec) -> Tensor:
     """Return which weights are the smallest or the largest of their channel."""
     low, high = range_over(folded, spec.channel_axis)
-    return (folded == _spread(folded, low, spec)) | (folded == _spread(folded, high, spec))
+    return (folded == along_channels(folded, low, spec.channel_axis)) | (
+        folded == along_channels(folded, high, spec.channel_axis)
+    )
 
 
 def _choice(logit: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec)
     # The kernel for channels casts to an integer before it clamps, so large values would wrap.
     largest = min(torch.finfo(x.dtype).max, torch.finfo(scale.dtype).max)
     bound = (scale * 2.0**20).clamp(max=largest).to(x.dtype)
-    spread = _spread(x, bound, spec)
+    spread = along_channels(x, bound, spec.channel_axis)
     x = torch.clamp(x, -spread, spread)
     if spec.symmetric:
         # Integer zero points are compared on the host, a synchronisation in every layer.
@@ -113,7 +113,10 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> T
         zero_point: As for `fake_quantize`.
         spec: The integers.
     """
-    scale, zero_point = _spread(x, scale, spec), _spread(x, zero_point, spec)
+    scale, zero_point = (
+        along_channels(x, scale, spec.channel_axis),
+        along_channels(x, zero_point, spec.channel_axis),
+    )
     x = x if x.dtype == torch.float64 else x.float()
     # torch's fake-quantize kernels multiply by the reciprocal: the same order keeps ties the same.
     integers = torch.round(x * (1.0 / scale)) + zero_point
@@ -130,16 +133,23 @@ def dequantize(integers: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantS
         zero_point: As for `fake_quantize`.
         spec: The integers.
     """
-    shift = _spread(integers, zero_point, spec)
-    return (integers - shift).to(scale.dtype) * _spread(integers, scale, spec)
+    shift = along_channels(integers, zero_point, spec.channel_axis)
+    return (integers - shift).to(scale.dtype) * along_channels(integers, scale, spec.channel_axis)
 
 
-def _spread(x: Tensor, parameter: Tensor, spec: QuantSpec) -> Tensor:
-    """Give a per-channel parameter the shape that broadcasts against ``x``."""
-    if spec.channel_axis is None:
+def along_channels(x: Tensor, parameter: Tensor, channel_axis: int | None) -> Tensor:
+    """Return a parameter in the shape that broadcasts against ``x``.
+
+    Args:
+        x: Any shape.
+        parameter: Shape ``(x.shape[channel_axis],)``; of any shape, and returned as it is, when
+            the axis is None.
+        channel_axis: Dimension of ``x``, or None.
+    """
+    if channel_axis is None:
         return parameter
     shape = [1] * x.dim()
-    shape[spec.channel_axis % x.dim()] = -1
+    shape[channel_axis % x.dim()] = -1
     return parameter.reshape(shape)
 
 

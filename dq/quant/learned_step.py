@@ -17,7 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dq.quant.affine import SMALLEST_SCALE, fake_quantize, range_over, scale_and_zero_point
+from dq.quant.affine import (
+    SMALLEST_SCALE,
+    along_channels,
+    fake_quantize,
+    range_over,
+    scale_and_zero_point,
+)
 from dq.quant.fake_quantize import LearnedActivationQuantizer, WeightQuantizer
 from dq.quant.observer import MinMaxObserver
 from dq.quant.phase import Phase
@@ -79,7 +85,7 @@ class _LearnedRounding(torch.autograd.Function):
         (gradient,) = gradients
         x, scale, zero_point = ctx.saved_tensors
         spec, axis = ctx.spec, ctx.spec.channel_axis
-        step, shift = _along(x, scale, axis), _along(x, zero_point, axis)
+        step, shift = along_channels(x, scale, axis), along_channels(x, zero_point, axis)
         steps = x.to(scale.dtype) * (1.0 / step)
         integer = torch.round(steps) + shift
         inside = (integer >= spec.quant_min) & (integer <= spec.quant_max)
@@ -92,14 +98,6 @@ class _LearnedRounding(torch.autograd.Function):
         d_scale = _sum_to(by_scale, axis) * ctx.factor
         d_offset = _sum_to(upstream * ~inside, axis) * ctx.factor if ctx.has_offset else None
         return gradient * inside, d_scale, d_offset, None, None, None
-
-
-def _along(x: Tensor, parameter: Tensor, axis: int | None) -> Tensor:
-    if axis is None:
-        return parameter
-    shape = [1] * x.dim()
-    shape[axis % x.dim()] = -1
-    return parameter.reshape(shape)
 
 
 def _sum_to(values: Tensor, axis: int | None) -> Tensor:
