@@ -74,8 +74,10 @@ def calibrate_and_repair(
     kept = _Keeper(batches, repair.images)
     calibrate(detector, graph, kept, device)
     images = [batch.to(device) for batch in kept.batches]
-    check = first_images(images, CHECK_IMAGES)
-    wanted = float_outputs(graph, check)
+    mends = bool({"adaround", "bias"} & set(repair.steps))
+    # The reference is the float network, before any weight is clipped; only a repair is judged.
+    check = first_images(images, CHECK_IMAGES) if mends else []
+    wanted = float_outputs(graph, check) if mends else []
     originals = clip_weights_(graph) if weight_range == "mse" else {}
     raised: tuple[str, ...] = ()
     if repair.mixed is not None:
@@ -86,11 +88,13 @@ def calibrate_and_repair(
         if isinstance(quantizer.observer, HistogramObserver):
             quantizer.observer.settle_()
     give_headroom_(graph)
-    with _undone_if_worse(graph, check, wanted):
-        if "adaround" in repair.steps:
-            adaround_(graph, images, steps=repair.rounding_steps)
-        elif "bias" in repair.steps:
-            correct_bias_(graph, images)
+    set_phase(graph.quantizers, Phase.FROZEN)
+    if mends:
+        with _undone_if_worse(graph, check, wanted):
+            if "adaround" in repair.steps:
+                adaround_(graph, images, steps=repair.rounding_steps)
+            else:
+                correct_bias_(graph, images)
     return raised
 
 
