@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dq.dist.lost import LostRankError
 from dq.dist.store import meet, open_store
 
 Reduction = Literal["sum", "mean", "min", "max"]
@@ -208,7 +209,7 @@ def barrier(limit_s: float | None = None) -> None:
         return
     late = meet(open_store(f"barrier/{next(_barriers)}"), limit_s=limit_s)
     if late:
-        raise RuntimeError(
+        raise LostRankError(
             f"rank {', '.join(map(str, late))} did not reach the barrier within {limit_s:g} s of "
             f"rank {rank()}; look at the logs of those ranks"
         )

@@ -22,7 +22,7 @@ def digest(named: Iterable[tuple[str, Tensor]]) -> str:
     Raises:
         ValueError: a name comes twice.
     """
-    return _total(_digests(named)).hex()
+    return _total(digests(named)).hex()
 
 
 def differing_names(named: Iterable[tuple[str, Tensor]]) -> list[str]:
@@ -37,26 +37,31 @@ def differing_names(named: Iterable[tuple[str, Tensor]]) -> list[str]:
     Raises:
         ValueError: a name comes twice.
     """
-    own = _digests(named)
+    own = digests(named)
     total = torch.frombuffer(bytearray(_total(own)), dtype=torch.uint8)
     totals = collectives.all_gather(total.to(collectives.host_device()))
     if bool((totals == totals[0]).all()):
         return []
     everywhere = collectives.all_gather_objects(own)
-    names = {name for digests in everywhere for name in digests}
-    return sorted(n for n in names if len({digests.get(n) for digests in everywhere}) > 1)
+    names = {name for found in everywhere for name in found}
+    return sorted(n for n in names if len({found.get(n) for found in everywhere}) > 1)
 
 
-def _digests(named: Iterable[tuple[str, Tensor]]) -> dict[str, bytes]:
-    digests: dict[str, bytes] = {}
+def digests(named: Iterable[tuple[str, Tensor]]) -> dict[str, bytes]:
+    """Digest each tensor with its name, dtype and shape: 32 bytes of SHA-256 by name.
+
+    Raises:
+        ValueError: a name comes twice.
+    """
+    found: dict[str, bytes] = {}
     for name, tensor in named:
-        if name in digests:
+        if name in found:
             raise ValueError(f"the name {name!r} comes twice among the tensors to digest")
         hashed = hashlib.sha256(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        digests[name] = hashed.digest()
-    return digests
+        found[name] = hashed.digest()
+    return found
 
 
-def _total(digests: dict[str, bytes]) -> bytes:
-    return hashlib.sha256(b"".join(digests[name] for name in sorted(digests))).digest()
+def _total(found: dict[str, bytes]) -> bytes:
+    return hashlib.sha256(b"".join(found[name] for name in sorted(found))).digest()

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from dq.dist import collectives
+from dq.dist.lost import LostRankError, reason
 from dq.dist.store import forget, open_store, pauses
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ def run_on_rank(
     *,
     rank: int = 0,
     limit_s: float = 86400.0,
-    heartbeat_s: float = 5.0,
-    silence_s: float = 60.0,
+    heartbeat_s: float = 2.0,
+    silence_s: float = 30.0,
     arrival_s: float = 1800.0,
 ) -> T | None:
     """Do the work on one rank while all others wait, and return when it is done.
@@ -68,17 +69,17 @@ def run_on_rank(
     name = f"run_on_rank/{next(_calls)}"
     if collectives.rank() == rank:
         return _work(work, open_store(name), open_store(name), heartbeat_s)
-    store = open_store(name)
     try:
+        store = open_store(name)
         verdict = _await_end(store, rank, limit_s, silence_s, arrival_s)
         forget(store, _KEYS)
     except dist.DistError as error:
-        raise RuntimeError(
+        raise LostRankError(
             f"rank {rank} was to work, but the store on which ranks meet is gone: the process that "
-            f"held it has ended, and its log says why ({_first_line(error)})"
+            f"held it has ended, and its log says why ({reason(error)})"
         ) from error
     if verdict != _DONE:
-        raise RuntimeError(f"rank {rank} {verdict}")
+        raise LostRankError(f"rank {rank} {verdict}")
     return None
 
 
@@ -91,7 +92,7 @@ def _work(work: Callable[[], T], store: Store, heartbeat_store: Store, heartbeat
             store.set(_END, f"failed ({type(error).__name__}): {error}")
             forget(store, _KEYS)
         except RuntimeError as lost:
-            log.warning("the other ranks could not be told of the failure: %s", _first_line(lost))
+            log.warning("the other ranks could not be told of the failure: %s", reason(lost))
         raise
     store.set(_END, _DONE)
     forget(store, _KEYS)
@@ -108,7 +109,7 @@ def _heartbeat(store: Store, heartbeat_s: float) -> Iterator[None]:
             try:
                 store.set(_BEAT, str(number))
             except RuntimeError as error:
-                log.warning("the heartbeat ends, the store is gone: %s", _first_line(error))
+                log.warning("the heartbeat ends, the store is gone: %s", reason(error))
                 return
             if ended.wait(heartbeat_s):
                 return
@@ -134,18 +135,14 @@ def _await_end(store: Store, rank: int, limit_s: float, silence_s: float, arriva
         if latest != beat:
             beat, heard = latest, now
         if now - begin > limit_s:
-            raise RuntimeError(f"rank {rank} was still at work after the limit of {limit_s:g} s")
+            raise LostRankError(f"rank {rank} was still at work after the limit of {limit_s:g} s")
         if beat and now - heard > silence_s:
-            raise RuntimeError(
+            raise LostRankError(
                 f"rank {rank} gave no sign of life for {silence_s:g} s while it worked; it was "
                 "most likely killed (out of memory?), its log says why"
             )
         if not beat and now - begin > arrival_s:
-            raise RuntimeError(
+            raise LostRankError(
                 f"rank {rank} did not begin its work within {arrival_s:g} s; look at its log"
             )
     return store.get(_END).decode()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]

@@ -12,9 +12,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from dq.dist.environment import Environment
+from dq.dist.lost import LostRankError
 from dq.dist.store import meet, open_store, pauses
 
 log = logging.getLogger(__name__)
@@ -22,11 +23,16 @@ log = logging.getLogger(__name__)
 _groups = itertools.count()
 _FAILED, _GONE = "failed", "gone"
 _END_LIMIT_S = 5.0
+_FAREWELL_S = 1.0
 
 
 @contextlib.contextmanager
 def process_group(
-    environment: Environment, *, device: torch.device, timeout_s: float = 1800.0
+    environment: Environment,
+    *,
+    device: torch.device,
+    timeout_s: float = 1800.0,
+    arrival_s: float = 300.0,
 ) -> Iterator[None]:
     """Join all ranks into a process group for the body; alone do nothing at all.
 
@@ -37,17 +43,19 @@ def process_group(
     Args:
         environment: the place of this process.
         device: the CPU for gloo; "cuda:N" for NCCL, with gloo beside it for tensors of the host.
-        timeout_s: seconds that the rendezvous, and later each collective, may take.
+        timeout_s: seconds that each collective may take.
+        arrival_s: seconds that the ranks wait for each other at the beginning.
 
     Raises:
         ValueError: the device is neither the CPU nor a CUDA device with its number.
-        RuntimeError: the ranks did not find each other; the line says what to check.
+        RuntimeError: the ranks did not find each other; the line names those that are missing.
     """
     if environment.world_size == 1:
         yield
         return
-    _begin(environment, device, timeout_s)
-    store = open_store(f"process_group/{next(_groups)}")
+    number = next(_groups)
+    _begin(environment, device, timeout_s, arrival_s, number)
+    store = open_store(f"process_group/{number}")
     try:
         yield
     except BaseException:
@@ -56,19 +64,31 @@ def process_group(
     _leave_together(environment, device, store, timeout_s)
 
 
-def _begin(environment: Environment, device: torch.device, timeout_s: float) -> None:
+def _begin(
+    environment: Environment,
+    device: torch.device,
+    timeout_s: float,
+    arrival_s: float,
+    number: int,
+) -> None:
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and device.index is None):
         raise ValueError(f"the device of a rank is cpu or cuda:N, but is {device}")
     address = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     try:
+        store = _open_meeting_place(environment, arrival_s, number)
+        _await_all(store, environment, arrival_s)
+        store.set_timeout(timedelta(seconds=timeout_s))
         dist.init_process_group(
             "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
+            store=store,
             rank=environment.rank,
             world_size=environment.world_size,
             timeout=timedelta(seconds=timeout_s),
             device_id=device if device.type == "cuda" else None,
         )
-    except (ValueError, RuntimeError, OSError) as error:
+    except _AbsentError:
+        raise
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise RuntimeError(
             f"rank {environment.rank} of {environment.world_size} found no process group at "
@@ -76,6 +96,57 @@ def _begin(environment: Environment, device: torch.device, timeout_s: float) -> 
             "every rank, that the port is free on that node and open between nodes, and that "
             "every rank has started"
         ) from error
+
+
+class _AbsentError(LostRankError):
+    """Some ranks did not arrive."""
+
+    reported = False
+
+
+def _open_meeting_place(environment: Environment, arrival_s: float, number: int) -> Store:
+    """Open the store of torchrun's agent, or one that rank 0 holds.
+
+    torch's own way waits inside the store for all ranks, and cannot say who is missing.
+    """
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ValueError(f"environment variable {missing[0]} expected, but not set")
+    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if of_agent else "0"
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # torch's stubs do not name it
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        environment.world_size,
+        is_master=environment.is_main and not of_agent,
+        timeout=timedelta(seconds=arrival_s),
+        wait_for_workers=False,
+    )
+    return PrefixStore(f"dq/attempt_{attempt}/group_{number}", store)
+
+
+def _await_all(store: Store, environment: Environment, arrival_s: float) -> None:
+    """Wait for every rank, and name those that did not come."""
+    names = [f"arrived/{rank}" for rank in range(environment.world_size)]
+    store.set(names[environment.rank], "")
+    store.add("arrivals", 1)
+    end = time.monotonic() + arrival_s
+    for _ in pauses(0.2):
+        if store.add("arrivals", 0) >= environment.world_size:
+            return
+        if time.monotonic() > end:
+            break
+    missing = [rank for rank, name in enumerate(names) if not store.check([name])]
+    shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+    error = _AbsentError(
+        f"rank {shown} of {environment.world_size} did not arrive within {arrival_s:g} s; look at"
+        " the log of that rank and node, or wait longer with --arrival-timeout"
+    )
+    # One of those that are here says so; without a group they cannot ask each other who does.
+    error.reported = environment.rank != min(set(range(len(names))) - set(missing))
+    if environment.is_main:
+        time.sleep(_FAREWELL_S)  # The others read the same from the store, which is rank 0's.
+    raise error
 
 
 def _leave_together(

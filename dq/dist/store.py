@@ -2,10 +2,14 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import PrefixStore, Store
+
+# A server that lives answers within milliseconds, a busy one within seconds.
+_ANSWER = timedelta(seconds=15)
 
 
 def open_store(name: str) -> Store:
@@ -14,13 +18,23 @@ def open_store(name: str) -> Store:
     The client is this caller's own: a blocked call on another one, or another thread's, never
     delays it. The server lives where the launcher put it: in torchrun's agent, else in rank 0.
 
+    A client goes on trying to reach a dead server for the whole time-out of its store, half an hour
+    say; this one gives up early.
+
     Args:
         name: a name that no other caller uses, the same on every rank.
 
     Raises:
         ValueError: there is no process group.
+        DistError: the server is gone.
     """
-    return PrefixStore(f"dq/{name}", distributed_c10d._get_default_store().clone())
+    store = distributed_c10d._get_default_store()
+    usual: timedelta = store.timeout  # type: ignore[attr-defined]  # torch's stub leaves it out
+    store.set_timeout(_ANSWER)
+    try:
+        return PrefixStore(f"dq/{name}", store.clone())
+    finally:
+        store.set_timeout(usual)
 
 
 def pauses(longest_s: float = 1.0) -> Iterator[None]:

@@ -63,6 +63,11 @@ class SyncBatchNorm(_BatchNorm):
         """
         if not self.training or collectives.world_size(self.process_group) == 1:
             return super().forward(input)
+        output: Tensor = self._over_ranks(input)
+        return output
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives are not to be traced
+    def _over_ranks(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         if input.device.type == "cuda":
             return self._forward_native(input)

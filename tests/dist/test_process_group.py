@@ -77,7 +77,7 @@ def test_when_one_rank_raises_no_rank_waits_for_another(free_port: int) -> None:
 
 def find_nobody(port: int) -> str:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    with process_group(environment(), device=CPU, timeout_s=1.0):
+    with process_group(environment(), device=CPU, timeout_s=20.0, arrival_s=1.0):
         return "met"
 
 
@@ -93,6 +93,17 @@ def test_a_failed_rendezvous_names_the_address_and_what_to_check(free_port: int)
 def find_nobody_as_rank_1(port: int) -> str:
     os.environ.update(RANK="1", WORLD_SIZE="2")
     return find_nobody(port)
+
+
+def find_two_of_three(port: int) -> str:
+    os.environ.update(WORLD_SIZE="3")
+    return find_nobody(port)
+
+
+def test_ranks_that_arrived_name_the_one_that_did_not(free_port: int) -> None:
+    first, second = rank_outcomes(find_two_of_three, 2, free_port, group=False)
+    assert "rank 2 of 3 did not arrive within 1 s" in str(first.error).splitlines()[-1]
+    assert second.error is not None
 
 
 def test_without_an_address_the_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

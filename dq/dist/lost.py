@@ -1,0 +1,58 @@
+"""Plain words for what backends say when another rank is gone or silent."""
+
+from __future__ import annotations
+
+import re
+
+import torch.distributed as dist
+
+# gloo's and NCCL's own words; seen by killing and stopping real ranks.
+_LOST = re.compile(
+    r"connection closed by peer|connection reset by peer|broken pipe|socket closed|connection"
+    r" refused|remote process exited|ncclRemoteError|unhandled system error|failed to recv|software"
+    r" caused connection abort|no route to host|network is unreachable",
+    re.IGNORECASE,
+)
+_SILENT = re.compile(r"timed out|timeout|time out|application timeout", re.IGNORECASE)
+_COLLECTIVE = re.compile(
+    r"gloo|nccl|\bwait\b|collective|allreduce|\bstore\b|socket|backend|\[tcp", re.IGNORECASE
+)
+# What gloo adds: places in its own sources before the reason, advice on its sources after it.
+_PLACE = re.compile(r"^\[\S*\.(?:cc|cpp|h):\d+\]\s*")
+_ADVICE = re.compile(r"\.?\s*This is typically caused.*", re.DOTALL)
+
+
+class LostRankError(RuntimeError):
+    """Another rank is gone or late, and the message says so already."""
+
+
+def explain_lost_rank(error: BaseException) -> str | None:
+    """Return a sentence for an error that another rank's end or silence caused, None for others.
+
+    Args:
+        error: What a collective, or the store, raised.
+    """
+    # Backends raise these two; a class of its own knows its own words.
+    if type(error) is not RuntimeError and not isinstance(error, dist.DistError):
+        return None
+    text = str(error)
+    if not _COLLECTIVE.search(text):
+        return None
+    first = reason(error)
+    if _LOST.search(text):
+        return (
+            "another rank was lost during a collective: it was killed, or ended with an error of"
+            f" its own, which its log names ({first})"
+        )
+    if _SILENT.search(text):
+        return (
+            "another rank did not answer in time: it hangs or is much slower; the stacks of all"
+            f" ranks lie beside their logs, and --timeout sets the limit ({first})"
+        )
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of what a backend said, without places in its sources and advice."""
+    first = " ".join(str(error).partition("\n")[0].split())
+    return _ADVICE.sub("", _PLACE.sub("", first))
