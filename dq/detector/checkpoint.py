@@ -9,6 +9,7 @@ from typing import Any
 from mmcv.runner import weights_to_cpu
 from torch import Tensor, nn
 
+from dq.dist.digest import digest
 from dq.quant.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.recipe import Recipe, Rule
 from dq.quant.spec import QuantSpec
@@ -35,19 +36,22 @@ def compose(
 
     Returns:
         ``state_dict`` with the float detector's keys, ``meta``, and for a quantized detector
-        ``quantization`` with ``state`` (tensors by quantizer name), ``recipe`` and ``sites``.
+        ``quantization`` with ``state`` (tensors by quantizer name), its ``digest``, ``recipe``
+        and ``sites``.
     """
-    state = weights_to_cpu(detector.state_dict())
+    weights = weights_to_cpu(detector.state_dict())
     content: dict[str, Any] = {
         "meta": dict(meta),
-        "state_dict": {k: v for k, v in state.items() if not k.startswith(f"{CONTAINER}.")},
+        "state_dict": {k: v for k, v in weights.items() if not k.startswith(f"{CONTAINER}.")},
     }
     if optimizer is not None:
         content["optimizer"] = optimizer.state_dict()
     if graph is not None:
         assert recipe is not None
+        state = {k: v.cpu() for k, v in graph.quantizers.state_dict().items()}
         content[QUANTIZATION] = {
-            "state": {k: v.cpu() for k, v in graph.quantizers.state_dict().items()},
+            "state": state,
+            "digest": digest(state.items()),
             "recipe": asdict(recipe),
             "sites": [asdict(site) for site in graph.sites],
         }
@@ -63,6 +67,12 @@ def load_quantization(graph: QuantizedGraph, content: Mapping[str, Any], source:
     if QUANTIZATION not in content:
         raise ValueError(f"{source} is a float checkpoint; calibrate it first")
     state: Mapping[str, Tensor] = content[QUANTIZATION]["state"]
+    said = content[QUANTIZATION].get("digest")
+    if said is not None and said != digest(state.items()):
+        raise ValueError(
+            f"the ranges in {source} are not those that were proven equal on all ranks when it was"
+            " written; use another checkpoint"
+        )
     own = graph.quantizers.state_dict()
     wrong = sorted(set(own) ^ set(state))
     if wrong:

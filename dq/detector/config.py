@@ -36,6 +36,9 @@ TOP_LEVEL_KEYS = (
     "find_unused_parameters",
     "quantize",
     "quant",
+    "accumulate",
+    "guards",
+    "compile",
 )
 
 

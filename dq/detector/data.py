@@ -1,10 +1,9 @@
-"""Data sets and loaders of a config: for training, for calibration, for evaluation."""
+"""Data sets of a config, and loaders of them for calibration and evaluation."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import random
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from mmcv import Config
 from mmcv.parallel import collate
-from mmdet.datasets import DATASETS, build_dataloader, build_dataset
+from mmdet.datasets import DATASETS, build_dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -81,20 +80,6 @@ def test_classes(config: Config) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def training_loader(config: Config, dataset: Any, *, seed: int) -> Any:
-    """Return mmdet's loader of this rank's share of the training images."""
-    defaults = {
-        "samples_per_gpu": 2,
-        "workers_per_gpu": 2,
-        "num_gpus": 1,
-        "dist": collectives.world_size() > 1,
-        "seed": seed,
-        "runner_type": config.runner.type,
-        "persistent_workers": False,
-    }
-    return build_dataloader(dataset, **{**defaults, **config.data.get("train_dataloader", {})})
-
-
 def evaluation_loader(dataset: Any, *, workers: int) -> DataLoader[Any]:
     """Return a loader of this rank's images, one image a batch, each image on exactly one rank.
 
@@ -159,11 +144,3 @@ def _image_of(sample: Any) -> Tensor:
     image = getattr(image, "data", image)
     assert isinstance(image, Tensor)
     return image
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch; each rank with a seed of its own derived from ``seed``."""
-    own = seed + 1000003 * collectives.rank()
-    random.seed(own)
-    np.random.seed(own % 2**32)
-    torch.manual_seed(own)

@@ -6,11 +6,13 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import numpy as np
 import torch
+from mmdet.core.evaluation import mean_ap
 from torch import nn
 
 from dq.detector.batch import to_device
@@ -85,11 +87,27 @@ def score(dataset: Any, results: list[Any], settings: Mapping[str, Any]) -> dict
             ignored.
     """
     arguments = {k: v for k, v in settings.items() if k not in TIMING}
-    # Some of mmdet's tables are printed, whatever the logger.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet_metric():
         metrics = dataset.evaluate(results, logger="silent", **arguments)
     numeric = int | float | np.floating
     return {k: float(v) for k, v in metrics.items() if isinstance(v, numeric)}
+
+
+@contextlib.contextmanager
+def quiet_metric() -> Iterator[None]:
+    """Compute mmdet's metrics in the body: no table is printed, no process forked.
+
+    The VOC metric would match boxes in a pool of forked processes, and a fork of a process that has
+    threads (gloo's, the heartbeat's, the loader's) can inherit a lock that nobody will release.
+    """
+    forking = mean_ap.Pool
+    mean_ap.Pool = ThreadPool
+    try:
+        # Some of mmdet's tables are printed, whatever the logger.
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        mean_ap.Pool = forking
 
 
 def evaluate(

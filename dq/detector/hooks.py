@@ -1,23 +1,18 @@
-"""Hooks of mmcv's runner: phases and ranges, sharded evaluation, checkpoints without leftovers."""
+"""Hooks of mmcv's runner that lead quantizers, oscillating weights and running statistics."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
-from mmcv.runner import HOOKS, CheckpointHook, Hook, IterBasedRunner
-from mmdet.core import EvalHook
+from mmcv.runner import Hook, IterBasedRunner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dq.detector.evaluate import detect
-from dq.dist import collectives
 from dq.dist.data_parallel import sync_buffers_, unwrap
+from dq.dist.straggler import line
 from dq.quant.ema import WeightAverage
 from dq.quant.learned import forget_momentum_, initialise_weights_
 from dq.quant.oscillation import OscillationTracker, dampening_loss
@@ -59,8 +54,13 @@ class QuantizationHook(Hook):  # type: ignore[misc]
         self.phase = Phase.OFF
         self.norms: list[nn.Module] = []
 
+    def before_run(self, runner: Any) -> None:
+        """Go on in the phase that a resumed training was in."""
+        self.phase = runner.phase
+        set_phase(self.graph.quantizers, self.phase)
+
     def before_train_iter(self, runner: Any) -> None:
-        """Enter the phase that this step belongs to; a resumed run enters it likewise."""
+        """Enter the phase that this step belongs to."""
         progress = progress_of(runner)
         if not self.schedule.rounds(progress):
             phase = Phase.OBSERVE
@@ -88,7 +88,7 @@ class QuantizationHook(Hook):  # type: ignore[misc]
         if phase is Phase.FROZEN:
             forget_momentum_(runner.optimizer, self.graph.quantizers)
         set_phase(self.graph.quantizers, phase)
-        self.phase = phase
+        self.phase = runner.phase = phase
         proof = prove_equal(self.graph, f"entering phase {phase.value}")
         log.info("phase %s from iteration %d, digest %s", phase.value, runner.iter, proof[:16])
 
@@ -189,45 +189,22 @@ class SyncBuffersHook(Hook):  # type: ignore[misc]
                 sync_buffers_(unwrap(runner.model))
 
 
-class ShardedEvalHook(EvalHook):  # type: ignore[misc]
-    """mmdet's evaluation hook over all ranks, each image on one rank.
+class StragglerHook(Hook):  # type: ignore[misc]
+    """Name the slowest rank of each phase, as often as losses are logged.
 
     Args:
-        dataloader: Its ``dataset`` is evaluated.
-        workers: Loader processes of each rank.
-        kwargs: The config's ``evaluation`` section.
+        interval: Steps between two reports.
     """
 
-    def __init__(self, dataloader: Any, *, workers: int = 1, **kwargs: Any) -> None:
-        super().__init__(dataloader, **kwargs)
-        self.workers = workers
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
 
-    def _do_evaluate(self, runner: Any) -> None:
-        if not self._should_evaluate(runner):
+    def after_train_iter(self, runner: Any) -> None:
+        """Compare the times of all ranks."""
+        if not self.every_n_iters(runner, self.interval):
             return
-        detector = unwrap(runner.model)
-        device = next(detector.parameters()).device
-        with averaged(runner):
-            results = detect(detector, self.dataloader.dataset, device=device, workers=self.workers)
-        if results is not None:
-            runner.log_buffer.output["eval_iter_num"] = len(results)
-            self.latest_results = results
-            # Some of mmdet's tables are printed, whatever the logger.
-            with contextlib.redirect_stdout(io.StringIO()):
-                score = self.evaluate(runner, results)
-            if self.save_best and score is not None:
-                self._save_ckpt(runner, score)
-        # The others must know the best checkpoint too, and must not run ahead while it is written.
-        runner.meta["hook_msgs"] = collectives.broadcast_object(runner.meta.get("hook_msgs", {}))
-
-
-@HOOKS.register_module()
-class TidyCheckpointHook(CheckpointHook):  # type: ignore[misc]
-    """mmcv's checkpoint hook that removes a checkpoint's checksum with the checkpoint."""
-
-    def _save_checkpoint(self, runner: Any) -> None:
-        super()._save_checkpoint(runner)
-        if collectives.is_main_rank():
-            for sidecar in Path(self.out_dir).glob("*.pth.sha256"):
-                if not sidecar.with_suffix("").exists():
-                    sidecar.unlink(missing_ok=True)
+        supervision = runner.supervision
+        for slow in supervision.clock.report():
+            text = line(slow, above=supervision.guards.straggler_above)
+            if text:
+                log.warning("%s", text)

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmcv import Config
-from mmcv.runner import DistSamplerSeedHook, OptimizerHook, build_optimizer, build_runner
-from mmdet.apis.train import auto_scale_lr
-from torch import Tensor, nn
+from mmcv.runner import build_optimizer, build_runner
+from torch import nn
 
-from dq.detector.amp import ScaledOptimizerHook, run_under_autocast
+from dq.detector.amp import run_under_autocast
 from dq.detector.build import explain
-from dq.detector.data import dataset_of, training_loader
+from dq.detector.checkpoint_plan import CheckpointPlan, checkpoint_plan
+from dq.detector.compile import Network, compilation, compiled
+from dq.detector.data import dataset_of
+from dq.detector.evaluation_hook import EpochCheckpointHook, ShardedEvalHook
 from dq.detector.graph import attach, parameters_outside, trace_detector
-from dq.detector.hooks import (
-    QuantizationHook,
-    ShardedEvalHook,
-    SyncBuffersHook,
-    TidyCheckpointHook,
-)
+from dq.detector.hooks import QuantizationHook, StragglerHook, SyncBuffersHook
+from dq.detector.loader import TrainingLoader, training_loader
+from dq.detector.optimizer_step import OptimizerStep, gradient_scaler
 from dq.detector.refine import Refinery, added_losses, without_foreign_ema
 from dq.detector.runner import RUNNER_OF
 from dq.detector.step import ParallelDetector, add_train_step
+from dq.detector.supervision import Supervision
 from dq.dist import collectives
+from dq.dist.checkpoint import load_checkpoint
 from dq.dist.data_parallel import unwrap, wrap
+from dq.dist.one_reader import on_main_rank
 from dq.quant.learned import regroup_
 from dq.quant.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.recipe import Recipe
@@ -38,6 +39,25 @@ from dq.quant.schedule import Schedule
 from dq.quant.trace import BoundGraph
 
 log = logging.getLogger("dq.train")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """A checkpoint to continue a training from.
+
+    Attributes:
+        content: As read, the same on all ranks; tensors of this rank are put into it.
+        source: Its name, for messages.
+    """
+
+    content: dict[str, Any]
+    source: str
+
+    @property
+    def chunks_per_step(self) -> int | None:
+        """Micro-batches of one step over all ranks; None where the checkpoint does not say."""
+        found: int | None = self.content.get("training", {}).get("chunks_per_step")
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +79,10 @@ def train(
     device: torch.device,
     seed: int,
     quantization: Quantization | None = None,
-    resume_from: Path | None = None,
+    resume: Resume | None = None,
     validate: bool = True,
     key: str = "",
+    supervision: Supervision | None = None,
 ) -> nn.Module:
     """Train as the config says and return the detector, unwrapped.
 
@@ -76,18 +97,36 @@ def train(
         device: Where the detector is.
         seed: Of the samplers and loader processes.
         quantization: Given for quantization-aware training; its ranges must be calibrated.
-        resume_from: A checkpoint of this very training to continue from.
+        resume: A checkpoint of this very training to continue from.
         validate: Evaluate on ``data.val`` as ``evaluation`` says.
         key: Digest of what decides the result; kept in each checkpoint's ``meta``.
+        supervision: Who watches the training.
 
     Raises:
         ValueError: The config asks for something that does not exist.
         RuntimeError: A loss is not finite, ranks differ, or a checkpoint cannot be written.
+        Stopped: A signal asked for it; a checkpoint to go on from has been written.
     """
+    supervision = supervision or Supervision()
     config = copy.deepcopy(config)
     if config.runner.type not in RUNNER_OF:
         raise ValueError(f"runner.type is {config.runner.type}; use one of {', '.join(RUNNER_OF)}")
-    loaders = [training_loader(config, dataset, seed=seed)]
+    counts_epochs = config.runner.type == "EpochBasedRunner"
+    if config.get("compile") and quantization is not None and quantization.refinements.distill:
+        raise ValueError(
+            "compile and quant.distill do not go together: the teacher's features are recorded"
+            " while the network runs; leave one of them out"
+        )
+    plan = checkpoint_plan(config.checkpoint_config, counts_epochs=counts_epochs)
+    step_hook = _optimizer_step(config, supervision, device)
+    loader = training_loader(
+        config,
+        dataset,
+        seed=seed,
+        chunks_per_step=None if resume is None else resume.chunks_per_step,
+        max_bad=supervision.guards.max_bad_images,
+    )
+    loaders = [loader]
     if len(config.workflow) == 2:
         loaders.append(_validation_loss_loader(config, seed))
     graph = quantization.graph if quantization is not None else _float_graph(detector)
@@ -96,8 +135,10 @@ def train(
     refinery = None if quantization is None else _refinery(config, detector, quantization)
     if graph is not None:
         _run_on(detector, graph if refinery is None else refinery.network, config, device)
-    elif config.get("fp16"):
-        raise ValueError("fp16 needs a detector that can be traced; leave fp16 out")
+    else:
+        for setting in ("fp16", "compile"):
+            if config.get(setting):
+                raise ValueError(f"{setting} needs a detector that can be traced; leave it out")
     add_train_step(detector)
     model = wrap(
         detector,
@@ -105,35 +146,44 @@ def train(
         find_unused_parameters=bool(config.get("find_unused_parameters", False)),
         cls=ParallelDetector,
     )
+    _scale_learning_rate(config, loader)
     runner = _build_runner(config, model, dataset, work_dir, seed, quantization)
     runner.meta["key"] = key
-    _register_hooks(runner, config, device, quantization, validate)
+    runner.supervise(supervision, plan)
+    _register_hooks(runner, config, step_hook, plan, quantization, validate)
     if refinery is not None:
         assert quantization is not None
         runner.graph, runner.recipe = quantization.graph, quantization.recipe
         runner.average, runner.companions = refinery.average, refinery.companions
         for hook, priority in refinery.hooks:
             runner.register_hook(hook, priority=priority)
-    if resume_from is not None:
-        runner.resume(str(resume_from))
+    if resume is not None:
+        runner.resume_training(resume.content, resume.source, len(loader))
     elif quantization is None and config.load_from:
-        runner.load_checkpoint(config.load_from)
-    with added_losses(detector, [] if refinery is None else refinery.terms):
+        content = on_main_rank(lambda: load_checkpoint(config.load_from))
+        runner.load_weights(content, str(config.load_from))
+    terms = [] if refinery is None else refinery.terms
+    with added_losses(detector, terms), supervision.over("the start"):
         runner.run(loaders, [tuple(flow) for flow in config.workflow])
     if refinery is not None and quantization is not None:
         refinery.finish(loaders[0], device)
-        # Nothing is to be recorded for a loss any more.
+        # Nothing is to be recorded for a loss any more, and no step compiled.
+        config.compile = False
         _run_on(detector, quantization.graph, config, device)
     return unwrap(runner.model)
 
 
-def _run_on(
-    detector: nn.Module, network: Callable[[Tensor], Any], config: Config, device: torch.device
-) -> None:
-    """Let mmdet's methods take their outputs from ``network``; a float detector only for fp16."""
+def _run_on(detector: nn.Module, network: Network, config: Config, device: torch.device) -> None:
+    """Let mmdet's methods take their outputs from ``network``, compiled and rounded as set.
+
+    A float detector runs on its graph for one of these two only.
+    """
+    settings = compilation(config, device)
+    if settings is not None:
+        network = compiled(network, detector, settings)
     if config.get("fp16"):
         run_under_autocast(detector, network, device)
-    elif hasattr(detector, CONTAINER):
+    elif settings is not None or hasattr(detector, CONTAINER):
         attach(detector, network)
 
 
@@ -182,8 +232,6 @@ def _build_runner(
     seed: int,
     quantization: Quantization | None,
 ) -> Any:
-    config.gpu_ids = [0]
-    auto_scale_lr(config, collectives.world_size() > 1, log)
     try:
         optimizer = build_optimizer(model, config.optimizer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -212,42 +260,83 @@ def _build_runner(
     return build_runner(settings, default_args=defaults)
 
 
+def _optimizer_step(
+    config: Config, supervision: Supervision, device: torch.device
+) -> OptimizerStep | None:
+    """Return the hook that steps; None where the config names one of its own.
+
+    Raises:
+        ValueError: Such a hook does not go together with another setting.
+    """
+    given = dict(config.optimizer_config or {})
+    kind = given.pop("type", "OptimizerHook")
+    fp16 = config.get("fp16")
+    if kind in ("GradientCumulativeOptimizerHook", "GradientCumulativeFp16OptimizerHook"):
+        config.accumulate = given.pop("cumulative_iters", 1)
+        log.info("optimizer_config: %s is done by accumulate=%d", kind, config.accumulate)
+        kind = kind.replace("GradientCumulative", "")
+    if kind == "Fp16OptimizerHook":
+        fp16 = config.fp16 = fp16 or {"loss_scale": given.pop("loss_scale", "dynamic")}
+        kind = "OptimizerHook"
+    if kind != "OptimizerHook":
+        if config.get("accumulate", 1) > 1 or fp16:
+            raise ValueError(
+                f"optimizer_config.type={kind} steps in its own way and goes with neither"
+                " accumulate nor fp16; leave the type out"
+            )
+        log.warning("guards against NaN are off: optimizer_config.type=%s steps by itself", kind)
+        return None
+    return OptimizerStep(
+        guards=supervision.guards,
+        grad_clip=given.get("grad_clip"),
+        scaler=gradient_scaler(fp16.get("loss_scale", "dynamic"), device) if fp16 else None,
+    )
+
+
+def _scale_learning_rate(config: Config, loader: TrainingLoader) -> None:
+    """Scale the rate as mmdet's ``auto_scale_lr`` does, by the images of a step on all ranks.
+
+    Unlike mmdet's own it does not change when a training goes on with other ranks.
+    """
+    settings = config.get("auto_scale_lr") or {}
+    if not settings.get("enable", False):
+        return
+    images = loader.chunks_per_step * loader.samples_per_chunk
+    base = settings.get("base_batch_size")
+    if not base:
+        raise ValueError("auto_scale_lr.enable needs auto_scale_lr.base_batch_size")
+    config.optimizer.lr *= images / base
+    log.info(
+        "learning rate scaled to %g: %d images a step, not %d", config.optimizer.lr, images, base
+    )
+
+
 def _register_hooks(
     runner: Any,
     config: Config,
-    device: torch.device,
+    step_hook: OptimizerStep | None,
+    plan: CheckpointPlan,
     quantization: Quantization | None,
     validate: bool,
 ) -> None:
-    optimizer_config = dict(config.optimizer_config or {})
-    if config.get("fp16"):
-        optimizer_hook: Any = ScaledOptimizerHook(
-            loss_scale=config.fp16.get("loss_scale", "dynamic"),
-            device=device,
-            grad_clip=optimizer_config.get("grad_clip"),
-        )
-    elif "type" in optimizer_config:
-        optimizer_hook = optimizer_config
-    else:
-        optimizer_hook = OptimizerHook(**optimizer_config)
-    checkpoint_config = dict(config.checkpoint_config or {})
-    checkpoint_config.setdefault("by_epoch", runner.counts_epochs)
+    runner.optimizer_step = step_hook
     try:
         runner.register_training_hooks(
             config.lr_config,
-            optimizer_hook,
-            {"type": TidyCheckpointHook.__name__, **checkpoint_config},
+            step_hook or dict(config.optimizer_config),
+            None,
             config.log_config,
             config.get("momentum_config"),
             custom_hooks_config=config.get("custom_hooks"),
         )
     except (KeyError, TypeError, AssertionError) as error:
         raise ValueError(f"a hook of the config cannot be built: {explain(error)}") from error
-    if runner.counts_epochs and collectives.world_size() > 1:
-        runner.register_hook(DistSamplerSeedHook())
     evaluation = {**config.get("evaluation", {}), "by_epoch": runner.counts_epochs}
-    interval = min(checkpoint_config.get("interval", 1) or 1, evaluation.get("interval", 1))
+    interval = min(plan.interval or 1, evaluation.get("interval", 1))
     runner.register_hook(SyncBuffersHook(interval), priority="ABOVE_NORMAL")
+    runner.register_hook(StragglerHook(config.log_config.interval), priority="VERY_LOW")
+    # The last of all: what the others did to the epoch is in it.
+    runner.register_hook(EpochCheckpointHook(), priority="LOWEST")
     if quantization is not None:
         hook = QuantizationHook(quantization.graph, quantization.schedule)
         runner.register_hook(hook, priority="HIGH")

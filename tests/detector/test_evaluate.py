@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmcv.parallel import DataContainer
+from mmdet.core.evaluation.mean_ap import eval_map
 from torch import Tensor, nn
 
-from dq.detector.evaluate import evaluate, main_metric
+from dq.detector.evaluate import evaluate, main_metric, score
 from tests.ranks import run_ranks
 
 
@@ -52,3 +55,21 @@ def test_each_image_is_seen_once_and_in_order_on_any_number_of_ranks(length: int
 def test_main_metric_prefers_coco_boxes() -> None:
     assert main_metric({"mAP": 0.3}) == ("mAP", 0.3)
     assert main_metric({"segm_mAP": 0.1, "bbox_mAP": 0.2}) == ("bbox_mAP", 0.2)
+
+
+class Matched:
+    """A data set with mmdet's VOC metric on one image."""
+
+    def evaluate(self, results: list[Any], logger: Any = None) -> Any:
+        truth = {"bboxes": results[0][0][:, :4], "labels": np.zeros(len(results[0][0]), dtype=int)}
+        return {"mAP": eval_map(results, [truth], logger=logger)[0]}
+
+
+def test_the_metric_forks_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A process with threads that is forked may hang for good.
+    def refuse() -> int:
+        raise AssertionError("forked")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    boxes = np.array([[0, 0, 9, 9, 0.9], [20, 20, 39, 39, 0.8]], dtype=np.float32)
+    assert score(Matched(), [[boxes]], {}) == {"mAP": 1.0}

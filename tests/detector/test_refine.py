@@ -14,9 +14,10 @@ import torch
 
 from dq.detector.build import build_model
 from dq.detector.calibrate import calibrate
-from dq.detector.data import calibration_dataset, calibration_images, dataset_of, seed_everything
+from dq.detector.data import calibration_dataset, calibration_images, dataset_of
 from dq.detector.graph import quantize_detector
-from dq.detector.loop import Quantization, train
+from dq.detector.loop import Quantization, Resume, train
+from dq.detector.rank_state import seed_everything
 from dq.detector.refine import added_losses, without_foreign_ema
 from dq.dist.checkpoint import load_checkpoint
 from dq.quant.distill import Distill
@@ -161,10 +162,8 @@ def test_a_resumed_training_goes_on_from_the_weights_and_not_from_the_average(
     first = load_checkpoint(trained.folder / "epoch_1.pth")
     for group in first["optimizer"]["param_groups"]:
         group["lr"] = group["initial_lr"] = 0.0
-    path = tmp_path / "first.pth"
-    torch.save(first, path)
     no_freezing = replace(EVERYTHING, oscillation=Oscillation(momentum=0.1))
-    run(it, tmp_path / "qat", no_freezing, resume_from=path)
+    run(it, tmp_path / "qat", no_freezing, resume=Resume(content=first, source="first.pth"))
     second = load_checkpoint(tmp_path / "qat" / "epoch_2.pth")
     name = "bbox_head.cls_convs.0.0.weight"
     raw, resumed = (c["companions"]["average"] for c in (first, second))

@@ -1,0 +1,111 @@
+"""The network of a training under torch.compile, where the config asks for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmcv import Config
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+Network = Callable[[Tensor], Any]
+BACKENDS = ("inductor", "aot_eager", "eager")
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compilation:
+    """How a training's network is compiled; the arguments are torch.compile's.
+
+    Args:
+        backend: Of `BACKENDS`.
+        mode: Of `MODES`.
+        dynamic: Whether image sizes vary; None finds out, at the price of one more compilation.
+
+    Raises:
+        ValueError: A value is none of these.
+    """
+
+    backend: str = "inductor"
+    mode: str = "default"
+    dynamic: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("backend", self.backend, BACKENDS),
+            ("mode", self.mode, MODES),
+            ("dynamic", self.dynamic, (None, True, False)),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"compile.{name} is {value!r}; use one of {', '.join(map(str, known))}"
+                )
+
+
+def compilation(config: Config, device: torch.device) -> Compilation | None:
+    """Read the config's ``compile``: False, True or a dict of `Compilation`'s arguments.
+
+    Args:
+        config: Of a training.
+        device: Where it runs.
+
+    Raises:
+        ValueError: A setting is unknown, does not go together with another, or this machine has
+            no compiler.
+    """
+    given = config.get("compile")
+    if not given:
+        return None
+    if given is not True and not isinstance(given, Mapping):
+        raise ValueError(f"compile is {given!r}; use True, False or dict(mode='default')")
+    values = {} if given is True else dict(given)
+    for key in values:
+        if key not in Compilation.__dataclass_fields__:
+            known = ", ".join(Compilation.__dataclass_fields__)
+            raise ValueError(f"compile.{key} is not a setting; there are {known}")
+    settings = Compilation(**values)
+    compiler = os.environ.get("CXX", "g++")
+    if settings.backend == "inductor" and device.type == "cpu" and shutil.which(compiler) is None:
+        raise ValueError(
+            f"compile needs a C++ compiler and {compiler} is not on PATH; install one, or set"
+            " compile=False"
+        )
+    return settings
+
+
+def compiled(network: Network, detector: nn.Module, settings: Compilation) -> Network:
+    """Return the network compiled in training mode, and as it is in evaluation.
+
+    So an evaluation in between gives what one of the checkpoint gives, to the last digit. Norms
+    that exchange statistics with other ranks stay outside what is compiled; phases, which change
+    what quantizers do, each compile once.
+
+    Args:
+        network: Images -> outputs.
+        detector: Whose mode counts.
+        settings: As `compilation` reads them.
+    """
+
+    def whole(img: Tensor) -> Any:
+        return network(img)
+
+    fast: Network = torch.compile(
+        whole, backend=settings.backend, mode=_mode(settings), dynamic=settings.dynamic
+    )
+
+    def run(img: Tensor) -> Any:
+        return fast(img) if detector.training else network(img)
+
+    log.info("the network is compiled: %s", settings)
+    return run
+
+
+def _mode(settings: Compilation) -> str | None:
+    # torch refuses a mode with other backends.
+    return settings.mode if settings.backend == "inductor" else None

@@ -1,0 +1,88 @@
+"""What a config may say about loading training images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from mmcv import Config
+
+from dq.detector.config import did_you_mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderOptions:
+    """A config's ``data.train_dataloader``: mmdet's arguments and those of torch's loader.
+
+    Attributes:
+        samples_per_gpu: Images in a micro-batch.
+        workers_per_gpu: Loader processes of each rank; 0 loads in the rank's own process, and
+            then none of what concerns processes matters.
+        shuffle: Else images come in the data set's order, whatever their aspect ratio.
+        class_aware_sampler: mmdet's, with ``num_sample_class``; None for the usual order.
+        persistent_workers: Keep processes from epoch to epoch.
+        prefetch_factor: Micro-batches that each process has ready; None for torch's choice.
+        pin_memory: As in torch.
+        timeout: Seconds to wait for a batch; 0 for ever.
+        multiprocessing_context: How processes start; None for Python's choice.
+        drop_last: Changes nothing: a last batch is filled up, never small.
+    """
+
+    samples_per_gpu: int = 2
+    workers_per_gpu: int = 2
+    shuffle: bool = True
+    class_aware_sampler: dict[str, Any] | None = None
+    persistent_workers: bool = False
+    prefetch_factor: int | None = None
+    pin_memory: bool = False
+    timeout: float = 0
+    multiprocessing_context: str | None = None
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        smallest = {"samples_per_gpu": 1, "workers_per_gpu": 0, "prefetch_factor": 1, "timeout": 0}
+        for name, least in smallest.items():
+            value = getattr(self, name)
+            kind = int | float if name == "timeout" else int
+            if name == "prefetch_factor" and value is None:
+                continue
+            if not isinstance(value, kind) or isinstance(value, bool) or value < least:
+                raise ValueError(
+                    f"data.train_dataloader.{name} is {value!r}; give a number from {least} up"
+                )
+        if self.class_aware_sampler is not None:
+            for name in self.class_aware_sampler:
+                if name != "num_sample_class":
+                    raise ValueError(
+                        f"data.train_dataloader.class_aware_sampler.{name} is not a setting"
+                        f"{did_you_mean(name, ['num_sample_class'])}"
+                    )
+
+    @classmethod
+    def of(cls, config: Config) -> LoaderOptions:
+        """Read them from a config.
+
+        Raises:
+            ValueError: One is unknown or cannot be.
+        """
+        given = dict(config.data.get("train_dataloader", {}))
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise ValueError(
+                    f"data.train_dataloader.{name} is not a setting{did_you_mean(name, known)}"
+                )
+        return cls(**given)
+
+    def of_torch(self) -> dict[str, Any]:
+        """Return what concerns torch's loader, less what needs processes where there are none."""
+        chosen: dict[str, Any] = {
+            "num_workers": self.workers_per_gpu,
+            "pin_memory": self.pin_memory,
+        }
+        if self.workers_per_gpu:
+            chosen["persistent_workers"] = self.persistent_workers
+            chosen["prefetch_factor"] = self.prefetch_factor
+            chosen["timeout"] = self.timeout
+            chosen["multiprocessing_context"] = self.multiprocessing_context
+        return chosen

@@ -1,0 +1,242 @@
+"""What both runners share: steps, checkpoints with all that going on needs, stopping when asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import mmcv
+import torch
+from torch import nn
+
+from dq.detector.build import float_state
+from dq.detector.checkpoint import compose
+from dq.detector.checkpoint_plan import Age, CheckpointPlan, remove_old
+from dq.detector.hooks import averaged
+from dq.detector.optimizer_step import OptimizerStep
+from dq.detector.rank_state import Plain, plain_attributes, set_pending_logs
+from dq.detector.step import LossLog
+from dq.detector.supervision import Supervision
+from dq.detector.training_state import compare_weights, load_training_state, training_state
+from dq.dist import collectives
+from dq.dist.checkpoint import save_checkpoint
+from dq.dist.data_parallel import unwrap
+from dq.dist.one_reader import on_main_rank
+from dq.dist.signals import Stopped
+from dq.quant.ema import WeightAverage
+from dq.quant.phase import Phase
+from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.recipe import Recipe
+
+log = logging.getLogger(__name__)
+CHECKPOINT, STOP = "checkpoint", "stop"
+
+
+class Training:
+    """A mixin for mmcv's runners.
+
+    Attributes:
+        graph: The detector's quantized graph; None in float training.
+        recipe: What it was prepared with.
+        average: Of the weights; where there is one, checkpoints hold it as the detector's weights.
+        companions: What else has state that resuming needs, by name: ``state_dict()`` and
+            ``load_state_dict(state)``.
+        optimizer_step: Runs the steps; None where a hook of the config's own does.
+        plan: When checkpoints are written.
+        supervision: Who watches.
+        phase: Of the quantizers.
+        position: Steps of this epoch that are done.
+        pending: Losses of a resumed training, to be put back into the log.
+    """
+
+    graph: QuantizedGraph | None = None
+    recipe: Recipe | None = None
+    average: WeightAverage | None = None
+    companions: Mapping[str, Any] = MappingProxyType({})
+    optimizer_step: OptimizerStep | None = None
+    phase: Phase = Phase.OFF
+    position: int = 0
+    pending: Mapping[str, Any] | None = None
+    counts_epochs: bool
+    model: nn.Module
+    optimizer: Any
+    meta: dict[str, Any]
+    work_dir: str
+    data_loader: Any
+    hooks: Any
+    mode: str
+    epoch: int
+    iter: int
+    max_epochs: int
+    max_iters: int
+    call_hook: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.log_buffer = LossLog()
+        self.plan = CheckpointPlan()
+        self.supervision = Supervision()
+        self.age = Age(0)
+        self.attributes: Plain = plain_attributes(unwrap(self.model))
+
+    def supervise(self, supervision: Supervision, plan: CheckpointPlan) -> None:
+        """Take on who watches and when checkpoints are written."""
+        self.supervision, self.plan = supervision, plan
+        self.age = Age(60 * plan.minutes)
+
+    def run_iter(self, batches: Any, train_mode: bool, **_: Any) -> None:
+        """Run one step forward, and backward in training, on this rank's micro-batches."""
+        model: Any = self.model
+        device = next(model.parameters()).device
+        with self.supervision.clock.work("computing", device):
+            if not train_mode:
+                outputs = model.train_step(batches[0], None)
+            elif self.optimizer_step is None:
+                outputs = model.train_step(batches[0], self.optimizer)
+            else:
+                outputs = self.optimizer_step.backward(self, batches)
+        self.log_buffer.update(outputs["log_vars"], outputs["num_samples"])
+        self.outputs = outputs
+
+    def train_step_(self, batches: Any, number: int) -> None:
+        """Do one step with all its hooks; ``number`` counts from the epoch's beginning."""
+        self._inner_iter = number
+        self.data_batch = batches
+        with self.supervision.clock.phase("preparing a step"):
+            self.call_hook("before_train_iter")
+        self.run_iter(batches, train_mode=True)
+        self.call_hook("after_train_iter")
+        del self.data_batch
+        self._iter: int = self.iter + 1
+        self.position = number + 1
+        self._end_step()
+
+    def _end_step(self) -> None:
+        done, watch = self.iter, self.supervision
+        watch.alive(f"step {done}")
+        guards = watch.guards
+        if guards.compare_every and done % guards.compare_every == 0:
+            compare_weights(unwrap(self.model))
+        if collectives.is_main_rank() and self.age.is_too_old():
+            watch.agreement.ask(CHECKPOINT)
+            self.age.renew()
+        due = watch.agreement.due(done)
+        if self.plan.at_step(done, self.max_iters) or due or self._evaluation_follows():
+            self.save_training()
+        if STOP in due:
+            raise Stopped(due[STOP])
+
+    def _evaluation_follows(self) -> bool:
+        """Whether this was an epoch's last step, and a long evaluation comes before its end."""
+        if not self.counts_epochs or self.position < len(self.data_loader):
+            return False
+        return any(getattr(hook, "is_due", lambda _: False)(self) for hook in self.hooks)
+
+    def save_training(self, *, at_end_of_epoch: bool = False) -> None:
+        """Write a checkpoint to go on from, whole or not at all; every rank must call it.
+
+        Args:
+            at_end_of_epoch: Called by the last hook of an epoch, which is not counted yet.
+
+        Raises:
+            RuntimeError: On all ranks, when it cannot be written or their weights differ.
+        """
+        epoch = self.epoch + 1 if at_end_of_epoch else self.epoch
+        if at_end_of_epoch:
+            name = f"epoch_{epoch}.pth"
+        else:
+            name = f"{'step' if self.counts_epochs else 'iter'}_{self.iter}.pth"
+        training = {
+            "epoch": epoch,
+            "position": 0 if at_end_of_epoch else self.position,
+            "iteration": self.iter,
+            "phase": self.phase.value,
+            "chunks_per_step": getattr(self.data_loader, "chunks_per_step", 1),
+            "world_size": collectives.world_size(),
+        }
+        scaler = None if self.optimizer_step is None else self.optimizer_step.scaler
+        if scaler is not None:
+            training["scaler"] = scaler.state_dict()
+        meta = {**self.meta, "epoch": epoch, "iter": self.iter}
+        path = Path(self.work_dir, name)
+        # What is written are the model's own tensors, so the average has to stay in it until then.
+        with averaged(self):
+            content = training_state(self, meta, training)
+            if not self.plan.save_optimizer and content is not None:
+                del content["optimizer"]
+
+            def write() -> None:
+                save_checkpoint(path, content)
+                mmcv.symlink(name, str(path.with_name("latest.pth")))
+                remove_old(path.parent, self.plan)
+
+            on_main_rank(write)
+        self.age.renew()
+        log.info("checkpoint %s", path)
+
+    def save_checkpoint(
+        self, out_dir: str, filename_tmpl: str = "", meta: Any = None, **_: Any
+    ) -> None:
+        """Write the weights alone, for mmcv's hook that keeps the best; one rank calls it."""
+        finished = self.epoch + 1 if self.counts_epochs else self.iter + 1
+        meta = {**self.meta, **(meta or {}), "epoch": self.epoch + 1, "iter": self.iter}
+        with averaged(self):
+            content = compose(unwrap(self.model), graph=self.graph, recipe=self.recipe, meta=meta)
+            save_checkpoint(Path(out_dir, filename_tmpl.format(finished)), content)
+
+    def load_weights(self, content: Mapping[str, Any], source: str) -> None:
+        """Load weights, tolerating differences as mmdet's ``load_from`` does, and name them."""
+        detector = unwrap(self.model)
+        own = detector.state_dict()
+        state = float_state(content, source)
+        fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+        if not fitting:
+            raise ValueError(f"load_from {source}: none of its weights fits this model")
+        left_out = len(state) - len(fitting)
+        if left_out:
+            log.warning("load_from %s: %d entries do not fit and are left out", source, left_out)
+        detector.load_state_dict(fitting, strict=False)
+
+    def resume_training(self, content: Mapping[str, Any], source: str, steps: int) -> None:
+        """Continue where a checkpoint was written; every rank must call it, all hooks registered.
+
+        Args:
+            content: Of the checkpoint.
+            source: Its name, for messages.
+            steps: Of an epoch.
+        """
+        meta = content.get("meta", {})
+        training = load_training_state(self, content, source)
+        self._iter = int(training.get("iteration", meta.get("iter", 0)))
+        self._epoch = int(training.get("epoch", meta.get("epoch", 0)))
+        self.position = int(training.get("position", 0))
+        if not self.counts_epochs:
+            self._epoch, self.position = divmod(self._iter, steps)
+        self.phase = Phase(training.get("phase", "off"))
+        scaler = None if self.optimizer_step is None else self.optimizer_step.scaler
+        if scaler is not None and "scaler" in training:
+            scaler.load_state_dict(training["scaler"])
+        if self.counts_epochs and self.position == 0:
+            self.pending = None  # The log of an epoch begins empty.
+        self.meta["hook_msgs"] = meta.get("hook_msgs", {})
+        log.info("resumed from %s: epoch %d, iteration %d", source, self._epoch, self._iter)
+
+    def put_back_losses(self) -> None:
+        """Let the log's next line average what a resumed training had not logged yet."""
+        if self.pending is not None:
+            device = next(self.model.parameters()).device
+            set_pending_logs(self.log_buffer, self.pending, device)
+            self.pending = None
+
+    @torch.no_grad()
+    def validation_losses(self, batches: Any, number: int) -> None:
+        """Compute the losses of one step's validation images, with all hooks."""
+        self._inner_iter = number
+        self.data_batch = batches
+        self.call_hook("before_val_iter")
+        self.run_iter(batches, train_mode=False)
+        self.call_hook("after_val_iter")
+        del self.data_batch
