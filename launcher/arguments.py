@@ -40,6 +40,20 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long a collective may take before the job ends (default 1800)",
     )
+    parser.add_argument(
+        "--arrival-timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long ranks wait for each other at the start (default 300)",
+    )
+    parser.add_argument(
+        "--calibration-rank",
+        type=int,
+        default=0,
+        metavar="RANK",
+        help="which rank calibrates for all (default 0)",
+    )
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, *, what: str, required: bool) -> None:
@@ -63,9 +77,9 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sync-bn",
-        choices=("auto", "on", "off"),
+        choices=("auto", "on", "node", "off"),
         default="auto",
-        help="normalise over all ranks' images: auto does so in QAT on several ranks",
+        help="normalise over all ranks' images, or those of a node: auto takes all ranks in QAT",
     )
     parser.add_argument(
         "--no-validate", action="store_true", help="do not evaluate on data.val while training"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 COMMANDS = ("train", "calibrate", "qat", "eval", "analyze", "run", "data", "coverage")
-USER_ERROR, WORLD_ERROR = 2, 1
+USER_ERROR, WORLD_ERROR, STOPPED = 2, 1, 75
 
 DESCRIPTION = """\
 Distributed quantization-aware training, calibration and quantized evaluation of mmdet detectors.
@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code.
 
     0: done. 2: the user's error, one line on stderr from one rank. 1: the world's (disk, ranks).
+    75: stopped by a signal, to be gone on with ``--resume``.
     """
     # mmcv 1.x announces its successor at every start, torch that there is an nvcc but no GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -83,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(error, WORLD_ERROR)
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        # Named here alone: this module is imported before torch is.
+        if type(error).__name__ != "Stopped":
+            raise
+        return STOPPED
 
 
 def report(error: BaseException, code: int) -> int:

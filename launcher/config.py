@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from dq.detector.guards import Guards
 from dq.quant.distill import Distill
 from dq.quant.ema import Ema
 from dq.quant.oscillation import Oscillation
@@ -92,6 +93,19 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
         refinements=refinements,
         training=dict(training),
     )
+
+
+def guards(section: Mapping[str, Any] | None) -> Guards:
+    """Read the config's ``guards`` section.
+
+    Raises:
+        ValueError: A key is unknown or a value out of bounds.
+    """
+    if section is not None and not isinstance(section, Mapping):
+        raise ValueError(f"guards must be a dict such as dict(nonfinite='skip'), not {section!r}")
+    given = dict(section or {})
+    check_keys(given, [f.name for f in fields(Guards)], "guards")
+    return Guards(**given)
 
 
 _REPAIR_KEYS = {"repair_images": "images", "rounding_steps": "rounding_steps"}

@@ -14,13 +14,22 @@ from pathlib import Path
 
 import torch
 
+from dq.detector.guards import Guards
+from dq.detector.supervision import Supervision, Watch
+from dq.dist.agreement import Agreement
 from dq.dist.claim import first_to_claim
 from dq.dist.environment import Environment, read_environment
+from dq.dist.lost import explain_lost_rank
 from dq.dist.process_group import process_group
+from dq.dist.signals import Stopped, StopSignals, stop_signals
 from launcher.cli import one_line
 from launcher.logs import logging_to
 
 log = logging.getLogger(__name__)
+# A look at what other ranks ask for waits for the device.
+GPU_CHECK_EVERY = 10
+# A collective that times out should end a rank with its message, before the watchdog does.
+WATCH_MARGIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +40,27 @@ class Session:
         environment: This process's place among the ranks.
         device: Of this rank.
         experiment: The experiment's folder; a stage has a subfolder.
+        calibration_rank: The rank that calibrates for all.
+        signals: Those that end the command.
+        watch: Where stacks are written to, and when.
     """
 
     environment: Environment
     device: torch.device
     experiment: Path
+    calibration_rank: int
+    signals: StopSignals
+    watch: Watch
+
+    def supervision(self, guards: Guards) -> Supervision:
+        """Return who watches over a training; every rank must call it."""
+        on_gpu = self.device.type == "cuda"
+        return Supervision(
+            agreement=Agreement(check_every=GPU_CHECK_EVERY if on_gpu else 1, device=self.device),
+            signals=self.signals,
+            watch=self.watch,
+            guards=guards,
+        )
 
 
 @contextmanager
@@ -60,7 +85,15 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
 
             ensure_nms(device)
         try:
-            with process_group(environment, device=device, timeout_s=arguments.timeout):
+            with (
+                stop_signals() as signals,
+                process_group(
+                    environment,
+                    device=device,
+                    timeout_s=arguments.timeout,
+                    arrival_s=arguments.arrival_timeout,
+                ),
+            ):
                 log.info(
                     "rank %d of %d on %s, %d threads",
                     environment.rank,
@@ -69,7 +102,17 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
                     torch.get_num_threads(),
                 )
                 try:
-                    yield Session(environment=environment, device=device, experiment=experiment)
+                    yield Session(
+                        environment=environment,
+                        device=device,
+                        experiment=experiment,
+                        calibration_rank=_calibration_rank(arguments, environment),
+                        signals=signals,
+                        watch=Watch(
+                            stacks=experiment / "logs" / f"rank_{environment.rank}.stacks",
+                            limit_s=arguments.timeout + WATCH_MARGIN_S,
+                        ),
+                    )
                 except Exception as error:
                     _report(error, experiment)
                     raise
@@ -77,6 +120,15 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
             if not getattr(error, "reported", False):
                 _report(error, experiment)
             raise
+
+
+def _calibration_rank(arguments: argparse.Namespace, environment: Environment) -> int:
+    rank: int = arguments.calibration_rank
+    if not 0 <= rank < environment.world_size:
+        raise ValueError(
+            f"--calibration-rank {rank} is not one of the {environment.world_size} ranks"
+        )
+    return rank
 
 
 def choose_device(asked: str, environment: Environment) -> torch.device:
@@ -115,6 +167,10 @@ def _quieten_libraries() -> None:
 
 def _report(error: Exception, experiment: Path) -> None:
     """Print the error unless another rank has; log it with its traceback in any case."""
+    if isinstance(error, Stopped):
+        log.info("stopped by %s", error)
+        error.reported = True  # type: ignore[attr-defined]
+        return
     files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
     record = logging.LogRecord(
         __name__, logging.ERROR, __file__, 0, "".join(traceback.format_exception(error)), None, None
@@ -124,7 +180,7 @@ def _report(error: Exception, experiment: Path) -> None:
     if first_to_claim("report"):
         rank = os.environ.get("RANK")
         where = f"rank {rank}: " if rank not in (None, "0") else ""
-        line = f"error: {where}{one_line(error)}"
+        line = f"error: {where}{explain_lost_rank(error) or one_line(error)}"
         if not isinstance(error, ValueError):
             line += f" (traceback in {experiment / 'logs'})"
         print(line, file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dq.dist import collectives
 from dq.dist.data_parallel import wrap
-from dq.dist.sync_batch_norm import convert_sync_batch_norm
+from dq.dist.sync_batch_norm import convert_sync_batch_norm, revert_sync_batch_norm
 from dq.quant.fake_quantize import update_scales_
 from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import prepare
@@ -36,9 +36,11 @@ class Net(nn.Module):
         return out
 
 
-def prepared() -> tuple[Net, QuantizedGraph]:
+def prepared(converted: bool = False) -> tuple[Net, QuantizedGraph]:
     torch.manual_seed(0)
     net = Net()
+    if converted:
+        convert_sync_batch_norm(net)
     return net, prepare(net, Recipe())
 
 
@@ -96,8 +98,10 @@ def test_a_differing_quantizer_is_named_on_every_rank() -> None:
         assert "ranges differ between ranks in this test: 1 quantizers, first head" in message
 
 
-def train_steps(ranks: int) -> tuple[dict[str, Tensor], list[float], int]:
-    net, graph = prepared()
+def train_steps(
+    ranks: int, converted_first: bool = False
+) -> tuple[dict[str, Tensor], list[float], int]:
+    net, graph = prepared(converted_first)
     calibrate(graph)
     net.train()
     convert_sync_batch_norm(net)
@@ -131,3 +135,16 @@ def test_training_on_two_ranks_equals_one_process_with_the_whole_batch() -> None
     for name, value in alone.items():
         torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4, msg=name)
         assert torch.equal(first[name], second[name]), name
+
+
+def test_norms_converted_before_or_after_preparing_train_alike_and_revert() -> None:
+    after, before = run_ranks(train_steps, 2, 2), run_ranks(train_steps, 2, 2, True)
+    for one, other in zip(after, before, strict=True):
+        assert one[1] == other[1]
+        assert one[0].keys() == other[0].keys()
+        assert all(torch.equal(value, other[0][name]) for name, value in one[0].items())
+    net, _ = prepared(converted=True)
+    plain, _ = prepared()
+    revert_sync_batch_norm(net)
+    assert [type(m) for m in net.modules()] == [type(m) for m in plain.modules()]
+    plain.load_state_dict(net.state_dict())

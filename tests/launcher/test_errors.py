@@ -198,7 +198,11 @@ def test_unreadable_image_is_named(
     name = first_annotation(own_digits).stem
     (own_digits / "JPEGImages" / f"{name}.jpg").write_bytes(b"no picture")
     for workers in (0, 1):
-        options = (f"data_root={own_digits}", f"data.workers_per_gpu={workers}")
+        options = (
+            f"data_root={own_digits}",
+            f"data.workers_per_gpu={workers}",
+            "guards.max_bad_images=0",
+        )
         error = only_error(
             launch("train", config, "--work-dir", tmp_path / "work", "--cfg-options", *options)
         )

@@ -1,0 +1,56 @@
+"""The stage that measures each quantizer's effect."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dq.detector.calibrate import calibrate_and_repair, first_images
+from dq.detector.checkpoint import load_quantization, recipe_of
+from dq.detector.graph import quantize_detector
+from dq.detector.rank_state import seed_everything
+from dq.dist.one_rank import run_on_rank
+from dq.quant.repair import Mixed
+from dq.quant.sensitivity import analyze
+from launcher.plan import Plan
+from launcher.session import Session
+from launcher.stages.conclusion import read_checkpoint
+from launcher.stages.float_detector import float_detector
+
+
+def analyzed(
+    plan: Plan, place: Session, checkpoint: Path, *, mixed: Mixed, trusted: bool
+) -> dict[str, Any] | None:
+    """Measure each quantizer's effect on the outputs; one rank works, the others wait.
+
+    Returns:
+        On the main rank what `dq.tracking.sensitivity.sensitivity_table` takes, elsewhere None.
+    """
+    content, _ = read_checkpoint(checkpoint, trusted=trusted)
+    seed_everything(plan.seed)
+    detector = float_detector(plan, place, content, checkpoint)
+    stored = recipe_of(content)
+    graph = quantize_detector(detector, stored or plan.settings.recipe)
+
+    def work() -> dict[str, Any]:
+        batches = plan.calibration_batches()
+        if stored is not None:
+            load_quantization(graph, content, str(checkpoint))
+            detector.eval()
+        else:
+            repair = replace(plan.settings.repair, mixed=None)
+            kept = list(batches)
+            calibrate_and_repair(
+                detector,
+                graph,
+                kept,
+                place.device,
+                weight_range=plan.settings.recipe.weight_range,
+                repair=repair,
+            )
+            batches = iter(kept)
+        images = [b.to(place.device) for b in first_images(batches, mixed.images)]
+        return analyze(graph, images, mixed)
+
+    return run_on_rank(work)

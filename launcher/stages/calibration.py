@@ -1,0 +1,68 @@
+"""The stage that calibrates a float checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from dq.detector.calibrate import calibrate_and_repair
+from dq.detector.graph import quantize_detector
+from dq.detector.rank_state import seed_everything
+from dq.dist import collectives
+from dq.quant.phase import Phase, set_phase
+from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.recipe import Recipe
+from dq.quant.sensitivity import raise_bits_
+from dq.sync import calibrate_on_one_rank
+from dq.tracking.summary import StageSummary
+from launcher.plan import Plan
+from launcher.session import Session
+from launcher.stages.conclusion import conclude, read_checkpoint, reusable
+from launcher.stages.float_detector import float_detector
+
+log = logging.getLogger(__name__)
+
+
+def calibrated(
+    plan: Plan, place: Session, checkpoint: Path, *, trusted: bool, reuse: bool
+) -> StageSummary:
+    """Calibrate a float checkpoint on one rank, give all ranks its ranges, evaluate."""
+    content, parent = read_checkpoint(checkpoint, trusted=trusted)
+    key = plan.key("calibrated", place.device.type, parent)
+    if reuse and (done := reusable(place.experiment / "calibrated", key)):
+        return done
+    began = time.monotonic()
+    seed_everything(plan.seed)
+    detector = float_detector(plan, place, content, checkpoint)
+    graph = quantize_detector(detector, plan.settings.recipe)
+    recipe = calibrate_all(plan, place, detector, graph)
+    return conclude(plan, place, detector, "calibrated", key, began, graph, recipe, parent)
+
+
+def calibrate_all(plan: Plan, place: Session, detector: nn.Module, graph: QuantizedGraph) -> Recipe:
+    """Calibrate and repair on one rank; return the recipe with what mixed precision raised."""
+    raised: list[str] = []
+
+    def work() -> None:
+        found = calibrate_and_repair(
+            detector,
+            graph,
+            plan.calibration_batches(),
+            place.device,
+            weight_range=plan.settings.recipe.weight_range,
+            repair=plan.settings.repair,
+        )
+        raised.extend(found)
+
+    rank = place.calibration_rank
+    proof = calibrate_on_one_rank(graph, work, rank=rank)
+    names: list[str] = collectives.broadcast_object(raised, source=rank)
+    if not raised:  # on the ranks that did not calibrate
+        raise_bits_(graph, names)
+    set_phase(graph.quantizers, Phase.FROZEN)
+    log.info("all %d ranks have the same ranges, digest %s", collectives.world_size(), proof[:16])
+    return replace(plan.settings.recipe, raised=tuple(names))

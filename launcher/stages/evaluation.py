@@ -1,0 +1,56 @@
+"""The stage that evaluates a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from dq.detector.checkpoint import load_quantization, recipe_of
+from dq.detector.evaluate import main_metric
+from dq.detector.graph import quantize_detector
+from dq.dist import collectives
+from dq.dist.one_reader import on_main_rank
+from dq.quant.phase import Phase, set_phase
+from dq.sync import prove_equal
+from dq.tracking.summary import StageSummary, write_summary
+from launcher.plan import Plan
+from launcher.session import Session
+from launcher.stages.conclusion import measured, read_checkpoint
+from launcher.stages.float_detector import float_detector
+
+
+def evaluated(
+    plan: Plan, place: Session, checkpoint: Path, *, as_float: bool, trusted: bool
+) -> StageSummary:
+    """Evaluate a checkpoint on ``data.test``: rounded where it is quantized, else in float."""
+    began = time.monotonic()
+    content, parent = read_checkpoint(checkpoint, trusted=trusted)
+    detector = float_detector(plan, place, content, checkpoint)
+    recipe = None if as_float else recipe_of(content)
+    graph = None
+    if recipe is not None:
+        graph = quantize_detector(detector, recipe)
+        load_quantization(graph, content, str(checkpoint))
+        set_phase(graph.quantizers, Phase.FROZEN)
+    metrics = measured(plan, place, detector)
+    name, value = main_metric(metrics)
+    summary = StageSummary(
+        stage="eval",
+        key=plan.key("eval", place.device.type, parent),
+        metric=name,
+        value=value,
+        metrics=metrics,
+        parent=parent,
+        range_digest=None if graph is None else prove_equal(graph, "in evaluation"),
+        world_size=collectives.world_size(),
+        seconds=round(time.monotonic() - began, 1),
+        num_quantizers=0 if graph is None else len(graph.sites),
+    )
+
+    def write() -> None:
+        folder = place.experiment / "eval"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_summary(folder, summary)
+
+    on_main_rank(write)
+    return summary

@@ -1,0 +1,49 @@
+"""The stage that trains the float detector."""
+
+from __future__ import annotations
+
+import time
+
+from dq.detector.build import build_model
+from dq.detector.data import dataset_of
+from dq.detector.loop import train
+from dq.detector.rank_state import seed_everything
+from dq.dist.sync_batch_norm import revert_sync_batch_norm
+from dq.tracking.summary import StageSummary
+from launcher.plan import Plan
+from launcher.session import Session
+from launcher.stages.conclusion import conclude, reusable
+from launcher.stages.resumption import resumption
+from launcher.stages.synchronized_norms import synchronize_norms
+
+
+def train_float(
+    plan: Plan, place: Session, *, resume: str | None, sync_bn: str, validate: bool, reuse: bool
+) -> StageSummary:
+    """Train the float detector and evaluate it on ``data.test``."""
+    folder = place.experiment / "float"
+    key = plan.key("float", place.device.type, None, sync_bn)
+    if reuse and (done := reusable(folder, key)):
+        return done
+    began = time.monotonic()
+    found = resumption(resume, folder, key if reuse else None)
+    seed_everything(plan.seed)
+    dataset = dataset_of(plan.config, "train")
+    detector = build_model(plan.config, tuple(dataset.CLASSES), initialise=found is None)
+    detector.to(place.device)
+    if sync_bn != "auto":
+        synchronize_norms(detector, place, sync_bn)
+    detector = train(
+        plan.config,
+        detector,
+        dataset,
+        work_dir=folder,
+        device=place.device,
+        seed=plan.seed,
+        resume=found,
+        key=key,
+        validate=validate,
+        supervision=place.supervision(plan.guards),
+    )
+    revert_sync_batch_norm(detector)
+    return conclude(plan, place, detector, "float", key, began)

@@ -1,0 +1,94 @@
+"""The stage that trains quantization-aware."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from dq.detector.checkpoint import load_quantization, recipe_of
+from dq.detector.config import apply_options
+from dq.detector.data import dataset_of
+from dq.detector.graph import quantize_detector
+from dq.detector.loop import Quantization, train
+from dq.detector.rank_state import seed_everything
+from dq.dist.sync_batch_norm import revert_sync_batch_norm
+from dq.tracking.summary import StageSummary
+from launcher.plan import Plan
+from launcher.session import Session
+from launcher.stages.calibration import calibrate_all
+from launcher.stages.conclusion import conclude, read_checkpoint, reusable
+from launcher.stages.float_detector import float_detector
+from launcher.stages.resumption import resumption
+from launcher.stages.synchronized_norms import synchronize_norms
+
+log = logging.getLogger(__name__)
+
+
+def train_quantized(
+    plan: Plan,
+    place: Session,
+    checkpoint: Path,
+    *,
+    resume: str | None,
+    sync_bn: str,
+    validate: bool,
+    trusted: bool,
+    reuse: bool,
+) -> StageSummary:
+    """Train quantization-aware from a float or calibrated checkpoint and evaluate."""
+    folder = place.experiment / "qat"
+    content, parent = read_checkpoint(checkpoint, trusted=trusted)
+    key = plan.key("qat", place.device.type, parent, sync_bn)
+    if reuse and (done := reusable(folder, key)):
+        return done
+    began = time.monotonic()
+    found = resumption(resume, folder, key if reuse else None)
+    seed_everything(plan.seed)
+    config = copy.deepcopy(plan.config)
+    apply_options(config, plan.settings.training)
+    dataset = dataset_of(config, "train")
+    detector = float_detector(plan, place, content, checkpoint)
+    recipe = plan.settings.recipe
+    # A training that goes on has its ranges; else those of a calibrated checkpoint are taken.
+    ranges = content if found is None else found.content
+    source = str(checkpoint) if found is None else found.source
+    stored = recipe_of(ranges)
+    if stored is not None and replace(stored, raised=()) == recipe:
+        recipe = stored
+    else:
+        stored = None
+    graph = quantize_detector(detector, recipe)
+    if stored is not None:
+        load_quantization(graph, ranges, source)
+        log.info("ranges of %s are used, no calibration needed", source)
+    elif found is None:
+        recipe = calibrate_all(plan, place, detector, graph)
+    else:
+        raise ValueError(
+            f"{source} was not trained with this config's quant section; resume with the config"
+            " it was made with, or begin anew without --resume"
+        )
+    synchronize_norms(detector, place, "on" if sync_bn == "auto" else sync_bn)
+    detector = train(
+        config,
+        detector,
+        dataset,
+        work_dir=folder,
+        device=place.device,
+        seed=plan.seed,
+        quantization=Quantization(
+            graph=graph,
+            recipe=recipe,
+            schedule=plan.settings.schedule,
+            refinements=plan.settings.refinements,
+        ),
+        resume=found,
+        key=key,
+        validate=validate,
+        supervision=place.supervision(plan.guards),
+    )
+    revert_sync_batch_norm(detector)
+    return conclude(plan, place, detector, "qat", key, began, graph, recipe, parent)

@@ -1,0 +1,109 @@
+"""Faults that strike a training at a chosen step of a chosen rank, as an mmcv hook of a config.
+
+A config names it with ``custom_imports = dict(imports=['tests.launcher.faults'])`` and
+``custom_hooks = [dict(type='FaultHook', what='kill', rank=1, step=3, marker='...')]``. A fault
+strikes once: the marker it leaves keeps it from striking the resumed training again.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmcv.runner import HOOKS, Hook
+from mmdet.datasets import PIPELINES
+from torch import nn
+
+SIGNALS = {
+    "kill": signal.SIGKILL,
+    "SIGTERM": signal.SIGTERM,
+    "SIGUSR1": signal.SIGUSR1,
+    "SIGUSR2": signal.SIGUSR2,
+    "SIGINT": signal.SIGINT,
+    "freeze": signal.SIGSTOP,
+}
+
+
+@HOOKS.register_module(force=True)
+class FaultHook(Hook):
+    """Do something terrible before a step.
+
+    Args:
+        what: A key of `SIGNALS`, sent to this process, or the name of a method below.
+        rank: Whom it strikes; -1 for all.
+        step: Steps done before it.
+        marker: A file that says that it has struck; ``{rank}`` in it is replaced.
+        argument: What the method takes.
+    """
+
+    def __init__(self, what: str, rank: int, step: int, marker: str, argument: Any = None) -> None:
+        self.what, self.rank, self.step, self.argument = what, rank, step, argument
+        self.me = int(os.environ.get("RANK", "0"))
+        self.marker = Path(marker.format(rank=self.me))
+
+    def before_train_iter(self, runner: Any) -> None:
+        if self.rank not in (-1, self.me) or runner.iter != self.step or self.marker.exists():
+            return
+        self.marker.write_text(f"{time.time()}")
+        if self.what in SIGNALS:
+            os.kill(os.getpid(), SIGNALS[self.what])
+        else:
+            getattr(self, self.what)(runner)
+
+    def nan(self, runner: Any) -> None:
+        """Spoil one image of this step's batch."""
+        runner.data_batch[0]["img"].data[0][0].fill_(float("nan"))
+
+    def delay(self, runner: Any) -> None:
+        time.sleep(self.argument)
+
+    def remove(self, runner: Any) -> None:
+        Path(self.argument).unlink()
+
+    def diverge(self, runner: Any) -> None:
+        """Change one weight of this rank alone."""
+        module: nn.Module = getattr(runner.model, "module", runner.model)
+        with torch.no_grad():
+            next(module.parameters()).view(-1)[0].add_(1e-3)
+
+    def kill_worker(self, runner: Any) -> None:
+        workers = multiprocessing.active_children()
+        assert workers
+        os.kill(workers[0].pid or 0, signal.SIGKILL)
+
+
+def pid_file(rank: int) -> Path:
+    """Return where a rank writes its process id, for others to find it."""
+    return Path(os.environ["FAULT_FOLDER"]) / f"pid_{rank}"
+
+
+if "FAULT_FOLDER" in os.environ and multiprocessing.parent_process() is None:
+    pid_file(int(os.environ.get("RANK", "0"))).write_text(str(os.getpid()))
+
+
+@PIPELINES.register_module(force=True)
+class FaultAtImage:
+    """A step of a test pipeline that kills a rank when some rank loads its n-th image.
+
+    Args:
+        by: The rank that loads.
+        victim: The rank that dies.
+        image: How many images ``by`` loads before.
+        marker: As for `FaultHook`.
+    """
+
+    def __init__(self, by: int, victim: int, image: int, marker: str) -> None:
+        self.by, self.victim, self.left, self.marker = by, victim, image, Path(marker)
+
+    def __call__(self, results: Any) -> Any:
+        self.left -= 1
+        here = int(os.environ.get("RANK", "0")) == self.by
+        if self.left < 0 and here and not self.marker.exists():
+            self.marker.write_text(f"{time.time()}")
+            os.kill(int(pid_file(self.victim).read_text()), signal.SIGKILL)
+        return results

@@ -1,0 +1,86 @@
+"""A compiled training takes the steps of one that is not, with everything else switched on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.conftest import Launch, torchrun
+from tests.launcher.test_resume import losses
+
+pytestmark = pytest.mark.slow
+
+EVERYTHING = """
+_base_ = [{base!r}]
+log_config = dict(interval=1)
+runner = dict(max_epochs=2)
+quant = dict(
+    learned='lsq',
+    oscillation=dict(dampening=1e-4),
+    ema=dict(momentum=0.1),
+    schedule=dict(round_after=dict(iteration=2), freeze_norm_after=0.8, freeze_ranges_after=0.9),
+    training={{'optimizer.lr': 4e-3, 'runner.max_epochs': 2}})
+{more}
+"""
+
+
+@pytest.fixture(scope="module")
+def float_checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("float")
+    done = torchrun(1, "train", config, "--work-dir", folder, "--no-validate")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "float/float.pth"
+
+
+def trained(
+    config: Path, checkpoint: Path, folder: Path, ranks: int, more: str
+) -> dict[int, dict[str, float]]:
+    folder.mkdir()
+    path = folder / "everything.py"
+    path.write_text(EVERYTHING.format(base=str(config), more=more))
+    done = torchrun(ranks, "qat", path, "--checkpoint", checkpoint, "--work-dir", folder,
+                    "--sync-bn", "on")  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "recompile_limit" not in done.stderr
+    assert ("the network is compiled" in done.stdout) is ("compile" in more)
+    return losses(folder / "qat")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "backend", "fp16"),
+    [(2, "aot_eager", False), (2, "aot_eager", True), (1, "inductor", False)],
+)
+def test_the_losses_are_those_of_a_training_that_is_not_compiled(
+    config: Path, float_checkpoint: Path, tmp_path: Path, ranks: int, backend: str, fp16: bool
+) -> None:
+    more = "fp16 = dict(loss_scale='dynamic')" if fp16 else ""
+    plain = trained(config, float_checkpoint, tmp_path / "plain", ranks, more)
+    found = trained(
+        config, float_checkpoint, tmp_path / "compiled", ranks,
+        f"{more}\ncompile = dict(backend={backend!r})",
+    )  # fmt: skip
+    assert plain.keys() == found.keys()
+    assert len(plain) >= 6
+    # Rounding makes a step's last digits matter: a weight on a border falls to either side.
+    tolerance = 0.05 if fp16 else 0.01
+    for step, row in plain.items():
+        assert found[step]["loss"] == pytest.approx(row["loss"], rel=tolerance), step
+
+
+def test_what_does_not_go_together_is_refused(
+    launch: Launch, config: Path, float_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "both.py"
+    path.write_text(f"_base_ = [{str(config)!r}]\ncompile = True\nquant = dict(distill=dict())\n")
+    code, _, err = launch("qat", path, "--checkpoint", float_checkpoint, "--work-dir", tmp_path)
+    assert code == 2
+    assert "compile and quant.distill do not go together" in err
+    for setting, words in (
+        ("dict(mod='default')", "compile.mod is not a setting; there are backend, mode, dynamic"),
+        ("dict(mode='fast')", "compile.mode is 'fast'; use one of default"),
+        ("'yes'", "use True, False or dict"),
+    ):
+        path.write_text(f"_base_ = [{str(config)!r}]\ncompile = {setting}\n")
+        code, _, err = launch("train", path, "--work-dir", tmp_path / "w")
+        assert (code, words in err) == (2, True), err

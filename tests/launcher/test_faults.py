@@ -1,0 +1,374 @@
+"""The fault table of docs/faults.md: each row is a test with real processes and a real fault.
+
+Ranks are mostly started as srun starts them, so that nobody ends the others when one dies. With
+DQ_FAULT_TABLE=FILE each test appends its measured row to that file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dq.dist.checkpoint import latest_checkpoint, load_checkpoint
+from dq.dist.signals import STOPPED_CODE
+from tests.launcher.conftest import Launch
+from tests.launcher.strikes import Ending, marked, run_ranks_alone, run_torchrun
+
+pytestmark = pytest.mark.slow
+
+# All ranks must have ended so soon after the strike, however busy the machine is.
+LIMIT_S = 60.0
+STAGE = """
+_base_ = [{base!r}]
+custom_imports = dict(imports=['tests.launcher.faults'], allow_failed_imports=False)
+runner = dict(max_epochs={epochs})
+data = dict(workers_per_gpu={workers})
+log_config = dict(interval=1)
+checkpoint_config = dict(steps=2)
+quant = dict(training={{'runner.max_epochs': {epochs}}})
+{more}
+"""
+HOOK = "custom_hooks = [dict(type='FaultHook', what={what!r}, rank={rank}, step={step}, marker={marker!r}, argument={argument!r})]"  # noqa: E501
+IMAGE = """
+test_pipeline = [
+    dict(type='FaultAtImage', by={by}, victim={victim}, image={image}, marker={marker!r}),
+    dict(type='LoadImageFromFile'),
+    dict(type='MultiScaleFlipAug', img_scale=(96, 96), flip=False, transforms=[
+        dict(type='Resize', keep_ratio=False),
+        dict(type='Normalize', mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True),
+        dict(type='ImageToTensor', keys=['img']),
+        dict(type='Collect', keys=['img']),
+    ])
+]
+data = dict(val=dict(pipeline=test_pipeline), test=dict(pipeline=test_pipeline))
+"""
+
+
+def config_with(
+    config: Path, folder: Path, more: str, *, epochs: int = 2, workers: int = 0
+) -> Path:
+    """Write the tiny config with more lines."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "faulty.py"
+    path.write_text(STAGE.format(base=str(config), epochs=epochs, workers=workers, more=more))
+    return path
+
+
+def hook(folder: Path, what: str, *, rank: int, step: int, argument: object = None) -> str:
+    """Return the config's line for a fault in training."""
+    marker = str(folder / "struck{rank}")
+    return HOOK.format(what=what, rank=rank, step=step, marker=marker, argument=argument)
+
+
+def record(row: str, ending: Ending, lost: str) -> None:
+    """Append a measured row to the table where one is asked for."""
+    if "DQ_FAULT_TABLE" in os.environ:
+        said = ending.errors[0] if ending.errors else "-"
+        with Path(os.environ["DQ_FAULT_TABLE"]).open("a") as file:
+            file.write(f"| {row} | {lost} | {ending.seconds:.0f} s | {ending.codes} | {said} |\n")
+
+
+def must_have_ended(ending: Ending, *, errors: int = 1) -> None:
+    """Assert that nothing is left and that the user reads one line."""
+    assert ending.left == []
+    assert ending.seconds < LIMIT_S
+    assert len(ending.errors) == errors, ending.output[-5000:]
+
+
+@pytest.fixture(scope="module")
+def float_checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("float")
+    ending = run_ranks_alone(1, "train", config, "--work-dir", folder, "--no-validate",
+                             folder=folder)  # fmt: skip
+    assert ending.codes == [0], ending.output[-3000:]
+    return folder / "float/float.pth"
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("stage", ["train", "qat"])
+def test_rank_killed_in_training(
+    config: Path, float_checkpoint: Path, tmp_path: Path, stage: str, victim: int
+) -> None:
+    path = config_with(config, tmp_path, hook(tmp_path, "kill", rank=victim, step=5))
+    words = [stage, path, "--work-dir", tmp_path / "w", "--no-validate"]
+    words += ["--checkpoint", float_checkpoint] if stage == "qat" else []
+    ending = run_ranks_alone(2, *words, folder=tmp_path)
+    must_have_ended(ending)
+    assert ending.codes[victim] == -signal.SIGKILL
+    assert ending.codes[1 - victim] == 1
+    assert "another rank was lost" in ending.errors[0]
+    folder = tmp_path / "w" / ("float" if stage == "train" else "qat")
+    newest = latest_checkpoint(folder, "*_[0-9]*.pth")
+    assert newest is not None
+    assert load_checkpoint(newest)["training"]["iteration"] == 4
+    record(f"kill -9 of rank {victim} in {stage}", ending, "steps since the last checkpoint")
+
+
+@pytest.mark.parametrize(("command", "victim"), [("calibrate", 0), ("calibrate", 1), ("eval", 1)])
+def test_rank_killed_in_calibration_and_evaluation(
+    config: Path, float_checkpoint: Path, tmp_path: Path, command: str, victim: int
+) -> None:
+    more = IMAGE.format(by=0, victim=victim, image=3, marker=str(tmp_path / "struck"))
+    path = config_with(config, tmp_path, more)
+    ending = run_ranks_alone(
+        2, command, path, "--checkpoint", float_checkpoint, "--work-dir", tmp_path / "w",
+        folder=tmp_path, environ={"FAULT_FOLDER": str(tmp_path)},
+    )  # fmt: skip
+    must_have_ended(ending)
+    assert ending.codes[victim] == -signal.SIGKILL
+    assert ending.codes[1 - victim] == 1
+    assert not list((tmp_path / "w").glob("*/*.pth"))
+    record(f"kill -9 of rank {victim} in {command}", ending, "the stage, which is short")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_signal_to_one_rank_stops_all_after_the_same_step(
+    config: Path, tmp_path: Path, name: str
+) -> None:
+    path = config_with(config, tmp_path, hook(tmp_path, name, rank=1, step=3), epochs=4)
+    words = ["train", path, "--work-dir", tmp_path / "w", "--no-validate"]
+    ending = run_ranks_alone(2, *words, folder=tmp_path)
+    must_have_ended(ending, errors=0)
+    assert ending.codes == [STOPPED_CODE, STOPPED_CODE], ending.output[-3000:]
+    newest = latest_checkpoint(tmp_path / "w/float", "*_[0-9]*.pth")
+    assert newest is not None
+    assert load_checkpoint(newest)["training"]["iteration"] in (4, 5)
+    assert f"stopped by {name}" in ending.output
+    record(f"{name} to one rank in training", ending, "nothing")
+
+
+def test_sigterm_to_torchrun_loses_nothing(config: Path, tmp_path: Path) -> None:
+    # What `kill`, and Slurm at the end of a job's time, do: the agent hands it to its ranks.
+    path = config_with(config, tmp_path, hook(tmp_path, "delay", rank=0, step=3, argument=1.0),
+                       epochs=60)  # fmt: skip
+
+    def terminate() -> None:
+        while not list(tmp_path.glob("struck*")):
+            time.sleep(0.2)
+        time.sleep(1.5)
+        for pid, line in list(_processes(tmp_path)):
+            if "torch.distributed.run" in line:
+                os.kill(pid, signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate, daemon=True)
+    thread.start()
+    ending = run_torchrun(
+        2, "train", path, "--work-dir", tmp_path / "w", "--no-validate", folder=tmp_path
+    )
+    must_have_ended(ending, errors=0)
+    assert "stopped by SIGTERM" in ending.output
+    newest = latest_checkpoint(tmp_path / "w/float", "*_[0-9]*.pth")
+    assert newest is not None
+    said = re.findall(r"Epoch \[(\d+)\]\[(\d+)/3\]", ending.output)
+    last = max(3 * (int(epoch) - 1) + int(step) for epoch, step in said)
+    assert load_checkpoint(newest)["training"]["iteration"] == last
+    record("SIGTERM to torchrun", ending, "nothing")
+
+
+def _processes(folder: Path) -> Iterator[tuple[int, str]]:
+    """Yield the processes whose command line names a folder."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if str(folder) in line:
+                    yield int(entry.name), line
+
+
+def test_disk_full_at_a_checkpoint(config: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(disk)],
+        capture_output=True, check=False, text=True,
+    )  # fmt: skip
+    if mounted.returncode != 0:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        path = config_with(
+            config, tmp_path, "checkpoint_config = dict(max_keep_ckpts=-1)", epochs=9
+        )
+        ending = run_ranks_alone(2, "train", path, "--work-dir", disk / "w", "--no-validate",
+                                 folder=tmp_path)  # fmt: skip
+        must_have_ended(ending)
+        assert ending.codes == [1, 1]
+        assert re.search(r"checkpoint .* could not be written: No space left", ending.errors[0])
+        newest = latest_checkpoint(disk / "w/float", "*_[0-9]*.pth")
+        assert newest is not None
+        assert not list((disk / "w/float").glob(".*tmp"))
+        record("disk full at a checkpoint", ending, "steps since the last checkpoint")
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped"])
+def test_damaged_checkpoint_is_passed_over(
+    launch: Launch, config: Path, tmp_path: Path, how: str
+) -> None:
+    path = config_with(config, tmp_path, "")
+    words = ("train", path, "--work-dir", tmp_path / "w", "--no-validate")
+    assert launch(*words)[0] == 0
+    newest = tmp_path / "w/float/epoch_2.pth"
+    content = bytearray(newest.read_bytes())
+    if how == "cut":
+        del content[-100:]
+    else:
+        content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    code, out, err = launch(*words, "--resume", "auto")
+    assert code == 0, err
+    assert re.search(r"skipped: .*epoch_2.pth does not match its checksum", out)
+    assert re.search(r"resumed from .*step_12.pth|resumed from .*step_10.pth", out), out
+
+
+def test_loader_process_killed(config: Path, tmp_path: Path) -> None:
+    path = config_with(config, tmp_path, hook(tmp_path, "kill_worker", rank=0, step=1), workers=2)
+    ending = run_ranks_alone(2, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
+                             folder=tmp_path)  # fmt: skip
+    must_have_ended(ending, errors=0)
+    assert ending.codes == [0, 0], ending.output[-3000:]
+    assert "a loader process was lost" in ending.output
+    record("a loader process killed", ending, "nothing; the job goes on")
+
+
+def test_image_deleted_in_training(config: Path, digits: Path, tmp_path: Path) -> None:
+    import shutil
+
+    own = Path(shutil.copytree(digits, tmp_path / "own"))
+    name = (own / "ImageSets/Main/train.txt").read_text().split()[0]
+    image = own / "JPEGImages" / f"{name}.jpg"
+    more = hook(tmp_path, "remove", rank=0, step=1, argument=str(image))
+    path = config_with(config, tmp_path, f"{more}\ndata_root = {str(own)!r}")
+    ending = run_ranks_alone(2, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
+                             folder=tmp_path)  # fmt: skip
+    must_have_ended(ending, errors=0)
+    assert ending.codes == [0, 0], ending.output[-3000:]
+    logs = "".join(p.read_text() for p in (tmp_path / "w/logs").glob("rank_*.log"))
+    assert image.name in logs
+    record("an image deleted in training", ending, "nothing; another takes its place")
+
+
+def test_nan_of_one_rank_is_named(config: Path, tmp_path: Path) -> None:
+    path = config_with(config, tmp_path, hook(tmp_path, "nan", rank=1, step=3))
+    ending = run_ranks_alone(2, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
+                             folder=tmp_path)  # fmt: skip
+    must_have_ended(ending)
+    assert ending.codes == [1, 1]
+    assert re.search(r"step 4: loss\w* is nan.* on rank 1 \(images \w+\.jpg", ending.errors[0])
+    record("NaN on one rank", ending, "steps since the last checkpoint")
+
+
+def test_nan_of_one_rank_is_left_out_where_asked_for(config: Path, tmp_path: Path) -> None:
+    more = hook(tmp_path, "nan", rank=1, step=3) + "\nguards = dict(nonfinite='skip')"
+    path = config_with(config, tmp_path, more)
+    ending = run_ranks_alone(2, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
+                             folder=tmp_path)  # fmt: skip
+    must_have_ended(ending, errors=0)
+    assert ending.codes == [0, 0], ending.output[-3000:]
+    assert re.search(r"step 4 is left out, the 1\. so far: loss\w* is nan", ending.output)
+    tensors = load_checkpoint(tmp_path / "w/float/float.pth")["state_dict"].values()
+    assert all(bool(t.isfinite().all()) for t in tensors)
+    record("NaN on one rank, guards.nonfinite='skip'", ending, "that step; the job goes on")
+
+
+def test_rank_that_diverges_stops_the_job(config: Path, tmp_path: Path) -> None:
+    more = hook(tmp_path, "diverge", rank=1, step=3) + "\nguards = dict(compare_every=1)"
+    path = config_with(config, tmp_path, more)
+    ending = run_ranks_alone(2, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
+                             folder=tmp_path)  # fmt: skip
+    must_have_ended(ending)
+    assert ending.codes == [1, 1]
+    assert "differ between ranks" in ending.errors[0]
+    record("weights of one rank changed", ending, "steps since the last checkpoint")
+
+
+def test_rank_that_never_arrives_is_named(config: Path, tmp_path: Path) -> None:
+    path = config_with(config, tmp_path, "")
+    ending = run_ranks_alone(3, "train", path, "--work-dir", tmp_path / "w",
+                             "--arrival-timeout", "8", folder=tmp_path, absent=(2,))  # fmt: skip
+    must_have_ended(ending)
+    assert ending.codes == [1, 1]
+    assert re.search(r"rank 2\b.* (did not|has not) arrive", ending.errors[0])
+    record("a rank never arrives", ending, "nothing")
+
+
+def test_frozen_rank_ends_the_job_with_stacks(config: Path, tmp_path: Path) -> None:
+    more = hook(tmp_path, "freeze", rank=1, step=3) + "\nguards = dict(quiet_s=4)"
+    path = config_with(config, tmp_path, more)
+
+    def thaw() -> None:  # So that the test's own processes can end.
+        time.sleep(45)
+        for pid, _ in _processes(tmp_path):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    threading.Thread(target=thaw, daemon=True).start()
+    ending = run_ranks_alone(2, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
+                             "--timeout", "12", folder=tmp_path)  # fmt: skip
+    assert ending.left == []
+    assert ending.codes[0] != 0
+    assert "has not finished" in ending.output
+    stacks = (tmp_path / "w/logs/rank_0.stacks").read_text()
+    assert "backward" in stacks
+    record("a rank stands still (SIGSTOP), --timeout 12", ending, "steps since the last checkpoint")
+
+
+def test_lost_store_ends_the_job(config: Path, tmp_path: Path) -> None:
+    # Under torchrun the store lives in the agent.
+    path = config_with(config, tmp_path, hook(tmp_path, "delay", rank=0, step=3, argument=1.0),
+                       epochs=400)  # fmt: skip
+
+    def kill_agent() -> None:
+        while not list(tmp_path.glob("struck*")):
+            time.sleep(0.2)
+        for pid, line in list(_processes(tmp_path)):
+            if "torch.distributed.run" in line:
+                os.kill(pid, signal.SIGKILL)
+
+    threading.Thread(target=kill_agent, daemon=True).start()
+    began = time.monotonic()
+    ending = run_torchrun(
+        2, "train", path, "--work-dir", tmp_path / "w", "--no-validate", folder=tmp_path
+    )
+    while list(_processes(tmp_path)) and time.monotonic() < began + 120:
+        time.sleep(0.2)
+    assert not list(_processes(tmp_path))
+    record("torchrun's agent killed, and with it the store", ending, "see text")
+
+
+def test_slow_rank_is_named(config: Path, tmp_path: Path) -> None:
+    path = config_with(config, tmp_path, hook(tmp_path, "delay", rank=1, step=4, argument=3.0))
+    ending = run_ranks_alone(2, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
+                             folder=tmp_path)  # fmt: skip
+    assert ending.codes == [0, 0], ending.output[-3000:]
+    assert re.search(r"rank 1 .*slow|slow.* rank 1", ending.output)
+    record("a rank delayed by 3 s", ending, "nothing; the rank is named")
+
+
+def test_second_signal_ends_at_once(config: Path, tmp_path: Path) -> None:
+    path = config_with(config, tmp_path, hook(tmp_path, "delay", rank=0, step=3, argument=30.0))
+
+    def interrupt_twice() -> None:
+        while not list(tmp_path.glob("struck*")):
+            time.sleep(0.2)
+        for _ in range(2):
+            for pid, line in list(_processes(tmp_path)):
+                if "-m launcher" in line:
+                    os.kill(pid, signal.SIGINT)
+            time.sleep(2)
+
+    threading.Thread(target=interrupt_twice, daemon=True).start()
+    ending = run_ranks_alone(1, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
+                             folder=tmp_path)  # fmt: skip
+    assert ending.codes == [128 + signal.SIGINT]
+    assert ending.seconds < 20
+    assert marked is not None

@@ -1,0 +1,118 @@
+"""Two hosts on one machine: network namespaces with an address each and a cable between them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.conftest import ROOT
+
+PORT = 29411
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A host.
+
+    Attributes:
+        name: Of its namespace.
+        address: That the other reaches it by.
+        interface: That this address belongs to.
+    """
+
+    name: str
+    address: str
+    interface: str
+
+    def start(
+        self, meet: Node, *words: object, output: Path, nodes: str = "2", ranks: int = 1,
+        options: tuple[str, ...] = (),
+    ) -> subprocess.Popen[bytes]:  # fmt: skip
+        """Start torchrun here as a user does on each host, with the launcher in it.
+
+        Args:
+            meet: The host of the rendezvous.
+            words: The launcher's command line.
+            output: A file for all that is printed.
+            nodes: torchrun's ``--nnodes``.
+            ranks: On this host.
+            options: More of torchrun's.
+        """
+        command = [
+            *("ip", "netns", "exec", self.name),
+            *(sys.executable, "-m", "torch.distributed.run"),
+            *("--nnodes", nodes, "--nproc-per-node", str(ranks), "--rdzv-backend", "c10d"),
+            *("--rdzv-endpoint", f"{meet.address}:{PORT}", "--rdzv-id", "two-nodes"),
+            # torchrun looks its own name up to find out, and a name says nothing of a namespace.
+            *("--rdzv-conf", f"is_host={int(self == meet)}"),
+            *("--local-addr", self.address, *options, "-m", "launcher", *map(str, words)),
+        ]
+        environ = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": self.interface}
+        with output.open("wb") as file:
+            return subprocess.Popen(
+                command, cwd=ROOT, env=environ, stdout=file, stderr=subprocess.STDOUT
+            )
+
+    def processes(self) -> list[int]:
+        """Return the processes that run on this host."""
+        found = subprocess.run(
+            ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False
+        )
+        return [int(pid) for pid in found.stdout.split()]
+
+    def lose_power(self) -> None:
+        """Kill all that runs here, torchrun's agent too, at once."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def pull_cable(self) -> None:
+        """Cut the host off, without a word to the other."""
+        _ip("-n", self.name, "link", "set", self.interface, "down")
+
+
+@contextlib.contextmanager
+def two_nodes() -> Iterator[tuple[Node, Node]]:
+    """Make two hosts, and take them down with all that runs there.
+
+    Skips the test where this process may not make network namespaces.
+    """
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("two hosts are network namespaces, which need root and iproute2's ip")
+    mark = uuid.uuid4().hex[:6]
+    first, second = (
+        Node(f"dq-{side}-{mark}", f"10.203.77.{number}", f"v{side}{mark}")
+        for number, side in enumerate("ab", start=1)
+    )
+    made = subprocess.run(
+        ["ip", "netns", "add", first.name], capture_output=True, text=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip(f"a network namespace cannot be made here: {made.stderr.strip()}")
+    try:
+        _ip("netns", "add", second.name)
+        _ip("link", "add", first.interface, "netns", first.name, "type", "veth",
+            "peer", "name", second.interface, "netns", second.name)  # fmt: skip
+        for node in (first, second):
+            _ip("-n", node.name, "addr", "add", f"{node.address}/24", "dev", node.interface)
+            _ip("-n", node.name, "link", "set", "lo", "up")
+            _ip("-n", node.name, "link", "set", node.interface, "up")
+        yield first, second
+    finally:
+        for node in (first, second):
+            node.lose_power()
+            subprocess.run(["ip", "netns", "del", node.name], capture_output=True, check=False)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
