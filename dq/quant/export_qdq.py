@@ -47,7 +47,7 @@ def to_qdq_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
         model: As `dq.quant.export_onnx.placeholder_model` returns it.
         specs: The integers of every quantizer, by its name.
     """
-    writer = _Writer(model, specs)
+    writer = Writer(model, specs)
     for node in placeholders(model):
         if node.op_type == WEIGHT:
             writer.write_weight(node)
@@ -82,7 +82,7 @@ def finish_(model: ir.Model) -> None:
     model.graph.sort()
 
 
-class _Writer:
+class Writer:
     """Writes nodes into one model, and each constant once."""
 
     def __init__(self, model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
@@ -100,7 +100,7 @@ class _Writer:
         return self.graph.initializers[name]
 
     def parameters(
-        self, site: str, node: ir.Node, spec: QuantSpec, suffix: str = ""
+        self, site: str, node: ir.Node, spec: QuantSpec
     ) -> Iterator[ir.Value]:
         """Yield scale and zero point of a quantizer."""
         kind = _TYPES[width(spec), spec.signed][1]
@@ -111,6 +111,11 @@ class _Writer:
         """Return the site's name, with a number from its second use on."""
         self.uses[site] = self.uses.get(site, 0) + 1
         return site if self.uses[site] == 1 else f"{site}#{self.uses[site]}"
+
+    def use(self, node: ir.Node, value: ir.Value) -> None:
+        """Let ``value`` stand in for a node's result; the node goes."""
+        node.outputs[0].replace_all_uses_with(value)
+        self.graph.remove(node, safe=True)
 
     def write_weight(self, node: ir.Node) -> None:
         site = site_of(node)

@@ -25,19 +25,20 @@ from dq.quant.trace import remove_dead_code
 INTEGERS = "integers"
 
 
-def integer_network(graph: QuantizedGraph) -> fx.GraphModule:
+def integer_network(graph: QuantizedGraph, *, empty: bool = False) -> fx.GraphModule:
     """Return the network of a quantized graph as a module that holds integers and needs no recipe.
 
     Float modules that the graph calls are shared with it, and put into evaluation mode.
 
     Args:
         graph: With its ranges in place; unchanged.
+        empty: Ranges may be missing, as the network is to be loaded into.
 
     Raises:
         ValueError: A quantizer has no range yet, or a layer cannot be kept as integers; it is
             named.
     """
-    return _Conversion(graph).network()
+    return _Conversion(graph, empty=empty).network()
 
 
 def emitting_of(network: fx.GraphModule) -> Emitting:
@@ -54,8 +55,8 @@ class _Conversion:
         modules: What the new graph calls and reads, by name.
     """
 
-    def __init__(self, graph: QuantizedGraph) -> None:
-        self.root = graph.root
+    def __init__(self, graph: QuantizedGraph, *, empty: bool) -> None:
+        self.root, self.empty = graph.root, empty
         self.names = {site.name for site in graph.sites}
         self.graph = fx.Graph()
         copied: dict[fx.Node, fx.Node] = {}
@@ -135,7 +136,7 @@ class _Conversion:
 
     def _convert_activation(self, node: fx.Node, quantizer: ActivationQuantizer) -> None:
         site = str(node.target).removeprefix(f"{CONTAINER}.")
-        if not quantizer.has_range:
+        if not (self.empty or quantizer.has_range):
             raise ValueError(f"{site} has no range; calibrate the checkpoint first")
         name = f"{INTEGERS}.{site}"
         self.modules[name] = IntegerActivation(
