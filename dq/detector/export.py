@@ -21,7 +21,7 @@ from dq.quant.qparams import qparams, specs_of
 from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
 
-FORMATS = ("onnx-qdq", "onnx-tidl", "torch-int")
+ENDINGS = {"onnx-qdq": ".onnx", "onnx-tidl": ".tidl.onnx", "torch-int": ".int.pth"}
 
 
 def export_detector(
@@ -44,7 +44,7 @@ def export_detector(
         graph: Its graph with ranges, FROZEN.
         folder: Made where missing.
         name: Of the files.
-        kind: One of `FORMATS`.
+        kind: A key of `ENDINGS`.
         size: Height and width of the images.
         opset: Of ONNX; None for the lowest that has the recipe's integers.
         metadata: Kept in every file.
@@ -60,7 +60,7 @@ def export_detector(
     parameters = qparams(network)
     for head in heads.values():
         parameters.update(qparams(head))
-    paths = [folder / f"{name}.{'pth' if kind == 'torch-int' else 'onnx'}"]
+    paths = [folder / f"{name}{ENDINGS[kind]}"]
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "torch-int":
         content = {"meta": dict(metadata), INTEGER: integer_content(network)}
@@ -172,8 +172,19 @@ def metadata_of(
     size: tuple[int, int],
     sha256: str,
     recipe: Recipe,
+    checkpoint: str,
 ) -> dict[str, str]:
-    """Return what whoever runs the exported model needs to know, as text."""
+    """Return what whoever runs the exported model needs to know, as text.
+
+    Args:
+        config: Of the detector.
+        classes: In the order of the outputs' channels.
+        kind: A key of `ENDINGS`.
+        size: Height and width of the images.
+        sha256: Of the checkpoint.
+        recipe: Which module has which integers.
+        checkpoint: Where it lies, from the exported file's folder.
+    """
     normalization = next(_steps(config, "Normalize"), {})
     preprocessing = {
         "mean": [float(x) for x in normalization.get("mean", (0, 0, 0))],
@@ -185,6 +196,7 @@ def metadata_of(
         "format": kind,
         "classes": json.dumps(classes),
         "preprocessing": json.dumps(preprocessing),
+        "checkpoint": checkpoint,
         "checkpoint_sha256": sha256,
         "recipe": json.dumps(asdict(recipe)),
         "config": config.pretty_text,
@@ -199,7 +211,7 @@ def image_size(config: Config, given: tuple[int, int] | None) -> tuple[int, int]
     """
     if given is not None:
         return given
-    scale = next((s["img_scale"] for s in _steps(config, "MultiScaleFlipAug") if s.get("img_scale")), None)
+    scale = next(_steps(config, "MultiScaleFlipAug"), {}).get("img_scale")
     padding = next(_steps(config, "Pad"), {})
     if padding.get("size"):
         return int(padding["size"][0]), int(padding["size"][1])

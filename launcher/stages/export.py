@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import os
 from pathlib import Path
 
 from dq.detector.checkpoint import load_quantization, recipe_of
@@ -15,8 +15,6 @@ from launcher.plan import Plan
 from launcher.session import Session
 from launcher.stages.conclusion import read_checkpoint
 from launcher.stages.float_detector import float_detector
-
-log = logging.getLogger(__name__)
 
 
 def exported(
@@ -48,6 +46,7 @@ def exported(
         size=pixels,
         sha256=sha256,
         recipe=recipe,
+        checkpoint=os.path.relpath(checkpoint, place.experiment / "export"),
     )
 
     def work() -> list[Path]:
