@@ -73,7 +73,7 @@ def placeholder_model(
     images = example[:1].repeat(2, *[1] * (example.dim() - 1))
     emitting.on = True
     # torch reports on its progress, and warns of what it does internally.
-    quiet = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    quiet = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in quiet]
     for logger in quiet:
         logger.setLevel(logging.CRITICAL)
@@ -109,10 +109,9 @@ def reason_of(error: BaseException) -> str:
         messages.append(" ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(here)).split()))
         here = here.__cause__ or here.__context__
     for text in messages:
-        found = re.search(r"No (?:ONNX function|decomposition)[^']*'?([\w.:<> ]+?)'?[.>]", text)
-        found = found or re.search(r"call_function\[target=([\w.:]+)\]", text)
-        if found:
-            return f"the operator {found[1].strip()} has no ONNX form"
+        for pattern in (r"No ONNX function found for .*?op='([^']+)'", r"target=([\w.:]+)\]"):
+            if found := re.search(pattern, text):
+                return f"the operator {found[1]} has no ONNX form"
     deepest = messages[-1] or type(error).__name__
     return deepest[:300]
 

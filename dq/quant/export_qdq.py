@@ -107,10 +107,15 @@ class Writer:
         yield self.constant(f"{site}/scale", array_of(node.inputs[1]).astype(np.float32))
         yield self.constant(f"{site}/zero_point", array_of(node.inputs[2]).astype(kind))
 
-    def numbered(self, site: str) -> str:
-        """Return the site's name, with a number from its second use on."""
-        self.uses[site] = self.uses.get(site, 0) + 1
-        return site if self.uses[site] == 1 else f"{site}#{self.uses[site]}"
+    def numbered(self, node: ir.Node) -> str:
+        """Return the site's name, with a number where the place is not its first or own."""
+        site = site_of(node)
+        if "again" not in node.attributes or not node.attributes["again"].as_int():
+            if site not in self.uses:
+                self.uses[site] = 1
+                return site
+        self.uses[f"{site}#"] = self.uses.get(f"{site}#", 1) + 1
+        return f"{site}#{self.uses[f'{site}#']}"
 
     def use(self, node: ir.Node, value: ir.Value) -> None:
         """Let ``value`` stand in for a node's result; the node goes."""
@@ -119,7 +124,7 @@ class Writer:
 
     def write_weight(self, node: ir.Node) -> None:
         site = site_of(node)
-        spec, name = self.specs[site], self.numbered(site)
+        spec, name = self.specs[site], self.numbered(node)
         integers = array_of(node.inputs[0]).astype(_TYPES[width(spec), spec.signed][1])
         axis, old, stored = spec.channel_axis, node, f"{site}/integers"
         reader = next(iter(node.outputs[0].uses())).node if node.outputs[0].uses() else node
@@ -136,7 +141,7 @@ class Writer:
 
     def write_rounding(self, node: ir.Node) -> None:
         site = site_of(node)
-        spec, name = self.specs[site], self.numbered(site)
+        spec, name = self.specs[site], self.numbered(node)
         scale, zero_point = self.parameters(site, node, spec)
         x = node.inputs[0]
         assert x is not None

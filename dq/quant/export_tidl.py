@@ -32,7 +32,7 @@ def to_tidl_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
         _check(site_of(node), node)
     writer = Writer(model, specs)
     for node in placeholders(model):
-        site, name = site_of(node), writer.numbered(site_of(node))
+        site, name = site_of(node), writer.numbered(node)
         spec = specs[site]
         scale = array_of(node.inputs[1]).astype(np.float32)
         if node.op_type == WEIGHT:

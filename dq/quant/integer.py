@@ -139,14 +139,20 @@ class IntegerActivation(nn.Module):
         self.register_buffer("scale", scale.detach().clone())
         self.register_buffer("zero_point", zero_point.detach().clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` rounded; same shape, float32."""
+    def forward(self, x: Tensor, again: bool = False) -> Tensor:
+        """Return ``x`` rounded; same shape, float32.
+
+        Args:
+            x: Any shape.
+            again: This is not the place where the quantized graph rounds, see
+                `dq.quant.integer_graph`; exports name the other one after the quantizer.
+        """
         if not self.emitting.on:
             return fake_quantize(x, self.scale, self.zero_point, self.spec)
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{ROUND}",
             (x, self.scale, self.zero_point),
-            attrs={"site": self.site},
+            attrs={"site": self.site, "again": int(again)},
             dtype=torch.float32,
             shape=x.shape,
             version=1,

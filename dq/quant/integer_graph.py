@@ -178,7 +178,7 @@ class _Conversion:
         with self.graph.inserting_after(behind):
             new = self.graph.call_module(str(like.target), ())
         behind.replace_all_uses_with(new, delete_user_cb=lambda user: user in chosen)
-        new.args = (behind,)
+        new.args = (behind, True)
         self.rounding[new] = self.rounding[like]
 
 

@@ -131,7 +131,7 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 
 def with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of the model in which no two dequantized weights share their integers.
+    """Return a copy of the model in which no two layers share a weight or a bias.
 
     ONNX Runtime's exact mode rewrites the weights of each layer and fails on shared ones.
     """
@@ -140,9 +140,11 @@ def with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     initializers = {tensor.name: tensor for tensor in copy.graph.initializer}
     seen: dict[str, int] = {}
     for node in copy.graph.node:
-        if node.op_type != "DequantizeLinear" or node.input[0] not in initializers:
+        if node.op_type not in ("DequantizeLinear", *LAYERS):
             continue
         for position, name in enumerate(node.input):
+            if name not in initializers:
+                continue
             seen[name] = seen.get(name, 0) + 1
             if seen[name] > 1:
                 own = copy.graph.initializer.add()

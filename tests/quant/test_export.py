@@ -1,0 +1,255 @@
+"""A quantized net as integers and as ONNX: the same results, and what cannot be is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dq.quant.export_onnx import checked, flatten, placeholder_model
+from dq.quant.export_qdq import opset_needed, to_qdq_
+from dq.quant.export_tidl import to_tidl_
+from dq.quant.integer_file import integer_content, load_integers_, num_bytes
+from dq.quant.integer_graph import integer_network
+from dq.quant.layer_differences import layer_differences, worst
+from dq.quant.onnx_session import OnnxNetwork, float_model, load_model, sums_exactly
+from dq.quant.prepare import prepare
+from dq.quant.presets import preset
+from dq.quant.qparams import qparams, specs_of
+from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.recipe import Recipe, Rule
+from dq.quant.spec import QuantSpec
+from tests.quant.nets import calibrate
+
+
+class Net(nn.Module):
+    """Every kind of place that rounding has: carriers, a join, a sum, a shared layer, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.pool = nn.MaxPool2d(2)
+        self.left = nn.Conv2d(8, 8, 3, padding=1)
+        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2, groups=2)
+        self.shared = nn.Conv2d(8, 4, 1)
+        self.last = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.pool(torch.relu(self.norm(self.stem(x))))
+        left = torch.relu(self.left(y))
+        joined = torch.cat([left, torch.relu(self.left(left))], dim=0)
+        z = torch.relu(self.up(y + left))
+        return [self.shared(joined), self.last(self.shared(z).flatten(2).transpose(1, 2))]
+
+
+def images(seed: int, num: int = 2) -> Tensor:
+    return torch.randn(num, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def quantized(recipe: Recipe) -> QuantizedGraph:
+    torch.manual_seed(0)
+    net = Net()
+    for _ in range(5):
+        net(images(9))
+    graph = prepare(net.eval(), recipe)
+    calibrate(graph, [images(seed) for seed in range(4)])
+    return graph
+
+
+def qdq(graph: QuantizedGraph) -> onnx.ModelProto:
+    network = integer_network(graph)
+    names = [f"output.{i}" for i in range(len(flatten(network(images(0)))[0]))]
+    specs = specs_of(network)
+    opset = opset_needed(specs) or 18
+    model = placeholder_model(network, images(0), opset=opset, output_names=names)
+    to_qdq_(model, specs)
+    return checked(model)
+
+
+def steps_apart(graph: QuantizedGraph, model: onnx.ModelProto, *, integers: bool) -> list[float]:
+    """Return the mean difference of every rounded tensor in scales."""
+    values = {value for node in model.graph.node for value in node.output}
+    keep = [name for name in graph.activations() if name in values]
+    assert len(keep) > 5
+    network = OnnxNetwork(model, integers=integers, keep=keep)
+    return [d.mean for d in layer_differences(graph, network.run, [images(7, 3)])]
+
+
+RECIPES = {
+    "int8": Recipe(),
+    "int16": preset("int16"),
+    "w4a4": preset("w4a4"),
+    "6 bits": replace(Recipe(), activation=QuantSpec(bits=6), weight=QuantSpec(bits=6, signed=True, symmetric=True)),
+    "affine weights, lsq+, float stem": Recipe(
+        weight=QuantSpec(signed=True, channel_axis=0),
+        learned="lsq+",
+        rules=(Rule(module="stem", quantize=False),),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_integers_and_onnx_compute_what_the_fake_quantized_net_computes(name: str) -> None:
+    graph = quantized(RECIPES[name])
+    network = integer_network(graph)
+    with torch.no_grad():
+        for a, b in zip(graph(images(5)), network(images(5)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    model = qdq(graph)
+    fine = 40 if "16" in name else 1  # A rounding error of float is many scales of 16 bits.
+    for integers in (False, True):
+        for difference in steps_apart(graph, model, integers=integers):
+            assert difference < 0.02 * fine
+    outputs = OnnxNetwork(model).tensors(images(5, 3))  # Any number of images.
+    assert outputs[1].shape == (3, 256, 5)
+
+
+def test_types_and_scales_of_the_model() -> None:
+    model = qdq(quantized(preset("w4a8")))
+    assert model.opset_import[0].version == 21
+    tensors = {t.name: t for t in model.graph.initializer}
+    assert tensors["stem+norm/integers"].data_type == onnx.TensorProto.INT4
+    assert tensors["stem+norm/scale"].dims == [8]
+    assert tensors["x/out/zero_point"].data_type == onnx.TensorProto.UINT8
+    axes = {n.input[0]: [a.i for a in n.attribute] for n in model.graph.node if n.op_type == "DequantizeLinear"}  # fmt: skip
+    assert axes["stem+norm/integers"] == [0]
+    assert axes["up/integers"] == [1]
+    assert {node.domain for node in model.graph.node} == {""}
+
+
+def test_layers_run_in_integers_and_float_model_is_larger() -> None:
+    model = qdq(quantized(Recipe()))
+    network = OnnxNetwork(model)
+    assert network.num_integer >= 5
+    plain = float_model(model)
+    onnx.checker.check_model(plain, full_check=True)
+    assert not {n.op_type for n in plain.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+    got = OnnxNetwork(plain).tensors(images(5))
+    for a, b in zip(got, network.tensors(images(5)), strict=True):
+        assert (a - b).abs().max() < 0.2 * a.abs().max()
+
+
+def test_wrong_scale_is_found_in_its_layer() -> None:
+    graph = quantized(Recipe())
+    model = qdq(graph)
+    tensors = {t.name: t for t in model.graph.initializer}
+    scale = onnx.numpy_helper.to_array(tensors["left/scale"]) * 1.5
+    tensors["left/scale"].CopyFrom(onnx.numpy_helper.from_array(scale, "left/scale"))
+    keep = [name for name in graph.activations() if not name.startswith("x/")]
+    values = {value for node in model.graph.node for value in node.output}
+    network = OnnxNetwork(model, keep=[name for name in keep if name in values])
+    found = layer_differences(graph, network.run, [images(7)])
+    assert found[0].mean < 0.02  # The stem comes before.
+    assert worst(found)[0].mean > 1
+
+
+def test_tidl_has_clips_of_powers_of_two() -> None:
+    graph = quantized(preset("tidl"))
+    network = integer_network(graph)
+    model = placeholder_model(network, images(0), opset=18, output_names=["a", "b"])
+    to_tidl_(model, specs_of(network))
+    proto = checked(model)
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    clips = [node for node in proto.graph.node if node.op_type == "Clip"]
+    assert len(clips) > 5
+    for clip in clips:
+        low, high = (float(tensors[name]) for name in clip.input[1:])
+        assert low == -high
+        assert high == 2.0 ** round(torch.tensor(high).log2().item())
+    assert "QuantizeLinear" not in {node.op_type for node in proto.graph.node}
+    wanted = graph(images(5))
+    for a, b in zip(OnnxNetwork(proto).tensors(images(5)), wanted, strict=True):
+        assert (a - b).abs().max() < 0.2 * b.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "what"),
+    [(Recipe(), "power-of-two scales"), (preset("int8_power2"), "has no zero points")],
+)
+def test_tidl_refuses_what_tidl_cannot_compute(recipe: Recipe, what: str) -> None:
+    network = integer_network(quantized(recipe))
+    model = placeholder_model(network, images(0), opset=18, output_names=["a", "b"])
+    with pytest.raises(ValueError, match=rf"{what}.*quant\.preset=tidl"):
+        to_tidl_(model, specs_of(network))
+
+
+def test_integer_file_is_plain_small_and_comes_back(tmp_path: Path) -> None:
+    network = integer_network(quantized(Recipe()))
+    torch.save(integer_content(network), tmp_path / "net.pth")
+    content: Any = torch.load(tmp_path / "net.pth", weights_only=True)
+    integers, floats = num_bytes(network)
+    assert floats == 4 * integers
+    torch.manual_seed(1)
+    other = integer_network(prepare(Net().eval(), Recipe()), empty=True)
+    load_integers_(other, content, "net.pth")
+    for a, b in zip(network(images(5)), other(images(5)), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match=r"net.pth holds another network: .*use the config"):
+        wrong = prepare(Net().eval(), preset("int16"))
+        load_integers_(integer_network(wrong, empty=True), content, "net.pth")
+
+
+def test_qparams_name_every_quantizer() -> None:
+    graph = quantized(Recipe())
+    found = qparams(integer_network(graph))
+    assert set(found) == {site.name for site in graph.sites}
+    assert found["stem+norm"]["quant_min"] == -127
+    assert len(found["stem+norm"]["scale"]) == 8
+    assert found["x/out"]["kind"] == "activation"
+
+
+def test_operator_without_a_form_in_onnx_is_refused_by_name() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.i1(self.conv(x))
+
+    graph = prepare(Odd().eval(), Recipe())
+    calibrate(graph, [images(0)])
+    with pytest.raises(ValueError, match=r"cannot be exported: the operator \S*bessel_i1\S* has"):
+        placeholder_model(integer_network(graph), images(0), opset=18, output_names=["y"])
+
+
+def test_uncalibrated_net_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"x/out has no range; calibrate"):
+        integer_network(prepare(Net().eval(), Recipe()))
+
+
+def test_damaged_model_and_wrong_size_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with pytest.raises(ValueError, match="does not exist"):
+        load_model(path)
+    content = qdq(quantized(Recipe())).SerializeToString()
+    for damaged in (b"", b"no model", content[: len(content) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"is no ONNX model, or damaged .*export it again"):
+            load_model(path)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"inputs 3x16x16 and got 3x8x16; .*--size 8 16"):
+        OnnxNetwork(load_model(path)).run(images(0)[:, :, :8])
+
+
+def test_instructions_that_saturate_are_known(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("flags : sse4_2 avx2 avx512f")
+    assert not sums_exactly(info)
+    info.write_text("flags : avx2 avx512_vnni")
+    assert sums_exactly(info)
+    assert not sums_exactly(tmp_path / "none")
+
+
+def test_exact_mode_runs_shared_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = qdq(quantized(Recipe()))
+    wanted = OnnxNetwork(model).tensors(images(5))
+    monkeypatch.setattr("dq.quant.onnx_session.sums_exactly", lambda: False)
+    for a, b in zip(OnnxNetwork(model).tensors(images(5)), wanted, strict=True):
+        assert (a - b).abs().mean() < 0.01 * a.abs().max()
