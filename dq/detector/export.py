@@ -17,7 +17,7 @@ from torch.utils import _pytree
 from dq.dist.checkpoint import save_checkpoint
 from dq.quant.integer_file import INTEGER, integer_content
 from dq.quant.integer_graph import integer_network
-from dq.quant.qparams import qparams, specs_of
+from dq.quant.qparams import qparams, specs_of, widths_of
 from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
 
@@ -109,7 +109,7 @@ def _onnx(
     from dq.quant.export_tidl import to_tidl_
 
     specs = specs_of(network)
-    needed = opset_needed(specs) if kind == "onnx-qdq" else 0
+    needed = opset_needed(widths_of(network)) if kind == "onnx-qdq" else 0
     if opset is not None and opset < max(needed, DEFAULT_OPSET):
         raise ValueError(
             f"--opset {opset} is too low: this detector needs {max(needed, DEFAULT_OPSET)} or"

@@ -73,7 +73,10 @@ def placeholder_model(
     images = example[:1].repeat(2, *[1] * (example.dim() - 1))
     emitting.on = True
     # torch reports on its progress, and warns of what it does internally.
-    quiet = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")]
+    quiet = [
+        logging.getLogger(name)
+        for name in ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")
+    ]
     levels = [logger.level for logger in quiet]
     for logger in quiet:
         logger.setLevel(logging.CRITICAL)

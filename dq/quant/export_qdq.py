@@ -7,7 +7,7 @@ quantizer uses fewer integers than its type has, a Clip before it keeps the othe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -30,14 +30,21 @@ _TYPES = {
 }
 
 
-def width(spec: QuantSpec) -> int:
-    """Return the bits of the smallest integer type of ONNX that holds the spec's integers."""
-    return 4 if spec.bits <= 4 else 8 if spec.bits <= 8 else 16
+def width(spec: QuantSpec, *, weight: bool) -> int:
+    """Return the bits of the integer type of ONNX that holds the spec's integers.
+
+    Only weights are stored in 4 bits: engines have no pooling or resizing of such activations.
+    """
+    return 4 if weight and spec.bits <= 4 else 8 if spec.bits <= 8 else 16
 
 
-def opset_needed(specs: Mapping[str, QuantSpec]) -> int:
-    """Return the first opset whose QuantizeLinear has these widths; 0 where any will do."""
-    return OPSET_16_BITS if any(width(spec) != 8 for spec in specs.values()) else 0
+def opset_needed(network: Iterable[tuple[QuantSpec, bool]]) -> int:
+    """Return the first opset whose QuantizeLinear has these widths; 0 where any will do.
+
+    Args:
+        network: Each quantizer's integers, and whether it is a weight's.
+    """
+    return OPSET_16_BITS if any(width(s, weight=w) != 8 for s, w in network) else 0
 
 
 def to_qdq_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
@@ -99,11 +106,9 @@ class Writer:
             self.graph.register_initializer(value)
         return self.graph.initializers[name]
 
-    def parameters(
-        self, site: str, node: ir.Node, spec: QuantSpec
-    ) -> Iterator[ir.Value]:
+    def parameters(self, site: str, node: ir.Node, spec: QuantSpec) -> Iterator[ir.Value]:
         """Yield scale and zero point of a quantizer."""
-        kind = _TYPES[width(spec), spec.signed][1]
+        kind = _TYPES[width(spec, weight=node.op_type == WEIGHT), spec.signed][1]
         yield self.constant(f"{site}/scale", array_of(node.inputs[1]).astype(np.float32))
         yield self.constant(f"{site}/zero_point", array_of(node.inputs[2]).astype(kind))
 
@@ -125,7 +130,7 @@ class Writer:
     def write_weight(self, node: ir.Node) -> None:
         site = site_of(node)
         spec, name = self.specs[site], self.numbered(node)
-        integers = array_of(node.inputs[0]).astype(_TYPES[width(spec), spec.signed][1])
+        integers = array_of(node.inputs[0]).astype(_TYPES[width(spec, weight=True), spec.signed][1])
         axis, old, stored = spec.channel_axis, node, f"{site}/integers"
         reader = next(iter(node.outputs[0].uses())).node if node.outputs[0].uses() else node
         if reader.op_type == "Transpose" and len(node.outputs[0].uses()) == 1:
@@ -146,7 +151,7 @@ class Writer:
         x = node.inputs[0]
         assert x is not None
         nodes = []
-        whole = spec.bits == width(spec) and not spec.narrow
+        whole = spec.bits == width(spec, weight=False) and not spec.narrow
         if not whole:
             bounds = clip_bounds(node, spec)
             low, high = (
@@ -157,16 +162,17 @@ class Writer:
             x = nodes[-1].outputs[0]
         nodes.append(ir.node("QuantizeLinear", [x, scale, zero_point], name=f"{name}/quantize"))
         inside = nodes[-1].outputs[0]
-        inside.dtype, inside.shape = _TYPES[width(spec), spec.signed][0], node.outputs[0].shape
+        inside.dtype, inside.shape = (
+            _TYPES[width(spec, weight=False), spec.signed][0],
+            node.outputs[0].shape,
+        )
         last = ir.node("DequantizeLinear", [inside, scale, zero_point], name=f"{name}/dequantize")
         for number, inner in enumerate(nodes):
             inner.outputs[0].name = f"{name}/inner{number}"
             self.graph.insert_before(node, inner)
         self.replace(node, last, name)
 
-    def replace(
-        self, old: ir.Node, new: ir.Node, name: str, also: ir.Node | None = None
-    ) -> None:
+    def replace(self, old: ir.Node, new: ir.Node, name: str, also: ir.Node | None = None) -> None:
         """Let ``new`` stand in for ``old``; ``also`` goes with it."""
         before, after = old.outputs[0], new.outputs[0]
         after.shape, after.type = before.shape, before.type

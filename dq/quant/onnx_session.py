@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm")
 INTEGER_LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger")
@@ -48,6 +51,7 @@ class OnnxNetwork:
         metadata: Of the model.
         num_integer: Layers that are computed in integers.
         num_float: Layers that are computed in float.
+        exact: Whether no sum can have saturated.
     """
 
     def __init__(
@@ -60,16 +64,32 @@ class OnnxNetwork:
         keep: Sequence[str] = (),
     ) -> None:
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
+        if keep:
+            model = with_outputs(model, keep)
+        self.exact = not integers or sums_exactly() or exact
+        try:
+            slower = exact and integers and not sums_exactly()
+            count = self._open(model, threads, integers=integers, slower=slower)
+        except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
+            # Its exact mode cannot rewrite a weight that several layers share.
+            self.exact = False
+            log.warning("ONNX Runtime has no exact sums for this model on this CPU (no VNNI)")
+            count = self._open(model, threads, integers=integers, slower=False)
+        self.num_integer = sum(count[kind] for kind in INTEGER_LAYERS)
+        self.num_float = sum(count[kind] for kind in LAYERS)
+        self.names = [output.name for output in self.session.get_outputs()]
+
+    def _open(
+        self, model: onnx.ModelProto, threads: int, *, integers: bool, slower: bool
+    ) -> collections.Counter[str]:
+        """Open the session; return how many nodes of each operator it runs."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        if exact and not sums_exactly():
-            # Products of uint8 and uint8 instead; wants weights of its own for each layer.
+        if slower:
+            # Products of uint8 and uint8 instead of uint8 and int8.
             options.add_session_config_entry("session.x64quantprecision", "1")
-            model = with_own_weights(model)
-        if keep:
-            model = with_outputs(model, keep)
         if not integers:
             level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.graph_optimization_level = level
@@ -79,10 +99,7 @@ class OnnxNetwork:
             self.session = onnxruntime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-            count = collections.Counter(node.op_type for node in onnx.load(optimized).graph.node)
-        self.num_integer = sum(count[kind] for kind in INTEGER_LAYERS)
-        self.num_float = sum(count[kind] for kind in LAYERS)
-        self.names = [output.name for output in self.session.get_outputs()]
+            return collections.Counter(node.op_type for node in onnx.load(optimized).graph.node)
 
     @property
     def size(self) -> tuple[int | str, ...]:
@@ -127,30 +144,6 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
         if name not in there:
             value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
             copy.graph.output.append(value)
-    return copy
-
-
-def with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of the model in which no two layers share a weight or a bias.
-
-    ONNX Runtime's exact mode rewrites the weights of each layer and fails on shared ones.
-    """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    initializers = {tensor.name: tensor for tensor in copy.graph.initializer}
-    seen: dict[str, int] = {}
-    for node in copy.graph.node:
-        if node.op_type not in ("DequantizeLinear", *LAYERS):
-            continue
-        for position, name in enumerate(node.input):
-            if name not in initializers:
-                continue
-            seen[name] = seen.get(name, 0) + 1
-            if seen[name] > 1:
-                own = copy.graph.initializer.add()
-                own.CopyFrom(initializers[name])
-                own.name = f"{name}#{seen[name]}"
-                node.input[position] = own.name
     return copy
 
 

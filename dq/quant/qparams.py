@@ -23,6 +23,12 @@ def specs_of(network: fx.GraphModule) -> dict[str, QuantSpec]:
     return {site: module.spec for site, module in integer_modules(network).items()}
 
 
+def widths_of(network: fx.GraphModule) -> list[tuple[QuantSpec, bool]]:
+    """Return each quantizer's integers, and whether it is a weight's."""
+    modules = integer_modules(network).values()
+    return [(module.spec, isinstance(module, IntegerWeight)) for module in modules]
+
+
 def qparams(network: fx.GraphModule) -> dict[str, Mapping[str, Any]]:
     """Return kind, integers, scale and zero point of every quantizer, by its name.
 

@@ -42,7 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     models = [word for word in given if not word.endswith(".py")]
     if arguments.backend == "onnxruntime":
         if len(models) != 1:
-            raise ValueError("--backend onnxruntime needs one MODEL.onnx; `launcher export` makes it")
+            raise ValueError(
+                "--backend onnxruntime needs one MODEL.onnx; `launcher export` makes it"
+            )
         configs = [word for word in given if word.endswith(".py")]
         return _run_in_onnxruntime(arguments, Path(models[0]), configs)
     if arguments.model is not None:

@@ -196,7 +196,10 @@ def _explain(
     literal = worst(found[False], most=1)
     if literal and literal[0].mean > LARGE_DIFFERENCE:
         return layers, "the exported graph itself differs, not only its integer arithmetic"
-    return layers, "the exported graph agrees when computed in float; its integer arithmetic differs"
+    return (
+        layers,
+        "the exported graph agrees when computed in float; its integer arithmetic differs",
+    )
 
 
 def _write(folder: Path, result: IntegerResult) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from dq.quant.layer_differences import layer_differences, worst
 from dq.quant.onnx_session import OnnxNetwork, float_model, load_model, sums_exactly
 from dq.quant.prepare import prepare
 from dq.quant.presets import preset
-from dq.quant.qparams import qparams, specs_of
+from dq.quant.qparams import qparams, specs_of, widths_of
 from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe, Rule
 from dq.quant.spec import QuantSpec
@@ -66,7 +67,7 @@ def qdq(graph: QuantizedGraph) -> onnx.ModelProto:
     network = integer_network(graph)
     names = [f"output.{i}" for i in range(len(flatten(network(images(0)))[0]))]
     specs = specs_of(network)
-    opset = opset_needed(specs) or 18
+    opset = opset_needed(widths_of(network)) or 18
     model = placeholder_model(network, images(0), opset=opset, output_names=names)
     to_qdq_(model, specs)
     return checked(model)
@@ -79,6 +80,16 @@ def steps_apart(graph: QuantizedGraph, model: onnx.ModelProto, *, integers: bool
     assert len(keep) > 5
     network = OnnxNetwork(model, integers=integers, keep=keep)
     return [d.mean for d in layer_differences(graph, network.run, [images(7, 3)])]
+
+
+@functools.cache
+def int8() -> tuple[QuantizedGraph, bytes]:
+    graph = quantized(Recipe())
+    return graph, qdq(graph).SerializeToString()
+
+
+def int8_model() -> onnx.ModelProto:
+    return onnx.load_model_from_string(int8()[1])
 
 
 RECIPES = {
@@ -101,11 +112,11 @@ def test_integers_and_onnx_compute_what_the_fake_quantized_net_computes(name: st
     with torch.no_grad():
         for a, b in zip(graph(images(5)), network(images(5)), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    model = qdq(graph)
+    model = int8_model() if name == "int8" else qdq(graph)
     fine = 40 if "16" in name else 1  # A rounding error of float is many scales of 16 bits.
     for integers in (False, True):
         for difference in steps_apart(graph, model, integers=integers):
-            assert difference < 0.02 * fine
+            assert difference < 0.03 * fine
     outputs = OnnxNetwork(model).tensors(images(5, 3))  # Any number of images.
     assert outputs[1].shape == (3, 256, 5)
 
@@ -124,7 +135,7 @@ def test_types_and_scales_of_the_model() -> None:
 
 
 def test_layers_run_in_integers_and_float_model_is_larger() -> None:
-    model = qdq(quantized(Recipe()))
+    model = int8_model()
     network = OnnxNetwork(model)
     assert network.num_integer >= 5
     plain = float_model(model)
@@ -136,8 +147,7 @@ def test_layers_run_in_integers_and_float_model_is_larger() -> None:
 
 
 def test_wrong_scale_is_found_in_its_layer() -> None:
-    graph = quantized(Recipe())
-    model = qdq(graph)
+    graph, model = int8()[0], int8_model()
     tensors = {t.name: t for t in model.graph.initializer}
     scale = onnx.numpy_helper.to_array(tensors["left/scale"]) * 1.5
     tensors["left/scale"].CopyFrom(onnx.numpy_helper.from_array(scale, "left/scale"))
@@ -228,7 +238,7 @@ def test_damaged_model_and_wrong_size_are_told(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     with pytest.raises(ValueError, match="does not exist"):
         load_model(path)
-    content = qdq(quantized(Recipe())).SerializeToString()
+    content = int8()[1]
     for damaged in (b"", b"no model", content[: len(content) // 2]):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"is no ONNX model, or damaged .*export it again"):
@@ -247,9 +257,13 @@ def test_instructions_that_saturate_are_known(tmp_path: Path) -> None:
     assert not sums_exactly(tmp_path / "none")
 
 
-def test_exact_mode_runs_shared_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = qdq(quantized(Recipe()))
+def test_exact_mode_falls_back_where_layers_share_a_weight(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = int8_model()
     wanted = OnnxNetwork(model).tensors(images(5))
     monkeypatch.setattr("dq.quant.onnx_session.sums_exactly", lambda: False)
-    for a, b in zip(OnnxNetwork(model).tensors(images(5)), wanted, strict=True):
+    network = OnnxNetwork(model)
+    for a, b in zip(network.tensors(images(5)), wanted, strict=True):
         assert (a - b).abs().mean() < 0.01 * a.abs().max()
+    assert network.exact == ("no exact sums" not in caplog.text)
