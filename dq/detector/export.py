@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ def metadata_of(
         recipe: Which module has which integers.
         checkpoint: Where it lies, from the exported file's folder.
     """
-    normalization = next(_steps(config, "Normalize"), {})
+    normalization: Mapping[str, Any] = next(_steps(config, "Normalize"), {})
     preprocessing = {
         "mean": [float(x) for x in normalization.get("mean", (0, 0, 0))],
         "std": [float(x) for x in normalization.get("std", (1, 1, 1))],
@@ -211,8 +211,8 @@ def image_size(config: Config, given: tuple[int, int] | None) -> tuple[int, int]
     """
     if given is not None:
         return given
-    scale = next(_steps(config, "MultiScaleFlipAug"), {}).get("img_scale")
-    padding = next(_steps(config, "Pad"), {})
+    scale = next((s.get("img_scale") for s in _steps(config, "MultiScaleFlipAug")), None)
+    padding: Mapping[str, Any] = next(_steps(config, "Pad"), {})
     if padding.get("size"):
         return int(padding["size"][0]), int(padding["size"][1])
     if not isinstance(scale, list | tuple) or not all(isinstance(x, int) for x in scale):
@@ -226,8 +226,8 @@ def image_size(config: Config, given: tuple[int, int] | None) -> tuple[int, int]
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
 
-def _steps(config: Config, kind: str) -> Any:
-    stack = [config.data.get("test", {})]
+def _steps(config: Config, kind: str) -> Iterator[Mapping[str, Any]]:
+    stack: list[Any] = [config.data.get("test", {})]
     while stack:
         section = stack.pop(0)
         if isinstance(section, Mapping):

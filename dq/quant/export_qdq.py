@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dq.quant.export_onnx import OPSET_16_BITS
-from dq.quant.integer import DOMAIN, ROUND, WEIGHT
+from dq.quant.integer import DOMAIN, WEIGHT
 from dq.quant.spec import QuantSpec
 
 Array = NDArray[np.generic]
@@ -101,7 +101,10 @@ class Writer:
         if name not in self.graph.initializers:
             tensor = ir.tensor(array, name=name)
             value = ir.Value(
-                name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+                name=name,
+                shape=ir.Shape(array.shape),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
             )
             self.graph.register_initializer(value)
         return self.graph.initializers[name]
@@ -115,10 +118,10 @@ class Writer:
     def numbered(self, node: ir.Node) -> str:
         """Return the site's name, with a number where the place is not its first or own."""
         site = site_of(node)
-        if "again" not in node.attributes or not node.attributes["again"].as_int():
-            if site not in self.uses:
-                self.uses[site] = 1
-                return site
+        again = "again" in node.attributes and node.attributes["again"].as_int()
+        if not again and site not in self.uses:
+            self.uses[site] = 1
+            return site
         self.uses[f"{site}#"] = self.uses.get(f"{site}#", 1) + 1
         return f"{site}#{self.uses[f'{site}#']}"
 
@@ -128,6 +131,7 @@ class Writer:
         self.graph.remove(node, safe=True)
 
     def write_weight(self, node: ir.Node) -> None:
+        """Write a weight's integers and what makes them real numbers."""
         site = site_of(node)
         spec, name = self.specs[site], self.numbered(node)
         integers = array_of(node.inputs[0]).astype(_TYPES[width(spec, weight=True), spec.signed][1])
@@ -145,6 +149,7 @@ class Writer:
         self.replace(old, new, name, also=node)
 
     def write_rounding(self, node: ir.Node) -> None:
+        """Write an activation's way to integers and back."""
         site = site_of(node)
         spec, name = self.specs[site], self.numbered(node)
         scale, zero_point = self.parameters(site, node, spec)

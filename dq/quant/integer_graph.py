@@ -8,7 +8,6 @@ behind it, which changes nothing because a concatenation only moves values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -103,7 +102,7 @@ class _Conversion:
             if isinstance(layer, nn.Linear) and norm is not None:
                 raise ValueError(
                     f"{site}: a linear layer with a batch norm has no integer form here; leave it"
-                    f" in float with a rule, dict(module='{site.partition('+')[0]}', quantize=False)"
+                    " in float with a rule of quant.rules"
                 )
             weight, scale, zero_point = quantized.quantized_weight(layer, norm)
             _, bias = quantized.folded(layer, norm)
@@ -197,11 +196,11 @@ def _found(root: nn.Module, target: str) -> Any:
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
     """Return the node and all that its value is computed from."""
-    found, stack = set(), [node]
-    visit: Callable[[fx.Node], None] = found.add
+    found: set[fx.Node] = set()
+    stack = [node]
     while stack:
         node = stack.pop()
         if node not in found:
-            visit(node)
+            found.add(node)
             stack += node.all_input_nodes
     return found

@@ -200,8 +200,8 @@ def _real(
     if scale.ndim:
         shape[axis] = -1
     shift = zero_point.astype(np.float32).reshape(shape)
-    result: NDArray[np.float32] = (integers.astype(np.float32) - shift) * scale.reshape(shape)
-    return result.astype(np.float32)
+    result: NDArray[np.float32] = integers.astype(np.float32) - shift
+    return result * scale.astype(np.float32).reshape(shape)
 
 
 def load_model(path: Path) -> onnx.ModelProto:

@@ -72,11 +72,12 @@ def _run_in_torch(arguments: argparse.Namespace) -> int:
 
 
 def _run_in_onnxruntime(arguments: argparse.Namespace, model: Path, configs: list[str]) -> int:
-    from launcher import stages
+    from launcher.plan import read_plan
     from launcher.report import say_gate, say_integer
     from launcher.session import session
+    from launcher.stages.integer_evaluation import evaluated_in_onnxruntime, exported_metadata
 
-    metadata = stages.exported_metadata(model)
+    metadata = exported_metadata(model)
     with tempfile.TemporaryDirectory() as folder:
         if configs:
             arguments.config = configs[0]
@@ -87,8 +88,8 @@ def _run_in_onnxruntime(arguments: argparse.Namespace, model: Path, configs: lis
         arguments.work_dir = arguments.work_dir or str(Path("runs") / Path(arguments.config).stem)
         checkpoint = arguments.checkpoint or model.parent / metadata["checkpoint"]
         with session(arguments) as place:
-            result = stages.evaluated_in_onnxruntime(
-                stages.read_plan(arguments),
+            result = evaluated_in_onnxruntime(
+                read_plan(arguments),
                 place,
                 model,
                 Path(checkpoint),

@@ -35,12 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the stage, print where the files lie, return the exit code."""
-    from launcher import stages
+    from launcher.plan import read_plan
     from launcher.session import session
+    from launcher.stages.export import exported
 
     with session(arguments) as place:
-        paths = stages.exported(
-            stages.read_plan(arguments),
+        paths = exported(
+            read_plan(arguments),
             place,
             Path(arguments.checkpoint),
             kind=arguments.format,

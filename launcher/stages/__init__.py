@@ -5,10 +5,5 @@ from launcher.plan import read_plan as read_plan
 from launcher.stages.analysis import analyzed as analyzed
 from launcher.stages.calibration import calibrated as calibrated
 from launcher.stages.evaluation import evaluated as evaluated
-from launcher.stages.export import exported as exported
-from launcher.stages.integer_evaluation import (
-    evaluated_in_onnxruntime as evaluated_in_onnxruntime,
-)
-from launcher.stages.integer_evaluation import exported_metadata as exported_metadata
 from launcher.stages.float_training import train_float as train_float
 from launcher.stages.quantized_training import train_quantized as train_quantized

@@ -124,5 +124,6 @@ def test_integers_for_torch_are_a_plain_file(
     assert code == 0, err
     (path,) = (tmp_path / "export").glob("*.int.pth")
     content = torch.load(path, weights_only=True)
-    kinds = {v.dtype for k, v in content["integer_network"]["state"].items() if "integers" in k.rsplit(".", 1)[-1]}  # fmt: skip
+    state = content["integer_network"]["state"]
+    kinds = {value.dtype for key, value in state.items() if key.endswith(".integers")}
     assert kinds == {torch.int8}

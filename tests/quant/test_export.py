@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,9 @@ RECIPES = {
     "int8": Recipe(),
     "int16": preset("int16"),
     "w4a4": preset("w4a4"),
-    "6 bits": replace(Recipe(), activation=QuantSpec(bits=6), weight=QuantSpec(bits=6, signed=True, symmetric=True)),
+    "6 bits": Recipe(
+        activation=QuantSpec(bits=6), weight=QuantSpec(bits=6, signed=True, symmetric=True)
+    ),
     "affine weights, lsq+, float stem": Recipe(
         weight=QuantSpec(signed=True, channel_axis=0),
         learned="lsq+",
@@ -128,7 +129,8 @@ def test_types_and_scales_of_the_model() -> None:
     assert tensors["stem+norm/integers"].data_type == onnx.TensorProto.INT4
     assert tensors["stem+norm/scale"].dims == [8]
     assert tensors["x/out/zero_point"].data_type == onnx.TensorProto.UINT8
-    axes = {n.input[0]: [a.i for a in n.attribute] for n in model.graph.node if n.op_type == "DequantizeLinear"}  # fmt: skip
+    nodes = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    axes = {node.input[0]: [a.i for a in node.attribute] for node in nodes}
     assert axes["stem+norm/integers"] == [0]
     assert axes["up/integers"] == [1]
     assert {node.domain for node in model.graph.node} == {""}
@@ -200,9 +202,9 @@ def test_integer_file_is_plain_small_and_comes_back(tmp_path: Path) -> None:
     load_integers_(other, content, "net.pth")
     for a, b in zip(network(images(5)), other(images(5)), strict=True):
         assert torch.equal(a, b)
+    wrong = integer_network(prepare(Net().eval(), preset("int16")), empty=True)
     with pytest.raises(ValueError, match=r"net.pth holds another network: .*use the config"):
-        wrong = prepare(Net().eval(), preset("int16"))
-        load_integers_(integer_network(wrong, empty=True), content, "net.pth")
+        load_integers_(wrong, content, "net.pth")
 
 
 def test_qparams_name_every_quantizer() -> None:
