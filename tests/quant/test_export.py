@@ -114,10 +114,12 @@ def test_integers_and_onnx_compute_what_the_fake_quantized_net_computes(name: st
         for a, b in zip(graph(images(5)), network(images(5)), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     model = int8_model() if name == "int8" else qdq(graph)
-    fine = 40 if "16" in name else 1  # A rounding error of float is many scales of 16 bits.
-    for integers in (False, True):
+    # A rounding error of float is many scales of 16 bits; ONNX Runtime rounds biases to the product
+    # of two scales, which is coarse at few bits.
+    limits = {False: 0.8, True: 1.2} if "16" in name else {False: 0.01, True: 0.15}
+    for integers, limit in limits.items():
         for difference in steps_apart(graph, model, integers=integers):
-            assert difference < 0.03 * fine
+            assert difference < limit
     outputs = OnnxNetwork(model).tensors(images(5, 3))  # Any number of images.
     assert outputs[1].shape == (3, 256, 5)
 
