@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.conftest import Launch, torchrun
+from tests.launcher.conftest import Launch, on_ranks
 from tests.launcher.test_resume import losses
 
 pytestmark = pytest.mark.slow
@@ -25,21 +25,13 @@ quant = dict(
 """
 
 
-@pytest.fixture(scope="module")
-def float_checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("float")
-    done = torchrun(1, "train", config, "--work-dir", folder, "--no-validate")
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "float/float.pth"
-
-
 def trained(
     config: Path, checkpoint: Path, folder: Path, ranks: int, more: str
 ) -> dict[int, dict[str, float]]:
     folder.mkdir()
     path = folder / "everything.py"
     path.write_text(EVERYTHING.format(base=str(config), more=more))
-    done = torchrun(ranks, "qat", path, "--checkpoint", checkpoint, "--work-dir", folder,
+    done = on_ranks(ranks, "qat", path, "--checkpoint", checkpoint, "--work-dir", folder,
                     "--sync-bn", "on")  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "recompile_limit" not in done.stderr

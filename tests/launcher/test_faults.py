@@ -21,7 +21,7 @@ import pytest
 from dq.dist.checkpoint import latest_checkpoint, load_checkpoint
 from dq.dist.signals import STOPPED_CODE
 from tests.launcher.conftest import Launch
-from tests.launcher.strikes import Ending, marked, run_ranks_alone, run_torchrun
+from tests.launcher.strikes import Ending, run_ranks_alone, run_torchrun, started
 
 pytestmark = pytest.mark.slow
 
@@ -82,15 +82,6 @@ def must_have_ended(ending: Ending, *, errors: int = 1) -> None:
     assert ending.left == []
     assert ending.seconds < LIMIT_S
     assert len(ending.errors) == errors, ending.output[-5000:]
-
-
-@pytest.fixture(scope="module")
-def float_checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("float")
-    ending = run_ranks_alone(1, "train", config, "--work-dir", folder, "--no-validate",
-                             folder=folder)  # fmt: skip
-    assert ending.codes == [0], ending.output[-3000:]
-    return folder / "float/float.pth"
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -307,7 +298,7 @@ def test_frozen_rank_ends_the_job_with_stacks(config: Path, tmp_path: Path) -> N
 
     def thaw() -> None:  # So that the test's own processes can end.
         time.sleep(45)
-        for pid, _ in _processes(tmp_path):
+        for pid in started(tmp_path):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
@@ -361,9 +352,8 @@ def test_second_signal_ends_at_once(config: Path, tmp_path: Path) -> None:
         while not list(tmp_path.glob("struck*")):
             time.sleep(0.2)
         for _ in range(2):
-            for pid, line in list(_processes(tmp_path)):
-                if "-m launcher" in line:
-                    os.kill(pid, signal.SIGINT)
+            for pid in started(tmp_path):
+                os.kill(pid, signal.SIGINT)
             time.sleep(2)
 
     threading.Thread(target=interrupt_twice, daemon=True).start()
@@ -371,4 +361,3 @@ def test_second_signal_ends_at_once(config: Path, tmp_path: Path) -> None:
                              folder=tmp_path)  # fmt: skip
     assert ending.codes == [128 + signal.SIGINT]
     assert ending.seconds < 20
-    assert marked is not None
