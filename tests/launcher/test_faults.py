@@ -22,6 +22,7 @@ from dq.dist.checkpoint import latest_checkpoint, load_checkpoint
 from dq.dist.signals import STOPPED_CODE
 from tests.launcher.conftest import Launch
 from tests.launcher.strikes import Ending, run_ranks_alone, run_torchrun, started
+from tests.warm import session
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +105,9 @@ def test_rank_killed_in_training(
     record(f"kill -9 of rank {victim} in {stage}", ending, "steps since the last checkpoint")
 
 
-@pytest.mark.parametrize(("command", "victim"), [("calibrate", 0), ("calibrate", 1), ("eval", 1)])
+@pytest.mark.parametrize(
+    ("command", "victim"), [(c, v) for c in ("calibrate", "eval") for v in (0, 1)]
+)
 def test_rank_killed_in_calibration_and_evaluation(
     config: Path, float_checkpoint: Path, tmp_path: Path, command: str, victim: int
 ) -> None:
@@ -297,10 +300,9 @@ def test_frozen_rank_ends_the_job_with_stacks(config: Path, tmp_path: Path) -> N
     path = config_with(config, tmp_path, more)
 
     def thaw() -> None:  # So that the test's own processes can end.
-        time.sleep(45)
-        for pid in started(tmp_path):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        while len(started(tmp_path)) < 2 or session(started(tmp_path)[0]):
+            time.sleep(0.5)
+        os.kill(started(tmp_path)[1], signal.SIGCONT)
 
     threading.Thread(target=thaw, daemon=True).start()
     ending = run_ranks_alone(2, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
