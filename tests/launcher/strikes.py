@@ -84,8 +84,19 @@ def run_torchrun(
     limit_s: float = 120.0,
     environ: Mapping[str, str] | None = None,
     options: tuple[str, ...] = (),
+    outlived: bool = False,
 ) -> Ending:
-    """Start torchrun as a user does; arguments as for `run_ranks_alone`."""
+    """Start torchrun as a user does; arguments as for `run_ranks_alone`.
+
+    Args:
+        number: Of ranks.
+        words: The launcher's command line.
+        folder: As there.
+        limit_s: As there.
+        environ: As there.
+        options: More of torchrun's.
+        outlived: torchrun itself is killed, and its ranks are to end without it.
+    """
     mark = uuid.uuid4().hex
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *options]
     command += ["--nproc-per-node", str(number), "-m", "launcher", *map(str, words)]
@@ -96,11 +107,16 @@ def run_torchrun(
         process = subprocess.Popen(
             command, cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT
         )
-    return _await([(process, output)], folder, mark, limit_s)
+    return _await([(process, output)], folder, mark, limit_s, outlived=outlived)
 
 
 def _await(
-    processes: Sequence[tuple[Process, Path]], folder: Path, mark: str | None, limit_s: float
+    processes: Sequence[tuple[Process, Path]],
+    folder: Path,
+    mark: str | None,
+    limit_s: float,
+    *,
+    outlived: bool = False,
 ) -> Ending:
     began = time.time()
     try:
@@ -108,6 +124,8 @@ def _await(
         for process, _ in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, end - time.monotonic()))
+        while outlived and list(_remaining(processes, mark)) and time.monotonic() < end:
+            time.sleep(0.2)
         alive = [process for process, _ in processes if process.poll() is None]
         struck = [float(path.read_text()) for path in folder.glob("struck*")]
         seconds = time.time() - (min(struck) if struck else began)
