@@ -106,8 +106,14 @@ class OnnxNetwork:
         """What the input's size must be; a name stands for any."""
         return tuple(self.session.get_inputs()[0].shape)
 
-    def run(self, images: Tensor) -> dict[str, NDArray[np.float32]]:
+    def run(
+        self, images: Tensor, given: Mapping[str, Tensor] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
         """Return all outputs by name for images ``(N, C, H, W)``.
+
+        Args:
+            images: The first input.
+            given: The other inputs by name, where the model has any.
 
         Raises:
             ValueError: The model was exported for another size.
@@ -123,7 +129,8 @@ class OnnxNetwork:
                 f" {_sizes(tuple(images.shape))}; export it again with"
                 f" --size {images.shape[-2]} {images.shape[-1]}, or pad the test images to one size"
             )
-        feed = {self.session.get_inputs()[0].name: images.detach().cpu().float().numpy()}
+        tensors = {self.session.get_inputs()[0].name: images, **(given or {})}
+        feed = {name: tensor.detach().cpu().float().numpy() for name, tensor in tensors.items()}
         return dict(zip(self.names, self.session.run(None, feed), strict=True))
 
     def tensors(self, images: Tensor) -> list[Tensor]:
