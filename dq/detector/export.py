@@ -69,7 +69,7 @@ def export_detector(
         files: dict[Path, bytes] = {}
     else:
         example = torch.zeros(1, 3, *size)
-        inputs = _inputs_of_heads(detector, graph, example)
+        inputs = inputs_of_heads(detector, graph, example)
         models = {paths[0]: _onnx(network, example, kind, opset, metadata)}
         for part, head in heads.items():
             if part not in inputs:
@@ -138,7 +138,7 @@ def output_names(result: Any) -> list[str]:
 
 
 @torch.no_grad()
-def _inputs_of_heads(
+def inputs_of_heads(
     detector: nn.Module, graph: QuantizedGraph, images: Tensor
 ) -> dict[str, Tensor]:
     """Return an example of what each RoI head gets, by its name."""

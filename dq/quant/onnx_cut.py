@@ -1,8 +1,8 @@
 """An exported model cut at its roundings, so that each layer can be given the input it should have.
 
-Compared end to end, one value that falls on the other side of a tie moves all values behind it, and
-after some layers nobody can tell that from an error. Cut, what reads a rounded tensor reads an input
-of the model instead: no difference gets past one rounding.
+Compared end to end, one value that falls on the other side of a tie moves all values behind it,
+and after some layers nobody can tell that from an error. Cut, what reads a rounded tensor reads an
+input of the model instead: no difference gets past one rounding.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ class CutNetwork:
         self.values = rounded_values(model, sites)
         cut = cut_model(model, self.values)
         self.layers = _layers_of(cut, [*self.values.values(), *self.outputs])
-        self.network = OnnxNetwork(
-            with_outputs(cut, list(self.values.values())), integers=integers
-        )
+        self.network = OnnxNetwork(with_outputs(cut, list(self.values.values())), integers=integers)
         self._inputs = {given.name for given in cut.graph.input}
 
     def run(self, images: Tensor, given: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
