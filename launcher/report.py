@@ -53,14 +53,14 @@ def say_gate(place: Session, result: IntegerResult) -> None:
     """Print in one line that the gate was missed, and where the networks differ most."""
     if not place.environment.is_main:
         return
-    layers = ", ".join(
+    named = ", ".join(
         f"{' and '.join(layer.layers) or layer.site} ({layer.excess:.2f} scales beyond rounding)"
         for layer in result.layers
     )
     print(
         f"error: the exported model's {result.metric} differs from the fake-quantized one by"
         f" {100 * abs(result.integer - result.fake_quantized):.2f} points, more than 0.1;"
-        f" {result.cause}; these differ most: {layers}",
+        f" {result.cause}{named and f'; these differ most: {named}'}",
         file=sys.stderr,
         flush=True,
     )
