@@ -20,7 +20,8 @@ STYLE = """
 body{font:15px/1.5 system-ui,"Segoe UI","DejaVu Sans",sans-serif;color:#1d2433;background:#f4f6f9;
 margin:0}
 main{max-width:1120px;margin:0 auto;padding:28px 20px 60px}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:19px;margin:0 0 12px}h3{font-size:15px;margin:18px 0 6px}
+h1{font-size:26px;margin:0 0 4px}h2{font-size:19px;margin:0 0 12px}
+h3{font-size:15px;margin:18px 0 6px}
 p.note{color:#5a6678;margin:0 0 18px}
 section{background:#fff;border:1px solid #e3e8ef;border-radius:10px;padding:18px 22px;margin:18px 0;
 overflow-x:auto}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,6 +258,8 @@ class Mirror:
         except Exception as error:
             self.failures += 1
             reason = _reason(error)
+            # Into the relay's log file; the user is told when it becomes serious.
+            print(f"W&B failed: {type(error).__name__}: {reason}", file=sys.stderr, flush=True)
         if self.failures < MAX_FAILURES:
             return
         if self.starts < MAX_STARTS:

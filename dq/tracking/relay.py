@@ -33,6 +33,7 @@ def main() -> int:
     os.dup2(2, 1)
 
     def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):
             answers.write(" ".join(line.split()) + "\n")
 
@@ -57,6 +58,12 @@ def main() -> int:
             mirrors.pop(folder).close(int(order["exit_code"]))
     for mirror in mirrors.values():
         mirror.close(KILLED)
+    if "wandb" in sys.modules:
+        import wandb
+
+        # Its service writes the last of an offline run after the run has been ended.
+        with contextlib.suppress(Exception):
+            wandb.teardown()
     say("done")
     return 0
 
@@ -93,8 +100,4 @@ def children(pid: int) -> list[int]:
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
-    # W&B's own end at exit was done with each run's; it would only wait once more.
-    for child in children(os.getpid()):
-        with contextlib.suppress(OSError):
-            os.kill(child, signal.SIGTERM)
     os._exit(code)

@@ -57,12 +57,15 @@ def run(arguments: argparse.Namespace) -> int:
         folders.append(arguments.project or Path("runs"))
     experiments = find_experiments(folders)
     lines = lines_of(experiments)
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for number, head in enumerate(HEADS.values()):
-        table.add_column(head, justify="left" if number in (0, 6, 10) else "right")
+        justify = "left" if number in (0, 6, 10) else "right"
+        table.add_column(head, justify=justify, no_wrap=number > 0, overflow="fold")  # type: ignore[arg-type]
     for line in lines:
         table.add_row(*cells(line))
     console = Console()
+    if not console.is_terminal:
+        console.width = 160
     console.print(table)
     changed = differences(experiments) if 1 < len(experiments) <= 20 else {}
     if len(experiments) == 2:
