@@ -135,6 +135,7 @@ class Mirror:
                 self._take(row)
         for place, row in self.readers[QUANTIZERS].new_rows():
             if not self._was_sent(QUANTIZERS, place, row):
+                self._call(self._log_distribution, row)
                 self._call(self._log_table, row)
         if self.is_on:
             self._write_sent()
@@ -206,11 +207,17 @@ class Mirror:
         table = wandb.Table(
             columns=[columns[i] for i in shown], data=[[r[i] for i in shown] for r in rows]
         )
-        content: dict[str, Any] = {"quantizers/table": table, "step": row["step"]}
-        for name in ("sqnr", "network_sqnr", "clipped", "oscillating"):
-            if name in columns:
-                place = columns.index(name)
-                values = [r[place] for r in rows if isinstance(r[place], int | float)]
+        self.run.log({"quantizers/table": table, "step": row["step"]})
+
+    def _log_distribution(self, row: Row) -> None:
+        """Log histograms over all quantizers, apart from the table, which asks more of a server."""
+        import wandb
+
+        content: Row = {"step": row["step"]}
+        for name in ("sqnr", "network_sqnr", "clipped", "oscillating", "moved"):
+            if name in row["columns"]:
+                place = row["columns"].index(name)
+                values = [r[place] for r in row["rows"] if isinstance(r[place], int | float)]
                 if values:
                     content[f"quantizers/{name}"] = wandb.Histogram(values)
                     content[f"quantizers/{name}_mean"] = sum(values) / len(values)

@@ -103,8 +103,8 @@ def test_experiments_are_found_by_any_folder_and_named_apart(tmp_path: Path) -> 
     make(tmp_path / "y/same")
     assert {e.name for e in find_experiments([tmp_path])} == {"x/same", "y/same"}
     assert [e.name for e in find_experiments([tmp_path / "x/same/qat"])] == ["same"]
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no run in it"):
-        (tmp_path / "empty").mkdir()
         find_experiments([tmp_path / "empty"])
     with pytest.raises(ValueError, match="is no folder"):
         find_experiments([tmp_path / "nowhere"])
