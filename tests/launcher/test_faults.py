@@ -21,7 +21,8 @@ import pytest
 from dq.dist.checkpoint import latest_checkpoint, load_checkpoint
 from dq.dist.signals import STOPPED_CODE
 from tests.launcher.conftest import Launch
-from tests.launcher.strikes import Ending, marked, run_ranks_alone, run_torchrun
+from tests.launcher.strikes import Ending, run_ranks_alone, run_torchrun, started
+from tests.warm import session
 
 pytestmark = pytest.mark.slow
 
@@ -84,15 +85,6 @@ def must_have_ended(ending: Ending, *, errors: int = 1) -> None:
     assert len(ending.errors) == errors, ending.output[-5000:]
 
 
-@pytest.fixture(scope="module")
-def float_checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("float")
-    ending = run_ranks_alone(1, "train", config, "--work-dir", folder, "--no-validate",
-                             folder=folder)  # fmt: skip
-    assert ending.codes == [0], ending.output[-3000:]
-    return folder / "float/float.pth"
-
-
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("stage", ["train", "qat"])
 def test_rank_killed_in_training(
@@ -113,7 +105,9 @@ def test_rank_killed_in_training(
     record(f"kill -9 of rank {victim} in {stage}", ending, "steps since the last checkpoint")
 
 
-@pytest.mark.parametrize(("command", "victim"), [("calibrate", 0), ("calibrate", 1), ("eval", 1)])
+@pytest.mark.parametrize(
+    ("command", "victim"), [(c, v) for c in ("calibrate", "eval") for v in (0, 1)]
+)
 def test_rank_killed_in_calibration_and_evaluation(
     config: Path, float_checkpoint: Path, tmp_path: Path, command: str, victim: int
 ) -> None:
@@ -306,10 +300,9 @@ def test_frozen_rank_ends_the_job_with_stacks(config: Path, tmp_path: Path) -> N
     path = config_with(config, tmp_path, more)
 
     def thaw() -> None:  # So that the test's own processes can end.
-        time.sleep(45)
-        for pid, _ in _processes(tmp_path):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        while len(started(tmp_path)) < 2 or session(started(tmp_path)[0]):
+            time.sleep(0.5)
+        os.kill(started(tmp_path)[1], signal.SIGCONT)
 
     threading.Thread(target=thaw, daemon=True).start()
     ending = run_ranks_alone(2, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
@@ -361,9 +354,8 @@ def test_second_signal_ends_at_once(config: Path, tmp_path: Path) -> None:
         while not list(tmp_path.glob("struck*")):
             time.sleep(0.2)
         for _ in range(2):
-            for pid, line in list(_processes(tmp_path)):
-                if "-m launcher" in line:
-                    os.kill(pid, signal.SIGINT)
+            for pid in started(tmp_path):
+                os.kill(pid, signal.SIGINT)
             time.sleep(2)
 
     threading.Thread(target=interrupt_twice, daemon=True).start()
@@ -371,4 +363,3 @@ def test_second_signal_ends_at_once(config: Path, tmp_path: Path) -> None:
                              folder=tmp_path)  # fmt: skip
     assert ending.codes == [128 + signal.SIGINT]
     assert ending.seconds < 20
-    assert marked is not None
