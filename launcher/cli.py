@@ -11,7 +11,19 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-COMMANDS = ("train", "calibrate", "qat", "eval", "analyze", "export", "run", "data", "coverage")
+COMMANDS = (
+    "train",
+    "calibrate",
+    "qat",
+    "eval",
+    "analyze",
+    "export",
+    "run",
+    "data",
+    "coverage",
+    "compare",
+    "sync",
+)
 USER_ERROR, WORLD_ERROR, STOPPED = 2, 1, 75
 
 DESCRIPTION = """\

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from dq.detector.checkpoint_plan import RESUMABLE
 from dq.detector.loop import Resume
+from dq.dist import collectives
 from dq.dist.checkpoint import latest_checkpoint, load_checkpoint
 from dq.dist.one_reader import on_main_rank
+from dq.dist.restarts import agent, is_one_of, restart_counted
 
 log = logging.getLogger(__name__)
-# Who starts a job again counts the starts: torchrun with --max-restarts, and Slurm.
-RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-
-
-def asked_or_restarted(resume: str | None) -> str | None:
-    """Return ``auto`` for a job that was started again, else what the user asked for."""
-    if resume is None and any(os.environ.get(name, "0") not in ("", "0") for name in RESTARTS):
-        log.info("the job was started again and goes on from its newest checkpoint")
-        return "auto"
-    return resume
 
 
 def resumption(resume: str | None, folder: Path, key: str | None) -> Resume | None:
@@ -30,7 +21,7 @@ def resumption(resume: str | None, folder: Path, key: str | None) -> Resume | No
     Every rank must call it.
 
     Args:
-        resume: None, ``auto`` or a file.
+        resume: ``auto`` or a file; None is ``auto`` in a job that was started again.
         folder: Of the stage.
         key: What the newest checkpoint must have been made with; None takes any, for a user who
             changes a training on purpose, to make it longer say.
@@ -38,17 +29,23 @@ def resumption(resume: str | None, folder: Path, key: str | None) -> Resume | No
     Raises:
         ValueError: The file is missing or damaged.
     """
-    resume = asked_or_restarted(resume)
+    agents = collectives.all_gather_objects(agent())
 
     def read() -> Resume | None:
-        if resume is None:
+        if resume is None and not restart_counted() and not any(agents):
             return None
-        path = Path(resume) if resume != "auto" else latest_checkpoint(folder, RESUMABLE)
+        automatic = resume in (None, "auto")
+        path = latest_checkpoint(folder, RESUMABLE) if automatic else Path(str(resume))
         if path is None:
             log.info("no checkpoint in %s, beginning anew", folder)
             return None
         content = load_checkpoint(path)
-        if resume == "auto" and key is not None and content["meta"].get("key") != key:
+        if resume is None:
+            known = content["meta"].get("agents", ())
+            if not restart_counted() and not is_one_of(agents, known):
+                return None
+            log.info("the job was started again and goes on from its newest checkpoint")
+        if automatic and key is not None and content["meta"].get("key") != key:
             log.info("%s is of another config, beginning anew", path)
             return None
         if "optimizer" not in content:
