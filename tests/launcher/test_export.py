@@ -1,4 +1,4 @@
-"""float -> QAT -> export -> ONNX Runtime on two ranks, and what a user may do wrong."""
+"""float -> QAT -> export -> ONNX Runtime, from QAT on with two ranks, and what a user may do wrong."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import onnx
 import pytest
 import torch
 
-from dq.detector import data
 from dq.detector.build import build_model, float_state, load_float_state
 from dq.detector.checkpoint import load_quantization, recipe_of
 from dq.detector.config import read_config
 from dq.detector.data import dataset_of
+from dq.detector.data import test_classes as classes_of
 from dq.detector.evaluate import detect
 from dq.detector.graph import quantize_detector
 from dq.quant.phase import Phase, set_phase
@@ -26,12 +26,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def experiment(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny detector trained in float and quantized, exported; two ranks."""
+def experiment(
+    config: Path, float_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny float detector trained quantized and exported, on two ranks."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     for words in (
-        ("train", config, "--no-validate"),
-        ("qat", config, "--checkpoint", folder / "float/float.pth", "--no-validate"),
+        ("qat", config, "--checkpoint", float_checkpoint, "--no-validate"),
         ("export", config, "--checkpoint", folder / "qat/qat.pth"),
     ):
         done = on_ranks(2, *words, "--work-dir", folder)
@@ -72,7 +73,7 @@ def own_truth(config: Path, checkpoint: Path, folder: Path) -> Path:
     become worse.
     """
     plan = read_config(config)
-    classes = data.test_classes(plan)
+    classes = classes_of(plan)
     content = torch.load(checkpoint, weights_only=True)
     detector = build_model(plan, classes, initialise=False)
     load_float_state(detector, float_state(content, "it"), "it")
@@ -136,7 +137,7 @@ def test_gate_is_missed_and_names_the_layer(
 
 
 def test_mistakes_are_told_in_one_line(
-    launch: Launch, experiment: Path, config: Path, tmp_path: Path
+    launch: Launch, experiment: Path, float_checkpoint: Path, config: Path, tmp_path: Path
 ) -> None:
     model = experiment / "export/tiny.onnx"
     damaged = tmp_path / "damaged.onnx"
@@ -148,7 +149,7 @@ def test_mistakes_are_told_in_one_line(
         "data = dict(test=dict(classes=('zero', 'one')))\n"
     )
     calibrated = tmp_path / "plain.pth"
-    torch.save(torch.load(experiment / "float/float.pth", weights_only=True), calibrated)
+    torch.save(torch.load(float_checkpoint, weights_only=True), calibrated)
     for words, message in (
         (("eval", damaged, *backend), "is no ONNX model, or damaged"),
         (("eval", config, *backend), "needs one MODEL.onnx"),
