@@ -19,6 +19,7 @@ class Stub(ThreadingHTTPServer):
         queries: Bodies of GraphQL.
         hangs: Whether requests are never answered.
         dies_after: Close connections without an answer after so many stream posts; None never.
+        at_finish: ``dies`` or ``hangs``: what happens to the post that ends a run, and to all after.
     """
 
     daemon_threads = True
@@ -29,6 +30,8 @@ class Stub(ThreadingHTTPServer):
         self.queries: list[dict[str, Any]] = []
         self.hangs = False
         self.dies_after: int | None = None
+        self.at_finish: str | None = None
+        self.is_dead = False
         self.lock = threading.Lock()
 
     @property
@@ -104,6 +107,14 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.2)
         body = self._body()
         content = json.loads(body or b"{}")
+        if content.get("exitcode") is not None:
+            while stub.at_finish == "hangs":
+                time.sleep(0.1)
+            stub.is_dead = stub.at_finish == "dies"
+        if stub.is_dead:
+            self.close_connection = True
+            self.connection.close()
+            return
         if self.path.endswith("/file_stream"):
             with stub.lock:
                 if stub.dies_after is not None and len(stub.streams) >= stub.dies_after:
@@ -141,6 +152,6 @@ def stub_server() -> Iterator[Stub]:
     try:
         yield server
     finally:
-        server.hangs = False
+        server.hangs, server.at_finish = False, None
         server.shutdown()
         server.server_close()
