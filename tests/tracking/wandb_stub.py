@@ -19,7 +19,7 @@ class Stub(ThreadingHTTPServer):
         queries: Bodies of GraphQL.
         hangs: Whether requests are never answered.
         dies_after: Close connections without an answer after so many stream posts; None never.
-        at_finish: ``dies`` or ``hangs``: what happens to the post that ends a run, and to all after.
+        at_finish: ``dies`` (for good) or ``hangs``: what the post that ends a run meets.
     """
 
     daemon_threads = True
