@@ -45,26 +45,34 @@ class Speed:
         whole_s: Seconds of all steps and what lies between epochs, for a step.
         cpu_s: Processor seconds of the training's process for a step inside an epoch.
         between_s: Seconds between the epochs, for each.
+        tracking_s: Seconds of the hook of tracking for a step inside an epoch.
+        figures_s: Of it between epochs, for each: the figures of all quantizers.
     """
 
     step_s: float
     whole_s: float
     cpu_s: float
     between_s: float
+    tracking_s: float
+    figures_s: float
 
 
 def speed_of(lines: list[str]) -> Speed:
     """Return the speed of a training whose steps `StepTimesHook` has written."""
-    steps = [(int(e), float(s), float(c)) for e, s, c in (line.split(",") for line in lines)]
-    steps = steps[WARM_UP:]
-    pairs = list(itertools.pairwise(steps))
-    inside = [(b[1] - a[1], b[2] - a[2]) for a, b in pairs if a[0] == b[0]]
-    between = [b[1] - a[1] for a, b in pairs if a[0] != b[0]]
+    steps = [[float(text) for text in line.split(",")] for line in lines[WARM_UP:]]
+    pairs = [
+        [later - before for before, later in zip(*pair, strict=True)]
+        for pair in itertools.pairwise(steps)
+    ]
+    inside = [pair[1:] for pair in pairs if pair[0] == 0]
+    between = [pair[1:] for pair in pairs if pair[0] != 0] or [[0.0, 0.0, 0.0]]
     return Speed(
-        step_s=statistics.median(s for s, _ in inside),
+        step_s=statistics.median(s for s, _, _ in inside),
         whole_s=(steps[-1][1] - steps[0][1]) / len(pairs),
-        cpu_s=statistics.mean(c for _, c in inside),
-        between_s=statistics.mean(between) if between else 0.0,
+        cpu_s=statistics.mean(c for _, c, _ in inside),
+        between_s=statistics.mean(s for s, _, _ in between),
+        tracking_s=statistics.mean(t for _, _, t in inside),
+        figures_s=statistics.mean(t for _, _, t in between),
     )
 
 
@@ -111,14 +119,15 @@ def main() -> None:
     parser.add_argument("--cfg-options", nargs="+", default=[])
     arguments = parser.parse_args()
     ratios: dict[str, list[float]] = {"step_s": [], "whole_s": [], "cpu_s": []}
-    extra = []
+    shares, figures = [], []
     for number in range(arguments.pairs):
         order = ("on", "off") if number % 2 else ("off", "on")
         speeds = {side: train(arguments, side, number) for side in order}
         on, off = speeds["on"], speeds["off"]
         for name, found in ratios.items():
             found.append(getattr(on, name) / getattr(off, name))
-        extra.append(on.between_s - off.between_s)
+        shares.append(on.tracking_s / statistics.mean([on.step_s, off.step_s]))
+        figures.append(on.figures_s)
         print(
             f"pair {number + 1}: a step {1e3 * on.step_s:.1f} ms on, {1e3 * off.step_s:.1f} off;"
             f" processor {1e3 * on.cpu_s:.1f} and {1e3 * off.cpu_s:.1f};"
@@ -127,9 +136,10 @@ def main() -> None:
         )
     for name, what in (("step_s", "a step's time"), ("cpu_s", "a step's processor time"),
                        ("whole_s", "time with what lies between epochs")):  # fmt: skip
-        print(f"{what}: {statistics.median(ratios[name]):.4f} of that without (median of"
-              f" {len(extra)} pairs: {', '.join(f'{r:.3f}' for r in ratios[name])})")  # fmt: skip
-    print(f"figures of all quantizers: {statistics.median(extra):.2f} s an epoch")
+        each = ", ".join(f"{ratio:.3f}" for ratio in ratios[name])
+        print(f"{what}: {statistics.median(ratios[name]):.4f} of that without (pairs: {each})")
+    print(f"the hook of tracking: {statistics.median(shares):.4f} of a step's time")
+    print(f"figures of all quantizers: {statistics.median(figures):.2f} s an epoch")
     print(f"a row: {1e6 * seconds_of_a_row():.0f} microseconds")
 
 

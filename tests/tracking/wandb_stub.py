@@ -136,7 +136,20 @@ class Handler(BaseHTTPRequestHandler):
             files = [{"name": n, "uploadUrl": f"{stub.url}/put/{n}"} for n in variables["files"]]
             answer = {"runID": "r", "uploadHeaders": [], "files": files}
             self._answer({"data": {"createRunFiles": answer}})
-        elif "Viewer" in query:
+        elif "upsertView" in query:
+            given = {k: variables.get(k) for k in ("name", "displayName", "description", "spec")}
+            project = {"id": "p", "name": "p", "entityName": "e"}
+            view = {"id": "v1", "type": "runs", "project": project, **given}
+            times = {"createdAt": "2026-01-01", "updatedAt": "2026-01-01"}
+            self._answer({"data": {"upsertView": {"view": view | times, "inserted": True}}})
+        elif "internalId" in query:
+            self._answer({"data": {"project": {"internalId": "p"}}})
+        elif "GetProjects" in query:
+            node = {"id": "p", "name": "dq-launcher", "entityName": "e", "user": None,
+                    "createdAt": "2026-01-01", "isBenchmark": False}  # fmt: skip
+            page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+            self._answer({"data": {"models": {"pageInfo": page, "edges": [{"node": node}]}}})
+        elif "viewer" in query.lower():
             viewer = {"id": "u", "entity": "e", "username": "u", "flags": "{}"}
             self._answer({"data": {"viewer": viewer}})
         else:
