@@ -93,10 +93,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report:
         from dq.tracking.wandb_report import publish
 
-        chosen = lines[: arguments.details]
-        names = {line.name for line in chosen}
-        console.print(publish(chosen, [e for e in experiments if e.name in names], changed),
-                      highlight=False, markup=False)  # fmt: skip
+        best = lines[: arguments.details]
+        names = {line.name for line in best}
+        address = publish(best, [e for e in experiments if e.name in names], changed)
+        console.print(address, highlight=False, markup=False)
     return 0
 
 
