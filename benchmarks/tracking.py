@@ -131,7 +131,9 @@ def main() -> None:
         print(
             f"pair {number + 1}: a step {1e3 * on.step_s:.1f} ms on, {1e3 * off.step_s:.1f} off;"
             f" processor {1e3 * on.cpu_s:.1f} and {1e3 * off.cpu_s:.1f};"
-            f" between epochs {on.between_s:.2f} s and {off.between_s:.2f}",
+            f" between epochs {on.between_s:.2f} s and {off.between_s:.2f};"
+            f" in the hook of tracking {1e3 * on.tracking_s:.3f} ms a step,"
+            f" {on.figures_s:.2f} s an epoch",
             flush=True,
         )
     for name, what in (("step_s", "a step's time"), ("cpu_s", "a step's processor time"),

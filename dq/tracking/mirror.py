@@ -67,6 +67,7 @@ class Mirror:
         self.readers = {name: _Follower(folder / name) for name in (METRICS, QUANTIZERS)}
         self.sent_step = -1
         self.turn: IO[bytes] | None = None
+        self.arrived: Path | None = None
         self.begin_sizes = {name: reader.size() for name, reader in self.readers.items()}
 
     def open(self) -> None:
@@ -155,6 +156,16 @@ class Mirror:
         if self.turn is not None:
             self.turn.close()
 
+    def mark(self) -> None:
+        """Leave word that the run has arrived whole; W&B's service must have ended by now.
+
+        It writes its file for a moment more after the run's end, and what is newer than the mark
+        counts as not sent.
+        """
+        if self.arrived is not None:
+            with contextlib.suppress(OSError):
+                (self.arrived / MARK).touch()
+
     def _end(self, exit_code: int) -> None:
         self.pump()
         self._release()
@@ -167,7 +178,7 @@ class Mirror:
         try:
             self.run.finish(exit_code=exit_code)
             if self.mode == "online":
-                (Path(self.run.settings.sync_dir) / MARK).touch()
+                self.arrived = Path(self.run.settings.sync_dir)
         except Exception as error:
             self.say(
                 f"W&B did not take the end of the run ({_reason(error)});"
