@@ -26,7 +26,7 @@ def train_float(
     if reuse and (done := reusable(folder, key)):
         return done
     began = time.monotonic()
-    found = resumption(resume, folder, key if reuse else None)
+    found = resumption(resume, folder, key, any_config=not reuse)
     seed_everything(plan.seed)
     dataset = dataset_of(plan.config, "train")
     detector = build_model(plan.config, tuple(dataset.CLASSES), initialise=found is None)

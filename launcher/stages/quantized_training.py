@@ -45,7 +45,7 @@ def train_quantized(
     if reuse and (done := reusable(folder, key)):
         return done
     began = time.monotonic()
-    found = resumption(resume, folder, key if reuse else None)
+    found = resumption(resume, folder, key, any_config=not reuse)
     seed_everything(plan.seed)
     config = copy.deepcopy(plan.config)
     apply_options(config, plan.settings.training)

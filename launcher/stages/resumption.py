@@ -24,7 +24,9 @@ def asked_or_restarted(resume: str | None) -> str | None:
     return resume
 
 
-def resumption(resume: str | None, folder: Path, key: str | None) -> Resume | None:
+def resumption(
+    resume: str | None, folder: Path, key: str, *, any_config: bool = False
+) -> Resume | None:
     """Return the checkpoint to continue from, None to begin anew; the main rank reads it for all.
 
     Every rank must call it.
@@ -32,12 +34,15 @@ def resumption(resume: str | None, folder: Path, key: str | None) -> Resume | No
     Args:
         resume: None, ``auto`` or a file.
         folder: Of the stage.
-        key: What the newest checkpoint must have been made with; None takes any, for a user who
-            changes a training on purpose, to make it longer say.
+        key: What the newest checkpoint must have been made with.
+        any_config: Take it whatever it was made with when the user asks for it: he may change a
+            training on purpose, to make it longer say. A job that was started again never does,
+            for it may have been stopped before its first checkpoint, and find another training's.
 
     Raises:
         ValueError: The file is missing or damaged.
     """
+    strict = resume is None or not any_config
     resume = asked_or_restarted(resume)
 
     def read() -> Resume | None:
@@ -48,7 +53,7 @@ def resumption(resume: str | None, folder: Path, key: str | None) -> Resume | No
             log.info("no checkpoint in %s, beginning anew", folder)
             return None
         content = load_checkpoint(path)
-        if resume == "auto" and key is not None and content["meta"].get("key") != key:
+        if resume == "auto" and strict and content["meta"].get("key") != key:
             log.info("%s is of another config, beginning anew", path)
             return None
         if "optimizer" not in content:
