@@ -111,28 +111,37 @@ def _is_alive(number: str) -> bool:
         return False
 
 
-def last_metrics(job: Submitted) -> str:
-    """Return the newest that a job has measured, in a few words; empty when there is nothing."""
+def last_metrics(job: Submitted, since: float) -> str:
+    """Return the newest that a job has measured, in a few words; empty when there is nothing.
+
+    Args:
+        job: Of a chain.
+        since: When that was submitted; what is older is another's.
+    """
     experiment = Path(job.experiment)
     stages = [job.stage] if job.stage else ["qat", "calibrated", "float"]
     for stage in stages:
         for read in (_summary, _logged):
-            if text := read(experiment / stage):
+            if text := read(experiment / stage, since):
                 return text if job.stage else f"{stage} {text}"
     return ""
 
 
-def _summary(folder: Path) -> str:
+def _summary(folder: Path, since: float) -> str:
+    path = folder / "summary.json"
     try:
-        content = json.loads((folder / "summary.json").read_text())
+        if path.stat().st_mtime < since:
+            return ""
+        content = json.loads(path.read_text())
         return f"{content['metric']} {100 * content['value']:.1f} %"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 
-def _logged(folder: Path) -> str:
+def _logged(folder: Path, since: float) -> str:
     """Return the last line of mmcv's log of a training."""
-    logs = sorted(folder.glob("*.log.json"), key=lambda path: path.stat().st_mtime)
+    logs = [path for path in folder.glob("*.log.json") if path.stat().st_mtime >= since]
+    logs.sort(key=lambda path: path.stat().st_mtime)
     for line in reversed(logs[-1].read_text().splitlines() if logs else []):
         with contextlib.suppress(ValueError):
             row = json.loads(line)

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
             log = chain.log(job, 0)
             where = str(log.relative_to(chain.folder)) if log.is_file() else ""
             what = job.label or job.name
-            measured = last_metrics(job)
+            measured = last_metrics(job, chain.created)
             rows.append((job.job_id, what, state.name, state.nodes, state.elapsed, measured, where))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         for row in rows:
