@@ -121,10 +121,9 @@ def _srun(job: Job) -> list[str]:
     if cpus := _cpus(job):
         # Since Slurm 22.05 srun does not take it over from sbatch.
         words.append(f"--cpus-per-task={cpus}")
-    if profile.gpus_per_node:
-        # Every rank sees all GPUs of its node and takes that of its local rank; bound to one each,
-        # they could not reach each other's memory.
-        words.append("--gpu-bind=none")
+    # Nothing binds GPUs: each rank sees all of its node's and takes that of its local rank. Bound
+    # to one each they could not reach each other's memory, and --gpu-bind=none leaves
+    # CUDA_VISIBLE_DEVICES unset, so that jobs which share a node would use each other's.
     if profile.container:
         words.append(f"--container-image={profile.container}")
         mounts = [*profile.container_mounts]
