@@ -52,18 +52,22 @@ def task_of(element: Element, profile: Profile) -> Task:
     )
 
 
-def submit(jobs: Sequence[Job], place: Place) -> Chain:
-    """Submit the jobs to Slurm and return their record; on an error those before are cancelled.
-
-    Raises:
-        ValueError: There is no Slurm here, or it refuses what the user asked for.
-        RuntimeError: Slurm does not answer.
-    """
+def need_slurm() -> None:
+    """Raise ValueError where there is no Slurm to submit to."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ValueError(
             "sbatch is not on this machine's PATH; submit from a login node of the cluster, or"
             " run here with --cluster local"
         )
+
+
+def submit(jobs: Sequence[Job], place: Place) -> Chain:
+    """Submit the jobs to Slurm and return their record; on an error those before are cancelled.
+
+    Raises:
+        ValueError: Slurm refuses what the user asked for.
+        RuntimeError: Slurm does not answer.
+    """
     check_place(place)
     submitted: dict[str, list[Submitted]] = {}
     try:

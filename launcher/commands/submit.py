@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shlex
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check the command, copy what it needs, submit it; return the exit code."""
     from slurm.profile import read_profile
-    from slurm.submission import run_here, run_in_process, submit
+    from slurm.submission import need_slurm, run_here, run_in_process, submit
     from slurm.text import job_text
 
     overrides = {name: getattr(arguments, name) for name in (*RESOURCES, "torchrun")}
@@ -88,12 +90,14 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"# launcher {shlex.join(element.words)}")
             print(job_text(job, place, f"<job of {job.after}>" if job.after else None))
         return 0
-    _write(arguments, order, jobs, place)
-    if profile.executor == "debug":
-        return run_in_process(jobs, place)
-    if profile.executor == "local":
-        return run_here(jobs, place)
-    chain = submit(jobs, place)
+    if profile.executor == "slurm":
+        need_slurm()
+    with _removed_unless_submitted(place.folder):
+        _write(arguments, order, jobs, place)
+        chain = submit(jobs, place) if profile.executor == "slurm" else None
+    if chain is None:
+        start = run_in_process if profile.executor == "debug" else run_here
+        return start(jobs, place)
     for submitted in chain.jobs:
         print(f"{submitted.label or submitted.name:<12} job {submitted.job_id}")
     print(f"chain        {chain.name}  (launcher jobs, logs JOB, cancel {chain.name})")
@@ -150,9 +154,9 @@ def _check(order: _Order) -> list[str]:
         raise ValueError("two configs of a sweep have the same name; rename one")
     if not order.configs:
         return []
+    for config in order.configs:
+        check_config(Path(config))
     if any(importlib.util.find_spec(name) is None for name in ("torch", "mmcv", "mmdet")):
-        for config in order.configs:
-            check_config(Path(config))
         return [
             "note: torch and mmdet are not installed here: that the config and its bases are there"
             " and are Python was checked, its settings are checked when the job begins"
@@ -160,16 +164,19 @@ def _check(order: _Order) -> list[str]:
     for config in order.configs:
         for preset in getattr(order.parsed, "presets", None) or [None]:
             _read(order, config, preset)
-        check_config(Path(config))
     return []
 
 
 def _read(order: _Order, config: str, preset: str | None) -> None:
+    from dq.detector.build import build_model
+    from dq.detector.data import test_classes
     from launcher.plan import read_plan
 
     options = [*order.parsed.cfg_options, *([f"quant.preset={preset}"] if preset else [])]
     seed = getattr(order.parsed, "seed", None)
-    read_plan(argparse.Namespace(config=config, cfg_options=options, seed=seed))
+    plan = read_plan(argparse.Namespace(config=config, cfg_options=options, seed=seed))
+    # Types and arguments of modules are checked by building them, which takes no data.
+    build_model(plan.config, test_classes(plan.config), initialise=False)
 
 
 def _compose(arguments: argparse.Namespace, order: _Order, profile: Any) -> tuple[list[Any], Any]:
@@ -258,6 +265,19 @@ def _sweep(order: _Order, copies: dict[str, str], profile: Any, plan: Any) -> li
         more=more,
     )
     return jobs
+
+
+@contextmanager
+def _removed_unless_submitted(folder: Path) -> Iterator[None]:
+    """Remove the folder, and those above it that are empty then, when the body fails."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in (folder.parent, folder.parent.parent):
+            with suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 def _write(arguments: argparse.Namespace, order: _Order, jobs: Sequence[Any], place: Any) -> None:
