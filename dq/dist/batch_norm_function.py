@@ -1,11 +1,15 @@
-"""Batch normalization over the samples of all ranks, in plain tensor operations with a gradient."""
+"""Batch normalization over the samples of all ranks as one operator with a gradient.
+
+It is a custom operator of torch, so torch.compile keeps it whole in the middle of its graph: what
+surrounds it is compiled as if no collective were there.
+"""
 
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import _resolve_process_group
 from torch.nn.functional import batch_norm
 
 from dq.dist import collectives
@@ -13,7 +17,7 @@ from dq.dist import collectives
 Group = dist.ProcessGroup | None
 
 
-def gather_moments(input: Tensor, group: Group = None) -> tuple[Tensor, Tensor, float]:
+def gather_moments(input: Tensor, group: Group = None) -> tuple[Tensor, Tensor, Tensor]:
     """Compute mean and variance of each channel over the samples of all ranks.
 
     Each rank computes its own mean and sum of squared deviations, and the formula of Chan, Golub
@@ -26,7 +30,7 @@ def gather_moments(input: Tensor, group: Group = None) -> tuple[Tensor, Tensor, 
         group: the ranks whose samples count; all by default.
 
     Returns:
-        Mean (C,) and biased variance (C,), float64, and the number of samples of a channel.
+        Mean (C,) and biased variance (C,), and the number of samples of a channel (1,); float64.
     """
     input, channels = input.detach(), input.shape[1]
     count = input.numel() // channels
@@ -41,71 +45,131 @@ def gather_moments(input: Tensor, group: Group = None) -> tuple[Tensor, Tensor, 
     total = counts.sum().clamp(min=1)
     mean = (means * counts).sum(0) / total
     variance = (squares + counts * (means - mean).square()).sum(0) / total
-    return mean, variance, float(counts.sum())
+    return mean, variance, counts.sum(0)
 
 
-class NormalizeOverRanks(torch.autograd.Function):
-    """Normalize by moments of all ranks; the gradient follows the samples of all ranks too."""
+@torch.library.custom_op("dq::normalize_over_ranks", mutates_args=())
+def normalize_over_ranks(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Normalize by the moments of all ranks, scale and shift; one collective, one in the gradient.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        variance: Tensor,
-        eps: float,
-        count: float,
-        group: Group,
-    ) -> Tensor:
-        """Normalize, scale and shift.
+    The gradient of the input follows the samples of all ranks; those of weight and bias are this
+    rank's own share, as DDP expects. Every rank must call it, at the same step.
 
-        Args:
-            ctx: the context of autograd.
-            input: (N, C, *), floating.
-            weight: (C,) or None.
-            bias: (C,) or None.
-            mean: (C,), float64, over all ranks.
-            variance: (C,), float64, biased, over all ranks.
-            eps: added to the variance.
-            count: samples of a channel over all ranks.
-            group: the ranks whose samples count; all by default.
+    Args:
+        input: (N, C, *), floating.
+        weight: (C,) or None.
+        bias: (C,) or None.
+        eps: added to the variance.
+        group: name of the ranks whose samples count; empty for all.
 
-        Returns:
-            (N, C, *), with the dtype of the input.
-        """
-        ctx.save_for_backward(input, weight, bias, mean, (variance + eps).rsqrt())
-        ctx.count, ctx.group = count, group
-        mean, variance = mean.to(_wide(input)), variance.to(_wide(input))
-        weight, bias = (None if t is None else t.to(mean.dtype) for t in (weight, bias))
-        return batch_norm(input, mean, variance, weight, bias, training=False, eps=eps)
+    Returns:
+        (N, C, *) with the dtype of the input, and what `gather_moments` returns.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradients; one collective, when the input needs one.
+    Raises:
+        ValueError: all ranks together have but one sample of a channel.
+    """
+    mean, variance, count = gather_moments(input, _named(group))
+    # A rank that has two samples itself need not look, which would wait for the device.
+    if input.numel() // input.shape[1] < 2 and float(count) == 1:
+        raise ValueError(
+            f"batch normalization in training needs more than one sample of a channel over "
+            f"all ranks, but has one: input {tuple(input.shape)} on rank {collectives.rank()}"
+        )
+    wide = _wide(input)
+    scale, shift = (None if t is None else t.to(wide) for t in (weight, bias))
+    output = batch_norm(input, mean.to(wide), variance.to(wide), scale, shift, eps=eps)
+    return _laid_out_as(input, output), mean, variance, count
 
-        Those of weight and bias are this rank's own share, as DDP expects.
-        """
-        input, weight, bias, mean, inverse_deviation = ctx.saved_tensors
-        grad = grad_output.to(_wide(input))
-        centred = input - _as(mean, input)
-        dims = _all_but_channels(input)
-        sums = torch.stack([grad.sum(dims), (grad * centred).sum(dims)]).double()
-        grad_input = grad_weight = grad_bias = None
-        if weight is not None and ctx.needs_input_grad[1]:
-            grad_weight = (sums[1] * inverse_deviation).to(weight.dtype)
-        if bias is not None and ctx.needs_input_grad[2]:
-            grad_bias = sums[0].to(bias.dtype)
-        if ctx.needs_input_grad[0]:
-            # A copy, for float64 gradients above are views of the sums.
-            means = collectives.all_reduce_(sums.clone(), "sum", ctx.group) / max(ctx.count, 1.0)
-            slope = means[1] * inverse_deviation.square()
-            scale = inverse_deviation if weight is None else inverse_deviation * weight
-            wide = centred.mul_(_as(-slope, input)).add_(grad).sub_(_as(means[0], input))
-            grad_input = wide.mul_(_as(scale, input)).to(input.dtype)
-        return grad_input, grad_weight, grad_bias, None, None, None, None, None
+
+@normalize_over_ranks.register_fake
+def _(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean, variance, count = (
+        input.new_empty(size, dtype=torch.float64) for size in (input.shape[1], input.shape[1], 1)
+    )
+    return torch.empty_like(input), mean, variance, count
+
+
+@torch.library.custom_op("dq::normalize_over_ranks_backward", mutates_args=())
+def _backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    inverse_deviation: Tensor,
+    count: Tensor,
+    group: str,
+    wants_input: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the input's gradient (an empty one where unwanted) and this rank's sums, (2, C)."""
+    grad = grad_output.to(_wide(input))
+    centred = input - _as(mean, input)
+    dims = _all_but_channels(input)
+    sums = torch.stack([grad.sum(dims), (grad * centred).sum(dims)]).double()
+    if not wants_input:
+        return input.new_empty(0), sums
+    means = collectives.all_reduce_(sums.clone(), "sum", _named(group)) / count.clamp(min=1)
+    slope = means[1] * inverse_deviation.square()
+    scale = inverse_deviation if weight is None else inverse_deviation * weight
+    wide = centred.mul_(_as(-slope, input)).add_(grad).sub_(_as(means[0], input))
+    grad_input = wide.mul_(_as(scale, input)).to(input.dtype)
+    return _laid_out_as(input, grad_input), sums
+
+
+@_backward.register_fake
+def _(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    inverse_deviation: Tensor,
+    count: Tensor,
+    group: str,
+    wants_input: bool,
+) -> tuple[Tensor, Tensor]:
+    sums = input.new_empty((2, input.shape[1]), dtype=torch.float64)
+    return torch.empty_like(input) if wants_input else input.new_empty(0), sums
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    input, weight, bias, eps, group = inputs
+    _, mean, variance, count = output
+    ctx.mark_non_differentiable(mean, variance, count)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(input, weight, bias, mean, (variance + eps).rsqrt(), count)
+    ctx.group = group
+
+
+def _gradients(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    input, weight, bias, mean, inverse_deviation, count = ctx.saved_tensors
+    assert grad_output is not None
+    grad_input, sums = _backward(
+        grad_output, input, weight, mean, inverse_deviation, count, ctx.group,
+        ctx.needs_input_grad[0],
+    )  # fmt: skip
+    grad_weight = grad_bias = None
+    if weight is not None and ctx.needs_input_grad[1]:
+        grad_weight = (sums[1] * inverse_deviation).to(weight.dtype)
+    if bias is not None and ctx.needs_input_grad[2]:
+        grad_bias = sums[0].to(bias.dtype)
+    wanted = ctx.needs_input_grad[0]
+    return grad_input if wanted else None, grad_weight, grad_bias, None, None
+
+
+normalize_over_ranks.register_autograd(_gradients, setup_context=_keep)
+
+
+def _named(group: str) -> Group:
+    return _resolve_process_group(group) if group else None
+
+
+def _laid_out_as(like: Tensor, tensor: Tensor) -> Tensor:
+    """Return the tensor with the strides that the operator promises the compiler."""
+    promised = torch.empty_like(like)
+    return tensor if tensor.stride() == promised.stride() else promised.copy_(tensor)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

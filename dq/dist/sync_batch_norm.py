@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from dq.dist import collectives
-from dq.dist.batch_norm_function import NormalizeOverRanks, gather_moments
+from dq.dist.batch_norm_function import normalize_over_ranks
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -63,25 +63,20 @@ class SyncBatchNorm(_BatchNorm):
         """
         if not self.training or collectives.world_size(self.process_group) == 1:
             return super().forward(input)
-        output: Tensor = self._over_ranks(input)
-        return output
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives are not to be traced
-    def _over_ranks(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        if input.device.type == "cuda":
+        # Its kernels are faster than ours; inside what is compiled they would cut the graph apart.
+        if input.device.type == "cuda" and not torch.compiler.is_compiling():
             return self._forward_native(input)
-        mean, variance, count = gather_moments(input, self.process_group)
-        if count == 1:
-            raise ValueError(
-                f"batch normalization in training needs more than one sample of a channel over "
-                f"all ranks, but has one: input {tuple(input.shape)} on rank {collectives.rank()}"
-            )
-        self._track(mean, variance, count)
-        output: Tensor = NormalizeOverRanks.apply(
-            input, self.weight, self.bias, mean, variance, self.eps, count, self.process_group
+        return self._over_ranks(input)
+
+    def _over_ranks(self, input: Tensor) -> Tensor:
+        group = "" if self.process_group is None else self.process_group.group_name
+        output, mean, variance, count = normalize_over_ranks(
+            input, self.weight, self.bias, self.eps, group
         )
-        return output
+        self._track(mean.detach(), variance.detach(), count.detach())
+        normalized: Tensor = output
+        return normalized
 
     def _forward_native(self, input: Tensor) -> Tensor:
         # A rank with an empty batch of halves must send float32 like the others; torch's does not.
@@ -108,16 +103,22 @@ class SyncBatchNorm(_BatchNorm):
                 return 1.0 / float(self.num_batches_tracked)
         return self.momentum or 0.0
 
-    def _track(self, mean: Tensor, variance: Tensor, count: float) -> None:
-        if not self.track_running_stats or count == 0:
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Take the batch into the running statistics, unless all ranks' batches are empty."""
+        if not self.track_running_stats:
             return
-        weight = self._count_batch()
+        here = count.clamp(max=1)
+        weight = here * (self.momentum or 0.0)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(here.squeeze().to(self.num_batches_tracked.dtype))
+            if self.momentum is None:
+                weight = here / self.num_batches_tracked.clamp(min=1)
         if self.running_mean is None or self.running_var is None:
             return
-        unbiased = variance * (count / (count - 1))
-        with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight)
+        unbiased = variance * (count / (count - 1).clamp(min=1))
+        for running, latest in ((self.running_mean, mean), (self.running_var, unbiased)):
+            running.lerp_(latest.to(running.dtype), weight.to(running.dtype))
 
 
 def convert_sync_batch_norm(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.warm import WarmProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,3 +121,59 @@ def torchrun(
             f"still at work after {limit_s} s: {out[-3000:]}{err[-3000:]}"
         ) from None
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def rank_environments(number: int, *, port: int | None = None) -> list[dict[str, str]]:
+    """Return the variables that place each of a number of ranks on this machine, as srun would."""
+    if port is None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
+    }  # fmt: skip
+    return [
+        {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        for rank in range(number)
+    ]
+
+
+def on_ranks(
+    number: int, *words: object, limit_s: float = 300.0
+) -> subprocess.CompletedProcess[str]:
+    """Run the launcher on so many ranks without torchrun, in processes that start at once.
+
+    Standard output and error are those of all ranks in order, the exit code the first but 0.
+    """
+    arguments = [str(word) for word in words]
+    with tempfile.TemporaryDirectory(prefix="ranks-") as name:
+        processes = []
+        for rank, own in enumerate(rank_environments(number)):
+            out, err = (Path(name, f"{rank}.{stream}") for stream in ("out", "err"))
+            with out.open("wb") as output, err.open("wb") as errors:
+                environ = {**os.environ, **own}
+                processes.append(
+                    WarmProcess(arguments, environ=environ, output=output, errors=errors)
+                )
+        end = time.monotonic() + limit_s
+        try:
+            codes = [process.wait(max(0.1, end - time.monotonic())) for process in processes]
+        finally:
+            for process in processes:
+                process.end()
+            printed, said = (
+                "".join(Path(name, f"{rank}.{stream}").read_text() for rank in range(number))
+                for stream in ("out", "err")
+            )
+    code = next((code for code in codes if code), 0)
+    return subprocess.CompletedProcess(arguments, code, printed, said)
+
+
+@pytest.fixture(scope="session")
+def float_checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny detector after its float training."""
+    folder = tmp_path_factory.mktemp("float")
+    done = on_ranks(1, "train", config, "--work-dir", folder, "--no-validate")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "float/float.pth"

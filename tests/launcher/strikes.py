@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.launcher.conftest import ROOT
+from tests.launcher.conftest import ROOT, rank_environments
+from tests.warm import WarmProcess, session
 
 MARK = "DQ_STRIKE"
+Process = subprocess.Popen[bytes] | WarmProcess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,22 +57,24 @@ def run_ranks_alone(
         environ: More variables.
         absent: Ranks that are never started.
     """
-    mark = uuid.uuid4().hex
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(number):
+    arguments = [str(word) for word in words]
+    processes: list[tuple[Process, Path]] = []
+    for rank, own in enumerate(rank_environments(number)):
         if rank in absent:
             continue
-        own = {
-            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number,
-            "GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": mark,
-        }  # fmt: skip
-        command = [sys.executable, "-m", "launcher", *map(str, words)]
-        processes.append(_start(command, folder / f"rank_{rank}.txt", mark, environ, own))
-    return _await(processes, folder, mark, limit_s)
+        output = folder / f"rank_{rank}.txt"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("wb") as file:
+            variables = {**os.environ, **own, **(environ or {})}
+            process = WarmProcess(arguments, environ=variables, output=file)
+        (folder / f"rank_{rank}.pid").write_text(str(process.pid))
+        processes.append((process, output))
+    return _await(processes, folder, None, limit_s)
+
+
+def started(folder: Path) -> list[int]:
+    """Return the process ids of the ranks that `run_ranks_alone` started, in order."""
+    return [int(path.read_text()) for path in sorted(folder.glob("rank_*.pid"))]
 
 
 def run_torchrun(
@@ -81,34 +84,39 @@ def run_torchrun(
     limit_s: float = 120.0,
     environ: Mapping[str, str] | None = None,
     options: tuple[str, ...] = (),
+    outlived: bool = False,
 ) -> Ending:
-    """Start torchrun as a user does; arguments as for `run_ranks_alone`."""
+    """Start torchrun as a user does; arguments as for `run_ranks_alone`.
+
+    Args:
+        number: Of ranks.
+        words: The launcher's command line.
+        folder: As there.
+        limit_s: As there.
+        environ: As there.
+        options: More of torchrun's.
+        outlived: torchrun itself is killed, and its ranks are to end without it.
+    """
     mark = uuid.uuid4().hex
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *options]
     command += ["--nproc-per-node", str(number), "-m", "launcher", *map(str, words)]
-    process = _start(command, folder / "torchrun.txt", mark, environ, {})
-    return _await([process], folder, mark, limit_s)
-
-
-def _start(
-    command: list[str],
-    output: Path,
-    mark: str,
-    environ: Mapping[str, str] | None,
-    own: Mapping[str, object],
-) -> tuple[subprocess.Popen[bytes], Path]:
+    output = folder / "torchrun.txt"
     output.parent.mkdir(parents=True, exist_ok=True)
     variables = {**os.environ, "OMP_NUM_THREADS": "1", MARK: mark, **(environ or {})}
-    variables.update({name: str(value) for name, value in own.items()})
     with output.open("wb") as file:
         process = subprocess.Popen(
             command, cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT
         )
-    return process, output
+    return _await([(process, output)], folder, mark, limit_s, outlived=outlived)
 
 
 def _await(
-    processes: list[tuple[subprocess.Popen[bytes], Path]], folder: Path, mark: str, limit_s: float
+    processes: Sequence[tuple[Process, Path]],
+    folder: Path,
+    mark: str | None,
+    limit_s: float,
+    *,
+    outlived: bool = False,
 ) -> Ending:
     began = time.time()
     try:
@@ -116,27 +124,41 @@ def _await(
         for process, _ in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, end - time.monotonic()))
+        while outlived and list(_remaining(processes, mark)) and time.monotonic() < end:
+            time.sleep(0.2)
         alive = [process for process, _ in processes if process.poll() is None]
         struck = [float(path.read_text()) for path in folder.glob("struck*")]
         seconds = time.time() - (min(struck) if struck else began)
         if not alive:
             time.sleep(2)
-        left = [line for _, line in marked(mark)]
+        left = [line for _, line in _remaining(processes, mark)]
         output = "\n".join(path.read_text(errors="replace") for _, path in processes)
         assert not alive, f"still running after {limit_s} s: {left}\n{output[-4000:]}"
     finally:
-        for pid, _ in marked(mark):
+        for pid, _ in _remaining(processes, mark):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for process, _ in processes:
             process.wait()
     return Ending(
-        codes=[process.returncode for process, _ in processes],
+        codes=[process.wait() for process, _ in processes],
         errors=[line for line in output.splitlines() if line.startswith("error: ")],
         output=output,
         seconds=seconds,
         left=left,
     )
+
+
+def _remaining(
+    processes: Sequence[tuple[Process, Path]], mark: str | None
+) -> Iterator[tuple[int, str]]:
+    """Yield what still lives of a job: under a mark, or in the sessions of its ranks."""
+    if mark is not None:
+        yield from marked(mark)
+        return
+    for process, output in processes:
+        for pid in session(process.pid):
+            yield pid, f"{output.stem}: process {pid}"
 
 
 def marked(mark: str) -> Iterator[tuple[int, str]]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmdet.models import build_detector
 
-from tests.launcher.conftest import Launch, torchrun
+from tests.launcher.conftest import Launch, on_ranks, torchrun
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def test_chain_proves_that_ranges_are_equal(experiment: Path) -> None:
 
 def test_second_run_reuses_every_stage(config: Path, experiment: Path) -> None:
     before = (experiment / "qat/qat.pth").stat().st_mtime_ns
-    done = torchrun(2, "run", config, "--work-dir", experiment, "--seed", "5")
+    done = on_ranks(2, "run", config, "--work-dir", experiment, "--seed", "5")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("is done already") == 3
     assert (experiment / "qat/qat.pth").stat().st_mtime_ns == before
@@ -68,7 +68,7 @@ def test_evaluation_is_the_same_on_one_two_and_three_ranks(
     for stage in ("float", "qat"):
         results = []
         for ranks in (1, 2, 3):
-            done = torchrun(
+            done = on_ranks(
                 ranks, "eval", config, "--checkpoint", experiment / stage / f"{stage}.pth",
                 "--work-dir", tmp_path / f"{stage}{ranks}",
             )  # fmt: skip

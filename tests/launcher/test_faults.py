@@ -21,7 +21,8 @@ import pytest
 from dq.dist.checkpoint import latest_checkpoint, load_checkpoint
 from dq.dist.signals import STOPPED_CODE
 from tests.launcher.conftest import Launch
-from tests.launcher.strikes import Ending, marked, run_ranks_alone, run_torchrun
+from tests.launcher.strikes import Ending, run_ranks_alone, run_torchrun, started
+from tests.warm import session
 
 pytestmark = pytest.mark.slow
 
@@ -69,12 +70,28 @@ def hook(folder: Path, what: str, *, rank: int, step: int, argument: object = No
     return HOOK.format(what=what, rank=rank, step=step, marker=marker, argument=argument)
 
 
-def record(row: str, ending: Ending, lost: str) -> None:
-    """Append a measured row to the table where one is asked for."""
-    if "DQ_FAULT_TABLE" in os.environ:
-        said = ending.errors[0] if ending.errors else "-"
-        with Path(os.environ["DQ_FAULT_TABLE"]).open("a") as file:
-            file.write(f"| {row} | {lost} | {ending.seconds:.0f} s | {ending.codes} | {said} |\n")
+def record(
+    row: str, lost: str, ending: Ending, *, reads: str = "", recovered: bool = False
+) -> None:
+    """Append a measured row to the table where one is asked for.
+
+    Args:
+        row: The fault.
+        lost: What is lost by it.
+        ending: Of the job.
+        reads: A pattern of the line that the user reads; an error's by default.
+        recovered: The job goes on to its end, so its time says nothing.
+    """
+    if "DQ_FAULT_TABLE" not in os.environ:
+        return
+    said = re.search(f"^.*(?:{reads or 'error: '}).*$", ending.output, re.MULTILINE)
+    words = said[0] if said else "nothing"
+    words = re.sub(r"/\S*/w/|/\S*/(?=disk/)", "", words)  # of this test's folders
+    words = re.sub(r" \(traceback in .*|^\d\d:\d\d:\d\d \w ", "", words)
+    after = "goes on" if recovered else f"{max(1, round(ending.seconds))} s"
+    codes = ", ".join(map(str, ending.codes))
+    with Path(os.environ["DQ_FAULT_TABLE"]).open("a") as file:
+        file.write(f"| {row} | {lost} | {after} | {codes} | {words} |\n")
 
 
 def must_have_ended(ending: Ending, *, errors: int = 1) -> None:
@@ -82,15 +99,6 @@ def must_have_ended(ending: Ending, *, errors: int = 1) -> None:
     assert ending.left == []
     assert ending.seconds < LIMIT_S
     assert len(ending.errors) == errors, ending.output[-5000:]
-
-
-@pytest.fixture(scope="module")
-def float_checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("float")
-    ending = run_ranks_alone(1, "train", config, "--work-dir", folder, "--no-validate",
-                             folder=folder)  # fmt: skip
-    assert ending.codes == [0], ending.output[-3000:]
-    return folder / "float/float.pth"
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -110,10 +118,12 @@ def test_rank_killed_in_training(
     newest = latest_checkpoint(folder, "*_[0-9]*.pth")
     assert newest is not None
     assert load_checkpoint(newest)["training"]["iteration"] == 4
-    record(f"kill -9 of rank {victim} in {stage}", ending, "steps since the last checkpoint")
+    record(f"kill -9 of rank {victim} in `{stage}`", "steps since the last checkpoint", ending)
 
 
-@pytest.mark.parametrize(("command", "victim"), [("calibrate", 0), ("calibrate", 1), ("eval", 1)])
+@pytest.mark.parametrize(
+    ("command", "victim"), [(c, v) for c in ("calibrate", "eval") for v in (0, 1)]
+)
 def test_rank_killed_in_calibration_and_evaluation(
     config: Path, float_checkpoint: Path, tmp_path: Path, command: str, victim: int
 ) -> None:
@@ -127,7 +137,7 @@ def test_rank_killed_in_calibration_and_evaluation(
     assert ending.codes[victim] == -signal.SIGKILL
     assert ending.codes[1 - victim] == 1
     assert not list((tmp_path / "w").glob("*/*.pth"))
-    record(f"kill -9 of rank {victim} in {command}", ending, "the stage, which is short")
+    record(f"kill -9 of rank {victim} in `{command}`", "the stage, begun anew", ending)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
@@ -143,7 +153,7 @@ def test_signal_to_one_rank_stops_all_after_the_same_step(
     assert newest is not None
     assert load_checkpoint(newest)["training"]["iteration"] in (4, 5)
     assert f"stopped by {name}" in ending.output
-    record(f"{name} to one rank in training", ending, "nothing")
+    record(f"{name} to one rank in training", "nothing", ending, reads="stopped by")
 
 
 def test_sigterm_to_torchrun_loses_nothing(config: Path, tmp_path: Path) -> None:
@@ -171,7 +181,7 @@ def test_sigterm_to_torchrun_loses_nothing(config: Path, tmp_path: Path) -> None
     said = re.findall(r"Epoch \[(\d+)\]\[(\d+)/3\]", ending.output)
     last = max(3 * (int(epoch) - 1) + int(step) for epoch, step in said)
     assert load_checkpoint(newest)["training"]["iteration"] == last
-    record("SIGTERM to torchrun", ending, "nothing")
+    record("SIGTERM to torchrun", "nothing", ending, reads="stopped by")
 
 
 def _processes(folder: Path) -> Iterator[tuple[int, str]]:
@@ -205,7 +215,7 @@ def test_disk_full_at_a_checkpoint(config: Path, tmp_path: Path) -> None:
         newest = latest_checkpoint(disk / "w/float", "*_[0-9]*.pth")
         assert newest is not None
         assert not list((disk / "w/float").glob(".*tmp"))
-        record("disk full at a checkpoint", ending, "steps since the last checkpoint")
+        record("disk full at a checkpoint", "steps since the one before", ending)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
@@ -228,6 +238,9 @@ def test_damaged_checkpoint_is_passed_over(
     assert code == 0, err
     assert re.search(r"skipped: .*epoch_2.pth does not match its checksum", out)
     assert re.search(r"resumed from .*step_12.pth|resumed from .*step_10.pth", out), out
+    ending = Ending(codes=[code], errors=[], output=out, seconds=0.0, left=[])
+    record(f"newest checkpoint {how}", "steps since the one before", ending, reads="skipped: ",
+           recovered=True)  # fmt: skip
 
 
 def test_loader_process_killed(config: Path, tmp_path: Path) -> None:
@@ -237,7 +250,13 @@ def test_loader_process_killed(config: Path, tmp_path: Path) -> None:
     must_have_ended(ending, errors=0)
     assert ending.codes == [0, 0], ending.output[-3000:]
     assert "a loader process was lost" in ending.output
-    record("a loader process killed", ending, "nothing; the job goes on")
+    record(
+        "a loader process killed",
+        "nothing",
+        ending,
+        reads="a loader process was lost",
+        recovered=True,
+    )
 
 
 def test_image_deleted_in_training(config: Path, digits: Path, tmp_path: Path) -> None:
@@ -254,7 +273,7 @@ def test_image_deleted_in_training(config: Path, digits: Path, tmp_path: Path) -
     assert ending.codes == [0, 0], ending.output[-3000:]
     logs = "".join(p.read_text() for p in (tmp_path / "w/logs").glob("rank_*.log"))
     assert image.name in logs
-    record("an image deleted in training", ending, "nothing; another takes its place")
+    record("an image deleted in training", "that image", ending, reads=image.name, recovered=True)
 
 
 def test_nan_of_one_rank_is_named(config: Path, tmp_path: Path) -> None:
@@ -264,7 +283,7 @@ def test_nan_of_one_rank_is_named(config: Path, tmp_path: Path) -> None:
     must_have_ended(ending)
     assert ending.codes == [1, 1]
     assert re.search(r"step 4: loss\w* is nan.* on rank 1 \(images \w+\.jpg", ending.errors[0])
-    record("NaN on one rank", ending, "steps since the last checkpoint")
+    record("NaN on one rank", "steps since the last checkpoint", ending)
 
 
 def test_nan_of_one_rank_is_left_out_where_asked_for(config: Path, tmp_path: Path) -> None:
@@ -277,7 +296,7 @@ def test_nan_of_one_rank_is_left_out_where_asked_for(config: Path, tmp_path: Pat
     assert re.search(r"step 4 is left out, the 1\. so far: loss\w* is nan", ending.output)
     tensors = load_checkpoint(tmp_path / "w/float/float.pth")["state_dict"].values()
     assert all(bool(t.isfinite().all()) for t in tensors)
-    record("NaN on one rank, guards.nonfinite='skip'", ending, "that step; the job goes on")
+    record("the same, `nonfinite='skip'`", "that step", ending, reads="left out", recovered=True)
 
 
 def test_rank_that_diverges_stops_the_job(config: Path, tmp_path: Path) -> None:
@@ -288,7 +307,7 @@ def test_rank_that_diverges_stops_the_job(config: Path, tmp_path: Path) -> None:
     must_have_ended(ending)
     assert ending.codes == [1, 1]
     assert "differ between ranks" in ending.errors[0]
-    record("weights of one rank changed", ending, "steps since the last checkpoint")
+    record("a weight of one rank changed", "steps since the last checkpoint", ending)
 
 
 def test_rank_that_never_arrives_is_named(config: Path, tmp_path: Path) -> None:
@@ -298,7 +317,7 @@ def test_rank_that_never_arrives_is_named(config: Path, tmp_path: Path) -> None:
     must_have_ended(ending)
     assert ending.codes == [1, 1]
     assert re.search(r"rank 2\b.* (did not|has not) arrive", ending.errors[0])
-    record("a rank never arrives", ending, "nothing")
+    record("a rank never arrives, `--arrival-timeout 8`", "nothing", ending)
 
 
 def test_frozen_rank_ends_the_job_with_stacks(config: Path, tmp_path: Path) -> None:
@@ -306,10 +325,9 @@ def test_frozen_rank_ends_the_job_with_stacks(config: Path, tmp_path: Path) -> N
     path = config_with(config, tmp_path, more)
 
     def thaw() -> None:  # So that the test's own processes can end.
-        time.sleep(45)
-        for pid, _ in _processes(tmp_path):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        while len(started(tmp_path)) < 2 or session(started(tmp_path)[0]):
+            time.sleep(0.5)
+        os.kill(started(tmp_path)[1], signal.SIGCONT)
 
     threading.Thread(target=thaw, daemon=True).start()
     ending = run_ranks_alone(2, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
@@ -319,7 +337,7 @@ def test_frozen_rank_ends_the_job_with_stacks(config: Path, tmp_path: Path) -> N
     assert "has not finished" in ending.output
     stacks = (tmp_path / "w/logs/rank_0.stacks").read_text()
     assert "backward" in stacks
-    record("a rank stands still (SIGSTOP), --timeout 12", ending, "steps since the last checkpoint")
+    record("a rank stands still, `--timeout 12`", "steps since the last checkpoint", ending)
 
 
 def test_lost_store_ends_the_job(config: Path, tmp_path: Path) -> None:
@@ -335,14 +353,15 @@ def test_lost_store_ends_the_job(config: Path, tmp_path: Path) -> None:
                 os.kill(pid, signal.SIGKILL)
 
     threading.Thread(target=kill_agent, daemon=True).start()
-    began = time.monotonic()
     ending = run_torchrun(
-        2, "train", path, "--work-dir", tmp_path / "w", "--no-validate", folder=tmp_path
-    )
-    while list(_processes(tmp_path)) and time.monotonic() < began + 120:
-        time.sleep(0.2)
-    assert not list(_processes(tmp_path))
-    record("torchrun's agent killed, and with it the store", ending, "see text")
+        2, "train", path, "--work-dir", tmp_path / "w", "--no-validate", folder=tmp_path,
+        outlived=True,
+    )  # fmt: skip
+    assert ending.left == []
+    assert ending.seconds < LIMIT_S
+    assert re.search(r"error: .*(the store on which ranks meet is gone|lost)", ending.output)
+    record("torchrun's agent killed, and with it the store", "steps since the last checkpoint",
+           ending)  # fmt: skip
 
 
 def test_slow_rank_is_named(config: Path, tmp_path: Path) -> None:
@@ -351,7 +370,7 @@ def test_slow_rank_is_named(config: Path, tmp_path: Path) -> None:
                              folder=tmp_path)  # fmt: skip
     assert ending.codes == [0, 0], ending.output[-3000:]
     assert re.search(r"rank 1 .*slow|slow.* rank 1", ending.output)
-    record("a rank delayed by 3 s", ending, "nothing; the rank is named")
+    record("a rank delayed by 3 s", "nothing", ending, reads="is slow at", recovered=True)
 
 
 def test_second_signal_ends_at_once(config: Path, tmp_path: Path) -> None:
@@ -361,9 +380,8 @@ def test_second_signal_ends_at_once(config: Path, tmp_path: Path) -> None:
         while not list(tmp_path.glob("struck*")):
             time.sleep(0.2)
         for _ in range(2):
-            for pid, line in list(_processes(tmp_path)):
-                if "-m launcher" in line:
-                    os.kill(pid, signal.SIGINT)
+            for pid in started(tmp_path):
+                os.kill(pid, signal.SIGINT)
             time.sleep(2)
 
     threading.Thread(target=interrupt_twice, daemon=True).start()
@@ -371,4 +389,3 @@ def test_second_signal_ends_at_once(config: Path, tmp_path: Path) -> None:
                              folder=tmp_path)  # fmt: skip
     assert ending.codes == [128 + signal.SIGINT]
     assert ending.seconds < 20
-    assert marked is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dq.dist.checkpoint import load_checkpoint
-from tests.launcher.conftest import torchrun
+from tests.launcher.conftest import on_ranks
 from tests.launcher.test_resume import differences
 from tests.nodes import Node, two_nodes
 
@@ -71,7 +71,7 @@ def test_two_hosts_run_a_whole_chain_as_one_does(
         for rank, disk in enumerate((main, other))
     ]
     assert proofs[0] == proofs[1] != []
-    done = torchrun(
+    done = on_ranks(
         2, "run", path, "--work-dir", tmp_path / "one", "--sync-bn", "on", "--threads", "1"
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor
 
 from dq.dist.checkpoint import load_checkpoint
-from tests.launcher.conftest import ROOT, Launch, torchrun
+from tests.launcher.conftest import Launch, on_ranks
+from tests.warm import WarmProcess
 
 pytestmark = pytest.mark.slow
 
@@ -105,14 +105,6 @@ def compare(one: Path, other: Path) -> None:
     assert rows == wanted_rows
 
 
-@pytest.fixture(scope="module")
-def float_checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("float")
-    done = torchrun(1, "train", config, "--work-dir", folder, "--no-validate")
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "float/float.pth"
-
-
 @pytest.mark.parametrize("step", [1, 4])
 def test_qat_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
     config: Path, float_checkpoint: Path, tmp_path: Path, step: int, uninterrupted: Path
@@ -121,10 +113,10 @@ def test_qat_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
     path = rich(config, tmp_path, steps=1, more=more)
     words = ("qat", path, "--checkpoint", float_checkpoint, "--work-dir", tmp_path / "work",
              "--sync-bn", "off")  # fmt: skip
-    died = torchrun(2, *words, limit_s=120)
+    died = on_ranks(2, *words, limit_s=120)
     assert died.returncode != 0
     assert not (tmp_path / "work/qat/qat.pth").exists()
-    done = torchrun(2, *words, "--resume", "auto")
+    done = on_ranks(2, *words, "--resume", "auto")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert f"resumed from {tmp_path}/work/qat/step_{step}.pth" in done.stdout
     compare(uninterrupted, tmp_path / "work/qat")
@@ -137,7 +129,7 @@ def uninterrupted(
     """Train without a fault, and with another number of loader processes and checkpoints."""
     folder = tmp_path_factory.mktemp("whole")
     path = rich(config, folder, steps=0, workers=0)
-    done = torchrun(
+    done = on_ranks(
         2, "qat", path, "--checkpoint", float_checkpoint, "--work-dir", folder, "--sync-bn", "off"
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
@@ -147,29 +139,28 @@ def uninterrupted(
 def test_training_killed_at_any_time_goes_on_bit_for_bit(config: Path, tmp_path: Path) -> None:
     # Alone, at moments of chance: in a step, in a checkpoint, in an evaluation, at the start.
     whole = tmp_path / "whole"
-    words = [sys.executable, "-m", "launcher", "train", "--seed", "3", "--work-dir"]
     path = str(rich(config, tmp_path, steps=1, workers=0))
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = ["train", path, "--seed", "3", "--work-dir"]
     began = time.monotonic()
-    subprocess.run([*words, str(whole), path], cwd=ROOT, env=environ, check=True, timeout=300)
+    done = on_ranks(1, *words, whole)
+    assert done.returncode == 0, done.stderr[-3000:]
     seconds = time.monotonic() - began
     chance = random.Random(0)
     other = tmp_path / "other"
     for _ in range(12):
-        process = subprocess.Popen(
-            [*words, str(other), path, "--resume", "auto"], cwd=ROOT, env=environ,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        with (tmp_path / "killed.txt").open("ab") as output:
+            process = WarmProcess(
+                [*words, str(other), "--resume", "auto"], environ=os.environ, output=output
+            )
         try:
-            process.wait(timeout=seconds * chance.uniform(0.4, 0.9))
+            process.wait(timeout=seconds * chance.uniform(0.2, 0.9))
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.end()
     else:
-        last = subprocess.run([*words, str(other), path, "--resume"], cwd=ROOT, env=environ,
-                              timeout=300, check=False)  # fmt: skip
-        assert last.returncode == 0
+        last = on_ranks(1, *words, other, "--resume")
+        assert last.returncode == 0, last.stderr[-3000:]
     compare(whole / "float", other / "float")
 
 
@@ -177,9 +168,9 @@ def test_fewer_ranks_go_on_with_the_same_schedule_and_samples(config: Path, tmp_
     more = FAULT.format(what="SIGTERM", rank=0, step=4, marker=str(tmp_path / "struck"))
     path = rich(config, tmp_path, steps=0, more=more)
     words = ("train", path, "--work-dir", tmp_path / "work")
-    stopped = torchrun(2, *words, limit_s=120)
+    stopped = on_ranks(2, *words, limit_s=120)
     assert stopped.returncode != 0
-    done = torchrun(1, *words, "--resume", "auto")
+    done = on_ranks(1, *words, "--resume", "auto")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert "2 micro-batches a step" in done.stdout
     content = load_checkpoint(tmp_path / "work/float/epoch_2.pth")
@@ -194,7 +185,7 @@ def test_world_size_that_does_not_fit_is_refused_by_name(
     path = rich(config, tmp_path, steps=0)
     code, _, err = launch("train", path, "--work-dir", tmp_path / "w", "--no-validate")
     assert code == 0, err
-    done = torchrun(2, "train", path, "--work-dir", tmp_path / "w", "--resume", "auto")
+    done = on_ranks(2, "train", path, "--work-dir", tmp_path / "w", "--resume", "auto")
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr[-2000:]
     assert "1 rank" in errors[0]
