@@ -135,12 +135,13 @@ def scene(
         (folder / "bad.pth").write_bytes(float_checkpoint.read_bytes()[:-2000])
         submit("bad", *SMALL, "run", config, "--checkpoint", folder / "bad.pth",
                "--work-dir", folder / "bad", "--device", "cpu")  # fmt: skip
-        qat("cancelled", gate("cancelled"), "--nodes", "2", "--torchrun")
         qat("whole-2", "", *two)
         qat("whole-1", "")
         submit("sweep", *SMALL, "--parallel", "1", "sweep", config, "--checkpoint",
                float_checkpoint, "--presets", "int8", "w4a8", "--work-dir", folder / "sweep",
                "--device", "cpu")  # fmt: skip
+        # Holds both nodes until it is cancelled, so it comes last, and its test too.
+        qat("cancelled", gate("cancelled"), "--nodes", "2", "--torchrun")
         yield Scene(cluster=cluster, folder=folder, chains=submitted)
     finally:
         os.environ.clear()
@@ -194,21 +195,6 @@ def test_killed_rank_ends_its_job(scene: Scene) -> None:
     ended = time.mktime(time.strptime(re.findall(r"EndTime=(\S+)", shown)[0], "%Y-%m-%dT%H:%M:%S"))
     assert ended - struck < 60
     assert scene.cluster.processes(job) == []
-
-
-def test_cancelled_job_leaves_no_process_and_stays_cancelled(
-    scene: Scene, capsys: pytest.CaptureFixture[str]
-) -> None:
-    scene.await_gate("cancelled", ranks=2)
-    job = scene.job("cancelled")
-    assert len(scene.cluster.processes(job)) > 4
-    assert main(["cancel", scene.chains["cancelled"].name]) == 0
-    assert job in capsys.readouterr().out
-    scene.cluster.await_state(job, "CANCELLED", limit_s=60)
-    assert scene.cluster.processes(job) == []
-    assert scene.cluster.restarts(job) == 0
-    assert main(["cancel", job]) == 0
-    assert "ended already" in capsys.readouterr().out
 
 
 def test_failing_calibration_cancels_what_follows(scene: Scene) -> None:
@@ -292,3 +278,18 @@ def test_what_slurm_refuses_is_one_line(scene: Scene, launch: Any, config: Path)
         assert mend in lines[0]
     with contextlib.suppress(AssertionError):
         assert "refused" not in scene.cluster.ask("squeue", "-h", "-o", "%j")
+
+
+def test_cancelled_job_leaves_no_process_and_stays_cancelled(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene.await_gate("cancelled", ranks=2)
+    job = scene.job("cancelled")
+    assert len(scene.cluster.processes(job)) > 4
+    assert main(["cancel", scene.chains["cancelled"].name]) == 0
+    assert job in capsys.readouterr().out
+    scene.cluster.await_state(job, "CANCELLED", limit_s=60)
+    assert scene.cluster.processes(job) == []
+    assert scene.cluster.restarts(job) == 0
+    assert main(["cancel", job]) == 0
+    assert "ended already" in capsys.readouterr().out
