@@ -29,13 +29,19 @@ _MENDS = (
     ("qos", "`sacctmgr show qos` lists them; give --qos or leave it out"),
     ("feature specification", "`sinfo -o '%P %f'` lists features; change --constraint"),
     ("node configuration", "no node has so much; ask for fewer GPUs, CPUs or memory of a node"),
-    ("more processors", "ask for fewer tasks or CPUs"),
+    (
+        "more processors",
+        "`sinfo -o '%P %D %c %G'` lists what there is; ask for fewer --nodes, GPUs, tasks or CPUs",
+    ),
     ("node count", "ask for fewer --nodes, or another --partition"),
     ("time limit", "give a shorter --time, or another --partition"),
     ("invalid generic resource", "`sinfo -o '%P %G'` lists GPUs; change --gpus-per-node"),
     ("unrecognized option", "mend the name in [sbatch] of the profile or in --sbatch"),
     ("invalid", "mend that value"),
 )
+
+
+_PREFIX = re.compile(r"^sbatch: (error: )?(Batch job submission failed: )?")
 
 
 def task_of(element: Element, profile: Profile) -> Task:
@@ -223,8 +229,7 @@ def _explained(job: Job) -> Iterator[None]:
         yield
     except submitit.core.utils.FailedJobError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        said = "; ".join(re.sub(r"^sbatch: (error: )?", "", line) for line in lines)
-        said = said.removeprefix("Batch job submission failed: ") or "no reason given"
+        said = "; ".join(_PREFIX.sub("", line) for line in lines) or "no reason given"
         for sign, mend in _MENDS:
             if sign in said.lower():
                 raise ValueError(f"Slurm refuses {job.name}: {said}; {mend}") from error

@@ -53,6 +53,7 @@ PreemptMode=REQUEUE
 JobRequeue=1
 KillWait=5
 MinJobAge=3600
+EnforcePartLimits=ALL
 {nodes}
 PartitionName=main Nodes=dqn[1-2] Default=YES MaxTime=60 State=UP
 PartitionName=low Nodes=dqn3 MaxTime=60 State=UP PriorityTier=1 GraceTime=30

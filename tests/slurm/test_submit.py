@@ -150,12 +150,12 @@ def test_local_executor_runs_a_job_from_its_snapshot(
 ) -> None:
     work = tmp_path / "it's work"
     code, out, err = launch(
-        "submit", "--cluster", "local", "--tasks-per-node", "2", "calibrate", config,
+        "submit", "--cluster", "local", "--tasks-per-node", "2", "eval", config,
         "--checkpoint", float_checkpoint, "--work-dir", work, "--device", "cpu",
     )  # fmt: skip
     assert code == 0, out + err
     chain = chains()[-1]
-    assert (work / "calibrated/calibrated.pth").is_file()
+    assert (work / "eval/summary.json").is_file()
     assert (Path(chain.folder) / "code/launcher/cli.py").is_file()
     assert "rank 0 of 2" in chain.log(chain.jobs[0], 0).read_text()
     code, out, _ = launch("jobs", chain.name)
