@@ -48,6 +48,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="how long ranks wait for each other at the start (default 300)",
     )
     parser.add_argument(
+        "--wandb",
+        metavar="online|offline|disabled",
+        help="W&B besides metrics.jsonl (default: $WANDB_MODE, else offline: `launcher sync` sends"
+        " it later)",
+    )
+    parser.add_argument(
         "--calibration-rank",
         type=int,
         default=0,

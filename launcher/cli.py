@@ -12,8 +12,20 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 COMMANDS = (
-    *("train", "calibrate", "qat", "eval", "analyze", "run", "data", "coverage"),
-    *("submit", "jobs", "logs", "cancel"),
+    "train",
+    "calibrate",
+    "qat",
+    "eval",
+    "analyze",
+    "run",
+    "data",
+    "coverage",
+    "compare",
+    "sync",
+    "submit",
+    "jobs",
+    "logs",
+    "cancel",
 )
 USER_ERROR, WORLD_ERROR, STOPPED = 2, 1, 75
 

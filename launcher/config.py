@@ -17,6 +17,7 @@ from dq.quant.refinements import Refinements
 from dq.quant.repair import Mixed, Repair
 from dq.quant.schedule import Schedule
 from dq.quant.spec import QuantSpec
+from dq.tracking.settings import Tracking
 
 MODES = {False: "train", None: "train", True: "qat", "training": "qat", "calibration": "calibrate"}
 
@@ -106,6 +107,21 @@ def guards(section: Mapping[str, Any] | None) -> Guards:
     given = dict(section or {})
     check_keys(given, [f.name for f in fields(Guards)], "guards")
     return Guards(**given)
+
+
+def tracking(section: Mapping[str, Any] | None) -> Tracking:
+    """Read the config's ``tracking`` section.
+
+    Raises:
+        ValueError: A key is unknown or a value out of bounds.
+    """
+    if section is not None and not isinstance(section, Mapping):
+        raise ValueError(f"tracking must be a dict such as dict(project='x'), not {section!r}")
+    given = dict(section or {})
+    check_keys(given, [f.name for f in fields(Tracking)], "tracking")
+    if isinstance(given.get("tags"), str):
+        given["tags"] = (given["tags"],)
+    return Tracking(**{**given, "tags": tuple(given.get("tags", ()))})
 
 
 _REPAIR_KEYS = {"repair_images": "images", "rounding_steps": "rounding_steps"}

@@ -14,8 +14,9 @@ from torch import Tensor
 from dq.detector.config import apply_options, finish, read_config
 from dq.detector.data import calibration_dataset, calibration_images
 from dq.detector.guards import Guards
+from dq.tracking.settings import Tracking
 from dq.tracking.summary import key_of
-from launcher.config import QuantSettings, command_for, guards, quant_settings
+from launcher.config import QuantSettings, command_for, guards, quant_settings, tracking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,7 @@ class Plan:
         config: mmdet's config, complete.
         settings: Its quantization.
         guards: What is done when something goes wrong in a training.
+        tracking: What is kept of how it goes.
         text: The config without its quantization as it was read; libraries change what they are
             handed, so it is kept.
         seed: Of everything random, equal on all ranks.
@@ -34,6 +36,7 @@ class Plan:
     config: Any
     settings: QuantSettings
     guards: Guards
+    tracking: Tracking
     text: str
     seed: int
 
@@ -47,6 +50,12 @@ class Plan:
         return key_of(
             stage, self.text, self.seed, device, parent, torch.__version__, *quantized, *more
         )
+
+    @property
+    def bits(self) -> str:
+        """How the integers are called: ``int8``, ``W4A8``."""
+        weight, activation = self.settings.recipe.weight.bits, self.settings.recipe.activation.bits
+        return f"int{activation}" if weight == activation else f"W{weight}A{activation}"
 
     def calibration_batches(self) -> Iterator[Tensor]:
         """Yield the batches of images that calibration looks at, on the CPU."""
@@ -66,13 +75,14 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     settings = quant_settings(config.get("quant"))
     # Overrides that do not fit should fail now and not after an hour of float training.
     apply_options(copy.deepcopy(config), settings.training)
-    apart = ("quant", "quantize", "guards", "checkpoint_config", "log_config")
+    apart = ("quant", "quantize", "guards", "checkpoint_config", "log_config", "tracking")
     text = str({k: v for k, v in config.items() if k not in apart})
     seed = arguments.seed if arguments.seed is not None else config.get("seed") or 0
     return Plan(
         config=config,
         settings=settings,
         guards=guards(config.get("guards")),
+        tracking=tracking(config.get("tracking")),
         text=text,
         seed=int(seed),
     )

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,6 +22,8 @@ from dq.dist.environment import Environment, read_environment
 from dq.dist.lost import explain_lost_rank
 from dq.dist.process_group import process_group
 from dq.dist.signals import Stopped, StopSignals, stop_signals
+from dq.tracking.mirror import Limits
+from dq.tracking.relay_process import MODES, Relay
 from launcher.cli import one_line
 from launcher.logs import logging_to
 
@@ -43,6 +45,7 @@ class Session:
         calibration_rank: The rank that calibrates for all.
         signals: Those that end the command.
         watch: Where stacks are written to, and when.
+        wandb: ``online``, ``offline`` or ``disabled``.
     """
 
     environment: Environment
@@ -51,6 +54,22 @@ class Session:
     calibration_rank: int
     signals: StopSignals
     watch: Watch
+    wandb: str = "disabled"
+    _relays: list[Relay] = field(default_factory=list)
+
+    def relay(self, init_s: float, finish_s: float) -> Relay | None:
+        """Return what copies this command's runs to W&B; for the main rank.
+
+        Args:
+            init_s: Seconds that W&B may take to begin a run.
+            finish_s: Seconds that the command's end may wait for it.
+        """
+        if self.wandb == "disabled":
+            return None
+        if not self._relays:
+            limits = Limits(init_s=init_s, finish_s=finish_s)
+            self._relays.append(Relay(self.wandb, self.experiment / "logs" / "wandb.log", limits))
+        return self._relays[0]
 
     def supervision(self, guards: Guards) -> Supervision:
         """Return who watches over a training; every rank must call it."""
@@ -74,6 +93,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
         arguments: With what `launcher.arguments.add_common` adds.
     """
     environment = read_environment()
+    wandb = _wandb_mode(arguments.wandb)
     device = choose_device(arguments.device, environment)
     experiment = Path(arguments.work_dir or Path("runs") / Path(arguments.config).stem)
     with logging_to(experiment / "logs", rank=environment.rank):
@@ -84,6 +104,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
             from dq.detector.nms import ensure_nms
 
             ensure_nms(device)
+        relays: list[Relay] = []
         try:
             with (
                 stop_signals() as signals,
@@ -112,6 +133,8 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
                             stacks=experiment / "logs" / f"rank_{environment.rank}.stacks",
                             limit_s=arguments.timeout + WATCH_MARGIN_S,
                         ),
+                        wandb=wandb,
+                        _relays=relays,
                     )
                 except Exception as error:
                     _report(error, experiment)
@@ -120,6 +143,24 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
             if not getattr(error, "reported", False):
                 _report(error, experiment)
             raise
+        finally:
+            # The ranks have parted: nobody waits for W&B but this command's own end.
+            for relay in relays:
+                relay.close()
+
+
+def _wandb_mode(asked: str | None) -> str:
+    """Return the mode of W&B: the argument, else its own variable, else offline.
+
+    Raises:
+        ValueError: There is no such mode.
+    """
+    mode = asked or os.environ.get("WANDB_MODE") or "offline"
+    mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
+    if mode not in MODES:
+        name = "--wandb" if asked else "WANDB_MODE"
+        raise ValueError(f"{name} {mode} is not known; use {', '.join(MODES)}")
+    return mode
 
 
 def _calibration_rank(arguments: argparse.Namespace, environment: Environment) -> int:

@@ -160,6 +160,13 @@ def first_images(batches: Iterable[Tensor], num_images: int) -> list[Tensor]:
     return found
 
 
+def run_network(detector: nn.Module, graph: QuantizedGraph, batch: Tensor) -> None:
+    """Run all of a prepared detector's graphs on a batch, RoI heads included."""
+    result = graph(batch)
+    if graph.parts:
+        run_roi_heads(detector, features_of(result), batch)
+
+
 @contextmanager
 def _equal_weights(quantizers: Sequence[ActivationQuantizer]) -> Iterator[Callable[[int], None]]:
     """Let moving averages weigh all batches alike inside the block: call with 1, 2, ..."""
@@ -213,9 +220,7 @@ def calibrate(
     with _equal_weights(averages) as weigh:
         for number, batch in enumerate(batches, start=1):
             weigh(number)
-            result = graph(batch.to(device))
-            if graph.parts:
-                run_roi_heads(detector, features_of(result), batch.to(device))
+            run_network(detector, graph, batch.to(device))
             update_scales_(averages)
             images += len(batch)
     update_scales_([q for q in quantizers.values() if q not in averages])

@@ -38,6 +38,7 @@ TOP_LEVEL_KEYS = (
     "quant",
     "accumulate",
     "guards",
+    "tracking",
     "compile",
 )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,3 +146,29 @@ def _image_of(sample: Any) -> Tensor:
     image = getattr(image, "data", image)
     assert isinstance(image, Tensor)
     return image
+
+
+def dataset_digest(config: Config) -> str | None:
+    """Return a SHA-256 over the training annotations' files, None where they cannot be read.
+
+    Files in Pascal VOC's layout are read one by one in the order of the image list.
+    """
+    digest = hashlib.sha256()
+    try:
+        section = config.data.train
+        while "dataset" in section:
+            section = section["dataset"]
+        files = section["ann_file"]
+        for name in files if isinstance(files, list | tuple) else [files]:
+            content = Path(name).read_bytes()
+            digest.update(content)
+            folder = Path(
+                section.get("img_prefix") or ".", section.get("ann_subdir", "Annotations")
+            )
+            if not str(name).endswith(".json") and folder.is_dir():
+                for image in content.decode().split():
+                    path = folder / f"{image}.xml"
+                    digest.update(path.read_bytes() if path.is_file() else b"")
+    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
+        return None
+    return digest.hexdigest()

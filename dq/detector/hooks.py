@@ -91,6 +91,7 @@ class QuantizationHook(Hook):  # type: ignore[misc]
         self.phase = runner.phase = phase
         proof = prove_equal(self.graph, f"entering phase {phase.value}")
         log.info("phase %s from iteration %d, digest %s", phase.value, runner.iter, proof[:16])
+        runner.tracker.log("phase", runner.iter + 1, {"phase": phase.value, "digest": proof})
 
     def after_train_iter(self, runner: Any) -> None:
         """Give all ranks the same new ranges: one collective a step."""
@@ -101,6 +102,7 @@ class QuantizationHook(Hook):  # type: ignore[misc]
         """Prove that all ranks still round alike."""
         proof = prove_equal(self.graph, f"after epoch {runner.epoch + 1}")
         log.info("ranges are equal on all ranks, digest %s", proof[:16])
+        runner.tracker.log("proof", runner.iter, {"epoch": runner.epoch + 1, "digest": proof})
 
 
 class OscillationHook(Hook):  # type: ignore[misc]
@@ -208,3 +210,5 @@ class StragglerHook(Hook):  # type: ignore[misc]
             text = line(slow, above=supervision.guards.straggler_above)
             if text:
                 log.warning("%s", text)
+                found = {"phase": slow.phase, "rank": slow.rank, "seconds": slow.seconds}
+                runner.tracker.log("straggler", runner.iter + 1, {**found, "others": slow.others})

@@ -151,6 +151,11 @@ class TrainingLoader(DataLoader[Any]):
             **options.of_torch(),
         )
 
+    @property
+    def num_bad_images(self) -> int:
+        """How many different images of this rank's share could not be read so far."""
+        return len(self._bad_images.paths)
+
     def __len__(self) -> int:
         """Return the steps of an epoch."""
         return len(self._ordered[1]) // self.chunks_per_step

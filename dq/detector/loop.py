@@ -28,6 +28,7 @@ from dq.detector.refine import Refinery, added_losses, without_foreign_ema
 from dq.detector.runner import RUNNER_OF
 from dq.detector.step import ParallelDetector, add_train_step
 from dq.detector.supervision import Supervision
+from dq.detector.tracking_hook import Figures, TrackingHook
 from dq.dist import collectives
 from dq.dist.checkpoint import load_checkpoint
 from dq.dist.data_parallel import unwrap, wrap
@@ -38,6 +39,7 @@ from dq.quant.recipe import Recipe
 from dq.quant.refinements import Refinements
 from dq.quant.schedule import Schedule
 from dq.quant.trace import BoundGraph
+from dq.tracking.tracker import Tracker
 
 log = logging.getLogger("dq.train")
 
@@ -84,6 +86,8 @@ def train(
     validate: bool = True,
     key: str = "",
     supervision: Supervision | None = None,
+    tracker: Tracker | None = None,
+    figures: Figures | None = None,
 ) -> nn.Module:
     """Train as the config says and return the detector, unwrapped.
 
@@ -102,6 +106,8 @@ def train(
         validate: Evaluate on ``data.val`` as ``evaluation`` says.
         key: Digest of what decides the result; kept in each checkpoint's ``meta``.
         supervision: Who watches the training.
+        tracker: Takes what is worth keeping; its run's id goes into each checkpoint's ``meta``.
+        figures: Measures all quantizers after each epoch.
 
     Raises:
         ValueError: The config asks for something that does not exist.
@@ -151,7 +157,13 @@ def train(
     runner = _build_runner(config, model, dataset, work_dir, seed, quantization)
     runner.meta["key"] = key
     runner.supervise(supervision, plan)
+    if tracker is not None:
+        runner.tracker = tracker
+        runner.meta["run_id"] = None if tracker.run is None else tracker.run.id
     _register_hooks(runner, config, step_hook, plan, quantization, validate)
+    interval = config.log_config.interval
+    tracking = TrackingHook(interval, by_epoch=runner.counts_epochs, figures=figures)
+    runner.register_hook(tracking, priority="VERY_LOW")
     if refinery is not None:
         assert quantization is not None
         runner.graph, runner.recipe = quantization.graph, quantization.recipe

@@ -79,12 +79,19 @@ class LossLog(LogBuffer):  # type: ignore[misc]
     together. Every rank must log at the same steps.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_averaged: int | None = None
+
     def average(self, n: int = 0) -> None:
         """Average the latest ``n`` values (0: all) over steps and ranks.
 
         Raises:
             RuntimeError: A loss is not finite on some rank.
         """
+        if self.is_averaged == n:
+            return  # Each of several loggers asks; one collective is enough for them.
+        self.is_averaged = n
         tensors = {k: v for k, v in self.val_history.items() if isinstance(v[-1], Tensor)}
         if tensors:
             means = [torch.stack(v[-n:]).mean() for v in tensors.values()]
@@ -106,7 +113,13 @@ class LossLog(LogBuffer):  # type: ignore[misc]
     def update(self, vars: dict[str, Any], count: int = 1) -> None:
         """Record the values of a step, forgetting what no interval will average any more."""
         super().update(vars, count)
+        self.is_averaged = None
         for name in vars:
             if len(self.val_history[name]) > 2000:
                 del self.val_history[name][:1000]
                 del self.n_history[name][:1000]
+
+    def clear_output(self) -> None:
+        """Forget what was logged, so that the next interval is averaged anew."""
+        super().clear_output()
+        self.is_averaged = None

@@ -30,6 +30,7 @@ from dq.quant.ema import WeightAverage
 from dq.quant.phase import Phase
 from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
+from dq.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 CHECKPOINT, STOP = "checkpoint", "stop"
@@ -50,6 +51,7 @@ class Training:
         phase: Of the quantizers.
         position: Steps of this epoch that are done.
         pending: Losses of a resumed training, to be put back into the log.
+        tracker: Takes what is worth keeping of how the training goes.
     """
 
     graph: QuantizedGraph | None = None
@@ -78,6 +80,7 @@ class Training:
         super().__init__(*args, **kwargs)
         self.log_buffer = LossLog()
         self.plan = CheckpointPlan()
+        self.tracker = Tracker()
         self.supervision = Supervision()
         self.age = Age(0)
         self.attributes: Plain = plain_attributes(unwrap(self.model))

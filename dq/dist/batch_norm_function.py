@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _resolve_process_group
+from torch.distributed import distributed_c10d
 from torch.nn.functional import batch_norm
 
 from dq.dist import collectives
@@ -163,7 +163,10 @@ normalize_over_ranks.register_autograd(_gradients, setup_context=_keep)
 
 
 def _named(group: str) -> Group:
-    return _resolve_process_group(group) if group else None
+    if not group:
+        return None
+    # torch's own compiled collectives find their groups so.
+    return distributed_c10d._resolve_process_group(group)  # type: ignore[attr-defined, arg-type]
 
 
 def _laid_out_as(like: Tensor, tensor: Tensor) -> Tensor:

@@ -122,7 +122,9 @@ def _open_meeting_place(environment: Environment, arrival_s: float, number: int)
         timeout=timedelta(seconds=arrival_s),
         wait_for_workers=False,
     )
-    return PrefixStore(f"dq/attempt_{attempt}/group_{number}", store)
+    # A node that joins makes torchrun start all ranks again under the same attempt.
+    place = f"dq/attempt_{attempt}/of_{environment.world_size}/group_{number}"
+    return PrefixStore(place, store)
 
 
 def _await_all(store: Store, environment: Environment, arrival_s: float) -> None:

@@ -46,6 +46,8 @@ class PhaseClock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        # These are never begun anew.
+        self.totals: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -77,6 +79,7 @@ class PhaseClock:
 
     def _add(self, name: str, seconds: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.totals[name] = self.totals.get(name, 0.0) + seconds
 
     def report(self) -> list[Slow]:
         """Return the slowest rank of each phase since the last report, equal on all ranks.

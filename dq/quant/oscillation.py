@@ -128,6 +128,13 @@ class OscillationTracker:
         """Return the share of all weights that oscillate, 0 to 1; reads the device."""
         return self._share(lambda record: record.frequency > self.settings.counts_above)
 
+    def share_of(self, name: str) -> float | None:
+        """Return the share of one layer's weights that oscillate; None for one never watched."""
+        record = self.records.get(name)
+        if record is None:
+            return None
+        return float((record.frequency > self.settings.counts_above).float().mean())
+
     def share_frozen(self) -> float:
         """Return the share of all weights that are frozen, 0 to 1; reads the device."""
         return self._share(lambda record: record.frozen)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 FILE_NAME = "summary.json"
@@ -29,6 +29,13 @@ class StageSummary:
         world_size: Number of ranks.
         seconds: Wall time of the stage.
         num_quantizers: How many there are, weights and activations.
+        run_id: Of the run, as in ``run.json``.
+        parent_run: Id of the run that made the checkpoint it began from.
+        bits: How the integers are called, ``float32`` for none.
+        model_bytes: What weights and quantizer parameters take at their widths.
+        images_per_s: Of the final evaluation on all ranks.
+        classes: Average precision of each class at IoU 0.5.
+        finished: Seconds since 1970.
     """
 
     stage: str
@@ -43,6 +50,13 @@ class StageSummary:
     world_size: int = 1
     seconds: float = 0.0
     num_quantizers: int = 0
+    run_id: str | None = None
+    parent_run: str | None = None
+    bits: str | None = None
+    model_bytes: int | None = None
+    images_per_s: float | None = None
+    classes: Mapping[str, float] = field(default_factory=dict)
+    finished: float | None = None
 
 
 def write_summary(folder: Path, summary: StageSummary) -> Path:
@@ -57,8 +71,10 @@ def write_summary(folder: Path, summary: StageSummary) -> Path:
 def read_summary(folder: Path) -> StageSummary | None:
     """Return the summary in ``folder``, None where there is none that can be read."""
     try:
-        return StageSummary(**json.loads((folder / FILE_NAME).read_text()))
-    except (OSError, ValueError, TypeError):
+        content = json.loads((folder / FILE_NAME).read_text())
+        known = {f.name for f in fields(StageSummary)}
+        return StageSummary(**{k: v for k, v in content.items() if k in known})
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 

@@ -22,7 +22,9 @@ from dq.tracking.summary import StageSummary
 from launcher.plan import Plan
 from launcher.session import Session
 from launcher.stages.conclusion import conclude, read_checkpoint, reusable
+from launcher.stages.evidence import figures_of
 from launcher.stages.float_detector import float_detector
+from launcher.stages.tracked import run_id_of, tracked
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +38,26 @@ def calibrated(
     if reuse and (done := reusable(place.experiment / "calibrated", key)):
         return done
     began = time.monotonic()
-    seed_everything(plan.seed)
-    detector = float_detector(plan, place, content, checkpoint)
-    graph = quantize_detector(detector, plan.settings.recipe)
-    recipe = calibrate_all(plan, place, detector, graph)
-    return conclude(plan, place, detector, "calibrated", key, began, graph, recipe, parent)
+    with tracked(
+        plan, place, "calibrated", parent_run=run_id_of(content), parent=parent
+    ) as tracker:
+        seed_everything(plan.seed)
+        detector = float_detector(plan, place, content, checkpoint)
+        graph = quantize_detector(detector, plan.settings.recipe)
+        recipe = calibrate_all(plan, place, detector, graph)
+        return conclude(
+            plan,
+            place,
+            detector,
+            "calibrated",
+            key,
+            began,
+            graph,
+            recipe,
+            parent,
+            tracker=tracker,
+            figures=figures_of(plan, place, graph),
+        )
 
 
 def calibrate_all(plan: Plan, place: Session, detector: nn.Module, graph: QuantizedGraph) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,22 @@ from torch import nn
 from dq.detector.checkpoint import compose
 from dq.detector.config import config_text
 from dq.detector.data import dataset_of, test_classes
-from dq.detector.evaluate import evaluate, main_metric
+from dq.detector.evaluate import detect, main_metric, score
+from dq.detector.predictions import class_precision
+from dq.detector.tracking_hook import Figures
 from dq.dist import collectives
 from dq.dist.checkpoint import load_checkpoint, save_checkpoint
 from dq.dist.one_reader import on_main_rank
+from dq.quant.figures import model_bytes
 from dq.quant.phase import Phase, set_phase
 from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
 from dq.sync import prove_equal
 from dq.tracking.summary import StageSummary, is_current, sha256_of, write_summary
+from dq.tracking.tracker import Tracker
 from launcher.plan import Plan
 from launcher.session import Session
+from launcher.stages.evidence import keep_predictions
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +50,90 @@ def reusable(folder: Path, key: str) -> StageSummary | None:
     return done
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """A detector's evaluation on ``data.test``.
+
+    Attributes:
+        metrics: Equal on all ranks.
+        classes: Average precision of each class at IoU 0.5; main rank only.
+        images_per_s: On all ranks together.
+        dataset: What was evaluated on.
+        results: mmdet's, of all images; main rank only.
+    """
+
+    metrics: dict[str, float]
+    classes: dict[str, float]
+    images_per_s: float
+    dataset: Any
+    results: list[Any]
+
+
 def measured(plan: Plan, place: Session, detector: nn.Module) -> dict[str, float]:
-    """Evaluate a detector on ``data.test`` over all ranks."""
+    """Return a detector's metrics on ``data.test``; every rank must call it."""
+    return measure(plan, place, detector).metrics
+
+
+def measure(plan: Plan, place: Session, detector: nn.Module) -> Measurement:
+    """Evaluate a detector on ``data.test`` over all ranks; every rank must call it."""
     dataset = dataset_of(plan.config, "test", test_mode=True)
     workers = plan.config.data.get("test_dataloader", {}).get("workers_per_gpu", 1)
-    metrics = evaluate(
-        detector, dataset, plan.config.get("evaluation", {}), device=place.device, workers=workers
-    )
+    began = time.monotonic()
+    results = detect(detector, dataset, device=place.device, workers=workers)
+    seconds = time.monotonic() - began
+    found = None
+    if results is not None:
+        settings = plan.config.get("evaluation", {})
+        found = (score(dataset, results, settings), class_precision(dataset, results))
+    metrics, classes = collectives.broadcast_object(found)
     name, value = main_metric(metrics)
     log.info("%s on %d images: %.2f %%", name, len(dataset), 100 * value)
-    return metrics
+    return Measurement(
+        metrics=metrics,
+        classes=classes,
+        images_per_s=round(len(dataset) / max(1e-9, seconds), 2),
+        dataset=dataset,
+        results=results or [],
+    )
+
+
+def track_row(summary: StageSummary) -> dict[str, Any]:
+    """Return what a tracker keeps of a stage's result."""
+    row: dict[str, Any] = {**summary.metrics, "images_per_s": summary.images_per_s or 0.0}
+    row |= {f"class/{name}": value for name, value in summary.classes.items()}
+    if summary.model_bytes is not None:
+        row["model_bytes"] = summary.model_bytes
+    row["seconds"] = summary.seconds
+    if summary.range_digest is not None:
+        row["digest"] = summary.range_digest
+    return row
+
+
+def _keep_evidence(
+    plan: Plan,
+    place: Session,
+    tracker: Tracker,
+    detector: nn.Module,
+    graph: QuantizedGraph | None,
+    measurement: Measurement,
+    figures: Figures | None,
+    steps: int,
+    folder: Path,
+) -> None:
+    keep_predictions(
+        plan,
+        place,
+        tracker,
+        folder,
+        detector,
+        graph,
+        measurement.dataset,
+        measurement.results,
+        steps,
+    )
+    if figures is not None:
+        when = "end" if steps else "calibration"
+        tracker.table(steps, 0, when, figures.measure(detector))
 
 
 def conclude(
@@ -66,6 +146,8 @@ def conclude(
     graph: QuantizedGraph | None = None,
     recipe: Recipe | None = None,
     parent: str | None = None,
+    tracker: Tracker | None = None,
+    figures: Figures | None = None,
 ) -> StageSummary:
     """Write a stage's checkpoint, evaluate its detector, write its summary.
 
@@ -81,7 +163,11 @@ def conclude(
         graph: The detector's quantized graph, if it is quantized.
         recipe: What that was prepared with.
         parent: SHA-256 of the checkpoint the stage began from.
+        tracker: Of the stage's run.
+        figures: Measures the quantizers, for a last time here.
     """
+    tracker = tracker or Tracker()
+    run, steps = tracker.run, tracker.last_step
     folder = place.experiment / stage
     path = folder / f"{stage}.pth"
     proof = None
@@ -92,11 +178,15 @@ def conclude(
         "CLASSES": test_classes(plan.config),
         "config": config_text(plan.config),
         "stage": stage,
+        "run_id": None if run is None else run.id,
     }
     content = compose(detector, graph=graph, recipe=recipe, meta=meta)
     on_main_rank(lambda: save_checkpoint(path, content))
-    metrics = measured(plan, place, detector)
+    measurement = measure(plan, place, detector)
+    metrics = measurement.metrics
     name, value = main_metric(metrics)
+    if collectives.is_main_rank():
+        _keep_evidence(plan, place, tracker, detector, graph, measurement, figures, steps, folder)
 
     def summarize() -> StageSummary:
         summary = StageSummary(
@@ -112,8 +202,17 @@ def conclude(
             world_size=collectives.world_size(),
             seconds=round(time.monotonic() - began, 1),
             num_quantizers=0 if graph is None else len(graph.sites),
+            run_id=None if run is None else run.id,
+            parent_run=None if run is None else run.parent,
+            bits="float32" if graph is None else plan.bits,
+            model_bytes=model_bytes(detector, graph),
+            images_per_s=measurement.images_per_s,
+            classes=measurement.classes,
+            finished=time.time(),
         )
         write_summary(folder, summary)
+        tracker.log("test", steps, track_row(summary))
+        tracker.log("checkpoint", steps, {"file": path.name, "sha256": summary.sha256})
         return summary
 
     return on_main_rank(summarize)

@@ -10,13 +10,16 @@ from dq.detector.evaluate import main_metric
 from dq.detector.graph import quantize_detector
 from dq.dist import collectives
 from dq.dist.one_reader import on_main_rank
+from dq.quant.figures import model_bytes
 from dq.quant.phase import Phase, set_phase
 from dq.sync import prove_equal
 from dq.tracking.summary import StageSummary, write_summary
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.conclusion import measured, read_checkpoint
+from launcher.stages.conclusion import measure, read_checkpoint, track_row
+from launcher.stages.evidence import keep_predictions
 from launcher.stages.float_detector import float_detector
+from launcher.stages.tracked import run_id_of, tracked
 
 
 def evaluated(
@@ -25,32 +28,46 @@ def evaluated(
     """Evaluate a checkpoint on ``data.test``: rounded where it is quantized, else in float."""
     began = time.monotonic()
     content, parent = read_checkpoint(checkpoint, trusted=trusted)
-    detector = float_detector(plan, place, content, checkpoint)
-    recipe = None if as_float else recipe_of(content)
-    graph = None
-    if recipe is not None:
-        graph = quantize_detector(detector, recipe)
-        load_quantization(graph, content, str(checkpoint))
-        set_phase(graph.quantizers, Phase.FROZEN)
-    metrics = measured(plan, place, detector)
-    name, value = main_metric(metrics)
-    summary = StageSummary(
-        stage="eval",
-        key=plan.key("eval", place.device.type, parent),
-        metric=name,
-        value=value,
-        metrics=metrics,
-        parent=parent,
-        range_digest=None if graph is None else prove_equal(graph, "in evaluation"),
-        world_size=collectives.world_size(),
-        seconds=round(time.monotonic() - began, 1),
-        num_quantizers=0 if graph is None else len(graph.sites),
-    )
+    with tracked(plan, place, "eval", parent_run=run_id_of(content), parent=parent) as tracker:
+        detector = float_detector(plan, place, content, checkpoint)
+        recipe = None if as_float else recipe_of(content)
+        graph = None
+        if recipe is not None:
+            graph = quantize_detector(detector, recipe)
+            load_quantization(graph, content, str(checkpoint))
+            set_phase(graph.quantizers, Phase.FROZEN)
+        measurement = measure(plan, place, detector)
+        metrics = measurement.metrics
+        name, value = main_metric(metrics)
+        if collectives.is_main_rank():
+            folder = place.experiment / "eval"
+            dataset, results = measurement.dataset, measurement.results
+            keep_predictions(plan, place, tracker, folder, detector, graph, dataset, results, 0)
+        summary = StageSummary(
+            stage="eval",
+            key=plan.key("eval", place.device.type, parent),
+            metric=name,
+            value=value,
+            metrics=metrics,
+            parent=parent,
+            range_digest=None if graph is None else prove_equal(graph, "in evaluation"),
+            world_size=collectives.world_size(),
+            seconds=round(time.monotonic() - began, 1),
+            num_quantizers=0 if graph is None else len(graph.sites),
+            run_id=None if tracker.run is None else tracker.run.id,
+            parent_run=run_id_of(content),
+            bits="float32" if graph is None else plan.bits,
+            model_bytes=model_bytes(detector, graph),
+            images_per_s=measurement.images_per_s,
+            classes=measurement.classes,
+            finished=time.time(),
+        )
 
-    def write() -> None:
-        folder = place.experiment / "eval"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_summary(folder, summary)
+        def write() -> None:
+            folder = place.experiment / "eval"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_summary(folder, summary)
+            tracker.log("test", 0, track_row(summary))
 
-    on_main_rank(write)
-    return summary
+        on_main_rank(write)
+        return summary

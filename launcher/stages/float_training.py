@@ -15,6 +15,7 @@ from launcher.session import Session
 from launcher.stages.conclusion import conclude, reusable
 from launcher.stages.resumption import resumption
 from launcher.stages.synchronized_norms import synchronize_norms
+from launcher.stages.tracked import tracked
 
 
 def train_float(
@@ -27,23 +28,25 @@ def train_float(
         return done
     began = time.monotonic()
     found = resumption(resume, folder, key, any_config=not reuse)
-    seed_everything(plan.seed)
-    dataset = dataset_of(plan.config, "train")
-    detector = build_model(plan.config, tuple(dataset.CLASSES), initialise=found is None)
-    detector.to(place.device)
-    if sync_bn != "auto":
-        synchronize_norms(detector, place, sync_bn)
-    detector = train(
-        plan.config,
-        detector,
-        dataset,
-        work_dir=folder,
-        device=place.device,
-        seed=plan.seed,
-        resume=found,
-        key=key,
-        validate=validate,
-        supervision=place.supervision(plan.guards),
-    )
-    revert_sync_batch_norm(detector)
-    return conclude(plan, place, detector, "float", key, began)
+    with tracked(plan, place, "float", resume=found) as tracker:
+        seed_everything(plan.seed)
+        dataset = dataset_of(plan.config, "train")
+        detector = build_model(plan.config, tuple(dataset.CLASSES), initialise=found is None)
+        detector.to(place.device)
+        if sync_bn != "auto":
+            synchronize_norms(detector, place, sync_bn)
+        detector = train(
+            plan.config,
+            detector,
+            dataset,
+            work_dir=folder,
+            device=place.device,
+            seed=plan.seed,
+            resume=found,
+            key=key,
+            validate=validate,
+            supervision=place.supervision(plan.guards),
+            tracker=tracker,
+        )
+        revert_sync_batch_norm(detector)
+        return conclude(plan, place, detector, "float", key, began, tracker=tracker)

@@ -20,9 +20,11 @@ from launcher.plan import Plan
 from launcher.session import Session
 from launcher.stages.calibration import calibrate_all
 from launcher.stages.conclusion import conclude, read_checkpoint, reusable
+from launcher.stages.evidence import figures_of
 from launcher.stages.float_detector import float_detector
 from launcher.stages.resumption import resumption
 from launcher.stages.synchronized_norms import synchronize_norms
+from launcher.stages.tracked import run_id_of, tracked
 
 log = logging.getLogger(__name__)
 
@@ -46,49 +48,67 @@ def train_quantized(
         return done
     began = time.monotonic()
     found = resumption(resume, folder, key, any_config=not reuse)
-    seed_everything(plan.seed)
-    config = copy.deepcopy(plan.config)
-    apply_options(config, plan.settings.training)
-    dataset = dataset_of(config, "train")
-    detector = float_detector(plan, place, content, checkpoint)
-    recipe = plan.settings.recipe
-    # A training that goes on has its ranges; else those of a calibrated checkpoint are taken.
-    ranges = content if found is None else found.content
-    source = str(checkpoint) if found is None else found.source
-    stored = recipe_of(ranges)
-    if stored is not None and replace(stored, raised=()) == recipe:
-        recipe = stored
-    else:
-        stored = None
-    graph = quantize_detector(detector, recipe)
-    if stored is not None:
-        load_quantization(graph, ranges, source)
-        log.info("ranges of %s are used, no calibration needed", source)
-    elif found is None:
-        recipe = calibrate_all(plan, place, detector, graph)
-    else:
-        raise ValueError(
-            f"{source} was not trained with this config's quant section; resume with the config"
-            " it was made with, or begin anew without --resume"
+    with tracked(
+        plan, place, "qat", parent_run=run_id_of(content), parent=parent, resume=found
+    ) as tracker:
+        seed_everything(plan.seed)
+        config = copy.deepcopy(plan.config)
+        apply_options(config, plan.settings.training)
+        dataset = dataset_of(config, "train")
+        detector = float_detector(plan, place, content, checkpoint)
+        recipe = plan.settings.recipe
+        # A training that goes on has its ranges; else those of a calibrated checkpoint are taken.
+        ranges = content if found is None else found.content
+        source = str(checkpoint) if found is None else found.source
+        stored = recipe_of(ranges)
+        if stored is not None and replace(stored, raised=()) == recipe:
+            recipe = stored
+        else:
+            stored = None
+        graph = quantize_detector(detector, recipe)
+        if stored is not None:
+            load_quantization(graph, ranges, source)
+            log.info("ranges of %s are used, no calibration needed", source)
+        elif found is None:
+            recipe = calibrate_all(plan, place, detector, graph)
+        else:
+            raise ValueError(
+                f"{source} was not trained with this config's quant section; resume with the config"
+                " it was made with, or begin anew without --resume"
+            )
+        synchronize_norms(detector, place, "on" if sync_bn == "auto" else sync_bn)
+        figures = figures_of(plan, place, graph)
+        detector = train(
+            config,
+            detector,
+            dataset,
+            work_dir=folder,
+            device=place.device,
+            seed=plan.seed,
+            quantization=Quantization(
+                graph=graph,
+                recipe=recipe,
+                schedule=plan.settings.schedule,
+                refinements=plan.settings.refinements,
+            ),
+            resume=found,
+            key=key,
+            validate=validate,
+            supervision=place.supervision(plan.guards),
+            tracker=tracker,
+            figures=figures,
         )
-    synchronize_norms(detector, place, "on" if sync_bn == "auto" else sync_bn)
-    detector = train(
-        config,
-        detector,
-        dataset,
-        work_dir=folder,
-        device=place.device,
-        seed=plan.seed,
-        quantization=Quantization(
-            graph=graph,
-            recipe=recipe,
-            schedule=plan.settings.schedule,
-            refinements=plan.settings.refinements,
-        ),
-        resume=found,
-        key=key,
-        validate=validate,
-        supervision=place.supervision(plan.guards),
-    )
-    revert_sync_batch_norm(detector)
-    return conclude(plan, place, detector, "qat", key, began, graph, recipe, parent)
+        revert_sync_batch_norm(detector)
+        return conclude(
+            plan,
+            place,
+            detector,
+            "qat",
+            key,
+            began,
+            graph,
+            recipe,
+            parent,
+            tracker=tracker,
+            figures=figures,
+        )

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from dq.detector.checkpoint_plan import RESUMABLE
 from dq.detector.loop import Resume
 from dq.dist.checkpoint import latest_checkpoint, load_checkpoint
 from dq.dist.one_reader import on_main_rank
+from dq.dist.restarts import started_before
 
 log = logging.getLogger(__name__)
-# Who starts a job again counts the starts: torchrun with --max-restarts, and Slurm.
-RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-
-
-def asked_or_restarted(resume: str | None) -> str | None:
-    """Return ``auto`` for a job that was started again, else what the user asked for."""
-    if resume is None and any(os.environ.get(name, "0") not in ("", "0") for name in RESTARTS):
-        log.info("the job was started again and goes on from its newest checkpoint")
-        return "auto"
-    return resume
 
 
 def resumption(
@@ -32,7 +22,7 @@ def resumption(
     Every rank must call it.
 
     Args:
-        resume: None, ``auto`` or a file.
+        resume: ``auto`` or a file; None is ``auto`` in a job that was started again.
         folder: Of the stage.
         key: What the newest checkpoint must have been made with.
         any_config: Take it whatever it was made with when the user asks for it: he may change a
@@ -42,18 +32,21 @@ def resumption(
     Raises:
         ValueError: The file is missing or damaged.
     """
-    strict = resume is None or not any_config
-    resume = asked_or_restarted(resume)
 
     def read() -> Resume | None:
-        if resume is None:
+        automatic = resume == "auto"
+        if resume is None and started_before():
+            log.info("the job was started again and goes on from its newest checkpoint")
+            automatic = True
+        if resume is None and not automatic:
             return None
-        path = Path(resume) if resume != "auto" else latest_checkpoint(folder, RESUMABLE)
+        path = latest_checkpoint(folder, RESUMABLE) if automatic else Path(str(resume))
         if path is None:
             log.info("no checkpoint in %s, beginning anew", folder)
             return None
         content = load_checkpoint(path)
-        if resume == "auto" and strict and content["meta"].get("key") != key:
+        strict = resume is None or not any_config
+        if automatic and strict and content["meta"].get("key") != key:
             log.info("%s is of another config, beginning anew", path)
             return None
         if "optimizer" not in content:

@@ -1,0 +1,96 @@
+"""From mmdet's results to what is kept of them: precision of each class, boxes of some images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.parallel import collate
+from mmdet.core.evaluation import eval_map
+from torch import nn
+
+from dq.detector.batch import to_device
+from dq.detector.evaluate import quiet_metric
+from dq.tracking.predictions import KEPT_SCORE, MAX_BOXES, MAX_IMAGES, Box, Picture, Predictions
+
+
+def class_precision(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
+    """Return the average precision of each class at IoU 0.5; nothing for data sets that lack it.
+
+    Args:
+        dataset: An mmdet data set in test mode.
+        results: Of every image, in order.
+    """
+    if not hasattr(dataset, "get_ann_info") or not hasattr(dataset, "data_infos"):
+        return {}
+    annotations = [dataset.get_ann_info(i) for i in range(len(dataset))]
+    kind = "voc07" if getattr(dataset, "year", None) == 2007 else None
+    with quiet_metric():
+        _, found = eval_map(
+            [_boxes_of(result) for result in results],
+            annotations,
+            iou_thr=0.5,
+            dataset=kind,
+            logger="silent",
+        )
+    return {
+        name: float(entry["ap"])
+        for name, entry in zip(dataset.CLASSES, found, strict=True)
+        if entry["num_gts"] and np.ndim(entry["ap"]) == 0
+    }
+
+
+def predictions_of(dataset: Any, results: Sequence[Any]) -> Predictions | None:
+    """Return the boxes of the first images; None for data sets whose images have no annotations."""
+    if not hasattr(dataset, "get_ann_info") or not hasattr(dataset, "data_infos"):
+        return None
+    pictures = []
+    for index, result in enumerate(results[:MAX_IMAGES]):
+        info = dataset.data_infos[index]
+        name = str(info.get("filename") or info.get("file_name"))
+        truth = dataset.get_ann_info(index)
+        labels = zip(truth["bboxes"].tolist(), truth["labels"].tolist(), strict=True)
+        pictures.append(
+            Picture(
+                name=Path(name).name,
+                path=str(Path(dataset.img_prefix or ".", name)),
+                truth=[[*(round(v, 1) for v in box), int(label)] for box, label in labels],
+                found=boxes_of(result),
+            )
+        )
+    return Predictions(classes=list(dataset.CLASSES), pictures=pictures)
+
+
+def boxes_of(result: Any) -> list[Box]:
+    """Return mmdet's result of one image as boxes ``(x1, y1, x2, y2, score, label)``."""
+    found: list[Box] = [
+        [*(round(v, 1) for v in row[:4]), round(row[4], 4), label]
+        for label, rows in enumerate(_boxes_of(result))
+        for row in rows.tolist()
+        if row[4] >= KEPT_SCORE
+    ]
+    return sorted(found, key=lambda box: -box[4])[:MAX_BOXES]
+
+
+@torch.no_grad()
+def boxes_of_first(
+    detector: nn.Module, dataset: Any, number: int, device: torch.device
+) -> dict[str, list[Box]]:
+    """Return what a detector finds on the first images, by path; one rank's work."""
+    detector.eval()
+    found = {}
+    for index in range(min(number, len(dataset))):
+        inputs = to_device(collate([dataset[index]], samples_per_gpu=1), device)
+        result = detector(return_loss=False, rescale=True, **inputs)[0]
+        info = dataset.data_infos[index]
+        name = str(info.get("filename") or info.get("file_name"))
+        found[str(Path(dataset.img_prefix or ".", name))] = boxes_of(result)
+    return found
+
+
+def _boxes_of(result: Any) -> Any:
+    """Return boxes by class; a detector of masks returns those besides."""
+    return result[0] if isinstance(result, tuple) else result

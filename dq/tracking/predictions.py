@@ -1,0 +1,147 @@
+"""Predictions kept of some test images: boxes of a run and of its float detector, and the truth."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FILE_NAME = "predictions.json.gz"
+# Boxes that count, and that match.
+MIN_SCORE, MIN_OVERLAP = 0.3, 0.5
+MAX_IMAGES, MAX_BOXES, KEPT_SCORE = 500, 50, 0.1
+MISSED = "missed"
+
+Box = Sequence[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One test image.
+
+    Attributes:
+        name: Its file's name.
+        path: Its file.
+        truth: Boxes ``(x1, y1, x2, y2, label)`` in pixels.
+        found: Boxes ``(x1, y1, x2, y2, score, label)`` of the run, best first.
+        reference: Those of the float detector; None where they are not known.
+    """
+
+    name: str
+    path: str
+    truth: Sequence[Box]
+    found: Sequence[Box]
+    reference: Sequence[Box] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """What a run predicted on the first test images."""
+
+    classes: Sequence[str]
+    pictures: Sequence[Picture]
+
+
+def write_predictions(folder: Path, predictions: Predictions) -> Path:
+    """Write the file whole or not at all and return its path."""
+    path = folder / FILE_NAME
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(gzip.compress(json.dumps(asdict(predictions)).encode(), 6))
+    os.replace(partial, path)
+    return path
+
+
+def read_predictions(folder: Path) -> Predictions | None:
+    """Return a folder's predictions, None where there are none that can be read."""
+    try:
+        content = json.loads(gzip.decompress((folder / FILE_NAME).read_bytes()))
+        pictures = [Picture(**picture) for picture in content["pictures"]]
+        return Predictions(classes=content["classes"], pictures=pictures)
+    except (OSError, ValueError, TypeError, KeyError, EOFError):
+        return None
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Return intersection over union of two boxes of corners, 0 to 1."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (one, other)]
+    return width * height / (sum(areas) - width * height)
+
+
+def said_of(truth: Box, found: Sequence[Box]) -> int | None:
+    """Return the class that predictions give to an object: that of the best box on it, or None.
+
+    A box of the right class counts before a better one of another.
+    """
+    on_it = [b for b in found if b[4] >= MIN_SCORE and overlap(truth, b) >= MIN_OVERLAP]
+    if not on_it:
+        return None
+    right = any(int(b[5]) == int(truth[4]) for b in on_it)
+    return int(truth[4]) if right else int(max(on_it, key=lambda b: b[4])[5])
+
+
+def lost(predictions: Predictions) -> dict[str, dict[str, int]]:
+    """Return what became of the objects that the float detector had right.
+
+    Returns:
+        For each true class how many objects the run calls what: a class, or `MISSED`.
+    """
+    names = list(predictions.classes)
+    table = {name: dict.fromkeys([*names, MISSED], 0) for name in names}
+    for picture in predictions.pictures:
+        if picture.reference is None:
+            continue
+        for truth in picture.truth:
+            if said_of(truth, picture.reference) != int(truth[4]):
+                continue
+            said = said_of(truth, picture.found)
+            table[names[int(truth[4])]][MISSED if said is None else names[said]] += 1
+    return table
+
+
+def difference(picture: Picture) -> float:
+    """Return how much a run and its float detector differ on an image.
+
+    Each box that counts in one and has no partner of its class in the other adds its score.
+    """
+    if picture.reference is None:
+        return 0.0
+    total = 0.0
+    for boxes, others in (
+        (picture.reference, picture.found),
+        (picture.found, picture.reference),
+    ):
+        for box in boxes:
+            if box[4] < MIN_SCORE:
+                continue
+            same = [o for o in others if o[5] == box[5] and overlap(box, o) >= MIN_OVERLAP]
+            best = max((o[4] for o in same), default=0.0)
+            total += max(0.0, box[4] - best) if best < MIN_SCORE else 0.0
+    return total
+
+
+def most_different(predictions: Predictions, number: int) -> list[Picture]:
+    """Return the images on which run and float detector differ most, the first of equals first."""
+    known = [p for p in predictions.pictures if p.reference is not None]
+    return sorted(known, key=difference, reverse=True)[:number]
+
+
+def with_reference(predictions: Predictions, reference: Mapping[str, Sequence[Box]]) -> Predictions:
+    """Return the predictions with the float detector's boxes, by image path."""
+    pictures = [
+        Picture(
+            name=p.name,
+            path=p.path,
+            truth=p.truth,
+            found=p.found,
+            reference=reference.get(p.path, p.reference),
+        )
+        for p in predictions.pictures
+    ]
+    return Predictions(classes=predictions.classes, pictures=pictures)

@@ -1,0 +1,138 @@
+"""The training's end of the relay: tells it which runs begin and end, waits for it at most so long.
+
+Nothing here waits while a training runs: orders are a few short lines, rows travel by file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dq.tracking.mirror import Limits
+from dq.tracking.relay import children
+
+log = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parents[2]
+MODES = ("online", "offline", "disabled")
+
+
+class Relay:
+    """A process that copies runs to W&B; started with the first run.
+
+    Args:
+        mode: ``online`` or ``offline``.
+        log_file: Takes what W&B prints.
+        limits: How long W&B may take.
+    """
+
+    def __init__(self, mode: str, log_file: Path, limits: Limits | None = None) -> None:
+        self.mode, self.log_file, self.limits = mode, log_file, limits or Limits()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.rest = b""
+        self.is_gone = False
+
+    def begin(self, folder: Path) -> None:
+        """Have the run of this folder copied from now on."""
+        if self.process is None:
+            self._start()
+        self._order(
+            do="begin",
+            folder=str(folder.resolve()),
+            mode=self.mode,
+            init_s=self.limits.init_s,
+            finish_s=self.limits.finish_s,
+        )
+
+    def end(self, folder: Path, exit_code: int) -> None:
+        """Have the run of this folder ended; returns at once."""
+        self._order(do="end", folder=str(folder.resolve()), exit_code=exit_code)
+
+    def listen(self) -> list[str]:
+        """Log what the relay has to say, and return it; returns at once."""
+        if self.process is None or self.process.stdout is None:
+            return []
+        with contextlib.suppress(OSError):
+            while piece := os.read(self.process.stdout.fileno(), 65536):
+                self.rest += piece
+        *lines, self.rest = self.rest.split(b"\n")
+        said = [line.decode(errors="replace") for line in lines]
+        for line in said:
+            if line != "done":
+                log.warning("%s", line)
+        return said
+
+    def close(self) -> None:
+        """Let the relay send what is left, within the limit, and end it."""
+        process = self.process
+        if process is None:
+            return
+        self.process = None
+        with contextlib.suppress(OSError):
+            assert process.stdin is not None
+            process.stdin.close()
+        end = time.monotonic() + self.limits.finish_s + 5.0
+        try:
+            process.wait(self.limits.finish_s + 5.0)
+        except subprocess.TimeoutExpired:
+            log.warning("W&B was not ready in time and is left; `launcher sync` sends the rest")
+            _kill(process)
+        except BaseException:
+            # A second signal does not wait for W&B.
+            _kill(process)
+            raise
+        self.process = process
+        self.listen()
+        self.process = None
+        assert process.stdout is not None
+        process.stdout.close()
+        log.debug("relay ended %.1f s before its limit", end - time.monotonic())
+
+    def _start(self) -> None:
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+        try:
+            with self.log_file.open("ab") as errors:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "dq.tracking.relay"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env={**os.environ, "PYTHONPATH": path},
+                    start_new_session=True,
+                )
+        except OSError as error:
+            log.warning("W&B is off: its process cannot be started (%s)", error)
+            self.is_gone = True
+            return
+        assert self.process.stdout is not None
+        os.set_blocking(self.process.stdout.fileno(), False)
+        assert self.process.stdin is not None
+        os.set_blocking(self.process.stdin.fileno(), False)
+
+    def _order(self, **order: Any) -> None:
+        if self.process is None or self.is_gone:
+            return
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            self.is_gone = True
+            log.warning("W&B is off: its process is gone; metrics.jsonl has everything")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a relay and W&B's service, which has a session of its own."""
+    for pid in [*children(process.pid), process.pid]:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5.0)

@@ -1,0 +1,186 @@
+"""Files of rows, one JSON object a line: written at once, read whole or sampled."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+METRICS, QUANTIZERS = "metrics.jsonl", "quantizers.jsonl"
+
+
+class RowFile:
+    """Append rows to a file; each is with the operating system when `write` returns.
+
+    So a process that is killed loses none, and a reader may follow the file while it grows. A disk
+    that refuses is named once in the log and tried again with the next row: no training ends
+    because its diary cannot be written.
+
+    Args:
+        path: Appended to; made where it is missing.
+
+    Raises:
+        ValueError: The file cannot be written at all.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.refused = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: what is written in one call is one line or, on a full disk, a piece of it.
+            self._file: BinaryIO | Any = path.open("ab", buffering=0)
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot be written: {error.strerror}; choose another --work-dir"
+            ) from error
+        self._is_cut = _ends_inside_a_line(path)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one row; numbers that JSON does not know (NaN, infinities) become null."""
+        text = json.dumps(_plain(row), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        try:
+            if self._is_cut:
+                text = b"\n" + text
+            written = self._file.write(text)
+            self._is_cut = written != len(text)
+            if self._is_cut:
+                raise OSError(28, "only a part of a line could be written")
+        except OSError as error:
+            self.refused += 1
+            if self.refused == 1:
+                log.warning("%s cannot be written: %s; going on without", self.path, error.strerror)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def begin_rows(path: Path, keep: Callable[[Row], bool] | None) -> None:
+    """Make ready a file of rows for a run that begins, or that goes on after some step.
+
+    A run that goes on repeats what came after its checkpoint: those rows are taken out, so that the
+    file stays one history. That of another run is kept beside it, as ``*.previous.jsonl``.
+
+    Args:
+        path: May be missing.
+        keep: Says whether a row is not repeated; None for a run that begins.
+
+    Raises:
+        ValueError: The folder cannot be written.
+    """
+    if not path.exists():
+        return
+    try:
+        if keep is None:
+            os.replace(path, path.with_suffix(f".previous{path.suffix}"))
+            return
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            for line in _lines(path):
+                row = _parsed(line)
+                if row is not None and keep(row):
+                    file.write(line + b"\n")
+        os.replace(partial, path)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written: {error.strerror}; choose another --work-dir"
+        ) from error
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file; lines that a kill has cut short, and a missing file, yield none."""
+    for line in _lines(path):
+        row = _parsed(line)
+        if row is not None:
+            yield row
+
+
+def sample_rows(path: Path, limit: int, *, whole_below: int = 1 << 18) -> list[Row]:
+    """Return about ``limit`` rows, evenly spread over the file and in order, the last one included.
+
+    The time it takes does not grow with the file: rows are found by their place in it.
+
+    Args:
+        path: Of rows.
+        limit: How many at most where the file is large.
+        whole_below: Files of fewer bytes are read whole.
+    """
+    try:
+        size = path.stat().st_size
+        if size < whole_below:
+            rows = list(read_rows(path))
+            every = max(1, math.ceil(len(rows) / limit))
+            return rows[::-1][::every][::-1]
+        found: dict[int, Row] = {}
+        with path.open("rb") as file:
+            for number in range(limit):
+                file.seek(size * number // limit)
+                if number:
+                    file.readline()
+                place = file.tell()
+                row = _parsed(file.readline())
+                if row is not None:
+                    found[place] = row
+            file.seek(max(0, size - 16384))
+            tail = [r for r in map(_parsed, file.read().splitlines()[1:]) if r is not None]
+            if tail:
+                found[size] = tail[-1]
+        return [found[place] for place in sorted(found)]
+    except OSError:
+        return []
+
+
+def rows_of_kind(path: Path, kind: str) -> list[Row]:
+    """Return all rows of one kind; the others are not parsed."""
+    mark = json.dumps({"kind": kind}, separators=(",", ":"))[1:-1].encode()
+    found = (_parsed(line) for line in _lines(path) if mark in line)
+    return [row for row in found if row is not None and row.get("kind") == kind]
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                yield line.rstrip(b"\n")
+    except OSError:
+        return
+
+
+def _parsed(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _ends_inside_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        if file.tell() == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """Return the value as JSON knows it; what it does not know becomes text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return str(value)

@@ -1,0 +1,39 @@
+"""What the config's ``tracking`` section says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracking:
+    """What is tracked, and where.
+
+    Attributes:
+        project: W&B's project.
+        entity: W&B's team or user; None for the default.
+        experiment: Name that its stages share; None for the work dir's.
+        tags: Words to find runs by.
+        quantizer_images: All quantizers are measured on so many images after each epoch; 0 never.
+        prediction_images: So many test images are kept with their boxes; 0 for none.
+        init_s: Seconds that W&B may take to begin a run.
+        finish_s: Seconds that the end of a command may wait for W&B.
+    """
+
+    project: str = "dq-launcher"
+    entity: str | None = None
+    experiment: str | None = None
+    tags: tuple[str, ...] = ()
+    quantizer_images: int = 4
+    prediction_images: int = 8
+    init_s: float = 20.0
+    finish_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("quantizer_images", "prediction_images"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"tracking.{name} is {value!r}; give a number from 0 up")
+        for name in ("init_s", "finish_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"tracking.{name} is {getattr(self, name)!r}; give seconds")

@@ -1,0 +1,173 @@
+"""What a run writes while it goes: rows of numbers, tables of quantizers, images, its end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dq.tracking.relay_process import Relay
+from dq.tracking.rows import METRICS, QUANTIZERS, RowFile, begin_rows, rows_of_kind
+from dq.tracking.run import Run, write_run
+
+log = logging.getLogger(__name__)
+# Of validation, the greater the better; losses and counts are not called so.
+AT_EPOCH, AT_END = ("val", "proof", "epoch"), ("test", "images", "checkpoint", "end")
+BEST = ("mAP", "AP", "AR", "recall")
+
+
+class Tracker:
+    """Takes what is to be tracked and drops it; what ranks other than the main one have.
+
+    Nothing here raises, waits for a server, draws a random number or needs another rank.
+    """
+
+    run: Run | None = None
+    last_step: int = 0
+
+    def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Keep one row.
+
+        Args:
+            kind: ``train``, ``val``, ``test``, or the name of an event.
+            step: Steps of the optimizer that are done.
+            values: Plain numbers and texts by name.
+        """
+
+    def table(self, step: int, epoch: int, when: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keep one table of all quantizers.
+
+        Args:
+            step: Steps that are done.
+            epoch: Epochs that are done.
+            when: ``calibration``, ``epoch`` or ``end``.
+            rows: A dict a quantizer, the same names in each.
+        """
+
+    def images(self, step: int, files: Iterable[Path]) -> None:
+        """Keep pictures that lie in the run's folder."""
+
+    def finish(self, exit_code: int) -> None:
+        """End the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """From where a run goes on.
+
+    Attributes:
+        step: Steps that the checkpoint has done.
+        inside_epoch: Whether what ends an epoch (validation, proof, a table) is still to come.
+    """
+
+    step: int
+    inside_epoch: bool = False
+
+    def keeps(self, row: Mapping[str, Any]) -> bool:
+        """Whether the run that goes on will not write this row again."""
+        step = int(row.get("step", 0))
+        if step != self.step:
+            return step < self.step
+        if row.get("kind") in AT_END or row.get("when") in AT_END:
+            return False
+        ends_epoch = row.get("kind") in AT_EPOCH or row.get("when") in AT_EPOCH
+        return not (self.inside_epoch and ends_epoch)
+
+
+class FolderTracker(Tracker):
+    """Writes ``metrics.jsonl``, ``quantizers.jsonl`` and ``run.json``; W&B is told by the relay.
+
+    Args:
+        folder: Of the stage.
+        run: Who this is; written at once.
+        resumed: For a run that goes on; what it will write again is taken out.
+        relay: Copies the folder to W&B, from a process of its own.
+
+    Raises:
+        ValueError: The folder cannot be written.
+    """
+
+    def __init__(
+        self, folder: Path, run: Run, *, resumed: Resumed | None = None, relay: Relay | None = None
+    ) -> None:
+        self.folder, self.run = folder, run
+        self.last_step = 0 if resumed is None else resumed.step
+        for name in (METRICS, QUANTIZERS):
+            begin_rows(folder / name, None if resumed is None else resumed.keeps)
+        for row in rows_of_kind(folder / METRICS, "val"):
+            self._note_best(row)
+        write_run(folder, self.run)
+        self.metrics = RowFile(folder / METRICS)
+        self.quantizers: RowFile | None = None
+        self.relay = relay
+        if relay is not None:
+            relay.begin(folder)
+
+    def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Keep one row; see `Tracker.log`."""
+        row = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+        self.metrics.write(row)
+        self.last_step = max(self.last_step, step)
+        if kind == "val" and self._note_best(row):
+            self._write_run()
+        if self.relay is not None:
+            self.relay.listen()
+
+    def table(self, step: int, epoch: int, when: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keep one table; see `Tracker.table`."""
+        found = list(rows)
+        if not found:
+            return
+        if self.quantizers is None:
+            self.quantizers = RowFile(self.folder / QUANTIZERS)
+        names = list(found[0])
+        self.quantizers.write(
+            {
+                "step": step,
+                "epoch": epoch,
+                "when": when,
+                "time": round(time.time(), 3),
+                "columns": names,
+                "rows": [[row.get(name) for name in names] for row in found],
+            }
+        )
+
+    def images(self, step: int, files: Iterable[Path]) -> None:
+        """Name pictures of this folder in the metrics; see `Tracker.images`."""
+        names = [str(path.relative_to(self.folder)) for path in files]
+        if names:
+            self.log("images", step, {"files": names})
+
+    def finish(self, exit_code: int) -> None:
+        """Close the files and say how the run ended; see `Tracker.finish`."""
+        status = {0: "finished", 75: "stopped"}.get(exit_code, "failed")
+        assert self.run is not None
+        self.run = replace(self.run, status=status, exit_code=exit_code, ended=time.time())
+        self._write_run()
+        self.metrics.close()
+        if self.quantizers is not None:
+            self.quantizers.close()
+        if self.relay is not None:
+            self.relay.end(self.folder, exit_code)
+
+    def _note_best(self, row: Mapping[str, Any]) -> bool:
+        assert self.run is not None
+        best = dict(self.run.best)
+        for name, value in row.items():
+            if not isinstance(value, float) or not any(word in name for word in BEST):
+                continue
+            if name not in best or value > best[name]["value"]:
+                best[name] = {"value": value, "step": row["step"], "epoch": row.get("epoch")}
+        changed = best != self.run.best
+        self.run = replace(self.run, best=best)
+        return changed
+
+    def _write_run(self) -> None:
+        assert self.run is not None
+        try:
+            write_run(self.folder, self.run)
+        except ValueError as error:
+            log.warning("%s", error)

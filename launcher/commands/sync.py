@@ -1,0 +1,38 @@
+"""``launcher sync``: send runs that were kept offline to W&B."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "send runs that were kept offline to W&B; what has been sent is not sent again"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "folders",
+        metavar="RUN_DIR",
+        nargs="*",
+        type=Path,
+        default=[Path("runs")],
+        help="work dirs, or folders that hold some (default runs)",
+    )
+    parser.add_argument(
+        "--limit", type=float, default=600.0, metavar="SECONDS", help="for each run (default 600)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Send them one after another, and return 1 when one could not be sent."""
+    from dq.tracking.sync import pending_runs, send
+
+    failed = 0
+    runs = pending_runs(arguments.folders)
+    if not runs:
+        print("nothing to send")
+    for folder in runs:
+        reason = send(folder, limit_s=arguments.limit)
+        print(f"{folder}: {reason or 'sent'}")
+        failed += reason is not None
+    return int(failed > 0)

@@ -1,0 +1,118 @@
+"""A stage as a run that is tracked, from its first line to its exit code."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dq.detector.data import dataset_digest
+from dq.detector.loop import Resume
+from dq.dist import collectives
+from dq.dist.one_reader import on_main_rank
+from dq.dist.signals import Stopped
+from dq.tracking.run import Run, flattened, new_run_id, read_run, source
+from dq.tracking.tracker import FolderTracker, Resumed, Tracker
+from launcher.cli import STOPPED, USER_ERROR, WORLD_ERROR
+from launcher.plan import Plan
+from launcher.session import Session
+
+
+@contextmanager
+def tracked(
+    plan: Plan,
+    place: Session,
+    stage: str,
+    *,
+    parent_run: str | None = None,
+    parent: str | None = None,
+    resume: Resume | None = None,
+) -> Iterator[Tracker]:
+    """Track what happens in the body as one run, on the main rank alone; every rank must call it.
+
+    Args:
+        plan: What is to be done.
+        place: Where.
+        stage: Its name, and its folder's.
+        parent_run: Id of the run that made the checkpoint it begins from.
+        parent: SHA-256 of that checkpoint.
+        resume: Where a training goes on; its run is the same one.
+
+    Raises:
+        ValueError: On all ranks, when the stage's folder cannot be written.
+    """
+    tracker = Tracker()
+
+    def begin() -> None:
+        nonlocal tracker
+        folder = place.experiment / stage
+        run = _run(plan, place, stage, parent_run, parent, resume)
+        goes_on = None
+        if resume is not None and run.id == resume.content.get("meta", {}).get("run_id"):
+            training = resume.content.get("training", {})
+            by_epoch = plan.config.runner.type == "EpochBasedRunner"
+            goes_on = Resumed(
+                step=int(training.get("iteration", 0)),
+                inside_epoch=by_epoch and training.get("position", 0) > 0,
+            )
+        relay = place.relay(plan.tracking.init_s, plan.tracking.finish_s)
+        tracker = FolderTracker(folder, run, resumed=goes_on, relay=relay)
+
+    on_main_rank(begin)
+    code = WORLD_ERROR
+    try:
+        yield tracker
+        code = 0
+    except Stopped:
+        code = STOPPED
+        raise
+    except ValueError:
+        code = USER_ERROR
+        raise
+    finally:
+        tracker.finish(code)
+
+
+def _run(
+    plan: Plan,
+    place: Session,
+    stage: str,
+    parent_run: str | None,
+    parent: str | None,
+    resume: Resume | None,
+) -> Run:
+    settings = plan.tracking
+    kept = None if resume is None else resume.content.get("meta", {}).get("run_id")
+    before = read_run(place.experiment / stage)
+    mine = before if before is not None and before.id == kept else None
+    values = flattened(plan.config._cfg_dict.to_dict())
+    more = {
+        "world_size": collectives.world_size(),
+        "device": place.device.type,
+        "seed": plan.seed,
+        "dataset_sha256": dataset_digest(plan.config),
+        "bits": plan.bits if stage != "float" else "float32",
+        "resumed_at": None if resume is None else resume.content.get("meta", {}).get("iter"),
+    }
+    return Run(
+        id=kept or new_run_id(),
+        experiment=settings.experiment or place.experiment.resolve().name,
+        stage=stage,
+        config=values,
+        source={**source(Path(os.getcwd())), **more},
+        parent=parent_run,
+        parent_sha256=parent,
+        tags=settings.tags,
+        project=settings.project,
+        entity=settings.entity,
+        started=time.time() if mine is None else mine.started,
+    )
+
+
+def run_id_of(content: Mapping[str, Any]) -> str | None:
+    """Return the id of the run that wrote a checkpoint, None where it does not say."""
+    found: str | None = content.get("meta", {}).get("run_id")
+    return found
