@@ -36,7 +36,7 @@ class Node:
 
     def start(
         self, meet: Node, *words: object, output: Path, nodes: str = "2", ranks: int = 1,
-        options: tuple[str, ...] = (),
+        options: tuple[str, ...] = (), conf: str = "",
     ) -> subprocess.Popen[bytes]:  # fmt: skip
         """Start torchrun here as a user does on each host, with the launcher in it.
 
@@ -47,6 +47,7 @@ class Node:
             nodes: torchrun's ``--nnodes``.
             ranks: On this host.
             options: More of torchrun's.
+            conf: More of its ``--rdzv-conf``.
         """
         command = [
             *("ip", "netns", "exec", self.name),
@@ -54,10 +55,12 @@ class Node:
             *("--nnodes", nodes, "--nproc-per-node", str(ranks), "--rdzv-backend", "c10d"),
             *("--rdzv-endpoint", f"{meet.address}:{PORT}", "--rdzv-id", "two-nodes"),
             # torchrun looks its own name up to find out, and a name says nothing of a namespace.
-            *("--rdzv-conf", f"is_host={int(self == meet)}"),
+            *("--rdzv-conf", ",".join(filter(None, [f"is_host={int(self == meet)}", conf]))),
             *("--local-addr", self.address, *options, "-m", "launcher", *map(str, words)),
         ]
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": self.interface}
+        # Without it a host that joins later never gets an answer (torch 2.14).
+        environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         with output.open("wb") as file:
             return subprocess.Popen(
                 command, cwd=ROOT, env=environ, stdout=file, stderr=subprocess.STDOUT

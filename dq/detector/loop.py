@@ -33,6 +33,7 @@ from dq.dist import collectives
 from dq.dist.checkpoint import load_checkpoint
 from dq.dist.data_parallel import unwrap, wrap
 from dq.dist.one_reader import on_main_rank
+from dq.dist.restarts import agent
 from dq.quant.learned import regroup_
 from dq.quant.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.recipe import Recipe
@@ -156,6 +157,8 @@ def train(
     _scale_learning_rate(config, loader)
     runner = _build_runner(config, model, dataset, work_dir, seed, quantization)
     runner.meta["key"] = key
+    agents = collectives.all_gather_objects(agent())
+    runner.meta["agents"] = sorted({name for name in agents if name})
     runner.supervise(supervision, plan)
     if tracker is not None:
         runner.tracker = tracker

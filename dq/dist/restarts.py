@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
-from datetime import timedelta
+import socket
+from collections.abc import Iterable
+from pathlib import Path
 
-import torch.distributed as dist
-
-log = logging.getLogger(__name__)
 # Both count how often they started a job again after a failure.
 _COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-_ANSWER = timedelta(seconds=15)
 
 
-@functools.cache
-def started_before() -> bool:
-    """Tell whether this job has run before: after a failure, a requeue, or with other nodes.
+def restart_counted() -> bool:
+    """Tell whether whoever started this process says that the job has run before."""
+    return any(os.environ.get(name, "0") not in ("", "0") for name in _COUNTS)
 
-    torchrun does not count the restarts that a node which joins brings about, so the main rank
-    leaves a mark in the agent's store, which outlives them. Only the main rank's answer counts.
+
+def agent() -> str | None:
+    """Name the torchrun that started this process, the same at each of its starts; None without.
+
+    torchrun does not count the starts that a joining node brings about. But it outlives them, so
+    a checkpoint that was written under the same one belongs to the same job.
     """
-    if any(os.environ.get(name, "0") not in ("", "0") for name in _COUNTS):
-        return True
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("RANK") != "0":
-        return False
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    parent = os.getppid()
     try:
-        store = dist.TCPStore(  # type: ignore[attr-defined]  # torch's stubs do not name it
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=_ANSWER,
-        )
-        starts: int = store.add(f"dq/starts/{os.environ.get('TORCHELASTIC_RUN_ID', '')}", 1)
-    except (dist.DistError, KeyError, ValueError) as error:
-        log.warning("whether the job ran before is not known: %s", error)
-        return False
-    return starts > 1
+        began = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+    return f"{socket.gethostname()}:{parent}:{began}"
+
+
+def is_one_of(agents: Iterable[str | None], known: Iterable[str]) -> bool:
+    """Tell whether one of this job's agents is among those that a checkpoint was written under."""
+    return bool({name for name in agents if name} & set(known))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from dq.detector.checkpoint_plan import RESUMABLE
 from dq.detector.loop import Resume
+from dq.dist import collectives
 from dq.dist.checkpoint import latest_checkpoint, load_checkpoint
 from dq.dist.one_reader import on_main_rank
-from dq.dist.restarts import started_before
+from dq.dist.restarts import agent, is_one_of, restart_counted
 
 log = logging.getLogger(__name__)
 
@@ -32,19 +33,22 @@ def resumption(
     Raises:
         ValueError: The file is missing or damaged.
     """
+    agents = collectives.all_gather_objects(agent())
 
     def read() -> Resume | None:
-        automatic = resume == "auto"
-        if resume is None and started_before():
-            log.info("the job was started again and goes on from its newest checkpoint")
-            automatic = True
-        if resume is None and not automatic:
+        if resume is None and not restart_counted() and not any(agents):
             return None
+        automatic = resume in (None, "auto")
         path = latest_checkpoint(folder, RESUMABLE) if automatic else Path(str(resume))
         if path is None:
             log.info("no checkpoint in %s, beginning anew", folder)
             return None
         content = load_checkpoint(path)
+        if resume is None:
+            known = content["meta"].get("agents", ())
+            if not restart_counted() and not is_one_of(agents, known):
+                return None
+            log.info("the job was started again and goes on from its newest checkpoint")
         strict = resume is None or not any_config
         if automatic and strict and content["meta"].get("key") != key:
             log.info("%s is of another config, beginning anew", path)

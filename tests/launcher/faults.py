@@ -62,6 +62,12 @@ class FaultHook(Hook):
     def delay(self, runner: Any) -> None:
         time.sleep(self.argument)
 
+    def hold(self, runner: Any) -> None:
+        """Stand still until somebody asks this process to stop, as torchrun does for a new host."""
+        end = time.monotonic() + 120
+        while runner.supervision.signals.first is None and time.monotonic() < end:
+            time.sleep(0.05)
+
     def remove(self, runner: Any) -> None:
         Path(self.argument).unlink()
 

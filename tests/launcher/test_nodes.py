@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,11 @@ runner = dict(max_epochs={epochs})
 log_config = dict(interval=1)
 checkpoint_config = dict(steps=1, max_keep_ckpts=-1)
 {more}
+"""
+HOLD = """
+accumulate = 2
+custom_imports = dict(imports=['tests.launcher.faults'], allow_failed_imports=False)
+custom_hooks = [dict(type='FaultHook', what='hold', rank=0, step=4, marker={marker!r})]
 """
 
 
@@ -83,31 +89,49 @@ def test_two_hosts_run_a_whole_chain_as_one_does(
     assert found["metrics"] == wanted["metrics"] != {}
 
 
-def test_training_goes_on_on_the_host_that_is_left(
+def test_training_goes_on_when_a_host_joins_and_when_it_is_lost(
     nodes: tuple[Node, Node], config: Path, tmp_path: Path
 ) -> None:
-    path = settings(config, tmp_path, epochs=15)
+    # Two micro-batches a step, so that one rank and two both can do it. Alone the first host stands
+    # still after some steps, until the second has come.
+    more = HOLD.format(marker=str(tmp_path / "held"))
+    path = settings(config, tmp_path, epochs=14, more=more)
     words = ("train", path, "--work-dir", tmp_path / "shared", "--no-validate", "--timeout", "30")
-    started = [
-        node.start(
-            nodes[0], *words, output=tmp_path / f"node{number}.txt", nodes="1:2",
-            options=("--max-restarts", "3"),
-        )
-        for number, node in enumerate(nodes)
-    ]  # fmt: skip
     folder = tmp_path / "shared/float"
-    end = time.monotonic() + 120
-    while len(list(folder.glob("step_*.pth"))) < 3 and time.monotonic() < end:
-        time.sleep(0.2)
-    before = sorted(int(p.stem.split("_")[1]) for p in folder.glob("step_*.pth"))
-    assert before, (tmp_path / "node0.txt").read_text()
+    outputs = [tmp_path / f"node{number}.txt" for number in (0, 1)]
+
+    def start(number: int) -> subprocess.Popen[bytes]:
+        return nodes[number].start(
+            nodes[0], *words, output=outputs[number], nodes="1:2",
+            options=("--max-restarts", "3"), conf="last_call_timeout=1",
+        )  # fmt: skip
+
+    def await_steps(least: int, ranks: int) -> int:
+        """Wait until so many ranks have done some steps together; return the newest step."""
+        said = f"rank 0 of {ranks} "
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            text = "".join(p.read_text() for p in outputs if p.exists())
+            steps = [int(p.stem.split("_")[1]) for p in folder.glob("step_*.pth")]
+            if said in text and steps and max(steps) >= least and (tmp_path / "held").exists():
+                return max(steps)
+            time.sleep(0.2)
+        raise AssertionError(text[-5000:])
+
+    first = start(0)
+    alone = await_steps(4, ranks=1)
+    second = start(1)
+    together = await_steps(alone + 6, ranks=2)
     nodes[1].lose_power()
-    assert started[0].wait(timeout=400) == 0, (tmp_path / "node0.txt").read_text()[-5000:]
-    with contextlib.suppress(Exception):
-        started[1].wait(timeout=10)
-    said = (tmp_path / "node0.txt").read_text()
-    resumed = re.findall(r"resumed from \S+_(\d+)\.pth", said)
-    assert resumed, said[-3000:]
-    assert "2 micro-batches a step" in said
-    content = load_checkpoint(folder / "float.pth")
-    assert content["meta"]["epoch"] == 15
+    assert first.wait(timeout=400) == 0, outputs[0].read_text()[-5000:]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        second.wait(timeout=10)
+    said = outputs[0].read_text() + outputs[1].read_text()
+    resumed = [int(step) for step in re.findall(r"resumed from \S+_(\d+)\.pth", said)]
+    assert len(resumed) == 2, said[-5000:]
+    assert resumed[0] >= alone
+    assert max(resumed) >= together
+    content = load_checkpoint(folder / "epoch_14.pth")
+    assert content["training"]["chunks_per_step"] == 2
+    # The tiny set has 24 images: 3 steps of 2 x 4 an epoch, whoever does them.
+    assert content["training"]["iteration"] == 42
