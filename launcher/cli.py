@@ -17,6 +17,7 @@ COMMANDS = (
     "qat",
     "eval",
     "analyze",
+    "export",
     "run",
     "data",
     "coverage",
@@ -79,8 +80,8 @@ def command_line(arguments: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code.
 
-    0: done. 2: the user's error, one line on stderr from one rank. 1: the world's (disk, ranks).
-    75: stopped by a signal, to be gone on with ``--resume``.
+    0: done. 2: the user's error, one line on stderr from one rank. 1: the world's (disk, ranks),
+    or a gate that was missed. 75: stopped by a signal, to be gone on with ``--resume``.
     """
     # mmcv 1.x announces its successor at every start, torch that there is an nvcc but no GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
