@@ -17,11 +17,16 @@ COMMANDS = (
     "qat",
     "eval",
     "analyze",
+    "export",
     "run",
     "data",
     "coverage",
     "compare",
     "sync",
+    "submit",
+    "jobs",
+    "logs",
+    "cancel",
 )
 USER_ERROR, WORLD_ERROR, STOPPED = 2, 1, 75
 
@@ -35,10 +40,11 @@ Without a command, `launcher CONFIG` does what the config's `quantize` flag says
 float, True or 'training' trains quantization-aware, 'calibration' calibrates."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Print usage errors from one rank only, and abbreviate nothing."""
 
     def error(self, message: str) -> NoReturn:
+        """End the process with one line."""
         if os.environ.get("RANK", "0") != "0":
             raise SystemExit(USER_ERROR)
         self.exit(USER_ERROR, f"error: {message}; see '{self.prog} --help'\n")
@@ -46,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="launcher",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -74,8 +80,8 @@ def command_line(arguments: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code.
 
-    0: done. 2: the user's error, one line on stderr from one rank. 1: the world's (disk, ranks).
-    75: stopped by a signal, to be gone on with ``--resume``.
+    0: done. 2: the user's error, one line on stderr from one rank. 1: the world's (disk, ranks),
+    or a gate that was missed. 75: stopped by a signal, to be gone on with ``--resume``.
     """
     # mmcv 1.x announces its successor at every start, torch that there is an nvcc but no GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from dq.quant.recipe import Recipe
 from dq.tracking.plots import write_plots
-from dq.tracking.summary import StageSummary
-from dq.tracking.table import markdown_table
+from dq.tracking.summary import StageSummary, read_summary
+from dq.tracking.table import COLUMNS, markdown_table
 from launcher.session import Session
+
+if TYPE_CHECKING:
+    from launcher.stages.integer_evaluation import IntegerResult
 
 
 def say_result(place: Session, summary: StageSummary) -> None:
@@ -23,6 +28,48 @@ def say_metrics(place: Session, summary: StageSummary) -> None:
     if place.environment.is_main:
         for name, value in summary.metrics.items():
             print(f"{name} {value!r}")
+
+
+def stage_summaries(place: Session) -> dict[str, StageSummary]:
+    """Return the results that the experiment's stages have left, in the order of the table."""
+    found = {stage: read_summary(place.experiment / stage) for stage in COLUMNS}
+    return {stage: summary for stage, summary in found.items() if summary is not None}
+
+
+def say_integer(place: Session, result: IntegerResult) -> None:
+    """Print an exported model's metric beside the fake-quantized one, boxes, speed and size."""
+    if not place.environment.is_main:
+        return
+    boxes = result.boxes
+    print(f"{result.metric}, %  fake-quantized {100 * result.fake_quantized:.2f}", end="")
+    print(f"  onnxruntime {100 * result.integer:.2f}")
+    print(
+        f"boxes    {boxes.num_first} fake-quantized, {boxes.num_second} onnxruntime,"
+        f" {boxes.num_matched} alike; corners differ by {boxes.corner_mean:.3f} pixels on average"
+        f" (at most {boxes.corner_max:.2f}), scores by {boxes.score_mean:.4f}"
+        f" ({boxes.score_max:.3f})"
+    )
+    print(f"layers   {result.num_integer} in integers, {result.num_float} in float")
+    print(f"network  {result.ms_integer:.1f} ms an image, {result.ms_float:.1f} ms in float")
+    mib = [size / 2**20 for size in (result.bytes_integer, result.bytes_float)]
+    print(f"size     {mib[0]:.2f} MiB, {mib[1]:.2f} MiB in float ({mib[1] / mib[0]:.1f}x)")
+
+
+def say_gate(place: Session, result: IntegerResult) -> None:
+    """Print in one line that the gate was missed, and where the networks differ most."""
+    if not place.environment.is_main:
+        return
+    named = ", ".join(
+        f"{' and '.join(layer.layers) or layer.site} ({layer.excess:.2f} scales beyond rounding)"
+        for layer in result.layers
+    )
+    print(
+        f"error: the exported model's {result.metric} differs from the fake-quantized one by"
+        f" {100 * abs(result.integer - result.fake_quantized):.2f} points, more than 0.1;"
+        f" {result.cause}{named and f'; these differ most: {named}'}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def say_table(place: Session, summaries: Mapping[str, StageSummary], recipe: Recipe) -> None:

@@ -125,9 +125,10 @@ class Mirror:
             entity=info.entity,
             dir=str(self.folder),
             name=f"{info.experiment}/{info.stage}",
-            group=info.experiment,
+            # What is given here wins over W&B's own variables, and a cluster's job sets these.
+            group=os.environ.get("WANDB_RUN_GROUP") or info.experiment,
             job_type=info.stage,
-            tags=list(info.tags),
+            tags=[*info.tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(","))],
             resume="allow",
             config=_config(info),
             settings=wandb.Settings(**{k: v for k, v in wanted.items() if k in known}),

@@ -1,0 +1,238 @@
+"""Write a quantized detector's network for integer engines: ONNX files or a file of integers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmcv import Config
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from dq.dist.checkpoint import save_checkpoint
+from dq.quant.integer_file import INTEGER, integer_content
+from dq.quant.integer_graph import integer_network
+from dq.quant.qparams import qparams, specs_of, widths_of
+from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.recipe import Recipe
+
+ENDINGS = {"onnx-qdq": ".onnx", "onnx-tidl": ".tidl.onnx", "torch-int": ".int.pth"}
+
+
+def export_detector(
+    detector: nn.Module,
+    graph: QuantizedGraph,
+    folder: Path,
+    *,
+    name: str,
+    kind: str,
+    size: tuple[int, int],
+    opset: int | None,
+    metadata: Mapping[str, str],
+) -> list[Path]:
+    """Write the network, and of a two-stage detector each RoI head, beside a ``qparams.json``.
+
+    One process's work. All files appear, or none.
+
+    Args:
+        detector: In evaluation mode.
+        graph: Its graph with ranges, FROZEN.
+        folder: Made where missing.
+        name: Of the files.
+        kind: A key of `ENDINGS`.
+        size: Height and width of the images.
+        opset: Of ONNX; None for the lowest that has the recipe's integers.
+        metadata: Kept in every file.
+
+    Returns:
+        The files, the network's first.
+
+    Raises:
+        ValueError: Something in the network cannot be exported; it is named.
+    """
+    network = integer_network(graph)
+    heads = {part: integer_network(g) for part, g in graph.parts.items()}
+    parameters = qparams(network)
+    for head in heads.values():
+        parameters.update(qparams(head))
+    paths = [folder / f"{name}{ENDINGS[kind]}"]
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "torch-int":
+        content = {"meta": dict(metadata), INTEGER: integer_content(network)}
+        content["parts"] = {part: integer_content(head) for part, head in heads.items()}
+        save_checkpoint(paths[0], content)
+        files: dict[Path, bytes] = {}
+    else:
+        example = torch.zeros(1, 3, *size)
+        inputs = inputs_of_heads(detector, graph, example)
+        models = {paths[0]: _onnx(network, example, kind, opset, metadata)}
+        for part, head in heads.items():
+            if part not in inputs:
+                raise ValueError(f"{part} takes more than one input and cannot be exported")
+            paths.append(part_path(paths[0], part))
+            models[paths[-1]] = _onnx(head, inputs[part], kind, opset, metadata)
+        files = models
+    paths.append(folder / f"{name}.qparams.json")
+    files[paths[-1]] = (json.dumps(parameters, indent=1) + "\n").encode()
+    write_whole(files)
+    return paths
+
+
+def part_path(path: Path, part: str) -> Path:
+    """Return the file of a RoI head beside the file of its detector."""
+    return path.with_name(f"{path.stem}.{part}.onnx")
+
+
+def write_whole(files: Mapping[Path, bytes]) -> None:
+    """Write all files, or leave all as they were."""
+    partial = {path: path.with_name(f".{path.name}.partial") for path in files}
+    try:
+        for path, content in files.items():
+            partial[path].write_bytes(content)
+        for path in files:
+            os.replace(partial[path], path)
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+
+
+def _onnx(
+    network: Any, example: Tensor, kind: str, opset: int | None, metadata: Mapping[str, str]
+) -> bytes:
+    from dq.quant.export_onnx import DEFAULT_OPSET, checked, placeholder_model
+    from dq.quant.export_qdq import opset_needed, to_qdq_
+    from dq.quant.export_tidl import to_tidl_
+
+    specs = specs_of(network)
+    needed = opset_needed(widths_of(network)) if kind == "onnx-qdq" else 0
+    if opset is not None and opset < max(needed, DEFAULT_OPSET):
+        raise ValueError(
+            f"--opset {opset} is too low: this detector needs {max(needed, DEFAULT_OPSET)} or"
+            " later (16-bit and 4-bit integers came with 21)"
+        )
+    with torch.no_grad():
+        names = output_names(network(example))
+    model = placeholder_model(
+        network, example, opset=opset or max(needed, DEFAULT_OPSET), output_names=names
+    )
+    (to_tidl_ if kind == "onnx-tidl" else to_qdq_)(model, specs)
+    model.metadata_props.update(metadata)
+    model.producer_name = "dq-launcher"
+    content: bytes = checked(model).SerializeToString()
+    return content
+
+
+def output_names(result: Any) -> list[str]:
+    """Return a name for each tensor of a network's result: ``output.0.3`` for ``result[0][3]``."""
+    found, _ = _pytree.tree_flatten_with_path(result)
+    names = []
+    for path, _ in found:
+        keys = [str(getattr(key, "idx", getattr(key, "key", key))) for key in path]
+        names.append(".".join(["output", *keys]))
+    return names
+
+
+@torch.no_grad()
+def inputs_of_heads(
+    detector: nn.Module, graph: QuantizedGraph, images: Tensor
+) -> dict[str, Tensor]:
+    """Return an example of what each RoI head gets, by its name."""
+    if not graph.parts:
+        return {}
+    from dq.detector.graph import features_of
+    from dq.detector.roi_heads import run_roi_heads
+
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for part in graph.parts:
+
+        def record(_: nn.Module, inputs: Any, part: str = part) -> None:
+            if len(inputs) == 1:
+                seen[part] = inputs[0]
+
+        handles.append(detector.get_submodule(part).register_forward_pre_hook(record))
+    try:
+        run_roi_heads(detector, features_of(graph(images)), images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def metadata_of(
+    config: Config,
+    classes: tuple[str, ...],
+    *,
+    kind: str,
+    size: tuple[int, int],
+    sha256: str,
+    recipe: Recipe,
+    checkpoint: str,
+) -> dict[str, str]:
+    """Return what whoever runs the exported model needs to know, as text.
+
+    Args:
+        config: Of the detector.
+        classes: In the order of the outputs' channels.
+        kind: A key of `ENDINGS`.
+        size: Height and width of the images.
+        sha256: Of the checkpoint.
+        recipe: Which module has which integers.
+        checkpoint: Where it lies, from the exported file's folder.
+    """
+    normalization: Mapping[str, Any] = next(_steps(config, "Normalize"), {})
+    preprocessing = {
+        "mean": [float(x) for x in normalization.get("mean", (0, 0, 0))],
+        "std": [float(x) for x in normalization.get("std", (1, 1, 1))],
+        "to_rgb": bool(normalization.get("to_rgb", False)),
+        "size": list(size),
+    }
+    return {
+        "format": kind,
+        "classes": json.dumps(classes),
+        "preprocessing": json.dumps(preprocessing),
+        "checkpoint": checkpoint,
+        "checkpoint_sha256": sha256,
+        "recipe": json.dumps(asdict(recipe)),
+        "config": config.pretty_text,
+    }
+
+
+def image_size(config: Config, given: tuple[int, int] | None) -> tuple[int, int]:
+    """Return height and width of the images: as given, or as the test pipeline makes them.
+
+    Raises:
+        ValueError: The pipeline does not say.
+    """
+    if given is not None:
+        return given
+    scale = next((s.get("img_scale") for s in _steps(config, "MultiScaleFlipAug")), None)
+    padding: Mapping[str, Any] = next(_steps(config, "Pad"), {})
+    if padding.get("size"):
+        return int(padding["size"][0]), int(padding["size"][1])
+    if not isinstance(scale, list | tuple) or not all(isinstance(x, int) for x in scale):
+        raise ValueError("the test pipeline has no single img_scale; give --size HEIGHT WIDTH")
+    width, height = int(scale[0]), int(scale[1])
+    keeps = any(step.get("keep_ratio", True) for step in _steps(config, "Resize"))
+    if keeps and width != height:
+        # The longer side may be either one.
+        width = height = max(width, height)
+    divisor = int(padding.get("size_divisor") or 1)
+    return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+
+def _steps(config: Config, kind: str) -> Iterator[Mapping[str, Any]]:
+    stack: list[Any] = [config.data.get("test", {})]
+    while stack:
+        section = stack.pop(0)
+        if isinstance(section, Mapping):
+            if section.get("type") == kind:
+                yield section
+            stack += list(section.values())
+        elif isinstance(section, list | tuple):
+            stack += list(section)

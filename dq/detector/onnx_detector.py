@@ -1,0 +1,147 @@
+"""A detector whose network, and RoI heads, run in ONNX Runtime inside mmdet's own test path."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from dq.detector.export import output_names, part_path
+from dq.detector.graph import attach
+from dq.quant.export_onnx import flatten, unflatten
+from dq.quant.onnx_session import OnnxNetwork, load_model
+from dq.quant.quantized_graph import QuantizedGraph
+
+
+def load_models(path: Path, graph: QuantizedGraph, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Return the detector's model under ``""`` and each RoI head's under its name.
+
+    Args:
+        path: Of the detector's model.
+        graph: Of the detector.
+        classes: Of the data set.
+
+    Raises:
+        ValueError: A file is missing or damaged, or is of another detector or data set.
+    """
+    models = {"": load_model(path)}
+    for part in graph.parts:
+        models[part] = load_model(part_path(path, part))
+    metadata = {entry.key: entry.value for entry in models[""].metadata_props}
+    if "classes" not in metadata:
+        raise ValueError(f"{path} was not written by `launcher export`; export the checkpoint")
+    own = tuple(json.loads(metadata["classes"]))
+    if own != classes:
+        raise ValueError(
+            f"{path} detects {_few(own)} and data.test has {_few(classes)}; use the config it was"
+            " exported with"
+        )
+    return models
+
+
+def _few(classes: tuple[str, ...]) -> str:
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
+
+
+class OnnxGraph:
+    """Stands in for a quantized graph: images -> what the graph returns, by ONNX Runtime.
+
+    Args:
+        network: The exported model.
+        graph: The graph it was exported from, for the structure of its result.
+        example: An input of the model's size.
+
+    Raises:
+        ValueError: The model is not that graph's.
+    """
+
+    def __init__(
+        self, network: OnnxNetwork, graph: Callable[[Tensor], Any], example: Tensor
+    ) -> None:
+        self.network = network
+        with torch.no_grad():
+            result = graph(example)
+        self.structure = flatten(result)[1]
+        if output_names(result) != network.names[: self.structure.num_leaves]:
+            raise ValueError("the model's outputs are not this detector's; export it again")
+
+    def __call__(self, x: Tensor) -> Any:
+        """Return the network's outputs as the graph returns them."""
+        return unflatten(self.network.tensors(x)[: self.structure.num_leaves], self.structure)
+
+
+class Padded:
+    """Calls a graph with images padded by zeros, right and below, to one size.
+
+    Boxes do not move, so nothing else need know.
+
+    Args:
+        graph: Images ``(N, 3, *size)`` -> features.
+        size: Height and width.
+    """
+
+    def __init__(self, graph: Callable[[Tensor], Any], size: tuple[int, int]) -> None:
+        self.graph, self.size = graph, size
+
+    def __call__(self, images: Tensor) -> Any:
+        """Return the graph's result for the padded images.
+
+        Raises:
+            ValueError: An image is larger.
+        """
+        height, width = images.shape[-2:]
+        if height > self.size[0] or width > self.size[1]:
+            raise ValueError(
+                f"a test image is {height}x{width} and the model was exported for"
+                f" {self.size[0]}x{self.size[1]}; export it again with --size HEIGHT WIDTH"
+            )
+        return self.graph(F.pad(images, (0, self.size[1] - width, 0, self.size[0] - height)))
+
+
+def exported_size(models: Mapping[str, Any]) -> tuple[int, int]:
+    """Return height and width of the images that the models were exported for."""
+    metadata = {entry.key: entry.value for entry in models[""].metadata_props}
+    height, width = json.loads(metadata["preprocessing"])["size"]
+    return int(height), int(width)
+
+
+def run_in_onnx_(
+    detector: nn.Module,
+    graph: QuantizedGraph,
+    models: Mapping[str, Any],
+    *,
+    threads: int,
+    integers: bool = True,
+) -> OnnxNetwork:
+    """Let the detector take network and RoI heads from the models; return the network.
+
+    Args:
+        detector: On the CPU, in evaluation mode.
+        graph: Its fake-quantized graph.
+        models: As `load_models` returns them.
+        threads: Of ONNX Runtime.
+        integers: As `dq.quant.onnx_session.OnnxNetwork` takes it.
+    """
+    size = exported_size(models)
+    network = OnnxNetwork(models[""], threads=threads, integers=integers)
+    attach(detector, Padded(OnnxGraph(network, graph, torch.zeros(1, 3, *size)), size))
+    for part, fake in graph.parts.items():
+        session = OnnxNetwork(models[part], threads=threads, integers=integers)
+        shape = [side if isinstance(side, int) else 2 for side in session.size]
+        head = detector.get_submodule(part)
+        head.__dict__["forward"] = OnnxGraph(session, fake, torch.zeros(shape))
+    return network
+
+
+def run_fake_quantized_(
+    detector: nn.Module, graph: QuantizedGraph, models: Mapping[str, Any]
+) -> None:
+    """Let the detector take all from its own graph, on images of the models' size."""
+    attach(detector, Padded(graph, exported_size(models)))
+    for part, fake in graph.parts.items():
+        detector.get_submodule(part).__dict__["forward"] = fake

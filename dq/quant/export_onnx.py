@@ -1,0 +1,133 @@
+"""A network of integer modules as an ONNX graph in which placeholders stand for the integers.
+
+torch.onnx does the translation, with every operator it knows; each integer module yields one node
+of the domain `dq.quant.integer.DOMAIN`. Simplification runs while these stand there, so that it
+cannot fold a weight's integers away. The writers of formats replace them afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from dq.quant.integer_graph import emitting_of
+
+DEFAULT_OPSET, OPSET_16_BITS = 18, 21
+INPUT, OUTPUT = "images", "output"
+
+
+class _Flat(nn.Module):
+    """The network with its outputs as one flat list, in the order of `flatten`."""
+
+    def __init__(self, network: nn.Module, behind: Callable[[Any], Any] | None) -> None:
+        super().__init__()
+        self.network, self.behind = network, behind
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        result = self.network(images)
+        return flatten(result if self.behind is None else self.behind(result))[0]
+
+
+def flatten(result: Any) -> tuple[list[Tensor], Any]:
+    """Return the tensors of nested lists, tuples and dicts, and what puts them together again."""
+    values, structure = _pytree.tree_flatten(result)
+    return values, structure
+
+
+def unflatten(values: Sequence[Any], structure: Any) -> Any:
+    """Return nested lists, tuples and dicts of these values; see `flatten`."""
+    return _pytree.tree_unflatten(list(values), structure)
+
+
+def placeholder_model(
+    network: fx.GraphModule,
+    example: Tensor,
+    *,
+    opset: int,
+    output_names: Sequence[str],
+    behind: Callable[[Any], Any] | None = None,
+) -> ir.Model:
+    """Return the network as an ONNX model with placeholder nodes, its first dimension free.
+
+    Args:
+        network: As `dq.quant.integer_graph.integer_network` returns it.
+        example: An input; its size but for the first dimension becomes the model's.
+        opset: Version of ONNX's operators, 18 or later.
+        output_names: Of the outputs, in the order of `flatten`.
+        behind: Computed on the network's result and exported too.
+
+    Raises:
+        ValueError: An operator of the network has no ONNX form; it is named.
+    """
+    emitting = emitting_of(network)
+    # One image alone would make the batch's size a constant.
+    images = example[:1].repeat(2, *[1] * (example.dim() - 1))
+    emitting.on = True
+    # torch reports on its progress, and warns of what it does internally.
+    quiet = [
+        logging.getLogger(name)
+        for name in ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")
+    ]
+    levels = [logger.level for logger in quiet]
+    for logger in quiet:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _Flat(network, behind).eval(),
+                (images,),
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                input_names=[INPUT],
+                output_names=list(output_names),
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ValueError(f"this detector cannot be exported: {reason_of(error)}") from error
+    finally:
+        emitting.on = False
+        for logger, level in zip(quiet, levels, strict=True):
+            logger.setLevel(level)
+    assert program is not None
+    return program.model
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in one line which operator torch.onnx stopped at and why."""
+    messages = []
+    here: BaseException | None = error
+    while here is not None:
+        messages.append(" ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(here)).split()))
+        here = here.__cause__ or here.__context__
+    for text in messages:
+        for pattern in (r"No ONNX function found for .*?op='([^']+)'", r"target=([\w.:]+)\]"):
+            if found := re.search(pattern, text):
+                return f"the operator {found[1]} has no ONNX form"
+    deepest = messages[-1] or type(error).__name__
+    return deepest[:300]
+
+
+def checked(model: ir.Model) -> onnx.ModelProto:
+    """Return the model as ONNX's message after its checker, shape inference included, passed.
+
+    Raises:
+        RuntimeError: It did not.
+    """
+    proto: onnx.ModelProto = ir.to_proto(model)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise RuntimeError(f"the exported model is not valid ONNX: {error}") from error
+    return proto

@@ -1,0 +1,235 @@
+"""An exported model in ONNX Runtime: opened, run on torch's tensors, its layers counted."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm")
+INTEGER_LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger")
+# Instructions that sum products of 8-bit integers in 32 bits.
+EXACT_INSTRUCTIONS = ("vnni", "asimddp", "i8mm", "amx_int8")
+
+
+def sums_exactly(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
+    """Say whether this CPU sums 8-bit products without saturating at 16 bits on the way.
+
+    AVX2 and AVX-512 without VNNI add two products of uint8 and int8 into 16 bits, which
+    saturates: 2 * 255 * 127 does not fit.
+    """
+    try:
+        text = cpu_info.read_text()
+    except OSError:
+        return False
+    return any(word in text for word in EXACT_INSTRUCTIONS)
+
+
+class OnnxNetwork:
+    """A model in ONNX Runtime on the CPU, called with images as the traced network is.
+
+    Args:
+        model: The model.
+        integers: Compute with integers; False computes what the QDQ nodes say literally, in float
+            between them, without any optimization.
+        exact: Do not let sums of products saturate where the CPU's fastest instructions would.
+        threads: Of one call.
+        keep: Names of values in the model to return as well.
+
+    Attributes:
+        metadata: Of the model.
+        num_integer: Layers that are computed in integers.
+        num_float: Layers that are computed in float.
+        exact: Whether no sum can have saturated.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        *,
+        integers: bool = True,
+        exact: bool = True,
+        threads: int = 1,
+        keep: Sequence[str] = (),
+    ) -> None:
+        self.metadata = {entry.key: entry.value for entry in model.metadata_props}
+        if keep:
+            model = with_outputs(model, keep)
+        self.exact = not integers or sums_exactly() or exact
+        try:
+            slower = exact and integers and not sums_exactly()
+            count = self._open(model, threads, integers=integers, slower=slower)
+        except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
+            # Its exact mode cannot rewrite a weight that several layers share.
+            self.exact = False
+            log.warning("ONNX Runtime has no exact sums for this model on this CPU (no VNNI)")
+            count = self._open(model, threads, integers=integers, slower=False)
+        self.num_integer = sum(count[kind] for kind in INTEGER_LAYERS)
+        self.num_float = sum(count[kind] for kind in LAYERS)
+        self.names = [output.name for output in self.session.get_outputs()]
+
+    def _open(
+        self, model: onnx.ModelProto, threads: int, *, integers: bool, slower: bool
+    ) -> collections.Counter[str]:
+        """Open the session; return how many nodes of each operator it runs."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        if slower:
+            # Products of uint8 and uint8 instead of uint8 and int8.
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        if not integers:
+            level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.graph_optimization_level = level
+        with tempfile.TemporaryDirectory() as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            options.optimized_model_filepath = str(optimized)
+            self.session = onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+            return collections.Counter(node.op_type for node in onnx.load(optimized).graph.node)
+
+    @property
+    def size(self) -> tuple[int | str, ...]:
+        """What the input's size must be; a name stands for any."""
+        return tuple(self.session.get_inputs()[0].shape)
+
+    def run(
+        self, images: Tensor, given: Mapping[str, Tensor] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return all outputs by name for images ``(N, C, H, W)``.
+
+        Args:
+            images: The first input.
+            given: The other inputs by name, where the model has any.
+
+        Raises:
+            ValueError: The model was exported for another size.
+        """
+        wanted = self.size
+        fits = len(wanted) == images.dim() and all(
+            isinstance(size, str) or size == given
+            for size, given in zip(wanted, images.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"the model was exported for inputs {_sizes(wanted)} and got"
+                f" {_sizes(tuple(images.shape))}; export it again with"
+                f" --size {images.shape[-2]} {images.shape[-1]}, or pad the test images to one size"
+            )
+        tensors = {self.session.get_inputs()[0].name: images, **(given or {})}
+        feed = {name: tensor.detach().cpu().float().numpy() for name, tensor in tensors.items()}
+        return dict(zip(self.names, self.session.run(None, feed), strict=True))
+
+    def tensors(self, images: Tensor) -> list[Tensor]:
+        """Return all outputs in order, on the device of the images."""
+        return [torch.from_numpy(value).to(images.device) for value in self.run(images).values()]
+
+
+def _sizes(shape: Sequence[int | str]) -> str:
+    return "x".join(str(size) for size in shape[1:])
+
+
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Return a copy of the model that returns these values, float32, besides its outputs."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    there = {output.name for output in copy.graph.output}
+    for name in names:
+        if name not in there:
+            value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+            copy.graph.output.append(value)
+    return copy
+
+
+def float_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with float weights and nothing rounded, to compare size and speed with."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    initializers = {tensor.name: tensor for tensor in copy.graph.initializer}
+    replaced: dict[str, str] = {}
+    nodes = []
+    for node in copy.graph.node:
+        inputs = [replaced.get(name, name) for name in node.input]
+        if node.op_type == "QuantizeLinear":
+            replaced[node.output[0]] = inputs[0]
+        elif node.op_type == "DequantizeLinear" and inputs[0] in initializers:
+            stored = f"{inputs[0]}/float"
+            if stored not in initializers:
+                arrays = [onnx.numpy_helper.to_array(initializers[name]) for name in inputs]
+                axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+                real = _real(*arrays, axis=axis)
+                initializers[stored] = copy.graph.initializer.add()
+                initializers[stored].CopyFrom(onnx.numpy_helper.from_array(real, stored))
+            replaced[node.output[0]] = stored
+        elif node.op_type == "DequantizeLinear":
+            replaced[node.output[0]] = inputs[0]
+        else:
+            del node.input[:]
+            node.input.extend(inputs)
+            nodes.append(node)
+    for output in copy.graph.output:
+        if output.name in replaced:
+            source = replaced[output.name]
+            nodes.append(onnx.helper.make_node("Identity", [source], [output.name]))
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del copy.graph.node[:]
+    copy.graph.node.extend(kept)
+    read = {name for node in kept for name in node.input}
+    tensors = [t for t in copy.graph.initializer if t.name in read]
+    used = [onnx.TensorProto.FromString(t.SerializeToString()) for t in tensors]
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(used)
+    del copy.graph.value_info[:]
+    return copy
+
+
+def _real(
+    integers: NDArray[np.generic],
+    scale: NDArray[np.generic],
+    zero_point: NDArray[np.generic],
+    *,
+    axis: int,
+) -> NDArray[np.float32]:
+    shape = [1] * integers.ndim
+    if scale.ndim:
+        shape[axis] = -1
+    shift = zero_point.astype(np.float32).reshape(shape)
+    result: NDArray[np.float32] = integers.astype(np.float32) - shift
+    return result * scale.astype(np.float32).reshape(shape)
+
+
+def load_model(path: Path) -> onnx.ModelProto:
+    """Return the model in a file.
+
+    Raises:
+        ValueError: There is none, or it is damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; `launcher export` writes such a file")
+    try:
+        model: onnx.ModelProto = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"{path} is no ONNX model, or damaged ({reason}); export it again"
+        ) from error
+    return model
+
+
+def metadata_of(model: onnx.ModelProto) -> Mapping[str, str]:
+    """Return what the export wrote about the model."""
+    return {entry.key: entry.value for entry in model.metadata_props}

@@ -1,0 +1,55 @@
+"""``launcher export``: write a quantized checkpoint for integer engines."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launcher.arguments import add_checkpoint, add_common
+
+HELP = "export a quantized checkpoint: QDQ ONNX, TIDL's ONNX, or integers for torch"
+FORMATS = ("onnx-qdq", "onnx-tidl", "torch-int")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_common(parser)
+    add_checkpoint(parser, what="calibrated or QAT", required=True)
+    parser.add_argument(
+        "--format", choices=FORMATS, default="onnx-qdq", help="what to write (default onnx-qdq)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the images (default: as the test pipeline makes them); the batch is free",
+    )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        metavar="N",
+        help="of ONNX (default 18, or 21 where 4-bit or 16-bit integers need it)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the stage, print where the files lie, return the exit code."""
+    from launcher.plan import read_plan
+    from launcher.session import session
+    from launcher.stages.export import exported
+
+    with session(arguments) as place:
+        paths = exported(
+            read_plan(arguments),
+            place,
+            Path(arguments.checkpoint),
+            kind=arguments.format,
+            size=tuple(arguments.size) if arguments.size else None,
+            opset=arguments.opset,
+            trusted=arguments.trust_checkpoint,
+        )
+        if place.environment.is_main:
+            for path in paths:
+                print(f"export: {path} ({path.stat().st_size / 2**20:.2f} MiB)")
+    return 0
