@@ -1,49 +1,148 @@
-"""Measure images/s of a training with tracking on and off, in pairs, alternating.
+"""Measure what tracking takes from a quantization-aware training: pairs with and without it.
 
-    python -m benchmarks.tracking CONFIG [--pairs 5] [--work-dir DIR] [--cfg-options ...]
+    python -m benchmarks.tracking CONFIG --checkpoint FLOAT_OR_CALIBRATED.pth --work-dir DIR
+        [--pairs 4] [--epochs 2] [--cfg-options KEY=VALUE ...]
 
-Both sides write metrics.jsonl, which costs microseconds a row; "on" feeds W&B offline too.
+"on" is what a user gets who sets nothing: W&B offline, figures of all quantizers after each epoch,
+rows at the config's log interval. "off" is all of it turned off that can be; its rows are written
+all the same, and what one costs is measured apart. The order alternates, so that a machine that
+warms up favours neither. Processor time is given too, for a machine that others use as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from dq.tracking.rows import METRICS, rows_of_kind
+from dq.tracking.run import Run
+from dq.tracking.tracker import FolderTracker
+
+CONFIG = """
+_base_ = [{base!r}]
+custom_imports = dict(imports=['benchmarks.step_times_hook'], allow_failed_imports=False)
+custom_hooks = [dict(type='StepTimesHook', path={times!r}, priority='LOWEST')]
+tracking = dict({tracking})
+quant = dict(training={{'runner.max_epochs': {epochs}}})
+"""
+SIDES = {"on": ("offline", ""), "off": ("disabled", "quantizer_images=0, prediction_images=0")}
+# The first steps fill caches.
+WARM_UP = 5
 
 
-def images_per_s(arguments: argparse.Namespace, name: str, mode: str) -> float:
-    """Train once and return the median over the logged rows, the first left out."""
-    folder = Path(arguments.work_dir, name)
-    words = [sys.executable, "-m", "launcher", "train", arguments.config, "--no-validate"]
-    words += ["--work-dir", str(folder), "--wandb", mode]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """How fast a training was.
+
+    Attributes:
+        step_s: Median seconds of a step inside an epoch.
+        whole_s: Seconds of all steps and what lies between epochs, for a step.
+        cpu_s: Processor seconds of the training's process for a step inside an epoch.
+        between_s: Seconds between the epochs, for each.
+        tracking_s: Seconds of the hook of tracking for a step inside an epoch.
+        figures_s: Of it between epochs, for each: the figures of all quantizers.
+    """
+
+    step_s: float
+    whole_s: float
+    cpu_s: float
+    between_s: float
+    tracking_s: float
+    figures_s: float
+
+
+def speed_of(lines: list[str]) -> Speed:
+    """Return the speed of a training whose steps `StepTimesHook` has written."""
+    steps = [[float(text) for text in line.split(",")] for line in lines[WARM_UP:]]
+    pairs = [
+        [later - before for before, later in zip(*pair, strict=True)]
+        for pair in itertools.pairwise(steps)
+    ]
+    inside = [pair[1:] for pair in pairs if pair[0] == 0]
+    between = [pair[1:] for pair in pairs if pair[0] != 0] or [[0.0, 0.0, 0.0]]
+    return Speed(
+        step_s=statistics.median(s for s, _, _ in inside),
+        whole_s=(steps[-1][1] - steps[0][1]) / len(pairs),
+        cpu_s=statistics.mean(c for _, c, _ in inside),
+        between_s=statistics.mean(s for s, _, _ in between),
+        tracking_s=statistics.mean(t for _, _, t in inside),
+        figures_s=statistics.mean(t for _, _, t in between),
+    )
+
+
+def train(arguments: argparse.Namespace, side: str, number: int) -> Speed:
+    """Train once, in a process of its own."""
+    wandb, tracking = SIDES[side]
+    folder = (arguments.work_dir / f"{side}{number}").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    config, times = folder / "config.py", folder / "steps.csv"
+    base = str(Path(arguments.config).resolve())
+    config.write_text(CONFIG.format(base=base, times=str(times), tracking=tracking,
+                                    epochs=arguments.epochs))  # fmt: skip
+    words = [sys.executable, "-m", "launcher", "qat", str(config), "--no-validate"]
+    words += ["--checkpoint", str(arguments.checkpoint), "--work-dir", str(folder)]
+    words += ["--wandb", wandb, "--threads", str(arguments.threads)]
     if arguments.cfg_options:
         words += ["--cfg-options", *arguments.cfg_options]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-    rows = rows_of_kind(folder / "float" / METRICS, "train")[1:]
-    return statistics.median(row["images_per_s"] for row in rows)
+    return speed_of(times.read_text().splitlines())
+
+
+def seconds_of_a_row() -> float:
+    """Return how long the training's own process takes to keep a row of twelve numbers."""
+    with tempfile.TemporaryDirectory() as name:
+        tracker = FolderTracker(Path(name), Run(id="benchmark", experiment="e", stage="qat"))
+        row = {f"loss_{i}": i / 7 for i in range(12)}
+        began = time.perf_counter()
+        for step in range(1000):
+            tracker.log("train", step, row)
+        seconds = time.perf_counter() - began
+        tracker.finish(0)
+    return seconds / 1000
 
 
 def main() -> None:
-    """Print each pair, and the median of their ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print each pair, and the medians over all."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--work-dir", default="runs/benchmark_tracking")
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--work-dir", type=Path, default=Path("runs/benchmark_tracking"))
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cfg-options", nargs="+", default=[])
     arguments = parser.parse_args()
-    ratios = []
+    ratios: dict[str, list[float]] = {"step_s": [], "whole_s": [], "cpu_s": []}
+    shares, figures = [], []
     for number in range(arguments.pairs):
-        # The order changes, so that a machine that warms up favours neither.
-        modes = ("offline", "disabled") if number % 2 else ("disabled", "offline")
-        speed = {mode: images_per_s(arguments, f"{mode}{number}", mode) for mode in modes}
-        ratios.append(speed["offline"] / speed["disabled"])
-        print(f"on {speed['offline']:.1f} off {speed['disabled']:.1f} images/s: {ratios[-1]:.3f}")
-    print(f"median of {len(ratios)} pairs: {statistics.median(ratios):.3f} of the speed without")
+        order = ("on", "off") if number % 2 else ("off", "on")
+        speeds = {side: train(arguments, side, number) for side in order}
+        on, off = speeds["on"], speeds["off"]
+        for name, found in ratios.items():
+            found.append(getattr(on, name) / getattr(off, name))
+        shares.append(on.tracking_s / statistics.mean([on.step_s, off.step_s]))
+        figures.append(on.figures_s)
+        print(
+            f"pair {number + 1}: a step {1e3 * on.step_s:.1f} ms on, {1e3 * off.step_s:.1f} off;"
+            f" processor {1e3 * on.cpu_s:.1f} and {1e3 * off.cpu_s:.1f};"
+            f" between epochs {on.between_s:.2f} s and {off.between_s:.2f};"
+            f" in the hook of tracking {1e3 * on.tracking_s:.3f} ms a step,"
+            f" {on.figures_s:.2f} s an epoch",
+            flush=True,
+        )
+    for name, what in (("step_s", "a step's time"), ("cpu_s", "a step's processor time"),
+                       ("whole_s", "time with what lies between epochs")):  # fmt: skip
+        each = ", ".join(f"{ratio:.3f}" for ratio in ratios[name])
+        print(f"{what}: {statistics.median(ratios[name]):.4f} of that without (pairs: {each})")
+    print(f"the hook of tracking: {statistics.median(shares):.4f} of a step's time")
+    print(f"figures of all quantizers: {statistics.median(figures):.2f} s an epoch")
+    print(f"a row: {1e6 * seconds_of_a_row():.0f} microseconds")
 
 
 if __name__ == "__main__":

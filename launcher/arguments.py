@@ -90,3 +90,12 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-validate", action="store_true", help="do not evaluate on data.val while training"
     )
+
+
+def add_reuse(parser: argparse.ArgumentParser) -> None:
+    """Add ``--reuse``, for chains whose stages are commands of their own."""
+    parser.add_argument(
+        "--reuse",
+        action="store_true",
+        help="do nothing when the work dir has this stage's result for the same config and seed",
+    )

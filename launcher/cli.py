@@ -23,6 +23,10 @@ COMMANDS = (
     "coverage",
     "compare",
     "sync",
+    "submit",
+    "jobs",
+    "logs",
+    "cancel",
 )
 USER_ERROR, WORLD_ERROR, STOPPED = 2, 1, 75
 
@@ -36,10 +40,11 @@ Without a command, `launcher CONFIG` does what the config's `quantize` flag says
 float, True or 'training' trains quantization-aware, 'calibration' calibrates."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Print usage errors from one rank only, and abbreviate nothing."""
 
     def error(self, message: str) -> NoReturn:
+        """End the process with one line."""
         if os.environ.get("RANK", "0") != "0":
             raise SystemExit(USER_ERROR)
         self.exit(USER_ERROR, f"error: {message}; see '{self.prog} --help'\n")
@@ -47,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="launcher",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from dq.quant.recipe import Recipe
 from dq.tracking.plots import write_plots
-from dq.tracking.summary import StageSummary
-from dq.tracking.table import markdown_table
+from dq.tracking.summary import StageSummary, read_summary
+from dq.tracking.table import COLUMNS, markdown_table
 from launcher.session import Session
 
 if TYPE_CHECKING:
@@ -28,6 +28,12 @@ def say_metrics(place: Session, summary: StageSummary) -> None:
     if place.environment.is_main:
         for name, value in summary.metrics.items():
             print(f"{name} {value!r}")
+
+
+def stage_summaries(place: Session) -> dict[str, StageSummary]:
+    """Return the results that the experiment's stages have left, in the order of the table."""
+    found = {stage: read_summary(place.experiment / stage) for stage in COLUMNS}
+    return {stage: summary for stage, summary in found.items() if summary is not None}
 
 
 def say_integer(place: Session, result: IntegerResult) -> None:

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 GPU_CHECK_EVERY = 10
 # A collective that times out should end a rank with its message, before the watchdog does.
 WATCH_MARGIN_S = 60.0
+# What was stopped or has failed is soon killed by torchrun or Slurm, or is started again.
+HURRY_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +107,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
 
             ensure_nms(device)
         relays: list[Relay] = []
+        hurry_s: float | None = HURRY_S
         try:
             with (
                 stop_signals() as signals,
@@ -139,6 +142,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
                 except Exception as error:
                     _report(error, experiment)
                     raise
+            hurry_s = None
         except Exception as error:
             if not getattr(error, "reported", False):
                 _report(error, experiment)
@@ -146,7 +150,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
         finally:
             # The ranks have parted: nobody waits for W&B but this command's own end.
             for relay in relays:
-                relay.close()
+                relay.close(hurry_s)
 
 
 def _wandb_mode(asked: str | None) -> str:

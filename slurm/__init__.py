@@ -1,1 +1,1 @@
-"""Submission to Slurm through submitit."""
+"""Submission to Slurm through submitit: what runs, on what, in which order; without torch."""

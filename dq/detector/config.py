@@ -135,6 +135,19 @@ def finish(config: Config) -> Config:
     return compat_cfg(config)
 
 
+def config_text(config: Config) -> str:
+    """Return the config as Python, for those who read a checkpoint.
+
+    mmcv's own way sets strings between quotes that it does not escape, so a path with a quote in it
+    is none of Python's to its formatter; such a config is written plainly.
+    """
+    try:
+        text: str = config.pretty_text
+    except Exception:  # of whatever kind the formatter's parser raises
+        text = "".join(f"{name} = {value!r}\n" for name, value in config._cfg_dict.items())
+    return text
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``; did you mean X?`` for the nearest known name, else a list of them all."""
     names = sorted(known)

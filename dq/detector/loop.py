@@ -17,6 +17,7 @@ from dq.detector.amp import run_under_autocast
 from dq.detector.build import explain
 from dq.detector.checkpoint_plan import CheckpointPlan, checkpoint_plan
 from dq.detector.compile import Network, compilation, compiled
+from dq.detector.config import config_text
 from dq.detector.data import dataset_of
 from dq.detector.evaluation_hook import EpochCheckpointHook, ShardedEvalHook
 from dq.detector.graph import attach, parameters_outside, trace_detector
@@ -257,7 +258,7 @@ def _build_runner(
         if learned:
             log.info("%d quantizer parameters are learned, at %g times the rate", learned, factor)
     meta = {
-        "config": config.pretty_text,
+        "config": config_text(config),
         "CLASSES": tuple(dataset.CLASSES),
         "seed": seed,
         "world_size": collectives.world_size(),

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dq.tracking.liveness import state_of
 from dq.tracking.rows import METRICS, sample_rows
 from dq.tracking.run import FILE_NAME as RUN_FILE
-from dq.tracking.run import read_run
+from dq.tracking.run import Run, read_run
 from dq.tracking.summary import FILE_NAME as SUMMARY_FILE
 from dq.tracking.summary import StageSummary, read_summary
 
@@ -27,7 +28,8 @@ class Experiment:
         name: Unique among those compared.
         folder: Holds a subfolder a stage.
         stages: Summary of each finished stage.
-        open_stages: What each other stage that was begun is: ``running``, ``stopped``, ``failed``.
+        open_stages: What each other stage that was begun is: ``running``, ``stopped``, ``failed``,
+            or what `dq.tracking.liveness.state_of` says of one that has not said so itself.
     """
 
     name: str
@@ -111,8 +113,15 @@ def _read(folder: Path) -> Experiment:
             continue
         run = read_run(folder / stage)
         if run is not None:
-            unfinished[stage] = run.status
+            unfinished[stage] = _status(folder / stage, run)
     return Experiment(name=folder.name, folder=folder, stages=stages, open_stages=unfinished)
+
+
+def _status(folder: Path, run: Run) -> str:
+    if run.status != "running":
+        return run.status
+    times = [p.stat().st_mtime for p in (folder / METRICS, folder / RUN_FILE) if p.is_file()]
+    return state_of(run.process, max(times, default=0.0))
 
 
 def _named_apart(experiments: Sequence[Experiment]) -> list[Experiment]:

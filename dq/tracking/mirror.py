@@ -16,10 +16,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dq.tracking.rows import METRICS, QUANTIZERS, Row
 from dq.tracking.run import Run, read_run
+from dq.tracking.sync import MARK
+from dq.tracking.turn import take_turn
 
 SENT = "wandb/sent.json"
 # More calls than about one a second make files of gigabytes.
@@ -63,11 +65,19 @@ class Mirror:
         self.waiting: Row | None = None
         self.last_train = 0.0
         self.readers = {name: _Follower(folder / name) for name in (METRICS, QUANTIZERS)}
-        self.sent_step = _sent_step(folder, found.id)
+        self.sent_step = -1
+        self.turn: IO[bytes] | None = None
+        self.arrived: Path | None = None
         self.begin_sizes = {name: reader.size() for name, reader in self.readers.items()}
 
     def open(self) -> None:
         """Begin the run, online where that was asked for and works, else offline."""
+        # That of a training that was stopped may still be at its end, which has these limits too.
+        self.turn = take_turn(self.folder, 2 * self.limits.finish_s + 5.0)
+        self.sent_step = _sent_step(self.folder, self.run_info.id)
+        self._begin()
+
+    def _begin(self) -> None:
         os.environ.setdefault("WANDB_DATA_DIR", str(self.folder / "wandb"))
         os.environ.setdefault("WANDB_CACHE_DIR", str(self.folder / "wandb/cache"))
         try:
@@ -115,9 +125,10 @@ class Mirror:
             entity=info.entity,
             dir=str(self.folder),
             name=f"{info.experiment}/{info.stage}",
-            group=info.experiment,
+            # What is given here wins over W&B's own variables, and a cluster's job sets these.
+            group=os.environ.get("WANDB_RUN_GROUP") or info.experiment,
             job_type=info.stage,
-            tags=list(info.tags),
+            tags=[*info.tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(","))],
             resume="allow",
             config=_config(info),
             settings=wandb.Settings(**{k: v for k, v in wanted.items() if k in known}),
@@ -142,6 +153,21 @@ class Mirror:
 
     def close(self, exit_code: int) -> None:
         """Copy the rest and end the run with this exit code, within the limit."""
+        self._end(exit_code)
+        if self.turn is not None:
+            self.turn.close()
+
+    def mark(self) -> None:
+        """Leave word that the run has arrived whole; W&B's service must have ended by now.
+
+        It writes its file for a moment more after the run's end, and what is newer than the mark
+        counts as not sent.
+        """
+        if self.arrived is not None:
+            with contextlib.suppress(OSError):
+                (self.arrived / MARK).touch()
+
+    def _end(self, exit_code: int) -> None:
         self.pump()
         self._release()
         if self.run is None or not self.is_on:
@@ -152,7 +178,8 @@ class Mirror:
             self._call(self._summarize, f"best/{name}_step", best["step"])
         try:
             self.run.finish(exit_code=exit_code)
-            self._write_sent(whole=self.mode == "online")
+            if self.mode == "online":
+                self.arrived = Path(self.run.settings.sync_dir)
         except Exception as error:
             self.say(
                 f"W&B did not take the end of the run ({_reason(error)});"
@@ -276,7 +303,7 @@ class Mirror:
 
                 wandb.teardown()
             self.run, self.mode, self.failures = None, "offline", 0
-            self.open()
+            self._begin()
             self._call(function, *arguments)
         else:
             self._switch_off(f"W&B is off after {self.failures} failures in a row: {reason}")
@@ -287,9 +314,9 @@ class Mirror:
             self.run = None
             self.say(f"{line}; {self.folder / METRICS} has everything")
 
-    def _write_sent(self, *, whole: bool = False) -> None:
+    def _write_sent(self) -> None:
         step = max((reader.last_step for reader in self.readers.values()), default=-1)
-        content = {"run": self.run_info.id, "step": max(step, self.sent_step), "whole": whole}
+        content = {"run": self.run_info.id, "step": max(step, self.sent_step)}
         with contextlib.suppress(OSError):
             partial = self.folder / f"{SENT}.partial"
             partial.write_text(json.dumps(content))

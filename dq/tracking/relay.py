@@ -40,6 +40,7 @@ def main() -> int:
     orders: queue.Queue[dict[str, Any] | None] = queue.Queue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     mirrors: dict[str, Mirror] = {}
+    ended: list[Mirror] = []
     while True:
         try:
             order = orders.get(timeout=POLL_S)
@@ -55,7 +56,8 @@ def main() -> int:
             mirrors[folder] = Mirror(Path(folder), order["mode"], limits, say)
             mirrors[folder].open()
         elif folder in mirrors:
-            mirrors.pop(folder).close(int(order["exit_code"]))
+            ended.append(mirrors.pop(folder))
+            ended[-1].close(int(order["exit_code"]))
     for mirror in mirrors.values():
         mirror.close(KILLED)
     if "wandb" in sys.modules:
@@ -64,6 +66,8 @@ def main() -> int:
         # Its service writes the last of an offline run after the run has been ended.
         with contextlib.suppress(Exception):
             wandb.teardown()
+    for mirror in [*ended, *mirrors.values()]:
+        mirror.mark()
     say("done")
     return 0
 

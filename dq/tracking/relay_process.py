@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +68,13 @@ class Relay:
                 log.warning("%s", line)
         return said
 
-    def close(self) -> None:
-        """Let the relay send what is left, within the limit, and end it."""
+    def close(self, hurry_s: float | None = None) -> None:
+        """Let the relay send what is left, within the limit, and end it.
+
+        Args:
+            hurry_s: After so many seconds the relay is left to itself instead: what it sends lies
+                in files, it needs this process no more, and its own limits end it.
+        """
         process = self.process
         if process is None:
             return
@@ -78,12 +82,16 @@ class Relay:
         with contextlib.suppress(OSError):
             assert process.stdin is not None
             process.stdin.close()
-        end = time.monotonic() + self.limits.finish_s + 5.0
+        limit_s = self.limits.finish_s + 5.0
         try:
-            process.wait(self.limits.finish_s + 5.0)
+            process.wait(limit_s if hurry_s is None else min(hurry_s, limit_s))
         except subprocess.TimeoutExpired:
-            log.warning("W&B was not ready in time and is left; `launcher sync` sends the rest")
-            _kill(process)
+            if hurry_s is None:
+                log.warning("W&B was not ready in time and is left; `launcher sync` sends the rest")
+                _kill(process)
+            else:
+                log.info("W&B is not done; process %d goes on with it, %s", process.pid,
+                         self.log_file)  # fmt: skip
         except BaseException:
             # A second signal does not wait for W&B.
             _kill(process)
@@ -93,7 +101,6 @@ class Relay:
         self.process = None
         assert process.stdout is not None
         process.stdout.close()
-        log.debug("relay ended %.1f s before its limit", end - time.monotonic())
 
     def _start(self) -> None:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)

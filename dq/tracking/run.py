@@ -39,6 +39,7 @@ class Run:
         started: Seconds since 1970.
         ended: Seconds since 1970.
         best: Largest values of validation metrics by name: ``{"value": ..., "step": ...}``.
+        process: Which one writes it; see `dq.tracking.liveness`.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Run:
     started: float = 0.0
     ended: float | None = None
     best: Mapping[str, Any] = field(default_factory=dict)
+    process: Mapping[str, Any] = field(default_factory=dict)
 
 
 def new_run_id() -> str:

@@ -46,7 +46,9 @@ def send(folder: Path, *, limit_s: float) -> str | None:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={k: v for k, v in os.environ.items() if k != "WANDB_MODE"},
+        # Its own log goes beside the run instead of into the folder that the user is in.
+        env={k: v for k, v in os.environ.items() if k != "WANDB_MODE"}
+        | {"WANDB_DIR": str(folder.resolve().parent.parent)},
     )
     try:
         text, _ = process.communicate(timeout=limit_s)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dq.tracking.liveness import this_process
 from dq.tracking.relay_process import Relay
 from dq.tracking.rows import METRICS, QUANTIZERS, RowFile, begin_rows, rows_of_kind
 from dq.tracking.run import Run, write_run
@@ -93,7 +94,7 @@ class FolderTracker(Tracker):
     def __init__(
         self, folder: Path, run: Run, *, resumed: Resumed | None = None, relay: Relay | None = None
     ) -> None:
-        self.folder, self.run = folder, run
+        self.folder, self.run = folder, replace(run, process=this_process())
         self.last_step = 0 if resumed is None else resumed.step
         for name in (METRICS, QUANTIZERS):
             begin_rows(folder / name, None if resumed is None else resumed.keeps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launcher.arguments import add_checkpoint, add_common
+from launcher.arguments import add_checkpoint, add_common, add_reuse
 
 HELP = "calibrate a float checkpoint on one rank (PTQ), evaluate the quantized detector"
 
@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_common(parser)
     add_checkpoint(parser, what="the float detector", required=True)
+    add_reuse(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
             place,
             Path(arguments.checkpoint),
             trusted=arguments.trust_checkpoint,
-            reuse=False,
+            reuse=arguments.reuse,
         )
         say_result(place, summary)
     return 0

@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{name}", metavar="FILE", type=Path, help=f"write {what} there, as {name.upper()}"
         )
     parser.add_argument(
+        "--report", action="store_true", help="save it as a report in W&B (extra `report`)"
+    )
+    parser.add_argument(
         "--details", type=int, default=8, metavar="N", help="experiments that are plotted (8)"
     )
 
@@ -87,6 +90,13 @@ def run(arguments: argparse.Namespace) -> int:
         if path is not None:
             _write(path, text())
             console.print(str(path), highlight=False, markup=False)
+    if arguments.report:
+        from dq.tracking.wandb_report import publish
+
+        best = lines[: arguments.details]
+        names = {line.name for line in best}
+        address = publish(best, [e for e in experiments if e.name in names], changed)
+        console.print(address, highlight=False, markup=False)
     return 0
 
 

@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--float", action="store_true", dest="as_float", help="ignore quantizers, evaluate in float"
     )
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="print and write the table of all stages that the work dir has the results of",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,18 +61,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_in_torch(arguments: argparse.Namespace) -> int:
     from launcher import stages
-    from launcher.report import say_metrics
+    from launcher.report import say_metrics, say_table, stage_summaries
     from launcher.session import session
 
     with session(arguments) as place:
+        plan = stages.read_plan(arguments)
         summary = stages.evaluated(
-            stages.read_plan(arguments),
+            plan,
             place,
             Path(arguments.checkpoint),
             as_float=arguments.as_float,
             trusted=arguments.trust_checkpoint,
         )
         say_metrics(place, summary)
+        if arguments.table:
+            say_table(place, stage_summaries(place), plan.settings.recipe)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launcher.arguments import add_checkpoint, add_common, add_training
+from launcher.arguments import add_checkpoint, add_common, add_reuse, add_training
 
 HELP = "train quantization-aware from a float or calibrated checkpoint, evaluate the result"
 
@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     add_checkpoint(parser, what="where to begin: float or calibrated", required=True)
     add_training(parser)
+    add_reuse(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
             sync_bn=arguments.sync_bn,
             validate=not arguments.no_validate,
             trusted=arguments.trust_checkpoint,
-            reuse=False,
+            reuse=arguments.reuse,
         )
         say_result(place, summary)
     return 0

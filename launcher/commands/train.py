@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launcher.arguments import add_common, add_training
+from launcher.arguments import add_common, add_reuse, add_training
 
 HELP = "train the float detector as the config says, evaluate it on data.test"
 
@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_common(parser)
     add_training(parser)
+    add_reuse(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
             resume=arguments.resume,
             sync_bn=arguments.sync_bn,
             validate=not arguments.no_validate,
-            reuse=False,
+            reuse=arguments.reuse,
         )
         say_result(place, summary)
     return 0

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from dq.detector.checkpoint import compose
+from dq.detector.config import config_text
 from dq.detector.data import dataset_of, test_classes
 from dq.detector.evaluate import detect, main_metric, score
 from dq.detector.predictions import class_precision
@@ -173,8 +174,12 @@ def conclude(
     if graph is not None:
         set_phase(graph.quantizers, Phase.FROZEN)
         proof = prove_equal(graph, f"at the end of {stage}")
-    meta = {"CLASSES": test_classes(plan.config), "config": plan.config.pretty_text, "stage": stage}
-    meta["run_id"] = None if run is None else run.id
+    meta = {
+        "CLASSES": test_classes(plan.config),
+        "config": config_text(plan.config),
+        "stage": stage,
+        "run_id": None if run is None else run.id,
+    }
     content = compose(detector, graph=graph, recipe=recipe, meta=meta)
     on_main_rank(lambda: save_checkpoint(path, content))
     measurement = measure(plan, place, detector)

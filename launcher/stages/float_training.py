@@ -27,7 +27,7 @@ def train_float(
     if reuse and (done := reusable(folder, key)):
         return done
     began = time.monotonic()
-    found = resumption(resume, folder, key if reuse else None)
+    found = resumption(resume, folder, key, any_config=not reuse)
     with tracked(plan, place, "float", resume=found) as tracker:
         seed_everything(plan.seed)
         dataset = dataset_of(plan.config, "train")

@@ -47,7 +47,7 @@ def train_quantized(
     if reuse and (done := reusable(folder, key)):
         return done
     began = time.monotonic()
-    found = resumption(resume, folder, key if reuse else None)
+    found = resumption(resume, folder, key, any_config=not reuse)
     with tracked(
         plan, place, "qat", parent_run=run_id_of(content), parent=parent, resume=found
     ) as tracker:

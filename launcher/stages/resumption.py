@@ -15,7 +15,9 @@ from dq.dist.restarts import agent, is_one_of, restart_counted
 log = logging.getLogger(__name__)
 
 
-def resumption(resume: str | None, folder: Path, key: str | None) -> Resume | None:
+def resumption(
+    resume: str | None, folder: Path, key: str, *, any_config: bool = False
+) -> Resume | None:
     """Return the checkpoint to continue from, None to begin anew; the main rank reads it for all.
 
     Every rank must call it.
@@ -23,8 +25,10 @@ def resumption(resume: str | None, folder: Path, key: str | None) -> Resume | No
     Args:
         resume: ``auto`` or a file; None is ``auto`` in a job that was started again.
         folder: Of the stage.
-        key: What the newest checkpoint must have been made with; None takes any, for a user who
-            changes a training on purpose, to make it longer say.
+        key: What the newest checkpoint must have been made with.
+        any_config: Take it whatever it was made with when the user asks for it: he may change a
+            training on purpose, to make it longer say. A job that was started again never does,
+            for it may have been stopped before its first checkpoint, and find another training's.
 
     Raises:
         ValueError: The file is missing or damaged.
@@ -45,7 +49,8 @@ def resumption(resume: str | None, folder: Path, key: str | None) -> Resume | No
             if not restart_counted() and not is_one_of(agents, known):
                 return None
             log.info("the job was started again and goes on from its newest checkpoint")
-        if automatic and key is not None and content["meta"].get("key") != key:
+        strict = resume is None or not any_config
+        if automatic and strict and content["meta"].get("key") != key:
             log.info("%s is of another config, beginning anew", path)
             return None
         if "optimizer" not in content:

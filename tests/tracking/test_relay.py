@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from dq.tracking.experiments import find_experiments
 from dq.tracking.mirror import Limits
 from dq.tracking.relay import children
 from dq.tracking.relay_process import Relay
 from dq.tracking.rows import METRICS, rows_of_kind
-from dq.tracking.run import Run
+from dq.tracking.run import Run, read_run
 from dq.tracking.sync import pending_runs, send
 from dq.tracking.tracker import FolderTracker, Resumed
 from tests.tracking.wandb_stub import Stub, stub_server
@@ -89,6 +90,7 @@ def test_an_online_run_arrives_with_values_best_and_exit_code(tmp_path: Path, st
     assert stub.summary()["quantizers/sqnr_mean"] == 30.0
     assert stub.run_ids() == {RUN.id}
     assert stub.exit_codes() == [75]
+    assert pending_runs([tmp_path]) == []
     assert "0.5" in str([q for q in stub.queries if "UpsertBucket" in q.get("query", "")])
 
 
@@ -129,6 +131,54 @@ def test_a_server_that_dies_midway_delays_the_end_within_its_limit_alone(
     for run in pending_runs([tmp_path]):
         assert send(run, limit_s=60) is None
     assert {4.0} <= {r.get("train/loss") for r in stub.history()}
+
+
+def test_a_server_that_dies_at_the_end_leaves_a_run_that_sync_sends(
+    tmp_path: Path, stub: Stub
+) -> None:
+    stub.at_finish = "dies"
+    folder = tmp_path / "exp/qat"
+    relay = Relay("online", tmp_path / "wandb.log", LIMITS)
+    ended(relay, train(folder, relay))
+    assert stub.is_dead, "the end of the run never came to the server"
+    assert stub.exit_codes() == []
+    run = read_run(folder)
+    assert run is not None
+    assert (run.status, run.exit_code) == ("finished", 0)
+    assert len(rows_of_kind(folder / METRICS, "train")) == 5
+    stub.at_finish, stub.is_dead = None, False
+    assert [send(run, limit_s=60) for run in pending_runs([tmp_path])] == [None]
+    assert stub.exit_codes() == [0]
+    assert [r["train/loss"] for r in stub.history() if "train/loss" in r][-1] == 5.0
+
+
+def test_after_a_stop_the_relay_is_left_to_itself_and_the_next_waits_for_its_turn(
+    tmp_path: Path, stub: Stub
+) -> None:
+    stub.at_finish = "hangs"
+    folder = tmp_path / "exp/qat"
+    limits = Limits(init_s=20.0, finish_s=20.0)
+    first = Relay("online", tmp_path / "wandb.log", limits)
+    train(folder, first, last=3).finish(75)
+    left = first.process
+    assert left is not None
+    first.close(hurry_s=0.5)
+    assert left.poll() is None
+    second = Relay("online", tmp_path / "wandb.log", limits)
+    tracker = train(folder, second, first=4, last=6)
+    time.sleep(1.5)
+    uploads = len([q for q in stub.queries if "UpsertBucket" in q.get("query", "")])
+    assert left.poll() is None
+    stub.at_finish = None
+    assert left.wait(30.0) == 0
+    assert stub.exit_codes()[0] == 75
+    ended(second, tracker)
+    assert len([q for q in stub.queries if "UpsertBucket" in q.get("query", "")]) > uploads
+    assert stub.exit_codes()[-1] == 0
+    losses = [r["train/loss"] for r in stub.history() if "train/loss" in r]
+    assert losses == sorted(set(losses), reverse=True), "a row was sent twice or out of order"
+    assert losses[-1] == 4.0
+    assert stub.run_ids() == {RUN.id}
 
 
 def test_pieces_of_a_resumed_run_join_under_one_id(tmp_path: Path, stub: Stub) -> None:
@@ -172,8 +222,10 @@ def test_a_killed_training_loses_no_row_and_its_relay_ends(tmp_path: Path, stub:
     )
     assert child.stdout is not None
     relay_pid = int(child.stdout.readline())
+    assert find_experiments([tmp_path])[0].open_stages == {"qat": "running"}
     child.kill()
     child.wait()
+    assert find_experiments([tmp_path])[0].open_stages == {"qat": "died"}
     assert len(rows_of_kind(folder / METRICS, "train")) == 50
     wait_for(lambda: not Path(f"/proc/{relay_pid}").exists()
              or "Z" in Path(f"/proc/{relay_pid}/stat").read_text().split()[2])  # fmt: skip

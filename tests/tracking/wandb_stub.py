@@ -19,6 +19,7 @@ class Stub(ThreadingHTTPServer):
         queries: Bodies of GraphQL.
         hangs: Whether requests are never answered.
         dies_after: Close connections without an answer after so many stream posts; None never.
+        at_finish: ``dies`` (for good) or ``hangs``: what the post that ends a run meets.
     """
 
     daemon_threads = True
@@ -29,6 +30,8 @@ class Stub(ThreadingHTTPServer):
         self.queries: list[dict[str, Any]] = []
         self.hangs = False
         self.dies_after: int | None = None
+        self.at_finish: str | None = None
+        self.is_dead = False
         self.lock = threading.Lock()
 
     @property
@@ -104,6 +107,14 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.2)
         body = self._body()
         content = json.loads(body or b"{}")
+        if content.get("exitcode") is not None:
+            while stub.at_finish == "hangs":
+                time.sleep(0.1)
+            stub.is_dead = stub.at_finish == "dies"
+        if stub.is_dead:
+            self.close_connection = True
+            self.connection.close()
+            return
         if self.path.endswith("/file_stream"):
             with stub.lock:
                 if stub.dies_after is not None and len(stub.streams) >= stub.dies_after:
@@ -125,7 +136,20 @@ class Handler(BaseHTTPRequestHandler):
             files = [{"name": n, "uploadUrl": f"{stub.url}/put/{n}"} for n in variables["files"]]
             answer = {"runID": "r", "uploadHeaders": [], "files": files}
             self._answer({"data": {"createRunFiles": answer}})
-        elif "Viewer" in query:
+        elif "upsertView" in query:
+            given = {k: variables.get(k) for k in ("name", "displayName", "description", "spec")}
+            project = {"id": "p", "name": "p", "entityName": "e"}
+            view = {"id": "v1", "type": "runs", "project": project, **given}
+            times = {"createdAt": "2026-01-01", "updatedAt": "2026-01-01"}
+            self._answer({"data": {"upsertView": {"view": view | times, "inserted": True}}})
+        elif "internalId" in query:
+            self._answer({"data": {"project": {"internalId": "p"}}})
+        elif "GetProjects" in query:
+            node = {"id": "p", "name": "dq-launcher", "entityName": "e", "user": None,
+                    "createdAt": "2026-01-01", "isBenchmark": False}  # fmt: skip
+            page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+            self._answer({"data": {"models": {"pageInfo": page, "edges": [{"node": node}]}}})
+        elif "viewer" in query.lower():
             viewer = {"id": "u", "entity": "e", "username": "u", "flags": "{}"}
             self._answer({"data": {"viewer": viewer}})
         else:
@@ -141,6 +165,6 @@ def stub_server() -> Iterator[Stub]:
     try:
         yield server
     finally:
-        server.hangs = False
+        server.hangs, server.at_finish = False, None
         server.shutdown()
         server.server_close()

@@ -1,0 +1,41 @@
+"""One process at a time copies a run: that of a training that goes on waits for the one before."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from pathlib import Path
+from typing import IO
+
+LOCK = "wandb/lock"
+TRY_EVERY_S = 0.2
+
+
+def take_turn(folder: Path, limit_s: float) -> IO[bytes] | None:
+    """Return an open file that holds the turn until it is closed, or the process has ended.
+
+    Args:
+        folder: Of the run.
+        limit_s: Seconds after which it is no longer waited for.
+
+    Returns:
+        None where the turn was not got: after the limit, or where files cannot be locked.
+    """
+    end = time.monotonic() + limit_s
+    try:
+        (folder / LOCK).parent.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("ab")
+    except OSError:
+        return None
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > end:
+                break
+            time.sleep(TRY_EVERY_S)
+        except OSError:
+            break
+    file.close()
+    return None

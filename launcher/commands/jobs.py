@@ -1,0 +1,42 @@
+"""``launcher jobs``: what was submitted, and how it fares."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "list submitted jobs: state, nodes, elapsed time, last metrics, log"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("chain", nargs="?", metavar="CHAIN", help="or a job (default: the latest)")
+    parser.add_argument(
+        "--last", type=int, default=5, metavar="N", help="so many chains (default 5)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a table of each chain and return 0."""
+    from slurm.record import chains, find_chain
+    from slurm.state import last_metrics, states
+
+    known = chains()
+    if not known:
+        print("nothing was submitted yet")
+    chosen = [find_chain(arguments.chain, known)] if arguments.chain else known[-arguments.last :]
+    for chain in chosen:
+        print(f"{chain.name}  {chain.folder}")
+        found = states(chain)
+        rows = [("job", "what", "state", "nodes", "elapsed", "last metrics", "log")]
+        for job in chain.jobs:
+            state = found[job.job_id]
+            log = chain.log(job, 0)
+            where = str(log.relative_to(chain.folder)) if log.is_file() else ""
+            what = job.label or job.name
+            measured = last_metrics(job, chain.created)
+            rows.append((job.job_id, what, state.name, state.nodes, state.elapsed, measured, where))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            print(f"  {'  '.join(cells).rstrip()}")
+    return 0

@@ -1,0 +1,297 @@
+"""``launcher submit``: any command as a job of Slurm; the whole chain; a grid of chains."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+HELP = "run a command, the whole chain (`run`) or a grid (`sweep`) on Slurm, or here as Slurm would"
+RESOURCES = {
+    "partition": str, "account": str, "qos": str, "constraint": str, "time": str, "nodes": int,
+    "gpus_per_node": int, "tasks_per_node": int, "cpus_per_task": int, "mem_gb": int,
+    "signal_delay_s": int, "max_restarts": int, "parallel": int,
+}  # fmt: skip
+_HELP = {
+    "partition": "as sbatch's", "account": "as sbatch's", "qos": "as sbatch's",
+    "constraint": "as sbatch's", "time": "limit of one attempt: 90, 1:30:00, 1-12 (default a day)",
+    "nodes": "how many (default 1)", "gpus_per_node": "GPUs of a node, a rank each (default 0)",
+    "tasks_per_node": "ranks of a node where there are no GPUs (default 1)",
+    "cpus_per_task": "CPUs of a rank", "mem_gb": "memory of a node",
+    "signal_delay_s": "how long before the limit ranks are warned, to write a checkpoint (120)",
+    "max_restarts": "how often a job is started again, for whatever reason (default 20)",
+    "parallel": "elements of a sweep at a time (default 4)",
+}  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "--cluster",
+        metavar="FILE.toml|NAME",
+        help="cluster profile: a file, gpu, a100 or h100 (which come along), local (here, in"
+        " processes of their own), debug (in this process)",
+    )
+    for name, kind in RESOURCES.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X",
+            help=_HELP[name],
+        )  # fmt: skip
+    parser.add_argument(
+        "--torchrun", action="store_true", default=None,
+        help="one torchrun a node in place of a task a rank",
+    )  # fmt: skip
+    parser.add_argument("--group", metavar="NAME", help="W&B's group (default: the chain's name)")
+    parser.add_argument(
+        "--include", metavar="PATH", action="append", default=[],
+        help="a module or package of your own that the config imports, for the snapshot too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the jobs' texts, submit and write nothing"
+    )
+    parser.add_argument("job", metavar="COMMAND", help="a command of the launcher, or sweep")
+    parser.add_argument(
+        "words", metavar="...", nargs=argparse.REMAINDER, help="its own arguments, CONFIG first"
+    )
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``submit sweep``."""
+    parser.add_argument("configs", metavar="CONFIG", nargs="+")
+    parser.add_argument("--presets", nargs="+", default=[], metavar="NAME", help="int8 w4a8 ...")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    parser.add_argument("--work-dir", metavar="DIR", help="of all (default runs/sweep)")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--checkpoint", metavar="FILE.pth", help="a float detector for all")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the command, copy what it needs, submit it; return the exit code."""
+    from slurm.profile import read_profile
+    from slurm.submission import need_slurm, run_here, run_in_process, submit
+    from slurm.text import job_text
+
+    overrides = {name: getattr(arguments, name) for name in (*RESOURCES, "torchrun")}
+    profile = read_profile(arguments.cluster, overrides)
+    order = _order(arguments)
+    for line in _check(order):
+        print(line)
+    jobs, place = _compose(arguments, order, profile)
+    if arguments.dry_run:
+        for job in jobs:
+            print(f"# ---- {job.name}" + (f", after {job.after}" if job.after else ""))
+            for element in job.elements:
+                print(f"# launcher {shlex.join(element.words)}")
+            print(job_text(job, place, f"<job of {job.after}>" if job.after else None))
+        return 0
+    if profile.executor == "slurm":
+        need_slurm()
+    with _removed_unless_submitted(place.folder):
+        _write(arguments, order, jobs, place)
+        chain = submit(jobs, place) if profile.executor == "slurm" else None
+    if chain is None:
+        start = run_in_process if profile.executor == "debug" else run_here
+        return start(jobs, place)
+    for submitted in chain.jobs:
+        print(f"{submitted.label or submitted.name:<12} job {submitted.job_id}")
+    print(f"chain        {chain.name}  (launcher jobs, logs JOB, cancel {chain.name})")
+    print(f"logs         {place.jobs}")
+    return 0
+
+
+class _Order:
+    """A command as the user gave it, parsed.
+
+    Attributes:
+        name: The command, or ``sweep``.
+        words: Its arguments.
+        parsed: The same by its own parser.
+        configs: The configs it names.
+        experiment: Absolute folder of its results.
+    """
+
+    def __init__(self, name: str, words: list[str], parsed: argparse.Namespace) -> None:
+        self.name, self.words, self.parsed = name, words, parsed
+        single = [parsed.config] if getattr(parsed, "config", None) else []
+        self.configs: list[str] = list(getattr(parsed, "configs", single))
+        stem = Path(self.configs[0]).stem if self.configs else name
+        default = Path("runs") / ("sweep" if name == "sweep" else stem)
+        self.experiment = Path(getattr(parsed, "work_dir", None) or default).absolute()
+
+
+def _order(arguments: argparse.Namespace) -> _Order:
+    from launcher.cli import COMMANDS, Parser, build_parser
+
+    name, words = arguments.job, list(arguments.words)
+    if name == "sweep":
+        parser = Parser(prog="launcher submit sweep", allow_abbrev=False)
+        add_sweep(parser)
+        return _Order(name, words, parser.parse_args(words))
+    able = [c for c in COMMANDS if c not in ("submit", "jobs", "logs", "cancel")]
+    if name not in able:
+        raise ValueError(f"submit {name} is not possible; use {', '.join([*able, 'sweep'])}")
+    return _Order(name, words, build_parser().parse_args([name, *words]))
+
+
+def _check(order: _Order) -> list[str]:
+    """Refuse what would fail in the job; return what could not be checked here.
+
+    Raises:
+        ValueError: A config or a checkpoint is wrong or missing.
+    """
+    from slurm.config_files import check_config
+
+    checkpoint = getattr(order.parsed, "checkpoint", None)
+    if checkpoint and not Path(checkpoint).is_file():
+        raise ValueError(f"checkpoint {checkpoint} does not exist")
+    if len({Path(config).stem for config in order.configs}) < len(order.configs):
+        raise ValueError("two configs of a sweep have the same name; rename one")
+    if not order.configs:
+        return []
+    for config in order.configs:
+        check_config(Path(config))
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "mmcv", "mmdet")):
+        return [
+            "note: torch and mmdet are not installed here: that the config and its bases are there"
+            " and are Python was checked, its settings are checked when the job begins"
+        ]
+    for config in order.configs:
+        for preset in getattr(order.parsed, "presets", None) or [None]:
+            _read(order, config, preset)
+    return []
+
+
+def _read(order: _Order, config: str, preset: str | None) -> None:
+    from dq.detector.build import build_model
+    from dq.detector.data import test_classes
+    from launcher.plan import read_plan
+
+    options = [*order.parsed.cfg_options, *([f"quant.preset={preset}"] if preset else [])]
+    seed = getattr(order.parsed, "seed", None)
+    plan = read_plan(argparse.Namespace(config=config, cfg_options=options, seed=seed))
+    # Types and arguments of modules are checked by building them, which takes no data.
+    build_model(plan.config, test_classes(plan.config), initialise=False)
+
+
+def _compose(arguments: argparse.Namespace, order: _Order, profile: Any) -> tuple[list[Any], Any]:
+    """Return the jobs and where they live; nothing is written."""
+    from slurm import plan
+    from slurm.record import new_name
+    from slurm.text import Place, check_place
+
+    submissions = order.experiment / "submissions"
+    name = new_name(order.experiment.name, submissions)
+    debug = profile.executor == "debug"
+    place = Place(
+        chain=name,
+        folder=submissions / name,
+        cwd=Path.cwd(),
+        group=arguments.group or name,
+        snapshot=not debug,
+    )
+    check_place(place)
+    copies = {config: _copy_of(config, place, debug) for config in order.configs}
+    if order.name == "sweep":
+        jobs = _sweep(order, copies, profile, plan)
+    elif order.name == "run":
+        jobs = _chain(order, copies, profile, plan)
+    else:
+        words = _with_copy(order, copies)
+        jobs = plan.single([order.name, *words], order.experiment, profile)
+    return jobs, place
+
+
+def _copy_of(config: str, place: Any, debug: bool) -> str:
+    path = Path(config)
+    return config if debug else str(place.folder / "config" / path.stem / path.name)
+
+
+def _with_copy(order: _Order, copies: dict[str, str]) -> list[str]:
+    words = [copies.get(word, word) for word in order.words]
+    if order.configs and order.parsed.work_dir is None:
+        words += ["--work-dir", str(order.experiment)]
+    return words
+
+
+def _chain(order: _Order, copies: dict[str, str], profile: Any, plan: Any) -> list[Any]:
+    given = order.parsed
+    shared: list[str] = []
+    for option in ("seed", "threads"):
+        if getattr(given, option) is not None:
+            shared += [f"--{option}", str(getattr(given, option))]
+    for option in ("device", "timeout", "arrival_timeout"):
+        shared += [f"--{option.replace('_', '-')}", str(getattr(given, option))]
+    if given.cfg_options:
+        shared += ["--cfg-options", *given.cfg_options]
+    training = ["--sync-bn", given.sync_bn]
+    training += ["--no-validate"] if given.no_validate else []
+    training += ["--resume", *([given.resume] if given.resume != "auto" else [])] if (
+        given.resume
+    ) else []  # fmt: skip
+    checkpoint = (
+        ["--checkpoint", str(Path(given.checkpoint).absolute())] if given.checkpoint else []
+    )
+    checkpoint += ["--trust-checkpoint"] if given.checkpoint and given.trust_checkpoint else []
+    jobs: list[Any] = plan.chain(
+        config=copies[order.configs[0]],
+        experiment=order.experiment,
+        profile=profile,
+        shared=shared,
+        training=training,
+        checkpoint=checkpoint,
+        fresh=given.fresh,
+    )
+    return jobs
+
+
+def _sweep(order: _Order, copies: dict[str, str], profile: Any, plan: Any) -> list[Any]:
+    given = order.parsed
+    more = ["--device", given.device]
+    if given.checkpoint:
+        more += ["--checkpoint", str(Path(given.checkpoint).absolute())]
+    jobs: list[Any] = plan.sweep(
+        configs=[(Path(config).stem, copies[config]) for config in order.configs],
+        presets=given.presets,
+        seeds=given.seeds,
+        folder=order.experiment,
+        profile=profile,
+        options=given.cfg_options,
+        more=more,
+    )
+    return jobs
+
+
+@contextmanager
+def _removed_unless_submitted(folder: Path) -> Iterator[None]:
+    """Remove the folder, and those above it that are empty then, when the body fails."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in (folder.parent, folder.parent.parent):
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _write(arguments: argparse.Namespace, order: _Order, jobs: Sequence[Any], place: Any) -> None:
+    """Copy code and configs, and make the folders that jobs expect."""
+    from slurm.config_files import copy_config
+    from slurm.plan import float_links
+    from slurm.snapshot import copy_code
+
+    place.jobs.mkdir(parents=True)
+    if place.snapshot:
+        copy_code(place.folder / "code", more=tuple(Path(p) for p in arguments.include))
+        for config in order.configs:
+            copy_config(Path(config), place.folder / "config" / Path(config).stem)
+    for link, target in float_links(jobs).items():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists() and not link.is_symlink():
+            link.symlink_to(target)

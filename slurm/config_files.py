@@ -1,0 +1,112 @@
+"""A config file and those it inherits, copied side by side."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+
+def copy_config(path: Path, folder: Path) -> Path:
+    """Copy a config and its bases into ``folder`` and return the copy of the config.
+
+    The copies name each other; ``{{ fileDirname }}`` and its like mean the originals'. A ``_base_``
+    that is computed stays as it is: it finds files of installed packages, which nobody edits.
+
+    Args:
+        path: An mmdet 2.x Python config.
+        folder: Empty or absent.
+
+    Raises:
+        ValueError: A file is missing or is no Python.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    copies: dict[Path, str] = {}
+    _copy(path.absolute(), folder, copies, None)
+    return folder / path.name
+
+
+def check_config(path: Path) -> None:
+    """Raise ValueError when the config or a base is missing or is no Python; needs no mmcv."""
+    seen: set[Path] = set()
+    pending = [path.absolute()]
+    while pending:
+        here = pending.pop()
+        if here not in seen:
+            seen.add(here)
+            statement = _base_statement(_parse(here), here)
+            pending += [_resolve(name, here) for name in _literal(statement) or []]
+
+
+def _copy(path: Path, folder: Path, copies: dict[Path, str], asked_by: Path | None) -> str:
+    path = Path(path).resolve() if asked_by else path
+    if path in copies:
+        return copies[path]
+    text = _read(path)
+    name = path.name if not copies else f"base_{len(copies)}_{path.name}"
+    copies[path] = name
+    statement = _base_statement(_parse(path), path)
+    bases = _literal(statement)
+    if statement is not None and bases is not None:
+        names = [_copy(_resolve(base, path), folder, copies, path) for base in bases]
+        lines = text.splitlines(keepends=True)
+        lines[statement.lineno - 1 : statement.end_lineno] = [f"_base_ = {names!r}\n"]
+        text = "".join(lines)
+    (folder / name).write_text(_predefined(text, path), encoding="utf-8")
+    return name
+
+
+def _predefined(text: str, path: Path) -> str:
+    """Fill in what mmcv would from the file's name, which the copy has not."""
+    values = {
+        "fileDirname": str(path.parent),
+        "fileBasename": path.name,
+        "fileBasenameNoExtension": path.stem,
+        "fileExtname": path.suffix,
+    }
+    for key, value in values.items():
+        text = re.sub(r"\{\{\s*" + key + r"\s*\}\}", lambda _, v=value: v, text)  # type: ignore[misc]
+    return text
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"config {path} cannot be read: {reason}") from error
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(_read(path), str(path))
+    except (SyntaxError, ValueError) as error:
+        if isinstance(error, SyntaxError):
+            raise ValueError(
+                f"config {path} cannot be read: line {error.lineno}: {error.msg}"
+            ) from error
+        raise
+
+
+def _base_statement(module: ast.Module, path: Path) -> ast.Assign | None:
+    for node in module.body:
+        if isinstance(node, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id == "_base_" for target in node.targets
+        ):
+            return node
+    return None
+
+
+def _literal(statement: ast.Assign | None) -> list[str] | None:
+    """Return the bases' names; None where there are none or they are computed."""
+    if statement is None:
+        return None
+    try:
+        value = ast.literal_eval(statement.value)
+    except ValueError:
+        return None
+    return [value] if isinstance(value, str) else [str(name) for name in value]
+
+
+def _resolve(name: str, of: Path) -> Path:
+    return (of.parent / name).resolve()

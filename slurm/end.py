@@ -1,0 +1,25 @@
+"""How a job ended, kept beside its logs, for Slurm itself forgets."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+
+def write_end(folder: Path, job_id: str, code: int, attempt: int) -> None:
+    """Write the exit code of an attempt of a job, whole or not at all."""
+    path = folder / f"{job_id}_end.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"code": code, "attempt": attempt + 1, "time": time.time()}))
+    os.replace(partial, path)
+
+
+def read_end(folder: Path, job_id: str) -> dict[str, float] | None:
+    """Return ``code``, ``attempt`` and ``time`` of a job's last end; None where there was none."""
+    try:
+        found: dict[str, float] = json.loads((folder / f"{job_id}_end.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found

@@ -1,0 +1,35 @@
+"""Print a log, and what is added to it until its job has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+PAUSE_S = 0.5
+STATE_EVERY_S = 5.0
+
+
+def lines_of(path: Path, *, has_ended: Callable[[], bool] | None = None) -> Iterator[str]:
+    """Yield a log's text as it comes.
+
+    Args:
+        path: Need not exist yet when it is followed.
+        has_ended: Asked every few seconds; None to stop at the file's present end.
+    """
+    while not path.is_file():
+        if has_ended is None or has_ended():
+            return
+        time.sleep(PAUSE_S)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        asked, over = time.monotonic(), False
+        while True:
+            text = file.read(65536)
+            if text:
+                yield text
+                continue
+            if has_ended is None or over:
+                return
+            time.sleep(PAUSE_S)
+            if time.monotonic() - asked > STATE_EVERY_S:
+                asked, over = time.monotonic(), has_ended()

@@ -1,0 +1,192 @@
+"""What is to be submitted: jobs, each with its command lines, and which waits for which."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from slurm.profile import Profile
+
+# Where the launcher's commands leave their results below the experiment's folder.
+STAGE_FOLDERS = {
+    "train": "float", "calibrate": "calibrated", "qat": "qat", "eval": "eval", "analyze": "analyze",
+}  # fmt: skip
+# Commands in which several ranks share the work; in the others one works.
+PARALLEL = ("train", "qat", "eval", "run")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Element:
+    """One command line of the launcher.
+
+    Attributes:
+        words: As after ``python -m launcher``.
+        experiment: Folder that it works in.
+        label: Names it in an array.
+    """
+
+    words: tuple[str, ...]
+    experiment: Path
+    label: str = ""
+
+    @property
+    def stage(self) -> str:
+        """Return the folder of its results below the experiment; empty for several."""
+        return STAGE_FOLDERS.get(self.words[0], "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What one call of sbatch submits: a command line, or an array of them.
+
+    Attributes:
+        name: Unique among those submitted together.
+        elements: One, or those of the array.
+        profile: What it asks for.
+        after: Name of the job that must have ended well before.
+    """
+
+    name: str
+    elements: tuple[Element, ...]
+    profile: Profile
+    after: str | None = None
+
+    @property
+    def is_array(self) -> bool:
+        """Tell whether it is an array."""
+        return len(self.elements) > 1
+
+
+def profile_for(command: str, stage: str, profile: Profile) -> Profile:
+    """Return what a command asks for: one rank where only one would work."""
+    if command not in PARALLEL:
+        profile = profile.alone()
+        if command in ("data", "coverage"):
+            profile = _without_gpus(profile)
+    return profile.of_stage(stage)
+
+
+def _without_gpus(profile: Profile) -> Profile:
+    return replace(profile, gpus_per_node=0, gpu_type=None)
+
+
+def single(words: Sequence[str], experiment: Path, profile: Profile) -> list[Job]:
+    """Return the one job of one command."""
+    command = words[0]
+    element = Element(words=tuple(words), experiment=experiment)
+    return [Job(name=command, elements=(element,), profile=profile_for(command, command, profile))]
+
+
+def chain(
+    *,
+    config: str,
+    experiment: Path,
+    profile: Profile,
+    shared: Sequence[str] = (),
+    training: Sequence[str] = (),
+    checkpoint: Sequence[str] = (),
+    fresh: bool = False,
+) -> list[Job]:
+    """Return float, calibrate, qat and eval as jobs, each begun from the former's checkpoint.
+
+    Args:
+        config: Its path.
+        experiment: The experiment's folder.
+        profile: Of all jobs; calibration takes one rank of it.
+        shared: Arguments that every stage understands.
+        training: Those of trainings.
+        checkpoint: ``--checkpoint FILE`` and what belongs to it; there is no float training then.
+        fresh: Do again what is done, and resume nothing.
+    """
+    again = () if fresh else ("--reuse",)
+    place = ("--work-dir", str(experiment), *shared)
+    start = list(checkpoint) or ["--checkpoint", str(experiment / "float/float.pth")]
+    trust = tuple(w for w in checkpoint if w == "--trust-checkpoint")
+    going_on = () if fresh or "--resume" in training else ("--resume",)
+    steps: list[tuple[str, str, list[str]]] = []
+    if not checkpoint:
+        steps.append(("float", "train", [*place, *training, *again, *going_on]))
+    calibrated = ["--checkpoint", str(experiment / "calibrated/calibrated.pth")]
+    done = ["--checkpoint", str(experiment / "qat/qat.pth"), "--table"]
+    steps += [
+        ("calibrate", "calibrate", [*start, *place, *again]),
+        ("qat", "qat", [*calibrated, *trust, *place, *training, *again, *going_on]),
+        ("eval", "eval", [*done, *place]),
+    ]
+    jobs: list[Job] = []
+    for name, command, words in steps:
+        element = Element(words=(command, config, *words), experiment=experiment)
+        wanted = profile_for(command, name, profile)
+        after = jobs[-1].name if jobs else None
+        jobs.append(Job(name=name, elements=(element,), profile=wanted, after=after))
+    return jobs
+
+
+def sweep(
+    *,
+    configs: Sequence[tuple[str, str]],
+    presets: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    profile: Profile,
+    options: Sequence[str] = (),
+    more: Sequence[str] = (),
+) -> list[Job]:
+    """Return a grid of whole chains as an array.
+
+    Where several presets share a float training, those are an array of their own, for which the
+    other waits, and each element finds its training's folder by a link.
+
+    Args:
+        configs: Name and path of each.
+        presets: Values of ``quant.preset``; none takes each config's own.
+        seeds: At least one.
+        folder: Of all experiments.
+        profile: Of each element.
+        options: ``--cfg-options`` for all of them.
+        more: Other arguments for all of them.
+    """
+    floats, elements = [], []
+    shares = len(presets) > 1 and "--checkpoint" not in more
+    for (name, path), seed in itertools.product(configs, seeds):
+        base = f"{name}-seed{seed}"
+        if shares:
+            words = ["train", path, "--work-dir", str(folder / base), "--seed", str(seed)]
+            words += ["--reuse", "--resume", *more, *_options(options)]
+            floats.append(Element(words=tuple(words), experiment=folder / base, label=base))
+        for preset in presets or [""]:
+            label = f"{base}-{preset}" if preset else base
+            words = ["run", path, "--work-dir", str(folder / label), "--seed", str(seed), *more]
+            words += ["--resume", *_options([*options, *_preset(preset)])]
+            elements.append(Element(words=tuple(words), experiment=folder / label, label=label))
+    jobs = []
+    if shares:
+        wanted = profile.of_stage("float")
+        jobs.append(Job(name="float", elements=tuple(floats), profile=wanted))
+    after = "float" if shares else None
+    jobs.append(
+        Job(name="sweep", elements=tuple(elements), profile=profile.of_stage("sweep"), after=after)
+    )
+    return jobs
+
+
+def float_links(jobs: Sequence[Job]) -> dict[Path, Path]:
+    """Return, for a sweep whose float trainings are shared, link -> what it points to."""
+    if len(jobs) != 2 or jobs[1].name != "sweep":
+        return {}
+    links = {}
+    for base in jobs[0].elements:
+        for element in jobs[1].elements:
+            if element.label.startswith(f"{base.label}-"):
+                links[element.experiment / "float"] = base.experiment / "float"
+    return links
+
+
+def _preset(name: str) -> list[str]:
+    return [f"quant.preset={name}"] if name else []
+
+
+def _options(options: Sequence[str]) -> list[str]:
+    return ["--cfg-options", *options] if options else []

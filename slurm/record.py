@@ -1,0 +1,148 @@
+"""What was submitted: a record beside the logs, and an index of all records in the user's home."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FILE_NAME = "chain.json"
+KEPT = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """A job, or one element of an array, that a scheduler has taken.
+
+    Attributes:
+        job_id: The scheduler's number; ``12_3`` for an element of an array.
+        name: Of the job within its chain.
+        label: Of the element, empty outside of arrays.
+        words: The launcher's command line.
+        experiment: Folder that it works in.
+        stage: Folder of its results below that; empty for several.
+        tasks: How many write a log.
+    """
+
+    job_id: str
+    name: str
+    label: str
+    words: tuple[str, ...]
+    experiment: str
+    stage: str
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """What was submitted together.
+
+    Attributes:
+        name: By which users call it.
+        executor: ``slurm`` or ``local``.
+        folder: Of snapshot, logs and this record.
+        created: Seconds since 1970.
+        jobs: In the order of their beginning.
+    """
+
+    name: str
+    executor: str
+    folder: str
+    created: float
+    jobs: tuple[Submitted, ...]
+
+    def log(self, job: Submitted, rank: int) -> Path:
+        """Return the file with all that a rank has printed."""
+        return Path(self.folder, "jobs", f"{job.job_id}_{rank}_log.out")
+
+
+def index_path() -> Path:
+    """Return the index of records: ``$XDG_STATE_HOME/dq-launcher/chains``."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(home) / "dq-launcher/chains"
+
+
+def keep(chain: Chain) -> None:
+    """Write the chain's record, and its folder into the index unless it is there already."""
+    folder = Path(chain.folder)
+    partial = folder / f"{FILE_NAME}.partial"
+    partial.write_text(json.dumps(asdict(chain), indent=1))
+    os.replace(partial, folder / FILE_NAME)
+    index = index_path()
+    known = _index_lines(index)
+    if chain.folder not in known:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        partial = index.with_name(f"{index.name}.{os.getpid()}")
+        partial.write_text("".join(f"{line}\n" for line in [*known, chain.folder][-KEPT:]))
+        os.replace(partial, index)
+
+
+def chains() -> list[Chain]:
+    """Return all chains whose record is still there, oldest first."""
+    found = []
+    for line in _index_lines(index_path()):
+        try:
+            content = json.loads(Path(line, FILE_NAME).read_text())
+            jobs = tuple(Submitted(**{**j, "words": tuple(j["words"])}) for j in content["jobs"])
+            found.append(Chain(**{**content, "jobs": jobs}))
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # The experiment was removed, and its record with it.
+    return found
+
+
+def find_chain(name: str, among: Sequence[Chain]) -> Chain:
+    """Return the chain of a name, or the one that has a job of this number.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for chain in reversed(among):
+        numbers = {job.job_id for job in chain.jobs}
+        if name == chain.name or name in numbers | {n.split("_")[0] for n in numbers}:
+            return chain
+    known = ", ".join(chain.name for chain in among[-5:]) or "none"
+    raise ValueError(
+        f"{name} is neither a chain nor a job that was submitted from here; the latest chains:"
+        f" {known}"
+    )
+
+
+def find_job(name: str, among: Sequence[Chain]) -> tuple[Chain, Submitted]:
+    """Return a job by its number, by ``CHAIN:JOB`` or, where a chain has only one, by the chain.
+
+    Raises:
+        ValueError: There is none, or several.
+    """
+    chain_name, _, job_name = name.partition(":")
+    chain = find_chain(chain_name, among)
+    fitting = [
+        job
+        for job in chain.jobs
+        if name == job.job_id or (job_name and job_name in (job.name, job.label))
+    ]
+    if not fitting and not job_name:
+        fitting = list(chain.jobs)
+    if len(fitting) == 1:
+        return chain, fitting[0]
+    names = ", ".join(f"{job.job_id} ({job.label or job.name})" for job in chain.jobs)
+    raise ValueError(f"{name} does not name one job; give one of {names}")
+
+
+def new_name(stem: str, folder: Path) -> str:
+    """Return a chain name that is free in ``folder``: the experiment's and the time."""
+    base = f"{stem}-{time.strftime('%m%d-%H%M%S')}"
+    name, number = base, 1
+    while (folder / name).exists():
+        number += 1
+        name = f"{base}-{number}"
+    return name
+
+
+def _index_lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text().splitlines() if line]
+    except OSError:
+        return []

@@ -1,0 +1,200 @@
+"""What runs in each task of a job: the launcher, as a rank; and what becomes of it afterwards."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import submitit
+from submitit.core.job_environment import JobEnvironment
+
+from slurm.end import write_end
+from slurm.text import mark_name
+
+# The launcher's exit code for "stopped by a signal, go on with --resume".
+STOPPED = 75
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# Long enough for the first task to leave its mark and for Slurm to end the others.
+FAREWELL_S = 60.0
+
+
+class _Asked(BaseException):
+    """A signal came before the launcher could handle it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task(submitit.helpers.Checkpointable):
+    """Run the launcher in this process as the rank that submitit says.
+
+    The launcher handles signals itself: all ranks stop after the same step, a checkpoint is
+    written, the exit code is 75. Then the first task leaves a mark for the batch script, which
+    requeues the job (a container has no scontrol), and the others wait to be ended. The next
+    attempt goes on from the newest checkpoint by itself, for Slurm counts the restarts.
+
+    Attributes:
+        words: The launcher's command line.
+        ranks_per_node: Under torchrun, which makes them; 0 when each task is a rank.
+        max_restarts: How often the job may be started again.
+    """
+
+    words: tuple[str, ...]
+    ranks_per_node: int = 0
+    max_restarts: int = 20
+
+    def __call__(self) -> int:
+        """Return 0, or leave the process with the launcher's exit code."""
+        place = submitit.JobEnvironment()
+        attempt = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        on_cluster = place.cluster == "slurm"
+        if on_cluster:
+            _forget_earlier_attempts(place)
+        if attempt > self.max_restarts:
+            print(
+                f"error: started for the {attempt + 1}th time, which is more than --max-restarts"
+                f" {self.max_restarts} allows; look at why, then submit again: it goes on",
+                file=sys.stderr,
+            )
+            raise SystemExit(1)
+        os.environ.update(rank_variables(place, self.ranks_per_node > 0))
+        if on_cluster:
+            print(f"{_who(place)}, attempt {attempt + 1}", flush=True)
+        code = self._launch(place)
+        if place.cluster != "debug" and place.global_rank == 0:
+            write_end(Path(os.environ["SUBMITIT_FOLDER"]), place.job_id, code, attempt)
+        if code == STOPPED and on_cluster:
+            self._ask_to_start_again(place, attempt)
+        if code:
+            raise SystemExit(code)
+        return code
+
+    def _launch(self, place: Any) -> int:
+        try:
+            with _signals_raise():
+                if self.ranks_per_node > 0:
+                    return _under_torchrun(self.words, self.ranks_per_node, place)
+                return _in_this_process(self.words)
+        except _Asked as signal_name:
+            print(f"stopped by {signal_name} before anything began", flush=True)
+            return STOPPED
+
+    def _ask_to_start_again(self, place: Any, attempt: int) -> None:
+        if place.global_rank == 0:
+            if attempt >= self.max_restarts:
+                print(
+                    f"error: stopped by a signal, and --max-restarts {self.max_restarts} is used"
+                    " up; submit again to go on",
+                    file=sys.stderr,
+                )
+                return
+            Path(os.environ["SUBMITIT_FOLDER"], mark_name(os.environ)).touch()
+            return
+        # An exit code other than 0 ends the other tasks, the first perhaps before its mark.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(FAREWELL_S)
+
+
+def rank_variables(place: JobEnvironment, of_torchrun: bool) -> Mapping[str, str]:
+    """Return torchrun's variables for this task; none where torchrun itself will set them."""
+    if of_torchrun or place.num_tasks == 1:
+        return {}
+    return {
+        "RANK": str(place.global_rank),
+        "WORLD_SIZE": str(place.num_tasks),
+        "LOCAL_RANK": str(place.local_rank),
+        "LOCAL_WORLD_SIZE": str(place.num_tasks // place.num_nodes),
+        "GROUP_RANK": str(place.node),
+        "GROUP_WORLD_SIZE": str(place.num_nodes),
+    }
+
+
+def torchrun_words(
+    words: tuple[str, ...], ranks: int, place: JobEnvironment, environ: Mapping[str, str]
+) -> list[str]:
+    """Return the command line of this node's torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    if place.num_nodes == 1:
+        command += ["--standalone"]
+    else:
+        command += [
+            *("--nnodes", str(place.num_nodes), "--rdzv-backend", "c10d"),
+            *("--rdzv-endpoint", f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}"),
+            *("--rdzv-id", environ["SLURM_JOB_ID"]),
+            # It compares the end point's name with its host's to see where the store lives, and a
+            # cluster's name for a node need not be the host's.
+            *("--rdzv-conf", f"is_host={int(place.node == 0)}"),
+            *("--local-addr", environ.get("SLURMD_NODENAME", place.hostname)),
+        ]
+    command += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"]
+    return [*command, "-m", "launcher", *words]
+
+
+def _in_this_process(words: tuple[str, ...]) -> int:
+    sys.argv = ["launcher", *words]
+    try:
+        runpy.run_module("launcher", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    return 0
+
+
+def _under_torchrun(words: tuple[str, ...], ranks: int, place: Any) -> int:
+    """Start this node's torchrun and wait for it, whatever signals come: it gets them too."""
+    environ = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    process = subprocess.Popen(torchrun_words(words, ranks, place, os.environ), env=environ)
+    asked: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        # Slurm signals all processes of a job; submitit's local executor this one alone.
+        if not asked and place.cluster != "slurm":
+            process.send_signal(number)
+        asked.append(number)
+
+    former = {number: signal.signal(number, hand_on) for number in (*SIGNALS, signal.SIGINT)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    # torchrun's own code says no more than that a rank failed.
+    return STOPPED if code and asked else (code if code >= 0 else 128 - code)
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise _Asked(signal.Signals(number).name)
+
+    former = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _forget_earlier_attempts(place: Any) -> None:
+    """Remove what an earlier attempt left, which submitit would trip over or read as this one's."""
+    paths = place.paths
+    paths.result_pickle.unlink(missing_ok=True)
+    for path in (paths.result_pickle, paths.submitted_pickle):
+        path.with_suffix(path.suffix + ".save_tmp").unlink(missing_ok=True)
+
+
+def _who(place: Any) -> str:
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+    node = os.environ.get("SLURMD_NODENAME", place.hostname)
+    return (
+        f"task {place.global_rank} of {place.num_tasks} on {node}, local {place.local_rank},"
+        f" GPUs {gpus}"
+    )

@@ -1,0 +1,190 @@
+"""The text of a job, as sbatch gets it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from submitit.slurm.slurm import _make_sbatch_string
+
+from slurm.plan import Job
+
+# A job's first task leaves this when the job is to be started again; see `slurm.task`.
+REQUEUE_MARK = "requeue"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the jobs submitted together live.
+
+    Attributes:
+        chain: Their common name.
+        folder: Of this submission: snapshot, logs, records.
+        cwd: Where the user is; relative paths in configs begin there.
+        group: What W&B groups their runs by.
+        snapshot: Whether code was copied.
+    """
+
+    chain: str
+    folder: Path
+    cwd: Path
+    group: str
+    snapshot: bool = True
+
+    @property
+    def jobs(self) -> Path:
+        """Return the folder of submitit: job texts, pickles and the ranks' output."""
+        return self.folder / "jobs"
+
+
+def check_place(place: Place) -> None:
+    """Raise ValueError where Slurm would not find the folder by its name."""
+    for path in (place.folder, place.cwd):
+        wrong = [c for c in "%\\\n" if c in str(path)]
+        if wrong:
+            raise ValueError(
+                f"{str(path)!r} has {wrong[0]!r} in it, which Slurm replaces in file names;"
+                " choose another --work-dir, or submit from another folder"
+            )
+
+
+def parameters(job: Job, place: Place, dependency: str | None = None) -> dict[str, Any]:
+    """Return the job's parameters by the names of submitit's SlurmExecutor.
+
+    Args:
+        job: What is to run.
+        place: Where.
+        dependency: The number of the job that must have ended well before.
+    """
+    profile = job.profile
+    gpus: int | str | None = profile.gpus_per_node or None
+    if gpus and profile.gpu_type:
+        gpus = f"{profile.gpu_type}:{gpus}"
+    values: dict[str, Any] = {
+        "job_name": f"{place.chain}:{job.name}",
+        "time": profile.minutes,
+        "nodes": profile.nodes,
+        "ntasks_per_node": 1 if profile.torchrun else profile.ranks_per_node,
+        "cpus_per_task": _cpus(job),
+        "gpus_per_node": gpus,
+        "mem": f"{profile.mem_gb}GB" if profile.mem_gb else None,
+        "partition": profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "constraint": profile.constraint,
+        "exclusive": profile.exclusive or None,
+        "signal_delay_s": profile.signal_delay_s,
+        "stderr_to_stdout": True,
+        "wckey": None,
+        "dependency": f"afterok:{dependency}" if dependency else None,
+        "array_parallelism": profile.parallel,
+        "setup": _setup(job, place),
+        "srun_args": _srun(job),
+        "teardown": _teardown(job, place),
+    }
+    extra = {"chdir": str(place.cwd), "requeue": True, **profile.sbatch}
+    if dependency:
+        # What waits for a stage that failed is cancelled, instead of waiting for ever.
+        extra["kill-on-invalid-dep"] = "yes"
+    return {**{k: v for k, v in values.items() if v is not None}, "additional_parameters": extra}
+
+
+def command(job: Job, place: Place) -> str:
+    """Return the shell command that starts a task's Python; submitit's own."""
+    python = job.profile.python or shlex.quote(sys.executable)
+    return f"{python} -u -m submitit.core._submit {shlex.quote(str(place.jobs))}"
+
+
+def job_text(job: Job, place: Place, dependency: str | None = None) -> str:
+    """Return the whole job text, the same that submitit hands to sbatch."""
+    more: dict[str, Any] = {"map_count": len(job.elements)} if job.is_array else {}
+    values = {"wckey": None, **parameters(job, place, dependency)}
+    text: str = _make_sbatch_string(
+        command=command(job, place), folder=place.jobs, **values, **more
+    )
+    return text
+
+
+def _cpus(job: Job) -> int | None:
+    cpus, ranks = job.profile.cpus_per_task, job.profile.ranks_per_node
+    return cpus * ranks if cpus and job.profile.torchrun else cpus
+
+
+def _srun(job: Job) -> list[str]:
+    profile = job.profile
+    # A rank that dies does not end a job by itself: the others would wait for it.
+    words = ["--kill-on-bad-exit=1"]
+    if cpus := _cpus(job):
+        # Since Slurm 22.05 srun does not take it over from sbatch.
+        words.append(f"--cpus-per-task={cpus}")
+    # Nothing binds GPUs: each rank sees all of its node's and takes that of its local rank. Bound
+    # to one each they could not reach each other's memory, and --gpu-bind=none leaves
+    # CUDA_VISIBLE_DEVICES unset, so that jobs which share a node would use each other's.
+    if profile.container:
+        words.append(f"--container-image={profile.container}")
+        mounts = [*profile.container_mounts]
+        if mounts:
+            words.append(f"--container-mounts={','.join(mounts)}")
+    return [*words, *profile.srun]
+
+
+def _setup(job: Job, place: Place) -> list[str]:
+    quote = shlex.quote
+    lines = [f"export {name}={quote(str(v))}" for name, v in job.profile.environment.items()]
+    lines += job.profile.setup
+    if place.snapshot:
+        lines += [
+            "# The code as it was at submission; what it does not have comes from this folder.",
+            f"export PYTHONPATH={quote(str(place.folder / 'code'))}"
+            f'"${{PYTHONPATH:+:$PYTHONPATH}}":{quote(str(place.cwd))} PYTHONSAFEPATH=1',
+        ]
+    return [
+        *lines,
+        "# Where the ranks meet: the first node, on a port that nobody uses there.",
+        'export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
+        "MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))",
+        'while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do'
+        " MASTER_PORT=$((MASTER_PORT + 1)); done",
+        "export MASTER_PORT",
+        *_tracking(job, place),
+        "# The warning is for the ranks; this script has to outlive it, to requeue the job.",
+        "trap : TERM USR1 USR2",
+    ]
+
+
+def _tracking(job: Job, place: Place) -> list[str]:
+    """Name the run to W&B by variables that it reads itself, unless the user has."""
+    index = " array index $SLURM_ARRAY_TASK_ID" if job.is_array else ""
+    notes = f"slurm job $SLURM_JOB_ID{index} on $SLURM_JOB_NODELIST"
+    tags = "slurm-$SLURM_JOB_ID" + (",array-$SLURM_ARRAY_TASK_ID" if job.is_array else "")
+    return [
+        "# For W&B, if it is used.",
+        f"export WANDB_RUN_GROUP=${{WANDB_RUN_GROUP:-{shlex.quote(place.group)}}}",
+        f"export WANDB_JOB_TYPE=${{WANDB_JOB_TYPE:-{job.name}}}",
+        f'export WANDB_NOTES="${{WANDB_NOTES:+$WANDB_NOTES; }}{notes}"',
+        f'export WANDB_TAGS="${{WANDB_TAGS:+$WANDB_TAGS,}}{tags}"',
+    ]
+
+
+def mark_name(environ: Mapping[str, str]) -> str:
+    """Return the name of the mark by which an attempt of a job asks to be started again."""
+    attempt = environ.get("SLURM_RESTART_COUNT") or "0"
+    return f"{environ['SLURM_JOB_ID']}_{attempt}_{REQUEUE_MARK}"
+
+
+def _teardown(job: Job, place: Place) -> list[str]:
+    mark = f'{shlex.quote(str(place.jobs))}/"${{SLURM_JOB_ID}}_${{SLURM_RESTART_COUNT:-0}}'
+    return [
+        "code=$?",
+        "# The first rank has left a mark if a signal stopped it with a checkpoint written. A job",
+        "# that was cancelled, or that Slurm requeues by itself, is not RUNNING any more.",
+        f'mark={mark}_{REQUEUE_MARK}"',
+        'if [ -e "$mark" ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then',
+        '    scontrol requeue "$SLURM_JOB_ID" && sleep 60  # it ends here',
+        "fi",
+        "exit $code",
+    ]

@@ -1,0 +1,41 @@
+"""A hook that holds a training before a step until it is told to stop, as if steps took long."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from mmcv.runner import HOOKS, Hook
+
+LIMIT_S = 240.0
+
+
+@HOOKS.register_module(force=True)
+class GateHook(Hook):
+    """Wait until a signal has come; in the first attempts only.
+
+    Args:
+        step: Steps done before it.
+        marker: File that says that a rank waits; ``{attempt}`` and ``{rank}`` are replaced.
+        attempts: How many of the job's attempts wait.
+    """
+
+    def __init__(self, step: int, marker: str, attempts: int = 1) -> None:
+        self.step = step
+        self.attempt = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        self.waits = self.attempt < attempts
+        rank = os.environ.get("RANK", "0")
+        self.marker = Path(marker.format(attempt=self.attempt, rank=rank))
+
+    def before_train_iter(self, runner: Any) -> None:
+        if not self.waits or runner.iter < self.step:
+            return
+        self.waits = False
+        self.marker.write_text(str(time.time()))
+        signals = getattr(signal.getsignal(signal.SIGUSR2), "__self__", None)
+        end = time.monotonic() + LIMIT_S
+        while time.monotonic() < end and getattr(signals, "first", None) is None:
+            time.sleep(0.1)

@@ -1,0 +1,163 @@
+"""``launcher submit`` and its fellows without Slurm or torch, or with a stand-in for sbatch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from slurm.config_files import copy_config
+from slurm.record import chains
+from tests.launcher.conftest import ROOT, Launch
+
+LOGIN_NODE = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "mmcv", "mmdet"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+import importlib.util as u
+found = u.find_spec
+u.find_spec = lambda n, p=None: None if n in ("torch", "mmcv", "mmdet") else found(n, p)
+from launcher.cli import main
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+def login(tmp_path: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", LOGIN_NODE, *map(str, words)], cwd=ROOT, text=True,
+        capture_output=True, check=False, env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+    )  # fmt: skip
+
+
+def test_login_node_needs_no_torch(tmp_path: Path, config: Path) -> None:
+    work = tmp_path / "work"
+    done = login(
+        tmp_path, "submit", "--dry-run", "--cluster", "a100", "run", config, "--work-dir", work
+    )
+    assert done.returncode == 0, done.stderr
+    assert "note: torch and mmdet are not installed here" in done.stdout
+    assert done.stdout.count("#!/bin/bash") == 4
+    assert not work.exists()
+    assert login(tmp_path, "jobs").stdout == "nothing was submitted yet\n"
+    broken = tmp_path / "broken.py"
+    broken.write_text(f"_base_ = [{str(config)!r}]\nmodel = dict(\n")
+    for text, name in ((broken.read_text(), "line 2"), ("_base_ = ['no.py']", "no.py")):
+        broken.write_text(text)
+        done = login(tmp_path, "submit", "qat", broken, "--checkpoint", config)
+        assert done.returncode == 2
+        assert name in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--cluster", "local", "qat", "{typo}", "--checkpoint", "{config}"),
+            "did you mean optimizer?",
+        ),
+        (
+            ("train", "{config}", "--cfg-options", "model.type=SingleStagDetector"),
+            "SingleStageDetector?",
+        ),
+        (("qat", "{config}", "--checkpoint", "no.pth"), "no.pth does not exist"),
+        (("qat", "{config}", "--chekpoint", "no.pth"), "--checkpoint"),
+        (("--nodess", "2", "qat", "{config}"), "--nodess"),
+        (("jobs",), "submit jobs is not possible"),
+        (("--time", "1", "run", "{config}"), "give more --time"),
+        (("sweep", "{config}", "--presets", "int9"), "int9"),
+    ],
+)
+def test_mistake_is_refused_before_anything_is_written(
+    launch: Launch, config: Path, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    typo = tmp_path / "typo.py"
+    typo.write_text(f"_base_ = [{str(config)!r}]\noptimzer = dict()\n")
+    given = [word.format(typo=typo, config=config) for word in words]
+    if given != ["jobs"]:
+        given += ["--work-dir", str(tmp_path / "work")]
+    code, _, err = launch("submit", *given)
+    assert code == 2, err
+    assert len(err.strip().splitlines()) == 1, err
+    assert message in err
+    assert not (tmp_path / "work").exists()
+
+
+def test_without_sbatch_one_line_says_so(
+    launch: Launch, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, _, err = launch("submit", "run", config, "--work-dir", tmp_path / "work")
+    assert code == 2
+    assert "sbatch is not on this machine's PATH" in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "mend"),
+    [
+        ("Invalid account or account/partition combination specified", 2, "--account"),
+        ("Unable to contact slurm controller (connect failure)", 1, "scontrol ping"),
+    ],
+)
+def test_refusal_of_a_later_stage_cancels_the_former(
+    launch: Launch, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    said: str, code: int, mend: str,
+) -> None:  # fmt: skip
+    # A stand-in: it takes the first job and refuses the second, as accounting would.
+    for name, text in {
+        "sbatch": f'if [ -e {tmp_path}/first ]; then echo "sbatch: error: Batch job submission'
+        f' failed: {said}" >&2; exit 1; fi; touch {tmp_path}/first; echo Submitted batch job 7',
+        "scancel": f'echo "$@" > {tmp_path}/cancelled',
+        "srun": "",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found, _, err = launch("submit", "run", config, "--work-dir", tmp_path / "work")
+    assert found == code
+    assert mend in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert (tmp_path / "cancelled").read_text().split() == ["7"]
+    assert not (tmp_path / "work").exists()
+
+
+def test_copied_config_reads_as_the_original(config: Path, tmp_path: Path) -> None:
+    from dq.detector.config import read_config
+
+    folder = tmp_path / "my own"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "base.py").write_text(f"_base_ = [\n    {str(config)!r},\n]\nlog_level = 'INFO'\n")
+    path = folder / "sub/mine.py"
+    path.write_text("_base_ = '../base.py'\ndata_root = '{{ fileDirname }}/x'\nquantize = True\n")
+    copy = copy_config(path, tmp_path / "copy")
+    wanted = read_config(path)
+    (folder / "base.py").write_text("nonsense(")
+    assert read_config(copy)._cfg_dict == wanted._cfg_dict
+    assert wanted.data_root == f"{folder}/sub/x"
+
+
+@pytest.mark.slow
+def test_local_executor_runs_a_job_from_its_snapshot(
+    launch: Launch, config: Path, float_checkpoint: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "it's work"
+    code, out, err = launch(
+        "submit", "--cluster", "local", "--tasks-per-node", "2", "eval", config,
+        "--checkpoint", float_checkpoint, "--work-dir", work, "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0, out + err
+    chain = chains()[-1]
+    assert (work / "eval/summary.json").is_file()
+    assert (Path(chain.folder) / "code/launcher/cli.py").is_file()
+    assert "rank 0 of 2" in chain.log(chain.jobs[0], 0).read_text()
+    code, out, _ = launch("jobs", chain.name)
+    assert "COMPLETED" in out
+    assert time.time() > chain.created

@@ -1,0 +1,213 @@
+"""The text of a job, whole, and the arguments that go into it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from slurm.plan import Element, Job, chain, float_links, single, sweep
+from slurm.profile import Profile, read_profile
+from slurm.text import Place, check_place, job_text
+
+PLACE = Place(
+    chain="tiny-1",
+    folder=Path("/runs/o'k/submissions/tiny-1"),
+    cwd=Path("/home/me/my work"),
+    group="it's mine",
+)
+WHOLE = """\
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=vision
+#SBATCH --array=0-1%1
+#SBATCH --chdir='/home/me/my work'
+#SBATCH --cpus-per-task=8
+#SBATCH --dependency=afterok:41
+#SBATCH --gpus-per-node=a100:4
+#SBATCH --job-name=tiny-1:qat
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=64GB
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --open-mode=append
+#SBATCH --output='/runs/o'"'"'k/submissions/tiny-1/jobs/%A_%a_0_log.out'
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --reservation='the night'
+#SBATCH --signal=USR2@180
+#SBATCH --time=750
+
+# setup
+export NCCL_SOCKET_IFNAME=ib0
+module load cuda
+# The code as it was at submission; what it does not have comes from this folder.
+export PYTHONPATH='/runs/o'"'"'k/submissions/tiny-1/code'"${PYTHONPATH:+:$PYTHONPATH}":'/home/me/my work' PYTHONSAFEPATH=1
+# Where the ranks meet: the first node, on a port that nobody uses there.
+export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
+export MASTER_PORT
+# For W&B, if it is used.
+export WANDB_RUN_GROUP=${WANDB_RUN_GROUP:-'it'"'"'s mine'}
+export WANDB_JOB_TYPE=${WANDB_JOB_TYPE:-qat}
+export WANDB_NOTES="${WANDB_NOTES:+$WANDB_NOTES; }slurm job $SLURM_JOB_ID array index $SLURM_ARRAY_TASK_ID on $SLURM_JOB_NODELIST"
+export WANDB_TAGS="${WANDB_TAGS:+$WANDB_TAGS,}slurm-$SLURM_JOB_ID,array-$SLURM_ARRAY_TASK_ID"
+# The warning is for the ranks; this script has to outlive it, to requeue the job.
+trap : TERM USR1 USR2
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output '/runs/o'"'"'k/submissions/tiny-1/jobs/%A_%a_%t_log.out' --kill-on-bad-exit=1 --cpus-per-task=8 --container-image=/images/dq.sqsh --container-mounts=/data:/data,/home:/home --mpi=pmix python3 -u -m submitit.core._submit '/runs/o'"'"'k/submissions/tiny-1/jobs'
+
+
+# teardown
+code=$?
+# The first rank has left a mark if a signal stopped it with a checkpoint written. A job
+# that was cancelled, or that Slurm requeues by itself, is not RUNNING any more.
+mark='/runs/o'"'"'k/submissions/tiny-1/jobs'/"${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}_requeue"
+if [ -e "$mark" ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
+    scontrol requeue "$SLURM_JOB_ID" && sleep 60  # it ends here
+fi
+exit $code"""  # noqa: E501
+
+
+def test_whole_text_of_an_array() -> None:
+    profile = Profile(
+        partition="gpu",
+        account="vision",
+        time="12:30:00",
+        nodes=2,
+        gpus_per_node=4,
+        gpu_type="a100",
+        cpus_per_task=8,
+        mem_gb=64,
+        signal_delay_s=180,
+        parallel=1,
+        setup=("module load cuda",),
+        python="python3",
+        container="/images/dq.sqsh",
+        container_mounts=("/data:/data", "/home:/home"),
+        srun=("--mpi=pmix",),
+        sbatch={"reservation": "the night"},
+        environment={"NCCL_SOCKET_IFNAME": "ib0"},
+    )
+    elements = tuple(Element(words=("qat", c), experiment=Path("/runs")) for c in "ab")
+    job = Job(name="qat", elements=elements, profile=profile, after="calibrate")
+    assert job_text(job, PLACE, "41") == WHOLE
+
+
+def test_job_without_any_wish_asks_for_nothing() -> None:
+    job = Job(
+        name="eval",
+        elements=(Element(words=("eval",), experiment=Path("/r")),),
+        profile=Profile(),
+    )
+    text = job_text(job, PLACE)
+    for word in ("gpu", "partition", "account", "mem", "array", "dependency", "container", "wckey"):
+        assert f"--{word}" not in text
+    assert "#SBATCH --time=1440\n" in text
+
+
+def test_torchrun_is_one_task_a_node() -> None:
+    profile = Profile(gpus_per_node=4, cpus_per_task=8, torchrun=True)
+    text = job_text(*((single(["qat", "c.py"], Path("/r"), profile)[0]), PLACE))
+    assert "--ntasks-per-node=1" in text
+    assert "--cpus-per-task=32" in text
+
+
+def test_place_that_slurm_would_misread_is_refused() -> None:
+    with pytest.raises(ValueError, match="'%'"):
+        check_place(replace(PLACE, folder=Path("/runs/100%/x")))
+
+
+def test_chain_hands_checkpoints_on_and_calibrates_on_one_gpu() -> None:
+    jobs = chain(
+        config="/s/c.py",
+        experiment=Path("/r/c"),
+        profile=Profile(nodes=2, gpus_per_node=4, stages={"qat": {"time": 90}}),
+        shared=["--seed", "3"],
+        training=["--no-validate"],
+    )
+    assert [(j.name, j.after) for j in jobs] == [
+        ("float", None), ("calibrate", "float"), ("qat", "calibrate"), ("eval", "qat"),
+    ]  # fmt: skip
+    words = {job.name: " ".join(job.elements[0].words) for job in jobs}
+    assert words == {
+        "float": "train /s/c.py --work-dir /r/c --seed 3 --no-validate --reuse --resume",
+        "calibrate": "calibrate /s/c.py --checkpoint /r/c/float/float.pth --work-dir /r/c --seed 3"
+        " --reuse",
+        "qat": "qat /s/c.py --checkpoint /r/c/calibrated/calibrated.pth --work-dir /r/c --seed 3"
+        " --no-validate --reuse --resume",
+        "eval": "eval /s/c.py --checkpoint /r/c/qat/qat.pth --table --work-dir /r/c --seed 3",
+    }
+    wants = {j.name: (j.profile.nodes, j.profile.gpus_per_node, j.profile.minutes) for j in jobs}
+    assert wants == {
+        "float": (2, 4, 1440), "calibrate": (1, 1, 1440), "qat": (2, 4, 90), "eval": (2, 4, 1440),
+    }  # fmt: skip
+
+
+def test_sweep_trains_in_float_once_for_all_presets() -> None:
+    jobs = sweep(
+        configs=[("a", "/s/a.py"), ("b", "/s/b.py")],
+        presets=["int8", "w4a8"],
+        seeds=[0, 1],
+        folder=Path("/r"),
+        profile=Profile(parallel=2),
+        options=["optimizer.lr=0.1"],
+    )
+    assert [(job.name, len(job.elements), job.after) for job in jobs] == [
+        ("float", 4, None), ("sweep", 8, "float"),
+    ]  # fmt: skip
+    assert float_links(jobs)[Path("/r/b-seed1-w4a8/float")] == Path("/r/b-seed1/float")
+    assert jobs[1].elements[-1].words == (
+        "run", "/s/b.py", "--work-dir", "/r/b-seed1-w4a8", "--seed", "1", "--resume",
+        "--cfg-options", "optimizer.lr=0.1", "quant.preset=w4a8",
+    )  # fmt: skip
+    assert "--array=0-7%2" in job_text(jobs[1], PLACE)
+
+
+@pytest.mark.parametrize("name", ["gpu", "a100", "h100"])
+def test_profiles_that_come_along_make_a_job(name: str) -> None:
+    profile = read_profile(name, {"nodes": 2, "time": None})
+    jobs = chain(config="c.py", experiment=Path("/r"), profile=profile)
+    texts = [job_text(job, PLACE, "1") for job in jobs]
+    assert "#SBATCH --nodes=2" in texts[2]
+    assert "--gpus-per-node=1\n" in texts[1]
+    assert "exclusive" not in texts[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("partitoin = 'gpu'", "did you mean partition"),
+        ("nodes = 0", "at least 1"),
+        ("nodes = 'two'", "must be a int"),
+        ("exclusive = 1", "must be a bool"),
+        ("time = 'soon'", "not a duration"),
+        ("time = 3\nsignal_delay_s = 150", "the last 150 s"),
+        ("[stages.qat]\nnods = 3", "stages.qat: nods"),
+        ("nodes = ", "cannot be read"),
+    ],
+)
+def test_mistake_in_a_profile_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_profile(str(path), {})
+
+
+def test_unknown_profile_names_those_there_are() -> None:
+    with pytest.raises(ValueError, match="local, debug, a100, gpu, h100"):
+        read_profile("nowhere", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), (90, 90), ("90:30", 91), ("1:30:00", 90), ("1-12", 2160), ("1-0:30", 1470),
+     ("2-01:02:03", 2943)],
+)  # fmt: skip
+def test_durations_of_slurm(text: str | int, minutes: int) -> None:
+    assert Profile(time=text).minutes == minutes
