@@ -1,4 +1,4 @@
-"""float -> QAT -> export -> ONNX Runtime, from QAT on with two ranks, and what a user may do wrong."""
+"""float -> QAT -> export -> ONNX Runtime, from QAT on with two ranks; what a user may do wrong."""
 
 from __future__ import annotations
 
