@@ -83,8 +83,8 @@ def compiled(network: Network, detector: nn.Module, settings: Compilation) -> Ne
     """Return the network compiled in training mode, and as it is in evaluation.
 
     So an evaluation in between gives what one of the checkpoint gives, to the last digit. Norms
-    that exchange statistics with other ranks stay outside what is compiled; phases, which change
-    what quantizers do, each compile once.
+    that exchange statistics with other ranks are single operators in the graph; phases, which
+    change what quantizers do, each compile once.
 
     Args:
         network: Images -> outputs.

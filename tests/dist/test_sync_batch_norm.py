@@ -209,3 +209,29 @@ def test_a_lazy_layer_and_a_flat_input_are_refused() -> None:
 
 def test_a_layer_built_as_synchronized_reverts_to_batch_norm_2d() -> None:
     assert type(revert_sync_batch_norm(SyncBatchNorm(3))) is nn.BatchNorm2d
+
+
+def compile_whole() -> list[str]:
+    """Train a convolution and a synchronized norm for two steps, compiled and not."""
+    torch.manual_seed(7)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
+    convert_sync_batch_norm(plain)
+    other = copy.deepcopy(plain)
+    compiled = torch.compile(other, backend="aot_eager", fullgraph=True)
+    generator = torch.Generator().manual_seed(collectives.rank())
+    wrong = []
+    for step in range(2):
+        x = torch.randn(2 + collectives.rank(), 3, 6, 6, generator=generator)
+        for network in (plain, compiled):
+            before = collective_count()
+            network(x).square().sum().backward()
+            if collective_count() - before != 4:
+                wrong.append(f"step {step}: {collective_count() - before} collectives")
+    wanted = {**dict(plain.named_buffers()), **{n: p.grad for n, p in plain.named_parameters()}}
+    found = {**dict(other.named_buffers()), **{n: p.grad for n, p in other.named_parameters()}}
+    wrong += [n for n in wanted if not torch.allclose(wanted[n], found[n], rtol=1e-5, atol=1e-6)]
+    return wrong
+
+
+def test_torch_compile_keeps_it_whole_with_the_same_gradients_and_statistics() -> None:
+    assert run_ranks(compile_whole, 2) == [[], []]
