@@ -22,6 +22,7 @@ def _train() -> dict[str, Any]:
     from dq.quant.recipe import Recipe
     from dq.quant.schedule import Schedule
     from dq.sync import prove_equal
+    from dq.tracking.tracker import Tracker
     from tests.quant import small_net as nets
 
     graph = nets.calibrated(Recipe(weight=nets.W4, learned="lsq+"))
@@ -39,7 +40,9 @@ def _train() -> dict[str, Any]:
         QuantizationHook(graph, schedule),
         OscillationHook(tracker, schedule),
     )
-    runner = SimpleNamespace(iter=0, epoch=0, max_iters=11, model=model, optimizer=optimizer)
+    runner = SimpleNamespace(
+        iter=0, epoch=0, max_iters=11, model=model, optimizer=optimizer, tracker=Tracker()
+    )
     digests = []
     model.train()
     for step in range(11):
