@@ -102,11 +102,7 @@ def guards(section: Mapping[str, Any] | None) -> Guards:
     Raises:
         ValueError: A key is unknown or a value out of bounds.
     """
-    if section is not None and not isinstance(section, Mapping):
-        raise ValueError(f"guards must be a dict such as dict(nonfinite='skip'), not {section!r}")
-    given = dict(section or {})
-    check_keys(given, [f.name for f in fields(Guards)], "guards")
-    return Guards(**given)
+    return Guards(**_settings(section, Guards, "guards", "dict(nonfinite='skip')"))
 
 
 def tracking(section: Mapping[str, Any] | None) -> Tracking:
@@ -115,13 +111,19 @@ def tracking(section: Mapping[str, Any] | None) -> Tracking:
     Raises:
         ValueError: A key is unknown or a value out of bounds.
     """
-    if section is not None and not isinstance(section, Mapping):
-        raise ValueError(f"tracking must be a dict such as dict(project='x'), not {section!r}")
-    given = dict(section or {})
-    check_keys(given, [f.name for f in fields(Tracking)], "tracking")
+    given = _settings(section, Tracking, "tracking", "dict(project='x')")
     if isinstance(given.get("tags"), str):
         given["tags"] = (given["tags"],)
     return Tracking(**{**given, "tags": tuple(given.get("tags", ()))})
+
+
+def _settings(section: object, kind: type[Any], name: str, example: str) -> dict[str, Any]:
+    """Return a section's settings, each a field of the dataclass that they are for."""
+    if section is not None and not isinstance(section, Mapping):
+        raise ValueError(f"{name} must be a dict such as {example}, not {section!r}")
+    given = dict(section or {})
+    check_keys(given, [f.name for f in fields(kind)], name)
+    return given
 
 
 _REPAIR_KEYS = {"repair_images": "images", "rounding_steps": "rounding_steps"}

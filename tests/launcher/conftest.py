@@ -177,3 +177,18 @@ def float_checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     done = on_ranks(1, "train", config, "--work-dir", folder, "--no-validate")
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "float/float.pth"
+
+
+def write_untrained(config: Path, path: Path) -> Path:
+    """Write a float checkpoint of a config's detector with the weights it begins with."""
+    import torch
+
+    from dq.detector.build import build_model
+    from dq.detector.config import finish, read_config
+    from dq.dist.checkpoint import save_checkpoint
+
+    torch.manual_seed(0)
+    read = finish(read_config(config))
+    detector = build_model(read, tuple(read.data.test.classes), initialise=True)
+    save_checkpoint(path, {"state_dict": detector.state_dict(), "meta": {}})
+    return path

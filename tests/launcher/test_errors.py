@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.launcher.conftest import Launch
+from tests.launcher.conftest import Launch, write_untrained
 
 
 def only_error(result: tuple[int, str, str]) -> str:
@@ -44,16 +44,7 @@ def own_digits(digits: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float checkpoint of the tiny detector, untrained."""
-    from dq.detector.build import build_model
-    from dq.detector.config import finish, read_config
-    from dq.dist.checkpoint import save_checkpoint
-
-    torch.manual_seed(0)
-    read = finish(read_config(config))
-    detector = build_model(read, tuple(read.data.test.classes), initialise=True)
-    path = tmp_path_factory.mktemp("weights") / "float.pth"
-    save_checkpoint(path, {"state_dict": detector.state_dict(), "meta": {}})
-    return path
+    return write_untrained(config, tmp_path_factory.mktemp("weights") / "float.pth")
 
 
 def test_missing_config_names_the_nearest_file(launch: Launch, config: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.launcher.conftest import config as config
 from tests.launcher.conftest import launch as launch
+from tests.launcher.conftest import write_untrained
 from tests.slurm.cluster import Cluster, running_cluster
 
 
@@ -27,15 +28,4 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def float_checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float checkpoint of the tiny detector, untrained."""
-    import torch
-
-    from dq.detector.build import build_model
-    from dq.detector.config import finish, read_config
-    from dq.dist.checkpoint import save_checkpoint
-
-    torch.manual_seed(0)
-    read = finish(read_config(config))
-    detector = build_model(read, tuple(read.data.test.classes), initialise=True)
-    path = tmp_path_factory.mktemp("weights") / "float.pth"
-    save_checkpoint(path, {"state_dict": detector.state_dict(), "meta": {}})
-    return path
+    return write_untrained(config, tmp_path_factory.mktemp("weights") / "float.pth")
