@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dq.quant.merged import MergedGraph
 from dq.quant.phase import Phase, set_phase
 from dq.quant.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.trace import BoundGraph, Traced
@@ -159,11 +160,11 @@ def with_features(
     """
     evaluated = _tapped(graph.graph, names)
     if graph.training_graph is None:
-        return BoundGraph(root, evaluated)
+        return MergedGraph(root, evaluated)
     trained = _tapped(graph.training_graph, names)
     if training:
-        return BoundGraph(root, trained)
-    return BoundGraph(root, Traced(graph=evaluated, training_graph=trained))
+        return MergedGraph(root, trained)
+    return MergedGraph(root, Traced(graph=evaluated, training_graph=trained))
 
 
 def _tapped(graph: fx.Graph, names: Sequence[str]) -> fx.Graph:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from dq.quant import native
 from dq.quant.affine import fake_quantize, range_over, scale_and_zero_point
+from dq.quant.native_rounding import NO_CLIP, Clip, round_activation, round_weight
 from dq.quant.observer import MinMaxObserver, update_ranges_
 from dq.quant.phase import Phased
 from dq.quant.spec import QuantSpec
+
+
+def clipped(x: Tensor, clip: Clip) -> Tensor:
+    """Return ``x`` behind an activation function that only cuts off: ReLU, ReLU6, Hardtanh."""
+    if clip == NO_CLIP:
+        return x
+    return F.relu(x) if clip == (0.0, torch.inf) else F.hardtanh(x, *clip)
 
 
 class ActivationQuantizer(Phased):
@@ -41,9 +51,33 @@ class ActivationQuantizer(Phased):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, rounded when the phase rounds; same shape and dtype."""
-        if self.phase.observes(self.training):
+        return self.behind_clip(x)
+
+    def behind_clip(self, x: Tensor, clip: Clip = NO_CLIP, *, in_place: bool = False) -> Tensor:
+        """Clip ``x`` and do with the result what `forward` does, in one pass where possible.
+
+        Args:
+            x: Any shape.
+            clip: What the activation function before the quantizer does.
+            in_place: ``x`` may be written into; only native kernels make use of it.
+        """
+        observes, rounds = self.phase.observes(self.training), self.phase.rounds
+        if native.takes(x, self.observer.range_min) and (
+            not observes or self.observer.records_extremes
+        ):
+            return round_activation(
+                x,
+                self.scale if rounds else None,
+                self.zero_point if rounds else None,
+                self.spec,
+                clip=clip,
+                record=(self.observer.batch_min, self.observer.batch_max) if observes else None,
+                in_place=in_place,
+            )
+        x = clipped(x, clip)
+        if observes:
             self.observer.observe(x)
-        if self.phase.rounds:
+        if rounds:
             return fake_quantize(x, self.scale, self.zero_point, self.spec)
         return x
 
@@ -97,8 +131,31 @@ class WeightQuantizer(Phased):
         """Return the weight, rounded when the phase rounds; same shape and dtype."""
         if not self.phase.rounds:
             return weight
+        if self.rounds_natively(weight):
+            return self.round_natively(weight, None)
         scale, zero_point = self.scale_and_zero_point(weight)
         return fake_quantize(weight, scale, zero_point, self.spec)
+
+    def rounds_natively(self, weight: Tensor) -> bool:
+        """Say whether `round_natively` can take this weight, and stands for this `forward`."""
+        owner = next(kind for kind in type(self).__mro__ if "forward" in vars(kind))
+        return (
+            "round_natively" in vars(owner)
+            and self.spec.channel_axis in (None, 0)
+            and native.takes(weight)
+        )
+
+    def round_natively(
+        self, weight: Tensor, factor: Tensor | None, *, unfolds: bool = False
+    ) -> Tensor:
+        """Fold, round and unfold in one pass; to be called in a phase that rounds.
+
+        Args:
+            weight: ``(output channels, ...)``.
+            factor: What folding multiplies it by, ``(output channels,)``, or None.
+            unfolds: Divide by the factor again.
+        """
+        return round_weight(weight, factor, self.spec, unfolds=unfolds)
 
     def extra_repr(self) -> str:
         """Name bits and phase in the printed model."""

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from dq.quant import native
 from dq.quant.fake_quantize import WeightQuantizer
 from dq.quant.fold import fold_factor, folded_bias, unfold
 from dq.quant.trace import pads_by_itself
@@ -119,13 +120,22 @@ class QuantizedLayer(nn.Module):
             # The norm's channels are dimension 1 and the layer's the last one: nothing folds.
             apart: Tensor = norm(apply_layer(layer, x, self.weight(weight), bias))
             return apart
+        factor = fold_factor(norm)
+        used = self._rounded(layer, weight, factor, unfolds=norm.training)
         if not norm.training:
-            folded, shift = self.folded(layer, norm)
-            return apply_layer(layer, x, self.weight(folded), shift)
-        spread = spread_over_weight(layer, fold_factor(norm))
-        used = unfold(self.weight(weight * spread), weight, spread)
+            return apply_layer(layer, x, used, folded_bias(bias, norm, factor))
         result: Tensor = norm(apply_layer(layer, x, used, bias))
         return result
+
+    def _rounded(
+        self, layer: nn.Module, weight: Tensor, factor: Tensor, *, unfolds: bool
+    ) -> Tensor:
+        """Return the rounded folded weight, divided by the factor again where asked."""
+        if output_axis(layer) == 0 and self.weight.rounds_natively(weight) and native.takes(factor):
+            return self.weight.round_natively(weight, factor, unfolds=unfolds)
+        spread = spread_over_weight(layer, factor)
+        rounded: Tensor = self.weight(weight * spread)
+        return unfold(rounded, weight, spread) if unfolds else rounded
 
     @staticmethod
     def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dq.quant import native
 from dq.quant.affine import (
     SMALLEST_SCALE,
     along_channels,
@@ -24,7 +25,8 @@ from dq.quant.affine import (
     range_over,
     scale_and_zero_point,
 )
-from dq.quant.fake_quantize import LearnedActivationQuantizer, WeightQuantizer
+from dq.quant.fake_quantize import LearnedActivationQuantizer, WeightQuantizer, clipped
+from dq.quant.native_rounding import NO_CLIP, Clip, round_learned, round_weight
 from dq.quant.observer import MinMaxObserver
 from dq.quant.phase import Phase
 from dq.quant.spec import QuantSpec
@@ -214,17 +216,19 @@ class LsqActivationQuantizer(LearnedActivationQuantizer):
         else:
             self.learned_offset.copy_(-zero_point * scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x``, rounded when the phase rounds; same shape and dtype."""
-        self.observe(x)
-        if self.phase is Phase.TRAIN:
-            scale = positive(self.learned_scale, self.spec)
-            factor = gradient_factor(x.numel(), self.spec)
-            return learned_fake_quantize(
-                x, scale, self.zero_point, self.spec, offset=self.learned_offset, factor=factor
-            )
-        y = fake_quantize(x, self.scale, self.zero_point, self.spec) if self.phase.rounds else x
-        return touch(y, *self.parameters())
+    def behind_clip(self, x: Tensor, clip: Clip = NO_CLIP, *, in_place: bool = False) -> Tensor:
+        """Return ``x`` behind ``clip``, rounded when the phase rounds; see the base class."""
+        if self.phase is not Phase.TRAIN:
+            # Observing, where the phase does, and rounding are those of any quantizer.
+            return touch(super().behind_clip(x, clip, in_place=in_place), *self.parameters())
+        scale = positive(self.learned_scale, self.spec)
+        factor = gradient_factor(x.numel(), self.spec)
+        offset, zero_point = self.learned_offset, self.zero_point
+        if native.takes(x, scale):
+            return round_learned(x, scale, offset, zero_point, self.spec, clip=clip, factor=factor)
+        return learned_fake_quantize(
+            clipped(x, clip), scale, zero_point, self.spec, offset=offset, factor=factor
+        )
 
 
 class LsqWeightQuantizer(WeightQuantizer):
@@ -266,8 +270,28 @@ class LsqWeightQuantizer(WeightQuantizer):
         """Multiply the scale, after the weight was multiplied by ``ratio``; shape of the scale."""
         self.learned_scale.mul_(ratio.abs())
 
+    def round_natively(
+        self, weight: Tensor, factor: Tensor | None, *, unfolds: bool = False
+    ) -> Tensor:
+        """Fold, round with the learned scale and unfold in one pass; see the base class."""
+        learns = self.phase is Phase.TRAIN
+        scale = positive(self.learned_scale, self.spec)
+        num_values = weight.numel() // max(1, scale.numel())
+        y = round_weight(
+            weight,
+            factor,
+            self.spec,
+            scale=scale if learns else scale.detach(),
+            zero_point=self.fixed_zero_point,
+            unfolds=unfolds,
+            scale_factor=gradient_factor(num_values, self.spec),
+        )
+        return y if learns else touch(y, self.learned_scale)
+
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight, rounded when the phase rounds; same shape and dtype."""
+        if self.phase.rounds and self.rounds_natively(weight):
+            return self.round_natively(weight, None)
         if self.phase is Phase.TRAIN:
             scale = positive(self.learned_scale, self.spec)
             factor = gradient_factor(weight.numel() // max(1, scale.numel()), self.spec)

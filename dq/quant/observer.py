@@ -59,6 +59,11 @@ class MinMaxObserver(nn.Module):
         self.batch_max.copy_(torch.maximum(self.batch_max, high))
 
     @property
+    def records_extremes(self) -> bool:
+        """Whether `observe` does no more than widen ``batch_min`` and ``batch_max``, ``()``."""
+        return type(self).observe is MinMaxObserver.observe and self.channel_axis is None
+
+    @property
     def key(self) -> tuple[object, ...]:
         """Equal for observers whose `updated` may be computed in one stacked operation."""
         return (type(self), self.range_min.shape)

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dq.quant.onnx_own_weights import with_own_weights
+
 log = logging.getLogger(__name__)
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm")
@@ -69,7 +71,8 @@ class OnnxNetwork:
         self.exact = not integers or sums_exactly() or exact
         try:
             slower = exact and integers and not sums_exactly()
-            count = self._open(model, threads, integers=integers, slower=slower)
+            opened = with_own_weights(model) if slower else model
+            count = self._open(opened, threads, integers=integers, slower=slower)
         except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
             # Its exact mode cannot rewrite a weight that several layers share.
             self.exact = False

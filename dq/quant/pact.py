@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dq.quant.affine import fake_quantize, scale_and_zero_point
-from dq.quant.fake_quantize import LearnedActivationQuantizer
+from dq.quant.fake_quantize import LearnedActivationQuantizer, clipped
 from dq.quant.learned_step import touch
+from dq.quant.native_rounding import NO_CLIP, Clip
 from dq.quant.phase import Phase
 from dq.quant.spec import QuantSpec
 
@@ -95,8 +96,9 @@ class PactActivationQuantizer(LearnedActivationQuantizer):
         full = torch.full_like(high, float(self.spec.quant_max))
         self.clip_max.copy_(torch.where(empty, full, high.clamp(min=0.0)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x``, rounded when the phase rounds; same shape and dtype."""
+    def behind_clip(self, x: Tensor, clip: Clip = NO_CLIP, *, in_place: bool = False) -> Tensor:
+        """Return ``x`` behind ``clip``, rounded when the phase rounds; see the base class."""
+        x = clipped(x, clip)
         self.observe(x)
         if self.phase is Phase.TRAIN:
             factor = max(1, x.numel()) ** -0.5

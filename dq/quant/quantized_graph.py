@@ -9,7 +9,8 @@ from torch import fx, nn
 
 from dq.quant.fake_quantize import ActivationQuantizer
 from dq.quant.layers import QuantizedLayer
-from dq.quant.trace import BoundGraph, Traced
+from dq.quant.merged import MergedGraph
+from dq.quant.trace import Traced
 
 # The model's child that holds all quantizer state.
 CONTAINER = "quantizers"
@@ -36,7 +37,7 @@ class Site:
     norm: str | None = None
 
 
-class QuantizedGraph(BoundGraph):
+class QuantizedGraph(MergedGraph):
     """The graph of a prepared model and the list of its quantizers.
 
     Args:

@@ -334,8 +334,7 @@ class BoundGraph:
             None if self.training_graph is None else self._compile(self.training_graph)
         )
 
-    @staticmethod
-    def _compile(graph: fx.Graph) -> Callable[..., Any]:
+    def _compile(self, graph: fx.Graph) -> Callable[..., Any]:
         code = graph.python_code("self")
         name = f"<dq.quant graph {next(_file_numbers)}>"
         namespace = dict(code.globals)

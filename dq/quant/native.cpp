@@ -1,0 +1,374 @@
+// Quantization of whole tensors in one pass over memory, for training on a CPU.
+//
+// Built by dq/quant/native.py and called through ctypes on the data of float32 tensors. Every
+// function computes what the composition of torch's operators computes, in the same order of
+// operations, so that results are equal bit for bit; sums (gradients of scales and factors) are
+// taken in double precision over chunks of fixed size, so they do not depend on the threads.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace {
+
+constexpr int64_t kChunk = 1 << 14;  // Values a thread takes at a time: 64 KiB, half of an L2.
+constexpr int kLanes = 16;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Grid {  // The integers of a tensor or channel.
+  float scale, inverse, zero_point, quant_min, quant_max;
+};
+
+struct Clip {  // An activation function that only cuts off: ReLU is (0, inf).
+  float low, high;
+};
+
+struct Extremes {
+  float low = kInfinity, high = -kInfinity;
+  bool finite = true;
+};
+
+inline float clipped(float x, Clip clip) {  // A NaN stays one.
+  x = x < clip.low ? clip.low : x;
+  return x > clip.high ? clip.high : x;
+}
+
+inline float integer_of(float x, const Grid& g) {
+  return std::nearbyintf(x * g.inverse) + g.zero_point;
+}
+
+inline float on_grid(float integer, const Grid& g) {  // A NaN becomes quant_min.
+  integer = integer > g.quant_min ? integer : g.quant_min;
+  integer = integer < g.quant_max ? integer : g.quant_max;
+  return (integer - g.zero_point) * g.scale;
+}
+
+inline bool inside(float integer, const Grid& g) {
+  return (integer >= g.quant_min) & (integer <= g.quant_max);
+}
+
+inline bool passes(float x, Clip clip) {  // As the gradient of ReLU and Hardtanh.
+  return !((x <= clip.low) | (x >= clip.high));
+}
+
+template <bool observes, bool rounds, bool masks>
+Extremes activation_chunk(const float* x, float* y, uint8_t* mask, int64_t n, Clip clip, Grid g) {
+  float low[kLanes], high[kLanes], bad[kLanes];
+  for (int j = 0; j < kLanes; ++j) low[j] = kInfinity, high[j] = -kInfinity, bad[j] = 0.0f;
+  auto step = [&](int64_t i, int j) {
+    const float value = x[i + j];
+    const float c = clipped(value, clip);
+    if (observes) {
+      low[j] = c < low[j] ? c : low[j];
+      high[j] = c > high[j] ? c : high[j];
+      bad[j] += c * 0.0f;  // NaN as soon as a value is not finite.
+    }
+    if (rounds) {
+      const float integer = integer_of(c, g);
+      if (masks) mask[i + j] = inside(integer, g) & passes(value, clip);
+      y[i + j] = on_grid(integer, g);
+    } else if (y != nullptr) {
+      if (masks) mask[i + j] = passes(value, clip);
+      y[i + j] = c;
+    }
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma GCC ivdep
+    for (int j = 0; j < kLanes; ++j) step(i, j);
+  }
+  for (int64_t rest = i; rest < n; ++rest) step(rest - (rest - i), static_cast<int>(rest - i));
+  Extremes found;
+  if (observes) {
+    float sum = 0.0f;
+    for (int j = 0; j < kLanes; ++j) {
+      found.low = std::min(found.low, low[j]);
+      found.high = std::max(found.high, high[j]);
+      sum += bad[j];
+    }
+    found.finite = sum == 0.0f;
+  }
+  return found;
+}
+
+using Activation = Extremes (*)(const float*, float*, uint8_t*, int64_t, Clip, Grid);
+
+Activation activation_kind(bool observes, bool rounds, bool masks) {
+  if (observes) {
+    if (rounds) return masks ? activation_chunk<true, true, true> : activation_chunk<true, true, false>;
+    return masks ? activation_chunk<true, false, true> : activation_chunk<true, false, false>;
+  }
+  if (rounds) return masks ? activation_chunk<false, true, true> : activation_chunk<false, true, false>;
+  return masks ? activation_chunk<false, false, true> : activation_chunk<false, false, false>;
+}
+
+Grid grid(float scale, int32_t zero_point, int quant_min, int quant_max) {
+  return {scale, 1.0f / scale, static_cast<float>(zero_point), static_cast<float>(quant_min),
+          static_cast<float>(quant_max)};
+}
+
+int64_t num_chunks(int64_t n) { return (n + kChunk - 1) / kChunk; }
+
+struct WeightSpec {
+  int quant_min, quant_max;
+  bool is_signed, symmetric, power_of_two;
+};
+
+float next_power_of_two(float x) {
+  if (!std::isfinite(x)) return x;
+  union {
+    float real;
+    int32_t bits;
+  } value{x};
+  constexpr int32_t mantissa = (1 << 23) - 1;
+  value.bits = (value.bits + mantissa) & ~mantissa;
+  return value.real;
+}
+
+// See dq.quant.affine.scale_and_zero_point.
+Grid grid_of_range(float range_min, float range_max, bool has_nan, WeightSpec spec) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  if (has_nan) return {nan, nan, 0.0f, float(spec.quant_min), float(spec.quant_max)};
+  const float limit = std::numeric_limits<float>::max() / 4;
+  const float low = std::min(std::max(range_min, -limit), 0.0f);
+  const float high = std::max(std::min(range_max, limit), 0.0f);
+  float levels = float(spec.quant_max - spec.quant_min), width = high - low;
+  if (spec.symmetric && spec.is_signed) {
+    width = std::max(-low, high);
+    levels = float(spec.quant_max);
+  } else if (spec.symmetric) {
+    width = high;
+  }
+  const bool empty = width <= 0 || range_min > range_max;
+  float scale = empty ? 1.0f : width / levels;
+  scale = std::max(scale, std::ldexp(1.0f, -120));
+  if (spec.power_of_two) scale = next_power_of_two(scale);
+  float zero_point = 0.0f;
+  if (!spec.symmetric) {
+    zero_point = empty ? 0.0f : std::nearbyintf(spec.quant_min - low / scale);
+    zero_point = std::min(std::max(zero_point, float(spec.quant_min)), float(spec.quant_max));
+  }
+  return {scale, 1.0f / scale, zero_point, float(spec.quant_min), float(spec.quant_max)};
+}
+
+void range_of_row(const float* w, float factor, int64_t n, float& low, float& high, bool& has_nan) {
+  float lows[kLanes], highs[kLanes];
+  int nans[kLanes] = {};
+  for (int j = 0; j < kLanes; ++j) lows[j] = kInfinity, highs[j] = -kInfinity;
+  auto step = [&](int64_t i, int j) {
+    const float v = w[i + j] * factor;
+    lows[j] = v < lows[j] ? v : lows[j];
+    highs[j] = v > highs[j] ? v : highs[j];
+    nans[j] |= v != v;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma GCC ivdep
+    for (int j = 0; j < kLanes; ++j) step(i, j);
+  }
+  for (int j = 0; i + j < n; ++j) step(i, j);
+  for (int j = 0; j < kLanes; ++j) {
+    low = std::min(low, lows[j]);
+    high = std::max(high, highs[j]);
+    has_nan |= nans[j] != 0;
+  }
+}
+
+constexpr float kSmallestFactor = 1e-12f;  // dq.quant.fold.SMALLEST_FACTOR
+
+}  // namespace
+
+extern "C" {
+
+// Clip, record the extremes and round, as asked for. `y` may be `x`, or null to record alone.
+// `record` holds the smallest and the largest value so far; a tensor with a value that is not
+// finite leaves it as it is.
+void dq_activation(const float* x, float* y, uint8_t* mask, int64_t n, float clip_low,
+                   float clip_high, const float* scale, const int32_t* zero_point, int quant_min,
+                   int quant_max, float* record_min, float* record_max, int num_threads) {
+  const bool rounds = scale != nullptr, observes = record_min != nullptr;
+  const Grid g = rounds ? grid(*scale, *zero_point, quant_min, quant_max) : Grid{};
+  const Activation work = activation_kind(observes, rounds, mask != nullptr);
+  const Clip clip{clip_low, clip_high};
+  const int64_t chunks = num_chunks(n);
+  float low = kInfinity, high = -kInfinity;
+  int bad = 0;
+#pragma omp parallel for num_threads(num_threads) if (chunks > 1 && num_threads > 1) \
+    reduction(min : low) reduction(max : high) reduction(| : bad)
+  for (int64_t k = 0; k < chunks; ++k) {
+    const int64_t begin = k * kChunk, size = std::min(kChunk, n - begin);
+    const Extremes found = work(x + begin, y == nullptr ? nullptr : y + begin,
+                                mask == nullptr ? nullptr : mask + begin, size, clip, g);
+    low = std::min(low, found.low);
+    high = std::max(high, found.high);
+    bad |= !found.finite;
+  }
+  if (observes && !bad && low <= high) {
+    *record_min = std::min(*record_min, low);
+    *record_max = std::max(*record_max, high);
+  }
+}
+
+// The gradient where the mask is set, zero elsewhere.
+void dq_masked(const float* gradient, const uint8_t* mask, float* result, int64_t n,
+               int num_threads) {
+  const int64_t chunks = num_chunks(n);
+#pragma omp parallel for num_threads(num_threads) if (chunks > 1 && num_threads > 1)
+  for (int64_t k = 0; k < chunks; ++k) {
+    const int64_t begin = k * kChunk, end = std::min(begin + kChunk, n);
+#pragma GCC ivdep
+    for (int64_t i = begin; i < end; ++i) result[i] = mask[i] ? gradient[i] : 0.0f;
+  }
+}
+
+// Gradients of a learned rounding behind a clip: to the values, the scale and the offset.
+void dq_learned_backward(const float* gradient, const float* x, float* result, int64_t n,
+                         float clip_low, float clip_high, const float* scale,
+                         const int32_t* zero_point, int quant_min, int quant_max, int has_offset,
+                         double* d_scale, double* d_offset, int num_threads) {
+  const Grid g = grid(*scale, *zero_point, quant_min, quant_max);
+  const Clip clip{clip_low, clip_high};
+  const int64_t chunks = num_chunks(n);
+  std::vector<double> scales(chunks), offsets(chunks);
+  const float shift = has_offset ? 0.0f : g.zero_point;
+#pragma omp parallel for num_threads(num_threads) if (chunks > 1 && num_threads > 1)
+  for (int64_t k = 0; k < chunks; ++k) {
+    const int64_t begin = k * kChunk, end = std::min(begin + kChunk, n);
+    float by_scale[kLanes] = {}, by_offset[kLanes] = {};
+    double sum_scale = 0.0, sum_offset = 0.0;
+    auto step = [&](int64_t i, int j) {
+      const float value = x[i + j], upstream = gradient[i + j];
+      const float steps = clipped(value, clip) * g.inverse;
+      const float integer = std::nearbyintf(steps) + g.zero_point;
+      const bool is_inside = inside(integer, g);
+      float limited = integer > g.quant_min ? integer : g.quant_min;
+      limited = limited < g.quant_max ? limited : g.quant_max;
+      by_scale[j] += upstream * (is_inside ? integer - g.zero_point - steps : limited - shift);
+      by_offset[j] += is_inside ? 0.0f : upstream;
+      result[i + j] = (is_inside & passes(value, clip)) ? upstream : 0.0f;
+    };
+    auto collect = [&] {
+      for (int j = 0; j < kLanes; ++j) {
+        sum_scale += by_scale[j];
+        sum_offset += by_offset[j];
+        by_scale[j] = by_offset[j] = 0.0f;
+      }
+    };
+    int64_t i = begin;
+    while (i + kLanes <= end) {
+      // Float sums of at most 64 values each; double ones beyond.
+      const int64_t stop = std::min(end, i + 64 * kLanes);
+      for (; i + kLanes <= stop; i += kLanes) {
+#pragma GCC ivdep
+        for (int j = 0; j < kLanes; ++j) step(i, j);
+      }
+      collect();
+    }
+    for (int j = 0; i + j < end; ++j) step(i, j);
+    collect();
+    scales[k] = sum_scale;
+    offsets[k] = sum_offset;
+  }
+  *d_scale = *d_offset = 0.0;
+  for (int64_t k = 0; k < chunks; ++k) {
+    *d_scale += scales[k];
+    *d_offset += offsets[k];
+  }
+}
+
+// Round `weight * factor`, a factor a row, with scales from its range or given ones, and divide by
+// the factor again where `unfolds`. Rows are output channels.
+void dq_weight(const float* weight, const float* factor, const float* given_scale,
+               const int32_t* given_zero_point, int64_t rows, int64_t columns, int quant_min,
+               int quant_max, int is_signed, int symmetric, int power_of_two, int per_channel,
+               int unfolds, float* result, uint8_t* mask, int num_threads) {
+  const WeightSpec spec{quant_min, quant_max, is_signed != 0, symmetric != 0, power_of_two != 0};
+  Grid whole{};
+  if (!per_channel) {
+    if (given_scale != nullptr) {
+      whole = grid(*given_scale, *given_zero_point, quant_min, quant_max);
+    } else {
+      float low = kInfinity, high = -kInfinity;
+      bool has_nan = false;
+      for (int64_t r = 0; r < rows; ++r)
+        range_of_row(weight + r * columns, factor ? factor[r] : 1.0f, columns, low, high, has_nan);
+      whole = grid_of_range(low, high, has_nan, spec);
+    }
+  }
+#pragma omp parallel for num_threads(num_threads) if (rows * columns > kChunk && num_threads > 1)
+  for (int64_t r = 0; r < rows; ++r) {
+    const float f = factor ? factor[r] : 1.0f;
+    const bool dead = unfolds && std::fabs(f) < kSmallestFactor;
+    const float* w = weight + r * columns;
+    float* y = result + r * columns;
+    uint8_t* m = mask ? mask + r * columns : nullptr;
+    Grid g = whole;
+    if (per_channel && given_scale != nullptr) {
+      g = grid(given_scale[r], given_zero_point[r], quant_min, quant_max);
+    } else if (per_channel) {
+      float low = kInfinity, high = -kInfinity;
+      bool has_nan = false;
+      range_of_row(w, f, columns, low, high, has_nan);
+      g = grid_of_range(low, high, has_nan, spec);
+    }
+    const float divisor = unfolds && !dead ? f : 1.0f;
+    for (int64_t i = 0; i < columns; ++i) {
+      const float integer = integer_of(w[i] * f, g);
+      if (m) m[i] = inside(integer, g);
+      const float rounded = on_grid(integer, g) / divisor;
+      y[i] = dead ? w[i] : rounded;
+    }
+  }
+}
+
+// Gradients of `dq_weight` to the weight, the factor and a given scale; the last two may be null.
+void dq_weight_backward(const float* gradient, const float* weight, const float* factor,
+                        const float* given_scale, const int32_t* given_zero_point,
+                        const float* rounded, const uint8_t* mask, int64_t rows, int64_t columns,
+                        int quant_min, int quant_max, int per_channel, int unfolds,
+                        float* d_weight, float* d_factor, double* d_scale, int num_threads) {
+#pragma omp parallel for num_threads(num_threads) if (rows * columns > kChunk && num_threads > 1)
+  for (int64_t r = 0; r < rows; ++r) {
+    const float f = factor ? factor[r] : 1.0f;
+    const bool dead = unfolds && std::fabs(f) < kSmallestFactor;
+    const int64_t begin = r * columns;
+    const float* g = gradient + begin;
+    const float* w = weight + begin;
+    const float* u = rounded + begin;
+    const uint8_t* m = mask + begin;
+    float* dw = d_weight + begin;
+    const float passed = unfolds ? 1.0f : f;
+    for (int64_t i = 0; i < columns; ++i) dw[i] = dead || m[i] ? g[i] * passed : 0.0f;
+    if (d_factor != nullptr) {
+      double sum = 0.0;
+      if (!dead) {
+        for (int64_t i = 0; i < columns; ++i)
+          sum += double(g[i]) * ((m[i] ? w[i] : 0.0f) - (unfolds ? u[i] : 0.0f));
+        if (unfolds) sum /= f;
+      }
+      d_factor[r] = static_cast<float>(sum);
+    }
+    if (d_scale != nullptr) {
+      const int64_t at = per_channel ? r : 0;
+      const Grid grid_r = grid(given_scale[at], given_zero_point[at], quant_min, quant_max);
+      double sum = 0.0;
+      if (!dead) {
+        for (int64_t i = 0; i < columns; ++i) {
+          const float steps = w[i] * f * grid_r.inverse;
+          const float integer = std::nearbyintf(steps) + grid_r.zero_point;
+          float limited = integer > grid_r.quant_min ? integer : grid_r.quant_min;
+          limited = limited < grid_r.quant_max ? limited : grid_r.quant_max;
+          const float share = inside(integer, grid_r) ? integer - grid_r.zero_point - steps
+                                                      : limited - grid_r.zero_point;
+          sum += double(g[i]) * share;
+        }
+        if (unfolds) sum /= f;
+      }
+      d_scale[r] = sum;
+    }
+  }
+}
+
+}  // extern "C"

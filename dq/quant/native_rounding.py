@@ -1,0 +1,271 @@
+"""Rounding of activations and weights in one pass each, with gradients, by native kernels.
+
+The results are those of the compositions in `dq.quant.fake_quantize`, `dq.quant.learned_step` and
+`dq.quant.layers`, bit for bit; the tests hold them against each other. Callers ask
+`dq.quant.native.takes` first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dq.quant.native import call, pointer
+from dq.quant.spec import QuantSpec
+
+# Lowest and highest value that an activation function lets through.
+Clip = tuple[float, float]
+NO_CLIP: Clip = (-torch.inf, torch.inf)
+Record = tuple[Tensor, Tensor]
+
+
+def round_activation(
+    x: Tensor,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    spec: QuantSpec,
+    *,
+    clip: Clip = NO_CLIP,
+    record: Record | None = None,
+    in_place: bool = False,
+) -> Tensor:
+    """Clip ``x``, record its smallest and largest value, and round it, in one pass.
+
+    Args:
+        x: Any shape, float32, dense.
+        scale: Float32 ``()``; None leaves the values unrounded.
+        zero_point: Int32 ``()``; None with ``scale``.
+        spec: The integers; per tensor.
+        clip: Of the activation function before the rounding; the ends themselves get no gradient.
+        record: Where the extremes after clipping are kept, ``()`` each; None records nothing.
+        in_place: Write into ``x``, which nothing else may need any more.
+
+    Returns:
+        A tensor of the shape, dtype and layout of ``x``; ``x`` itself where there is nothing to do
+        but to record, or in place.
+    """
+    if scale is None and clip == NO_CLIP:
+        if record is not None:
+            _activation(x.detach(), None, None, None, None, spec, clip, record)
+        return x
+    if torch.is_grad_enabled() and x.requires_grad:
+        result: Tensor = _Activation.apply(x, scale, zero_point, spec, clip, record, in_place)
+        return result
+    y = x if in_place else torch.empty_like(x)
+    _activation(x, y, None, scale, zero_point, spec, clip, record)
+    return y
+
+
+def _activation(
+    x: Tensor,
+    y: Tensor | None,
+    mask: Tensor | None,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    spec: QuantSpec,
+    clip: Clip,
+    record: Record | None,
+) -> None:
+    low, high = (None, None) if record is None else record
+    call(
+        "dq_activation",
+        *(pointer(x), pointer(y), pointer(mask), x.numel()),
+        *clip,
+        *(pointer(scale), pointer(zero_point), spec.quant_min, spec.quant_max),
+        *(pointer(low), pointer(high)),
+    )
+
+
+def _like(gradient: Tensor, x: Tensor) -> Tensor:
+    """Return a gradient in the layout of the mask, whatever the layer behind has made of it."""
+    if gradient.stride() == x.stride():
+        return gradient
+    return torch.empty_like(x, dtype=gradient.dtype).copy_(gradient)
+
+
+class _Activation(torch.autograd.Function):
+    """Passes gradients where neither the clip nor the rounding cut a value off."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor | None,
+        zero_point: Tensor | None,
+        spec: QuantSpec,
+        clip: Clip,
+        record: Record | None,
+        in_place: bool,
+    ) -> Tensor:
+        mask = torch.empty_like(x, dtype=torch.uint8)
+        y = x if in_place else torch.empty_like(x)
+        _activation(x, y, mask, scale, zero_point, spec, clip, record)
+        if in_place:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(mask)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        (mask,) = ctx.saved_tensors
+        gradient = _like(gradients[0], mask)
+        result = torch.empty_like(gradient)
+        call("dq_masked", pointer(gradient), pointer(mask), pointer(result), gradient.numel())
+        return (result, *[None] * 6)
+
+
+def round_learned(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor | None,
+    zero_point: Tensor,
+    spec: QuantSpec,
+    *,
+    clip: Clip = NO_CLIP,
+    factor: float = 1.0,
+) -> Tensor:
+    """Clip ``x`` and round it with a learned scale, in one pass.
+
+    Args:
+        x: Any shape, float32, dense.
+        scale: Positive, float32 ``()``.
+        offset: What integer 0 stands for, float32 ``()``, where that is learned.
+        zero_point: Int32 ``()``.
+        spec: The integers; per tensor.
+        clip: Of the activation function before the rounding.
+        factor: Multiplies the gradients of scale and offset.
+
+    Returns:
+        A tensor of the shape, dtype and layout of ``x``.
+    """
+    result: Tensor = _Learned.apply(x, scale, offset, zero_point, spec, clip, factor)
+    return result
+
+
+class _Learned(torch.autograd.Function):
+    """The gradients of `dq.quant.learned_step`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        offset: Tensor | None,
+        zero_point: Tensor,
+        spec: QuantSpec,
+        clip: Clip,
+        factor: float,
+    ) -> Tensor:
+        y = torch.empty_like(x)
+        _activation(x, y, None, scale, zero_point, spec, clip, None)
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.spec, ctx.clip, ctx.factor, ctx.has_offset = spec, clip, factor, offset is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        x, scale, zero_point = ctx.saved_tensors
+        gradient = _like(gradients[0], x)
+        result = torch.empty_like(gradient)
+        by_scale, by_offset = ctypes.c_double(), ctypes.c_double()
+        call(
+            "dq_learned_backward",
+            *(pointer(gradient), pointer(x), pointer(result), x.numel(), *ctx.clip),
+            *(pointer(scale), pointer(zero_point), ctx.spec.quant_min, ctx.spec.quant_max),
+            *(ctx.has_offset, ctypes.addressof(by_scale), ctypes.addressof(by_offset)),
+        )
+        d_scale = scale.new_tensor(by_scale.value * ctx.factor)
+        d_offset = scale.new_tensor(by_offset.value * ctx.factor) if ctx.has_offset else None
+        return result, d_scale, d_offset, None, None, None, None
+
+
+def round_weight(
+    weight: Tensor,
+    factor: Tensor | None,
+    spec: QuantSpec,
+    *,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    unfolds: bool = False,
+    scale_factor: float = 1.0,
+) -> Tensor:
+    """Multiply a weight by what folding multiplies it by, and round the product.
+
+    Args:
+        weight: ``(output channels, ...)``, float32, contiguous.
+        factor: ``(output channels,)``; None where nothing is folded.
+        spec: The integers; per tensor or with channel axis 0.
+        scale: ``()`` or ``(output channels,)``; None takes the product's own range.
+        zero_point: Like ``scale``, int32.
+        unfolds: Divide by the factor again; a channel with next to no factor keeps its weight.
+        scale_factor: Multiplies the gradient of ``scale``.
+
+    Returns:
+        A tensor of the shape and dtype of ``weight``.
+    """
+    result: Tensor = _Weight.apply(
+        weight, factor, scale, zero_point, spec, unfolds and factor is not None, scale_factor
+    )
+    return result
+
+
+class _Weight(torch.autograd.Function):
+    """Gradients to the weight, to the folded factor and to a given scale."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        factor: Tensor | None,
+        scale: Tensor | None,
+        zero_point: Tensor | None,
+        spec: QuantSpec,
+        unfolds: bool,
+        scale_factor: float,
+    ) -> Tensor:
+        rows = max(1, len(weight))
+        result = torch.empty_like(weight)
+        mask = None
+        if any(ctx.needs_input_grad):
+            mask = torch.empty_like(weight, dtype=torch.uint8)
+        call(
+            "dq_weight",
+            *(pointer(weight), pointer(factor), pointer(scale), pointer(zero_point)),
+            *(rows, weight.numel() // rows, spec.quant_min, spec.quant_max),
+            *(spec.signed, spec.symmetric, spec.power_of_two, spec.channel_axis is not None),
+            *(unfolds, pointer(result), pointer(mask)),
+        )
+        ctx.save_for_backward(weight, factor, scale, zero_point, result, mask)
+        ctx.spec, ctx.unfolds, ctx.scale_factor = spec, unfolds, scale_factor
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        weight, factor, scale, zero_point, rounded, mask = ctx.saved_tensors
+        gradient = _like(gradients[0], weight)
+        rows = max(1, len(weight))
+        d_weight = torch.empty_like(weight)
+        d_factor = torch.empty_like(factor) if ctx.needs_input_grad[1] else None
+        sums = None
+        if ctx.needs_input_grad[2]:
+            sums = torch.empty(rows, dtype=torch.float64)
+        call(
+            "dq_weight_backward",
+            *(pointer(gradient), pointer(weight), pointer(factor), pointer(scale)),
+            *(pointer(zero_point), pointer(rounded), pointer(mask)),
+            *(rows, weight.numel() // rows, ctx.spec.quant_min, ctx.spec.quant_max),
+            *(ctx.spec.channel_axis is not None, ctx.unfolds),
+            *(pointer(d_weight), pointer(d_factor), pointer(sums)),
+        )
+        d_scale = None
+        if sums is not None:
+            total = sums.sum() if scale.dim() == 0 else sums
+            d_scale = (total * ctx.scale_factor).to(scale.dtype).reshape(scale.shape)
+        return d_weight, d_factor, d_scale, None, None, None, None
