@@ -82,6 +82,15 @@ def int8_model() -> onnx.ModelProto:
     return onnx.load_model_from_string(int8()[1])
 
 
+def test_exact_sums_are_to_be_had_where_layers_share_a_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dq.quant.onnx_session.sums_exactly", lambda: False)
+    network = OnnxNetwork(int8_model())
+    assert network.exact
+    assert network.num_integer > 0
+
+
 RECIPES = {
     "int16": preset("int16"),
     "6 bits": Recipe(
