@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from dq.quant import native
 from dq.quant.affine import fake_quantize, range_over, scale_and_zero_point
-from dq.quant.native_rounding import NO_CLIP, Clip, round_activation, round_weight
+from dq.quant.native_rounding import NO_CLIP, Clip, clipped, round_activation, round_weight
 from dq.quant.observer import MinMaxObserver, update_ranges_
 from dq.quant.phase import Phased
 from dq.quant.spec import QuantSpec
-
-
-def clipped(x: Tensor, clip: Clip) -> Tensor:
-    """Return ``x`` behind an activation function that only cuts off: ReLU, ReLU6, Hardtanh."""
-    if clip == NO_CLIP:
-        return x
-    return F.relu(x) if clip == (0.0, torch.inf) else F.hardtanh(x, *clip)
 
 
 class ActivationQuantizer(Phased):

@@ -25,8 +25,8 @@ from dq.quant.affine import (
     range_over,
     scale_and_zero_point,
 )
-from dq.quant.fake_quantize import LearnedActivationQuantizer, WeightQuantizer, clipped
-from dq.quant.native_rounding import NO_CLIP, Clip, round_learned, round_weight
+from dq.quant.fake_quantize import LearnedActivationQuantizer, WeightQuantizer
+from dq.quant.native_rounding import NO_CLIP, Clip, clipped, round_learned, round_weight
 from dq.quant.observer import MinMaxObserver
 from dq.quant.phase import Phase
 from dq.quant.spec import QuantSpec

@@ -48,7 +48,7 @@ def round_behind(
         in_place: ``x`` may be written into.
     """
     clip = NO_CLIP if activation is None else clip_of(activation)
-    if clip is None or torch.compiler.is_compiling() or _watched(quantizer, activation):
+    if clip is None or _watched(quantizer, activation):
         rounded: Tensor = quantizer(x if activation is None else activation(x))
         return rounded
     return quantizer.behind_clip(x, clip, in_place=in_place)

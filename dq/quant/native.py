@@ -32,26 +32,39 @@ FLAGS = (
 )
 LIMIT_S = 120.0
 SWITCH = "DQ_NATIVE"
+_DTYPES = (torch.float32, torch.int32)
 
 
 def takes(*tensors: Tensor | None) -> bool:
     """Say whether kernels are to be had and can work on these tensors, in the present context."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    given = [x for x in tensors if x is not None]
+    if any(x.device.type != "cpu" or x.dtype not in _DTYPES for x in given):
         return False
-    for x in tensors:
-        if x is None:
-            continue
-        if type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu":
-            return False
-        if x.dtype not in (torch.float32, torch.int32) or not _is_dense(x):
-            return False
+    if torch.compiler.is_compiling():
+        return bool(is_there())
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    if not all(type(x) in (Tensor, nn.Parameter) and is_dense(x) for x in given):
+        return False
     return library() is not None
 
 
-def _is_dense(x: Tensor) -> bool:
+def is_dense(x: Tensor) -> bool:
+    """Say whether the tensor fills its memory, so that a kernel may take it as one row."""
     return x.is_contiguous() or (
         x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return the tensor, copied where it does not fill its memory."""
+    return x if is_dense(x) else x.contiguous()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def is_there() -> bool:
+    """Say whether the kernels can be had; asked while torch.compile traces."""
+    return library() is not None
 
 
 @functools.cache

@@ -7,14 +7,16 @@ The results are those of the compositions in `dq.quant.fake_quantize`, `dq.quant
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dq.quant import native_ops
 from dq.quant.native import call, pointer
+from dq.quant.native_ops import gradient_like
 from dq.quant.spec import QuantSpec
 
 # Lowest and highest value that an activation function lets through.
@@ -48,6 +50,8 @@ def round_activation(
         A tensor of the shape, dtype and layout of ``x``; ``x`` itself where there is nothing to do
         but to record, or in place.
     """
+    if torch.compiler.is_compiling():
+        return _compiled_activation(x, scale, zero_point, spec, clip, record)
     if scale is None and clip == NO_CLIP:
         if record is not None:
             _activation(x.detach(), None, None, None, None, spec, clip, record)
@@ -58,6 +62,35 @@ def round_activation(
     y = x if in_place else torch.empty_like(x)
     _activation(x, y, None, scale, zero_point, spec, clip, record)
     return y
+
+
+def clipped(x: Tensor, clip: Clip) -> Tensor:
+    """Return ``x`` behind an activation function that only cuts off: ReLU, ReLU6, Hardtanh."""
+    if clip == NO_CLIP:
+        return x
+    return F.relu(x) if clip == (0.0, torch.inf) else F.hardtanh(x, *clip)
+
+
+def _compiled_activation(
+    x: Tensor,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    spec: QuantSpec,
+    clip: Clip,
+    record: Record | None,
+) -> Tensor:
+    if scale is None and record is None:
+        return clipped(x, clip)
+    observes = record is not None
+    y, _, extremes = native_ops.activation(
+        x, scale, zero_point, spec.quant_min, spec.quant_max, *clip, observes
+    )
+    if record is not None:
+        for kept, found, merge in zip(
+            record, extremes.unbind(), (torch.minimum, torch.maximum), strict=True
+        ):
+            kept.copy_(merge(kept, found))
+    return y if scale is not None else clipped(x, clip)
 
 
 def _activation(
@@ -78,13 +111,6 @@ def _activation(
         *(pointer(scale), pointer(zero_point), spec.quant_min, spec.quant_max),
         *(pointer(low), pointer(high)),
     )
-
-
-def _like(gradient: Tensor, x: Tensor) -> Tensor:
-    """Return a gradient in the layout of the mask, whatever the layer behind has made of it."""
-    if gradient.stride() == x.stride():
-        return gradient
-    return torch.empty_like(x, dtype=gradient.dtype).copy_(gradient)
 
 
 class _Activation(torch.autograd.Function):
@@ -113,7 +139,7 @@ class _Activation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         (mask,) = ctx.saved_tensors
-        gradient = _like(gradients[0], mask)
+        gradient = gradient_like(gradients[0], mask)
         result = torch.empty_like(gradient)
         call("dq_masked", pointer(gradient), pointer(mask), pointer(result), gradient.numel())
         return (result, *[None] * 6)
@@ -143,6 +169,11 @@ def round_learned(
     Returns:
         A tensor of the shape, dtype and layout of ``x``.
     """
+    if torch.compiler.is_compiling():
+        compiled: Tensor = native_ops.learned(
+            x, scale, offset, zero_point, spec.quant_min, spec.quant_max, *clip, factor
+        )
+        return compiled
     result: Tensor = _Learned.apply(x, scale, offset, zero_point, spec, clip, factor)
     return result
 
@@ -171,18 +202,19 @@ class _Learned(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         x, scale, zero_point = ctx.saved_tensors
-        gradient = _like(gradients[0], x)
-        result = torch.empty_like(gradient)
-        by_scale, by_offset = ctypes.c_double(), ctypes.c_double()
-        call(
-            "dq_learned_backward",
-            *(pointer(gradient), pointer(x), pointer(result), x.numel(), *ctx.clip),
-            *(pointer(scale), pointer(zero_point), ctx.spec.quant_min, ctx.spec.quant_max),
-            *(ctx.has_offset, ctypes.addressof(by_scale), ctypes.addressof(by_offset)),
+        d_x, d_scale, d_offset = native_ops.learned_gradients(
+            gradients[0],
+            x,
+            scale,
+            zero_point,
+            ctx.spec.quant_min,
+            ctx.spec.quant_max,
+            ctx.clip[0],
+            ctx.clip[1],
+            ctx.has_offset,
+            ctx.factor,
         )
-        d_scale = scale.new_tensor(by_scale.value * ctx.factor)
-        d_offset = scale.new_tensor(by_offset.value * ctx.factor) if ctx.has_offset else None
-        return result, d_scale, d_offset, None, None, None, None
+        return d_x, d_scale, d_offset if ctx.has_offset else None, None, None, None, None
 
 
 def round_weight(
@@ -209,10 +241,22 @@ def round_weight(
     Returns:
         A tensor of the shape and dtype of ``weight``.
     """
-    result: Tensor = _Weight.apply(
-        weight, factor, scale, zero_point, spec, unfolds and factor is not None, scale_factor
-    )
-    return result
+    unfolds = unfolds and factor is not None
+    if torch.compiler.is_compiling():
+        integers = _integers(spec)
+        compiled: Tensor = native_ops.weight(
+            weight, factor, scale, zero_point, integers, unfolds, scale_factor
+        )[0]
+        return compiled
+    rounded: Tensor = _Weight.apply(weight, factor, scale, zero_point, spec, unfolds, scale_factor)
+    return rounded
+
+
+def _integers(spec: QuantSpec) -> list[int]:
+    """Return the spec as the kernels for weights take it."""
+    per_channel = spec.channel_axis is not None
+    flags = (spec.signed, spec.symmetric, spec.power_of_two, per_channel)
+    return [spec.quant_min, spec.quant_max, *map(int, flags)]
 
 
 class _Weight(torch.autograd.Function):
@@ -237,8 +281,7 @@ class _Weight(torch.autograd.Function):
         call(
             "dq_weight",
             *(pointer(weight), pointer(factor), pointer(scale), pointer(zero_point)),
-            *(rows, weight.numel() // rows, spec.quant_min, spec.quant_max),
-            *(spec.signed, spec.symmetric, spec.power_of_two, spec.channel_axis is not None),
+            *(rows, weight.numel() // rows, *_integers(spec)),
             *(unfolds, pointer(result), pointer(mask)),
         )
         ctx.save_for_backward(weight, factor, scale, zero_point, result, mask)
@@ -248,24 +291,22 @@ class _Weight(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        wanted = list(ctx.needs_input_grad[1:3])
         weight, factor, scale, zero_point, rounded, mask = ctx.saved_tensors
-        gradient = _like(gradients[0], weight)
-        rows = max(1, len(weight))
-        d_weight = torch.empty_like(weight)
-        d_factor = torch.empty_like(factor) if ctx.needs_input_grad[1] else None
-        sums = None
-        if ctx.needs_input_grad[2]:
-            sums = torch.empty(rows, dtype=torch.float64)
-        call(
-            "dq_weight_backward",
-            *(pointer(gradient), pointer(weight), pointer(factor), pointer(scale)),
-            *(pointer(zero_point), pointer(rounded), pointer(mask)),
-            *(rows, weight.numel() // rows, ctx.spec.quant_min, ctx.spec.quant_max),
-            *(ctx.spec.channel_axis is not None, ctx.unfolds),
-            *(pointer(d_weight), pointer(d_factor), pointer(sums)),
+        d_weight, d_factor, d_scale = native_ops.weight_gradients(
+            gradients[0],
+            weight,
+            factor,
+            scale,
+            zero_point,
+            rounded,
+            mask,
+            _integers(ctx.spec),
+            ctx.unfolds,
+            ctx.scale_factor,
+            wanted,
         )
-        d_scale = None
-        if sums is not None:
-            total = sums.sum() if scale.dim() == 0 else sums
-            d_scale = (total * ctx.scale_factor).to(scale.dtype).reshape(scale.shape)
-        return d_weight, d_factor, d_scale, None, None, None, None
+        factor_and_scale = (
+            g if wants else None for g, wants in zip((d_factor, d_scale), wanted, strict=True)
+        )
+        return d_weight, *factor_and_scale, None, None, None, None

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dq.quant.affine import fake_quantize, scale_and_zero_point
-from dq.quant.fake_quantize import LearnedActivationQuantizer, clipped
+from dq.quant.fake_quantize import LearnedActivationQuantizer
 from dq.quant.learned_step import touch
-from dq.quant.native_rounding import NO_CLIP, Clip
+from dq.quant.native_rounding import NO_CLIP, Clip, clipped
 from dq.quant.phase import Phase
 from dq.quant.spec import QuantSpec
 

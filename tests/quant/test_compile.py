@@ -4,20 +4,27 @@ import pytest
 import torch
 from torch import nn
 
+from dq.quant import native
 from dq.quant.fake_quantize import update_scales_
 from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import prepare
 from dq.quant.recipe import Recipe
 
 
+@pytest.mark.parametrize("native_kernels", [True, False])
+@pytest.mark.parametrize("learned", [None, "lsq+", "pact"])
 @pytest.mark.parametrize("phase", [Phase.TRAIN, Phase.FROZEN])
-def test_gradients_are_those_of_the_statistics_before_the_step(phase: Phase) -> None:
+def test_gradients_are_those_of_the_statistics_before_the_step(
+    phase: Phase, learned: str | None, native_kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torch.compile may compute the folding factor again after the norm has moved on."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
     # A large momentum, so that the statistics before and after the step differ much.
     model[1].momentum = 0.9
-    graph = prepare(model, Recipe())
+    if not native_kernels:
+        monkeypatch.setattr(native, "takes", lambda *tensors: False)
+    graph = prepare(model, Recipe(learned=learned))
     set_phase(model, Phase.CALIBRATE)
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
@@ -28,11 +35,16 @@ def test_gradients_are_those_of_the_statistics_before_the_step(phase: Phase) -> 
     torch._dynamo.reset()
     # The partitioner of inductor, without its code generation.
     compiled = torch.compile(graph, backend="aot_eager_decomp_partition", fullgraph=True)
-    gradients = []
+    gradients, records = [], []
     for run in (graph, compiled):
         model.load_state_dict(before)
         model.zero_grad()
         run(x).square().sum().backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
+        records.append([q.observer.batch_max.clone() for q in graph.activations().values()])
+        for quantizer in graph.activations().values():
+            quantizer.observer.batch_max.fill_(-torch.inf)
     for eager, other in zip(*gradients, strict=True):
         assert torch.allclose(eager, other, rtol=1e-4, atol=1e-4)
+    for eager, other in zip(*records, strict=True):
+        assert torch.allclose(eager, other)
