@@ -104,6 +104,43 @@ Activation activation_kind(bool observes, bool rounds, bool masks) {
   return masks ? activation_chunk<false, false, true> : activation_chunk<false, false, false>;
 }
 
+constexpr int64_t kBlock = 64 * kLanes;  // Values summed in float, 64 a lane, before double.
+
+struct Sums {
+  double scale = 0.0, offset = 0.0;
+};
+
+double sum_of(const float* values, int64_t n) {
+  float lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) lanes[j] += values[i + j];
+  }
+  double sum = 0.0;
+  for (; i < n; ++i) sum += values[i];
+  for (int j = 0; j < kLanes; ++j) sum += lanes[j];
+  return sum;
+}
+
+// The gradients of at most kBlock values, and their parts of the sums for scale and offset.
+Sums learned_block(const float* gradient, const float* x, float* result, int64_t n, Clip clip,
+                   Grid g, float shift) {
+  float by_scale[kBlock], by_offset[kBlock];
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const float value = x[i], upstream = gradient[i];
+    const float steps = clipped(value, clip) * g.inverse;
+    const float integer = std::nearbyintf(steps) + g.zero_point;
+    float limited = integer > g.quant_min ? integer : g.quant_min;
+    limited = limited < g.quant_max ? limited : g.quant_max;
+    const bool is_inside = inside(integer, g);
+    by_scale[i] = upstream * (is_inside ? integer - g.zero_point - steps : limited - shift);
+    by_offset[i] = is_inside ? 0.0f : upstream;
+    result[i] = (is_inside & passes(value, clip)) ? upstream : 0.0f;
+  }
+  return {sum_of(by_scale, n), sum_of(by_offset, n)};
+}
+
 Grid grid(float scale, int32_t zero_point, int quant_min, int quant_max) {
   return {scale, 1.0f / scale, static_cast<float>(zero_point), static_cast<float>(quant_min),
           static_cast<float>(quant_max)};
@@ -211,15 +248,15 @@ void dq_activation(const float* x, float* y, uint8_t* mask, int64_t n, float cli
   }
 }
 
-// The gradient where the mask is set, zero elsewhere.
-void dq_masked(const float* gradient, const uint8_t* mask, float* result, int64_t n,
+// The gradient where the mask is set, zero elsewhere; as bits, which vectorizes best.
+void dq_masked(const int32_t* gradient, const uint8_t* mask, int32_t* result, int64_t n,
                int num_threads) {
   const int64_t chunks = num_chunks(n);
 #pragma omp parallel for num_threads(num_threads) if (chunks > 1 && num_threads > 1)
   for (int64_t k = 0; k < chunks; ++k) {
     const int64_t begin = k * kChunk, end = std::min(begin + kChunk, n);
 #pragma GCC ivdep
-    for (int64_t i = begin; i < end; ++i) result[i] = mask[i] ? gradient[i] : 0.0f;
+    for (int64_t i = begin; i < end; ++i) result[i] = gradient[i] & -static_cast<int32_t>(mask[i]);
   }
 }
 
@@ -236,38 +273,13 @@ void dq_learned_backward(const float* gradient, const float* x, float* result, i
 #pragma omp parallel for num_threads(num_threads) if (chunks > 1 && num_threads > 1)
   for (int64_t k = 0; k < chunks; ++k) {
     const int64_t begin = k * kChunk, end = std::min(begin + kChunk, n);
-    float by_scale[kLanes] = {}, by_offset[kLanes] = {};
     double sum_scale = 0.0, sum_offset = 0.0;
-    auto step = [&](int64_t i, int j) {
-      const float value = x[i + j], upstream = gradient[i + j];
-      const float steps = clipped(value, clip) * g.inverse;
-      const float integer = std::nearbyintf(steps) + g.zero_point;
-      const bool is_inside = inside(integer, g);
-      float limited = integer > g.quant_min ? integer : g.quant_min;
-      limited = limited < g.quant_max ? limited : g.quant_max;
-      by_scale[j] += upstream * (is_inside ? integer - g.zero_point - steps : limited - shift);
-      by_offset[j] += is_inside ? 0.0f : upstream;
-      result[i + j] = (is_inside & passes(value, clip)) ? upstream : 0.0f;
-    };
-    auto collect = [&] {
-      for (int j = 0; j < kLanes; ++j) {
-        sum_scale += by_scale[j];
-        sum_offset += by_offset[j];
-        by_scale[j] = by_offset[j] = 0.0f;
-      }
-    };
-    int64_t i = begin;
-    while (i + kLanes <= end) {
-      // Float sums of at most 64 values each; double ones beyond.
-      const int64_t stop = std::min(end, i + 64 * kLanes);
-      for (; i + kLanes <= stop; i += kLanes) {
-#pragma GCC ivdep
-        for (int j = 0; j < kLanes; ++j) step(i, j);
-      }
-      collect();
+    for (int64_t i = begin; i < end; i += kBlock) {
+      const Sums sums = learned_block(gradient + i, x + i, result + i, std::min(kBlock, end - i),
+                                      clip, g, shift);
+      sum_scale += sums.scale;
+      sum_offset += sums.offset;
     }
-    for (int j = 0; i + j < end; ++j) step(i, j);
-    collect();
     scales[k] = sum_scale;
     offsets[k] = sum_offset;
   }
