@@ -7,7 +7,7 @@
 A step is mmdet's whole one: forward, losses, backward, SGD and, where ranges are observed, their
 update. In each round every side makes one step in turn, so that what else the machine does meets
 all of them; the table has the median of the rounds' ratios to float, and their quartiles. Peak
-memory is what torch's allocator handed out during one step beyond what the model holds.
+memory is parameters, buffers and momentum, and what torch's allocator handed out in one step.
 
 Sides: `float`; `observing`, rounding and observing, norms in training (what QAT begins with);
 `frozen_norms`, the same with batch norms frozen; `frozen`, ranges frozen too (what it ends with);
@@ -24,7 +24,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,13 @@ def batch_of(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def side(name: str, detector: nn.Module, data: dict[str, Any], given: argparse.Namespace) -> Work:
-    """Return a function that does one step of this side on a detector of its own."""
+def side(
+    name: str, detector: nn.Module, data: dict[str, Any], given: argparse.Namespace
+) -> tuple[Work, int]:
+    """Return a function that does one step of this side on a detector of its own.
+
+    Beside it the bytes that the detector and its optimizer hold between steps.
+    """
     detector = copy.deepcopy(detector).to(given.device).train()
     if given.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
@@ -110,8 +115,15 @@ def side(name: str, detector: nn.Module, data: dict[str, Any], given: argparse.N
             network = torch.compile(network)
         attach(detector, network)
     if name in WITHOUT_GRADIENT:
-        return _inference(detector, network, images)
-    return _training(detector, data, after, given)
+        return _inference(detector, network, images), num_bytes(detector.state_dict().values())
+    momentum = num_bytes(p for p in detector.parameters() if p.requires_grad)
+    held = num_bytes(detector.state_dict().values()) + momentum
+    return _training(detector, data, after, given), held
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return how much memory tensors fill."""
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _float_graph(detector: nn.Module) -> fx.GraphModule:
@@ -207,11 +219,12 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
     config, detector = build(name, given.size)
     data = batch_of(config, given)
     works: dict[str, Work] = {}
+    held: dict[str, int] = {}
     warm_up: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for one in given.sides:
         try:
-            works[one] = side(one, detector, data, given)
+            works[one], held[one] = side(one, detector, data, given)
             warm_up[one] = seconds(works[one], given.device)
             seconds(works[one], given.device)
         except Exception as error:  # A peer that cannot do this net is part of the result.
@@ -219,7 +232,7 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
                 raise
             works.pop(one, None)
             left_out[one] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    memory = {one: peak_bytes(work, given.device) for one, work in works.items()}
+    memory = {one: held[one] + peak_bytes(work, given.device) for one, work in works.items()}
     times: dict[str, list[float]] = {one: [] for one in works}
     for number in range(given.rounds):
         order = list(works) if number % 2 == 0 else list(reversed(works))

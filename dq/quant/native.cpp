@@ -335,7 +335,8 @@ void dq_weight(const float* weight, const float* factor, const float* given_scal
   }
 }
 
-// Gradients of `dq_weight` to the weight, the factor and a given scale; the last two may be null.
+// Gradients of `dq_weight` to the weight, the factor and a given scale; the last two may be null,
+// and so may the mask where no value can lie outside.
 void dq_weight_backward(const float* gradient, const float* weight, const float* factor,
                         const float* given_scale, const int32_t* given_zero_point,
                         const float* rounded, const uint8_t* mask, int64_t rows, int64_t columns,
@@ -349,15 +350,15 @@ void dq_weight_backward(const float* gradient, const float* weight, const float*
     const float* g = gradient + begin;
     const float* w = weight + begin;
     const float* u = rounded + begin;
-    const uint8_t* m = mask + begin;
+    const uint8_t* m = mask ? mask + begin : nullptr;
     float* dw = d_weight + begin;
     const float passed = unfolds ? 1.0f : f;
-    for (int64_t i = 0; i < columns; ++i) dw[i] = dead || m[i] ? g[i] * passed : 0.0f;
+    for (int64_t i = 0; i < columns; ++i) dw[i] = dead || !m || m[i] ? g[i] * passed : 0.0f;
     if (d_factor != nullptr) {
       double sum = 0.0;
       if (!dead) {
         for (int64_t i = 0; i < columns; ++i)
-          sum += double(g[i]) * ((m[i] ? w[i] : 0.0f) - (unfolds ? u[i] : 0.0f));
+          sum += double(g[i]) * ((!m || m[i] ? w[i] : 0.0f) - (unfolds ? u[i] : 0.0f));
         if (unfolds) sum /= f;
       }
       d_factor[r] = static_cast<float>(sum);

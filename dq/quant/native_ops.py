@@ -244,7 +244,7 @@ def weight_gradients(
     scale: Tensor | None,
     zero_point: Tensor | None,
     rounded: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     integers: list[int],
     unfolds: bool,
     scale_factor: float,
@@ -259,7 +259,7 @@ def weight_gradients(
         scale: See `weight`.
         zero_point: See `weight`.
         rounded: The result.
-        mask: Returned beside it.
+        mask: Returned beside it; None where no value can lie outside.
         integers: See `weight`.
         unfolds: See `weight`.
         scale_factor: See `weight`.
@@ -267,7 +267,8 @@ def weight_gradients(
     """
     rows = max(1, len(weight))
     source = dense(weight)
-    gradient, rounded, mask = (gradient_like(t, source) for t in (gradient, rounded, mask))
+    gradient, rounded = gradient_like(gradient, source), gradient_like(rounded, source)
+    mask = None if mask is None else gradient_like(mask, source)
     d_weight = torch.empty_like(source)
     d_factor = weight.new_empty(rows if wanted[0] else 0)
     sums = weight.new_empty(rows if wanted[1] else 0, dtype=torch.float64)
@@ -298,7 +299,7 @@ def _(
     scale: Tensor | None,
     zero_point: Tensor | None,
     rounded: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     integers: list[int],
     unfolds: bool,
     scale_factor: float,

@@ -276,7 +276,8 @@ class _Weight(torch.autograd.Function):
         rows = max(1, len(weight))
         result = torch.empty_like(weight)
         mask = None
-        if any(ctx.needs_input_grad):
+        # A symmetric range of the weight's own has every value inside.
+        if any(ctx.needs_input_grad) and not (scale is None and spec.symmetric and spec.signed):
             mask = torch.empty_like(weight, dtype=torch.uint8)
         call(
             "dq_weight",
