@@ -9,10 +9,14 @@ update. In each round every side makes one step in turn, so that what else the m
 all of them; the table has the median of the rounds' ratios to float, and their quartiles. Peak
 memory is parameters, buffers and momentum, and what torch's allocator handed out in one step.
 
-Sides: `float`; `observing`, rounding and observing, norms in training (what QAT begins with);
-`frozen_norms`, the same with batch norms frozen; `frozen`, ranges frozen too (what it ends with);
-`lsq`, learned scales; `fx` and `pt2e`, the same net prepared by torch.ao's FX QAT and by torchao's
-PT2E QAT (`pip install torchao`); `inference` and `calibrating`, both without gradients.
+Sides:
+    float, float_frozen: mmdet's own step, norms by the batch or frozen
+    observing: rounding, observing, norms by the batch: what QAT begins with
+    frozen_norms, frozen: the same with norms frozen, and with ranges frozen too: what it ends with
+    lsq: learned scales
+    composed: `observing` made of torch's operators, without our kernels
+    fx, pt2e: the net prepared by torch.ao's FX QAT, by torchao's PT2E QAT (`pip install torchao`)
+    inference, calibrating: both without gradients
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from benchmarks import peers
 from benchmarks.nets import NETS, build
 from dq.detector.graph import attach, quantize_detector, trace_detector
 from dq.detector.step import parse_losses
+from dq.quant import native
 from dq.quant.fake_quantize import update_scales_
 from dq.quant.learned import initialise_weights_
 from dq.quant.phase import Phase, set_phase
@@ -45,10 +50,12 @@ from dq.quant.recipe import Recipe
 
 SIDES = (
     "float",
+    "float_frozen",
     "observing",
     "frozen_norms",
     "frozen",
     "lsq",
+    "composed",
     "fx",
     "pt2e",
     "inference",
@@ -103,12 +110,14 @@ def side(
     if name in peers.PEERS:
         network = peers.PEERS[name](_float_graph(detector), images)
         attach(detector, network)
-    elif name in ("float", "inference"):
+    elif name in ("float", "float_frozen", "inference"):
         network = _float_graph(detector)
         if given.compile:
             network = torch.compile(network)
         if given.compile or name == "inference":
             attach(detector, network)
+        if name == "float_frozen":
+            freeze_norms(detector)
     else:
         network, after = _quantized(name, detector, images)
         if given.compile:
@@ -118,7 +127,8 @@ def side(
         return _inference(detector, network, images), num_bytes(detector.state_dict().values())
     momentum = num_bytes(p for p in detector.parameters() if p.requires_grad)
     held = num_bytes(detector.state_dict().values()) + momentum
-    return _training(detector, data, after, given), held
+    work = _training(detector, data, after, given)
+    return (without_kernels(work) if name == "composed" else work), held
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
@@ -144,10 +154,29 @@ def _quantized(name: str, detector: nn.Module, images: Tensor) -> tuple[Any, Wor
     detector.train()
     set_phase(graph.quantizers, Phase.FROZEN if name == "frozen" else Phase.TRAIN)
     if name in ("frozen_norms", "frozen"):
-        for module in detector.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+        freeze_norms(detector)
     return graph, (lambda: None) if name == "frozen" else (lambda: update_scales_(quantizers))
+
+
+def freeze_norms(detector: nn.Module) -> None:
+    """Let batch norms use and keep their running statistics."""
+    for module in detector.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def without_kernels(work: Work) -> Work:
+    """Return the work done by compositions of torch's operators alone."""
+
+    def composed() -> None:
+        takes = native.takes
+        native.takes = lambda *tensors: False
+        try:
+            work()
+        finally:
+            native.takes = takes
+
+    return composed
 
 
 def _inference(detector: nn.Module, network: Callable[[Tensor], Any], images: Tensor) -> Work:

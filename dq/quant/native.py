@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch as functorch
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,8 @@ def takes(*tensors: Tensor | None) -> bool:
         return False
     if torch.compiler.is_compiling():
         return bool(is_there())
-    if torch._C._len_torch_dispatch_stack() > 0:
-        return False
+    if torch._C._len_torch_dispatch_stack() > 0 or functorch.maybe_current_level() is not None:
+        return False  # Tensors here stand for others and have no memory of their own.
     if not all(type(x) in (Tensor, nn.Parameter) and is_dense(x) for x in given):
         return False
     return library() is not None
