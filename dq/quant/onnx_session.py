@@ -154,6 +154,41 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
     return copy
 
 
+def ending_at(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Return a copy of the model that returns these values, float32, and computes no others.
+
+    Raises:
+        ValueError: The model has no value of such a name.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    makers = {name: node for node in copy.graph.node for name in node.output}
+    if missing := [name for name in names if name not in makers]:
+        raise ValueError(f"the model has no value {missing[0]}; export it again")
+    needed: set[str] = set()
+    stack = list(names)
+    while stack:
+        name = stack.pop()
+        if name not in needed:
+            needed.add(name)
+            stack += makers[name].input if name in makers else []
+    kept = [
+        onnx.NodeProto.FromString(node.SerializeToString())
+        for node in copy.graph.node
+        if needed & set(node.output)
+    ]
+    del copy.graph.node[:]
+    copy.graph.node.extend(kept)
+    tensors = [t for t in model.graph.initializer if t.name in needed]
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(tensors)
+    infos = [info for info in model.graph.value_info if info.name in needed - set(names)]
+    del copy.graph.value_info[:]
+    copy.graph.value_info.extend(infos)
+    del copy.graph.output[:]
+    return with_outputs(copy, names)
+
+
 def float_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with float weights and nothing rounded, to compare size and speed with."""
     copy = onnx.ModelProto()

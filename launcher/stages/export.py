@@ -25,6 +25,7 @@ def exported(
     kind: str,
     size: tuple[int, int] | None,
     opset: int | None,
+    decode: str,
     trusted: bool,
 ) -> list[Path]:
     """Write the exported files into ``<work dir>/export`` and return their paths."""
@@ -47,6 +48,7 @@ def exported(
         sha256=sha256,
         recipe=recipe,
         checkpoint=os.path.relpath(checkpoint, place.experiment / "export"),
+        decode=decode,
     )
 
     def work() -> list[Path]:
@@ -59,6 +61,7 @@ def exported(
             size=pixels,
             opset=opset,
             metadata=metadata,
+            decode=decode,
         )
 
     return on_main_rank(work)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import statistics
 import time
 from collections.abc import Mapping
@@ -21,6 +19,7 @@ from dq.detector.evaluate import detect, main_metric, score
 from dq.detector.export import inputs_of_heads
 from dq.detector.graph import quantize_detector
 from dq.detector.onnx_detector import (
+    DETECTIONS,
     exported_size,
     load_models,
     run_fake_quantized_,
@@ -31,6 +30,8 @@ from dq.quant.layer_differences import LayerDifference, layer_differences, worst
 from dq.quant.onnx_session import OnnxNetwork, float_model, load_model, metadata_of
 from dq.quant.phase import Phase, set_phase
 from dq.quant.quantized_graph import QuantizedGraph
+from dq.tracking.json_file import write_json
+from dq.tracking.summary import FILE_NAME
 from launcher.plan import Plan
 from launcher.session import Session
 from launcher.stages.conclusion import read_checkpoint
@@ -136,7 +137,7 @@ def evaluated_in_onnxruntime(
         name, fake = main_metric(score(dataset, expected, settings))
         value = main_metric(score(dataset, found, settings))[1]
         passed = abs(fake - value) <= GATE + 1e-9
-        times, sizes = _compare_with_float(models[""], network)
+        times, sizes = _compare_with_float(models.get(DETECTIONS, models[""]), network)
         layers, cause = ((), "") if passed else _explain(dataset, detector, graph, models)
         result = IntegerResult(
             metric=name,
@@ -153,7 +154,9 @@ def evaluated_in_onnxruntime(
             layers=layers,
             cause=cause,
         )
-        _write(place.experiment / "eval_onnxruntime", result)
+        folder = place.experiment / "eval_onnxruntime"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / FILE_NAME, asdict(result))
         return result
 
     return on_main_rank(conclude)
@@ -217,11 +220,3 @@ def _some_images(dataset: Any, size: tuple[int, int]) -> list[torch.Tensor]:
         if len(images) == NUM_COMPARED:
             break
     return images
-
-
-def _write(folder: Path, result: IntegerResult) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "summary.json"
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(asdict(result), indent=2) + "\n")
-    os.replace(partial, path)
