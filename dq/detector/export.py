@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -11,17 +12,20 @@ from typing import Any
 
 import torch
 from mmcv import Config
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from dq.detector.decode import Boxes, decoder_of
 from dq.detector.suppress import Detections, settings_of, write_suppressions_
 from dq.dist.checkpoint import save_checkpoint
+from dq.quant.fit_bias import fit_biases_
 from dq.quant.integer_file import INTEGER, integer_content
 from dq.quant.integer_graph import integer_network
 from dq.quant.qparams import qparams, specs_of, widths_of
 from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 ENDINGS = {"onnx-qdq": ".onnx", "onnx-tidl": ".tidl.onnx", "torch-int": ".int.pth"}
 
@@ -60,8 +64,8 @@ def export_detector(
     Raises:
         ValueError: Something in the network cannot be exported; it is named.
     """
-    network = integer_network(graph)
-    heads = {part: integer_network(g) for part, g in graph.parts.items()}
+    network = _integer_network(graph)
+    heads = {part: _integer_network(g) for part, g in graph.parts.items()}
     parameters = qparams(network)
     for head in heads.values():
         parameters.update(qparams(head))
@@ -88,6 +92,17 @@ def export_detector(
     files[paths[-1]] = (json.dumps(parameters, indent=1) + "\n").encode()
     write_whole(files)
     return paths
+
+
+def _integer_network(graph: QuantizedGraph) -> fx.GraphModule:
+    """Return a graph's integer network, its biases within 32 bits."""
+    network = integer_network(graph)
+    if coarser := fit_biases_(network):
+        log.warning(
+            "%s: weights have coarser scales in the exported model, so that the bias fits 32 bits",
+            ", ".join(coarser),
+        )
+    return network
 
 
 def part_path(path: Path, part: str) -> Path:

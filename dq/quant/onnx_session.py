@@ -71,7 +71,6 @@ class OnnxNetwork:
             slower = exact and integers and not sums_exactly()
             count = self._open(model, threads, integers=integers, slower=slower)
         except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
-            # Its exact mode cannot rewrite a weight that several layers share.
             self.exact = False
             log.warning("ONNX Runtime has no exact sums for this model on this CPU (no VNNI)")
             count = self._open(model, threads, integers=integers, slower=False)
@@ -88,7 +87,9 @@ class OnnxNetwork:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         if slower:
-            # Products of uint8 and uint8 instead of uint8 and int8.
+            # Products of uint8 and uint8 instead of uint8 and int8. It rewrites the weights, and
+            # fails where it meets one again.
+            model = with_own_weights(model)
             options.add_session_config_entry("session.x64quantprecision", "1")
         if not integers:
             level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -187,6 +188,40 @@ def ending_at(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     copy.graph.value_info.extend(infos)
     del copy.graph.output[:]
     return with_outputs(copy, names)
+
+
+def with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which no two layers read the same integers."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    stored = {tensor.name: tensor for tensor in copy.graph.initializer}
+    weights = {
+        node.output[0]: node
+        for node in copy.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored
+    }
+    readers: collections.Counter[str] = collections.Counter()
+    nodes = []
+    for node in copy.graph.node:
+        for index, name in enumerate(node.input):
+            readers[name] += name in weights
+            if readers[name] > 1:
+                own = onnx.NodeProto.FromString(weights[name].SerializeToString())
+                suffix = f"/reader{readers[name]}"
+                for place in (0, 2):  # Integers and zero point.
+                    tensor = onnx.TensorProto.FromString(
+                        stored[own.input[place]].SerializeToString()
+                    )
+                    tensor.name = own.input[place] = own.input[place] + suffix
+                    copy.graph.initializer.append(tensor)
+                own.name, own.output[0] = own.name + suffix, own.output[0] + suffix
+                node.input[index] = own.output[0]
+                nodes.append(own)
+        nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del copy.graph.node[:]
+    copy.graph.node.extend(kept)
+    return copy
 
 
 def float_model(model: onnx.ModelProto) -> onnx.ModelProto:
