@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from mmdet.core import bbox2result
 from torch import Tensor, nn
 
+from dq.detector.classes import refuse_other_classes
 from dq.detector.decode import clips
 from dq.detector.export import output_names, part_path
 from dq.detector.graph import attach
@@ -41,14 +42,7 @@ def load_models(path: Path, graph: QuantizedGraph, classes: tuple[str, ...]) -> 
     for part in graph.parts:
         models[part] = load_model(part_path(path, part))
     metadata = {entry.key: entry.value for entry in models[""].metadata_props}
-    if "classes" not in metadata:
-        raise ValueError(f"{path} was not written by `launcher export`; export the checkpoint")
-    own = tuple(json.loads(metadata["classes"]))
-    if own != classes:
-        raise ValueError(
-            f"{path} detects {_few(own)} and data.test has {_few(classes)}; use the config it was"
-            " exported with"
-        )
+    refuse_other_classes(path, metadata, classes)
     decode = metadata.get("decode", "none")
     if decode != "none":
         whole = models[""]
@@ -58,10 +52,6 @@ def load_models(path: Path, graph: QuantizedGraph, classes: tuple[str, ...]) -> 
         if decode == "nms":
             models[DETECTIONS] = whole
     return models
-
-
-def _few(classes: tuple[str, ...]) -> str:
-    return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
 
 
 class OnnxGraph:

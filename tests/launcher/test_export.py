@@ -275,16 +275,42 @@ def test_mistakes_are_told_in_one_line(
     assert not list(tmp_path.glob("export/*"))
 
 
-def test_integers_for_torch_are_a_plain_file(
+def test_integers_for_torch_are_a_plain_file_and_compute_the_same(
     launch: Launch, experiment: Path, config: Path, tmp_path: Path
 ) -> None:
-    code, _, err = launch(
-        "export", config, "--checkpoint", experiment / "qat/qat.pth", "--format", "torch-int",
-        "--work-dir", tmp_path,
-    )  # fmt: skip
+    checkpoint = experiment / "qat/qat.pth"
+    words = ("--checkpoint", checkpoint, "--work-dir", tmp_path)
+    code, _, err = launch("export", config, *words, "--format", "torch-int")
     assert code == 0, err
     (path,) = (tmp_path / "export").glob("*.int.pth")
     content = torch.load(path, weights_only=True)
     state = content["integer_network"]["state"]
     kinds = {value.dtype for key, value in state.items() if key.endswith(".integers")}
     assert kinds == {torch.int8}
+    truth = own_truth(config, checkpoint, tmp_path / "data")
+    backend = ("--backend", "torch-int", *words)
+    code, out, err = launch("eval", path, truth, *backend)
+    assert code == 0, err
+    assert "torch-int " in out
+    found = json.loads((tmp_path / "eval_torch_int/summary.json").read_text())
+    assert found["fake_quantized"] > 0.3
+    assert abs(found["integer"] - found["fake_quantized"]) <= 0.001
+    assert found["boxes"]["num_matched"] >= 0.99 * found["boxes"]["num_first"] > 0
+    assert found["bytes_float"] == 4 * found["bytes_integer"]
+    (key,) = [k for k in state if "bbox_head/cls_convs/0/0" in k and k.endswith(".integers")]
+    state[key] = -state[key]
+    torch.save(content, tmp_path / "wrong.int.pth")
+    code, _, err = launch("eval", tmp_path / "wrong.int.pth", truth, *backend)
+    assert code == 1, err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "1 tensors of the file are not what the checkpoint yields" in line
+    assert "bbox_head/cls_convs/0/0" in line
+    damaged = tmp_path / "damaged.int.pth"
+    damaged.write_bytes(path.read_bytes()[:5000])
+    for wrong, message in (
+        (("eval", path, config), "add --backend torch-int"),
+        (("eval", damaged, *backend), "is damaged"),
+        (("eval", checkpoint, *backend), "holds no integers"),
+        (("eval", config, *backend), "needs one MODEL.int.pth"),
+    ):
+        assert re.search(message, only_error(launch(*wrong)))
