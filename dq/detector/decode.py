@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder, DistancePointBBoxCoder
-from mmdet.models.dense_heads import GFLHead, YOLOXHead
+from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder, DistancePointBBoxCoder, YOLOBBoxCoder
+from mmdet.models.dense_heads import GFLHead, YOLOV3Head, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import SingleStageDetector
 from torch import Tensor, nn
@@ -44,14 +44,20 @@ class Decoder(nn.Module):
         head: In evaluation mode.
         outputs: What it returned for an image, for the levels' sizes.
         size: Height and width of the image.
+
+    Attributes:
+        candidates: What may become a detection, as mmdet has it: the best ``pairs`` of a prior and
+            a class by the class's score, each prior with its best ``class``, or the best pairs by
+            the ``product`` of score and factor.
     """
 
     border: Tensor
+    candidates = "pairs"
 
     def __init__(self, head: Any, outputs: Sequence[Any], size: tuple[int, int]) -> None:
         super().__init__()
         self.softmax = not getattr(head, "use_sigmoid_cls", True)
-        self.num_channels = int(head.cls_out_channels)
+        self.num_classes = int(head.num_classes)
         sizes = [scores.shape[-2:] for scores in outputs[0]]
         for index, priors in enumerate(self.priors_of(head, sizes)):
             self.register_buffer(f"priors{index}", priors.float(), persistent=False)
@@ -71,7 +77,7 @@ class Decoder(nn.Module):
         """Return the levels of a head's outputs: scores, boxes, and factors where it has them."""
         levels = []
         for index, (scores, predicted) in enumerate(zip(outputs[0], outputs[1], strict=True)):
-            scores = _flat(scores, self.num_channels)
+            scores = _flat(scores, self.num_classes + int(self.softmax))
             scores = scores.softmax(-1)[..., :-1] if self.softmax else scores.sigmoid()
             priors = getattr(self, f"priors{index}")
             width = predicted.shape[1] * predicted.shape[2] * predicted.shape[3] // len(priors)
@@ -157,6 +163,8 @@ class DistributionDecoder(DistanceDecoder):
 class StrideDecoder(Decoder):
     """Shifts in strides and exponentials of sides, nothing cut off: YOLOX."""
 
+    candidates = "class"
+
     def priors_of(self, head: Any, sizes: Sequence[Any]) -> Sequence[Tensor]:
         """Return each level's points with their strides, ``(P, 4)``."""
         found: Sequence[Tensor] = head.prior_generator.grid_priors(
@@ -169,6 +177,33 @@ class StrideDecoder(Decoder):
         points, strides = priors[:, :2], priors[:, 2:]
         centers = predicted[..., :2] * strides + points
         half = predicted[..., 2:].exp() * strides / 2
+        return torch.cat([centers - half, centers + half], -1)
+
+
+class GridDecoder(Decoder):
+    """Places in cells, exponentials of anchors' sides, nothing cut off: YOLOv3."""
+
+    candidates = "product"
+
+    def __init__(self, head: Any, outputs: Sequence[Any], size: tuple[int, int]) -> None:
+        super().__init__(head, outputs, size)
+        self.strides = [float(stride) for stride in head.featmap_strides]
+
+    def forward(self, outputs: Sequence[Any]) -> list[Level]:
+        """Return the levels of a head that has boxes, objectness and classes in one map each."""
+        levels = []
+        for index, maps in enumerate(outputs[0]):
+            values = _flat(maps, 5 + self.num_classes)
+            boxes = self.boxes_of(index, values[..., :4], getattr(self, f"priors{index}"))
+            scores, factors = values[..., 5:].sigmoid(), values[..., 4].sigmoid()
+            levels.append(Level(boxes=boxes, scores=scores, factors=factors))
+        return levels
+
+    def boxes_of(self, index: int, predicted: Tensor, priors: Tensor) -> Tensor:
+        """Return the boxes at places in the anchors' cells."""
+        shift = (predicted[..., :2].sigmoid() - 0.5) * self.strides[index]
+        centers = (priors[:, :2] + priors[:, 2:]) * 0.5 + shift
+        half = (priors[:, 2:] - priors[:, :2]) * 0.5 * predicted[..., 2:].exp()
         return torch.cat([centers - half, centers + half], -1)
 
 
@@ -190,7 +225,8 @@ def decoder_of(detector: nn.Module, outputs: Any, size: tuple[int, int]) -> Deco
         name = type(detector).__name__ + (f" with {type(head).__name__}" if head else "")
         raise ValueError(
             f"{name} cannot be decoded in ONNX; export with --decode none and decode behind the"
-            " model (decoded are mmdet's SSD, RetinaNet, ATSS, YOLOF, FCOS, GFL and YOLOX heads)"
+            " model (decoded are mmdet's SSD, RetinaNet, ATSS, YOLOF, FCOS, GFL, YOLOv3 and YOLOX"
+            " heads)"
         )
     return kind(head, outputs, size).eval()
 
@@ -199,6 +235,8 @@ def _kind_of(head: Any) -> Callable[..., Decoder] | None:
     own = type(head)
     if _same(own, YOLOXHead, "get_bboxes", "_bbox_decode", "_bboxes_nms"):
         return StrideDecoder
+    if _same(own, YOLOV3Head, "get_bboxes") and type(head.bbox_coder) is YOLOBBoxCoder:
+        return GridDecoder
     if not _same(own, BaseDenseHead, "get_bboxes", "_bbox_post_process"):
         return None
     coder = type(getattr(head, "bbox_coder", None))

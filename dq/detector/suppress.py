@@ -1,8 +1,8 @@
 """Final detections of a batch as an exported graph finds them: thresholds, the best, suppression.
 
-What mmdet's `BaseDenseHead` and `YOLOXHead` do with one image, ties included: an earlier candidate
-goes before a later one of the same score. ONNX says so of TopK, and ONNX Runtime does it in
-NonMaxSuppression.
+What mmdet's `BaseDenseHead`, `YOLOV3Head` and `YOLOXHead` do with one image, ties included: an
+earlier candidate goes before a later one of the same score. ONNX says so of TopK, and ONNX Runtime
+does it in NonMaxSuppression.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from dq.detector.decode import Decoder, Level, StrideDecoder
+from dq.detector.decode import Decoder, Level
 from dq.quant.integer import DOMAIN
 
 SUPPRESS = "Suppress"
@@ -32,6 +32,7 @@ class Settings:
 
     Attributes:
         score: Candidates have a higher score.
+        factor: And a factor that is not below.
         iou: Boxes that overlap a better one of their class by more are left out.
         classless: Whether boxes of other classes count, too.
         num_level: Most candidates of a level.
@@ -39,6 +40,7 @@ class Settings:
     """
 
     score: float
+    factor: float
     iou: float
     classless: bool
     num_level: int
@@ -61,6 +63,7 @@ def settings_of(head: Any) -> Settings:
     most = int(config.get("max_per_img") or 0)
     return Settings(
         score=float(config.get("score_thr", 0.0)),
+        factor=float(config.get("conf_thr", 0.0)),
         iou=float(nms.get("iou_threshold", nms.get("iou_thr", 0.5))),
         classless=bool(nms.get("class_agnostic", False)),
         num_level=int(config.get("nms_pre") or 0),
@@ -87,8 +90,7 @@ class Detections(nn.Module):
     def __init__(self, decoder: Decoder, settings: Settings) -> None:
         super().__init__()
         self.decoder, self.settings = decoder, settings
-        self.one_class = isinstance(decoder, StrideDecoder)
-        if not self.one_class and settings.num_level <= 0:
+        if decoder.candidates != "class" and settings.num_level <= 0:
             raise ValueError(
                 "--decode nms needs model.test_cfg.nms_pre, the most candidates of a level; set it"
                 " (1000 is usual), or export with --decode boxes"
@@ -96,7 +98,12 @@ class Detections(nn.Module):
 
     def forward(self, outputs: Sequence[Any]) -> tuple[Tensor, ...]:
         """Return the detections; only exported, never computed by torch."""
-        pick = self._best_class if self.one_class else self._best_pairs
+        picks = {
+            "pairs": self._best_pairs,
+            "class": self._best_class,
+            "product": self._best_products,
+        }
+        pick = picks[self.decoder.candidates]
         parts = [pick(level) for level in self.decoder(outputs)]
         boxes, scores, labels = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
         kept = torch.onnx.ops.symbolic(
@@ -104,7 +111,7 @@ class Detections(nn.Module):
             (boxes, scores, labels),
             attrs={
                 "iou": self.settings.iou,
-                "classes": 0 if self.settings.classless else self._num_classes,
+                "classes": 0 if self.settings.classless else self.decoder.num_classes,
                 "most": self.settings.most,
             },
             dtype=torch.float32,
@@ -116,20 +123,30 @@ class Detections(nn.Module):
         labels = torch.where(scores > 0, labels.gather(1, places), -1)
         return boxes * (scores > 0)[..., None], scores, labels
 
-    @property
-    def _num_classes(self) -> int:
-        return self.decoder.num_channels - int(self.decoder.softmax)
-
     def _best_pairs(self, level: Level) -> tuple[Tensor, Tensor, Tensor]:
         """Return the best pairs of a prior and a class; those below the threshold score 0."""
-        scores = torch.where(level.scores > self.settings.score, level.scores, 0.0).flatten(1)
-        num = min(self.settings.num_level, scores.shape[1])
-        scores, places = scores.topk(num, dim=1)
-        priors = places // self._num_classes
+        scores = torch.where(level.scores > self.settings.score, level.scores, 0.0)
+        boxes, scores, priors, labels = self._best(level, scores)
         if level.factors is not None:
             scores = scores * level.factors.gather(1, priors)
+        return boxes, scores, labels
+
+    def _best_products(self, level: Level) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the best pairs by score times factor; those below a threshold score 0."""
+        assert level.factors is not None
+        factors = level.factors[..., None]
+        above = (level.scores > self.settings.score) & (factors >= self.settings.factor)
+        scores = torch.where(above, level.scores * factors, 0.0)
+        boxes, scores, _, labels = self._best(level, scores)
+        return boxes, scores, labels
+
+    def _best(self, level: Level, scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return boxes, scores, priors and labels of the level's best pairs."""
+        scores = scores.flatten(1)
+        scores, places = scores.topk(min(self.settings.num_level, scores.shape[1]), dim=1)
+        priors = places // self.decoder.num_classes
         boxes = level.boxes.gather(1, priors[..., None].expand(-1, -1, 4))
-        return boxes, scores, places % self._num_classes
+        return boxes, scores, priors, places % self.decoder.num_classes
 
     def _best_class(self, level: Level) -> tuple[Tensor, Tensor, Tensor]:
         """Return every prior with its best class; below the threshold it scores 0."""

@@ -84,6 +84,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "GFL",
         dict(type="GFLHead", norm_cfg=None, anchor_generator=SQUARES, reg_max=4, **SHALLOW),
     ),
+    "yolov3": (
+        "YOLOV3",
+        dict(
+            type="YOLOV3Head", in_channels=[8, 8], out_channels=[8, 8], featmap_strides=STRIDES,
+            anchor_generator=dict(
+                type="YOLOAnchorGenerator", strides=STRIDES,
+                base_sizes=[[(10, 13), (16, 30)], [(30, 40), (40, 30)]],
+            ),
+        ),
+    ),
     "yolox": ("YOLOX", dict(type="YOLOXHead", strides=STRIDES, **SHALLOW)),
     "foveabox": (
         "FOVEA",
@@ -180,6 +190,7 @@ CASES: dict[str, dict[str, Any]] = {
     "yolof": {},
     "fcos": {},
     "gfl": {},
+    "yolov3": {"conf_thr": 0.3, "nms_pre": 400},  # mmdet's takes all candidates.
     "yolox": {"max_per_img": -1},  # mmdet's returns all that is left.
 }
 
