@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dq.quant.recipe import Recipe
@@ -13,6 +13,8 @@ from dq.tracking.table import COLUMNS, markdown_table
 from launcher.session import Session
 
 if TYPE_CHECKING:
+    from dq.quant.layer_differences import LayerDifference
+    from launcher.stages.agreement import Agreement
     from launcher.stages.integer_evaluation import IntegerResult
 
 
@@ -36,32 +38,37 @@ def stage_summaries(place: Session) -> dict[str, StageSummary]:
     return {stage: summary for stage, summary in found.items() if summary is not None}
 
 
-def say_integer(place: Session, result: IntegerResult) -> None:
-    """Print an exported model's metric beside the fake-quantized one, boxes, speed and size."""
+def say_agreement(place: Session, result: Agreement, backend: str) -> None:
+    """Print an exported file's metric beside the fake-quantized one, boxes and size."""
     if not place.environment.is_main:
         return
     boxes = result.boxes
     print(f"{result.metric}, %  fake-quantized {100 * result.fake_quantized:.2f}", end="")
-    print(f"  onnxruntime {100 * result.integer:.2f}")
+    print(f"  {backend} {100 * result.integer:.2f}")
     print(
-        f"boxes    {boxes.num_first} fake-quantized, {boxes.num_second} onnxruntime,"
+        f"boxes    {boxes.num_first} fake-quantized, {boxes.num_second} {backend},"
         f" {boxes.num_matched} alike; corners differ by {boxes.corner_mean:.3f} pixels on average"
         f" (at most {boxes.corner_max:.2f}), scores by {boxes.score_mean:.4f}"
         f" ({boxes.score_max:.3f})"
     )
-    print(f"layers   {result.num_integer} in integers, {result.num_float} in float")
-    print(f"network  {result.ms_integer:.1f} ms an image, {result.ms_float:.1f} ms in float")
     mib = [size / 2**20 for size in (result.bytes_integer, result.bytes_float)]
     print(f"size     {mib[0]:.2f} MiB, {mib[1]:.2f} MiB in float ({mib[1] / mib[0]:.1f}x)")
 
 
-def say_gate(place: Session, result: IntegerResult) -> None:
+def say_speed(place: Session, result: IntegerResult) -> None:
+    """Print how ONNX Runtime computes an exported model, and how fast."""
+    if place.environment.is_main:
+        print(f"layers   {result.num_integer} in integers, {result.num_float} in float")
+        print(f"network  {result.ms_integer:.1f} ms an image, {result.ms_float:.1f} ms in float")
+
+
+def say_gate(place: Session, result: Agreement, layers: Sequence[LayerDifference] = ()) -> None:
     """Print in one line that the gate was missed, and where the networks differ most."""
     if not place.environment.is_main:
         return
     named = ", ".join(
         f"{' and '.join(layer.layers) or layer.site} ({layer.excess:.2f} scales beyond rounding)"
-        for layer in result.layers
+        for layer in layers
     )
     print(
         f"error: the exported model's {result.metric} differs from the fake-quantized one by"

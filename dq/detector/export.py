@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -11,15 +12,20 @@ from typing import Any
 
 import torch
 from mmcv import Config
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
+from dq.detector.decode import Boxes, decoder_of
+from dq.detector.suppress import Detections, settings_of, write_suppressions_
 from dq.dist.checkpoint import save_checkpoint
+from dq.quant.fit_bias import fit_biases_
 from dq.quant.integer_file import INTEGER, integer_content
 from dq.quant.integer_graph import integer_network
 from dq.quant.qparams import qparams, specs_of, widths_of
 from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 ENDINGS = {"onnx-qdq": ".onnx", "onnx-tidl": ".tidl.onnx", "torch-int": ".int.pth"}
 
@@ -34,6 +40,7 @@ def export_detector(
     size: tuple[int, int],
     opset: int | None,
     metadata: Mapping[str, str],
+    decode: str = "none",
 ) -> list[Path]:
     """Write the network, and of a two-stage detector each RoI head, beside a ``qparams.json``.
 
@@ -48,6 +55,8 @@ def export_detector(
         size: Height and width of the images.
         opset: Of ONNX; None for the lowest that has the recipe's integers.
         metadata: Kept in every file.
+        decode: What is computed behind the network: ``none``, ``boxes`` and scores of all priors,
+            or final detections, ``nms``. ONNX alone.
 
     Returns:
         The files, the network's first.
@@ -55,12 +64,13 @@ def export_detector(
     Raises:
         ValueError: Something in the network cannot be exported; it is named.
     """
-    network = integer_network(graph)
-    heads = {part: integer_network(g) for part, g in graph.parts.items()}
+    network = _integer_network(graph)
+    heads = {part: _integer_network(g) for part, g in graph.parts.items()}
     parameters = qparams(network)
     for head in heads.values():
         parameters.update(qparams(head))
-    paths = [folder / f"{name}{ENDINGS[kind]}"]
+    ending = ENDINGS[kind] if decode == "none" else f".{decode}{ENDINGS[kind]}"
+    paths = [folder / f"{name}{ending}"]
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "torch-int":
         content = {"meta": dict(metadata), INTEGER: integer_content(network)}
@@ -70,7 +80,8 @@ def export_detector(
     else:
         example = torch.zeros(1, 3, *size)
         inputs = inputs_of_heads(detector, graph, example)
-        models = {paths[0]: _onnx(network, example, kind, opset, metadata)}
+        behind = behind_network(detector, network, example, decode)
+        models = {paths[0]: _onnx(network, example, kind, opset, metadata, behind)}
         for part, head in heads.items():
             if part not in inputs:
                 raise ValueError(f"{part} takes more than one input and cannot be exported")
@@ -81,6 +92,17 @@ def export_detector(
     files[paths[-1]] = (json.dumps(parameters, indent=1) + "\n").encode()
     write_whole(files)
     return paths
+
+
+def _integer_network(graph: QuantizedGraph) -> fx.GraphModule:
+    """Return a graph's integer network, its biases within 32 bits."""
+    network = integer_network(graph)
+    if coarser := fit_biases_(network):
+        log.warning(
+            "%s: weights have coarser scales in the exported model, so that the bias fits 32 bits",
+            ", ".join(coarser),
+        )
+    return network
 
 
 def part_path(path: Path, part: str) -> Path:
@@ -101,30 +123,80 @@ def write_whole(files: Mapping[Path, bytes]) -> None:
             path.unlink(missing_ok=True)
 
 
+def behind_network(
+    detector: nn.Module, network: nn.Module, example: Tensor, decode: str
+) -> Boxes | Detections | None:
+    """Return what computes boxes or detections from the network's result, None for nothing.
+
+    Raises:
+        ValueError: The detector's boxes cannot be computed so.
+    """
+    if decode == "none":
+        return None
+    with torch.no_grad():
+        size = example.shape[-2], example.shape[-1]
+        decoder = decoder_of(detector, network(example), size)
+    if decode == "boxes":
+        return Boxes(decoder)
+    return Detections(decoder, settings_of(detector.bbox_head))
+
+
 def _onnx(
-    network: Any, example: Tensor, kind: str, opset: int | None, metadata: Mapping[str, str]
+    network: Any,
+    example: Tensor,
+    kind: str,
+    opset: int | None,
+    metadata: Mapping[str, str],
+    behind: Boxes | Detections | None = None,
 ) -> bytes:
-    from dq.quant.export_onnx import DEFAULT_OPSET, checked, placeholder_model
-    from dq.quant.export_qdq import opset_needed, to_qdq_
+    from dq.quant.export_onnx import checked, placeholder_model
+    from dq.quant.export_qdq import to_qdq_
     from dq.quant.export_tidl import to_tidl_
 
     specs = specs_of(network)
-    needed = opset_needed(widths_of(network)) if kind == "onnx-qdq" else 0
-    if opset is not None and opset < max(needed, DEFAULT_OPSET):
-        raise ValueError(
-            f"--opset {opset} is too low: this detector needs {max(needed, DEFAULT_OPSET)} or"
-            " later (16-bit and 4-bit integers came with 21)"
-        )
     with torch.no_grad():
         names = output_names(network(example))
     model = placeholder_model(
-        network, example, opset=opset or max(needed, DEFAULT_OPSET), output_names=names
+        network,
+        example,
+        opset=_opset(network, kind, opset),
+        output_names=names if behind is None else [*names, *behind.NAMES],
+        behind=None if behind is None else _Beside(behind),
     )
+    write_suppressions_(model)
     (to_tidl_ if kind == "onnx-tidl" else to_qdq_)(model, specs)
+    if behind is not None:
+        # They keep their names inside, by which an evaluation finds them.
+        del model.graph.outputs[: len(names)]
     model.metadata_props.update(metadata)
     model.producer_name = "dq-launcher"
     content: bytes = checked(model).SerializeToString()
     return content
+
+
+class _Beside(nn.Module):
+    """The network's result, and what is computed from it."""
+
+    def __init__(self, behind: nn.Module) -> None:
+        super().__init__()
+        self.behind = behind
+
+    def forward(self, result: Any) -> tuple[Any, Any]:
+        return result, self.behind(result)
+
+
+def _opset(network: Any, kind: str, given: int | None) -> int:
+    from dq.quant.export_onnx import DEFAULT_OPSET
+    from dq.quant.export_qdq import opset_needed
+
+    needed = opset_needed(widths_of(network)) if kind == "onnx-qdq" else 0
+    needed = max(needed, DEFAULT_OPSET)
+    if given is not None and given < needed:
+        raise ValueError(
+            f"--opset {given} is too low: this detector needs {needed} or later (16-bit and 4-bit"
+            " integers came with 21)"
+        )
+    return given or needed
 
 
 def output_names(result: Any) -> list[str]:
@@ -173,6 +245,7 @@ def metadata_of(
     sha256: str,
     recipe: Recipe,
     checkpoint: str,
+    decode: str = "none",
 ) -> dict[str, str]:
     """Return what whoever runs the exported model needs to know, as text.
 
@@ -184,6 +257,7 @@ def metadata_of(
         sha256: Of the checkpoint.
         recipe: Which module has which integers.
         checkpoint: Where it lies, from the exported file's folder.
+        decode: As `export_detector` takes it.
     """
     normalization: Mapping[str, Any] = next(_steps(config, "Normalize"), {})
     preprocessing = {
@@ -194,6 +268,7 @@ def metadata_of(
     }
     return {
         "format": kind,
+        "decode": decode,
         "classes": json.dumps(classes),
         "preprocessing": json.dumps(preprocessing),
         "checkpoint": checkpoint,

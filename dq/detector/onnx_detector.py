@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from mmdet.core import bbox2result
 from torch import Tensor, nn
 
+from dq.detector.classes import refuse_other_classes
+from dq.detector.decode import clips
 from dq.detector.export import output_names, part_path
 from dq.detector.graph import attach
 from dq.quant.export_onnx import flatten, unflatten
-from dq.quant.onnx_session import OnnxNetwork, load_model
+from dq.quant.onnx_session import OnnxNetwork, ending_at, load_model
 from dq.quant.quantized_graph import QuantizedGraph
+
+# Name, among a detector's models, of the one that returns final detections.
+DETECTIONS = "detections"
 
 
 def load_models(path: Path, graph: QuantizedGraph, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Return the detector's model under ``""`` and each RoI head's under its name.
+    """Return the network's model under ``""`` and each RoI head's under its name.
+
+    Of a model that decodes boxes that is the part before; one that returns final detections is
+    there too, as `DETECTIONS`.
 
     Args:
         path: Of the detector's model.
@@ -33,19 +42,16 @@ def load_models(path: Path, graph: QuantizedGraph, classes: tuple[str, ...]) -> 
     for part in graph.parts:
         models[part] = load_model(part_path(path, part))
     metadata = {entry.key: entry.value for entry in models[""].metadata_props}
-    if "classes" not in metadata:
-        raise ValueError(f"{path} was not written by `launcher export`; export the checkpoint")
-    own = tuple(json.loads(metadata["classes"]))
-    if own != classes:
-        raise ValueError(
-            f"{path} detects {_few(own)} and data.test has {_few(classes)}; use the config it was"
-            " exported with"
-        )
+    refuse_other_classes(path, metadata, classes)
+    decode = metadata.get("decode", "none")
+    if decode != "none":
+        whole = models[""]
+        with torch.no_grad():
+            result = graph(torch.zeros(1, 3, *exported_size(models)))
+        models[""] = ending_at(whole, output_names(result))
+        if decode == "nms":
+            models[DETECTIONS] = whole
     return models
-
-
-def _few(classes: tuple[str, ...]) -> str:
-    return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
 
 
 class OnnxGraph:
@@ -103,6 +109,40 @@ class Padded:
         return self.graph(F.pad(images, (0, self.size[1] - width, 0, self.size[0] - height)))
 
 
+class OnnxDetections:
+    """Stands in for a detector's ``simple_test``: images -> what mmdet returns, all by the model.
+
+    Args:
+        network: A model that returns final detections.
+        size: Height and width of its images; smaller ones are padded.
+        num_classes: Of the detector.
+        clipped: Whether boxes end at the image's border, behind which padding lies.
+    """
+
+    def __init__(
+        self, network: OnnxNetwork, size: tuple[int, int], num_classes: int, *, clipped: bool
+    ) -> None:
+        self.padded = Padded(network.tensors, size)
+        self.num_classes, self.clipped = num_classes, clipped
+
+    def __call__(
+        self, img: Tensor, img_metas: Sequence[Mapping[str, Any]], rescale: bool = False
+    ) -> list[Any]:
+        """Return for each image an array ``(n, 5)`` a class: corners and score."""
+        found = []
+        for boxes, scores, labels, meta in zip(*self.padded(img), img_metas, strict=True):
+            there = labels >= 0
+            boxes, scores, labels = boxes[there], scores[there], labels[there]
+            if self.clipped:
+                height, width = meta["img_shape"][:2]
+                boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
+            if rescale:
+                boxes = boxes / boxes.new_tensor(meta["scale_factor"])
+            rows = torch.cat([boxes, scores[:, None]], 1)
+            found.append(bbox2result(rows, labels, self.num_classes))
+        return found
+
+
 def exported_size(models: Mapping[str, Any]) -> tuple[int, int]:
     """Return height and width of the images that the models were exported for."""
     metadata = {entry.key: entry.value for entry in models[""].metadata_props}
@@ -118,7 +158,7 @@ def run_in_onnx_(
     threads: int,
     integers: bool = True,
 ) -> OnnxNetwork:
-    """Let the detector take network and RoI heads from the models; return the network.
+    """Let the detector take network and RoI heads, or all, from the models; return the network.
 
     Args:
         detector: On the CPU, in evaluation mode.
@@ -133,8 +173,15 @@ def run_in_onnx_(
     for part, fake in graph.parts.items():
         session = OnnxNetwork(models[part], threads=threads, integers=integers)
         shape = [side if isinstance(side, int) else 2 for side in session.size]
-        head = detector.get_submodule(part)
-        head.__dict__["forward"] = OnnxGraph(session, fake, torch.zeros(shape))
+        detector.get_submodule(part).__dict__["forward"] = OnnxGraph(
+            session, fake, torch.zeros(shape)
+        )
+    if DETECTIONS in models:
+        network = OnnxNetwork(models[DETECTIONS], threads=threads, integers=integers)
+        head: Any = detector.bbox_head
+        detector.__dict__["simple_test"] = OnnxDetections(
+            network, size, head.num_classes, clipped=clips(head)
+        )
     return network
 
 

@@ -15,8 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dq.quant.onnx_own_weights import with_own_weights
-
 log = logging.getLogger(__name__)
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm")
@@ -71,10 +69,8 @@ class OnnxNetwork:
         self.exact = not integers or sums_exactly() or exact
         try:
             slower = exact and integers and not sums_exactly()
-            opened = with_own_weights(model) if slower else model
-            count = self._open(opened, threads, integers=integers, slower=slower)
+            count = self._open(model, threads, integers=integers, slower=slower)
         except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
-            # Its exact mode cannot rewrite a weight that several layers share.
             self.exact = False
             log.warning("ONNX Runtime has no exact sums for this model on this CPU (no VNNI)")
             count = self._open(model, threads, integers=integers, slower=False)
@@ -91,7 +87,9 @@ class OnnxNetwork:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         if slower:
-            # Products of uint8 and uint8 instead of uint8 and int8.
+            # Products of uint8 and uint8 instead of uint8 and int8. It rewrites the weights, and
+            # fails where it meets one again.
+            model = with_own_weights(model)
             options.add_session_config_entry("session.x64quantprecision", "1")
         if not integers:
             level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -154,6 +152,75 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
         if name not in there:
             value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
             copy.graph.output.append(value)
+    return copy
+
+
+def ending_at(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Return a copy of the model that returns these values, float32, and computes no others.
+
+    Raises:
+        ValueError: The model has no value of such a name.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    makers = {name: node for node in copy.graph.node for name in node.output}
+    if missing := [name for name in names if name not in makers]:
+        raise ValueError(f"the model has no value {missing[0]}; export it again")
+    needed: set[str] = set()
+    stack = list(names)
+    while stack:
+        name = stack.pop()
+        if name not in needed:
+            needed.add(name)
+            stack += makers[name].input if name in makers else []
+    kept = [
+        onnx.NodeProto.FromString(node.SerializeToString())
+        for node in copy.graph.node
+        if needed & set(node.output)
+    ]
+    del copy.graph.node[:]
+    copy.graph.node.extend(kept)
+    tensors = [t for t in model.graph.initializer if t.name in needed]
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(tensors)
+    infos = [info for info in model.graph.value_info if info.name in needed - set(names)]
+    del copy.graph.value_info[:]
+    copy.graph.value_info.extend(infos)
+    del copy.graph.output[:]
+    return with_outputs(copy, names)
+
+
+def with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which no two layers read the same integers."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    stored = {tensor.name: tensor for tensor in copy.graph.initializer}
+    weights = {
+        node.output[0]: node
+        for node in copy.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored
+    }
+    readers: collections.Counter[str] = collections.Counter()
+    nodes = []
+    for node in copy.graph.node:
+        for index, name in enumerate(node.input):
+            readers[name] += name in weights
+            if readers[name] > 1:
+                own = onnx.NodeProto.FromString(weights[name].SerializeToString())
+                suffix = f"/reader{readers[name]}"
+                for place in (0, 2):  # Integers and zero point.
+                    tensor = onnx.TensorProto.FromString(
+                        stored[own.input[place]].SerializeToString()
+                    )
+                    tensor.name = own.input[place] = own.input[place] + suffix
+                    copy.graph.initializer.append(tensor)
+                own.name, own.output[0] = own.name + suffix, own.output[0] + suffix
+                node.input[index] = own.output[0]
+                nodes.append(own)
+        nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del copy.graph.node[:]
+    copy.graph.node.extend(kept)
     return copy
 
 

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dq.tracking.json_file import write_json
+
 FILE_NAME = "run.json"
 PACKAGES = ("torch", "torchvision", "mmcv-full", "mmdet", "numpy", "wandb", "dq-launcher")
 GIT_LIMIT_S = 5.0
@@ -72,11 +74,9 @@ def write_run(folder: Path, run: Run) -> None:
         ValueError: The folder cannot be written.
     """
     path = folder / FILE_NAME
-    partial = path.with_suffix(".json.partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(asdict(run), indent=1, default=str) + "\n")
-        os.replace(partial, path)
+        write_json(path, asdict(run))
     except OSError as error:
         raise ValueError(
             f"{path} cannot be written: {error.strerror}; choose another --work-dir"

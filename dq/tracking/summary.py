@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+
+from dq.tracking.json_file import write_json
 
 FILE_NAME = "summary.json"
 
@@ -62,9 +63,7 @@ class StageSummary:
 def write_summary(folder: Path, summary: StageSummary) -> Path:
     """Write the summary whole or not at all, and return its path."""
     path = folder / FILE_NAME
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(asdict(summary), indent=2) + "\n")
-    os.replace(partial, path)
+    write_json(path, asdict(summary))
     return path
 
 

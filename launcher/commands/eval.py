@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.arguments import add_checkpoint, add_common
 
+if TYPE_CHECKING:
+    from launcher.session import Session
+    from launcher.stages.agreement import Agreement
+    from launcher.stages.integer_evaluation import IntegerResult
+
 HELP = "evaluate a checkpoint on data.test, rounded where it is quantized; or an exported model"
 GATE_MISSED = 1
+# What each backend evaluates.
+EXPORTED = {"onnxruntime": "MODEL.onnx", "torch-int": "MODEL.int.pth"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,18 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     parser.add_argument(
         "model",
-        metavar="MODEL.onnx",
+        metavar="EXPORTED",
         nargs="?",
-        help="with --backend onnxruntime: what `launcher export` wrote; it holds its config, so"
-        " that CONFIG may be left out",
+        help="with --backend onnxruntime or torch-int: what `launcher export` wrote; it holds its"
+        " config, so that CONFIG may be left out",
     )
     add_checkpoint(parser, what="float, calibrated or QAT", required=False)
     parser.add_argument(
         "--backend",
-        choices=("torch", "onnxruntime"),
+        choices=("torch", *EXPORTED),
         default="torch",
-        help="onnxruntime evaluates an exported model beside the checkpoint it came from and fails"
-        f" with exit code {GATE_MISSED} where their mAP differs by more than 0.1 points",
+        help="onnxruntime (an ONNX file) and torch-int (a file of integers) evaluate what was"
+        f" exported beside the checkpoint it came from and fail with exit code {GATE_MISSED} where"
+        " their mAP differs by more than 0.1 points",
     )
     parser.add_argument(
         "--float", action="store_true", dest="as_float", help="ignore quantizers, evaluate in float"
@@ -45,15 +55,18 @@ def run(arguments: argparse.Namespace) -> int:
     # Either order reads well: eval MODEL.onnx CONFIG, eval CONFIG MODEL.onnx.
     given = [word for word in (arguments.config, arguments.model) if word is not None]
     models = [word for word in given if not word.endswith(".py")]
-    if arguments.backend == "onnxruntime":
+    if arguments.backend in EXPORTED:
         if len(models) != 1:
             raise ValueError(
-                "--backend onnxruntime needs one MODEL.onnx; `launcher export` makes it"
+                f"--backend {arguments.backend} needs one {EXPORTED[arguments.backend]};"
+                " `launcher export` makes it"
             )
         configs = [word for word in given if word.endswith(".py")]
-        return _run_in_onnxruntime(arguments, Path(models[0]), configs)
+        return _run_exported(arguments, Path(models[0]), configs)
     if arguments.model is not None:
-        raise ValueError(f"{models[-1] if models else given[-1]}: add --backend onnxruntime")
+        last = models[-1] if models else given[-1]
+        backend = "torch-int" if last.endswith(".pth") else "onnxruntime"
+        raise ValueError(f"{last}: add --backend {backend}")
     if arguments.checkpoint is None:
         raise ValueError("eval needs --checkpoint FILE.pth")
     return _run_in_torch(arguments)
@@ -79,13 +92,11 @@ def _run_in_torch(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run_in_onnxruntime(arguments: argparse.Namespace, model: Path, configs: list[str]) -> int:
-    from launcher.plan import read_plan
-    from launcher.report import say_gate, say_integer
+def _run_exported(arguments: argparse.Namespace, model: Path, configs: list[str]) -> int:
+    from launcher.report import say_agreement, say_gate, say_speed
     from launcher.session import session
-    from launcher.stages.integer_evaluation import evaluated_in_onnxruntime, exported_metadata
 
-    metadata = exported_metadata(model)
+    metadata = _metadata(arguments.backend, model)
     with tempfile.TemporaryDirectory() as folder:
         if configs:
             arguments.config = configs[0]
@@ -94,17 +105,39 @@ def _run_in_onnxruntime(arguments: argparse.Namespace, model: Path, configs: lis
             text.write_text(metadata["config"])
             arguments.config = str(text)
         arguments.work_dir = arguments.work_dir or str(Path("runs") / Path(arguments.config).stem)
-        checkpoint = arguments.checkpoint or model.parent / metadata["checkpoint"]
+        checkpoint = Path(arguments.checkpoint or model.parent / metadata["checkpoint"])
         with session(arguments) as place:
-            result = evaluated_in_onnxruntime(
-                read_plan(arguments),
-                place,
-                model,
-                Path(checkpoint),
-                trusted=arguments.trust_checkpoint,
-            )
-            say_integer(place, result)
+            result, measured = _evaluated(arguments, place, model, checkpoint)
+            say_agreement(place, result, arguments.backend)
+            if measured is not None:
+                say_speed(place, measured)
     if result.passed:
         return 0
-    say_gate(place, result)
+    say_gate(place, result, () if measured is None else measured.layers)
     return GATE_MISSED
+
+
+def _metadata(backend: str, model: Path) -> Mapping[str, str]:
+    if backend == "torch-int":
+        from dq.detector.integer_detector import read_integer_file
+
+        meta: Mapping[str, str] = read_integer_file(model)["meta"]
+        return meta
+    from launcher.stages.integer_evaluation import exported_metadata
+
+    return exported_metadata(model)
+
+
+def _evaluated(
+    arguments: argparse.Namespace, place: Session, model: Path, checkpoint: Path
+) -> tuple[Agreement, IntegerResult | None]:
+    """Return what the evaluation found, and once more where it is ONNX Runtime's."""
+    from launcher.plan import read_plan
+    from launcher.stages.integer_evaluation import evaluated_in_onnxruntime
+    from launcher.stages.integer_file_evaluation import evaluated_integer_file
+
+    plan, trusted = read_plan(arguments), arguments.trust_checkpoint
+    if arguments.backend == "torch-int":
+        return evaluated_integer_file(plan, place, model, checkpoint, trusted=trusted), None
+    result = evaluated_in_onnxruntime(plan, place, model, checkpoint, trusted=trusted)
+    return result, result

@@ -9,6 +9,7 @@ from launcher.arguments import add_checkpoint, add_common
 
 HELP = "export a quantized checkpoint: QDQ ONNX, TIDL's ONNX, or integers for torch"
 FORMATS = ("onnx-qdq", "onnx-tidl", "torch-int")
+DECODINGS = ("none", "boxes", "nms")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser, what="calibrated or QAT", required=True)
     parser.add_argument(
         "--format", choices=FORMATS, default="onnx-qdq", help="what to write (default onnx-qdq)"
+    )
+    parser.add_argument(
+        "--decode",
+        choices=DECODINGS,
+        default="none",
+        help="what the ONNX model returns: the head's outputs (default), boxes and scores of all"
+        " priors, or final detections after non-maximum suppression",
     )
     parser.add_argument(
         "--size",
@@ -35,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the stage, print where the files lie, return the exit code."""
+    if arguments.decode != "none" and arguments.format == "torch-int":
+        raise ValueError("--decode is for ONNX; torch-int holds the network's integers alone")
     from launcher.plan import read_plan
     from launcher.session import session
     from launcher.stages.export import exported
@@ -47,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
             kind=arguments.format,
             size=tuple(arguments.size) if arguments.size else None,
             opset=arguments.opset,
+            decode=arguments.decode,
             trusted=arguments.trust_checkpoint,
         )
         if place.environment.is_main:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dq.detector.box_differences import BoxDifferences, box_differences
-from dq.detector.checkpoint import load_quantization, recipe_of
 from dq.detector.data import dataset_of, evaluation_loader, test_classes
-from dq.detector.evaluate import detect, main_metric, score
+from dq.detector.evaluate import detect
 from dq.detector.export import inputs_of_heads
-from dq.detector.graph import quantize_detector
 from dq.detector.onnx_detector import (
+    DETECTIONS,
     exported_size,
     load_models,
     run_fake_quantized_,
@@ -29,17 +24,20 @@ from dq.detector.onnx_detector import (
 from dq.dist.one_reader import on_main_rank
 from dq.quant.layer_differences import LayerDifference, layer_differences, worst
 from dq.quant.onnx_session import OnnxNetwork, float_model, load_model, metadata_of
-from dq.quant.phase import Phase, set_phase
 from dq.quant.quantized_graph import QuantizedGraph
 from launcher.plan import Plan
 from launcher.session import Session
+from launcher.stages.agreement import (
+    Agreement,
+    is_within_gate,
+    measured_on,
+    refuse_missing,
+    refuse_other,
+    write_agreement,
+)
 from launcher.stages.conclusion import read_checkpoint
-from launcher.stages.float_detector import float_detector
+from launcher.stages.rounding_detector import rounding_detector
 
-log = logging.getLogger(__name__)
-
-# Of the metric, 0 to 1: a tenth of a percentage point.
-GATE = 0.001
 NUM_TIMED = 15
 NUM_COMPARED = 4
 # A layer whose values are off by more scales, beyond rounding, is named for it. Sums of float32 in
@@ -48,39 +46,23 @@ LARGE_DIFFERENCE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IntegerResult:
+class IntegerResult(Agreement):
     """What the evaluation of an exported model found.
 
     Attributes:
-        metric: Name of the metric.
-        integer: Its value for the exported model, 0 to 1.
-        fake_quantized: Its value for the fake-quantized detector.
-        passed: Whether they are within `GATE` of each other.
-        boxes: Differences of the detections, the fake-quantized detector being the first.
         num_integer: Layers that ONNX Runtime computes in integers.
         num_float: Layers that it computes in float.
         ms_integer: Median time of the network for one image, in milliseconds.
         ms_float: That of the same network in float.
-        bytes_integer: Size of the model.
-        bytes_float: Size of the same model in float.
         layers: Layers that differ most on the same input; empty where the gate was passed, or all
             agree.
-        cause: What the comparison of layers says; empty where the gate was passed.
     """
 
-    metric: str
-    integer: float
-    fake_quantized: float
-    passed: bool
-    boxes: BoxDifferences
     num_integer: int
     num_float: int
     ms_integer: float
     ms_float: float
-    bytes_integer: int
-    bytes_float: int
     layers: tuple[LayerDifference, ...] = ()
-    cause: str = ""
 
 
 def exported_metadata(model: Path) -> dict[str, str]:
@@ -105,22 +87,12 @@ def evaluated_in_onnxruntime(
     Raises:
         ValueError: The model is damaged, or is not of this checkpoint, config or data set.
     """
-    if not checkpoint.is_file():
-        raise ValueError(
-            f"checkpoint {checkpoint} does not exist; give the one that {model} was exported from"
-            " with --checkpoint"
-        )
+    refuse_missing(checkpoint, model)
     content, sha256 = read_checkpoint(checkpoint, trusted=trusted)
-    recipe = recipe_of(content)
-    if recipe is None:
-        raise ValueError(f"{checkpoint} is a float checkpoint, which no model is exported from")
-    detector = float_detector(plan, place, content, checkpoint).cpu().eval()
-    graph = quantize_detector(detector, recipe)
-    load_quantization(graph, content, str(checkpoint))
-    set_phase(graph.quantizers, Phase.FROZEN)
+    detector, graph, _ = rounding_detector(plan, place, content, checkpoint)
     models = load_models(model, graph, test_classes(plan.config))
-    if metadata_of(models[""]).get("checkpoint_sha256") != sha256:
-        raise ValueError(f"{model} was not exported from {checkpoint}; export it again")
+    said = metadata_of(models[""]).get("checkpoint_sha256")
+    refuse_other(model, said, checkpoint, sha256)
     dataset = dataset_of(plan.config, "test", test_mode=True)
     workers = plan.config.data.get("test_dataloader", {}).get("workers_per_gpu", 1)
     cpu = torch.device("cpu")
@@ -132,18 +104,14 @@ def evaluated_in_onnxruntime(
     def conclude() -> IntegerResult:
         assert expected is not None
         assert found is not None
-        settings = plan.config.get("evaluation", {})
-        name, fake = main_metric(score(dataset, expected, settings))
-        value = main_metric(score(dataset, found, settings))[1]
-        passed = abs(fake - value) <= GATE + 1e-9
-        times, sizes = _compare_with_float(models[""], network)
-        layers, cause = ((), "") if passed else _explain(dataset, detector, graph, models)
+        name, fake, value, boxes = measured_on(plan, dataset, expected, found)
+        times, sizes = _compare_with_float(models.get(DETECTIONS, models[""]), network)
+        layers, cause = _explain(dataset, detector, graph, models, fake, value)
         result = IntegerResult(
             metric=name,
             integer=value,
             fake_quantized=fake,
-            passed=passed,
-            boxes=box_differences(expected, found),
+            boxes=boxes,
             num_integer=network.num_integer,
             num_float=network.num_float,
             ms_integer=times[0],
@@ -153,7 +121,7 @@ def evaluated_in_onnxruntime(
             layers=layers,
             cause=cause,
         )
-        _write(place.experiment / "eval_onnxruntime", result)
+        write_agreement(place.experiment / "eval_onnxruntime", result)
         return result
 
     return on_main_rank(conclude)
@@ -178,9 +146,16 @@ def _compare_with_float(
 
 
 def _explain(
-    dataset: Any, detector: Any, graph: QuantizedGraph, models: Mapping[str, Any]
+    dataset: Any,
+    detector: Any,
+    graph: QuantizedGraph,
+    models: Mapping[str, Any],
+    fake: float,
+    value: float,
 ) -> tuple[tuple[LayerDifference, ...], str]:
     """Return the layers that differ most on the same input, and what they say of the cause."""
+    if is_within_gate(fake, value):
+        return (), ""
     images = _some_images(dataset, exported_size(models))
     inputs: dict[str, list[torch.Tensor]] = {"": images}
     for batch in images:
@@ -217,11 +192,3 @@ def _some_images(dataset: Any, size: tuple[int, int]) -> list[torch.Tensor]:
         if len(images) == NUM_COMPARED:
             break
     return images
-
-
-def _write(folder: Path, result: IntegerResult) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "summary.json"
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(asdict(result), indent=2) + "\n")
-    os.replace(partial, path)

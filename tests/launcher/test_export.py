@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from xml.etree import ElementTree
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from dq.detector.build import build_model, float_state, load_float_state
 from dq.detector.checkpoint import load_quantization, recipe_of
@@ -19,10 +21,35 @@ from dq.detector.data import dataset_of
 from dq.detector.data import test_classes as classes_of
 from dq.detector.evaluate import detect
 from dq.detector.graph import quantize_detector
+from dq.quant.export_onnx import flatten
+from dq.quant.onnx_session import OnnxNetwork, load_model
 from dq.quant.phase import Phase, set_phase
+from dq.quant.quantized_graph import QuantizedGraph
 from tests.launcher.conftest import Launch, on_ranks, torchrun
 
 pytestmark = pytest.mark.slow
+
+
+def only_error(result: tuple[int, str, str]) -> str:
+    """Return the one error line of a launch that must have failed by the user's fault."""
+    code, _, err = result
+    assert code == 2, err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def frozen(config: Path, checkpoint: Path) -> tuple[nn.Module, QuantizedGraph]:
+    """Return the detector of a quantized checkpoint, rounding, and its graph."""
+    plan = read_config(config)
+    content = torch.load(checkpoint, weights_only=True)
+    detector = build_model(plan, classes_of(plan), initialise=False)
+    load_float_state(detector, float_state(content, "it"), "it")
+    recipe = recipe_of(content)
+    assert recipe is not None
+    graph = quantize_detector(detector.eval(), recipe)
+    load_quantization(graph, content, "it")
+    set_phase(graph.quantizers, Phase.FROZEN)
+    return detector, graph
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +93,100 @@ def test_exported_model_is_evaluated_beside_the_checkpoint_on_two_ranks(
     assert len(json.loads((experiment / "export/tiny.qparams.json").read_text())) > 50
 
 
+def test_model_that_suppresses_is_evaluated_by_its_own_detections(
+    launch: Launch, experiment: Path, config: Path, tmp_path: Path
+) -> None:
+    words = ("--checkpoint", experiment / "qat/qat.pth", "--work-dir", tmp_path)
+    code, out, err = launch("export", config, *words, "--decode", "nms")
+    assert code == 0, err
+    (path,) = (tmp_path / "export").glob("*.nms.onnx")
+    assert str(path) in out
+    assert path.stat().st_size > (experiment / "export/tiny.onnx").stat().st_size
+    backend = ("--backend", "onnxruntime", "--work-dir", tmp_path)
+    code, _, err = launch("eval", path, *backend, "--checkpoint", experiment / "qat/qat.pth")
+    assert code == 0, err
+    found = json.loads((tmp_path / "eval_onnxruntime/summary.json").read_text())
+    assert (
+        found["fake_quantized"]
+        == json.loads((experiment / "qat/summary.json").read_text())["value"]
+    )
+    assert abs(found["integer"] - found["fake_quantized"]) <= 0.001
+    assert found["num_integer"] == 32
+    assert found["boxes"]["num_matched"] > 0.9 * found["boxes"]["num_first"] > 0
+    assert found["boxes"]["score_mean"] < 0.01
+    # Boxes in test images' own pixels, which are not the model's.
+    assert found["boxes"]["corner_mean"] < 1
+    model = onnx.load(path)
+    assert [output.name for output in model.graph.output] == ["boxes", "scores", "labels"]
+    for node in model.graph.node:
+        node.output[:] = [name.replace("output.0.0", "renamed") for name in node.output]
+        node.input[:] = [name.replace("output.0.0", "renamed") for name in node.input]
+    onnx.save(model, tmp_path / "foreign.nms.onnx")
+    only = tmp_path / "one.py"
+    only.write_text(f"_base_ = [{str(config)!r}]\ndata = dict(test=dict(classes=('zero',)))\n")
+    path.write_bytes(path.read_bytes()[:7000])
+    checkpoint = ("--checkpoint", experiment / "qat/qat.pth")
+    for words, message in (
+        (("eval", path, *backend), "is no ONNX model, or damaged"),
+        (("eval", tmp_path / "foreign.nms.onnx", *backend, *checkpoint), "has no value output.0.0"),
+        (("eval", tmp_path / "foreign.nms.onnx", only, *backend, *checkpoint), "classes"),
+        (("export", config, *checkpoint, "--decode", "nms", "--format", "torch-int"), "for ONNX"),
+        (
+            ("export", config, *checkpoint, "--decode", "nms", "--work-dir", tmp_path / "none",
+             "--cfg-options", "model.test_cfg.nms.type=soft_nms"),
+            "cannot suppress boxes as .*soft_nms",
+        ),
+    ):  # fmt: skip
+        assert re.search(message, only_error(launch(*words)))
+    assert not list((tmp_path / "none").glob("export/*"))
+
+
+def test_tidl_has_the_ranges_of_the_calibrated_detector(
+    launch: Launch, float_checkpoint: Path, config: Path, tmp_path: Path
+) -> None:
+    preset = ("--work-dir", tmp_path, "--cfg-options", "quant.preset=tidl")
+    code, _, err = launch("calibrate", config, "--checkpoint", float_checkpoint, *preset)
+    assert code == 0, err
+    checkpoint = tmp_path / "calibrated/calibrated.pth"
+    words = ("--checkpoint", checkpoint, "--format", "onnx-tidl", *preset)
+    code, _, err = launch("export", config, *words)
+    assert code == 0, err
+    (path,) = (tmp_path / "export").glob("*.tidl.onnx")
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    clips = {n.name: n for n in model.graph.node if n.op_type == "Clip"}
+    graph = frozen(config, checkpoint)[1]
+    sites = graph.activations()
+    for site, quantizer in sites.items():
+        low, high = (float(tensors[name]) for name in clips[f"{site}/clip"].input[1:])
+        assert low == -high
+        assert math.frexp(high)[0] == 0.5
+        assert high == 128 * float(quantizer.scale)
+    assert {node.op_type for node in model.graph.node} >= {"Conv", "Clip"}
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    got = OnnxNetwork(load_model(path)).tensors(images)
+    with torch.no_grad():
+        rounded = flatten(graph(images))[0]
+        for quantizer in sites.values():  # What TIDL's model says: ranges, and no rounding.
+            quantizer.register_forward_hook(
+                lambda own, given, _: given[0].clamp(-128 * own.scale, 128 * own.scale)
+            )
+        clipped = flatten(graph(images))[0]
+    for a, b, c in zip(got, clipped, rounded, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+        assert (a - c).square().mean() < 0.01 * c.square().mean()
+
+
 def own_truth(config: Path, checkpoint: Path, folder: Path) -> Path:
     """Write a config whose test boxes are what the quantized detector itself finds.
 
     A detector that was trained for seconds finds next to nothing else, so its metric could not
     become worse.
     """
+    detector, _ = frozen(config, checkpoint)
     plan = read_config(config)
     classes = classes_of(plan)
-    content = torch.load(checkpoint, weights_only=True)
-    detector = build_model(plan, classes, initialise=False)
-    load_float_state(detector, float_state(content, "it"), "it")
-    recipe = recipe_of(content)
-    assert recipe is not None
-    graph = quantize_detector(detector, recipe)
-    load_quantization(graph, content, "it")
-    set_phase(graph.quantizers, Phase.FROZEN)
     dataset = dataset_of(plan, "test", test_mode=True)
     found = detect(detector, dataset, device=torch.device("cpu"), workers=0)
     assert found is not None
@@ -166,24 +271,46 @@ def test_mistakes_are_told_in_one_line(
             "onnx-tidl needs power-of-two scales",
         ),
     ):  # fmt: skip
-        code, _, err = launch(*words)
-        assert code == 2, (words, err)
-        lines = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1
-        assert re.search(message, lines[0]), lines[0]
+        assert re.search(message, only_error(launch(*words)))
     assert not list(tmp_path.glob("export/*"))
 
 
-def test_integers_for_torch_are_a_plain_file(
+def test_integers_for_torch_are_a_plain_file_and_compute_the_same(
     launch: Launch, experiment: Path, config: Path, tmp_path: Path
 ) -> None:
-    code, _, err = launch(
-        "export", config, "--checkpoint", experiment / "qat/qat.pth", "--format", "torch-int",
-        "--work-dir", tmp_path,
-    )  # fmt: skip
+    checkpoint = experiment / "qat/qat.pth"
+    words = ("--checkpoint", checkpoint, "--work-dir", tmp_path)
+    code, _, err = launch("export", config, *words, "--format", "torch-int")
     assert code == 0, err
     (path,) = (tmp_path / "export").glob("*.int.pth")
     content = torch.load(path, weights_only=True)
     state = content["integer_network"]["state"]
     kinds = {value.dtype for key, value in state.items() if key.endswith(".integers")}
     assert kinds == {torch.int8}
+    truth = own_truth(config, checkpoint, tmp_path / "data")
+    backend = ("--backend", "torch-int", *words)
+    code, out, err = launch("eval", path, truth, *backend)
+    assert code == 0, err
+    assert "torch-int " in out
+    found = json.loads((tmp_path / "eval_torch_int/summary.json").read_text())
+    assert found["fake_quantized"] > 0.3
+    assert abs(found["integer"] - found["fake_quantized"]) <= 0.001
+    assert found["boxes"]["num_matched"] >= 0.99 * found["boxes"]["num_first"] > 0
+    assert found["bytes_float"] == 4 * found["bytes_integer"]
+    (key,) = [k for k in state if "bbox_head/cls_convs/0/0" in k and k.endswith(".integers")]
+    state[key] = -state[key]
+    torch.save(content, tmp_path / "wrong.int.pth")
+    code, _, err = launch("eval", tmp_path / "wrong.int.pth", truth, *backend)
+    assert code == 1, err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "1 tensors of the file are not what the checkpoint yields" in line
+    assert "bbox_head/cls_convs/0/0" in line
+    damaged = tmp_path / "damaged.int.pth"
+    damaged.write_bytes(path.read_bytes()[:5000])
+    for wrong, message in (
+        (("eval", path, config), "add --backend torch-int"),
+        (("eval", damaged, *backend), "is damaged"),
+        (("eval", checkpoint, *backend), "holds no integers"),
+        (("eval", config, *backend), "needs one MODEL.int.pth"),
+    ):
+        assert re.search(message, only_error(launch(*wrong)))

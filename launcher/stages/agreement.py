@@ -1,0 +1,80 @@
+"""An exported file's metric beside the fake-quantized detector's, and the gate between them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dq.detector.box_differences import BoxDifferences, box_differences
+from dq.detector.evaluate import main_metric, score
+from dq.tracking.json_file import write_json
+from dq.tracking.summary import FILE_NAME
+from launcher.plan import Plan
+
+# Of the metric, 0 to 1: a tenth of a percentage point.
+GATE = 0.001
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """What two evaluations of one detector found.
+
+    Attributes:
+        metric: Name of the metric.
+        integer: Its value for the exported file, 0 to 1.
+        fake_quantized: Its value for the fake-quantized detector.
+        boxes: Differences of the detections, the fake-quantized detector being the first.
+        bytes_integer: Size of the exported network.
+        bytes_float: Size of the same network in float.
+        cause: Why the gate was missed, as far as is known; empty where it was passed.
+    """
+
+    metric: str
+    integer: float
+    fake_quantized: float
+    boxes: BoxDifferences
+    bytes_integer: int
+    bytes_float: int
+    cause: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the two metrics are within `GATE` of each other."""
+        return is_within_gate(self.integer, self.fake_quantized)
+
+
+def is_within_gate(one: float, other: float) -> bool:
+    """Say whether two metrics, 0 to 1, are within `GATE` of each other."""
+    return abs(one - other) <= GATE + 1e-9
+
+
+def measured_on(
+    plan: Plan, dataset: Any, expected: list[Any], found: list[Any]
+) -> tuple[str, float, float, BoxDifferences]:
+    """Return the metric's name, the fake-quantized and the exported value, and how boxes differ."""
+    settings = plan.config.get("evaluation", {})
+    name, fake = main_metric(score(dataset, expected, settings))
+    value = main_metric(score(dataset, found, settings))[1]
+    return name, fake, value, box_differences(expected, found)
+
+
+def write_agreement(folder: Path, result: Agreement) -> None:
+    """Write the result as the folder's ``summary.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / FILE_NAME, {**asdict(result), "passed": result.passed})
+
+
+def refuse_missing(checkpoint: Path, exported: Path) -> None:
+    """Raise ValueError where the checkpoint of an exported file is not there."""
+    if not checkpoint.is_file():
+        raise ValueError(
+            f"checkpoint {checkpoint} does not exist; give the one that {exported} was exported"
+            " from with --checkpoint"
+        )
+
+
+def refuse_other(exported: Path, said: str | None, checkpoint: Path, sha256: str) -> None:
+    """Raise ValueError where a file says that it is of another checkpoint than this one."""
+    if said != sha256:
+        raise ValueError(f"{exported} was not exported from {checkpoint}; export it again")
