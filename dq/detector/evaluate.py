@@ -126,9 +126,10 @@ def evaluate(
 
 
 def main_metric(metrics: Mapping[str, float]) -> tuple[str, float]:
-    """Return name and value of the metric that a result table shows: box mAP, 0 to 1."""
-    for name in ("bbox_mAP", "mAP", "AR@1000"):
-        if name in metrics:
-            return name, metrics[name]
-    name = next(iter(metrics))
+    """Return name and value of the metric that a result table shows: box mAP, 0 to 1.
+
+    Where COCO's and VOC's are both there, it is the one that was asked for first.
+    """
+    boxes = [name for name in metrics if name in ("bbox_mAP", "mAP")]
+    name = [*boxes, *(n for n in metrics if n == "AR@1000"), *metrics][0]
     return name, metrics[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ class Agreement:
         metric: Name of the metric.
         integer: Its value for the exported file, 0 to 1.
         fake_quantized: Its value for the fake-quantized detector.
+        metrics: All metrics of the exported file.
         boxes: Differences of the detections, the fake-quantized detector being the first.
         bytes_integer: Size of the exported network.
         bytes_float: Size of the same network in float.
@@ -33,6 +35,7 @@ class Agreement:
     metric: str
     integer: float
     fake_quantized: float
+    metrics: Mapping[str, float]
     boxes: BoxDifferences
     bytes_integer: int
     bytes_float: int
@@ -51,12 +54,11 @@ def is_within_gate(one: float, other: float) -> bool:
 
 def measured_on(
     plan: Plan, dataset: Any, expected: list[Any], found: list[Any]
-) -> tuple[str, float, float, BoxDifferences]:
-    """Return the metric's name, the fake-quantized and the exported value, and how boxes differ."""
+) -> tuple[str, float, dict[str, float], BoxDifferences]:
+    """Return the metric's name, its fake-quantized value, all exported ones, how boxes differ."""
     settings = plan.config.get("evaluation", {})
     name, fake = main_metric(score(dataset, expected, settings))
-    value = main_metric(score(dataset, found, settings))[1]
-    return name, fake, value, box_differences(expected, found)
+    return name, fake, score(dataset, found, settings), box_differences(expected, found)
 
 
 def write_agreement(folder: Path, result: Agreement) -> None:

@@ -104,13 +104,14 @@ def evaluated_in_onnxruntime(
     def conclude() -> IntegerResult:
         assert expected is not None
         assert found is not None
-        name, fake, value, boxes = measured_on(plan, dataset, expected, found)
+        name, fake, metrics, boxes = measured_on(plan, dataset, expected, found)
         times, sizes = _compare_with_float(models.get(DETECTIONS, models[""]), network)
-        layers, cause = _explain(dataset, detector, graph, models, fake, value)
+        layers, cause = _explain(dataset, detector, graph, models, fake, metrics[name])
         result = IntegerResult(
             metric=name,
-            integer=value,
+            integer=metrics[name],
             fake_quantized=fake,
+            metrics=metrics,
             boxes=boxes,
             num_integer=network.num_integer,
             num_float=network.num_float,
@@ -154,7 +155,7 @@ def _explain(
     value: float,
 ) -> tuple[tuple[LayerDifference, ...], str]:
     """Return the layers that differ most on the same input, and what they say of the cause."""
-    if is_within_gate(fake, value):
+    if is_within_gate(fake, metrics[name]):
         return (), ""
     images = _some_images(dataset, exported_size(models))
     inputs: dict[str, list[torch.Tensor]] = {"": images}

@@ -53,16 +53,17 @@ def evaluated_integer_file(
     def conclude() -> Agreement:
         assert expected is not None
         assert found is not None
-        name, fake, value, boxes = measured_on(plan, dataset, expected, found)
+        name, fake, metrics, boxes = measured_on(plan, dataset, expected, found)
         sizes = [num_bytes(network) for network in networks.values()]
         result = Agreement(
             metric=name,
-            integer=value,
+            integer=metrics[name],
             fake_quantized=fake,
+            metrics=metrics,
             boxes=boxes,
             bytes_integer=sum(own for own, _ in sizes),
             bytes_float=sum(plain for _, plain in sizes),
-            cause="" if is_within_gate(fake, value) else _cause(differing),
+            cause="" if is_within_gate(fake, metrics[name]) else _cause(differing),
         )
         write_agreement(place.experiment / "eval_torch_int", result)
         return result
