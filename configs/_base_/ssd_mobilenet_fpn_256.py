@@ -1,5 +1,8 @@
 # SSD heads on a narrow pyramid over MobileNetV2 at 256x256: trains on a CPU.
 norm_cfg = dict(type="BN", requires_grad=True)
+# A file of one's own, of the backbone alone, has no prefix: None.
+backbone_weights = "open-mmlab://mmdet/mobilenet_v2"
+backbone_prefix = "backbone"
 model = dict(
     type="SingleStageDetector",
     backbone=dict(
@@ -8,7 +11,7 @@ model = dict(
         norm_cfg=norm_cfg,
         act_cfg=dict(type="ReLU6"),
         init_cfg=dict(
-            type="Pretrained", checkpoint="open-mmlab://mmdet/mobilenet_v2", prefix="backbone"
+            type="Pretrained", checkpoint="${backbone_weights}", prefix="${backbone_prefix}"
         ),
     ),
     neck=dict(

@@ -1,12 +1,14 @@
-# A data set of one's own in VOC's layout, at 256x256. Inherit it, set `data_root` and `classes`.
+# A data set of one's own in VOC's layout. Inherit it, set `data_root` and `classes`; at another
+# size than 256x256 `image_size` too.
 dataset_type = "VOCFolderDataset"
 data_root = "data/SET_ME"
+image_size = (256, 256)
 img_norm_cfg = dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5], to_rgb=True)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="MinIoURandomCrop", min_ious=(0.3, 0.5, 0.7, 0.9), min_crop_size=0.5),
-    dict(type="Resize", img_scale=(256, 256), keep_ratio=False),
+    dict(type="Resize", img_scale="${image_size}", keep_ratio=False),
     dict(type="RandomFlip", flip_ratio=0.5),
     dict(
         type="PhotoMetricDistortion",
@@ -23,7 +25,7 @@ test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(
         type="MultiScaleFlipAug",
-        img_scale=(256, 256),
+        img_scale="${image_size}",
         flip=False,
         transforms=[
             dict(type="Resize", keep_ratio=False),

@@ -1,0 +1,42 @@
+# FCOS with shallow narrow towers over MobileNetV2 (ImageNet weights) at 160x160.
+_base_ = ["../_base_/mobilenet_fpn.py", "../_base_/bccd_160.py"]
+model = dict(
+    type="FCOS",
+    bbox_head=dict(
+        type="FCOSHead",
+        num_classes=3,
+        in_channels=64,
+        stacked_convs=2,
+        feat_channels=64,
+        strides=[8, 16, 32],
+        regress_ranges=((-1, 24), (24, 48), (48, 1e8)),
+        center_sampling=True,
+        center_sample_radius=1.5,
+        norm_on_bbox=True,
+        centerness_on_reg=True,
+        # mmdet's own choice: the towers serve all levels, whose statistics differ.
+        norm_cfg=dict(type="GN", num_groups=16, requires_grad=True),
+        loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
+        loss_bbox=dict(type="GIoULoss", loss_weight=1.0),
+        loss_centerness=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0),
+    ),
+    train_cfg=dict(
+        assigner=dict(
+            type="MaxIoUAssigner",
+            pos_iou_thr=0.5,
+            neg_iou_thr=0.4,
+            min_pos_iou=0,
+            ignore_iof_thr=-1,
+        ),
+        allowed_border=-1,
+        pos_weight=-1,
+        debug=False,
+    ),
+    test_cfg=dict(
+        nms_pre=1000,
+        min_bbox_size=0,
+        score_thr=0.05,
+        nms=dict(type="nms", iou_threshold=0.5),
+        max_per_img=100,
+    ),
+)
