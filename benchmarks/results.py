@@ -1,22 +1,32 @@
-"""The table of results: configs by columns by seeds, each cell a chain of launcher commands.
+"""The tables of results: configs by columns by seeds, each cell a chain of launcher commands.
 
-    python -m benchmarks.results --configs configs/bccd/ssd_mobilenet_fpn_256.py ... \
-        --seeds 0 1 2 --ranks 2 [--cfg-options data_root=DIR ...] [--write docs/results.md]
+    python -m benchmarks.results --configs configs/bccd/ssd_mobilenet_fpn_160.py ... \
+        --data DIR --seeds 0 1 2 --jobs 2 [--cfg-options KEY=VALUE ...] [--write docs/results.md]
 
-Every command's end is its stage's summary.json; one that is there is not run again, so the
-benchmark can be stopped and started. `--table-only` writes the table of what is there.
+``DIR/<the config's folder>`` is its data set. A column is a recipe of `configs/_base_`; a cell's
+folder holds the config that joins the two. Columns are made in order, the cells of one side by
+side. A cell ends with its stage's summary.json; one that is there is not made again, so the
+benchmark can be stopped and started. `--table-only` writes the tables of what is there, between
+the markers of the file where it has them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+RECIPES = Path(__file__).resolve().parents[1] / "configs" / "_base_"
+BEGIN, END = "<!-- made by benchmarks.results -->", "<!-- end -->"
+# Exit code of `eval` where the exported model's mAP is another: measured all the same.
+GATE_MISSED = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,120 +36,232 @@ class Column:
     Attributes:
         command: Of the launcher.
         stage: Folder of its summary.
-        options: Config overrides beyond the user's.
+        recipe: Config of `RECIPES` that is added to the detector's; none for float.
+        options: Config overrides beyond the user's; ``{parent}`` is the parent's checkpoint.
         parent: Column whose checkpoint it begins from.
-        value: Key of the summary that is shown.
     """
 
     command: str
     stage: str
+    recipe: str = ""
     options: tuple[str, ...] = ()
     parent: str = "float"
-    value: str = "value"
 
 
+# The rates and passes of quant_int8.py.
+TRAINED_ON = (
+    "load_from={parent}",
+    "optimizer.lr=1e-4",
+    "runner.max_epochs=2",
+    "lr_config.warmup_iters=10",
+)
 COLUMNS = {
     "float": Column(command="train", stage="float", parent=""),
-    "int8 PTQ": Column(command="calibrate", stage="calibrated"),
-    "int8 QAT": Column(command="qat", stage="qat"),
+    "float, trained on": Column(command="train", stage="float", options=TRAINED_ON),
+    "int8 PTQ": Column(command="calibrate", stage="calibrated", recipe="quant_int8"),
+    "int8 QAT": Column(command="qat", stage="qat", recipe="quant_int8"),
     "exported int8": Column(
-        command="eval", stage="eval_onnxruntime", parent="int8 QAT", value="integer"
+        command="eval", stage="eval_onnxruntime", recipe="quant_int8", parent="int8 QAT"
     ),
-    "W4A8 QAT": Column(command="qat", stage="qat", options=("quant.preset=w4a8",)),
-    "W4A4 QAT": Column(command="qat", stage="qat", options=("quant.preset=w4a4",)),
-    "int8 power-of-two": Column(command="qat", stage="qat", options=("quant.preset=int8_power2",)),
+    "W4A8 QAT": Column(command="qat", stage="qat", recipe="quant_w4a8"),
+    "W4A4 QAT": Column(command="qat", stage="qat", recipe="quant_w4a4"),
+    "int8 power-of-two": Column(command="qat", stage="qat", recipe="quant_int8_power2"),
 }
+METRICS = {"mAP": "VOC metric (IoU 0.5)", "bbox_mAP": "COCO metric (IoU 0.5 to 0.95)"}
 
 
-def folder_of(root: Path, config: Path, seed: int, column: str) -> Path:
-    """Return the work dir of one cell."""
-    return root / f"{config.parent.name}-{config.stem}" / f"seed{seed}" / column.replace(" ", "_")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One config, seed and column below a folder."""
+
+    root: Path
+    config: Path
+    seed: int
+    column: str
+
+    @property
+    def what(self) -> Column:
+        """Its column."""
+        return COLUMNS[self.column]
+
+    @property
+    def folder(self) -> Path:
+        """Its work dir."""
+        name = f"{self.config.parent.name}-{self.config.stem}"
+        return (
+            self.root / name / f"seed{self.seed}" / self.column.replace(",", "").replace(" ", "_")
+        )
+
+    @property
+    def summary(self) -> Path:
+        """The file that it ends with."""
+        return self.folder / self.what.stage / "summary.json"
+
+    @property
+    def parent(self) -> Path:
+        """The checkpoint that it begins from."""
+        other = Cell(root=self.root, config=self.config, seed=self.seed, column=self.what.parent)
+        return other.folder / other.what.stage / f"{other.what.stage}.pth"
+
+    def config_text(self) -> str:
+        """Return the config that joins detector and recipe."""
+        bases = [self.config.resolve()]
+        bases += [RECIPES / f"{self.what.recipe}.py"] if self.what.recipe else []
+        return f"_base_ = {[str(base) for base in bases]}\n"
 
 
-def commands(
-    root: Path, config: Path, seed: int, column: str, options: Sequence[str]
-) -> list[list[str]]:
+def commands(cell: Cell, options: Sequence[str], threads: int = 1) -> list[list[str]]:
     """Return the launcher's arguments that make one cell, whose parent is there."""
-    what = COLUMNS[column]
-    shared = ["--work-dir", str(folder_of(root, config, seed, column)), "--seed", str(seed)]
-    chosen = [*options, *what.options]
+    what, config = cell.what, str(cell.folder / "config.py")
+    shared = ["--work-dir", str(cell.folder), "--seed", str(cell.seed)]
+    shared += ["--threads", str(threads)]
+    chosen = [*options, *(o.format(parent=cell.parent) for o in what.options)]
     shared += ["--cfg-options", *chosen] if chosen else []
-    if not what.parent:
-        return [[what.command, str(config), "--no-validate", "--resume", *shared]]
-    parent = COLUMNS[what.parent].stage
-    checkpoint = folder_of(root, config, seed, what.parent) / parent / f"{parent}.pth"
-    given = ["--checkpoint", str(checkpoint)]
+    training = ["--no-validate", "--resume"]
+    if what.command == "train":
+        return [["train", config, *training, *shared]]
+    given = ["--checkpoint", str(cell.parent)]
     if what.command != "eval":
-        more = ["--no-validate", "--resume"] if what.command == "qat" else []
-        return [[what.command, str(config), *given, *more, *shared]]
-    work = folder_of(root, config, seed, column)
-    model = work / "export" / f"{work.name}.onnx"
+        more = training if what.command == "qat" else []
+        return [[what.command, config, *given, *more, *shared]]
+    model = cell.folder / "export" / f"{cell.folder.name}.onnx"
     backend = ["--backend", "onnxruntime"]
     return [
-        ["export", str(config), *given, *shared],
-        ["eval", str(model), str(config), *backend, *given, *shared],
+        ["export", config, *given, *shared],
+        ["eval", str(model), config, *backend, *given, *shared],
     ]
 
 
-def value_of(root: Path, config: Path, seed: int, column: str) -> float | None:
-    """Return one cell's metric in per cent, None where it has not been measured."""
-    path = folder_of(root, config, seed, column) / COLUMNS[column].stage / "summary.json"
-    if not path.is_file():
-        return None
-    return 100 * float(json.loads(path.read_text())[COLUMNS[column].value])
+def make(cell: Cell, options: Sequence[str], ranks: int, threads: int) -> bool:
+    """Run what makes a cell, its output in ``log.txt``; return whether it is there."""
+    if cell.summary.is_file():
+        return True
+    if cell.what.parent and not cell.parent.is_file():
+        return False
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    (cell.folder / "config.py").write_text(cell.config_text())
+    start = [sys.executable, "-m", "launcher"]
+    if ranks > 1:
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        start += ["--nproc-per-node", str(ranks), "-m", "launcher"]
+    # A launcher's rank is not to compute on all cores beside the others.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with (cell.folder / "log.txt").open("a") as log:
+        for words in commands(cell, options, threads):
+            done = subprocess.run(
+                [*start, *words], check=False, stdout=log, stderr=log, env=environment
+            )
+            if done.returncode not in (0, GATE_MISSED):
+                break
+    return cell.summary.is_file()
 
 
-def table(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """Return the rows as Markdown, mean and spread (standard deviation) over the seeds."""
-    lines = ["| mAP, % | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+def metrics_of(cell: Cell) -> dict[str, float]:
+    """Return a cell's metrics in per cent, nothing where it has not been measured."""
+    if not cell.summary.is_file():
+        return {}
+    found = json.loads(cell.summary.read_text())["metrics"]
+    return {name: 100 * float(found[name]) for name in METRICS if name in found}
+
+
+# By row, column and seed.
+Rows = Mapping[str, Mapping[str, Mapping[int, float]]]
+
+
+def table(rows: Rows) -> str:
+    """Return the rows as Markdown: mean, spread over the seeds, mean difference to float."""
+    columns = [c for c in COLUMNS if any(c in cells for cells in rows.values())]
+    lines = ["| mAP, % | seeds | " + " | ".join(columns) + " |"]
+    lines.append("|---" * (len(columns) + 2) + "|")
     for name, cells in rows.items():
-        shown = [_cell(cells.get(column, ())) for column in COLUMNS]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+        seeds = len(cells.get("float", {}))
+        shown = [_cell(cells.get(c, {}), cells.get("float", {}), c) for c in columns]
+        lines.append(f"| {name} | {seeds} | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(values: Sequence[float]) -> str:
+def _cell(values: Mapping[int, float], floats: Mapping[int, float], column: str) -> str:
     if not values:
         return ""
-    mean = statistics.mean(values)
-    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {statistics.stdev(values):.1f}"
+    text = f"{statistics.mean(values.values()):.1f}"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values.values()):.1f}"
+    # Seed by seed: a quantized detector is compared with the float one it came from.
+    differences = [value - floats[seed] for seed, value in values.items() if seed in floats]
+    if column != "float" and differences:
+        text += f" ({statistics.mean(differences):+.1f})"
+    return text
+
+
+def tables(cells: Sequence[Cell]) -> str:
+    """Return one table for each metric that was measured."""
+    parts = []
+    for metric, title in METRICS.items():
+        rows: dict[str, dict[str, dict[int, float]]] = {}
+        for cell in cells:
+            value = metrics_of(cell).get(metric)
+            if value is not None:
+                row = rows.setdefault(f"{cell.config.parent.name}/{cell.config.stem}", {})
+                row.setdefault(cell.column, {})[cell.seed] = value
+        if rows:
+            parts.append(f"{title}:\n\n{table(rows)}")
+    return "\n".join(parts)
+
+
+def between_markers(text: str, made: str) -> str:
+    """Return ``text`` with what was made between its markers, which are added if it has none."""
+    if BEGIN not in text or END not in text:
+        return f"{text.rstrip()}\n\n{BEGIN}\n\n{made}\n{END}\n".lstrip()
+    before, rest = text.split(BEGIN, 1)
+    return f"{before}{BEGIN}\n\n{made}\n{END}{rest.split(END, 1)[1]}"
+
+
+def cells_of(given: argparse.Namespace) -> Iterator[Cell]:
+    """Yield the cells that were asked for, parents before children."""
+    for column in (c for c in COLUMNS if c in given.columns):
+        for seed in given.seeds:
+            for config in given.configs:
+                yield Cell(root=given.root, config=config, seed=seed, column=column)
+
+
+def options_of(given: argparse.Namespace, config: Path) -> list[str]:
+    """Return the config overrides of all of a config's cells."""
+    found = [f"data_root={given.data / config.parent.name}"] if given.data else []
+    return [*found, *given.cfg_options]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing and write the table; return 1 where a command failed."""
+    """Make what is missing and write the tables; return 1 where a cell failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--configs", type=Path, nargs="+", required=True)
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--ranks", type=int, default=1, help="of each cell's training")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of each rank")
     parser.add_argument("--root", type=Path, default=Path("runs/results"))
+    parser.add_argument("--data", type=Path, help="folder of the data sets")
     parser.add_argument("--cfg-options", nargs="+", default=[])
     parser.add_argument("--write", type=Path, help="the Markdown file")
     parser.add_argument("--table-only", action="store_true", help="run nothing")
     given = parser.parse_args(argv)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    start += ["--nproc-per-node", str(given.ranks), "-m", "launcher"]
-    rows: dict[str, dict[str, list[float]]] = {}
-    failed = 0
-    for config in given.configs:
-        row = rows.setdefault(f"{config.parent.name}/{config.stem}", {})
-        for seed in given.seeds:
-            for column in [c for c in COLUMNS if c in given.columns]:
-                value = value_of(given.root, config, seed, column)
-                if value is None and not given.table_only:
-                    for words in commands(given.root, config, seed, column, given.cfg_options):
-                        code = subprocess.run([*start, *words], check=False).returncode
-                        failed += code not in (0, 3)
-                        if code:
-                            break
-                    value = value_of(given.root, config, seed, column)
-                if value is not None:
-                    row.setdefault(column, []).append(value)
-        if given.write:
-            line = "python -m benchmarks.results " + " ".join(argv or sys.argv[1:])
-            given.write.write_text(f"# Results\n\nMade by `{line}`.\n\n{table(rows)}")
-    print(table(rows))
-    return int(failed > 0)
+    cells = list(cells_of(given))
+    failed: list[Cell] = []
+
+    def run(cell: Cell) -> None:
+        if not make(cell, options_of(given, cell.config), given.ranks, given.threads):
+            failed.append(cell)
+            print(f"failed: {cell.folder / 'log.txt'}", flush=True)
+
+    for column in [] if given.table_only else COLUMNS:
+        with ThreadPoolExecutor(given.jobs) as pool:
+            list(pool.map(run, (cell for cell in cells if cell.column == column)))
+    made = tables(cells)
+    print(made)
+    if given.write:
+        text = given.write.read_text() if given.write.is_file() else "# Results\n"
+        given.write.write_text(between_markers(text, made))
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmark of results: which commands make a cell, and the table of what is there."""
+"""The benchmark of results: which commands make a cell, and the tables of what is there."""
 
 from __future__ import annotations
 
@@ -7,32 +7,78 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results import COLUMNS, commands, folder_of, main
+from benchmarks.results import BEGIN, COLUMNS, END, RECIPES, Cell, between_markers, commands, main
 from launcher.cli import build_parser
+from launcher.config import quant_settings
 
-CONFIG = Path("configs/bccd/ssd_mobilenet_fpn_256.py")
+CONFIG = Path(__file__).resolve().parents[2] / "configs/bccd/ssd_mobilenet_fpn_160.py"
+
+
+def cell(root: Path, column: str, seed: int = 1) -> Cell:
+    return Cell(root=root, config=CONFIG, seed=seed, column=column)
 
 
 @pytest.mark.parametrize("column", COLUMNS)
 def test_commands_are_the_launchers_own(column: str, tmp_path: Path) -> None:
-    for words in commands(tmp_path, CONFIG, 1, column, ["a=1"]):
+    made = cell(tmp_path, column)
+    for words in commands(made, ["a=1"]):
         parsed = build_parser().parse_args(words)
         assert parsed.seed == 1
-        assert parsed.cfg_options == ["a=1", *COLUMNS[column].options]
+        wanted = [option.format(parent=made.parent) for option in made.what.options]
+        assert parsed.cfg_options == ["a=1", *wanted]
 
 
-def test_table_has_mean_and_spread_of_what_was_measured(
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_cells_config_joins_detector_and_recipe(column: str, tmp_path: Path) -> None:
+    from dq.detector.config import apply_options, finish, read_config
+
+    path = tmp_path / "config.py"
+    path.write_text(cell(tmp_path, column).config_text())
+    config = finish(read_config(path, ["data_root=/data"]))
+    assert config.data.test.ann_file == "/data/ImageSets/Main/test.txt"
+    settings = quant_settings(config.get("quant"))
+    assert bool(settings.training) == bool(COLUMNS[column].recipe)
+    apply_options(config, settings.training)
+    if settings.training:
+        assert config.optimizer.lr < 1e-3
+
+
+def test_each_recipe_is_a_columns(tmp_path: Path) -> None:
+    used = {column.recipe for column in COLUMNS.values()} - {""}
+    assert {path.stem for path in RECIPES.glob("quant_*.py")} == used
+
+
+def write(made: Cell, value: float) -> None:
+    made.summary.parent.mkdir(parents=True)
+    content = {"metrics": {"mAP": value, "bbox_mAP": value / 2}}
+    made.summary.write_text(json.dumps(content))
+
+
+def test_tables_have_mean_spread_and_difference_of_what_was_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed, value in ((0, 0.5), (1, 0.52)):
-        for column in ("float", "exported int8"):
-            stage = folder_of(tmp_path, CONFIG, seed, column) / COLUMNS[column].stage
-            stage.mkdir(parents=True)
-            content = {COLUMNS[column].value: value - 0.1 * (column != "float")}
-            (stage / "summary.json").write_text(json.dumps(content))
+        write(cell(tmp_path, "float", seed), value)
+    write(cell(tmp_path, "exported int8", 1), 0.51)
+    page = tmp_path / "results.md"
+    page.write_text(f"# Page\n\n{BEGIN}\nold\n{END}\n\nWhy.\n")
     words = ["--configs", str(CONFIG), "--root", str(tmp_path), "--table-only"]
-    assert main([*words, "--write", str(tmp_path / "results.md")]) == 0
-    text = (tmp_path / "results.md").read_text()
-    row = "| bccd/ssd_mobilenet_fpn_256 | 51.0 ± 1.4 |  |  | 41.0 ± 1.4 |  |  |  |"
-    assert row in text
-    assert row in capsys.readouterr().out
+    assert main([*words, "--write", str(page)]) == 0
+    text = page.read_text()
+    assert "| bccd/ssd_mobilenet_fpn_160 | 2 | 51.0 ± 1.4 | 51.0 (-1.0) |" in text
+    assert "| bccd/ssd_mobilenet_fpn_160 | 2 | 25.5 ± 0.7 | 25.5 (-0.5) |" in text
+    assert text.startswith("# Page\n\n")
+    assert text.endswith("\n\nWhy.\n")
+    assert "old" not in text
+    assert "51.0 (-1.0)" in capsys.readouterr().out
+
+
+def test_markers_are_added_where_there_are_none() -> None:
+    once = between_markers("# Page\n", "table")
+    assert once == f"# Page\n\n{BEGIN}\n\ntable\n{END}\n"
+    assert between_markers(once, "other") == once.replace("table", "other")
+
+
+def test_a_cell_without_its_parent_fails(tmp_path: Path) -> None:
+    words = ["--configs", str(CONFIG), "--root", str(tmp_path), "--seeds", "0"]
+    assert main([*words, "--columns", "int8 PTQ"]) == 1
