@@ -8,6 +8,10 @@ folder holds the config that joins the two. Columns are made in order, the cells
 side. A cell ends with its stage's summary.json; one that is there is not made again, so the
 benchmark can be stopped and started. `--table-only` writes the tables of what is there, between
 the markers of the file where it has them.
+
+`--variant NAME COLUMN KEY=VALUE ...` adds a column: another one with overrides, to see what a
+setting is worth. With `data.test.ann_file=DIR/.../val.txt` recipes are chosen on other images than
+the tables' are measured on.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 RECIPES = Path(__file__).resolve().parents[1] / "configs" / "_base_"
@@ -52,7 +56,7 @@ class Column:
 TRAINED_ON = (
     "load_from={parent}",
     "optimizer.lr=1e-4",
-    "runner.max_epochs=2",
+    "runner.max_epochs=1",
     "lr_config.warmup_iters=10",
 )
 COLUMNS = {
@@ -108,6 +112,19 @@ class Cell:
         bases = [self.config.resolve()]
         bases += [RECIPES / f"{self.what.recipe}.py"] if self.what.recipe else []
         return f"_base_ = {[str(base) for base in bases]}\n"
+
+
+def add_variant(name: str, column: str, *options: str) -> None:
+    """Add a column that differs from another one by config overrides.
+
+    Raises:
+        ValueError: There is no such column, or there is one of this name already.
+    """
+    if column not in COLUMNS:
+        raise ValueError(f"--variant: there is no column {column!r}; use of {', '.join(COLUMNS)}")
+    if name in COLUMNS:
+        raise ValueError(f"--variant: there is a column {name!r} already; choose another name")
+    COLUMNS[name] = replace(COLUMNS[column], options=(*COLUMNS[column].options, *options))
 
 
 def commands(cell: Cell, options: Sequence[str], threads: int = 1) -> list[list[str]]:
@@ -234,7 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make what is missing and write the tables; return 1 where a cell failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--configs", type=Path, nargs="+", required=True)
-    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
+    parser.add_argument("--columns", nargs="*", choices=COLUMNS, default=list(COLUMNS))
+    parser.add_argument("--variant", nargs="+", action="append", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ranks", type=int, default=1, help="of each cell's training")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
@@ -245,6 +263,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, help="the Markdown file")
     parser.add_argument("--table-only", action="store_true", help="run nothing")
     given = parser.parse_args(argv)
+    for name, column, *options in given.variant:
+        add_variant(name, column, *options)
+        given.columns.append(name)
     cells = list(cells_of(given))
     failed: list[Cell] = []
 

@@ -1,5 +1,5 @@
 # 4-bit weights, 8-bit activations, the first and last layers all 8: scales are learned, the float
-# model teaches, half the float rate and half its passes.
+# model teaches, half the float rate and two fifths of its passes.
 quant = dict(
     preset="w4a8",
     learned="lsq",
@@ -14,7 +14,7 @@ quant = dict(
     distill=dict(features=["neck.*"]),
     training={
         "optimizer.lr": 5e-4,
-        "runner.max_epochs": 4,
+        "runner.max_epochs": 2,
         "lr_config.warmup_iters": 10,
     },
 )

@@ -18,5 +18,5 @@ model = dict(
         ),
     )
 )
-data = dict(train=dict(times=4))
-evaluation = dict(interval=4, metric=["mAP", "bbox"])
+data = dict(train=dict(times=5))
+evaluation = dict(interval=1, metric=["mAP", "bbox"])

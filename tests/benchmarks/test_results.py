@@ -82,3 +82,18 @@ def test_markers_are_added_where_there_are_none() -> None:
 def test_a_cell_without_its_parent_fails(tmp_path: Path) -> None:
     words = ["--configs", str(CONFIG), "--root", str(tmp_path), "--seeds", "0"]
     assert main([*words, "--columns", "int8 PTQ"]) == 1
+
+
+def test_a_variant_is_a_column_with_overrides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.results.COLUMNS", dict(COLUMNS))
+    folder = tmp_path / "bccd-ssd_mobilenet_fpn_160/seed0/alone/qat"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"metrics": {"mAP": 0.5}}))
+    words = ["--configs", str(CONFIG), "--root", str(tmp_path), "--table-only", "--columns"]
+    variant = ["--variant", "alone", "W4A4 QAT", "quant.distill=None"]
+    assert main([*words, *variant]) == 0
+    assert "| mAP, % | seeds | alone |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="there is a column 'alone' already"):
+        main([*words, *variant])
