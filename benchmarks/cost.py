@@ -1,0 +1,106 @@
+"""Estimate what a training costs, from the network's multiplications and the schedule.
+
+    python -m benchmarks.cost CONFIG... --images 16551 [--tflops 20]
+
+Counted on the meta device at the test pipeline's size: no data, no weights and no time are needed.
+A training step is taken as three forward passes (one forward, two backward), `--tflops` as what the
+GPU sustains of it; loading and small operators come on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dq.detector.build import build_model
+from dq.detector.config import apply_options, finish, read_config
+from dq.detector.data import test_classes
+from dq.detector.export import image_size
+from launcher.config import quant_settings
+
+PASSES_PER_STEP = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a config asks for.
+
+    Attributes:
+        multiplications: Of one image's forward pass, multiply-adds.
+        float_images: Images that float training looks at, repetitions counted.
+        quantized_images: Those of quantized training.
+    """
+
+    multiplications: float
+    float_images: int
+    quantized_images: int
+
+
+def passes(config: Any) -> int:
+    """Return how often a training looks at each image."""
+    section, times = config.data.train, 1
+    while "dataset" in section:
+        times *= section.get("times", 1)
+        section = section.dataset
+    return int(times * config.runner.max_epochs)
+
+
+def cost_of(path: Path, num_images: int) -> Cost:
+    """Return what the config at ``path`` costs with so many training images."""
+    config = finish(read_config(path))
+    detector = build_model(config, test_classes(config), initialise=False).to("meta").eval()
+    height, width = image_size(config, None)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        image = torch.zeros(1, 3, height, width, device="meta")
+        detector.bbox_head(detector.extract_feat(image))
+    in_float = num_images * passes(config)
+    apply_options(config, quant_settings(config.get("quant")).training)
+    return Cost(
+        multiplications=counter.get_total_flops() / 2,
+        float_images=in_float,
+        quantized_images=num_images * passes(config),
+    )
+
+
+def hours(cost: Cost, images: int, tflops: float) -> float:
+    """Return how long a training over ``images`` computes, in hours of one GPU."""
+    return 2 * cost.multiplications * PASSES_PER_STEP * images / (tflops * 1e12) / 3600
+
+
+def table(costs: dict[str, Cost], tflops: float) -> str:
+    """Return the costs as Markdown."""
+    lines = [
+        "| config | multiply-adds an image | images, float | GPU hours | images, QAT |",
+        "|---|---|---|---|---|",
+    ]
+    for name, cost in costs.items():
+        lines.append(
+            f"| {name} | {cost.multiplications / 1e9:.1f} G | {cost.float_images / 1e6:.2f} M"
+            f" | {hours(cost, cost.float_images, tflops):.1f}"
+            f" | {cost.quantized_images / 1e6:.2f} M |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("configs", type=Path, nargs="+")
+    parser.add_argument("--images", type=int, required=True, help="of the training set")
+    parser.add_argument("--tflops", type=float, default=20.0, help="sustained, 10^12 a second")
+    given = parser.parse_args(argv)
+    costs = {path.stem: cost_of(path, given.images) for path in given.configs}
+    print(table(costs, given.tflops))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
