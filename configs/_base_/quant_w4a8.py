@@ -1,8 +1,8 @@
-# 4-bit weights, 8-bit activations, the first and last layers all 8: scales are learned, the float
+# 4-bit weights, 8-bit activations, the first and last layers all 8: ranges are learned, the float
 # model teaches, half the float rate and two fifths of its passes.
 quant = dict(
     preset="w4a8",
-    learned="lsq",
+    learned="lsq+",
     rules=[dict(position="first", bits=8), dict(position="last", bits=8)],
     schedule=dict(
         calibration_batches=25,
