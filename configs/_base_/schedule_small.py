@@ -9,4 +9,4 @@ lr_config = dict(
     warmup_ratio=1e-2,
     min_lr=0,
 )
-runner = dict(type="EpochBasedRunner", max_epochs=5)
+runner = dict(type="EpochBasedRunner", max_epochs=8)

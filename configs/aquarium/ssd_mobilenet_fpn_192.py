@@ -1,4 +1,4 @@
-# Aquarium (7 classes, many small boxes): SSD-FPN MobileNetV2 (ImageNet weights) at 192x192, 15 passes
+# Aquarium (7 classes, many small boxes): SSD-FPN MobileNetV2 (ImageNet weights) at 192x192, 24 passes
 # over the images in epochs of three.
 _base_ = [
     "../_base_/ssd_mobilenet_fpn_256.py",

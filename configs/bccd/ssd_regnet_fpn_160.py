@@ -14,3 +14,5 @@ model = dict(
     ),
     neck=dict(in_channels=[56, 152, 368]),
 )
+# From scratch: 50 passes.
+runner = dict(max_epochs=10)

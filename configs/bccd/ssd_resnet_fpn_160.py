@@ -15,3 +15,5 @@ model = dict(
     ),
     neck=dict(in_channels=[64, 128, 256]),
 )
+# From scratch: 50 passes.
+runner = dict(max_epochs=10)
