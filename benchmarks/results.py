@@ -177,7 +177,9 @@ def metrics_of(cell: Cell) -> dict[str, float]:
     """Return a cell's metrics in per cent, nothing where it has not been measured."""
     if not cell.summary.is_file():
         return {}
-    found = json.loads(cell.summary.read_text())["metrics"]
+    content = json.loads(cell.summary.read_text())
+    # An exported model's result may have only the one that its gate compares.
+    found = content.get("metrics") or {content["metric"]: content["integer"]}
     return {name: 100 * float(found[name]) for name in METRICS if name in found}
 
 
