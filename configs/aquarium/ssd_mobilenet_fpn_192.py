@@ -1,5 +1,5 @@
-# Aquarium (7 classes, many small boxes): SSD-FPN MobileNetV2 (ImageNet weights) at 192x192, 24 passes
-# over the images in epochs of three.
+# Aquarium (7 classes, many small boxes): SSD-FPN MobileNetV2 (ImageNet weights) at 192x192, eight
+# epochs of three passes.
 _base_ = [
     "../_base_/ssd_mobilenet_fpn_256.py",
     "../_base_/voc_folder_256.py",

@@ -155,7 +155,7 @@ def _explain(
     value: float,
 ) -> tuple[tuple[LayerDifference, ...], str]:
     """Return the layers that differ most on the same input, and what they say of the cause."""
-    if is_within_gate(fake, metrics[name]):
+    if is_within_gate(fake, value):
         return (), ""
     images = _some_images(dataset, exported_size(models))
     inputs: dict[str, list[torch.Tensor]] = {"": images}
