@@ -35,6 +35,8 @@ def class_precision(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
             iou_thr=0.5,
             dataset=kind,
             logger="silent",
+            # As mmdet's VOCDataset does, so that the mean of the classes is its mAP.
+            use_legacy_coordinate=hasattr(dataset, "year"),
         )
     return {
         name: float(entry["ap"])

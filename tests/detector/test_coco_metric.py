@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dq.detector.evaluate import main_metric, score
+from dq.detector.predictions import class_precision
 
 CLASSES = ("one", "two")
 BOX = "<object><name>{}</name><difficult>{}</difficult><bndbox>{}</bndbox></object>"
@@ -83,3 +84,12 @@ def test_the_first_metric_is_the_one_that_tables_show(names: list[str], tmp_path
 def test_a_metric_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"metric 'map' does not exist; use of mAP"):
         score(write_set(tmp_path), PERFECT, {"metric": "map"})
+
+
+def test_the_mean_of_the_classes_is_the_metric(tmp_path: Path) -> None:
+    # IoU 0.505 as VOC counts pixels (both ends belong to a box), 0.493 as others do.
+    found = [[rows((10, 10, 50, 50, 0.9)), rows()], [rows(), rows((20, 20, 40, 39.7, 0.7))]]
+    dataset = write_set(tmp_path)
+    classes = class_precision(dataset, found)
+    assert classes == {"one": pytest.approx(1.0), "two": pytest.approx(1.0)}
+    assert score(dataset, found, {"metric": "mAP"})["mAP"] == pytest.approx(1.0)
