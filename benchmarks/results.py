@@ -69,6 +69,7 @@ COLUMNS = {
     ),
     "W4A8 QAT": Column(command="qat", stage="qat", recipe="quant_w4a8"),
     "W4A4 QAT": Column(command="qat", stage="qat", recipe="quant_w4a4"),
+    "W4A4 QAT, linear at 8": Column(command="qat", stage="qat", recipe="quant_w4a4_linear8"),
     "int8 power-of-two": Column(command="qat", stage="qat", recipe="quant_int8_power2"),
 }
 METRICS = {"mAP": "VOC metric (IoU 0.5)", "bbox_mAP": "COCO metric (IoU 0.5 to 0.95)"}
