@@ -85,7 +85,11 @@ def on_rank(given: argparse.Namespace) -> dict[str, Any]:
         step()
     ours = collectives.collective_count() - before
     kinds = Counter({e.key: e.count for e in profile.key_averages() if e.key.startswith("c10d::")})
-    norms = [m for m in detector.modules() if isinstance(m, SyncBatchNorm)]
+    # Some stand behind what nobody reads.
+    reached = {str(node.target) for node in graph.graph.nodes}
+    norms = [
+        m for n, m in detector.named_modules() if isinstance(m, SyncBatchNorm) and n in reached
+    ]
     return {
         "ranks": collectives.world_size(),
         "step_s": whole,

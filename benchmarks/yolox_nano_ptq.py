@@ -1,10 +1,11 @@
 """Post-training quantization of YOLOX-Nano, a hard case: one table, with and without repairs.
 
     python -m benchmarks.yolox_nano_ptq --annotations train128.json --images JPEGImages \
-        --checkpoint yolox_nano_coco.pth [--only int8] [--work-dir runs/yolox_nano_ptq]
+        --checkpoint yolox_nano_coco.pth [--only int8] [--export] [--work-dir runs/yolox_nano_ptq]
 
 The images are split by their id's order: every other one calibrates, the rest is evaluated, so no
-image serves both. Each row is a run of `launcher calibrate` with the options shown.
+image serves both. Each row is a run of `launcher calibrate` with the options shown; with --export
+each is exported too, and evaluated in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -58,23 +59,47 @@ def split(annotations: Path, folder: Path) -> tuple[Path, Path]:
     return paths
 
 
-def launch(command: str, arguments: argparse.Namespace, name: str, options: Sequence[str]) -> Any:
-    """Run a launcher command in a process of its own and return its stage's summary."""
+def folder_of(arguments: argparse.Namespace, name: str) -> Path:
+    """Return the work dir of a row."""
+    folder: Path = arguments.work_dir / name.replace(", ", "-").replace(" ", "_")
+    return folder
+
+
+def start(arguments: argparse.Namespace, words: Sequence[object], options: Sequence[str]) -> int:
+    """Run a launcher command in a process of its own on the data's halves; return its exit code."""
     halves = split(arguments.annotations, arguments.work_dir)
     data = [
         option
         for part, half in (("train", halves[0]), ("test", halves[1]))
         for option in (f"data.{part}.ann_file={half}", f"data.{part}.img_prefix={arguments.images}")
     ]
-    folder = arguments.work_dir / name.replace(", ", "-").replace(" ", "_")
-    line = [sys.executable, "-m", "launcher", command, str(CONFIG), "--work-dir", str(folder)]
-    line += ["--checkpoint", str(arguments.checkpoint)]
+    line = [sys.executable, "-m", "launcher", *map(str, words)]
     if arguments.threads:
         line += ["--threads", str(arguments.threads)]
     line += ["--cfg-options", *data, *options]
-    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+    return subprocess.run(line, check=False, stdout=subprocess.DEVNULL).returncode
+
+
+def launch(command: str, arguments: argparse.Namespace, name: str, options: Sequence[str]) -> Any:
+    """Run a launcher command and return its stage's summary."""
+    folder = folder_of(arguments, name)
+    words = (command, CONFIG, "--work-dir", folder, "--checkpoint", arguments.checkpoint)
+    if start(arguments, words, options):
+        raise RuntimeError(f"{name}: launcher {command} failed")
     stage = "eval" if command == "eval" else "calibrated"
     return json.loads((folder / stage / "summary.json").read_text())
+
+
+def exported(arguments: argparse.Namespace, folder: Path, options: Sequence[str]) -> Any:
+    """Export a row's checkpoint, evaluate it in ONNX Runtime, return that evaluation's summary."""
+    checkpoint = ("--checkpoint", folder / "calibrated/calibrated.pth", "--work-dir", folder)
+    model = folder / "export" / f"{folder.name}.onnx"
+    if start(arguments, ("export", CONFIG, *checkpoint), options):
+        raise RuntimeError(f"{folder}: launcher export failed")
+    # A missed gate is no failure here: both metrics are in the summary.
+    if start(arguments, ("eval", CONFIG, model, "--backend", "onnxruntime", *checkpoint), ()) > 1:
+        raise RuntimeError(f"{folder}: launcher eval --backend onnxruntime failed")
+    return json.loads((folder / "eval_onnxruntime/summary.json").read_text())
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -96,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--work-dir", type=Path, default=Path("runs/yolox_nano_ptq"))
     parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--export", action="store_true", help="evaluate in ONNX Runtime, too")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     arguments = parser.parse_args(argv)
     rows = {"float": launch("eval", arguments, "float", ())}
@@ -103,6 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.only in name:
             rows[name] = launch("calibrate", arguments, name, options)
             print(f"{name}: {100 * rows[name]['value']:.2f}", flush=True)
+            if arguments.export:
+                found = exported(arguments, folder_of(arguments, name), options)
+                print(f"{name}, exported: {100 * found['integer']:.2f}", flush=True)
     print(table(rows))
     return 0
 

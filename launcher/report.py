@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dq.quant.recipe import Recipe
@@ -13,7 +13,6 @@ from dq.tracking.table import COLUMNS, markdown_table
 from launcher.session import Session
 
 if TYPE_CHECKING:
-    from dq.quant.layer_differences import LayerDifference
     from launcher.stages.agreement import Agreement
     from launcher.stages.integer_evaluation import IntegerResult
 
@@ -62,21 +61,42 @@ def say_speed(place: Session, result: IntegerResult) -> None:
         print(f"network  {result.ms_integer:.1f} ms an image, {result.ms_float:.1f} ms in float")
 
 
-def say_gate(place: Session, result: Agreement, layers: Sequence[LayerDifference] = ()) -> None:
-    """Print in one line that the gate was missed, and where the networks differ most."""
+def say_gate(place: Session, result: Agreement, measured: IntegerResult | None) -> None:
+    """Print in one line that the gate was missed, and where the networks differ most.
+
+    Args:
+        place: Where.
+        result: Of the evaluation.
+        measured: The same where it is ONNX Runtime's.
+    """
     if not place.environment.is_main:
         return
-    named = ", ".join(
-        f"{' and '.join(layer.layers) or layer.site} ({layer.excess:.2f} scales beyond rounding)"
-        for layer in layers
-    )
+    more = "" if measured is None else _moved(measured) + _named(measured)
     print(
         f"error: the exported model's {result.metric} differs from the fake-quantized one by"
         f" {100 * abs(result.integer - result.fake_quantized):.2f} points, more than 0.1;"
-        f" {result.cause}{named and f'; these differ most: {named}'}",
+        f" {result.cause}{more}",
         file=sys.stderr,
         flush=True,
     )
+
+
+def _moved(result: IntegerResult) -> str:
+    if result.fake_again is None:
+        return ""
+    moved = 100 * abs(result.fake_again - result.fake_quantized)
+    return (
+        f"; the fake-quantized metric itself moves by {moved:.2f} points, to"
+        f" {100 * result.fake_again:.2f} %, when torch sums in another order"
+    )
+
+
+def _named(result: IntegerResult) -> str:
+    named = [
+        f"{' and '.join(layer.layers) or layer.site} ({layer.excess:.2f} scales beyond rounding)"
+        for layer in result.layers
+    ]
+    return f"; these differ most: {', '.join(named)}" if named else ""
 
 
 def say_table(place: Session, summaries: Mapping[str, StageSummary], recipe: Recipe) -> None:

@@ -113,7 +113,7 @@ def _run_exported(arguments: argparse.Namespace, model: Path, configs: list[str]
                 say_speed(place, measured)
     if result.passed:
         return 0
-    say_gate(place, result, () if measured is None else measured.layers)
+    say_gate(place, result, measured)
     return GATE_MISSED
 
 

@@ -35,7 +35,7 @@ CLASSES = ("a", "b", "c", "d")
 STRIDES = (8, 16)
 DELTA = dict(type="DeltaXYWHBBoxCoder", target_stds=[0.1, 0.1, 0.2, 0.2])
 ANCHORS = dict(type="AnchorGenerator", octave_base_scale=4, strides=STRIDES, ratios=[0.5, 1.0])
-SQUARES = dict(ANCHORS, ratios=[1.0], scales_per_octave=1)
+SQUARES = dict(ANCHORS, ratios=[1.0], scales_per_octave=1, strides=[8])
 SSD = dict(
     type="SSDAnchorGenerator", scale_major=False, input_size=96, strides=STRIDES,
     ratios=([2], [2]), min_sizes=[10, 20], max_sizes=[20, 40],
@@ -87,10 +87,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "yolov3": (
         "YOLOV3",
         dict(
-            type="YOLOV3Head", in_channels=[8, 8], out_channels=[8, 8], featmap_strides=STRIDES,
+            type="YOLOV3Head", in_channels=[8], out_channels=[8], featmap_strides=[8],
             anchor_generator=dict(
-                type="YOLOAnchorGenerator", strides=STRIDES,
-                base_sizes=[[(10, 13), (16, 30)], [(30, 40), (40, 30)]],
+                type="YOLOAnchorGenerator", strides=[8], base_sizes=[[(10, 13), (16, 30)]]
             ),
         ),
     ),
@@ -103,6 +102,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         ),
     ),
 }  # fmt: skip
+# Of the backbone, where the family's head does not get both.
+OUTPUTS = {"atss": (0,), "gfl": (0,), "yolov3": (0,), "yolof": (1,)}
 NMS = dict(type="nms", iou_threshold=0.4)
 TEST = dict(nms_pre=60, score_thr=0.2, nms=NMS, max_per_img=50)
 
@@ -111,9 +112,9 @@ TEST = dict(nms_pre=60, score_thr=0.2, nms=NMS, max_per_img=50)
 class TinyPyramid(nn.Module):
     """Features at strides 8 and 16, of 8 channels."""
 
-    def __init__(self, num_levels: int) -> None:
+    def __init__(self, outputs: tuple[int, ...]) -> None:
         super().__init__()
-        self.num_levels = num_levels
+        self.outputs = outputs
         self.first = nn.Conv2d(3, 8, 8, stride=8)
         self.second = nn.Conv2d(8, 8, 3, stride=2, padding=1)
 
@@ -122,7 +123,8 @@ class TinyPyramid(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         first = torch.relu(self.first(x))
-        return (first, torch.relu(self.second(first)))[-self.num_levels :]
+        levels = (first, torch.relu(self.second(first)))
+        return tuple(levels[index] for index in self.outputs)
 
 
 def built(family: str, **test_cfg: Any) -> nn.Module:
@@ -131,7 +133,7 @@ def built(family: str, **test_cfg: Any) -> nn.Module:
     kind, head = FAMILIES[family]
     model = dict(
         type=kind,
-        backbone=dict(type="TinyPyramid", num_levels=1 if family == "yolof" else 2),
+        backbone=dict(type="TinyPyramid", outputs=OUTPUTS.get(family, (0, 1))),
         neck=None,
         bbox_head={"in_channels": 8, **head, "num_classes": len(CLASSES)},
         test_cfg={**TEST, **test_cfg},

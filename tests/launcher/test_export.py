@@ -241,6 +241,21 @@ def test_gate_is_missed_and_names_the_layer(
     assert re.fullmatch(rf"{re.escape(layer)} \(\d+\.\d+ scales beyond rounding\)", named), line
 
 
+def test_missed_gate_says_how_far_the_metric_can_be_known_where_all_layers_agree(
+    launch: Launch, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.stages.agreement.GATE", -1.0)  # Nothing can pass.
+    model = experiment / "export/tiny.onnx"
+    code, _, err = launch("eval", model, "--backend", "onnxruntime", "--work-dir", tmp_path)
+    assert code == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "each layer agrees" in line
+    found = json.loads((tmp_path / "eval_onnxruntime/summary.json").read_text())
+    moved = 100 * abs(found["fake_again"] - found["fake_quantized"])
+    assert f"itself moves by {moved:.2f} points" in line
+    assert moved < 5
+
+
 def test_mistakes_are_told_in_one_line(
     launch: Launch, experiment: Path, float_checkpoint: Path, config: Path, tmp_path: Path
 ) -> None:

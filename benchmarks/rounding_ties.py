@@ -1,0 +1,75 @@
+"""How far a quantized detector's metric can be known: evaluate it with rounding ties moved.
+
+    python -m benchmarks.rounding_ties CONFIG --checkpoint QUANTIZED.pth [--times 5] [--move 1e-5]
+        [--cfg-options key=value ...]
+
+Before every rounding each value is moved by chance by at most --move scales, which is what another
+order of float32 sums does. Where two evaluations differ by less than these do, nobody can say that
+two detectors differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dq.detector.build import build_model, float_state, load_float_state
+from dq.detector.checkpoint import load_quantization, recipe_of
+from dq.detector.config import finish, read_config
+from dq.detector.data import dataset_of, test_classes
+from dq.detector.evaluate import evaluate, main_metric
+from dq.detector.graph import quantize_detector
+from dq.dist.checkpoint import load_checkpoint
+from dq.quant.phase import Phase, set_phase
+
+
+def move_ties_(graph: Any, largest: float, seed: int) -> list[Any]:
+    """Move what every activation quantizer rounds by up to so many scales; return the hooks."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def move(quantizer: Any, given: Any) -> Any:
+        chance = 2 * torch.rand(given[0].shape, generator=generator) - 1
+        return given[0] + largest * quantizer.scale * chance, *given[1:]
+
+    return [q.register_forward_pre_hook(move) for q in graph.activations().values()]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the metric as it is, and once for each seed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--move", type=float, default=1e-5, help="in scales (default 1e-5)")
+    parser.add_argument("--cfg-options", nargs="+", default=[])
+    arguments = parser.parse_args(argv)
+    config = finish(read_config(arguments.config, arguments.cfg_options))
+    content, name = load_checkpoint(arguments.checkpoint), str(arguments.checkpoint)
+    recipe = recipe_of(content)
+    if recipe is None:
+        raise ValueError(f"{name} is a float checkpoint")
+    detector = build_model(config, test_classes(config), initialise=False)
+    load_float_state(detector, float_state(content, name), name)
+    graph = quantize_detector(detector.eval(), recipe)
+    load_quantization(graph, content, name)
+    set_phase(graph.quantizers, Phase.FROZEN)
+    dataset = dataset_of(config, "test", test_mode=True)
+    for seed in range(-1, arguments.times):
+        hooks = [] if seed < 0 else move_ties_(graph, arguments.move, seed)
+        found = evaluate(
+            detector, dataset, config.get("evaluation", {}), device=torch.device("cpu")
+        )
+        what = "as it is" if seed < 0 else f"ties moved, seed {seed}"
+        print(f"{what}: {100 * main_metric(found)[1]:.2f}", flush=True)
+        for hook in hooks:
+            hook.remove()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
