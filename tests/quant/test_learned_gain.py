@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -36,13 +38,16 @@ class Digits(nn.Module):
         return self.out(x.mean((2, 3)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("learned", ["lsq", "lsq+", "pact"])
-def test_at_two_bits_the_loss_is_well_below_that_of_observed_ranges(learned: str) -> None:
+@functools.cache
+def losses(seed: int) -> Callable[[str | None], float]:
+    """Return a function: kind of learned scales -> test loss at two bits, after the same training.
+
+    One network of 2-bit integers is a matter of chance, so the test takes the mean of several.
+    """
     data = pytest.importorskip("sklearn.datasets").load_digits()
     images = torch.tensor(data.images).float()[:, None] / 8 - 1
     labels = torch.tensor(data.target)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     order = torch.randperm(len(images))
     training, test = order[:1200], order[1200:]
 
@@ -61,7 +66,11 @@ def test_at_two_bits_the_loss_is_well_below_that_of_observed_ranges(learned: str
             schedule.step()
             after()
 
-    def two_bits(float_model: nn.Module, kind: str | None) -> float:
+    float_model = Digits()
+    fit(float_model, float_model, 30, 0.1)
+
+    @functools.cache
+    def at_two_bits(kind: str | None) -> float:
         model = copy.deepcopy(float_model).eval()
         weight = QuantSpec(bits=2, signed=True, symmetric=True, channel_axis=0)
         graph = prepare(model, Recipe(weight=weight, activation=QuantSpec(bits=2), learned=kind))
@@ -78,6 +87,12 @@ def test_at_two_bits_the_loss_is_well_below_that_of_observed_ranges(learned: str
         with torch.no_grad():
             return cross_entropy(graph(images[test]), labels[test]).item()
 
-    float_model = Digits()
-    fit(float_model, float_model, 30, 0.1)
-    assert two_bits(float_model, learned) < 0.7 * two_bits(float_model, None)
+    return at_two_bits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learned", ["lsq", "lsq+", "pact"])
+def test_at_two_bits_the_loss_is_well_below_that_of_observed_ranges(learned: str) -> None:
+    seeds = range(2)
+    observed = sum(losses(seed)(None) for seed in seeds)
+    assert sum(losses(seed)(learned) for seed in seeds) < 0.7 * observed
