@@ -19,7 +19,7 @@ def test_int8_with_repairs_loses_about_one_map_and_raises_at_most_five(
         images=shared / "data/coco128/JPEGImages",
         checkpoint=shared / "weights/yolox_nano_coco.pth",
         work_dir=tmp_path,
-        threads=1,
+        threads=2,
     )
     float_ = launch("eval", arguments, "float", ())
     name = "int8, MSE, bias, 5 raised"
