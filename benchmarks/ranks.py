@@ -44,31 +44,21 @@ def median_s(work: Callable[[], object], number: int) -> float:
 def on_rank(given: argparse.Namespace) -> dict[str, Any]:
     """Measure on one of the ranks; every rank must call it."""
     from benchmarks.nets import build
-    from benchmarks.speed import batch_of
-    from dq.detector.graph import parameters_outside, quantize_detector
+    from benchmarks.speed import batch_of, quantized
+    from dq.detector.graph import parameters_outside
     from dq.detector.step import parse_losses
     from dq.dist import collectives
     from dq.dist.data_parallel import wrap
     from dq.dist.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
-    from dq.quant.fake_quantize import update_scales_
-    from dq.quant.phase import Phase, set_phase
-    from dq.quant.recipe import Recipe
     from dq.sync import agree_
 
     config, detector = build(given.net, given.size)
     detector = convert_sync_batch_norm(detector)
     data = batch_of(config, given)
-    graph = quantize_detector(detector, Recipe())
+    graph, _ = quantized("observing", detector, data["img"])
     for name in parameters_outside(detector, graph.graph):
         detector.get_parameter(name).requires_grad_(False)
     quantizers = list(graph.activations().values())
-    set_phase(graph.quantizers, Phase.CALIBRATE)
-    detector.eval()
-    with torch.no_grad():
-        graph(data["img"])
-    update_scales_(quantizers)
-    detector.train()
-    set_phase(graph.quantizers, Phase.TRAIN)
     model = wrap(detector, device=torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
 

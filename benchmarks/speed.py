@@ -119,7 +119,7 @@ def side(
         if name == "float_frozen":
             freeze_norms(detector)
     else:
-        network, after = _quantized(name, detector, images)
+        network, after = quantized(name, detector, images)
         if given.compile:
             network = torch.compile(network)
         attach(detector, network)
@@ -140,7 +140,8 @@ def _float_graph(detector: nn.Module) -> fx.GraphModule:
     return fx.GraphModule(detector, trace_detector(detector).graph)
 
 
-def _quantized(name: str, detector: nn.Module, images: Tensor) -> tuple[Any, Work]:
+def quantized(name: str, detector: nn.Module, images: Tensor) -> tuple[Any, Work]:
+    """Return the calibrated graph of a side, in its phase, and what is to be done after a step."""
     graph = quantize_detector(detector, Recipe(learned="lsq" if name == "lsq" else None))
     quantizers = list(graph.activations().values())
     detector.eval()

@@ -20,6 +20,35 @@ from dq.quant.native import call, dense, pointer
 LAYOUTS = (torch.Tag.flexible_layout,)
 
 
+def activate(
+    x: Tensor,
+    y: Tensor | None,
+    mask: Tensor | None,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    integers_and_clip: tuple[int, int, float, float],
+    record: tuple[Tensor, Tensor] | None,
+) -> None:
+    """Clip ``x``, record its extremes and round it into ``y``, as far as each is given.
+
+    Args:
+        x: Dense, like ``y`` and ``mask``.
+        y: The result; None only records.
+        mask: Gets 1 where gradients pass (uint8).
+        scale: ``()``; None does not round.
+        zero_point: ``()``.
+        integers_and_clip: quant_min, quant_max, lowest and highest value let through.
+        record: The smallest and the largest value so far, widened in place.
+    """
+    quant_min, quant_max, *clip = integers_and_clip
+    low, high = (None, None) if record is None else record
+    call(
+        "dq_activation",
+        *(pointer(x), pointer(y), pointer(mask), x.numel(), *clip),
+        *(pointer(scale), pointer(zero_point), quant_min, quant_max, pointer(low), pointer(high)),
+    )
+
+
 @torch.library.custom_op("dq::activation", mutates_args=(), tags=LAYOUTS)
 def activation(
     x: Tensor,
@@ -40,12 +69,9 @@ def activation(
     source = dense(x)
     y, mask = torch.empty_like(source), torch.empty_like(source, dtype=torch.uint8)
     extremes = source.new_tensor([torch.inf, -torch.inf])
-    low, high = (extremes[:1], extremes[1:]) if observes else (None, None)
-    call(
-        "dq_activation",
-        *(pointer(source), pointer(y), pointer(mask), source.numel(), clip_low, clip_high),
-        *(pointer(scale), pointer(zero_point), quant_min, quant_max, pointer(low), pointer(high)),
-    )
+    record = (extremes[:1], extremes[1:]) if observes else None
+    integers_and_clip = quant_min, quant_max, clip_low, clip_high
+    activate(source, y, mask, scale, zero_point, integers_and_clip, record)
     return _laid_out_as(x, y), _laid_out_as(x, mask), extremes
 
 
@@ -63,13 +89,15 @@ def _(
     return torch.empty_like(x), torch.empty_like(x, dtype=torch.uint8), x.new_empty(2)
 
 
-@torch.library.custom_op("dq::masked", mutates_args=(), tags=LAYOUTS)
-def masked(gradient: Tensor, mask: Tensor) -> Tensor:
+def masked_gradient(gradient: Tensor, mask: Tensor) -> Tensor:
     """Return the gradient where the mask is set and zero elsewhere, laid out as the mask."""
     gradient = gradient_like(gradient, mask)
     result = torch.empty_like(gradient)
     call("dq_masked", pointer(gradient), pointer(mask), pointer(result), gradient.numel())
     return result
+
+
+masked = torch.library.custom_op("dq::masked", masked_gradient, mutates_args=(), tags=LAYOUTS)
 
 
 @masked.register_fake
@@ -104,11 +132,8 @@ def learned(
     """Clip ``x`` and round it with a learned scale, and offset where it is given; per tensor."""
     source = dense(x)
     y = torch.empty_like(source)
-    call(
-        "dq_activation",
-        *(pointer(source), pointer(y), None, source.numel(), clip_low, clip_high),
-        *(pointer(scale), pointer(zero_point), quant_min, quant_max, None, None),
-    )
+    integers_and_clip = quant_min, quant_max, clip_low, clip_high
+    activate(source, y, None, scale, zero_point, integers_and_clip, None)
     return _laid_out_as(x, y)
 
 
@@ -189,6 +214,25 @@ def _pass_learned(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 learned.register_autograd(_pass_learned, setup_context=_keep_learned)
 
 
+def round_into(
+    result: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    factor: Tensor | None,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    integers: list[int],
+    unfolds: bool,
+) -> None:
+    """Write what `weight` returns into dense tensors; the mask only where it is given."""
+    rows = max(1, len(weight))
+    call(
+        "dq_weight",
+        *(pointer(weight), pointer(factor), pointer(scale), pointer(zero_point)),
+        *(rows, weight.numel() // rows, *integers, unfolds, pointer(result), pointer(mask)),
+    )
+
+
 @torch.library.custom_op("dq::weight", mutates_args=(), tags=LAYOUTS)
 def weight(
     weight: Tensor,
@@ -213,14 +257,9 @@ def weight(
     Returns:
         The result, and 1 where gradients pass (uint8).
     """
-    rows = max(1, len(weight))
     source = dense(weight)
     result, mask = torch.empty_like(source), torch.empty_like(source, dtype=torch.uint8)
-    call(
-        "dq_weight",
-        *(pointer(source), pointer(factor), pointer(scale), pointer(zero_point)),
-        *(rows, weight.numel() // rows, *integers, unfolds, pointer(result), pointer(mask)),
-    )
+    round_into(result, mask, source, factor, scale, zero_point, integers, unfolds)
     return _laid_out_as(weight, result), _laid_out_as(weight, mask)
 
 

@@ -15,8 +15,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dq.quant import native_ops
-from dq.quant.native import call, pointer
-from dq.quant.native_ops import gradient_like
 from dq.quant.spec import QuantSpec
 
 # Lowest and highest value that an activation function lets through.
@@ -103,14 +101,8 @@ def _activation(
     clip: Clip,
     record: Record | None,
 ) -> None:
-    low, high = (None, None) if record is None else record
-    call(
-        "dq_activation",
-        *(pointer(x), pointer(y), pointer(mask), x.numel()),
-        *clip,
-        *(pointer(scale), pointer(zero_point), spec.quant_min, spec.quant_max),
-        *(pointer(low), pointer(high)),
-    )
+    integers_and_clip = spec.quant_min, spec.quant_max, *clip
+    native_ops.activate(x, y, mask, scale, zero_point, integers_and_clip, record)
 
 
 class _Activation(torch.autograd.Function):
@@ -139,10 +131,7 @@ class _Activation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         (mask,) = ctx.saved_tensors
-        gradient = gradient_like(gradients[0], mask)
-        result = torch.empty_like(gradient)
-        call("dq_masked", pointer(gradient), pointer(mask), pointer(result), gradient.numel())
-        return (result, *[None] * 6)
+        return (native_ops.masked_gradient(gradients[0], mask), *[None] * 6)
 
 
 def round_learned(
@@ -273,17 +262,13 @@ class _Weight(torch.autograd.Function):
         unfolds: bool,
         scale_factor: float,
     ) -> Tensor:
-        rows = max(1, len(weight))
         result = torch.empty_like(weight)
         mask = None
         # A symmetric range of the weight's own has every value inside.
         if any(ctx.needs_input_grad) and not (scale is None and spec.symmetric and spec.signed):
             mask = torch.empty_like(weight, dtype=torch.uint8)
-        call(
-            "dq_weight",
-            *(pointer(weight), pointer(factor), pointer(scale), pointer(zero_point)),
-            *(rows, weight.numel() // rows, *_integers(spec)),
-            *(unfolds, pointer(result), pointer(mask)),
+        native_ops.round_into(
+            result, mask, weight, factor, scale, zero_point, _integers(spec), unfolds
         )
         ctx.save_for_backward(weight, factor, scale, zero_point, result, mask)
         ctx.spec, ctx.unfolds, ctx.scale_factor = spec, unfolds, scale_factor

@@ -20,24 +20,12 @@ from dq.quant.affine import (
     scale_and_zero_point,
 )
 from dq.quant.spec import QuantSpec
+from tests.quant.specs import specs
 
 torch.set_num_threads(1)
 EXAMPLES = settings(max_examples=60, deadline=None)
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
 ANY = st.floats(width=32, allow_nan=True, allow_infinity=True)
-
-
-@st.composite
-def specs(draw: st.DrawFn, *, channel_axis: int | None = None) -> QuantSpec:
-    signed, symmetric = draw(st.booleans()), draw(st.booleans())
-    return QuantSpec(
-        bits=draw(st.integers(2, 16)),
-        signed=signed,
-        symmetric=symmetric,
-        power_of_two=draw(st.booleans()),
-        narrow=draw(st.booleans()) and (signed or not symmetric),
-        channel_axis=channel_axis,
-    )
 
 
 @st.composite

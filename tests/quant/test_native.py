@@ -24,6 +24,7 @@ from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import prepare
 from dq.quant.recipe import Recipe
 from dq.quant.spec import QuantSpec
+from tests.quant.specs import specs
 
 EXAMPLES = settings(max_examples=80, deadline=None)
 CLIPS = {NO_CLIP: lambda x: x, (0.0, torch.inf): F.relu, (0.0, 6.0): F.relu6}
@@ -33,19 +34,6 @@ INF, NAN = float("inf"), float("nan")
 @pytest.fixture(autouse=True)
 def _there() -> None:
     assert native.library() is not None, "the machine that runs the tests has a compiler"
-
-
-@st.composite
-def specs(draw: st.DrawFn, *, channel_axis: int | None = None) -> QuantSpec:
-    signed, symmetric = draw(st.booleans()), draw(st.booleans())
-    return QuantSpec(
-        bits=draw(st.integers(2, 16)),
-        signed=signed,
-        symmetric=symmetric,
-        power_of_two=draw(st.booleans()),
-        narrow=draw(st.booleans()) and (signed or not symmetric),
-        channel_axis=channel_axis,
-    )
 
 
 def values(seed: int, shape: tuple[int, ...], odd: bool) -> Tensor:
