@@ -1,28 +1,8 @@
 # SSD heads on a narrow pyramid over MobileNetV2 at 256x256: trains on a CPU.
-norm_cfg = dict(type="BN", requires_grad=True)
-# A file of one's own, of the backbone alone, has no prefix: None.
-backbone_weights = "open-mmlab://mmdet/mobilenet_v2"
-backbone_prefix = "backbone"
+_base_ = ["./mobilenet_fpn.py"]
 model = dict(
     type="SingleStageDetector",
-    backbone=dict(
-        type="MobileNetV2",
-        out_indices=(2, 4, 6),
-        norm_cfg=norm_cfg,
-        act_cfg=dict(type="ReLU6"),
-        init_cfg=dict(
-            type="Pretrained", checkpoint="${backbone_weights}", prefix="${backbone_prefix}"
-        ),
-    ),
-    neck=dict(
-        type="FPN",
-        in_channels=[32, 96, 320],
-        out_channels=64,
-        add_extra_convs="on_output",
-        num_outs=5,
-        norm_cfg=norm_cfg,
-        act_cfg=dict(type="ReLU"),
-    ),
+    neck=dict(add_extra_convs="on_output", num_outs=5),
     bbox_head=dict(
         type="SSDHead",
         in_channels=(64, 64, 64, 64, 64),
