@@ -12,6 +12,7 @@ from torch import fx, nn
 from dq.detector.classes import refuse_other_classes
 from dq.detector.graph import attach
 from dq.dist.checkpoint import load_checkpoint
+from dq.quant.exact_graph import compute_exactly_
 from dq.quant.fit_bias import fit_biases_
 from dq.quant.integer_file import INTEGER, load_integers_
 from dq.quant.integer_graph import integer_network
@@ -67,7 +68,9 @@ def load_networks(
 
 
 def run_integers_(detector: nn.Module, networks: Mapping[str, fx.GraphModule]) -> None:
-    """Let the detector take its network and RoI heads from a file's integers."""
+    """Let the detector take its network and RoI heads from a file's integers, summed as such."""
+    for network in networks.values():
+        compute_exactly_(network)
     attach(detector, networks[""])
     for part, network in networks.items():
         if part:

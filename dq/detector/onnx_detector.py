@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dq.detector.classes import refuse_other_classes
 from dq.detector.decode import clips
+from dq.detector.exact_detector import run_exactly_
 from dq.detector.export import output_names, part_path
 from dq.detector.graph import attach
 from dq.quant.export_onnx import flatten, unflatten
@@ -185,10 +186,7 @@ def run_in_onnx_(
     return network
 
 
-def run_fake_quantized_(
-    detector: nn.Module, graph: QuantizedGraph, models: Mapping[str, Any]
-) -> None:
-    """Let the detector take all from its own graph, on images of the models' size."""
-    attach(detector, Padded(graph, exported_size(models)))
-    for part, fake in graph.parts.items():
-        detector.get_submodule(part).__dict__["forward"] = fake
+def run_in_torch_(detector: nn.Module, graph: QuantizedGraph, models: Mapping[str, Any]) -> None:
+    """Let the detector compute its own integers in torch, on images of the models' size."""
+    size = exported_size(models)
+    run_exactly_(detector, graph, lambda network: Padded(network, size))

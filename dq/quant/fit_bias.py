@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from dq.quant.integer import IntegerActivation, IntegerLayer, IntegerWeight
-from dq.quant.roles import Role, role_of, tensor_inputs
+from dq.quant.integer import IntegerLayer, IntegerWeight
+from dq.quant.integer_graph import rounding_of
+from dq.quant.roles import module_of, tensor_inputs
 
 # Half of what 32 bits hold; the rest is for the sum of products.
 LARGEST_BIAS = 2.0**30
@@ -32,10 +33,10 @@ def fit_biases_(network: fx.GraphModule) -> list[str]:
     """
     changed: dict[str, None] = {}
     for node in network.graph.nodes:
-        layer = _module(network, node)
+        layer = module_of(network, node)
         if not isinstance(layer, IntegerLayer) or layer.bias is None:
             continue
-        rounding = _rounding_of(network, node)
+        rounding = rounding_of(network, tensor_inputs(node)[0])
         weight = layer.weight
         if rounding is None or rounding.spec.bits + weight.spec.bits > _WIDEST:
             continue
@@ -45,19 +46,6 @@ def fit_biases_(network: fx.GraphModule) -> list[str]:
             _coarsen_(weight, 2.0 ** excess.clamp(min=1).log2().ceil())
             changed[weight.site] = None
     return list(changed)
-
-
-def _module(network: fx.GraphModule, node: fx.Node) -> object:
-    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def _rounding_of(network: fx.GraphModule, node: fx.Node) -> IntegerActivation | None:
-    """Return what rounds a layer's input, None where it is not rounded."""
-    source = tensor_inputs(node)[0]
-    while role_of(network, source) is Role.CARRIER:
-        source = tensor_inputs(source)[0]
-    found = _module(network, source)
-    return found if isinstance(found, IntegerActivation) else None
 
 
 def _largest_bias(layer: IntegerLayer) -> Tensor:

@@ -47,6 +47,14 @@ def emitting_of(network: fx.GraphModule) -> Emitting:
     return found
 
 
+def rounding_of(network: fx.GraphModule, node: fx.Node) -> IntegerActivation | None:
+    """Return what rounded the tensor that a node of the network yields; None where nothing did."""
+    while role_of(network, node) is Role.CARRIER:
+        node = tensor_inputs(node)[0]
+    found = module_of(network, node)
+    return found if isinstance(found, IntegerActivation) else None
+
+
 class _Conversion:
     """One graph's conversion.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dq.detector.checkpoint import compose
 from dq.detector.config import config_text
 from dq.detector.data import dataset_of, test_classes
 from dq.detector.evaluate import detect, main_metric, score
+from dq.detector.exact_detector import exact_arithmetic
 from dq.detector.predictions import class_precision
 from dq.detector.tracking_hook import Figures
 from dq.dist import collectives
@@ -69,17 +71,21 @@ class Measurement:
     results: list[Any]
 
 
-def measured(plan: Plan, place: Session, detector: nn.Module) -> dict[str, float]:
-    """Return a detector's metrics on ``data.test``; every rank must call it."""
-    return measure(plan, place, detector).metrics
+def measure(
+    plan: Plan, place: Session, detector: nn.Module, graph: QuantizedGraph | None
+) -> Measurement:
+    """Evaluate a detector on ``data.test`` over all ranks; every rank must call it.
 
-
-def measure(plan: Plan, place: Session, detector: nn.Module) -> Measurement:
-    """Evaluate a detector on ``data.test`` over all ranks; every rank must call it."""
+    On the CPU a quantized one computes as its export will, to the last bit. A GPU has no sums of
+    integers in torch, so there it rounds real numbers, which differs where ties fall.
+    """
     dataset = dataset_of(plan.config, "test", test_mode=True)
     workers = plan.config.data.get("test_dataloader", {}).get("workers_per_gpu", 1)
     began = time.monotonic()
-    results = detect(detector, dataset, device=place.device, workers=workers)
+    with contextlib.ExitStack() as stack:
+        if graph is not None and place.device.type == "cpu":
+            stack.enter_context(exact_arithmetic(detector, graph))
+        results = detect(detector, dataset, device=place.device, workers=workers)
     seconds = time.monotonic() - began
     found = None
     if results is not None:
@@ -182,7 +188,7 @@ def conclude(
     }
     content = compose(detector, graph=graph, recipe=recipe, meta=meta)
     on_main_rank(lambda: save_checkpoint(path, content))
-    measurement = measure(plan, place, detector)
+    measurement = measure(plan, place, detector, graph)
     metrics = measurement.metrics
     name, value = main_metric(metrics)
     if collectives.is_main_rank():

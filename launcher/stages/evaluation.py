@@ -36,7 +36,7 @@ def evaluated(
             graph = quantize_detector(detector, recipe)
             load_quantization(graph, content, str(checkpoint))
             set_phase(graph.quantizers, Phase.FROZEN)
-        measurement = measure(plan, place, detector)
+        measurement = measure(plan, place, detector, graph)
         metrics = measurement.metrics
         name, value = main_metric(metrics)
         if collectives.is_main_rank():

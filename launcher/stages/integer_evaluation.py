@@ -19,8 +19,8 @@ from dq.detector.onnx_detector import (
     DETECTIONS,
     exported_size,
     load_models,
-    run_fake_quantized_,
     run_in_onnx_,
+    run_in_torch_,
 )
 from dq.dist.one_reader import on_main_rank
 from dq.quant.layer_differences import LayerDifference, layer_differences, worst
@@ -100,7 +100,7 @@ def evaluated_in_onnxruntime(
     dataset = dataset_of(plan.config, "test", test_mode=True)
     workers = plan.config.data.get("test_dataloader", {}).get("workers_per_gpu", 1)
     cpu = torch.device("cpu")
-    run_fake_quantized_(detector, graph, models)
+    run_in_torch_(detector, graph, models)
     expected = detect(detector, dataset, device=cpu, workers=workers)
     network = run_in_onnx_(detector, graph, models, threads=torch.get_num_threads())
     found = detect(detector, dataset, device=cpu, workers=workers)
@@ -129,7 +129,7 @@ def evaluated_in_onnxruntime(
 
     result = on_main_rank(conclude)
     if result.cause and not result.layers:
-        run_fake_quantized_(detector, graph, models)
+        run_in_torch_(detector, graph, models)
         result = replace(result, fake_again=_summed_otherwise(plan, detector, dataset, workers))
     on_main_rank(lambda: write_agreement(place.experiment / "eval_onnxruntime", result))
     return result

@@ -9,6 +9,7 @@ import torch
 
 from dq.detector.data import dataset_of, test_classes
 from dq.detector.evaluate import detect
+from dq.detector.exact_detector import run_exactly_
 from dq.detector.integer_detector import load_networks, read_integer_file, run_integers_
 from dq.dist.one_reader import on_main_rank
 from dq.quant.integer_file import num_bytes
@@ -31,7 +32,7 @@ def evaluated_integer_file(
 ) -> Agreement:
     """Evaluate a torch-int file on ``data.test`` over all ranks, beside its checkpoint.
 
-    Its weights and scales are the file's, its sums float. Every rank must call it; all get the same
+    Its weights and scales are the file's. Every rank must call it; all get the same
     result.
 
     Raises:
@@ -46,6 +47,7 @@ def evaluated_integer_file(
     dataset = dataset_of(plan.config, "test", test_mode=True)
     workers = plan.config.data.get("test_dataloader", {}).get("workers_per_gpu", 1)
     cpu = torch.device("cpu")
+    run_exactly_(detector, graph)
     expected = detect(detector, dataset, device=cpu, workers=workers)
     run_integers_(detector, networks)
     found = detect(detector, dataset, device=cpu, workers=workers)
