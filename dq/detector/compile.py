@@ -82,9 +82,9 @@ def compilation(config: Config, device: torch.device) -> Compilation | None:
 def compiled(network: Network, detector: nn.Module, settings: Compilation) -> Network:
     """Return the network compiled in training mode, and as it is in evaluation.
 
-    So an evaluation in between gives what one of the checkpoint gives, to the last digit. Norms
-    that exchange statistics with other ranks are single operators in the graph; phases, which
-    change what quantizers do, each compile once.
+    So an evaluation in between does not depend on the compiler, to the last digit. Norms that
+    exchange statistics with other ranks are single operators in the graph; phases, which change
+    what quantizers do, each compile once.
 
     Args:
         network: Images -> outputs.

@@ -77,10 +77,15 @@ class _Replacement:
         self.sources = {node: rounding_of(network, node) for node in nodes}
         self.exact: dict[IntegerActivation, ExactRounding] = {}
         self.modules = nn.ModuleList()
+        network.add_module(EXACT, self.modules)
 
     def replace_all(self) -> int:
         num_exact = 0
         for node, rounding in self.roundings.items():
+            if self.sources.get(node.args[0]) is rounding:  # Rounded twice is rounded once.
+                node.replace_all_uses_with(node.args[0])
+                self.network.graph.erase_node(node)
+                continue
             module, arguments = self._replacement(node, rounding)
             num_exact += not isinstance(module, ExactRounding)
             with self.network.graph.inserting_before(node):
@@ -90,7 +95,6 @@ class _Replacement:
             self.sources[new] = rounding
             node.replace_all_uses_with(new)
             self.network.graph.erase_node(node)
-        self.network.add_module(EXACT, self.modules)
         remove_dead_code(self.network.graph)
         self.network.delete_all_unused_submodules()
         self.network.recompile()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dq.detector.calibrate import calibrate
 from dq.detector.export import export_detector, part_path
 from dq.detector.graph import quantize_detector
+from dq.quant.exact_graph import exact_network
+from dq.quant.export_onnx import flatten
 from dq.quant.layer_differences import called_once, layer_differences
 from dq.quant.onnx_cut import CutNetwork
 from dq.quant.onnx_session import OnnxNetwork
@@ -35,7 +38,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "yolof": {"model.neck.in_channels": 512},
     "yolox": {},
 }
+# Those whose layers ONNX Runtime computes in integers, all of them.
+IN_INTEGERS = {"faster_rcnn", "foveabox", "retinanet", "yolof"}
 SIZE = (64, 64)
+# Elsewhere it adds tensors with other instructions.
+ON_X86 = platform.machine() in ("x86_64", "AMD64")
 
 # Each layer reads the fake-quantized network's own input, so nothing grows with depth. In scales,
 # float32 sums in another order move a value by less than this beyond a tie,
@@ -79,6 +86,17 @@ def assert_agrees(graph: QuantizedGraph, model: onnx.ModelProto, images: list[Te
         assert sum(d.share * d.num for d in found) <= max(1, share * num)
 
 
+def assert_equal_bits(graph: QuantizedGraph, model: onnx.ModelProto, images: Tensor) -> None:
+    """Integer arithmetic in torch gives what ONNX Runtime gives, where that runs in integers."""
+    network, exact = OnnxNetwork(model), exact_network(graph)
+    assert exact is not graph
+    found = flatten(exact(images))[0]
+    for one, other in zip(found, network.tensors(images), strict=True):
+        assert torch.isfinite(one).all()
+        if network.num_float == 0 and ON_X86:
+            assert torch.equal(one, other), f"{(one != other).sum()} of {one.numel()}"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_family_loads_and_agrees(family: str, tmp_path: Path) -> None:
@@ -96,7 +114,11 @@ def test_family_loads_and_agrees(family: str, tmp_path: Path) -> None:
     assert paths[-1].suffix == ".json"
     model = onnx.load(paths[0])
     assert_agrees(graph, model, [batch[:2]])
+    assert (OnnxNetwork(model).num_float == 0) == (family in IN_INTEGERS)
+    assert_equal_bits(graph, model, batch[:2])
     for part, own in graph.parts.items():
         boxes = torch.randn(3, 256, 7, 7).relu()
-        assert_agrees(own, onnx.load(part_path(paths[0], part)), [boxes])
+        part_model = onnx.load(part_path(paths[0], part))
+        assert_agrees(own, part_model, [boxes])
+        assert_equal_bits(own, part_model, boxes)
     assert bool(graph.parts) == (family == "faster_rcnn")
