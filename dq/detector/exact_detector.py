@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dq.detector.graph import attach
+from dq.detector.graph import attach_all
 from dq.quant.exact_graph import exact_network
 from dq.quant.quantized_graph import QuantizedGraph
 
@@ -25,10 +25,10 @@ def run_exactly_(
         graph: Its own, with ranges.
         around: Wraps the network, to pad images say.
     """
-    network = exact_network(graph)
-    attach(detector, network if around is None else around(network))
-    for part, own in graph.parts.items():
-        detector.get_submodule(part).__dict__["forward"] = exact_network(own)
+    networks = {part: exact_network(own) for part, own in {"": graph, **graph.parts}.items()}
+    if around is not None:
+        networks[""] = around(networks[""])
+    attach_all(detector, networks)
 
 
 @contextlib.contextmanager

@@ -248,6 +248,20 @@ def attach(detector: nn.Module, graph: Callable[[Tensor], Any]) -> None:
         head.__dict__["forward"] = _handing_on(name, head)
 
 
+def attach_all(detector: nn.Module, networks: Mapping[str, Callable[..., Any]]) -> None:
+    """Attach the detector's network, named ``""``, and let RoI heads compute with theirs.
+
+    Args:
+        detector: As `attach` takes it.
+        networks: By the qualified name of the part.
+    """
+    for name, network in networks.items():
+        if name:
+            detector.get_submodule(name).__dict__["forward"] = network
+        else:
+            attach(detector, network)
+
+
 def _handing_on(name: str, head: nn.Module) -> Callable[..., Any]:
     """Return a forward pass for a head: what the graph computed, or the head's own work."""
     own = type(head).forward

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from dq.detector.classes import refuse_other_classes
-from dq.detector.graph import attach
+from dq.detector.graph import attach_all
 from dq.dist.checkpoint import load_checkpoint
 from dq.quant.exact_graph import compute_exactly_
 from dq.quant.fit_bias import fit_biases_
@@ -71,7 +71,4 @@ def run_integers_(detector: nn.Module, networks: Mapping[str, fx.GraphModule]) -
     """Let the detector take its network and RoI heads from a file's integers, summed as such."""
     for network in networks.values():
         compute_exactly_(network)
-    attach(detector, networks[""])
-    for part, network in networks.items():
-        if part:
-            detector.get_submodule(part).__dict__["forward"] = network
+    attach_all(detector, networks)

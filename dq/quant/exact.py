@@ -47,14 +47,14 @@ class ExactRounding(nn.Module):
 
     def forward(self, x: Tensor, again: bool = False) -> Tensor:
         """Return ``x`` rounded, float32; ``again`` is `IntegerActivation`'s and changes nothing."""
-        return self.real_((x / self.scale).round_())
+        return self.real_(self.shifted(x))
 
     def real_(self, shifted: Tensor) -> Tensor:
         """Turn integers less their zero point into real numbers, clamped; return the argument."""
         return shifted.clamp_(self.lowest, self.highest).mul_(self.scale)
 
     def shifted(self, real: Tensor) -> Tensor:
-        """Return the integers, less their zero point, of real numbers on the grid."""
+        """Return the nearest integers, less their zero point, of real numbers; not clamped."""
         return (real / self.scale).round_()
 
 
