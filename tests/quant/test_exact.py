@@ -15,18 +15,17 @@ from torch import Tensor, fx, nn
 
 from dq.quant.exact import ExactLayer, ExactRounding, ExactSum
 from dq.quant.exact_graph import compute_exactly_, exact_network
-from dq.quant.export_onnx import checked, flatten, placeholder_model
-from dq.quant.export_qdq import opset_needed, to_qdq_
+from dq.quant.export_onnx import flatten
 from dq.quant.fit_bias import fit_biases_
 from dq.quant.integer import Emitting, IntegerActivation
 from dq.quant.integer_graph import integer_network
 from dq.quant.onnx_session import OnnxNetwork
 from dq.quant.prepare import prepare
 from dq.quant.presets import preset
-from dq.quant.qparams import specs_of, widths_of
 from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe, Rule
 from dq.quant.spec import QuantSpec
+from tests.quant.exported import exported
 from tests.quant.nets import calibrate
 
 # ONNX Runtime adds with other instructions, and another order, on other processors.
@@ -81,17 +80,6 @@ def quantized(recipe: Recipe, net: nn.Module | None = None) -> QuantizedGraph:
     return graph
 
 
-def exported(graph: QuantizedGraph) -> OnnxNetwork:
-    network = integer_network(graph)
-    fit_biases_(network)
-    names = [f"output.{i}" for i in range(len(flatten(network(images(0)))[0]))]
-    opset = opset_needed(widths_of(network)) or 18
-    specs = specs_of(network)
-    model = placeholder_model(network, images(0), opset=opset, output_names=names)
-    to_qdq_(model, specs)
-    return OnnxNetwork(checked(model))
-
-
 def kinds_of(network: fx.GraphModule) -> list[str]:
     called = [n for n in network.graph.nodes if n.op == "call_module"]
     return [type(network.get_submodule(str(n.target))).__name__ for n in called]
@@ -114,7 +102,8 @@ RECIPES = {
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_value_is_that_of_onnxruntime(name: str) -> None:
     graph = quantized(RECIPES[name])
-    network, model = exact_network(graph), exported(graph)
+    network = exact_network(graph)
+    model = OnnxNetwork(exported(graph, images(0), fit_biases_))
     assert isinstance(network, fx.GraphModule)
     for seed in range(20, 30):
         x = images(seed)

@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from dq.quant.export_onnx import checked, flatten, placeholder_model
-from dq.quant.export_qdq import opset_needed, to_qdq_
+from dq.quant.export_onnx import checked, placeholder_model
 from dq.quant.export_tidl import to_tidl_
 from dq.quant.fit_bias import fit_biases_
 from dq.quant.integer_file import integer_content, load_integers_, num_bytes
@@ -22,10 +21,11 @@ from dq.quant.layer_differences import layer_differences, worst
 from dq.quant.onnx_session import OnnxNetwork, float_model, load_model, sums_exactly
 from dq.quant.prepare import prepare
 from dq.quant.presets import preset
-from dq.quant.qparams import qparams, specs_of, widths_of
+from dq.quant.qparams import qparams, specs_of
 from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe, Rule
 from dq.quant.spec import QuantSpec
+from tests.quant.exported import exported
 from tests.quant.nets import calibrate
 
 
@@ -71,15 +71,7 @@ def fitted_network(graph: QuantizedGraph) -> fx.GraphModule:
 
 
 def qdq(graph: QuantizedGraph, change_: Callable[[fx.GraphModule], Any] | None = None) -> Any:
-    network = integer_network(graph)
-    if change_ is not None:
-        change_(network)
-    names = [f"output.{i}" for i in range(len(flatten(network(images(0)))[0]))]
-    specs = specs_of(network)
-    opset = opset_needed(widths_of(network)) or 18
-    model = placeholder_model(network, images(0), opset=opset, output_names=names)
-    to_qdq_(model, specs)
-    return checked(model)
+    return exported(graph, images(0), change_)
 
 
 @functools.cache

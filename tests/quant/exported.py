@@ -1,0 +1,30 @@
+"""A quantized net as an ONNX model with QDQ nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+from torch import Tensor, fx
+
+from dq.quant.export_onnx import checked, flatten, placeholder_model
+from dq.quant.export_qdq import opset_needed, to_qdq_
+from dq.quant.integer_graph import integer_network
+from dq.quant.qparams import specs_of, widths_of
+from dq.quant.quantized_graph import QuantizedGraph
+
+
+def exported(
+    graph: QuantizedGraph, example: Tensor, change_: Callable[[fx.GraphModule], Any] | None = None
+) -> onnx.ModelProto:
+    """Export the graph for images of the example's size, its integer network changed before."""
+    network = integer_network(graph)
+    if change_ is not None:
+        change_(network)
+    names = [f"output.{i}" for i in range(len(flatten(network(example))[0]))]
+    specs = specs_of(network)
+    opset = opset_needed(widths_of(network)) or 18
+    model = placeholder_model(network, example, opset=opset, output_names=names)
+    to_qdq_(model, specs)
+    return checked(model)
