@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from dq.quant import native
+from dq.quant.again import keeping_no
 from dq.quant.fake_quantize import WeightQuantizer
 from dq.quant.fold import fold_factor, folded_bias, unfold
 from dq.quant.trace import pads_by_itself
@@ -53,7 +54,17 @@ def spread_over_weight(layer: nn.Module, factor: Tensor) -> Tensor:
 
 
 def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute the layer with another weight and bias."""
+    """Compute the layer with another weight and bias.
+
+    What is rounded is not kept for the backward pass where it can be computed again.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return _apply(layer, x, weight, bias)
+    with keeping_no(x, weight):
+        return _apply(layer, x, weight, bias)
+
+
+def _apply(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if pads_by_itself(layer):
         own = {"weight": weight}
         if isinstance(layer.bias, Tensor):

@@ -190,30 +190,125 @@ Grid grid_of_range(float range_min, float range_max, bool has_nan, WeightSpec sp
   return {scale, 1.0f / scale, zero_point, float(spec.quant_min), float(spec.quant_max)};
 }
 
-void range_of_row(const float* w, float factor, int64_t n, float& low, float& high, bool& has_nan) {
-  float lows[kLanes], highs[kLanes];
-  int nans[kLanes] = {};
-  for (int j = 0; j < kLanes; ++j) lows[j] = kInfinity, highs[j] = -kInfinity;
-  auto step = [&](int64_t i, int j) {
-    const float v = w[i + j] * factor;
-    lows[j] = v < lows[j] ? v : lows[j];
-    highs[j] = v > highs[j] ? v : highs[j];
-    nans[j] |= v != v;
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-#pragma GCC ivdep
-    for (int j = 0; j < kLanes; ++j) step(i, j);
+struct Range {
+  float low = kInfinity, high = -kInfinity;
+  bool has_nan = false;
+};
+
+// The range of a row times its factor.
+Range range_of_row(const float* w, float factor, int64_t n) {
+  float low = kInfinity, high = -kInfinity, sum = 0.0f;
+#pragma omp simd reduction(min : low) reduction(max : high) reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) {
+    const float v = w[i] * factor;
+    low = v < low ? v : low;
+    high = v > high ? v : high;
+    sum += v * 0.0f;  // NaN as soon as a value is not finite.
   }
-  for (int j = 0; i + j < n; ++j) step(i, j);
-  for (int j = 0; j < kLanes; ++j) {
-    low = std::min(low, lows[j]);
-    high = std::max(high, highs[j]);
-    has_nan |= nans[j] != 0;
+  Range range{low, high, false};
+  if (sum != 0.0f) {  // Seldom: an infinity has a range, a NaN has none.
+    for (int64_t i = 0; i < n; ++i) range.has_nan |= std::isnan(w[i] * factor);
   }
+  return range;
 }
 
 constexpr float kSmallestFactor = 1e-12f;  // dq.quant.fold.SMALLEST_FACTOR
+
+// The integers of each row of a weight: from given scales, or from the range of the folded weight.
+class WeightGrids {
+ public:
+  WeightGrids(WeightSpec spec, bool per_channel, const float* weight, const float* factor,
+              const float* scale, const int32_t* zero_point, int64_t rows, int64_t columns)
+      : spec_(spec), per_channel_(per_channel), weight_(weight), factor_(factor), scale_(scale),
+        zero_point_(zero_point), columns_(columns) {
+    if (per_channel) return;
+    if (scale != nullptr) {
+      whole_ = grid(*scale, *zero_point, spec.quant_min, spec.quant_max);
+    } else {
+      Range whole;
+      for (int64_t r = 0; r < rows; ++r) {
+        const Range row = range_of(r);
+        whole.low = std::min(whole.low, row.low);
+        whole.high = std::max(whole.high, row.high);
+        whole.has_nan |= row.has_nan;
+      }
+      whole_ = grid_of_range(whole.low, whole.high, whole.has_nan, spec);
+    }
+  }
+
+  Grid of_row(int64_t r) const {
+    if (!per_channel_) return whole_;
+    if (scale_ != nullptr) return grid(scale_[r], zero_point_[r], spec_.quant_min, spec_.quant_max);
+    const Range range = range_of(r);
+    return grid_of_range(range.low, range.high, range.has_nan, spec_);
+  }
+
+ private:
+  Range range_of(int64_t r) const {
+    return range_of_row(weight_ + r * columns_, factor_ ? factor_[r] : 1.0f, columns_);
+  }
+
+  WeightSpec spec_;
+  bool per_channel_;
+  const float *weight_, *factor_, *scale_;
+  const int32_t* zero_point_;
+  int64_t columns_;
+  Grid whole_{};
+};
+
+// One row of a weight in the backward pass.
+struct WeightRow {
+  const float *gradient, *weight;
+  int64_t n;
+  float factor;
+  bool all_pass;
+  Grid g;
+
+  void pass(float times, float* result) const {
+    if (all_pass) {
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) result[i] = gradient[i] * times;
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i)
+        result[i] = inside(integer_of(weight[i] * factor, g), g) ? gradient[i] * times : 0.0f;
+    }
+  }
+
+  // Of gradient times what the folded weight gives for one more of the factor.
+  double sum_folded() const {
+    if (all_pass) return sum([&](float w) { return w; });
+    return sum([&](float w) { return inside(integer_of(w * factor, g), g) ? w : 0.0f; });
+  }
+
+  // The same where the rounded weight is divided by the factor again: less the rounded one.
+  double sum_unfolded() const {
+    return sum([&](float w) {
+      const float integer = integer_of(w * factor, g);
+      return (all_pass || inside(integer, g) ? w : 0.0f) - on_grid(integer, g) / factor;
+    });
+  }
+
+  double sum_scale() const {
+    return sum([&](float w) {
+      const float steps = w * factor * g.inverse;
+      const float integer = std::nearbyintf(steps) + g.zero_point;
+      float limited = integer > g.quant_min ? integer : g.quant_min;
+      limited = limited < g.quant_max ? limited : g.quant_max;
+      return inside(integer, g) ? integer - g.zero_point - steps : limited - g.zero_point;
+    });
+  }
+
+ private:
+  // The sum of gradient times term(weight), in double precision.
+  template <typename Term>
+  double sum(Term term) const {
+    double total = 0.0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < n; ++i) total += double(gradient[i]) * term(weight[i]);
+    return total;
+  }
+};
 
 }  // namespace
 
@@ -295,92 +390,52 @@ void dq_learned_backward(const float* gradient, const float* x, float* result, i
 void dq_weight(const float* weight, const float* factor, const float* given_scale,
                const int32_t* given_zero_point, int64_t rows, int64_t columns, int quant_min,
                int quant_max, int is_signed, int symmetric, int power_of_two, int per_channel,
-               int unfolds, float* result, uint8_t* mask, int num_threads) {
-  const WeightSpec spec{quant_min, quant_max, is_signed != 0, symmetric != 0, power_of_two != 0};
-  Grid whole{};
-  if (!per_channel) {
-    if (given_scale != nullptr) {
-      whole = grid(*given_scale, *given_zero_point, quant_min, quant_max);
-    } else {
-      float low = kInfinity, high = -kInfinity;
-      bool has_nan = false;
-      for (int64_t r = 0; r < rows; ++r)
-        range_of_row(weight + r * columns, factor ? factor[r] : 1.0f, columns, low, high, has_nan);
-      whole = grid_of_range(low, high, has_nan, spec);
-    }
-  }
+               int unfolds, float* result, int num_threads) {
+  const WeightGrids grids({quant_min, quant_max, is_signed != 0, symmetric != 0, power_of_two != 0},
+                          per_channel != 0, weight, factor, given_scale, given_zero_point, rows,
+                          columns);
 #pragma omp parallel for num_threads(num_threads) if (rows * columns > kChunk && num_threads > 1)
   for (int64_t r = 0; r < rows; ++r) {
     const float f = factor ? factor[r] : 1.0f;
     const bool dead = unfolds && std::fabs(f) < kSmallestFactor;
     const float* w = weight + r * columns;
     float* y = result + r * columns;
-    uint8_t* m = mask ? mask + r * columns : nullptr;
-    Grid g = whole;
-    if (per_channel && given_scale != nullptr) {
-      g = grid(given_scale[r], given_zero_point[r], quant_min, quant_max);
-    } else if (per_channel) {
-      float low = kInfinity, high = -kInfinity;
-      bool has_nan = false;
-      range_of_row(w, f, columns, low, high, has_nan);
-      g = grid_of_range(low, high, has_nan, spec);
+    const Grid g = grids.of_row(r);
+    if (dead) {
+      std::copy(w, w + columns, y);
+      continue;
     }
-    const float divisor = unfolds && !dead ? f : 1.0f;
-    for (int64_t i = 0; i < columns; ++i) {
-      const float integer = integer_of(w[i] * f, g);
-      if (m) m[i] = inside(integer, g);
-      const float rounded = on_grid(integer, g) / divisor;
-      y[i] = dead ? w[i] : rounded;
-    }
+    const float divisor = unfolds ? f : 1.0f;
+#pragma omp simd
+    for (int64_t i = 0; i < columns; ++i) y[i] = on_grid(integer_of(w[i] * f, g), g) / divisor;
   }
 }
 
-// Gradients of `dq_weight` to the weight, the factor and a given scale; the last two may be null,
-// and so may the mask where no value can lie outside.
+// Gradients of `dq_weight` to the weight, the factor and a given scale; the last two may be null.
+// Nothing of the forward pass is kept but its arguments: what it rounded to is computed again.
 void dq_weight_backward(const float* gradient, const float* weight, const float* factor,
-                        const float* given_scale, const int32_t* given_zero_point,
-                        const float* rounded, const uint8_t* mask, int64_t rows, int64_t columns,
-                        int quant_min, int quant_max, int per_channel, int unfolds,
-                        float* d_weight, float* d_factor, double* d_scale, int num_threads) {
+                        const float* given_scale, const int32_t* given_zero_point, int64_t rows,
+                        int64_t columns, int quant_min, int quant_max, int is_signed, int symmetric,
+                        int power_of_two, int per_channel, int unfolds, float* d_weight,
+                        float* d_factor, double* d_scale, int num_threads) {
+  const WeightSpec spec{quant_min, quant_max, is_signed != 0, symmetric != 0, power_of_two != 0};
+  const WeightGrids grids(spec, per_channel != 0, weight, factor, given_scale, given_zero_point,
+                          rows, columns);
+  // A symmetric range of the weight's own has every value inside.
+  const bool all_inside = given_scale == nullptr && spec.symmetric && spec.is_signed;
 #pragma omp parallel for num_threads(num_threads) if (rows * columns > kChunk && num_threads > 1)
   for (int64_t r = 0; r < rows; ++r) {
     const float f = factor ? factor[r] : 1.0f;
     const bool dead = unfolds && std::fabs(f) < kSmallestFactor;
-    const int64_t begin = r * columns;
-    const float* g = gradient + begin;
-    const float* w = weight + begin;
-    const float* u = rounded + begin;
-    const uint8_t* m = mask ? mask + begin : nullptr;
-    float* dw = d_weight + begin;
-    const float passed = unfolds ? 1.0f : f;
-    for (int64_t i = 0; i < columns; ++i) dw[i] = dead || !m || m[i] ? g[i] * passed : 0.0f;
+    const WeightRow row{gradient + r * columns, weight + r * columns, columns, f,
+                        dead || all_inside, grids.of_row(r)};
+    row.pass(unfolds ? 1.0f : f, d_weight + r * columns);
+    const double divisor = unfolds ? f : 1.0;
     if (d_factor != nullptr) {
-      double sum = 0.0;
-      if (!dead) {
-        for (int64_t i = 0; i < columns; ++i)
-          sum += double(g[i]) * ((!m || m[i] ? w[i] : 0.0f) - (unfolds ? u[i] : 0.0f));
-        if (unfolds) sum /= f;
-      }
+      const double sum = dead ? 0.0 : unfolds ? row.sum_unfolded() / f : row.sum_folded();
       d_factor[r] = static_cast<float>(sum);
     }
-    if (d_scale != nullptr) {
-      const int64_t at = per_channel ? r : 0;
-      const Grid grid_r = grid(given_scale[at], given_zero_point[at], quant_min, quant_max);
-      double sum = 0.0;
-      if (!dead) {
-        for (int64_t i = 0; i < columns; ++i) {
-          const float steps = w[i] * f * grid_r.inverse;
-          const float integer = std::nearbyintf(steps) + grid_r.zero_point;
-          float limited = integer > grid_r.quant_min ? integer : grid_r.quant_min;
-          limited = limited < grid_r.quant_max ? limited : grid_r.quant_max;
-          const float share = inside(integer, grid_r) ? integer - grid_r.zero_point - steps
-                                                      : limited - grid_r.zero_point;
-          sum += double(g[i]) * share;
-        }
-        if (unfolds) sum /= f;
-      }
-      d_scale[r] = sum;
-    }
+    if (d_scale != nullptr) d_scale[r] = dead ? 0.0 : row.sum_scale() / divisor;
   }
 }
 

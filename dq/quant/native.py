@@ -131,8 +131,8 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
         "dq_activation": [_P, _P, _P, _N, _F, _F, _P, _P, _I, _I, _P, _P, _I],
         "dq_masked": [_P, _P, _P, _N, _I],
         "dq_learned_backward": [_P, _P, _P, _N, _F, _F, _P, _P, _I, _I, _I, _P, _P, _I],
-        "dq_weight": [_P, _P, _P, _P, _N, _N, _I, _I, _I, _I, _I, _I, _I, _P, _P, _I],
-        "dq_weight_backward": [*[_P] * 7, _N, _N, _I, _I, _I, _I, _P, _P, _P, _I],
+        "dq_weight": [_P, _P, _P, _P, _N, _N, *[_I] * 7, _P, _I],
+        "dq_weight_backward": [*[_P] * 5, _N, _N, *[_I] * 7, _P, _P, _P, _I],
     }
     for name, types in signatures.items():
         function = getattr(found, name)

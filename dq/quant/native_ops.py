@@ -216,7 +216,6 @@ learned.register_autograd(_pass_learned, setup_context=_keep_learned)
 
 def round_into(
     result: Tensor,
-    mask: Tensor | None,
     weight: Tensor,
     factor: Tensor | None,
     scale: Tensor | None,
@@ -224,12 +223,12 @@ def round_into(
     integers: list[int],
     unfolds: bool,
 ) -> None:
-    """Write what `weight` returns into dense tensors; the mask only where it is given."""
+    """Write what `weight` returns into a dense tensor."""
     rows = max(1, len(weight))
     call(
         "dq_weight",
         *(pointer(weight), pointer(factor), pointer(scale), pointer(zero_point)),
-        *(rows, weight.numel() // rows, *integers, unfolds, pointer(result), pointer(mask)),
+        *(rows, weight.numel() // rows, *integers, unfolds, pointer(result)),
     )
 
 
@@ -242,7 +241,7 @@ def weight(
     integers: list[int],
     unfolds: bool,
     scale_factor: float,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Fold, round and unfold a weight; see `dq.quant.native_rounding.round_weight`.
 
     Args:
@@ -255,12 +254,12 @@ def weight(
         scale_factor: Multiplies the gradient of ``scale``.
 
     Returns:
-        The result, and 1 where gradients pass (uint8).
+        The result, in the layout of ``weight``.
     """
     source = dense(weight)
-    result, mask = torch.empty_like(source), torch.empty_like(source, dtype=torch.uint8)
-    round_into(result, mask, source, factor, scale, zero_point, integers, unfolds)
-    return _laid_out_as(weight, result), _laid_out_as(weight, mask)
+    result = torch.empty_like(source)
+    round_into(result, source, factor, scale, zero_point, integers, unfolds)
+    return _laid_out_as(weight, result)
 
 
 @weight.register_fake
@@ -272,8 +271,8 @@ def _(
     integers: list[int],
     unfolds: bool,
     scale_factor: float,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(weight), torch.empty_like(weight, dtype=torch.uint8)
+) -> Tensor:
+    return torch.empty_like(weight)
 
 
 def weight_gradients(
@@ -282,8 +281,6 @@ def weight_gradients(
     factor: Tensor | None,
     scale: Tensor | None,
     zero_point: Tensor | None,
-    rounded: Tensor,
-    mask: Tensor | None,
     integers: list[int],
     unfolds: bool,
     scale_factor: float,
@@ -297,8 +294,6 @@ def weight_gradients(
         factor: See `weight`.
         scale: See `weight`.
         zero_point: See `weight`.
-        rounded: The result.
-        mask: Returned beside it; None where no value can lie outside.
         integers: See `weight`.
         unfolds: See `weight`.
         scale_factor: See `weight`.
@@ -306,16 +301,15 @@ def weight_gradients(
     """
     rows = max(1, len(weight))
     source = dense(weight)
-    gradient, rounded = gradient_like(gradient, source), gradient_like(rounded, source)
-    mask = None if mask is None else gradient_like(mask, source)
+    gradient = gradient_like(gradient, source)
     d_weight = torch.empty_like(source)
     d_factor = weight.new_empty(rows if wanted[0] else 0)
     sums = weight.new_empty(rows if wanted[1] else 0, dtype=torch.float64)
     call(
         "dq_weight_backward",
         *(pointer(gradient), pointer(source), pointer(factor), pointer(scale)),
-        *(pointer(zero_point), pointer(rounded), pointer(mask), rows, weight.numel() // rows),
-        *(integers[0], integers[1], integers[5], unfolds, pointer(d_weight)),
+        *(pointer(zero_point), rows, weight.numel() // rows, *integers, unfolds),
+        pointer(d_weight),
         *(pointer(d_factor) if wanted[0] else None, pointer(sums) if wanted[1] else None),
     )
     d_scale = weight.new_empty(0)
@@ -337,8 +331,6 @@ def _(
     factor: Tensor | None,
     scale: Tensor | None,
     zero_point: Tensor | None,
-    rounded: Tensor,
-    mask: Tensor | None,
     integers: list[int],
     unfolds: bool,
     scale_factor: float,
@@ -349,10 +341,9 @@ def _(
     return torch.empty_like(weight), d_factor, d_scale
 
 
-def _keep_weight(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _keep_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     source, factor, scale, zero_point, *rest = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(source, factor, scale, zero_point, *output)
+    ctx.save_for_backward(source, factor, scale, zero_point)
     ctx.rest = rest
     ctx.wanted = [
         t is not None and wants
@@ -360,7 +351,7 @@ def _keep_weight(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
     ]
 
 
-def _pass_weight(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+def _pass_weight(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     d_weight, d_factor, d_scale = weight_backward(
         gradient, *ctx.saved_tensors, *ctx.rest, ctx.wanted
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dq.quant import native_ops
+from dq.quant.again import offer
 from dq.quant.spec import QuantSpec
 
 # Lowest and highest value that an activation function lets through.
@@ -164,7 +165,17 @@ def round_learned(
         )
         return compiled
     result: Tensor = _Learned.apply(x, scale, offset, zero_point, spec, clip, factor)
+    if result.requires_grad:
+        # The values before rounding are kept for the scale's gradient.
+        given = x.detach(), scale.detach(), zero_point, spec, clip
+        offer(result, lambda: _learned(*given))
     return result
+
+
+def _learned(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec, clip: Clip) -> Tensor:
+    y = torch.empty_like(x)
+    _activation(x, y, None, scale, zero_point, spec, clip, None)
+    return y
 
 
 class _Learned(torch.autograd.Function):
@@ -181,11 +192,9 @@ class _Learned(torch.autograd.Function):
         clip: Clip,
         factor: float,
     ) -> Tensor:
-        y = torch.empty_like(x)
-        _activation(x, y, None, scale, zero_point, spec, clip, None)
         ctx.save_for_backward(x, scale, zero_point)
         ctx.spec, ctx.clip, ctx.factor, ctx.has_offset = spec, clip, factor, offset is not None
-        return y
+        return _learned(x, scale, zero_point, spec, clip)
 
     @staticmethod
     @once_differentiable
@@ -232,13 +241,29 @@ def round_weight(
     """
     unfolds = unfolds and factor is not None
     if torch.compiler.is_compiling():
-        integers = _integers(spec)
         compiled: Tensor = native_ops.weight(
-            weight, factor, scale, zero_point, integers, unfolds, scale_factor
-        )[0]
+            weight, factor, scale, zero_point, _integers(spec), unfolds, scale_factor
+        )
         return compiled
     rounded: Tensor = _Weight.apply(weight, factor, scale, zero_point, spec, unfolds, scale_factor)
+    if torch.is_grad_enabled():
+        w, f, s, z = (t if t is None else t.detach() for t in (weight, factor, scale, zero_point))
+        offer(rounded, lambda: _weight(w, f, s, z, spec, unfolds))
     return rounded
+
+
+def _weight(
+    weight: Tensor | None,
+    factor: Tensor | None,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    spec: QuantSpec,
+    unfolds: bool,
+) -> Tensor:
+    assert weight is not None
+    result = torch.empty_like(weight)
+    native_ops.round_into(result, weight, factor, scale, zero_point, _integers(spec), unfolds)
+    return result
 
 
 def _integers(spec: QuantSpec) -> list[int]:
@@ -262,31 +287,21 @@ class _Weight(torch.autograd.Function):
         unfolds: bool,
         scale_factor: float,
     ) -> Tensor:
-        result = torch.empty_like(weight)
-        mask = None
-        # A symmetric range of the weight's own has every value inside.
-        if any(ctx.needs_input_grad) and not (scale is None and spec.symmetric and spec.signed):
-            mask = torch.empty_like(weight, dtype=torch.uint8)
-        native_ops.round_into(
-            result, mask, weight, factor, scale, zero_point, _integers(spec), unfolds
-        )
-        ctx.save_for_backward(weight, factor, scale, zero_point, result, mask)
+        ctx.save_for_backward(weight, factor, scale, zero_point)
         ctx.spec, ctx.unfolds, ctx.scale_factor = spec, unfolds, scale_factor
-        return result
+        return _weight(weight, factor, scale, zero_point, spec, unfolds)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         wanted = list(ctx.needs_input_grad[1:3])
-        weight, factor, scale, zero_point, rounded, mask = ctx.saved_tensors
+        weight, factor, scale, zero_point = ctx.saved_tensors
         d_weight, d_factor, d_scale = native_ops.weight_gradients(
             gradients[0],
             weight,
             factor,
             scale,
             zero_point,
-            rounded,
-            mask,
             _integers(ctx.spec),
             ctx.unfolds,
             ctx.scale_factor,
