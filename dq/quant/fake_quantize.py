@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 
 from dq.quant import native
 from dq.quant.affine import fake_quantize, range_over, scale_and_zero_point
+from dq.quant.clipped_rounding import round_clipped
 from dq.quant.native_rounding import NO_CLIP, Clip, clipped, round_activation, round_weight
 from dq.quant.observer import MinMaxObserver, update_ranges_
 from dq.quant.phase import Phased
@@ -66,12 +69,16 @@ class ActivationQuantizer(Phased):
                 record=(self.observer.batch_min, self.observer.batch_max) if observes else None,
                 in_place=in_place,
             )
-        x = clipped(x, clip)
+        # torch.compile finds by itself what need not be kept.
+        merges = rounds and clip != NO_CLIP and not torch.compiler.is_compiling()
+        merges = merges and torch.is_grad_enabled() and x.requires_grad
+        with torch.no_grad() if merges else contextlib.nullcontext():
+            y = clipped(x, clip)
         if observes:
-            self.observer.observe(x)
-        if rounds:
-            return fake_quantize(x, self.scale, self.zero_point, self.spec)
-        return x
+            self.observer.observe(y)
+        if merges:
+            return round_clipped(x, y, self.scale, self.zero_point, self.spec, clip)
+        return fake_quantize(y, self.scale, self.zero_point, self.spec) if rounds else y
 
     @property
     def has_range(self) -> bool:

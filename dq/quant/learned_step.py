@@ -25,6 +25,7 @@ from dq.quant.affine import (
     range_over,
     scale_and_zero_point,
 )
+from dq.quant.again import offer
 from dq.quant.fake_quantize import LearnedActivationQuantizer, WeightQuantizer
 from dq.quant.native_rounding import NO_CLIP, Clip, clipped, round_learned, round_weight
 from dq.quant.observer import MinMaxObserver
@@ -132,6 +133,10 @@ def learned_fake_quantize(
         A tensor of the shape and dtype of ``x``.
     """
     result: Tensor = _LearnedRounding.apply(x, scale, offset, zero_point, spec, factor)
+    if result.requires_grad and not torch.compiler.is_compiling():
+        # The values before rounding are kept for the scale's gradient.
+        given = x.detach(), scale.detach(), zero_point, spec
+        offer(result, lambda: fake_quantize(*given))
     return result
 
 
