@@ -1,0 +1,36 @@
+"""What `dq.quant.again` does in eager mode, for graphs that torch.compile makes.
+
+Its partition of forward and backward never computes an operator twice that it does not know, such
+as our kernels. Here those that round weights, or values with learned scales, are marked: what they
+round is kept anyway, and one pass over memory rounds it anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch.utils.checkpoint import CheckpointPolicy
+
+from dq.quant import native_ops  # noqa: F401  # registers the operators
+
+_ROUNDING = ("dq::weight", "dq::learned")
+
+
+class ComputeRoundedAgain(CustomGraphPass):
+    """A pass over the joint graph of forward and backward, before it is parted."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        """Mark what is to be computed again."""
+        for node in graph.nodes:
+            target = node.target
+            if isinstance(target, torch._ops.OpOverload) and target._schema.name in _ROUNDING:
+                node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+
+    def uuid(self) -> Any:
+        """Return what tells this pass from others in the compiler's cache on disk."""
+        return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
