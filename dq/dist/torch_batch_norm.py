@@ -95,7 +95,7 @@ def input_gradient(
     slope = means[1] * inverse_deviation.square()
     scale = inverse_deviation if weight is None else inverse_deviation * weight
     centred = input - _as(mean, input)
-    wide = centred.mul_(_as(-slope, input)).add_(gradient.to(_wide(input)))
+    wide = torch.addcmul(gradient.to(_wide(input)), centred, _as(-slope, input))
     wide = wide.sub_(_as(means[0], input)).mul_(_as(scale, input))
     return _laid_out_as(input, wide.to(input.dtype))
 
