@@ -29,9 +29,9 @@ def over_ranks(passes: Any, x: Tensor, gradient: Tensor, weight: Tensor) -> Call
 
     def work() -> object:
         own = passes.own_moments(x).unsqueeze(0)
-        _, *moments = passes.normalize(x, own, weight, weight, EPS)
-        sums = passes.own_sums(gradient, x, moments[0])
-        return passes.input_gradient(gradient, x, weight, tuple(moments), sums, EPS)
+        _, mean, variance, count = passes.normalize(x, own, weight, weight, EPS)
+        sums, inverse = passes.own_sums(gradient, x, mean), (variance + EPS).rsqrt()
+        return passes.input_gradient(gradient, x, weight, mean, inverse, count, sums)
 
     return work
 

@@ -449,7 +449,7 @@ void dq_norm_sums(const float* gradient, const float* x, int64_t outer, int64_t 
 // The gradient of the input, from what `dq_norm_sums` gives summed over all ranks.
 void dq_norm_gradient(const float* gradient, const float* x, float* result, int64_t outer,
                       int64_t channels, int64_t inner, const float* weight, const double* mean,
-                      const double* variance, double eps, const double* sums, const double* count,
+                      const double* inverse_deviation, const double* sums, const double* count,
                       int num_threads) {
   const Shape s{outer, channels, inner};
   const double total = std::max(*count, 1.0);
@@ -457,7 +457,7 @@ void dq_norm_gradient(const float* gradient, const float* x, float* result, int6
   float *means = work.data(), *middle = means + channels, *slope = middle + channels,
         *factor = slope + channels;
   for (int64_t c = 0; c < channels; ++c) {
-    const double inverse = 1.0 / std::sqrt(variance[c] + eps);
+    const double inverse = inverse_deviation[c];
     const double by_deviation = sums[channels + c] / total * (inverse * inverse);
     middle[c] = float(mean[c]);
     means[c] = float(sums[c] / total + (middle[c] - mean[c]) * by_deviation);

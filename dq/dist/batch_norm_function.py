@@ -72,9 +72,8 @@ def _backward(
     input: Tensor,
     weight: Tensor | None,
     mean: Tensor,
-    variance: Tensor,
+    inverse_deviation: Tensor,
     count: Tensor,
-    eps: float,
     group: str,
     wants_input: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -87,8 +86,10 @@ def _backward(
     if not wants_input:
         return input.new_empty(0), sums
     all_sums = collectives.all_reduce_(sums.clone(), "sum", _named(group))
-    moments = (mean, variance, count)
-    return passes.input_gradient(grad_output, input, weight, moments, all_sums, eps), sums
+    grad_input = passes.input_gradient(
+        grad_output, input, weight, mean, inverse_deviation, count, all_sums
+    )
+    return grad_input, sums
 
 
 @_backward.register_fake
@@ -97,9 +98,8 @@ def _(
     input: Tensor,
     weight: Tensor | None,
     mean: Tensor,
-    variance: Tensor,
+    inverse_deviation: Tensor,
     count: Tensor,
-    eps: float,
     group: str,
     wants_input: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -108,23 +108,23 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, weight, bias, ctx.eps, ctx.group = inputs
+    input, weight, bias, eps, ctx.group = inputs
     _, mean, variance, count = output
     ctx.mark_non_differentiable(mean, variance, count)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, weight, bias, mean, variance, count)
+    ctx.save_for_backward(input, weight, bias, mean, (variance + eps).rsqrt(), count)
 
 
 def _gradients(ctx: Any, grad_output: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    input, weight, bias, mean, variance, count = ctx.saved_tensors
+    input, weight, bias, mean, inverse_deviation, count = ctx.saved_tensors
     assert grad_output is not None
     wanted = ctx.needs_input_grad[0]
     grad_input, sums = _backward(
-        grad_output, input, weight, mean, variance, count, ctx.eps, ctx.group, wanted
+        grad_output, input, weight, mean, inverse_deviation, count, ctx.group, wanted
     )
     grad_weight = grad_bias = None
     if weight is not None and ctx.needs_input_grad[1]:
-        grad_weight = (sums[1] * (variance + ctx.eps).rsqrt()).to(weight.dtype)
+        grad_weight = (sums[1] * inverse_deviation).to(weight.dtype)
     if bias is not None and ctx.needs_input_grad[2]:
         grad_bias = sums[0].to(bias.dtype)
     return grad_input if wanted else None, grad_weight, grad_bias, None, None

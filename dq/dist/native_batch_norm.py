@@ -23,7 +23,7 @@ _KERNELS = Kernels(
         "dq_norm_moments": [_P, _N, _N, _N, _P, _I],
         "dq_norm_normalize": [*[_P, _P, _N, _N, _N, _P, _N, _P, _P, _D], _P, _P, _P, _I],
         "dq_norm_sums": [_P, _P, _N, _N, _N, _P, _P, _I],
-        "dq_norm_gradient": [*[_P, _P, _P, _N, _N, _N], *[_P, _P, _P, _D, _P, _P], _I],
+        "dq_norm_gradient": [*[_P, _P, _P, _N, _N, _N], *[_P] * 5, _I],
     },
 )
 library = _KERNELS.library
@@ -77,17 +77,17 @@ def input_gradient(
     gradient: Tensor,
     input: Tensor,
     weight: Tensor | None,
-    moments: tuple[Tensor, Tensor, Tensor],
+    mean: Tensor,
+    inverse_deviation: Tensor,
+    count: Tensor,
     sums: Tensor,
-    eps: float,
 ) -> Tensor:
     """See `dq.dist.torch_batch_norm.input_gradient`; wants `like` to have been asked."""
-    mean, variance, count = moments
     result = torch.empty_like(input)
     _KERNELS.call(
         "dq_norm_gradient",
         *(pointer(gradient), pointer(input), pointer(result), *_shape(input), pointer(weight)),
-        *(pointer(mean), pointer(variance), eps, pointer(sums), pointer(count)),
+        *(pointer(mean), pointer(inverse_deviation), pointer(sums), pointer(count)),
     )
     return result
 

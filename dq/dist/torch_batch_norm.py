@@ -75,9 +75,10 @@ def input_gradient(
     gradient: Tensor,
     input: Tensor,
     weight: Tensor | None,
-    moments: tuple[Tensor, Tensor, Tensor],
+    mean: Tensor,
+    inverse_deviation: Tensor,
+    count: Tensor,
     sums: Tensor,
-    eps: float,
 ) -> Tensor:
     """Return the gradient of the input, laid out as the input.
 
@@ -85,12 +86,11 @@ def input_gradient(
         gradient: of the result, (N, C, *).
         input: (N, C, *).
         weight: (C,) or None.
-        moments: mean, variance and number of samples, from `normalize`.
+        mean: (C,), float64.
+        inverse_deviation: of the variance and what is added to it, (C,), float64.
+        count: number of samples of a channel over all ranks, (1,), float64.
         sums: of all ranks, (2, C), from `own_sums`.
-        eps: added to the variance.
     """
-    mean, variance, count = moments
-    inverse_deviation = (variance + eps).rsqrt()
     means = sums / count.clamp(min=1)
     slope = means[1] * inverse_deviation.square()
     scale = inverse_deviation if weight is None else inverse_deviation * weight

@@ -56,7 +56,9 @@ def results(passes: Any, x: Tensor, gradient: Tensor, affine: bool = True) -> di
     own = passes.own_moments(x)
     moments = passes.normalize(x, torch.stack([own, own]), weight, bias, EPS)
     sums = passes.own_sums(gradient, x, moments[1])
-    slope = passes.input_gradient(gradient, x, weight, moments[1:], 2 * sums, EPS)
+    _, mean, variance, count = moments
+    inverse = (variance + EPS).rsqrt()
+    slope = passes.input_gradient(gradient, x, weight, mean, inverse, count, 2 * sums)
     names = ("own", "output", "mean", "variance", "count", "sums", "gradient")
     return dict(zip(names, (own, *moments, sums, slope), strict=True))
 
