@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from dq.native import pointer
 from dq.quant import native
-from dq.quant.native import pointer
 from dq.quant.native_ops import learned_gradients
 
 

@@ -47,6 +47,7 @@ from dq.quant.fake_quantize import update_scales_
 from dq.quant.learned import initialise_weights_
 from dq.quant.phase import Phase, set_phase
 from dq.quant.recipe import Recipe
+from dq.quant.recompute_pass import inductor_options
 
 SIDES = (
     "float",
@@ -121,7 +122,7 @@ def side(
     else:
         network, after = quantized(name, detector, images)
         if given.compile:
-            network = torch.compile(network)
+            network = torch.compile(network, options=inductor_options())
         attach(detector, network)
     if name in WITHOUT_GRADIENT:
         return _inference(detector, network, images), num_bytes(detector.state_dict().values())

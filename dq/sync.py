@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors as flatten
+from torch._utils import _unflatten_dense_tensors as unflatten
 
 from dq.dist import collectives
 from dq.dist.digest import differing_names, digest
 from dq.dist.one_rank import run_on_rank
-from dq.quant.fake_quantize import ActivationQuantizer, update_scales_
-from dq.quant.observer import MinMaxObserver
+from dq.quant.fake_quantize import ActivationQuantizer, observers_of, update_scales_
+from dq.quant.observer import MinMaxObserver, buffers
 from dq.quant.quantized_graph import QuantizedGraph
 
 log = logging.getLogger(__name__)
@@ -32,28 +34,34 @@ def merge_records_(observers: Sequence[MinMaxObserver]) -> None:
     if collectives.world_size() == 1:
         return
     kinds: dict[str, list[Tensor]] = {"min": [], "max": [], "sum": []}
+    # Observers of one kind after the other, in an order that is the same on every rank.
+    by_records: dict[tuple[tuple[str, str], ...], list[MinMaxObserver]] = {}
     for observer in observers:
-        for name, kind in observer.merge.items():
-            kinds[kind].append(getattr(observer, name))
+        by_records.setdefault(tuple(observer.merge.items()), []).append(observer)
+    for records, group in by_records.items():
+        for name, kind in records:
+            kinds[kind] += buffers(group, name)
     extremes = kinds["min"] + kinds["max"]
     if extremes:
-        flat = torch.cat([t.reshape(-1) for t in extremes])
+        flat = _flat(extremes)
         num_minima = sum(t.numel() for t in kinds["min"])
         flat[:num_minima].neg_()
         collectives.all_reduce_(flat, "max")
         flat[:num_minima].neg_()
         _scatter_(flat, extremes)
     if any(t.numel() for t in kinds["sum"]):
-        flat = torch.cat([t.reshape(-1) for t in kinds["sum"]])
+        flat = _flat(kinds["sum"])
         collectives.all_reduce_(flat, "sum")
         _scatter_(flat, kinds["sum"])
 
 
-def _scatter_(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    pieces = torch.split(flat, [t.numel() for t in tensors])
-    torch._foreach_copy_(
-        list(tensors), [p.view_as(t) for p, t in zip(pieces, tensors, strict=True)]
-    )
+def _flat(tensors: list[Tensor]) -> Tensor:
+    flat: Tensor = flatten(tensors)  # type: ignore[no-untyped-call]
+    return flat
+
+
+def _scatter_(flat: Tensor, tensors: list[Tensor]) -> None:
+    torch._foreach_copy_(tensors, unflatten(flat, tensors))  # type: ignore[no-untyped-call]
 
 
 def agree_(quantizers: Sequence[ActivationQuantizer]) -> None:
@@ -61,7 +69,7 @@ def agree_(quantizers: Sequence[ActivationQuantizer]) -> None:
 
     Every rank must call it, once a step, after the forward passes.
     """
-    merge_records_([quantizer.observer for quantizer in quantizers])
+    merge_records_(observers_of(quantizers))
     update_scales_(list(quantizers))
 
 

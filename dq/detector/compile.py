@@ -13,6 +13,8 @@ import torch
 from mmcv import Config
 from torch import Tensor, nn
 
+from dq.quant.recompute_pass import inductor_options
+
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Any]
 BACKENDS = ("inductor", "aot_eager", "eager")
@@ -96,7 +98,7 @@ def compiled(network: Network, detector: nn.Module, settings: Compilation) -> Ne
         return network(img)
 
     fast: Network = torch.compile(
-        whole, backend=settings.backend, mode=_mode(settings), dynamic=settings.dynamic
+        whole, backend=settings.backend, options=_options(settings), dynamic=settings.dynamic
     )
 
     def run(img: Tensor) -> Any:
@@ -106,6 +108,6 @@ def compiled(network: Network, detector: nn.Module, settings: Compilation) -> Ne
     return run
 
 
-def _mode(settings: Compilation) -> str | None:
-    # torch refuses a mode with other backends.
-    return settings.mode if settings.backend == "inductor" else None
+def _options(settings: Compilation) -> dict[str, Any] | None:
+    # torch refuses options with other backends.
+    return inductor_options(settings.mode) if settings.backend == "inductor" else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from dq.quant import native
 from dq.quant.affine import fake_quantize, range_over, scale_and_zero_point
 from dq.quant.clipped_rounding import round_clipped
 from dq.quant.native_rounding import NO_CLIP, Clip, clipped, round_activation, round_weight
-from dq.quant.observer import MinMaxObserver, update_ranges_
+from dq.quant.observer import MinMaxObserver, buffers, update_ranges_
 from dq.quant.phase import Phased
 from dq.quant.spec import QuantSpec
 
@@ -167,23 +169,35 @@ def activation_quantizers(module: nn.Module) -> dict[str, ActivationQuantizer]:
     return {name: child for name, child in found if isinstance(child, ActivationQuantizer)}
 
 
+def observers_of(quantizers: Sequence[ActivationQuantizer]) -> list[MinMaxObserver]:
+    """Return each quantizer's observer, past nn.Module's look-up; see `dq.quant.observer.buffers`.
+
+    Args:
+        quantizers: In any order, which the result has too.
+    """
+    return [cast(MinMaxObserver, quantizer._modules["observer"]) for quantizer in quantizers]
+
+
 @torch.no_grad()
 def update_scales_(quantizers: list[ActivationQuantizer]) -> None:
     """Fold each observer's batch into its range, then derive all scales, in few operations.
 
     A learned scale follows its range only while its phase does not round.
     """
-    update_ranges_([quantizer.observer for quantizer in quantizers])
-    groups: dict[tuple[QuantSpec, torch.device], list[ActivationQuantizer]] = {}
+    update_ranges_(observers_of(quantizers))
+    followers: list[ActivationQuantizer] = []
     for quantizer in quantizers:
-        if isinstance(quantizer, LearnedActivationQuantizer):
-            if not quantizer.phase.rounds:
-                quantizer.take_range_()
-            continue
-        groups.setdefault((quantizer.spec, quantizer.scale.device), []).append(quantizer)
+        if not isinstance(quantizer, LearnedActivationQuantizer):
+            followers.append(quantizer)
+        elif not quantizer.phase.rounds:
+            quantizer.take_range_()
+    groups: dict[tuple[QuantSpec, torch.device], list[ActivationQuantizer]] = {}
+    for quantizer, tensor in zip(followers, buffers(followers, "scale"), strict=True):
+        groups.setdefault((quantizer.spec, tensor.device), []).append(quantizer)
     for (spec, _), group in groups.items():
-        low = torch.stack([q.observer.range_min for q in group])
-        high = torch.stack([q.observer.range_max for q in group])
+        observers = observers_of(group)
+        low = torch.stack(buffers(observers, "range_min"))
+        high = torch.stack(buffers(observers, "range_max"))
         scale, zero_point = scale_and_zero_point(low, high, spec)
-        torch._foreach_copy_([q.scale for q in group], list(scale.unbind()))
-        torch._foreach_copy_([q.zero_point for q in group], list(zero_point.unbind()))
+        torch._foreach_copy_(buffers(group, "scale"), scale.unbind())
+        torch._foreach_copy_(buffers(group, "zero_point"), zero_point.unbind())

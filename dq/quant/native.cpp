@@ -1,6 +1,6 @@
 // Quantization of whole tensors in one pass over memory, for training on a CPU.
 //
-// Built by dq/quant/native.py and called through ctypes on the data of float32 tensors. Every
+// Built by dq/native.py and called through ctypes on the data of float32 tensors. Every
 // function computes what the composition of torch's operators computes, in the same order of
 // operations, so that results are equal bit for bit; sums (gradients of scales and factors) are
 // taken in double precision over chunks of fixed size, so they do not depend on the threads.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.utils.checkpoint import CheckpointPolicy
 
@@ -34,3 +35,12 @@ class ComputeRoundedAgain(CustomGraphPass):
     def uuid(self) -> Any:
         """Return what tells this pass from others in the compiler's cache on disk."""
         return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def inductor_options(mode: str = "default") -> dict[str, Any]:
+    """Return the ``options`` for torch.compile that stand for a mode of it, with this pass.
+
+    Args:
+        mode: One of torch.compile's; it takes a mode or options, not both.
+    """
+    return {**list_mode_options(mode), "joint_custom_pre_pass": ComputeRoundedAgain()}

@@ -17,6 +17,7 @@ FORBIDDEN = {
     "dq/dist": ("dq.quant", "dq.detector", "dq.sync", "mmdet", "mmcv"),
     "dq/data": ("torch.distributed", "dq.quant", "dq.dist", "dq.detector", "mmdet", "mmcv"),
     "dq/tracking": ("torch.distributed", "dq.quant", "dq.dist", "dq.detector", "mmdet", "mmcv"),
+    "dq/native.py": ("torch.distributed", "dq.quant", "dq.dist", "dq.detector", "mmdet", "mmcv"),
     "dq/sync.py": ("dq.detector", "dq.tracking", "mmdet", "mmcv", "torch.distributed"),
     "dq": ("launcher", "slurm"),
     "launcher": ("mmdet", "torch.distributed"),

@@ -1,5 +1,6 @@
 """Observers: what is merged from any split of the batches equals what one observer sees alone."""
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,12 @@ from torch import Tensor
 
 from dq.quant.affine import fake_quantize, scale_and_zero_point
 from dq.quant.histogram import NUM_BINS, PercentileObserver, bin_edges, bin_index
-from dq.quant.observer import MinMaxObserver, MovingAverageObserver
+from dq.quant.observer import (
+    MinMaxObserver,
+    MovingAverageObserver,
+    buffers,
+    update_ranges_,
+)
 from dq.quant.range_search import EntropyObserver, MseObserver
 from dq.quant.spec import QuantSpec
 
@@ -201,3 +207,32 @@ def test_observing_compiles_as_one_graph_and_is_right_for_half_precision(name: s
     half.update_()
     assert half.range_max.dtype == torch.float32
     torch.testing.assert_close(half.range_max, plain.range_max, rtol=0.02, atol=0.02)
+
+
+def test_many_observers_together_end_as_each_alone() -> None:
+    alone = [make() for make in MAKERS.values() for _ in range(2)]
+    together = copy.deepcopy(alone)
+    for step in range(3):
+        for number, pair in enumerate(zip(alone, together, strict=True)):
+            if (number + step) % 3 == 0:
+                continue  # Saw nothing in this step.
+            x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(10 * number + step))
+            for observer in pair:
+                observer.observe(x)
+        for observer in alone:
+            observer.update_()
+        update_ranges_([*together, together[1]])  # One of them is shared by two quantizers.
+        for one, two in zip(alone, together, strict=True):
+            for name, tensor in one.named_buffers():
+                assert torch.equal(tensor, two.get_buffer(name)), name
+
+
+def test_a_tensor_is_found_where_a_module_keeps_it_elsewhere() -> None:
+    plain, learned = MinMaxObserver(), MinMaxObserver()
+    del learned.range_min
+    learned.range_min = torch.nn.Parameter(torch.tensor(3.0))
+    found = buffers([plain, learned], "range_min")
+    assert found[0] is plain.range_min
+    assert found[1] is learned.range_min
+    plain.range_min = torch.tensor(7.0)  # Replaced: nothing remembers the old one.
+    assert buffers([plain], "range_min")[0] is plain.range_min

@@ -1,0 +1,81 @@
+"""What one synchronized norm costs on this CPU without its collectives: kernels, operators, torch.
+
+    python -m benchmarks.norms [--write docs/tables/norms.md]
+
+Forward and backward of one layer, float32, one thread, medians; torch's own batch norm, which
+synchronizes nothing, for comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.kernels import milliseconds
+from dq.dist import native_batch_norm, torch_batch_norm
+
+SHAPES = ((4, 64, 64, 64), (4, 32, 128, 128), (2, 96, 40, 40), (2, 256, 10, 10))
+LAYOUTS = {"as it is": torch.contiguous_format, "channels last": torch.channels_last}
+EPS = 1e-5
+
+
+def over_ranks(passes: Any, x: Tensor, gradient: Tensor, weight: Tensor) -> Callable[[], object]:
+    """Return the four passes of a norm, with what a rank knows standing for what all know."""
+
+    def work() -> object:
+        own = passes.own_moments(x).unsqueeze(0)
+        _, mean, variance, count = passes.normalize(x, own, weight, weight, EPS)
+        sums, inverse = passes.own_sums(gradient, x, mean), (variance + EPS).rsqrt()
+        return passes.input_gradient(gradient, x, weight, mean, inverse, count, sums)
+
+    return work
+
+
+def of_torch(x: Tensor, gradient: Tensor, weight: Tensor) -> Callable[[], object]:
+    """Return forward and backward of torch's batch norm."""
+    mean, variance = torch.zeros_like(weight), torch.ones_like(weight)
+
+    def work() -> object:
+        _, *saved = torch.native_batch_norm(x, weight, weight, mean, variance, True, 0.1, EPS)
+        return torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, variance, *saved, True, EPS, [True] * 3
+        )
+
+    return work
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--write", type=Path)
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    if native_batch_norm.library() is None:
+        parser.error("there are no kernels; install g++")
+    lines = [
+        "| input | layout | kernels, ms | operators, ms | torch, ms |",
+        "|---|---|---|---|---|",
+    ]
+    for shape in SHAPES:
+        for name, layout in LAYOUTS.items():
+            x, gradient = (torch.randn(shape).contiguous(memory_format=layout) for _ in range(2))
+            weight = torch.randn(shape[1])
+            sides = [
+                over_ranks(p, x, gradient, weight) for p in (native_batch_norm, torch_batch_norm)
+            ]
+            cells = [f"{milliseconds(w):.2f}" for w in (*sides, of_torch(x, gradient, weight))]
+            lines.append(f"| {'x'.join(map(str, shape))} | {name} | {' | '.join(cells)} |")
+    made = "\n".join(lines) + "\n"
+    if given.write:
+        given.write.write_text(f"Made by `python -m benchmarks.norms`.\n\n{made}")
+    print(made)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
