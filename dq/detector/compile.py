@@ -13,8 +13,6 @@ import torch
 from mmcv import Config
 from torch import Tensor, nn
 
-from dq.quant.recompute_pass import inductor_options
-
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Any]
 BACKENDS = ("inductor", "aot_eager", "eager")
@@ -109,5 +107,9 @@ def compiled(network: Network, detector: nn.Module, settings: Compilation) -> Ne
 
 
 def _options(settings: Compilation) -> dict[str, Any] | None:
-    # torch refuses options with other backends.
-    return inductor_options(settings.mode) if settings.backend == "inductor" else None
+    if settings.backend != "inductor":
+        return None  # torch refuses options with other backends.
+    # Importing the compiler takes a second, which a training without it need not wait.
+    from dq.quant.recompute_pass import inductor_options
+
+    return inductor_options(settings.mode)
