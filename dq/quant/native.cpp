@@ -110,35 +110,33 @@ struct Sums {
   double scale = 0.0, offset = 0.0;
 };
 
-double sum_of(const float* values, int64_t n) {
-  float lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int j = 0; j < kLanes; ++j) lanes[j] += values[i + j];
-  }
-  double sum = 0.0;
-  for (; i < n; ++i) sum += values[i];
-  for (int j = 0; j < kLanes; ++j) sum += lanes[j];
-  return sum;
-}
-
 // The gradients of at most kBlock values, and their parts of the sums for scale and offset.
 Sums learned_block(const float* gradient, const float* x, float* result, int64_t n, Clip clip,
                    Grid g, float shift) {
-  float by_scale[kBlock], by_offset[kBlock];
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    const float value = x[i], upstream = gradient[i];
+  float by_scale[kLanes] = {}, by_offset[kLanes] = {};
+  auto step = [&](int64_t i, int j) {
+    const float value = x[i + j], upstream = gradient[i + j];
     const float steps = clipped(value, clip) * g.inverse;
     const float integer = std::nearbyintf(steps) + g.zero_point;
     float limited = integer > g.quant_min ? integer : g.quant_min;
     limited = limited < g.quant_max ? limited : g.quant_max;
     const bool is_inside = inside(integer, g);
-    by_scale[i] = upstream * (is_inside ? integer - g.zero_point - steps : limited - shift);
-    by_offset[i] = is_inside ? 0.0f : upstream;
-    result[i] = (is_inside & passes(value, clip)) ? upstream : 0.0f;
+    by_scale[j] += upstream * (is_inside ? integer - g.zero_point - steps : limited - shift);
+    by_offset[j] += is_inside ? 0.0f : upstream;
+    result[i + j] = (is_inside & passes(value, clip)) ? upstream : 0.0f;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma GCC ivdep
+    for (int j = 0; j < kLanes; ++j) step(i, j);
   }
-  return {sum_of(by_scale, n), sum_of(by_offset, n)};
+  for (int j = 0; i + j < n; ++j) step(i, j);
+  Sums sums;
+  for (int j = 0; j < kLanes; ++j) {
+    sums.scale += by_scale[j];
+    sums.offset += by_offset[j];
+  }
+  return sums;
 }
 
 Grid grid(float scale, int32_t zero_point, int quant_min, int quant_max) {
