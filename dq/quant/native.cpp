@@ -283,7 +283,8 @@ struct WeightRow {
   double sum_unfolded() const {
     return sum([&](float w) {
       const float integer = integer_of(w * factor, g);
-      return (all_pass || inside(integer, g) ? w : 0.0f) - on_grid(integer, g) / factor;
+      const float kept = all_pass | inside(integer, g) ? w : 0.0f;
+      return kept - on_grid(integer, g) / factor;
     });
   }
 
@@ -293,7 +294,8 @@ struct WeightRow {
       const float integer = std::nearbyintf(steps) + g.zero_point;
       float limited = integer > g.quant_min ? integer : g.quant_min;
       limited = limited < g.quant_max ? limited : g.quant_max;
-      return inside(integer, g) ? integer - g.zero_point - steps : limited - g.zero_point;
+      const float within = integer - g.zero_point - steps, beyond = limited - g.zero_point;
+      return inside(integer, g) ? within : beyond;
     });
   }
 
