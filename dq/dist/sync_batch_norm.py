@@ -108,9 +108,6 @@ class SyncBatchNorm(_BatchNorm):
         """Take the batch into the running statistics, unless all ranks' batches are empty."""
         if not self.track_running_stats:
             return
-        if count.device.type == "cpu" and not torch.compiler.is_compiling():
-            self._track_number(mean, variance, float(count))
-            return
         here = count.clamp(max=1)
         weight = here * (self.momentum or 0.0)
         if self.num_batches_tracked is not None:
@@ -122,17 +119,6 @@ class SyncBatchNorm(_BatchNorm):
         unbiased = variance * (count / (count - 1).clamp(min=1))
         for running, latest in ((self.running_mean, mean), (self.running_var, unbiased)):
             running.lerp_(latest.to(running.dtype), weight.to(running.dtype))
-
-    def _track_number(self, mean: Tensor, variance: Tensor, count: float) -> None:
-        """Do the same where the number of samples can be read without waiting: fewer operators."""
-        if count == 0:
-            return
-        weight = self._count_batch()
-        if self.running_mean is None or self.running_var is None:
-            return
-        unbiased = variance * (count / max(count - 1, 1.0))
-        for running, latest in ((self.running_mean, mean), (self.running_var, unbiased)):
-            running.lerp_(latest.to(running.dtype), weight)
 
 
 def convert_sync_batch_norm(
