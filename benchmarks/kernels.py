@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,22 +69,45 @@ def milliseconds(work: Callable[[], object], number: int = 21) -> float:
     return statistics.median(taken[3:])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def table(
+    argv: Sequence[str] | None,
+    title: str,
+    library: Callable[[], object | None],
+    rows: Callable[[], list[str]],
+) -> int:
+    """Print a table that is measured with one thread, and write it where the arguments say.
+
+    Args:
+        argv: The arguments of the command.
+        title: The docstring of the module that is the command.
+        library: The kernels that are measured; None where they cannot be had.
+        rows: Measures; the lines of the table in Markdown.
+    """
+    parser = argparse.ArgumentParser(description=title.splitlines()[0])
     parser.add_argument("--write", type=Path)
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    if native.library() is None:
+    if library() is None:
         parser.error("there are no kernels; install g++")
-    lines = ["| pass | bytes a value | ms |", "|---|---|---|"]
-    for name, (moved, work) in passes().items():
-        lines.append(f"| {name} | {moved} | {milliseconds(work):.2f} |")
-    made = "\n".join(lines) + "\n"
+    made = "\n".join(rows()) + "\n"
     if given.write:
-        given.write.write_text(f"Made by `python -m benchmarks.kernels`.\n\n{made}")
+        command = f"python -m benchmarks.{Path(sys.argv[0]).stem}"
+        given.write.write_text(f"Made by `{command}`.\n\n{made}")
     print(made)
     return 0
+
+
+def rows() -> list[str]:
+    """Measure every pass."""
+    return ["| pass | bytes a value | ms |", "|---|---|---|"] + [
+        f"| {name} | {moved} | {milliseconds(work):.2f} |"
+        for name, (moved, work) in passes().items()
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write."""
+    return table(argv, __doc__ or "", native.library, rows)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,13 @@ synchronizes nothing, for comparison.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import milliseconds
+from benchmarks.kernels import milliseconds, table
 from dq.dist import native_batch_norm, torch_batch_norm
 
 SHAPES = ((4, 64, 64, 64), (4, 32, 128, 128), (2, 96, 40, 40), (2, 256, 10, 10))
@@ -49,14 +47,8 @@ def of_torch(x: Tensor, gradient: Tensor, weight: Tensor) -> Callable[[], object
     return work
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", type=Path)
-    given = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if native_batch_norm.library() is None:
-        parser.error("there are no kernels; install g++")
+def rows() -> list[str]:
+    """Measure every shape and layout."""
     lines = [
         "| input | layout | kernels, ms | operators, ms | torch, ms |",
         "|---|---|---|---|---|",
@@ -70,11 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             ]
             cells = [f"{milliseconds(w):.2f}" for w in (*sides, of_torch(x, gradient, weight))]
             lines.append(f"| {'x'.join(map(str, shape))} | {name} | {' | '.join(cells)} |")
-    made = "\n".join(lines) + "\n"
-    if given.write:
-        given.write.write_text(f"Made by `python -m benchmarks.norms`.\n\n{made}")
-    print(made)
-    return 0
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write."""
+    return table(argv, __doc__ or "", native_batch_norm.library, rows)
 
 
 if __name__ == "__main__":
