@@ -11,11 +11,7 @@ from torch import Tensor, nn
 
 from dq.quant import layers, native
 from dq.quant.again import Again, keeping_no, offer
-from dq.quant.fake_quantize import update_scales_
-from dq.quant.learned import initialise_weights_
-from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import prepare
-from dq.quant.recipe import Recipe
+from tests.quant.trained import kept, prepared
 
 
 class Mixed(nn.Module):
@@ -35,20 +31,6 @@ class Mixed(nn.Module):
         x = F.relu(self.left(x)) + F.relu(self.right(x))
         x = self.shared(F.relu(self.shared(x)))
         return self.last(self.up(x).mean((2, 3)))
-
-
-def prepared(model: nn.Module, learned: str | None, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the model in training, rounding, with ranges of ``x``."""
-    graph = prepare(model, Recipe(learned=learned))
-    model.eval()
-    set_phase(model, Phase.CALIBRATE)
-    with torch.no_grad():
-        graph(x)
-    update_scales_(list(graph.activations().values()))
-    initialise_weights_(graph.layers())
-    model.train()
-    set_phase(model, Phase.TRAIN)
-    return graph
 
 
 def gradients(run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -80,9 +62,9 @@ def test_gradients_are_those_of_kept_tensors(
     again = gradients(graph, model, x)
     model.load_state_dict(before)
     monkeypatch.setattr(layers, "apply_layer", layers._apply)
-    kept = gradients(graph, model, x)
-    assert len(again) == len(kept)
-    for one, two in zip(again, kept, strict=True):
+    all_kept = gradients(graph, model, x)
+    assert len(again) == len(all_kept)
+    for one, two in zip(again, all_kept, strict=True):
         assert torch.equal(one, two)
 
 
@@ -92,8 +74,8 @@ def test_a_rounded_weight_is_not_kept(learned: str | None) -> None:
     x = torch.randn(2, 256)
     run = prepared(model, learned, x)
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = _kept(lambda: run(x))
-    beyond = sum(size for address, size in kept.items() if address not in parameters)
+    found = kept(run(x))
+    beyond = sum(size for address, size in found.items() if address not in parameters)
     assert beyond < 256 * 256 * 4, "less than a single weight, of four"
 
 
@@ -101,35 +83,8 @@ def test_values_with_a_learned_scale_are_kept_once() -> None:
     model = nn.Sequential(*[nn.Conv2d(8, 8, 1, bias=False) for _ in range(6)])
     x = torch.randn(2, 8, 32, 32)
     run, size = prepared(model, "lsq", x), x.numel() * 4
-    kept = sum(number for number in _kept(lambda: run(x)).values() if number >= size)
-    assert kept <= 7 * size  # The images and six results, each before rounding.
-
-
-def _kept(run: Callable[[], Tensor]) -> dict[int, int]:
-    """Return address and bytes of every storage that autograd keeps after the forward pass.
-
-    Found by what the graph refers to, so what hooks have packed away does not count.
-    """
-    result = run()
-    found: dict[int, int] = {}
-    seen, stack = set(), [result.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        stack += [following for following, _ in node.next_functions]
-        for name in dir(node):
-            if name.startswith("_raw_saved_"):
-                saved = getattr(node, name)
-                for one in saved if isinstance(saved, tuple) else (saved,):
-                    if isinstance(one.data, Tensor):
-                        storage = one.data.untyped_storage()
-                        found[storage.data_ptr()] = storage.nbytes()
-        for one in getattr(node, "saved_tensors", ()) if hasattr(node, "saved_tensors") else ():
-            if one is not None:
-                found[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
-    return found
+    total = sum(number for number in kept(run(x)).values() if number >= size)
+    assert total <= 7 * size  # The images and six results, each before rounding.
 
 
 def test_the_graph_can_be_gone_through_twice_and_each_value_is_computed_once() -> None:

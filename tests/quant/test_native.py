@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from dq.quant import native
 from dq.quant.affine import fake_quantize, range_over, scale_and_zero_point
-from dq.quant.fake_quantize import update_scales_
 from dq.quant.fold import unfold
-from dq.quant.learned import initialise_weights_
 from dq.quant.learned_step import learned_fake_quantize
 from dq.quant.native_rounding import NO_CLIP, round_activation, round_learned, round_weight
 from dq.quant.phase import Phase, set_phase
@@ -25,6 +23,7 @@ from dq.quant.prepare import prepare
 from dq.quant.recipe import Recipe
 from dq.quant.spec import QuantSpec
 from tests.quant.specs import specs
+from tests.quant.trained import kept, prepared
 
 EXAMPLES = settings(max_examples=80, deadline=None)
 CLIPS = {NO_CLIP: lambda x: x, (0.0, torch.inf): F.relu, (0.0, 6.0): F.relu6}
@@ -267,19 +266,11 @@ def test_a_whole_training_step_is_that_of_torch(
 ) -> None:
     torch.manual_seed(0)
     model = Net()
-    graph = prepare(model, Recipe(learned=learned))
     x = torch.randn(4, 3, 9, 9)
-    model.eval()
-    set_phase(model, Phase.CALIBRATE)
-    with torch.no_grad():
-        graph(x)
-    update_scales_(list(graph.activations().values()))
-    initialise_weights_(graph.layers())
-    model.train()
+    graph = prepared(model, learned, x, phase)
     if frozen_norms:
         for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
             norm.eval()
-    set_phase(model, phase)
     before = copy.deepcopy(model.state_dict())
     results = []
     for switch in (True, False):
@@ -333,23 +324,13 @@ def test_the_merged_graph_keeps_one_tensor_and_a_mask_a_layer() -> None:
     x = torch.randn(2, 8, 32, 32)
     size = x.numel() * 4
 
-    def kept(run: object) -> int:
-        total: dict[int, int] = {}
+    def size_of(result: Tensor) -> int:
+        return sum(n for n in kept(result).values() if n >= size // 4)
 
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            total[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            y = run(x)  # type: ignore[operator]
-        del y
-        return sum(n for n in total.values() if n >= size // 4)
-
-    plain = kept(model)
+    plain = size_of(model(x))
     graph = prepare(model, Recipe())
     set_phase(model, Phase.TRAIN)
-    assert kept(graph) <= plain + 5 * size // 4 + size  # A mask each; the rounded input.
+    assert size_of(graph(x)) <= plain + 5 * size // 4 + size  # A mask each; the rounded input.
 
 
 def test_without_a_compiler_the_same_is_computed_and_said(tmp_path) -> None:

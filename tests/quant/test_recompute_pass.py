@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dq.quant.recompute_pass import inductor_options
-from tests.quant.test_again import gradients, prepared
-
-
-def kept_bytes(run: Callable[[Tensor], Tensor], x: Tensor) -> int:
-    """Return how much memory autograd keeps after the forward pass."""
-    found: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        run(x)
-    return sum(found.values())
+from tests.quant.test_again import gradients
+from tests.quant.trained import kept, prepared
 
 
 @pytest.mark.slow
@@ -39,17 +24,17 @@ def test_a_compiled_step_keeps_no_rounded_copies_and_has_the_same_gradients() ->
     x = torch.randn(2, 3, 20, 20)
     graph = prepared(model, "lsq", x)
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    kept, found = [], []
+    sizes, found = [], []
     for options in ({}, inductor_options()):
         torch._dynamo.reset()
         model.load_state_dict(before)
         compiled = torch.compile(graph, fullgraph=True, options=options)
         found.append(gradients(compiled, model, x))
-        kept.append(kept_bytes(compiled, x))
+        sizes.append(sum(kept(compiled(x)).values()))
     # With each other, not with eager mode: the compiled norm's last bits can turn a tie.
     for one, two in zip(*found, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
-    plain, again = kept
+    plain, again = sizes
     # The weights of the last two, which are the large ones, and two of the rounded inputs.
     weights = sum(model[i].weight.numel() for i in (3, 4))  # type: ignore[union-attr, operator]
     values = x.new_empty(2, 32, 18, 18).numel() + x.new_empty(2, 64, 16, 16).numel()
