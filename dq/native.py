@@ -103,6 +103,29 @@ def dense(x: Tensor) -> Tensor:
     return x if is_dense(x) else x.contiguous()
 
 
+def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return the tensor in the layout of another, copied where it has a different one.
+
+    Args:
+        tensor: Such as a gradient, in whatever layout the layer behind has made it.
+        like: Of the same shape.
+    """
+    if tensor.stride() == like.stride():
+        return tensor
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
+def as_promised(result: Tensor, input: Tensor) -> Tensor:
+    """Return the result of an operator with the strides that it promises the compiler.
+
+    Args:
+        result: Of the shape of ``input``, any dtype.
+        input: What the operator's fake calls ``torch.empty_like`` on.
+    """
+    promised = torch.empty_like(input, dtype=result.dtype)
+    return result if promised.stride() == result.stride() else promised.copy_(result)
+
+
 def pointer(x: Tensor | None) -> int | None:
     """Return the address of a tensor's data for a kernel; None stays None."""
     return None if x is None else x.data_ptr()

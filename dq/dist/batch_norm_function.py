@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from dq.dist import collectives, native_batch_norm, torch_batch_norm
+from dq.native import laid_out_like
 
 Group = dist.ProcessGroup | None
 
@@ -81,7 +82,7 @@ def _backward(
     native = native_batch_norm.takes(input, weight, None) and grad_output.dtype == input.dtype
     passes = native_batch_norm if native else torch_batch_norm
     if native:
-        grad_output = native_batch_norm.like(grad_output, input)
+        grad_output = laid_out_like(grad_output, input)
     sums = passes.own_sums(grad_output, input, mean)
     if not wants_input:
         return input.new_empty(0), sums

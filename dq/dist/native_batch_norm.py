@@ -64,7 +64,7 @@ def normalize(
 
 
 def own_sums(gradient: Tensor, input: Tensor, mean: Tensor) -> Tensor:
-    """See `dq.dist.torch_batch_norm.own_sums`; wants `like` to have been asked."""
+    """See `dq.dist.torch_batch_norm.own_sums`; the gradient is laid out as the input."""
     sums = mean.new_empty(2, input.shape[1])
     _KERNELS.call(
         "dq_norm_sums",
@@ -82,7 +82,7 @@ def input_gradient(
     count: Tensor,
     sums: Tensor,
 ) -> Tensor:
-    """See `dq.dist.torch_batch_norm.input_gradient`; wants `like` to have been asked."""
+    """See `dq.dist.torch_batch_norm.input_gradient`; the gradient is laid out as the input."""
     result = torch.empty_like(input)
     _KERNELS.call(
         "dq_norm_gradient",
@@ -90,13 +90,6 @@ def input_gradient(
         *(pointer(mean), pointer(inverse_deviation), pointer(sums), pointer(count)),
     )
     return result
-
-
-def like(tensor: Tensor, input: Tensor) -> Tensor:
-    """Return a float32 tensor of the same shape in the layout of the input; itself if it is."""
-    if tensor.stride() == input.stride():
-        return tensor
-    return torch.empty_like(input).copy_(tensor)
 
 
 def _shape(input: Tensor) -> tuple[int, int, int]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
+from dq.native import as_promised
+
 
 def own_moments(input: Tensor) -> Tensor:
     """Return what this rank knows of its samples, to be gathered.
@@ -52,7 +54,7 @@ def normalize(
     variance = (squares + counts * (means - mean).square()).sum(0) / total
     scale, shift = (None if t is None else t.to(wide) for t in (weight, bias))
     output = batch_norm(input, mean.to(wide), variance.to(wide), scale, shift, eps=eps)
-    return _laid_out_as(input, output), mean, variance, counts.sum(0)
+    return as_promised(output, input), mean, variance, counts.sum(0)
 
 
 def own_sums(gradient: Tensor, input: Tensor, mean: Tensor) -> Tensor:
@@ -97,13 +99,7 @@ def input_gradient(
     centred = input - _as(mean, input)
     wide = torch.addcmul(gradient.to(_wide(input)), centred, _as(-slope, input))
     wide = wide.sub_(_as(means[0], input)).mul_(_as(scale, input))
-    return _laid_out_as(input, wide.to(input.dtype))
-
-
-def _laid_out_as(like: Tensor, tensor: Tensor) -> Tensor:
-    """Return the tensor with the strides that the operator promises the compiler."""
-    promised = torch.empty_like(like)
-    return tensor if tensor.stride() == promised.stride() else promised.copy_(tensor)
+    return as_promised(wide.to(input.dtype), input)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

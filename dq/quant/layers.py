@@ -58,7 +58,7 @@ def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None
 
     What is rounded is not kept for the backward pass where it can be computed again.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling():
         return _apply(layer, x, weight, bias)
     with keeping_no(x, weight):
         return _apply(layer, x, weight, bias)

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from dq.native import Kernels, has_memory, is_dense
-from dq.native import dense as dense
-from dq.native import pointer as pointer
 
 SOURCE = Path(__file__).with_name("native.cpp")
 _DTYPES = (torch.float32, torch.int32)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dq.quant.native import call, dense, pointer
+from dq.native import as_promised, dense, laid_out_like, pointer
+from dq.quant.native import call
 
 # Any layout will do, so torch.compile need not bring tensors into the one that eager mode has.
 LAYOUTS = (torch.Tag.flexible_layout,)
@@ -72,7 +73,7 @@ def activation(
     record = (extremes[:1], extremes[1:]) if observes else None
     integers_and_clip = quant_min, quant_max, clip_low, clip_high
     activate(source, y, mask, scale, zero_point, integers_and_clip, record)
-    return _laid_out_as(x, y), _laid_out_as(x, mask), extremes
+    return as_promised(y, x), as_promised(mask, x), extremes
 
 
 @activation.register_fake
@@ -91,7 +92,7 @@ def _(
 
 def masked_gradient(gradient: Tensor, mask: Tensor) -> Tensor:
     """Return the gradient where the mask is set and zero elsewhere, laid out as the mask."""
-    gradient = gradient_like(gradient, mask)
+    gradient = laid_out_like(gradient, mask)
     result = torch.empty_like(gradient)
     call("dq_masked", pointer(gradient), pointer(mask), pointer(result), gradient.numel())
     return result
@@ -134,7 +135,7 @@ def learned(
     y = torch.empty_like(source)
     integers_and_clip = quant_min, quant_max, clip_low, clip_high
     activate(source, y, None, scale, zero_point, integers_and_clip, None)
-    return _laid_out_as(x, y)
+    return as_promised(y, x)
 
 
 @learned.register_fake
@@ -166,7 +167,7 @@ def learned_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of values, scale ``()`` and offset ``()``."""
     source = dense(x)
-    gradient = gradient_like(gradient, source)
+    gradient = laid_out_like(gradient, source)
     result = torch.empty_like(gradient)
     by_scale, by_offset = ctypes.c_double(), ctypes.c_double()
     call(
@@ -176,7 +177,7 @@ def learned_gradients(
         *(has_offset, ctypes.addressof(by_scale), ctypes.addressof(by_offset)),
     )
     d_scale = scale.new_tensor(by_scale.value * factor)
-    return _laid_out_as(x, result), d_scale, scale.new_tensor(by_offset.value * factor)
+    return as_promised(result, x), d_scale, scale.new_tensor(by_offset.value * factor)
 
 
 learned_backward = torch.library.custom_op(
@@ -214,22 +215,22 @@ def _pass_learned(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 learned.register_autograd(_pass_learned, setup_context=_keep_learned)
 
 
-def round_into(
-    result: Tensor,
+def rounded_weight(
     weight: Tensor,
     factor: Tensor | None,
     scale: Tensor | None,
     zero_point: Tensor | None,
     integers: list[int],
     unfolds: bool,
-) -> None:
-    """Write what `weight` returns into a dense tensor."""
-    rows = max(1, len(weight))
+) -> Tensor:
+    """Return what `weight` returns, for a dense weight."""
+    result, rows = torch.empty_like(weight), max(1, len(weight))
     call(
         "dq_weight",
         *(pointer(weight), pointer(factor), pointer(scale), pointer(zero_point)),
         *(rows, weight.numel() // rows, *integers, unfolds, pointer(result)),
     )
+    return result
 
 
 @torch.library.custom_op("dq::weight", mutates_args=(), tags=LAYOUTS)
@@ -256,10 +257,8 @@ def weight(
     Returns:
         The result, in the layout of ``weight``.
     """
-    source = dense(weight)
-    result = torch.empty_like(source)
-    round_into(result, source, factor, scale, zero_point, integers, unfolds)
-    return _laid_out_as(weight, result)
+    result = rounded_weight(dense(weight), factor, scale, zero_point, integers, unfolds)
+    return as_promised(result, weight)
 
 
 @weight.register_fake
@@ -301,7 +300,7 @@ def weight_gradients(
     """
     rows = max(1, len(weight))
     source = dense(weight)
-    gradient = gradient_like(gradient, source)
+    gradient = laid_out_like(gradient, source)
     d_weight = torch.empty_like(source)
     d_factor = weight.new_empty(rows if wanted[0] else 0)
     sums = weight.new_empty(rows if wanted[1] else 0, dtype=torch.float64)
@@ -316,7 +315,7 @@ def weight_gradients(
     if wanted[1] and scale is not None:
         total = sums.sum() if scale.dim() == 0 else sums
         d_scale = (total * scale_factor).to(scale.dtype).reshape(scale.shape)
-    return _laid_out_as(weight, d_weight), d_factor, d_scale
+    return as_promised(d_weight, weight), d_factor, d_scale
 
 
 weight_backward = torch.library.custom_op(
@@ -365,16 +364,3 @@ def _pass_weight(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 
 
 weight.register_autograd(_pass_weight, setup_context=_keep_weight)
-
-
-def gradient_like(gradient: Tensor, x: Tensor) -> Tensor:
-    """Return a tensor in the layout of ``x``, whatever the layer behind has made of it."""
-    if gradient.stride() == x.stride():
-        return gradient
-    return torch.empty_like(x, dtype=gradient.dtype).copy_(gradient)
-
-
-def _laid_out_as(x: Tensor, result: Tensor) -> Tensor:
-    """Return the result with the strides that an operator on ``x`` promised."""
-    promised = torch.empty_like(x, dtype=result.dtype)
-    return result if promised.stride() == result.stride() else promised.copy_(result)

@@ -247,23 +247,11 @@ def round_weight(
         return compiled
     rounded: Tensor = _Weight.apply(weight, factor, scale, zero_point, spec, unfolds, scale_factor)
     if torch.is_grad_enabled():
-        w, f, s, z = (t if t is None else t.detach() for t in (weight, factor, scale, zero_point))
-        offer(rounded, lambda: _weight(w, f, s, z, spec, unfolds))
+        w = weight.detach()
+        f, s, z = (t if t is None else t.detach() for t in (factor, scale, zero_point))
+        integers = _integers(spec)
+        offer(rounded, lambda: native_ops.rounded_weight(w, f, s, z, integers, unfolds))
     return rounded
-
-
-def _weight(
-    weight: Tensor | None,
-    factor: Tensor | None,
-    scale: Tensor | None,
-    zero_point: Tensor | None,
-    spec: QuantSpec,
-    unfolds: bool,
-) -> Tensor:
-    assert weight is not None
-    result = torch.empty_like(weight)
-    native_ops.round_into(result, weight, factor, scale, zero_point, _integers(spec), unfolds)
-    return result
 
 
 def _integers(spec: QuantSpec) -> list[int]:
@@ -289,7 +277,9 @@ class _Weight(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight, factor, scale, zero_point)
         ctx.spec, ctx.unfolds, ctx.scale_factor = spec, unfolds, scale_factor
-        return _weight(weight, factor, scale, zero_point, spec, unfolds)
+        return native_ops.rounded_weight(
+            weight, factor, scale, zero_point, _integers(spec), unfolds
+        )
 
     @staticmethod
     @once_differentiable

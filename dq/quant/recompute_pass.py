@@ -7,14 +7,12 @@ round is kept anyway, and one pass over memory rounds it anew.
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 from torch._inductor import list_mode_options
-from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.utils.checkpoint import CheckpointPolicy
 
 from dq.quant import native_ops  # noqa: F401  # registers the operators
@@ -34,7 +32,7 @@ class ComputeRoundedAgain(CustomGraphPass):
 
     def uuid(self) -> Any:
         """Return what tells this pass from others in the compiler's cache on disk."""
-        return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        return get_hash_for_files((__file__,))
 
 
 def inductor_options(mode: str = "default") -> dict[str, Any]:
