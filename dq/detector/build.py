@@ -11,6 +11,7 @@ from mmdet.models import build_detector
 from torch import Tensor, nn
 
 from dq.detector.config import did_you_mean
+from dq.detector.operators.ensure import ensure_operators
 from dq.quant.quantized_graph import CONTAINER
 
 
@@ -27,6 +28,7 @@ def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -
         ValueError: A type or argument does not exist, the number of classes differs from the
             data's, or pretrained weights cannot be had.
     """
+    ensure_operators()
     try:
         detector = build_detector(
             config.model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg")
