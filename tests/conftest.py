@@ -25,6 +25,8 @@ def _device(request: pytest.FixtureRequest) -> Iterator[None]:
     if device == "cpu":
         yield
         return
+    if request.node.get_closest_marker("cpu"):
+        pytest.skip("this test is about a CPU")
     # Convolutions in TF32 keep ten bits, too few to compare with anything.
     torch.backends.cudnn.allow_tf32 = False
     from tests.on_device import OnDevice
