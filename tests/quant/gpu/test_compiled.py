@@ -15,6 +15,8 @@ from triton.compiler import ASTSource
 from dq.quant.gpu import kernels
 from dq.quant.gpu.ops import OPTIONS
 
+pytestmark = pytest.mark.cpu
+
 POINTERS = {"mask_ptr": "*u8", "zero_point_ptr": "*i32"}
 NUMBERS = {"clip_low": "fp32", "clip_high": "fp32"}
 FLAGS = ("GIVEN", "PER_CHANNEL", "SIGNED", "SYMMETRIC", "POWER_OF_TWO", "FOLDS", "UNFOLDS")
