@@ -47,13 +47,20 @@ def takes(*tensors: Tensor | None) -> bool:
         return kinds == {"cpu"} and bool(is_there())
     if not has_memory(*given) or not all(map(is_dense, given)):
         return False
-    return library() is not None if kinds == {"cpu"} else has_gpu_kernels()
+    return library() is not None if kinds == {"cpu"} else has_gpu_kernels(given[0].device)
 
 
 @functools.cache
-def has_gpu_kernels() -> bool:
-    """Say whether Triton, which compiles the kernels for a GPU, is there and not switched off."""
-    return os.environ.get(SWITCH) != "0" and importlib.util.find_spec("triton") is not None
+def has_gpu_kernels(device: torch.device) -> bool:
+    """Say whether Triton is there, not switched off, and its kernels pass a look at their results.
+
+    The answer is found once for each GPU of a process.
+    """
+    if os.environ.get(SWITCH) == "0" or importlib.util.find_spec("triton") is None:
+        return False
+    from dq.quant.gpu.check import kernels_work
+
+    return kernels_work(device)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

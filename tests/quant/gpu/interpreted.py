@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dq.quant import native_ops
 from dq.quant.gpu import ops
+from dq.quant.gpu.check import kernels_work
 
 CLIPS = [(-torch.inf, torch.inf), (0.0, torch.inf), (0.0, 6.0), (-1.0, 1.0)]
 GRIDS = [(0.02, 0, 0, 255), (0.031, 117, 0, 255), (0.5, 0, -8, 7), (0.001, 0, -32768, 32767)]
@@ -164,3 +165,21 @@ def test_a_broken_weight_is_seen() -> None:
     expected = native_ops.rounded_weight(*given)
     assert torch.equal(ops.rounded_weight(*given).isnan(), expected.isnan())
     assert torch.equal(ops.rounded_weight(*given)[2], expected[2])
+
+
+def test_the_look_at_the_kernels_finds_them_well_and_a_fault_in_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = torch.device("cpu")
+    assert kernels_work(device)
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "rounded_weight", lambda weight, *rest: weight)
+        assert not kernels_work(device)
+    assert "rounded weights differ" in caplog.text
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such\nGPU")
+
+    monkeypatch.setattr(ops, "activate", broken)
+    assert not kernels_work(device)
+    assert "RuntimeError: no such GPU" in caplog.text
