@@ -10,7 +10,6 @@ _IGNORED = {
     "WANDB_DIR": "a run lies in its stage's folder, where `launcher sync` finds it",
     "WANDB_RUN_ID": "each stage is a run of its own, with an id that its checkpoints carry",
     "WANDB_RESUME": "a stage that goes on continues its own run, another begins one",
-    "WANDB_JOB_TYPE": "the job type is the stage",
     "WANDB_SWEEP_ID": "W&B's sweeps start runs by themselves",
 }
 
