@@ -126,7 +126,7 @@ class _Order:
 
 
 def _order(arguments: argparse.Namespace) -> _Order:
-    from launcher.cli import COMMANDS, Parser, build_parser
+    from launcher.cli import COMMANDS, Parser, parse
 
     name, words = arguments.job, list(arguments.words)
     if name == "sweep":
@@ -136,7 +136,7 @@ def _order(arguments: argparse.Namespace) -> _Order:
     able = [c for c in COMMANDS if c not in ("submit", "jobs", "logs", "cancel")]
     if name not in able:
         raise ValueError(f"submit {name} is not possible; use {', '.join([*able, 'sweep'])}")
-    return _Order(name, words, build_parser().parse_args([name, *words]))
+    return _Order(name, words, parse([name, *words]))
 
 
 def _check(order: _Order) -> list[str]:
