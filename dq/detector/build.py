@@ -10,6 +10,7 @@ from mmcv import Config
 from mmdet.models import build_detector
 from torch import Tensor, nn
 
+from dq.detector import float_weights
 from dq.detector.config import did_you_mean
 from dq.quant.quantized_graph import CONTAINER
 
@@ -31,18 +32,11 @@ def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -
         detector = build_detector(
             config.model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg")
         )
-    except (KeyError, TypeError, AssertionError, AttributeError, ValueError) as error:
+    except Exception as error:  # constructors, the user's own among them, may raise anything
         raise ValueError(f"model cannot be built: {explain(error)}") from error
     check_num_classes(detector, classes)
     if initialise:
-        try:
-            detector.init_weights()
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"initial weights cannot be loaded: {' '.join(str(error).split())[:300]}; without"
-                " internet give a file: --cfg-options model.backbone.init_cfg.checkpoint=FILE.pth,"
-                " or none: model.backbone.init_cfg=None"
-            ) from error
+        float_weights.initialise(detector)
     detector.CLASSES = classes
     assert isinstance(detector, nn.Module)
     return detector
