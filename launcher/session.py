@@ -15,7 +15,7 @@ import torch
 from dq.detector.guards import Guards
 from dq.detector.supervision import Supervision, Watch
 from dq.dist.agreement import Agreement
-from dq.dist.claim import first_to_claim
+from dq.dist.claim import first_to_claim, linger
 from dq.dist.environment import Environment, read_environment
 from dq.dist.lost import LostRankError, explain_lost_rank
 from dq.dist.process_group import process_group
@@ -221,6 +221,8 @@ def _report(error: Exception, log_file: Path, *, debug: bool) -> None:
     # What one rank did for all has failed there, and it has the error itself.
     if not getattr(error, "told_elsewhere", False) and first_to_claim("report"):
         say(_explained(error), log_file, debug=debug)
+    if explain_lost_rank(error) is None:
+        linger("report")
     error.reported = True  # type: ignore[attr-defined]
 
 

@@ -38,6 +38,6 @@ def inject(place: str) -> None:
     setattr(importlib.import_module(module), name, fail)
 
 
-if os.environ.get("DQ_INJECT_RANK", os.environ.get("RANK")) == os.environ.get("RANK"):
-    if "DQ_INJECT" in os.environ:
-        inject(os.environ["DQ_INJECT"])
+_rank = os.environ.get("RANK")
+if "DQ_INJECT" in os.environ and os.environ.get("DQ_INJECT_RANK", _rank) == _rank:
+    inject(os.environ["DQ_INJECT"])
