@@ -106,15 +106,14 @@ def write_traceback(error: BaseException) -> Path | None:
     return path
 
 
-def log_traceback(error: BaseException) -> None:
-    """Write the traceback into this rank's log file, never on the console."""
+def log_traceback(error: BaseException) -> bool:
+    """Write the traceback into this rank's log file, never on the console; say if there is one."""
     files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
     text = "".join(traceback.format_exception(error))
     record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, "%s", (text,), None)
     for handler in files:
         handler.handle(record)
-    if not files:
-        write_traceback(error)
+    return bool(files)
 
 
 @contextlib.contextmanager
@@ -156,5 +155,6 @@ def _destructor_failed(arguments: Any) -> None:
 def _warn(error: BaseException, what: str) -> None:
     from dq.dist.foreseen import described
 
-    log_traceback(error)
+    if not log_traceback(error):
+        write_traceback(error)
     print(f"warning: {what}: {described(error)}", file=sys.stderr, flush=True)

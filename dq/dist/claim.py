@@ -41,7 +41,7 @@ def first_to_claim(name: str) -> bool:
 
 
 def linger(name: str) -> None:
-    """Let the others claim ``name`` before this rank ends; every rank that is about to end calls it.
+    """Let the others claim ``name`` before this rank ends; for every rank that is about to end.
 
     The main rank may hold the store. Others that meet the same error a moment later would find it
     gone, and each would think itself the first. It waits two seconds at most, the others not at
