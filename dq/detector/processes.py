@@ -53,6 +53,9 @@ def _set_start_method(method: Any) -> None:
     if method not in known:
         raise ValueError(f"mp_start_method is {method!r}; use one of {', '.join(known)}")
     multiprocessing.set_start_method(method, force=True)
+    if method != "fork":
+        # Such a process imports everything anew, and its libraries' warnings would be printed.
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
 
 
 def _set_log_level(level: Any) -> None:
