@@ -67,7 +67,8 @@ KEYS = (
         " own (`mmdet_version`, `CLASSES`)"),
     Key("log_config", ACTED, "`None`: no logger"),
     Key("log_level", ACTED, ""),
-    Key("custom_hooks", ACTED, "mmdet's and mmcv's EMA hooks keep one exact average, see below"),
+    Key("custom_hooks", ACTED, "mmdet's and mmcv's EMA hooks keep one exact average, see below;"
+        " `RFSearchHook` sets its dilations, but its search is refused"),
     Key("custom_imports", ACTED, "also from `--cfg-options`; a failure names module and reason"),
     Key("load_from", ACTED, "weights that a float training begins with; the checkpoint of"
         " `calibrate` and `qat` without `--checkpoint`. A file or an address"),
