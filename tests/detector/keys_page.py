@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dq.detector.mmdet_flags import ACCEPTED_FLAGS, REFUSED_FLAGS
 from dq.detector.mmdet_keys import CHECKPOINT_KEYS, ENVIRONMENT, KEYS, Key
+from launcher.cli import build_parsers
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/mmdet_keys.md"
 BEGIN = """\
@@ -62,8 +63,13 @@ read (`model`, `data.test`, `seed`, ...) is refused.
 
 def page() -> str:
     """Return the page's text."""
+    _, children = build_parsers()
+    ours = {name for child in children.values() for name in child._option_string_actions}
     flags = [Key(name, "as in mmdet", note) for name, note in ACCEPTED_FLAGS.items()]
-    flags += [Key(name, "refused", note) for name, note in REFUSED_FLAGS.items()]
+    flags += [
+        Key(name, "as in mmdet", "the same") if name in ours else Key(name, "refused", note)
+        for name, note in REFUSED_FLAGS.items()
+    ]
     return (
         BEGIN
         + "## Keys of a config\n\n"
