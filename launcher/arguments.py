@@ -11,7 +11,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--work-dir",
         metavar="DIR",
-        help="folder of the experiment, a subfolder for each stage (default runs/<config's name>)",
+        help="folder of the experiment, a subfolder for each stage (default: the config's work_dir,"
+        " else runs/<config's name>)",
     )
     parser.add_argument(
         "--cfg-options",
@@ -25,8 +26,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="auto",
         metavar="auto|cpu|cuda|cuda:N",
-        help="auto takes the GPU of this local rank where there is one; with cuda:N all ranks of"
-        " this node share GPU N",
+        help="auto takes the GPU of this local rank where there is one, and is the default where"
+        " the config has no device; with cuda:N all ranks of this node share GPU N",
     )
     parser.add_argument(
         "--threads",
@@ -81,6 +82,24 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         const="auto",
         metavar="FILE.pth",
         help="continue this stage from a checkpoint; without a file from its newest whole one",
+    )
+    parser.add_argument(
+        "--resume-from", metavar="FILE.pth", dest="resume", help="mmdet's name of --resume FILE.pth"
+    )
+    parser.add_argument(
+        "--auto-resume",
+        action="store_const",
+        const="auto",
+        dest="resume",
+        help="mmdet's name of --resume without a file",
+    )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="cuDNN's deterministic algorithms alone"
+    )
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate by the images of a step: auto_scale_lr.base_batch_size",
     )
     parser.add_argument(
         "--sync-bn",

@@ -1,8 +1,9 @@
-"""Parse the command line, call the command, turn errors into one line and an exit code."""
+"""Parse the command line, call the command, turn errors into an exit code."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import logging
 import os
@@ -10,6 +11,17 @@ import sys
 import warnings
 from collections.abc import Sequence
 from typing import NoReturn
+
+from launcher.failure import (
+    DEBUG,
+    INTERRUPTED,
+    STOPPED,
+    USER_ERROR,
+    quiet_interpreter,
+    report,
+    wants_debug,
+)
+from launcher.words import ordered
 
 COMMANDS = (
     "train",
@@ -28,7 +40,6 @@ COMMANDS = (
     "logs",
     "cancel",
 )
-USER_ERROR, WORLD_ERROR, STOPPED = 2, 1, 75
 
 DESCRIPTION = """\
 Distributed quantization-aware training, calibration and quantized evaluation of mmdet detectors.
@@ -47,11 +58,41 @@ class Parser(argparse.ArgumentParser):
         """End the process with one line."""
         if os.environ.get("RANK", "0") != "0":
             raise SystemExit(USER_ERROR)
-        self.exit(USER_ERROR, f"error: {message}; see '{self.prog} --help'\n")
+        mend = self._mend(message) or f"see '{self.prog} --help'"
+        self.exit(USER_ERROR, f"error: {message}; {mend}\n")
+
+    def _mend(self, message: str) -> str | None:
+        """Return what takes the place of a flag that is not known: mmdet's own, or a misspelt."""
+        from dq.detector.mmdet_flags import REFUSED_FLAGS
+
+        _, _, unknown = message.partition("unrecognized arguments: ")
+        known = sorted({name for parser in _family(self) for name in parser._option_string_actions})
+        for word in unknown.split():
+            flag = word.partition("=")[0]
+            if flag in REFUSED_FLAGS:
+                return REFUSED_FLAGS[flag]
+            near = difflib.get_close_matches(flag, known, n=1, cutoff=0.8)
+            if flag.startswith("--") and near:
+                return f"did you mean {near[0]}?"
+        return None
+
+
+def _family(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """Return a parser and those of its commands."""
+    found = [parser]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += action.choices.values()
+    return found
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
+    return build_parsers()[0]
+
+
+def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser of the whole command line, and that of each command."""
     parser = Parser(
         prog="launcher",
         description=DESCRIPTION,
@@ -65,63 +106,53 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=module.HELP, description=module.HELP, allow_abbrev=False
         )
         module.add_arguments(child)
+        child.add_argument(DEBUG, action="store_true", help="print the traceback of an error")
         child.set_defaults(run=module.run)
-    return parser
-
-
-def command_line(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with the command that the config asks for when none is given."""
-    words = list(arguments)
-    if words and words[0].endswith(".py") and words[0] not in COMMANDS:
-        return ["auto", *words]
-    return words
+    children: dict[str, argparse.ArgumentParser] = dict(commands.choices)
+    return parser, children
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code.
 
     0: done. 2: the user's error, one line on stderr from one rank. 1: the world's (disk, ranks),
-    or a gate that was missed. 75: stopped by a signal, to be gone on with ``--resume``.
+    what nobody foresaw (one line with its type, place and the file that has its traceback), or a
+    gate that was missed. 75: stopped by a signal, to be gone on with ``--resume``.
     """
     # mmcv 1.x announces its successor at every start, torch that there is an nvcc but no GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV will release v2.0.0")
-    words = command_line(sys.argv[1:] if argv is None else argv)
-    try:
-        if words and words[0] == "auto":
-            from launcher.commands import auto
-
-            words = auto.resolve(words[1:])
-        arguments = build_parser().parse_args(words)
-        code: int = arguments.run(arguments)
-        return code
-    except ValueError as error:
-        return report(error, USER_ERROR)
-    except (RuntimeError, OSError) as error:
-        return report(error, WORLD_ERROR)
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        # Named here alone: this module is imported before torch is.
-        if type(error).__name__ != "Stopped":
-            raise
-        return STOPPED
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = wants_debug(words)
+    with quiet_interpreter(debug=debug):
+        try:
+            arguments = parse(words)
+            code: int = arguments.run(arguments)
+            return code
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except Exception as error:
+            # Named here alone: this module is imported before torch is.
+            if type(error).__name__ == "Stopped":
+                return STOPPED
+            return report(error, debug=debug)
 
 
-def report(error: BaseException, code: int) -> int:
-    """Print an error as one line unless another rank has printed it, and return ``code``."""
-    if not getattr(error, "reported", False) and os.environ.get("RANK", "0") == "0":
-        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
-    return code
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return a command line's arguments, whatever order they stand in.
 
+    Without a command, ``run`` among them is that of the command the config asks for.
 
-def one_line(error: BaseException) -> str:
-    """Return an error's message as one line.
-
-    An error of a loader process carries that process's traceback; its last line is the message.
+    Raises:
+        ValueError: There is no command, and the config does not say which, or cannot be read.
+        SystemExit: A word cannot be understood; that has been said.
     """
-    text = str(error)
-    if text.startswith("Caught ") and "Original Traceback" in text:
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    text = " ".join(text.split())
-    return text or type(error).__name__
+    parser, children = build_parsers()
+    words = ordered(words, children)
+    if words[:1] == ["auto"]:
+        from launcher.commands import auto
+
+        words = auto.resolve(words[1:])
+    arguments = parser.parse_args(words)
+    arguments.debug = wants_debug(words)
+    return arguments

@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dq.detector.config import apply_options, finish, read_config
+from dq.detector.addresses import local_file
+from dq.detector.config import finish, read_config, training_config
 from dq.detector.data import calibration_dataset, calibration_images
 from dq.detector.guards import Guards
+from dq.detector.processes import set_up_process
+from dq.dist.one_reader import on_main_rank
 from dq.tracking.settings import Tracking
 from dq.tracking.summary import key_of
 from launcher.config import QuantSettings, command_for, guards, quant_settings, tracking
+
+# What decides nothing of a float training's result.
+APART = (
+    *("quant", "quantize", "guards", "checkpoint_config", "log_config", "tracking", "work_dir"),
+    *("log_level", "auto_resume", "gpu_ids", "device", "opencv_num_threads", "mp_start_method"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Where a training is to go on.
+
+    Attributes:
+        file: ``--resume FILE``, which goes before all else.
+        automatic: ``--resume`` or ``auto_resume``: the stage's newest checkpoint.
+        of_config: The config's ``resume_from``, for the training that wrote it.
+    """
+
+    file: str | None = None
+    automatic: bool = False
+    of_config: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,18 +95,93 @@ class Plan:
 def read_plan(arguments: argparse.Namespace) -> Plan:
     """Read the command's config; raise ValueError for whatever is mistyped in it."""
     config = finish(read_config(arguments.config, arguments.cfg_options))
+    _lay_flags_over(config, arguments)
     command_for(config.get("quantize", False))
     settings = quant_settings(config.get("quant"))
     # Overrides that do not fit should fail now and not after an hour of float training.
-    apply_options(copy.deepcopy(config), settings.training)
-    apart = ("quant", "quantize", "guards", "checkpoint_config", "log_config", "tracking")
-    text = str({k: v for k, v in config.items() if k not in apart})
+    training_config(config, settings.training)
+    text = str({k: v for k, v in config.items() if k not in APART})
     seed = arguments.seed if arguments.seed is not None else config.get("seed") or 0
+    if not isinstance(seed, int):
+        raise ValueError(f"seed is {seed!r}; give a whole number")
     return Plan(
         config=config,
         settings=settings,
         guards=guards(config.get("guards")),
         tracking=tracking(config.get("tracking")),
         text=text,
-        seed=int(seed),
+        seed=seed,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """Where a command is to run.
+
+    Attributes:
+        experiment: Its folder: ``--work-dir``, else the config's ``work_dir``, else its name.
+        device: ``--device``, else the config's ``device``.
+    """
+
+    experiment: Path
+    device: str
+
+
+def surroundings(arguments: argparse.Namespace) -> Surroundings:
+    """Return where the command line and the config want a command to run.
+
+    A config that cannot be read is not refused here: that is for `read_plan`, when there is a log.
+    """
+    try:
+        config: Any = read_config(arguments.config, arguments.cfg_options)
+    except ValueError:
+        config = {}
+    default = Path("runs") / Path(arguments.config).stem
+    device = arguments.device
+    if device == "auto" and config.get("device"):
+        device = str(config["device"])
+    return Surroundings(
+        experiment=Path(arguments.work_dir or config.get("work_dir") or default), device=device
+    )
+
+
+def begin_plan(arguments: argparse.Namespace) -> Plan:
+    """Return `read_plan`'s plan with this process set up as its config says."""
+    plan = read_plan(arguments)
+    set_up_process(plan.config)
+    return plan
+
+
+def starting_point(arguments: argparse.Namespace, plan: Plan) -> Path:
+    """Return the checkpoint that calibration or QAT begins with; every rank must call it.
+
+    It is ``--checkpoint``, else the config's ``load_from``, else its ``resume_from``.
+
+    Raises:
+        ValueError: There is none, or it is an address that cannot be reached.
+    """
+    config = plan.config
+    given = arguments.checkpoint or config.load_from or config.resume_from
+    if not given:
+        raise ValueError(
+            f"{arguments.command} begins with a checkpoint: give --checkpoint FILE.pth, or set"
+            " load_from in the config"
+        )
+    path: Path = on_main_rank(lambda: local_file(str(given)))
+    return path
+
+
+def asked_to_resume(arguments: argparse.Namespace, plan: Plan) -> Asked:
+    """Return where the command line and the config want a training to go on."""
+    config = plan.config
+    automatic = arguments.resume == "auto" or bool(config.get("auto_resume"))
+    file = None if arguments.resume in (None, "auto") else arguments.resume
+    return Asked(file=file, automatic=automatic, of_config=config.resume_from or None)
+
+
+def _lay_flags_over(config: Any, arguments: argparse.Namespace) -> None:
+    """Take in flags of mmdet's own tools that stand for a key of the config."""
+    if getattr(arguments, "deterministic", False):
+        config.deterministic = True
+    if getattr(arguments, "auto_scale_lr", False):
+        config.auto_scale_lr = {**(config.get("auto_scale_lr") or {}), "enable": True}

@@ -6,8 +6,6 @@ import argparse
 import logging
 import os
 import re
-import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,15 +16,17 @@ import torch
 from dq.detector.guards import Guards
 from dq.detector.supervision import Supervision, Watch
 from dq.dist.agreement import Agreement
-from dq.dist.claim import first_to_claim
+from dq.dist.claim import first_to_claim, linger
 from dq.dist.environment import Environment, read_environment
-from dq.dist.lost import explain_lost_rank
+from dq.dist.lost import LostRankError, explain_lost_rank
 from dq.dist.process_group import process_group
 from dq.dist.signals import Stopped, StopSignals, stop_signals
 from dq.tracking.mirror import Limits
-from dq.tracking.relay_process import MODES, Relay
-from launcher.cli import one_line
+from dq.tracking.relay_process import Relay
+from dq.tracking.wandb_variables import ignored, mode_of
+from launcher.failure import log_traceback, say
 from launcher.logs import logging_to
+from launcher.plan import surroundings
 
 log = logging.getLogger(__name__)
 # A look at what other ranks ask for waits for the device.
@@ -70,6 +70,8 @@ class Session:
         if self.wandb == "disabled":
             return None
         if not self._relays:
+            for line in ignored(os.environ):
+                log.warning("%s", line)
             limits = Limits(init_s=init_s, finish_s=finish_s)
             self._relays.append(Relay(self.wandb, self.experiment / "logs" / "wandb.log", limits))
         return self._relays[0]
@@ -96,10 +98,12 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
         arguments: With what `launcher.arguments.add_common` adds.
     """
     environment = read_environment()
-    wandb = _wandb_mode(arguments.wandb)
-    device = choose_device(arguments.device, environment)
-    experiment = Path(arguments.work_dir or Path("runs") / Path(arguments.config).stem)
-    with logging_to(experiment / "logs", rank=environment.rank):
+    wandb = mode_of(arguments.wandb, os.environ)
+    debug = bool(getattr(arguments, "debug", False))
+    asked = surroundings(arguments)
+    device = choose_device(asked.device, environment)
+    experiment = asked.experiment
+    with logging_to(experiment / "logs", rank=environment.rank) as log_file:
         _quieten_libraries()
         torch.set_num_threads(arguments.threads or default_threads(environment))
         if device.type == "cuda":
@@ -112,7 +116,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
                 process_group(
                     environment,
                     device=device,
-                    shares_device=arguments.device.startswith("cuda:"),
+                    shares_device=asked.device.startswith("cuda:"),
                     timeout_s=arguments.timeout,
                     arrival_s=arguments.arrival_timeout,
                 ),
@@ -139,31 +143,17 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
                         _relays=relays,
                     )
                 except Exception as error:
-                    _report(error, experiment)
+                    _report(error, log_file, debug=debug)
                     raise
             hurry_s = None
         except Exception as error:
             if not getattr(error, "reported", False):
-                _report(error, experiment)
+                _report(error, log_file, debug=debug)
             raise
         finally:
             # The ranks have parted: nobody waits for W&B but this command's own end.
             for relay in relays:
                 relay.close(hurry_s)
-
-
-def _wandb_mode(asked: str | None) -> str:
-    """Return the mode of W&B: the argument, else its own variable, else offline.
-
-    Raises:
-        ValueError: There is no such mode.
-    """
-    mode = asked or os.environ.get("WANDB_MODE") or "offline"
-    mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
-    if mode not in MODES:
-        name = "--wandb" if asked else "WANDB_MODE"
-        raise ValueError(f"{name} {mode} is not known; use {', '.join(MODES)}")
-    return mode
 
 
 def _calibration_rank(arguments: argparse.Namespace, environment: Environment) -> int:
@@ -214,23 +204,22 @@ def _quieten_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _report(error: Exception, experiment: Path) -> None:
+def _report(error: Exception, log_file: Path, *, debug: bool) -> None:
     """Print the error unless another rank has; log it with its traceback in any case."""
     if isinstance(error, Stopped):
         log.info("stopped by %s", error)
         error.reported = True  # type: ignore[attr-defined]
         return
-    files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
-    record = logging.LogRecord(
-        __name__, logging.ERROR, __file__, 0, "".join(traceback.format_exception(error)), None, None
-    )
-    for handler in files:
-        handler.handle(record)
-    if first_to_claim("report"):
-        rank = os.environ.get("RANK")
-        where = f"rank {rank}: " if rank not in (None, "0") else ""
-        line = f"error: {where}{explain_lost_rank(error) or one_line(error)}"
-        if not isinstance(error, ValueError):
-            line += f" (traceback in {experiment / 'logs'})"
-        print(line, file=sys.stderr, flush=True)
+    log_traceback(error)
+    # What one rank did for all has failed there, and it has the error itself.
+    if not getattr(error, "told_elsewhere", False) and first_to_claim("report"):
+        say(_explained(error), log_file, debug=debug)
+    if explain_lost_rank(error) is None:
+        linger("report")
     error.reported = True  # type: ignore[attr-defined]
+
+
+def _explained(error: Exception) -> Exception:
+    """Return the error, in plain words where another rank's end caused it."""
+    words = explain_lost_rank(error)
+    return error if words is None else LostRankError(words)

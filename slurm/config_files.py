@@ -38,6 +38,30 @@ def check_config(path: Path) -> None:
             pending += [_resolve(name, here) for name in _literal(statement) or []]
 
 
+def literal_setting(path: Path, name: str) -> str | None:
+    """Return a string that a config or one of its bases sets at its top level; needs no mmcv.
+
+    Args:
+        path: An mmdet 2.x Python config that `check_config` has found sound.
+        name: Of the setting.
+
+    Returns:
+        The string; None where there is none, or it is computed.
+    """
+    module = _parse(path)
+    found: str | None = None
+    for node in module.body:
+        names = [t.id for t in getattr(node, "targets", []) if isinstance(t, ast.Name)]
+        if isinstance(node, ast.Assign) and name in names:
+            is_string = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+            found = str(node.value.value) if is_string else None  # type: ignore[attr-defined]
+    if found is not None:
+        return found
+    for base in _literal(_base_statement(module, path)) or []:
+        found = literal_setting(_resolve(base, path), name) or found
+    return found
+
+
 def _copy(path: Path, folder: Path, copies: dict[Path, str], asked_by: Path | None) -> str:
     path = Path(path).resolve() if asked_by else path
     if path in copies:

@@ -190,6 +190,7 @@ def _fork(channel: socket.socket, others: list[socket.socket], parent: int) -> i
 
 def _be_launcher(words: list[str]) -> None:
     """Run the launcher as a new interpreter would, and end as one does."""
+    import importlib
     import multiprocessing.util
     import traceback
 
@@ -197,6 +198,8 @@ def _be_launcher(words: list[str]) -> None:
     try:
         from launcher.cli import main
 
+        if "DQ_INJECT" in os.environ:
+            importlib.import_module("tests.launcher.injected")
         code = main(words)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

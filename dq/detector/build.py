@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from mmcv import Config
 from mmdet.models import build_detector
+from mmdet.utils import rfnext_init_model
 from torch import Tensor, nn
 
+from dq.detector import float_weights
 from dq.detector.config import did_you_mean
 from dq.detector.operators.ensure import ensure_operators
 from dq.quant.quantized_graph import CONTAINER
@@ -33,21 +36,38 @@ def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -
         detector = build_detector(
             config.model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg")
         )
-    except (KeyError, TypeError, AssertionError, AttributeError, ValueError) as error:
+    except Exception as error:  # constructors, the user's own among them, may raise anything
         raise ValueError(f"model cannot be built: {explain(error)}") from error
+    _fix_receptive_fields(detector, config)
     check_num_classes(detector, classes)
     if initialise:
-        try:
-            detector.init_weights()
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"initial weights cannot be loaded: {' '.join(str(error).split())[:300]}; without"
-                " internet give a file: --cfg-options model.backbone.init_cfg.checkpoint=FILE.pth,"
-                " or none: model.backbone.init_cfg=None"
-            ) from error
+        float_weights.initialise(detector)
     detector.CLASSES = classes
     assert isinstance(detector, nn.Module)
     return detector
+
+
+def _fix_receptive_fields(detector: nn.Module, config: Config) -> None:
+    """Give convolutions the dilations that an ``RFSearchHook`` in ``custom_hooks`` names.
+
+    Raises:
+        ValueError: It is to search for them, or its file cannot be read.
+    """
+    hooks = [h for h in config.get("custom_hooks") or [] if isinstance(h, Mapping)]
+    searches = [hook for hook in hooks if hook.get("type") == "RFSearchHook"]
+    if not searches:
+        return
+    if searches[0].get("mode", "search") == "search":
+        raise ValueError(
+            "custom_hooks: RFSearchHook(mode='search') changes the network while it trains, which"
+            " no traced graph follows; search with mmdet, then name what it found: mode="
+            "'fixed_single_branch', rfstructure_file=FILE"
+        )
+    try:
+        # It notes in the config that it is done.
+        rfnext_init_model(detector, copy.deepcopy(config))
+    except Exception as error:  # a file of any content
+        raise ValueError(f"custom_hooks: RFSearchHook: {explain(error)}") from error
 
 
 def explain(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import mmdet
 from mmcv.runner import weights_to_cpu
 from torch import Tensor, nn
 
@@ -41,7 +42,7 @@ def compose(
     """
     weights = weights_to_cpu(detector.state_dict())
     content: dict[str, Any] = {
-        "meta": dict(meta),
+        "meta": {"mmdet_version": mmdet.__version__, **meta},
         "state_dict": {k: v for k, v in weights.items() if not k.startswith(f"{CONTAINER}.")},
     }
     if optimizer is not None:

@@ -15,6 +15,7 @@ from mmcv import Config
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
+from dq.detector.config import config_text
 from dq.detector.decode import Boxes, decoder_of
 from dq.detector.suppress import Detections, settings_of, write_suppressions_
 from dq.dist.checkpoint import save_checkpoint
@@ -274,7 +275,7 @@ def metadata_of(
         "checkpoint": checkpoint,
         "checkpoint_sha256": sha256,
         "recipe": json.dumps(asdict(recipe)),
-        "config": config.pretty_text,
+        "config": config_text(config),
     }
 
 

@@ -150,8 +150,9 @@ class OscillationHook(Hook):  # type: ignore[misc]
 class QuantEMAHook(Hook):  # type: ignore[misc]
     """Keep the average of a detector's weights, after each step of the optimizer.
 
-    Unlike mmdet's EMA hooks it averages no integer zero point and no infinite range. The runner's
-    ``average`` is what `averaged` puts into the model for evaluation and checkpoints.
+    It does the work of mmdet's EMA hooks too: theirs would average integer zero points and infinite
+    ranges, and lose the training's own weights when it is resumed. The runner's ``average`` is what
+    `averaged` puts into the model for evaluation and checkpoints.
 
     Args:
         average: Of the unwrapped detector.
@@ -162,7 +163,7 @@ class QuantEMAHook(Hook):  # type: ignore[misc]
 
     def after_train_iter(self, runner: Any) -> None:
         """Take the step's weights into the average."""
-        self.average.update_()
+        self.average.update_(runner.iter)
 
 
 class SyncBuffersHook(Hook):  # type: ignore[misc]

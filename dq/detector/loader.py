@@ -145,7 +145,7 @@ class TrainingLoader(DataLoader[Any]):
             samples,
             batch_sampler=self._pending,
             collate_fn=partial(collate_samples, samples_per_gpu=options.samples_per_gpu),
-            worker_init_fn=workers.begin_worker,
+            worker_init_fn=partial(workers.begin_worker, opencv_threads=options.opencv_num_threads),
             # torch draws a seed for its workers, which must not be from the training's generator.
             generator=torch.Generator(),
             **options.of_torch(),

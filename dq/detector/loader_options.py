@@ -25,6 +25,7 @@ class LoaderOptions:
         pin_memory: As in torch.
         timeout: Seconds to wait for a batch; 0 for ever.
         multiprocessing_context: How processes start; None for Python's choice.
+        opencv_num_threads: The config's, of each loader process.
         drop_last: Changes nothing: a last batch is filled up, never small.
     """
 
@@ -38,6 +39,7 @@ class LoaderOptions:
     timeout: float = 0
     multiprocessing_context: str | None = None
     drop_last: bool = False
+    opencv_num_threads: int = 0
 
     def __post_init__(self) -> None:
         smallest = {"samples_per_gpu": 1, "workers_per_gpu": 0, "prefetch_factor": 1, "timeout": 0}
@@ -66,13 +68,13 @@ class LoaderOptions:
             ValueError: One is unknown or cannot be.
         """
         given = dict(config.data.get("train_dataloader", {}))
-        known = [field.name for field in fields(cls)]
+        known = [field.name for field in fields(cls) if field.name != "opencv_num_threads"]
         for name in given:
             if name not in known:
                 raise ValueError(
                     f"data.train_dataloader.{name} is not a setting{did_you_mean(name, known)}"
                 )
-        return cls(**given)
+        return cls(**given, opencv_num_threads=config.get("opencv_num_threads") or 0)
 
     def of_torch(self) -> dict[str, Any]:
         """Return what concerns torch's loader, less what needs processes where there are none."""

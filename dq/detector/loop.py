@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmcv import Config
-from mmcv.runner import build_optimizer, build_runner
+from mmcv.runner import build_runner
+from mmdet.core import build_optimizer
 from torch import nn
 
+from dq.detector.addresses import local_file
 from dq.detector.amp import run_under_autocast
 from dq.detector.build import explain
 from dq.detector.checkpoint_plan import CheckpointPlan, checkpoint_plan
 from dq.detector.compile import Network, compilation, compiled
 from dq.detector.config import config_text
 from dq.detector.data import dataset_of
+from dq.detector.ema_hooks import averaged_by, without_ema_hooks
 from dq.detector.evaluation_hook import EpochCheckpointHook, ShardedEvalHook
 from dq.detector.graph import attach, parameters_outside, trace_detector
-from dq.detector.hooks import QuantizationHook, StragglerHook, SyncBuffersHook
+from dq.detector.hooks import QuantEMAHook, QuantizationHook, StragglerHook, SyncBuffersHook
 from dq.detector.loader import TrainingLoader, training_loader
 from dq.detector.optimizer_step import OptimizerStep, gradient_scaler
-from dq.detector.refine import Refinery, added_losses, without_foreign_ema
+from dq.detector.refine import Refinery, added_losses
 from dq.detector.runner import RUNNER_OF
 from dq.detector.step import ParallelDetector, add_train_step
 from dq.detector.supervision import Supervision
 from dq.detector.tracking_hook import Figures, TrackingHook
 from dq.dist import collectives
 from dq.dist.checkpoint import load_checkpoint
-from dq.dist.data_parallel import unwrap, wrap
+from dq.dist.data_parallel import sync_buffers_, unwrap, wrap
 from dq.dist.one_reader import on_main_rank
 from dq.dist.restarts import agent
 from dq.quant.learned import regroup_
@@ -140,7 +143,11 @@ def train(
     graph = quantization.graph if quantization is not None else _float_graph(detector)
     if graph is not None:
         _leave_out_unused(detector, graph)
-    refinery = None if quantization is None else _refinery(config, detector, quantization)
+    refinery = rule = None
+    if quantization is None:
+        config.custom_hooks, rule = without_ema_hooks(config.get("custom_hooks"))
+    else:
+        refinery = _refinery(config, detector, quantization)
     if graph is not None:
         _run_on(detector, graph if refinery is None else refinery.network, config, device)
     else:
@@ -173,11 +180,17 @@ def train(
         runner.average, runner.companions = refinery.average, refinery.companions
         for hook, priority in refinery.hooks:
             runner.register_hook(hook, priority=priority)
+    elif rule is not None:
+        runner.average = averaged_by(rule, detector)
+        runner.companions = {"average": runner.average}
+        runner.register_hook(QuantEMAHook(runner.average), priority=45)
     if resume is not None:
         runner.resume_training(resume.content, resume.source, len(loader))
     elif quantization is None and config.load_from:
-        content = on_main_rank(lambda: load_checkpoint(config.load_from))
+        content = on_main_rank(lambda: load_checkpoint(local_file(config.load_from)))
         runner.load_weights(content, str(config.load_from))
+        if runner.average is not None:
+            runner.average.begin_()
     terms = [] if refinery is None else refinery.terms
     with added_losses(detector, terms), supervision.over("the start"):
         runner.run(loaders, [tuple(flow) for flow in config.workflow])
@@ -186,6 +199,10 @@ def train(
         # Nothing is to be recorded for a loss any more, and no step compiled.
         config.compile = False
         _run_on(detector, quantization.graph, config, device)
+    elif runner.average is not None:
+        runner.average.swap_()
+        runner.average = None
+        sync_buffers_(detector)
     return unwrap(runner.model)
 
 
@@ -205,9 +222,8 @@ def _run_on(detector: nn.Module, network: Network, config: Config, device: torch
 
 def _refinery(config: Config, detector: nn.Module, quantization: Quantization) -> Refinery:
     settings = quantization.refinements
-    kept, ema = without_foreign_ema(config.get("custom_hooks"), settings.ema)
-    config.custom_hooks = kept
-    return Refinery(detector, quantization.graph, quantization.schedule, replace(settings, ema=ema))
+    config.custom_hooks, rule = without_ema_hooks(config.get("custom_hooks"))
+    return Refinery(detector, quantization.graph, quantization.schedule, settings, rule)
 
 
 def _float_graph(detector: nn.Module) -> BoundGraph | None:
@@ -320,7 +336,10 @@ def _scale_learning_rate(config: Config, loader: TrainingLoader) -> None:
     images = loader.chunks_per_step * loader.samples_per_chunk
     base = settings.get("base_batch_size")
     if not base:
-        raise ValueError("auto_scale_lr.enable needs auto_scale_lr.base_batch_size")
+        log.warning("auto_scale_lr has no base_batch_size, so the learning rate is not scaled")
+        return
+    if not isinstance(config.optimizer.get("lr"), int | float):
+        raise ValueError("auto_scale_lr scales optimizer.lr, which the config does not have")
     config.optimizer.lr *= images / base
     log.info(
         "learning rate scaled to %g: %d images a step, not %d", config.optimizer.lr, images, base

@@ -13,10 +13,11 @@ from mmcv.runner import Hook
 from torch import Tensor, nn
 
 from dq.detector.batch import to_device
+from dq.detector.ema_hooks import AverageRule, averaged_by
 from dq.detector.hooks import OscillationHook, QuantEMAHook
 from dq.dist.data_parallel import sync_buffers_
 from dq.quant.distill import Distillation
-from dq.quant.ema import Ema, WeightAverage
+from dq.quant.ema import WeightAverage
 from dq.quant.norm_statistics import reestimate_norms_
 from dq.quant.oscillation import OscillationTracker
 from dq.quant.phase import Phase, set_phase
@@ -27,7 +28,6 @@ from dq.quant.schedule import Schedule
 log = logging.getLogger(__name__)
 
 Terms = Callable[[], Mapping[str, Tensor]]
-FOREIGN_EMA_HOOKS = ("ExpMomentumEMAHook", "LinearMomentumEMAHook", "EMAHook")
 
 
 class Refinery:
@@ -38,6 +38,7 @@ class Refinery:
         graph: Its graph.
         schedule: Of the training.
         settings: Which extras.
+        rule: Of an EMA hook of the config; the settings' own goes first.
 
     Attributes:
         network: What the detector's methods take for the graph.
@@ -53,6 +54,7 @@ class Refinery:
         graph: QuantizedGraph,
         schedule: Schedule,
         settings: Refinements,
+        rule: AverageRule | None = None,
     ) -> None:
         self.detector, self.graph, self.schedule = detector, graph, schedule
         self.network: Callable[[Tensor], Any] = graph
@@ -73,6 +75,9 @@ class Refinery:
                 self.terms.append(hook.losses)
         if settings.ema is not None:
             self.average = WeightAverage(detector, settings.ema.momentum)
+        elif rule is not None:
+            self.average = averaged_by(rule, detector)
+        if self.average is not None:
             # After the optimizer (40) and the frozen weights (44), before the checkpoint (50).
             self.hooks.append((QuantEMAHook(self.average), 45))
             self.companions["average"] = self.average
@@ -125,28 +130,3 @@ def added_losses(detector: nn.Module, terms: Sequence[Terms]) -> Iterator[None]:
         yield
     finally:
         del detector.__dict__["forward_train"]
-
-
-def without_foreign_ema(
-    hooks: Sequence[Mapping[str, Any]] | None, ema: Ema | None
-) -> tuple[list[Mapping[str, Any]], Ema | None]:
-    """Take mmdet's EMA hooks out of ``custom_hooks`` and return what is to be done in their place.
-
-    They average every buffer whose dtype is floating, infinite ranges and scales apart from their
-    zero points among them.
-
-    Args:
-        hooks: The config's ``custom_hooks``.
-        ema: The config's own setting, which goes first.
-
-    Returns:
-        The other hooks, and the setting.
-    """
-    kept = []
-    for hook in hooks or ():
-        if hook.get("type") not in FOREIGN_EMA_HOOKS:
-            kept.append(hook)
-            continue
-        ema = ema or Ema(momentum=hook.get("momentum", 0.0002))
-        log.info("%s is replaced by quant.ema, momentum %g", hook["type"], ema.momentum)
-    return kept, ema

@@ -128,7 +128,7 @@ class Training:
             self.age.renew()
         due = watch.agreement.due(done)
         if self.plan.at_step(done, self.max_iters) or due or self._evaluation_follows():
-            self.save_training()
+            self.save_training(counted=self.plan.counts_step(done, self.max_iters))
         if STOP in due:
             raise Stopped(due[STOP])
 
@@ -138,11 +138,12 @@ class Training:
             return False
         return any(getattr(hook, "is_due", lambda _: False)(self) for hook in self.hooks)
 
-    def save_training(self, *, at_end_of_epoch: bool = False) -> None:
+    def save_training(self, *, at_end_of_epoch: bool = False, counted: bool = False) -> None:
         """Write a checkpoint to go on from, whole or not at all; every rank must call it.
 
         Args:
             at_end_of_epoch: Called by the last hook of an epoch, which is not counted yet.
+            counted: It is one of those that the config asks for after so many steps.
 
         Raises:
             RuntimeError: On all ranks, when it cannot be written or their weights differ.
@@ -151,7 +152,7 @@ class Training:
         if at_end_of_epoch:
             name = f"epoch_{epoch}.pth"
         else:
-            name = f"{'step' if self.counts_epochs else 'iter'}_{self.iter}.pth"
+            name = f"{'iter' if counted else 'step'}_{self.iter}.pth"
         training = {
             "epoch": epoch,
             "position": 0 if at_end_of_epoch else self.position,
@@ -163,8 +164,8 @@ class Training:
         scaler = None if self.optimizer_step is None else self.optimizer_step.scaler
         if scaler is not None:
             training["scaler"] = scaler.state_dict()
-        meta = {**self.meta, "epoch": epoch, "iter": self.iter}
-        path = Path(self.work_dir, name)
+        meta = {**self.plan.meta, **self.meta, "epoch": epoch, "iter": self.iter}
+        path = self.plan.folder(Path(self.work_dir)) / name
         # What is written are the model's own tensors, so the average has to stay in it until then.
         with averaged(self):
             content = training_state(self, meta, training)
@@ -173,7 +174,8 @@ class Training:
 
             def write() -> None:
                 save_checkpoint(path, content)
-                mmcv.symlink(name, str(path.with_name("latest.pth")))
+                if self.plan.create_symlink:
+                    mmcv.symlink(name, str(path.with_name("latest.pth")))
                 remove_old(path.parent, self.plan)
 
             on_main_rank(write)

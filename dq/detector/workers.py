@@ -29,12 +29,18 @@ class WorkerLostError(RuntimeError):
     """A loader process ended before its work was done; the text says how."""
 
 
-def begin_worker(number: int) -> None:
-    """Prepare a loader process: it outlives the signals its rank handles, and uses one thread."""
+def begin_worker(number: int, *, opencv_threads: int = 0) -> None:
+    """Prepare a loader process: it outlives the signals its rank handles, and uses one thread.
+
+    Args:
+        number: Of the process.
+        opencv_threads: What the config says of OpenCV's; a process that is not forked from its
+            rank would not know.
+    """
     from dq.dist.signals import spare_loader_process
 
     spare_loader_process()
-    cv2.setNumThreads(0)
+    cv2.setNumThreads(opencv_threads)
     torch.set_num_threads(1)
 
 

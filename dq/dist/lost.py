@@ -23,7 +23,13 @@ _ADVICE = re.compile(r"\.?\s*This is typically caused.*", re.DOTALL)
 
 
 class LostRankError(RuntimeError):
-    """Another rank is gone or late, and the message says so already."""
+    """Another rank is gone or late, and the message says so already.
+
+    Attributes:
+        told_elsewhere: That rank lives, has failed, and says why itself.
+    """
+
+    told_elsewhere = False
 
 
 def explain_lost_rank(error: BaseException) -> str | None:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _calls = itertools.count()
-_BEAT, _END, _DONE = "beat", "end", "done"
+_BEAT, _END, _DONE, _FAILED = "beat", "end", "done", "failed"
 _KEYS = (_BEAT, _END)
 
 
@@ -79,7 +79,10 @@ def run_on_rank(
             f"held it has ended, and its log says why ({reason(error)})"
         ) from error
     if verdict != _DONE:
-        raise LostRankError(f"rank {rank} {verdict}")
+        failure = LostRankError(f"rank {rank} {verdict}")
+        # The working rank has the error itself, and tells it.
+        failure.told_elsewhere = verdict.startswith(_FAILED)
+        raise failure
     return None
 
 
@@ -89,7 +92,7 @@ def _work(work: Callable[[], T], store: Store, heartbeat_store: Store, heartbeat
             result = work()
     except BaseException as error:
         try:
-            store.set(_END, f"failed ({type(error).__name__}): {error}")
+            store.set(_END, f"{_FAILED} ({type(error).__name__}): {error}")
             forget(store, _KEYS)
         except RuntimeError as lost:
             log.warning("the other ranks could not be told of the failure: %s", reason(lost))

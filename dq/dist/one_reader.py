@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from dq.dist import collectives
+from dq.dist.foreseen import is_foreseen
 
 T = TypeVar("T")
 
@@ -24,8 +25,9 @@ def on_main_rank(work: Callable[[], T]) -> T:
         What the work returned, the same object alone, a copy on the other ranks.
 
     Raises:
-        ValueError: The work raised one, on every rank.
-        RuntimeError: The work failed in another way, on every rank.
+        ValueError: The work raised one of ours, on every rank.
+        RuntimeError: The work failed in another way, on every rank but the main one, which raises
+            the error itself.
     """
     result: T | None = None
     error: Exception | None = None
@@ -34,11 +36,18 @@ def on_main_rank(work: Callable[[], T]) -> T:
             result = work()
         except Exception as failure:
             error = failure
-    said = None if error is None else (isinstance(error, ValueError), str(error))
+    said = None if error is None else (_is_users(error), str(error))
     outcome: tuple[T, tuple[bool, str] | None] = collectives.broadcast_object((result, said))
     if error is not None:
         raise error
     if outcome[1] is not None:
         is_users, message = outcome[1]
-        raise ValueError(message) if is_users else RuntimeError(message)
+        same: Exception = ValueError(message) if is_users else RuntimeError(message)
+        # The main rank raises the error itself, which says more: it is told there.
+        same.told_elsewhere = True  # type: ignore[attr-defined]
+        raise same
     return outcome[0]
+
+
+def _is_users(error: Exception) -> bool:
+    return isinstance(error, ValueError) and is_foreseen(error)

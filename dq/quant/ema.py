@@ -7,7 +7,7 @@ range may still be infinite, and observed ranges are moving averages already.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,10 +39,18 @@ class WeightAverage:
 
     Args:
         model: On its device, prepared or not; its tensors must stay the same objects.
-        momentum: As in `Ema`.
+        momentum: As in `Ema`; or a function of a step's number, counted from 0, that returns the
+            weight of that step, None for one that is passed over.
+        skip_buffers: Copy running statistics instead of averaging them.
     """
 
-    def __init__(self, model: nn.Module, momentum: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        momentum: float | Callable[[int], float | None],
+        *,
+        skip_buffers: bool = False,
+    ) -> None:
         self.momentum, self.num_updates, self.swapped = momentum, 0, False
         self.live = model.state_dict()
         self.values = {name: value.clone() for name, value in self.live.items()}
@@ -51,21 +59,33 @@ class WeightAverage:
             name
             for name, value in self.live.items()
             if value.is_floating_point()
-            and (name in parameters or not name.startswith(f"{CONTAINER}."))
+            and (name in parameters or not (skip_buffers or name.startswith(f"{CONTAINER}.")))
         ]
         self.copied = [name for name in self.live if name not in set(self.averaged)]
 
     @torch.no_grad()
-    def update_(self) -> None:
-        """Take the model's present state into the average; after the optimizer's step."""
+    def update_(self, step: int | None = None) -> None:
+        """Take the model's present state into the average; after the optimizer's step.
+
+        Args:
+            step: The training's number of this step; by default the average's own.
+        """
         assert not self.swapped
+        weight = self._weight(self.num_updates if step is None else step)
         self.num_updates += 1
-        weight = max(self.momentum, 9.0 / (10.0 + self.num_updates))
-        torch._foreach_lerp_(
-            [self.values[n] for n in self.averaged], [self.live[n] for n in self.averaged], weight
-        )
+        if weight is not None:
+            torch._foreach_lerp_(
+                [self.values[n] for n in self.averaged],
+                [self.live[n] for n in self.averaged],
+                weight,
+            )
         for name in self.copied:
             self.values[name].copy_(self.live[name])
+
+    def _weight(self, step: int) -> float | None:
+        if callable(self.momentum):
+            return self.momentum(step)
+        return max(self.momentum, 9.0 / (11.0 + self.num_updates))
 
     @torch.no_grad()
     def swap_(self) -> None:

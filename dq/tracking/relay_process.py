@@ -22,7 +22,6 @@ from dq.tracking.relay import SCRATCH, children
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
-MODES = ("online", "offline", "disabled")
 
 
 class Relay:

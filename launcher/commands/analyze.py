@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     with session(arguments) as place:
         result = stages.analyzed(
-            stages.read_plan(arguments),
+            stages.begin_plan(arguments),
             place,
             Path(arguments.checkpoint),
             mixed=mixed,

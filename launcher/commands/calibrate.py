@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from launcher.arguments import add_checkpoint, add_common, add_reuse
 
@@ -13,7 +12,9 @@ HELP = "calibrate a float checkpoint on one rank (PTQ), evaluate the quantized d
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_common(parser)
-    add_checkpoint(parser, what="the float detector", required=True)
+    add_checkpoint(
+        parser, what="the float detector (default: the config's load_from)", required=False
+    )
     add_reuse(parser)
 
 
@@ -24,10 +25,11 @@ def run(arguments: argparse.Namespace) -> int:
     from launcher.session import session
 
     with session(arguments) as place:
+        plan = stages.begin_plan(arguments)
         summary = stages.calibrated(
-            stages.read_plan(arguments),
+            plan,
             place,
-            Path(arguments.checkpoint),
+            stages.starting_point(arguments, plan),
             trusted=arguments.trust_checkpoint,
             reuse=arguments.reuse,
         )

@@ -78,7 +78,7 @@ def _run_in_torch(arguments: argparse.Namespace) -> int:
     from launcher.session import session
 
     with session(arguments) as place:
-        plan = stages.read_plan(arguments)
+        plan = stages.begin_plan(arguments)
         summary = stages.evaluated(
             plan,
             place,
@@ -132,11 +132,11 @@ def _evaluated(
     arguments: argparse.Namespace, place: Session, model: Path, checkpoint: Path
 ) -> tuple[Agreement, IntegerResult | None]:
     """Return what the evaluation found, and once more where it is ONNX Runtime's."""
-    from launcher.plan import read_plan
+    from launcher.plan import begin_plan
     from launcher.stages.integer_evaluation import evaluated_in_onnxruntime
     from launcher.stages.integer_file_evaluation import evaluated_integer_file
 
-    plan, trusted = read_plan(arguments), arguments.trust_checkpoint
+    plan, trusted = begin_plan(arguments), arguments.trust_checkpoint
     if arguments.backend == "torch-int":
         return evaluated_integer_file(plan, place, model, checkpoint, trusted=trusted), None
     result = evaluated_in_onnxruntime(plan, place, model, checkpoint, trusted=trusted)

@@ -45,13 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the stage, print where the files lie, return the exit code."""
     if arguments.decode != "none" and arguments.format == "torch-int":
         raise ValueError("--decode is for ONNX; torch-int holds the network's integers alone")
-    from launcher.plan import read_plan
+    from launcher.plan import begin_plan
     from launcher.session import session
     from launcher.stages.export import exported
 
     with session(arguments) as place:
         paths = exported(
-            read_plan(arguments),
+            begin_plan(arguments),
             place,
             Path(arguments.checkpoint),
             kind=arguments.format,

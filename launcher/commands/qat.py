@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from launcher.arguments import add_checkpoint, add_common, add_reuse, add_training
 
@@ -13,7 +12,9 @@ HELP = "train quantization-aware from a float or calibrated checkpoint, evaluate
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_common(parser)
-    add_checkpoint(parser, what="where to begin: float or calibrated", required=True)
+    add_checkpoint(
+        parser, what="where to begin: float or calibrated (default: load_from)", required=False
+    )
     add_training(parser)
     add_reuse(parser)
 
@@ -25,11 +26,12 @@ def run(arguments: argparse.Namespace) -> int:
     from launcher.session import session
 
     with session(arguments) as place:
+        plan = stages.begin_plan(arguments)
         summary = stages.train_quantized(
-            stages.read_plan(arguments),
+            plan,
             place,
-            Path(arguments.checkpoint),
-            resume=arguments.resume,
+            stages.starting_point(arguments, plan),
+            resume=stages.asked_to_resume(arguments, plan),
             sync_bn=arguments.sync_bn,
             validate=not arguments.no_validate,
             trusted=arguments.trust_checkpoint,

@@ -26,14 +26,14 @@ def run(arguments: argparse.Namespace) -> int:
     from launcher.report import say_table
     from launcher.session import session
 
-    training = {
-        "resume": arguments.resume,
-        "sync_bn": arguments.sync_bn,
-        "validate": not arguments.no_validate,
-    }
     trusted, reuse = arguments.trust_checkpoint, not arguments.fresh
     with session(arguments) as place:
-        plan = stages.read_plan(arguments)
+        plan = stages.begin_plan(arguments)
+        training = {
+            "resume": stages.asked_to_resume(arguments, plan),
+            "sync_bn": arguments.sync_bn,
+            "validate": not arguments.no_validate,
+        }
         summaries = {}
         if arguments.checkpoint:
             checkpoint = Path(arguments.checkpoint)

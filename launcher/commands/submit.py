@@ -122,11 +122,25 @@ class _Order:
         self.configs: list[str] = list(getattr(parsed, "configs", single))
         stem = Path(self.configs[0]).stem if self.configs else name
         default = Path("runs") / ("sweep" if name == "sweep" else stem)
-        self.experiment = Path(getattr(parsed, "work_dir", None) or default).absolute()
+        given = getattr(parsed, "work_dir", None) or _work_dir_of(parsed)
+        self.experiment = Path(given or default).absolute()
+
+
+def _work_dir_of(parsed: argparse.Namespace) -> str | None:
+    """Return the ``work_dir`` that the command line's options or the config give."""
+    for option in getattr(parsed, "cfg_options", None) or []:
+        if option.startswith("work_dir="):
+            return str(option.partition("=")[2])
+    if not getattr(parsed, "config", None):
+        return None
+    from slurm.config_files import check_config, literal_setting
+
+    check_config(Path(parsed.config))
+    return literal_setting(Path(parsed.config), "work_dir")
 
 
 def _order(arguments: argparse.Namespace) -> _Order:
-    from launcher.cli import COMMANDS, Parser, build_parser
+    from launcher.cli import COMMANDS, Parser, parse
 
     name, words = arguments.job, list(arguments.words)
     if name == "sweep":
@@ -136,7 +150,7 @@ def _order(arguments: argparse.Namespace) -> _Order:
     able = [c for c in COMMANDS if c not in ("submit", "jobs", "logs", "cancel")]
     if name not in able:
         raise ValueError(f"submit {name} is not possible; use {', '.join([*able, 'sweep'])}")
-    return _Order(name, words, build_parser().parse_args([name, *words]))
+    return _Order(name, words, parse([name, *words]))
 
 
 def _check(order: _Order) -> list[str]:
@@ -230,7 +244,9 @@ def _chain(order: _Order, copies: dict[str, str], profile: Any, plan: Any) -> li
     if given.cfg_options:
         shared += ["--cfg-options", *given.cfg_options]
     training = ["--sync-bn", given.sync_bn]
-    training += ["--no-validate"] if given.no_validate else []
+    for flag in ("no_validate", "deterministic", "auto_scale_lr"):
+        training += [f"--{flag.replace('_', '-')}"] if getattr(given, flag) else []
+    shared += ["--debug"] if given.debug else []
     training += ["--resume", *([given.resume] if given.resume != "auto" else [])] if (
         given.resume
     ) else []  # fmt: skip

@@ -23,10 +23,11 @@ def run(arguments: argparse.Namespace) -> int:
     from launcher.session import session
 
     with session(arguments) as place:
+        plan = stages.begin_plan(arguments)
         summary = stages.train_float(
-            stages.read_plan(arguments),
+            plan,
             place,
-            resume=arguments.resume,
+            resume=stages.asked_to_resume(arguments, plan),
             sync_bn=arguments.sync_bn,
             validate=not arguments.no_validate,
             reuse=arguments.reuse,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 
 from dq.detector.build import build_model
+from dq.detector.checkpoint_plan import checkpoint_folder
 from dq.detector.data import dataset_of
 from dq.detector.loop import train
 from dq.detector.rank_state import seed_everything
 from dq.dist.sync_batch_norm import revert_sync_batch_norm
 from dq.tracking.summary import StageSummary
-from launcher.plan import Plan
+from launcher.plan import Asked, Plan
 from launcher.session import Session
 from launcher.stages.conclusion import conclude, reusable
 from launcher.stages.resumption import resumption
@@ -19,7 +20,7 @@ from launcher.stages.tracked import tracked
 
 
 def train_float(
-    plan: Plan, place: Session, *, resume: str | None, sync_bn: str, validate: bool, reuse: bool
+    plan: Plan, place: Session, *, resume: Asked, sync_bn: str, validate: bool, reuse: bool
 ) -> StageSummary:
     """Train the float detector and evaluate it on ``data.test``."""
     folder = place.experiment / "float"
@@ -27,7 +28,13 @@ def train_float(
     if reuse and (done := reusable(folder, key)):
         return done
     began = time.monotonic()
-    found = resumption(resume, folder, key, any_config=not reuse)
+    found = resumption(
+        resume,
+        checkpoint_folder(plan.config, folder),
+        key,
+        quantized=False,
+        any_config=not reuse,
+    )
     with tracked(plan, place, "float", resume=found) as tracker:
         seed_everything(plan.seed)
         dataset = dataset_of(plan.config, "train")

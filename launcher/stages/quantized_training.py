@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from dataclasses import replace
 from pathlib import Path
 
 from dq.detector.checkpoint import load_quantization, recipe_of
-from dq.detector.config import apply_options
+from dq.detector.checkpoint_plan import checkpoint_folder
+from dq.detector.config import training_config
 from dq.detector.data import dataset_of
 from dq.detector.graph import quantize_detector
 from dq.detector.loop import Quantization, train
 from dq.detector.rank_state import seed_everything
 from dq.dist.sync_batch_norm import revert_sync_batch_norm
 from dq.tracking.summary import StageSummary
-from launcher.plan import Plan
+from launcher.plan import Asked, Plan
 from launcher.session import Session
 from launcher.stages.calibration import calibrate_all
 from launcher.stages.conclusion import conclude, read_checkpoint, reusable
@@ -34,7 +34,7 @@ def train_quantized(
     place: Session,
     checkpoint: Path,
     *,
-    resume: str | None,
+    resume: Asked,
     sync_bn: str,
     validate: bool,
     trusted: bool,
@@ -47,13 +47,18 @@ def train_quantized(
     if reuse and (done := reusable(folder, key)):
         return done
     began = time.monotonic()
-    found = resumption(resume, folder, key, any_config=not reuse)
+    config = training_config(plan.config, plan.settings.training)
+    found = resumption(
+        resume,
+        checkpoint_folder(config, folder),
+        key,
+        quantized=True,
+        any_config=not reuse,
+    )
     with tracked(
         plan, place, "qat", parent_run=run_id_of(content), parent=parent, resume=found
     ) as tracker:
         seed_everything(plan.seed)
-        config = copy.deepcopy(plan.config)
-        apply_options(config, plan.settings.training)
         dataset = dataset_of(config, "train")
         detector = float_detector(plan, place, content, checkpoint)
         recipe = plan.settings.recipe

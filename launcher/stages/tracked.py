@@ -17,7 +17,7 @@ from dq.dist.signals import Stopped
 from dq.tracking.run import Run, flattened, new_run_id, read_run, source
 from dq.tracking.tracker import FolderTracker, Resumed, Tracker
 from dq.tracking.wandb_variables import project_of
-from launcher.cli import STOPPED, USER_ERROR, WORLD_ERROR
+from launcher.failure import STOPPED, WORLD_ERROR, exit_code
 from launcher.plan import Plan
 from launcher.session import Session
 
@@ -70,8 +70,8 @@ def tracked(
     except Stopped:
         code = STOPPED
         raise
-    except ValueError:
-        code = USER_ERROR
+    except Exception as error:
+        code = exit_code(error)
         raise
     finally:
         tracker.finish(code)

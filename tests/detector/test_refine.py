@@ -18,7 +18,7 @@ from dq.detector.data import calibration_dataset, calibration_images, dataset_of
 from dq.detector.graph import quantize_detector
 from dq.detector.loop import Quantization, Resume, train
 from dq.detector.rank_state import seed_everything
-from dq.detector.refine import added_losses, without_foreign_ema
+from dq.detector.refine import added_losses
 from dq.dist.checkpoint import load_checkpoint
 from dq.quant.distill import Distill
 from dq.quant.ema import Ema
@@ -184,12 +184,3 @@ def test_loss_terms_are_added_inside_the_body_alone() -> None:
     with added_losses(detector, [lambda: {"loss_more": torch.tensor(2.0)}]):
         assert list(detector.forward_train()) == ["loss_cls", "loss_more"]
     assert list(detector.forward_train()) == ["loss_cls"]
-
-
-def test_mmdets_own_average_is_replaced() -> None:
-    hooks = [{"type": "YOLOXModeSwitchHook"}, {"type": "ExpMomentumEMAHook", "momentum": 0.0001}]
-    kept, ema = without_foreign_ema(hooks, None)
-    assert kept == hooks[:1]
-    assert ema == Ema(momentum=0.0001)
-    assert without_foreign_ema(hooks, Ema(momentum=0.5))[1] == Ema(momentum=0.5)
-    assert without_foreign_ema(None, None) == ([], None)

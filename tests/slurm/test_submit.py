@@ -145,6 +145,23 @@ def test_copied_config_reads_as_the_original(config: Path, tmp_path: Path) -> No
     assert wanted.data_root == f"{folder}/sub/x"
 
 
+def test_work_dir_of_the_config_is_where_jobs_work(
+    launch: Launch, config: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base.py"
+    base.write_text(f"_base_ = {str(config)!r}\nwork_dir = {str(tmp_path / 'of base')!r}\n")
+    mine = tmp_path / "mine.py"
+    mine.write_text("_base_ = 'base.py'\n")
+    for words, folder in (
+        ([], tmp_path / "of base"),
+        (["--cfg-options", f"work_dir={tmp_path}/option"], tmp_path / "option"),
+        (["--work-dir", tmp_path / "given"], tmp_path / "given"),
+    ):
+        code, out, err = launch("submit", "--dry-run", "train", mine, *words)
+        assert code == 0, err
+        assert f"{folder}/submissions" in out
+
+
 @pytest.mark.slow
 def test_local_executor_runs_a_job_from_its_snapshot(
     launch: Launch, config: Path, float_checkpoint: Path, tmp_path: Path

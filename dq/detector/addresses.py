@@ -1,0 +1,76 @@
+"""Where a checkpoint that a config names by an address lies on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from mmcv.runner.checkpoint import (
+    get_deprecated_model_names,
+    get_external_models,
+    get_mmcls_models,
+    get_torchvision_models,
+)
+
+log = logging.getLogger(__name__)
+
+
+def _open_mmlab(name: str) -> str:
+    return str(get_deprecated_model_names().get(name, name))
+
+
+# The lists that mmcv keeps, and how a name in an address becomes one of theirs.
+_ZOOS: Mapping[str, tuple[Callable[[], Mapping[str, str]], Callable[[str], str]]] = {
+    "torchvision": (get_torchvision_models, lambda name: name.lower().replace("_weights", "")),
+    "modelzoo": (get_torchvision_models, lambda name: name.lower().replace("_weights", "")),
+    "open-mmlab": (get_external_models, _open_mmlab),
+    "openmmlab": (get_external_models, _open_mmlab),
+    "mmcls": (get_mmcls_models, str),
+}
+
+
+def local_file(name: str) -> Path:
+    """Return a checkpoint's file, fetched into torch's cache where its name is an address.
+
+    For the main rank, which reads for all: mmcv's own functions for addresses have a barrier in
+    them.
+
+    Args:
+        name: A path, a web address, or one of mmcv's, such as ``torchvision://resnet50``.
+
+    Raises:
+        ValueError: It is an address that cannot be reached, or of a kind that is not known.
+    """
+    kind, _, rest = name.partition("://")
+    if not rest:
+        return Path(os.path.expanduser(name))
+    if kind == "file":
+        return Path(rest)
+    address = name
+    if kind in _ZOOS:
+        urls, renamed = _ZOOS[kind]
+        known = urls()
+        if renamed(rest) not in known:
+            raise ValueError(f"{name}: there is no such model in mmcv's list; give a file")
+        address = known[renamed(rest)]
+    if urlparse(address).scheme not in ("http", "https"):
+        raise ValueError(f"{name} cannot be fetched: only web addresses can be; give a file")
+    return _fetched(name, address)
+
+
+def _fetched(name: str, address: str) -> Path:
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(address).path).name
+    if file.is_file():
+        return file
+    log.info("fetching %s", address)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(address, str(file), progress=False)
+    except (OSError, ValueError) as error:  # a broken address is a ValueError of urllib's
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name} cannot be fetched ({reason})") from error
+    return file

@@ -1,0 +1,160 @@
+"""How a command that fails says so: one line, the traceback in a file, an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+USER_ERROR, WORLD_ERROR, STOPPED, INTERRUPTED = 2, 1, 75, 130
+DEBUG = "--debug"
+
+
+def exit_code(error: BaseException) -> int:
+    """Return 2 for the user's mistake, 1 for the world's and for what nobody foresaw."""
+    from dq.dist.foreseen import is_foreseen
+
+    return USER_ERROR if isinstance(error, ValueError) and is_foreseen(error) else WORLD_ERROR
+
+
+def line_of(error: BaseException, log: Path | None) -> str:
+    """Return what the user reads of an error.
+
+    Args:
+        error: As it was caught.
+        log: The file, or the folder of files, that has its traceback.
+    """
+    from dq.dist.foreseen import described, is_foreseen, words_of
+
+    if not is_foreseen(error):
+        where = f"; the traceback is in {log}" if log is not None else ""
+        return f"{described(error)}{where} ({DEBUG} prints it)"
+    words = words_of(error) or type(error).__name__
+    if isinstance(error, ValueError) or log is None:
+        return words
+    return f"{words} (traceback in {log})"
+
+
+def report(error: BaseException, *, debug: bool = False, log: Path | None = None) -> int:
+    """Print an error as one line, once over all ranks, unless that is done; return the exit code.
+
+    Args:
+        error: As it was caught.
+        debug: Print the traceback too.
+        log: Where the traceback has been written; where nowhere yet, it is written now.
+    """
+    code = exit_code(error)
+    if getattr(error, "reported", False):
+        return code
+    if log is None and code != USER_ERROR:
+        log = write_traceback(error)
+    if _speaks(error):
+        say(error, log, debug=debug)
+    return code
+
+
+def say(error: BaseException, log: Path | None, *, debug: bool = False) -> None:
+    """Print an error's line, with the rank where it is not the main one's."""
+    rank = os.environ.get("RANK", "0")
+    where = "" if rank == "0" else f"rank {rank}: "
+    print(f"error: {where}{line_of(error, log)}", file=sys.stderr, flush=True)
+    if debug:
+        text = "".join(traceback.format_exception(error))
+        print(text, file=sys.stderr, end="", flush=True)
+
+
+def _speaks(error: BaseException) -> bool:
+    """Whether this rank is to print an error that it met before the ranks had found each other.
+
+    A mistake in the command line or the config is met by all of them. What nobody foresaw may be
+    one node's alone (a package that is not installed there), and some things are one rank's.
+    """
+    from dq.dist.foreseen import is_foreseen
+
+    if os.environ.get("RANK", "0") == "0" or getattr(error, "of_this_rank", False):
+        return True
+    return not is_foreseen(error) and os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def wants_debug(words: Sequence[str]) -> bool:
+    """Whether the command line asks for tracebacks; it may be wrong in all other respects."""
+    return DEBUG in words
+
+
+def write_traceback(error: BaseException) -> Path | None:
+    """Write the traceback into a file of its own and return it, None where that cannot be done.
+
+    For a command that has no work dir, or fails before it has one.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = Path(base) / "dq-launcher" / "errors"
+    path = folder / f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{' '.join(sys.argv)}\n{''.join(traceback.format_exception(error))}\n")
+    except OSError:
+        return None
+    return path
+
+
+def log_traceback(error: BaseException) -> bool:
+    """Write the traceback into this rank's log file, never on the console; say if there is one."""
+    files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+    text = "".join(traceback.format_exception(error))
+    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, "%s", (text,), None)
+    for handler in files:
+        handler.handle(record)
+    return bool(files)
+
+
+@contextlib.contextmanager
+def quiet_interpreter(*, debug: bool) -> Iterator[None]:
+    """Keep Python's own tracebacks and warnings off the terminal while the body runs.
+
+    What a thread or a destructor raises goes into the log, with one line for the terminal;
+    warnings go into the log alone. With ``debug`` everything is as Python has it.
+    """
+    if debug:
+        yield
+        return
+    thread_hook, destructor_hook = threading.excepthook, sys.unraisablehook
+    threading.excepthook = _thread_failed
+    sys.unraisablehook = _destructor_failed
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        threading.excepthook, sys.unraisablehook = thread_hook, destructor_hook
+
+
+def _thread_failed(arguments: Any) -> None:
+    error: BaseException | None = arguments.exc_value
+    if error is None or isinstance(error, SystemExit):
+        return
+    name = "unknown" if arguments.thread is None else arguments.thread.name
+    _warn(error, f"thread {name} ended")
+
+
+def _destructor_failed(arguments: Any) -> None:
+    error: BaseException | None = arguments.exc_value
+    if error is not None:
+        trace: TracebackType | None = arguments.exc_traceback
+        log_traceback(error.with_traceback(trace))
+
+
+def _warn(error: BaseException, what: str) -> None:
+    from dq.dist.foreseen import described
+
+    if not log_traceback(error):
+        write_traceback(error)
+    print(f"warning: {what}: {described(error)}", file=sys.stderr, flush=True)

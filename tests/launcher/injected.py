@@ -1,0 +1,43 @@
+"""An error that nobody foresaw, raised in place of a function of the launcher's own.
+
+Processes that import it look into ``$DQ_INJECT``, ``MODULE:NAME``, and ``$DQ_INJECT_RANK``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any, NoReturn
+
+# What is called early in each command, with what the command is called with besides.
+PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "train": ("launcher.stages.float_training:dataset_of", ("CONFIG",)),
+    "calibrate": ("launcher.stages.calibration:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
+    "qat": ("launcher.stages.quantized_training:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
+    "eval": ("launcher.stages.evaluation:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
+    "analyze": ("launcher.stages.analysis:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
+    "export": ("launcher.stages.export:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
+    "run": ("launcher.stages.float_training:dataset_of", ("CONFIG",)),
+    "data": ("launcher.commands.data:fetch_voc", ("voc2007",)),
+    "coverage": ("dq.detector.coverage:cover", ("--families", "ssd")),
+    "compare": ("dq.tracking.experiments:find_experiments", ()),
+    "sync": ("dq.tracking.sync:pending_runs", ()),
+    "submit": ("slurm.profile:read_profile", ("train", "CONFIG")),
+    "jobs": ("slurm.record:chains", ()),
+    "logs": ("slurm.record:chains", ("1",)),
+    "cancel": ("slurm.record:chains", ("1",)),
+}
+
+
+def fail(*_: Any, **__: Any) -> NoReturn:
+    raise ZeroDivisionError("injected\nfault")
+
+
+def inject(place: str) -> None:
+    module, name = place.split(":")
+    setattr(importlib.import_module(module), name, fail)
+
+
+_rank = os.environ.get("RANK")
+if "DQ_INJECT" in os.environ and os.environ.get("DQ_INJECT_RANK", _rank) == _rank:
+    inject(os.environ["DQ_INJECT"])
