@@ -28,6 +28,11 @@ PROGRESS_S = 10.0
 # mmdet numbers the metrics of several data sets.
 _BOXES = re.compile(r"(\d+_)?(bbox_mAP|mAP|bbox_AP)")
 _PERCENT = re.compile(r"(\d+_)?([PSR]Q(_th|_st)?|(occluded|separated)_recall)")
+# What mmdet's metrics raise where results, settings and packages are not what they expect.
+_REFUSALS = (
+    *(KeyError, TypeError, AssertionError, AttributeError, IndexError, ZeroDivisionError),
+    *(NotImplementedError, ImportError),
+)
 # Takes a batch on the device and the detector's results of it, masks being bitmaps still.
 Watch = Callable[[Mapping[str, Any], list[Any]], None]
 
@@ -132,9 +137,7 @@ def scores(dataset: Any, results: list[Any], settings: Mapping[str, Any]) -> Sco
             found = dataset.evaluate(
                 own_copy(results), logger=tables.logger, **arguments_of(settings)
             )
-        except (KeyError, TypeError, AssertionError, AttributeError, IndexError) as error:
-            raise ValueError(_not_evaluated(dataset, error)) from error
-        except (NotImplementedError, ImportError) as error:
+        except _REFUSALS as error:
             raise ValueError(_not_evaluated(dataset, error)) from error
     numeric = int | float | np.floating
     numbers = {k: float(v) for k, v in (found or {}).items() if isinstance(v, numeric)}

@@ -10,6 +10,7 @@ import copy
 import importlib
 import io
 import logging
+import math
 import re
 from collections.abc import Iterator, Sequence
 from multiprocessing.pool import ThreadPool
@@ -76,6 +77,7 @@ def metrics_of_mmdet() -> Iterator[Tables]:
         for module in (coco, custom, voc):
             stack.enter_context(patch.object(module, "eval_recalls", eval_recalls))
         _mend_lvis(stack)
+        _mend_panoptic(stack)
         stack.enter_context(tables.printed())
         yield tables
 
@@ -109,12 +111,17 @@ class CategoriesInOrder(COCOeval):  # type: ignore[misc]
     """COCO's evaluation with the categories in the order that was asked for.
 
     pycocotools sorts them by number, and mmdet's table by class takes the numbers of one for those
-    of another wherever a file does not have them sorted.
+    of another wherever a file does not have them sorted. mmdet calls all proposals category 1,
+    which a file need not have, and pycocotools would then not look at them.
     """
 
     def evaluate(self) -> None:
         """Match boxes or masks."""
         self.asked = list(self.params.catIds)
+        if not self.params.useCats and self.asked:
+            for box in self.cocoDt.anns.values():
+                if box["category_id"] not in self.asked:
+                    box["category_id"] = self.asked[0]
         super().evaluate()
 
     def accumulate(self, p: Any = None) -> None:
@@ -124,6 +131,22 @@ class CategoriesInOrder(COCOeval):  # type: ignore[misc]
             order = _positions(self.asked, self.params.catIds)
             for key, axis in (("precision", 2), ("scores", 2), ("recall", 1)):
                 self.eval[key] = np.take(self.eval[key], order, axis=axis)
+
+
+def _mend_panoptic(stack: contextlib.ExitStack) -> None:
+    """Let panoptic quality be no number where there are no segments of a kind, such as stuff."""
+    statistics = panoptic_evaluation.PQStat
+    if statistics is None:  # where panopticapi is not installed
+        return
+    average = statistics.pq_average
+
+    def pq_average(own: Any, categories: Any, isthing: Any) -> Any:
+        try:
+            return average(own, categories, isthing)
+        except ZeroDivisionError:
+            return {"pq": math.nan, "sq": math.nan, "rq": math.nan, "n": 0}, {}
+
+    stack.enter_context(patch.object(statistics, "pq_average", pq_average))
 
 
 def _positions(wanted: Sequence[Any], present: Sequence[Any]) -> list[int]:
