@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from dq.detector.batch import to_device
 from dq.detector.data import evaluation_loader
+from dq.detector.evaluated_sets import of_each_set, without_number
 from dq.dist import collectives
 
 log = logging.getLogger(__name__)
@@ -128,8 +129,19 @@ def evaluate(
 def main_metric(metrics: Mapping[str, float]) -> tuple[str, float]:
     """Return name and value of the metric that a result table shows: box mAP, 0 to 1.
 
-    Where COCO's and VOC's are both there, it is the one that was asked for first.
+    Where COCO's and VOC's are both there, it is the one that was asked for first. Of several data
+    sets it is the first one's.
     """
-    boxes = [name for name in metrics if name in ("bbox_mAP", "mAP")]
-    name = [*boxes, *(n for n in metrics if n == "AR@1000"), *metrics][0]
+    name = main_metrics(metrics)[0]
     return name, metrics[name]
+
+
+def main_metrics(metrics: Mapping[str, float]) -> list[str]:
+    """Return the name of each data set's `main_metric`."""
+    return [_main(names) for names in of_each_set(metrics)]
+
+
+def _main(names: Sequence[str]) -> str:
+    plain = {name: without_number(name) for name in names}
+    boxes = [name for name in names if plain[name] in ("bbox_mAP", "mAP")]
+    return [*boxes, *(n for n in names if plain[n] == "AR@1000"), *names][0]

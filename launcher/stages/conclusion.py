@@ -16,6 +16,7 @@ from dq.detector.config import config_text
 from dq.detector.data import dataset_of, test_classes
 from dq.detector.evaluate import detect, main_metric, score
 from dq.detector.exact_detector import exact_arithmetic
+from dq.detector.loader_options import evaluation_workers
 from dq.detector.predictions import class_precision
 from dq.detector.tracking_hook import Figures
 from dq.dist import collectives
@@ -80,7 +81,7 @@ def measure(
     integers in torch, so there it rounds real numbers, which differs where ties fall.
     """
     dataset = dataset_of(plan.config, "test", test_mode=True)
-    workers = plan.config.data.get("test_dataloader", {}).get("workers_per_gpu", 1)
+    workers = evaluation_workers(plan.config, "test")
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         if graph is not None and place.device.type == "cpu":
