@@ -16,7 +16,7 @@ from dq.detector.classes import class_list
 from dq.detector.config import apply_options, finish, read_config
 from dq.detector.data import calibration_dataset, calibration_images
 from dq.detector.guards import Guards
-from dq.detector.metric_settings import check_evaluation
+from dq.detector.metric_settings import check_metric_settings
 from dq.tracking.settings import Tracking
 from dq.tracking.summary import key_of
 from launcher.config import QuantSettings, command_for, guards, quant_settings, tracking
@@ -80,7 +80,7 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     settings = quant_settings(config.get("quant"))
     # Overrides that do not fit should fail now and not after an hour of float training.
     apply_options(copy.deepcopy(config), settings.training)
-    check_evaluation(config)
+    check_metric_settings(config)
     if note := class_list(config).note:
         log.warning("%s", note)
     apart = ("quant", "quantize", "guards", "checkpoint_config", "log_config", "tracking")

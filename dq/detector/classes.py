@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ from mmdet.datasets import (
 )
 from mmdet.datasets.objects365 import Objects365V1Dataset, Objects365V2Dataset
 
-from dq.detector.config import did_you_mean
+from dq.detector.data_section import classes_said, has_section, innermost, section_of
+from dq.detector.leaves import said_of
 
 log = logging.getLogger(__name__)
 Names = tuple[str, ...]
@@ -62,28 +64,35 @@ def class_list(config: Config) -> ClassList:
     own order is taken; where neither is there, the config's.
 
     Raises:
-        ValueError: There is no test section or data set, or it has no classes.
+        ValueError: No section of the data says any classes, nor the model how many.
     """
-    test = next(leaf_sections(config.data.get("test")), None)
-    if test is None or "type" not in test:
-        raise ValueError("the config has no data.test section with a type")
-    declared = _declared(test, "test") or _numbered(config)
-    own, train = _order(test), _training_order(config)
-    names, source = own or declared, "data.test"
+    splits = [split for split in ("test", "val", "train") if has_section(config, split)]
+    sections = {split: list(innermost(section_of(config, split))) for split in splits}
+    said = (
+        names
+        for split in splits
+        for section in sections[split]
+        if (names := classes_said(section, f"data.{split}") or _built_order(section))
+    )
+    declared = next(said, None) or _numbered(config)
+    first = {split: parts[0] for split, parts in sections.items()}
+    own = _order(first[splits[0]]) if splits else None
+    train = _order(first["train"]) if "train" in first else None
+    names, source = own or declared, f"data.{splits[0]}" if splits else ""
     if train is not None and set(train) == set(names):
         names, source = train, "data.train"
-    said = []
+    notes = []
     if names != declared and set(names) == set(declared):
-        said.append(
+        notes.append(
             f"the config lists the classes as {', '.join(declared)}, the annotations of {source} as"
             f" {', '.join(names)}; labels, checkpoints and exports follow the annotations"
         )
     if own is not None and own != names:
-        said.append(f"data.test has them as {', '.join(own)} and is read in that order, too")
+        notes.append(f"data.{splits[0]} lists them as {', '.join(own)} and is read in that order")
     return ClassList(
         names=names,
         is_certain=own is not None or source == "data.train",
-        note="; ".join(said) or None,
+        note="; ".join(notes) or None,
     )
 
 
@@ -98,20 +107,6 @@ def classes_of_checkpoint(found: ClassList, content: Mapping[str, Any]) -> Names
     if not found.is_certain and set(own) == set(found.names):
         return own
     return found.names
-
-
-def leaf_sections(section: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the sections of the data sets that read files, inside lists and wrappers."""
-    if isinstance(section, list | tuple):
-        for item in section:
-            yield from leaf_sections(item)
-    elif isinstance(section, Mapping):
-        if "datasets" in section:
-            yield from leaf_sections(section["datasets"])
-        elif "dataset" in section:
-            yield from leaf_sections(section["dataset"])
-        else:
-            yield section
 
 
 def settle_classes_(dataset: Any, names: Names | None) -> None:
@@ -160,35 +155,6 @@ def refuse_other_classes(path: Path, metadata: Mapping[str, str], classes: Names
     )
 
 
-def _declared(section: Mapping[str, Any], split: str) -> Names | None:
-    """Return the names that the config, or its data set's type, says; None where neither does."""
-    kind = DATASETS.get(section["type"])
-    if kind is None:
-        known = did_you_mean(section["type"], DATASETS.module_dict)
-        raise ValueError(f"data.{split}.type: there is no data set {section['type']}{known}")
-    given = section.get("classes")
-    if not hasattr(kind, "get_classes"):
-        return tuple(given or getattr(kind, "CLASSES", None) or ()) or None
-    try:
-        found = kind.get_classes(given)
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"data.{split}.classes is {given!r}, which mmdet takes for a file of names, and there"
-            f" is none; a single class is written ({given!r},)"
-        ) from error
-    if not found and hasattr(kind, "get_classes_from_csv"):
-        # OpenImages has them in a file of its own, and reads it when it is built.
-        found = _built_classes(section)
-    return tuple(found) if found else None
-
-
-def _built_classes(section: Mapping[str, Any]) -> Names | None:
-    try:
-        return tuple(build_dataset(dict(section), {"test_mode": True}).CLASSES)
-    except (OSError, AssertionError, KeyError):
-        return None
-
-
 def _numbered(config: Config) -> Names:
     """Return numbers as names, as mmdet's tables have them where a data set names no classes."""
     number = next(_find(config.get("model"), "num_classes"), None)
@@ -208,45 +174,30 @@ def _find(section: Any, key: str) -> Iterator[Any]:
             yield from _find(item, key)
 
 
-def _training_order(config: Config) -> Names | None:
-    section = next(leaf_sections(config.data.get("train")), None)
-    if section is None or DATASETS.get(str(section.get("type"))) is None:
-        return None
-    try:
-        return _order(section)
-    except (OSError, ValueError):
-        return None
-
-
 def _order(section: Mapping[str, Any]) -> Names | None:
     """Return the names by label of a data set; None where its annotations are not there."""
     kind = DATASETS.get(section["type"])
-    reader = getattr(kind, "load_annotations", None)
-    if not issubclass(kind, CocoDataset):
-        return _declared(section, "test")
-    if not any(reader is known.load_annotations for known in _READ_AS_COCO):
+    if not isinstance(kind, type) or not issubclass(kind, CocoDataset):
+        return classes_said(section, "data") or _built_order(section)
+    if not any(kind.load_annotations is known.load_annotations for known in _READ_AS_COCO):
         return _built_order(section)
-    file = section.get("ann_file")
-    file = file[0] if isinstance(file, list | tuple) and file else file
-    root = section.get("data_root")
-    if root is not None and not Path(str(file)).is_absolute():
-        file = str(Path(root, str(file)))
+    file = os.path.join(section.get("data_root") or "", str(section.get("ann_file")))
     try:
         client = mmcv.FileClient(**section.get("file_client_args", {"backend": "disk"}))
-        with client.get_local_path(str(file)) as local:
+        with client.get_local_path(file) as local:
             categories = read_categories(Path(local))
-    except (OSError, ValueError, KeyError, ImportError):
+    except Exception:  # of whatever storage; the data set's use will say it
         return None
     if issubclass(kind, Objects365V1Dataset):
         categories = sorted(categories, key=lambda category: category["id"])
-    chosen = None if issubclass(kind, _TAKE_ALL) else _declared(section, "test")
+    chosen = None if issubclass(kind, _TAKE_ALL) else classes_said(section, "data")
     return tuple(c["name"] for c in categories if chosen is None or c["name"] in chosen)
 
 
 def _built_order(section: Mapping[str, Any]) -> Names | None:
-    """Return the order of a data set that reads its file in a way of its own."""
+    """Return the order of a data set that has its names from a file, read in a way of its own."""
     try:
-        return names_by_label(build_dataset(dict(section), {"test_mode": True}))
+        return names_by_label(build_dataset(dict(section)))
     except Exception:  # whatever its own code raises; the data set's use will say it
         return None
 
@@ -308,7 +259,7 @@ def _settle_leaf_(leaf: Any, names: Names | None) -> None:
         return
     twice = next((name for number, name in enumerate(own) if name in own[:number]), None)
     if twice is not None:
-        raise ValueError(f"{leaf.ann_file} has the category {twice!r} twice; give each its name")
+        raise ValueError(f"{said_of(leaf)} has the category {twice!r} twice; give each its name")
     takes_all = isinstance(leaf, _TAKE_ALL)
     if not takes_all and set(own) != set(leaf.CLASSES):
         return  # The inspection says which class is not there.
@@ -340,10 +291,10 @@ def _reorder_categories_(leaf: Any, names: Names) -> None:
     """
     if isinstance(leaf, CityscapesDataset):
         raise ValueError(
-            f"{leaf.ann_file} has the classes in another order than data.train, and mmdet reads it"
+            f"{said_of(leaf)} has the classes in another order than data.train, and mmdet reads it"
             " anew to evaluate; bring the categories of both files into one order"
         )
-    log.info("%s is read with its classes in the order %s", leaf.ann_file, _few(names))
+    log.info("%s is read with its classes in the order %s", said_of(leaf), _few(names))
     ids = {category["name"]: number for number, category in leaf.coco.cats.items()}
     order = [ids[name] for name in names]
     order += [number for number in leaf.coco.cats if number not in order]
@@ -358,7 +309,7 @@ def _reorder_categories_(leaf: Any, names: Names) -> None:
 def _rename_labels_(leaf: Any, names: Names) -> None:
     if not isinstance(getattr(leaf, "cat2label", None), Mapping) or hasattr(leaf, "index_dict"):
         raise ValueError(
-            f"{leaf.ann_file} has the classes in another order than data.train:"
+            f"{said_of(leaf)} has the classes in another order than data.train:"
             f" {_few(tuple(leaf.CLASSES))}, not {_few(names)}; bring both into one order"
         )
     leaf.cat2label = {name: label for label, name in enumerate(names)}

@@ -132,7 +132,28 @@ def finish(config: Config) -> Config:
         if "total_epochs" not in config:
             raise ValueError("the config has neither runner nor total_epochs; add runner=dict(...)")
         config.runner = {"type": "EpochBasedRunner", "max_epochs": config.total_epochs}
-    return compat_cfg(config)
+    return _modern(config)
+
+
+def _modern(config: Config) -> Config:
+    """Return the config with what older versions of mmdet called otherwise in its new place.
+
+    mmdet's own function for it asks for every section of data, and fails on what is named twice.
+    """
+    data = config.data
+    absent = [split for split in ("val", "test") if not data.get(split)]
+    for split in absent:
+        data[split] = {}
+    try:
+        found: Config = compat_cfg(config)
+    except AssertionError as error:
+        raise ValueError(f"the data section says a thing twice: {error}") from error
+    finally:
+        for split in absent:
+            del data[split]
+    for split in absent:
+        del found.data[split]
+    return found
 
 
 def config_text(config: Config) -> str:

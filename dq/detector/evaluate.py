@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from dq.detector.batch import to_device
 from dq.detector.build import explain
 from dq.detector.data import evaluation_loader
+from dq.detector.evaluated_sets import of_each_set, without_number
 from dq.detector.image_shapes import ImageShapes
 from dq.detector.metric_settings import arguments_of
 from dq.detector.mmdet_metrics import metrics_of_mmdet
@@ -25,9 +26,9 @@ from dq.dist import collectives
 
 log = logging.getLogger(__name__)
 PROGRESS_S = 10.0
-# mmdet numbers the metrics of several data sets.
-_BOXES = re.compile(r"(\d+_)?(bbox_mAP|mAP|bbox_AP)")
-_PERCENT = re.compile(r"(\d+_)?([PSR]Q(_th|_st)?|(occluded|separated)_recall)")
+# LVIS calls it AP.
+_BOXES = ("bbox_mAP", "mAP", "bbox_AP")
+_PERCENT = re.compile(r"[PSR]Q(_th|_st)?|(occluded|separated)_recall")
 # What mmdet's metrics raise where results, settings and packages are not what they expect.
 _REFUSALS = (
     *(KeyError, TypeError, AssertionError, AttributeError, IndexError, ZeroDivisionError),
@@ -177,11 +178,24 @@ def evaluate(
 def main_metric(metrics: Mapping[str, float]) -> tuple[str, float]:
     """Return name and value of the metric that a result table shows: box mAP, 0 to 1.
 
-    Where COCO's and VOC's are both there, it is the one that was asked for first; of several data
+    Where COCO's and VOC's are both there, it is the one that was asked for first. Of several data
     sets it is the first one's.
     """
-    boxes = [name for name in metrics if _BOXES.fullmatch(name)]
-    recalls = [name for name in metrics if name.endswith("AR@1000")]
-    name = [*boxes, *recalls, *metrics][0]
-    # Panoptic quality and the recall of occluded masks are the only ones in percent.
-    return name, metrics[name] / 100 if _PERCENT.fullmatch(name) else metrics[name]
+    name = main_metrics(metrics)[0]
+    return name, as_share(name, metrics[name])
+
+
+def main_metrics(metrics: Mapping[str, float]) -> list[str]:
+    """Return the name of each data set's `main_metric`."""
+    return [_main(names) for names in of_each_set(metrics)]
+
+
+def as_share(name: str, value: float) -> float:
+    """Return a metric as a share of 1; panoptic quality and occluded recall are in percent."""
+    return value / 100 if _PERCENT.fullmatch(without_number(name)) else value
+
+
+def _main(names: Sequence[str]) -> str:
+    plain = {name: without_number(name) for name in names}
+    boxes = [name for name in names if plain[name] in _BOXES]
+    return [*boxes, *(n for n in names if plain[n] == "AR@1000"), *names][0]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from dq.detector.inspect import leaves
+from dq.detector.leaves import leaves
 
 Shape = tuple[int, int]
 

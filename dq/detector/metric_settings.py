@@ -19,8 +19,8 @@ from mmdet.datasets import (
     VOCDataset,
 )
 
-from dq.detector.classes import leaf_sections
 from dq.detector.config import did_you_mean
+from dq.detector.data_section import has_section, innermost, section_of
 from dq.detector.voc_folder import METRICS, VOCFolderDataset
 
 # Keys that say when to evaluate and what to keep, and are not for the data set.
@@ -58,7 +58,7 @@ _METRICS: Mapping[type[Any], Sequence[str]] = {
 }
 
 
-def check_evaluation(config: Config) -> None:
+def check_metric_settings(config: Config) -> None:
     """Refuse an ``evaluation`` that a data set of ``data.val`` or ``data.test`` does not know.
 
     Raises:
@@ -67,8 +67,8 @@ def check_evaluation(config: Config) -> None:
     """
     settings = config.get("evaluation") or {}
     for split in ("val", "test"):
-        for section in leaf_sections(config.data.get(split)):
-            kind = DATASETS.get(str(section.get("type")))
+        for section in innermost(section_of(config, split)) if has_section(config, split) else ():
+            kind = DATASETS.get(section["type"])
             if kind is not None:
                 _check(kind, settings)
 

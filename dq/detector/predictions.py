@@ -17,7 +17,7 @@ from torch import nn
 
 from dq.detector.batch import to_device
 from dq.detector.build import explain
-from dq.detector.inspect import leaves
+from dq.detector.leaves import Place, files_of, leaves, located
 from dq.detector.mmdet_metrics import metrics_of_mmdet
 from dq.detector.results import boxes_by_class
 from dq.tracking.predictions import KEPT_SCORE, MAX_BOXES, MAX_IMAGES, Box, Picture, Predictions
@@ -74,14 +74,12 @@ def predictions_of(dataset: Any, results: Sequence[Any]) -> Predictions | None:
     """
     pictures = []
     for index, result in enumerate(results[:MAX_IMAGES]):
-        leaf, own = _leaf_of(dataset, index)
-        if not hasattr(leaf, "get_ann_info") or not hasattr(leaf, "data_infos"):
+        place = located(dataset, index)
+        if place is None or not _is_known(place.leaf) or boxes_by_class(result) is None:
             return None
-        if boxes_by_class(result) is None:
-            return None
-        path = _path_of(leaf, own)
-        truth = leaf.get_ann_info(own)
-        corners = _in_pixels(leaf, truth["bboxes"], path)
+        path = _path_of(place)
+        truth = place.leaf.get_ann_info(place.at)
+        corners = _in_pixels(place.leaf, truth["bboxes"], path)
         labels = zip(corners.tolist(), truth["labels"].tolist(), strict=True)
         pictures.append(
             Picture(
@@ -115,7 +113,9 @@ def boxes_of_first(
     for index in range(min(number, len(dataset))):
         inputs = to_device(collate([dataset[index]], samples_per_gpu=1), device)
         result = detector(return_loss=False, rescale=True, **inputs)[0]
-        found[str(_path_of(*_leaf_of(dataset, index)))] = boxes_of(result)
+        place = located(dataset, index)
+        if place is not None:
+            found[str(_path_of(place))] = boxes_of(result)
     return found
 
 
@@ -124,24 +124,17 @@ def _has_boxes(leaf: Any) -> bool:
 
     OpenImages has boxes of parent classes, of groups, and in shares of the image.
     """
-    known = hasattr(leaf, "get_ann_info") and hasattr(leaf, "data_infos")
-    return known and not isinstance(leaf, OpenImagesDataset)
+    return _is_known(leaf) and not isinstance(leaf, OpenImagesDataset)
 
 
-def _leaf_of(dataset: Any, index: int) -> tuple[Any, int]:
-    """Return the data set that an image of concatenated ones is from, and its number there."""
-    for leaf in leaves(dataset):
-        if index < len(leaf):
-            return leaf, index
-        index -= len(leaf)
-    raise IndexError(index)
+def _is_known(leaf: Any) -> bool:
+    return hasattr(leaf, "get_ann_info") and hasattr(leaf, "data_infos")
 
 
-def _path_of(leaf: Any, index: int) -> Path:
-    info = leaf.data_infos[index]
-    info = info.get("img_info", info)
-    name = info.get("filename") or info.get("file_name") or f"image_{index}"
-    return Path(leaf.img_prefix or ".", str(name))
+def _path_of(place: Place) -> Path:
+    info = place.leaf.data_infos[place.at]
+    files = files_of(info.get("img_info", info)) or [f"image_{place.at}"]
+    return Path(place.leaf.img_prefix or ".", files[0])
 
 
 def _in_pixels(leaf: Any, boxes: Any, path: Path) -> Any:

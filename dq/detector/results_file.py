@@ -14,7 +14,7 @@ from mmcv.image import tensor2imgs
 from torch import nn
 
 from dq.detector.build import explain
-from dq.detector.inspect import leaves
+from dq.detector.leaves import leaves
 from dq.detector.mmdet_metrics import metrics_of_mmdet
 from dq.detector.results import own_copy
 

@@ -87,7 +87,7 @@ class SeededSamples(Dataset[Sample]):
     def __getitem__(self, draw: Draw) -> Sample:
         if get_worker_info() is not None:
             return self._take(draw)
-        with _generators_kept():
+        with generators_kept():
             return self._take(draw)
 
     def _take(self, draw: Draw) -> Sample:
@@ -143,7 +143,8 @@ def _sequence(seed: int, epoch: int, key: tuple[int, ...]) -> np.random.SeedSequ
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
+def generators_kept() -> Iterator[None]:
+    """Put the global generators of Python, NumPy and torch (CPU) back after the body."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

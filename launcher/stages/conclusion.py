@@ -16,6 +16,7 @@ from dq.detector.config import config_text
 from dq.detector.data import dataset_of, test_classes
 from dq.detector.evaluate import Scores, detect, main_metric, scores
 from dq.detector.exact_detector import exact_arithmetic
+from dq.detector.loader_options import evaluation_workers
 from dq.detector.predictions import class_precision
 from dq.detector.results_file import Painter, write_results
 from dq.detector.tracking_hook import Figures
@@ -140,7 +141,7 @@ def detected(
     watch = None
     if keep.painted is not None:
         watch = Painter(detector, dataset, keep.painted, keep.lowest_score)
-    workers = plan.config.data.get("test_dataloader", {}).get("workers_per_gpu", 1)
+    workers = evaluation_workers(plan.config, "test")
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         if graph is not None and place.device.type == "cpu":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dq.detector.checkpoint import load_quantization, recipe_of
 from dq.detector.config import apply_options
-from dq.detector.data import dataset_of
+from dq.detector.data import check_evaluation, dataset_of
 from dq.detector.graph import quantize_detector
 from dq.detector.loop import Quantization, train
 from dq.detector.rank_state import seed_everything
@@ -54,6 +54,7 @@ def train_quantized(
         seed_everything(plan.seed)
         config = copy.deepcopy(plan.config)
         apply_options(config, plan.settings.training)
+        check_evaluation(config)
         dataset = dataset_of(config, "train")
         detector = float_detector(plan, place, content, checkpoint)
         recipe = plan.settings.recipe

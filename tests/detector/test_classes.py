@@ -146,7 +146,7 @@ def test_classes_may_be_a_file(tmp_path: Path) -> None:
     given = section(write_coco(tmp_path, FILE_ORDER), classes=str(names))
     assert class_list(config_of(given, given)).names == FILE_ORDER
     given["classes"] = "person"
-    with pytest.raises(ValueError, match=r"classes is 'person'.*written \('person',\)"):
+    with pytest.raises(ValueError, match=r"classes is 'person'.*written classes=\('person',\)"):
         class_list(config_of(given, given))
 
 

@@ -11,7 +11,7 @@ import pytest
 from mmdet.datasets import DATASETS, CocoDataset, CustomDataset
 
 from dq.detector.config import finish, read_config
-from dq.detector.metric_settings import arguments_of, check_evaluation
+from dq.detector.metric_settings import arguments_of, check_metric_settings
 from tests.detector.coco_set import config_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,20 +51,25 @@ class TakesOne(CocoDataset):  # type: ignore[misc]
         return {"depth": depth}
 
 
+@DATASETS.register_module(force=True)
+class HasNone:
+    """Cannot be evaluated on."""
+
+
 def check(kind: str, **settings: Any) -> None:
     sections = {"type": kind}
-    check_evaluation(config_of(sections, sections, evaluation=settings))
+    check_metric_settings(config_of(sections, sections, evaluation=settings))
 
 
 @pytest.mark.parametrize("path", OWN, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_our_configs_pass(path: Path) -> None:
-    check_evaluation(finish(read_config(path)))
+    check_metric_settings(finish(read_config(path)))
 
 
 @pytest.mark.parametrize("name", MMDETS)
 def test_configs_of_mmdet_pass(name: str) -> None:
     path = Path(mmdet.__file__).parent / ".mim/configs" / name
-    check_evaluation(finish(read_config(path)))
+    check_metric_settings(finish(read_config(path)))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,7 @@ def test_configs_of_mmdet_pass(name: str) -> None:
         ("VOCFolderDataset", {"metric": "map"}, "known are.*mAP"),
         ("CocoPanopticDataset", {"metric": "PQQ"}, "did you mean PQ"),
         ("TakesOne", {"metric": "bbox"}, "evaluation.metric is not a setting of TakesOne"),
-        ("RepeatDataset", {}, "RepeatDataset has no evaluate"),
+        ("HasNone", {}, "HasNone has no evaluate"),
     ],
 )
 def test_what_a_data_set_does_not_know_is_named(
@@ -110,9 +115,9 @@ def test_all_sections_are_looked_at() -> None:
     known, other = {"type": "VOCDataset"}, {"type": "CocoDataset"}
     wrapped = {"type": "ConcatDataset", "datasets": [known, [other]]}
     with pytest.raises(ValueError, match="CocoDataset"):
-        check_evaluation(config_of(known, wrapped, evaluation={"metric": "mAP"}))
+        check_metric_settings(config_of(known, wrapped, evaluation={"metric": "mAP"}))
     with pytest.raises(ValueError, match="CocoDataset"):
-        check_evaluation(config_of(known, [known, other], evaluation={"iou_thr": 0.5}))
+        check_metric_settings(config_of(known, [known, other], evaluation={"iou_thr": 0.5}))
 
 
 def test_values_are_turned_into_what_the_metrics_need() -> None:
