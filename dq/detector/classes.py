@@ -176,7 +176,7 @@ def _find(section: Any, key: str) -> Iterator[Any]:
 
 def _order(section: Mapping[str, Any]) -> Names | None:
     """Return the names by label of a data set; None where its annotations are not there."""
-    kind = DATASETS.get(section["type"])
+    kind: Any = DATASETS.get(section["type"])
     if not isinstance(kind, type) or not issubclass(kind, CocoDataset):
         return classes_said(section, "data") or _built_order(section)
     if not any(kind.load_annotations is known.load_annotations for known in _READ_AS_COCO):
