@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -105,9 +106,6 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
         torch.set_num_threads(arguments.threads or default_threads(environment))
         if device.type == "cuda":
             torch.cuda.set_device(device)
-            from dq.detector.nms import ensure_nms
-
-            ensure_nms(device)
         relays: list[Relay] = []
         hurry_s: float | None = HURRY_S
         try:
@@ -116,6 +114,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
                 process_group(
                     environment,
                     device=device,
+                    shares_device=arguments.device.startswith("cuda:"),
                     timeout_s=arguments.timeout,
                     arrival_s=arguments.arrival_timeout,
                 ),
@@ -182,13 +181,18 @@ def choose_device(asked: str, environment: Environment) -> torch.device:
     """Return this rank's device.
 
     Raises:
-        ValueError: ``asked`` is not auto, cpu or cuda, or there are fewer GPUs than local ranks.
+        ValueError: ``asked`` is not auto, cpu, cuda or cuda:N, or there is no such GPU.
     """
-    if asked not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"--device {asked} is not known; use auto, cpu or cuda")
+    numbered = re.fullmatch(r"cuda:(\d+)", asked)
+    if asked not in ("auto", "cpu", "cuda") and not numbered:
+        raise ValueError(f"--device {asked} is not known; use auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if asked == "cpu" or (asked == "auto" and count == 0):
         return torch.device("cpu")
+    if numbered and int(numbered[1]) < count:
+        return torch.device("cuda", int(numbered[1]))
+    if numbered:
+        raise ValueError(f"--device {asked}: this machine has {count} GPUs, numbered from 0")
     if environment.local_rank >= count:
         raise ValueError(
             f"local rank {environment.local_rank} has no GPU, this machine has {count}; start at"

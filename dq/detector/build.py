@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dq.detector.config import did_you_mean
 from dq.detector.mended_heads import mend_heads
+from dq.detector.operators.ensure import ensure_operators
 from dq.quant.quantized_graph import CONTAINER
 
 
@@ -29,6 +30,7 @@ def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -
             data's, or pretrained weights cannot be had.
     """
     mend_heads()
+    ensure_operators()
     try:
         detector = build_detector(
             config.model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg")
