@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dq.detector.classes import class_list
 from dq.detector.config import apply_options, finish, read_config
 from dq.detector.data import calibration_dataset, calibration_images
 from dq.detector.guards import Guards
+from dq.detector.metric_settings import check_evaluation
 from dq.tracking.settings import Tracking
 from dq.tracking.summary import key_of
 from launcher.config import QuantSettings, command_for, guards, quant_settings, tracking
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,9 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     settings = quant_settings(config.get("quant"))
     # Overrides that do not fit should fail now and not after an hour of float training.
     apply_options(copy.deepcopy(config), settings.training)
+    check_evaluation(config)
+    if note := class_list(config).note:
+        log.warning("%s", note)
     apart = ("quant", "quantize", "guards", "checkpoint_config", "log_config", "tracking")
     text = str({k: v for k, v in config.items() if k not in apart})
     seed = arguments.seed if arguments.seed is not None else config.get("seed") or 0

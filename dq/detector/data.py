@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from mmcv import Config
 from mmcv.parallel import collate
-from mmdet.datasets import DATASETS, build_dataset
+from mmdet.datasets import build_dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 import dq.detector.voc_folder  # noqa: F401  (registers VOCFolderDataset)
 from dq.detector.build import explain
-from dq.detector.config import did_you_mean
+from dq.detector.classes import class_list, settle_classes_
 from dq.detector.inspect import inspect
 from dq.dist import collectives
 
@@ -51,35 +51,18 @@ def dataset_of(config: Config, split: str, **overrides: Any) -> Any:
         ) from error
     except (KeyError, TypeError, AssertionError, ValueError, SyntaxError) as error:
         raise ValueError(f"data.{split} cannot be built: {explain(error)}") from error
+    settle_classes_(dataset, class_list(config).names if "test" in config.data else None)
     inspect(dataset, split)
     return dataset
 
 
 def test_classes(config: Config) -> tuple[str, ...]:
-    """Return the class names of ``data.test`` without reading its annotations.
+    """Return the class names by label, as `dq.detector.classes.class_list` finds them.
 
     Raises:
-        ValueError: There is no such section or data set.
+        ValueError: There is no test section or data set, or it has no classes.
     """
-    section = config.data.get("test")
-    while isinstance(section, Mapping | list | tuple):
-        if isinstance(section, list | tuple):
-            section = section[0]
-        elif "dataset" in section:
-            section = section["dataset"]
-        else:
-            break
-    if not section or "type" not in section:
-        raise ValueError("the config has no data.test section with a type")
-    kind = DATASETS.get(section["type"])
-    if kind is None:
-        known = did_you_mean(section["type"], DATASETS.module_dict)
-        raise ValueError(f"data.test.type: there is no data set {section['type']}{known}")
-    holder = kind.__new__(kind)
-    classes = holder.get_classes(section.get("classes"))
-    if not classes:
-        raise ValueError("data.test has no classes; add classes=('first', 'second', ...)")
-    return tuple(classes)
+    return class_list(config).names
 
 
 def evaluation_loader(dataset: Any, *, workers: int) -> DataLoader[Any]:
