@@ -24,8 +24,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         default="auto",
-        metavar="auto|cpu|cuda",
-        help="auto takes the GPU of this local rank where there is one",
+        metavar="auto|cpu|cuda|cuda:N",
+        help="auto takes the GPU of this local rank where there is one; with cuda:N all ranks of"
+        " this node share GPU N",
     )
     parser.add_argument(
         "--threads",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from dq.detector import removed_names
 from dq.detector.guards import Guards
 from dq.detector.supervision import Supervision, Watch
 from dq.dist.agreement import Agreement
@@ -100,12 +102,10 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
     experiment = Path(arguments.work_dir or Path("runs") / Path(arguments.config).stem)
     with logging_to(experiment / "logs", rank=environment.rank):
         _quieten_libraries()
+        removed_names.say()
         torch.set_num_threads(arguments.threads or default_threads(environment))
         if device.type == "cuda":
             torch.cuda.set_device(device)
-            from dq.detector.nms import ensure_nms
-
-            ensure_nms(device)
         relays: list[Relay] = []
         hurry_s: float | None = HURRY_S
         try:
@@ -114,6 +114,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
                 process_group(
                     environment,
                     device=device,
+                    shares_device=arguments.device.startswith("cuda:"),
                     timeout_s=arguments.timeout,
                     arrival_s=arguments.arrival_timeout,
                 ),
@@ -180,13 +181,18 @@ def choose_device(asked: str, environment: Environment) -> torch.device:
     """Return this rank's device.
 
     Raises:
-        ValueError: ``asked`` is not auto, cpu or cuda, or there are fewer GPUs than local ranks.
+        ValueError: ``asked`` is not auto, cpu, cuda or cuda:N, or there is no such GPU.
     """
-    if asked not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"--device {asked} is not known; use auto, cpu or cuda")
+    numbered = re.fullmatch(r"cuda:(\d+)", asked)
+    if asked not in ("auto", "cpu", "cuda") and not numbered:
+        raise ValueError(f"--device {asked} is not known; use auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if asked == "cpu" or (asked == "auto" and count == 0):
         return torch.device("cpu")
+    if numbered and int(numbered[1]) < count:
+        return torch.device("cuda", int(numbered[1]))
+    if numbered:
+        raise ValueError(f"--device {asked}: this machine has {count} GPUs, numbered from 0")
     if environment.local_rank >= count:
         raise ValueError(
             f"local rank {environment.local_rank} has no GPU, this machine has {count}; start at"

@@ -209,6 +209,9 @@ def mmcv_wheel(python: Path, log: Path) -> Path:
             "MAX_JOBS": jobs,
             "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
         }
+        if kind == "cpu":
+            # mmcv's setup compiles CUDA sources wherever torch sees a GPU, with nvcc or without.
+            env["CUDA_VISIBLE_DEVICES"] = ""
         if kind == "cuda":
             nvcc = shutil.which(
                 "nvcc", path=f"{env.get('CUDA_HOME', '/usr/local/cuda')}/bin:{env['PATH']}"

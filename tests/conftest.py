@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,25 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 # W&B has tests of its own; the others are not to start its process at every launch.
 os.environ["WANDB_MODE"] = "disabled"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where tests make their tensors: cpu or cuda")
+
+
+@pytest.fixture(autouse=True)
+def _device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let tensors and modules of a test be made on the device of ``--device``."""
+    device = request.config.getoption("--device")
+    if device == "cpu":
+        yield
+        return
+    # Convolutions in TF32 keep ten bits, too few to compare with anything.
+    torch.backends.cudnn.allow_tf32 = False
+    from tests.on_device import OnDevice
+
+    with OnDevice(torch.device(device)):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import mmcv.cnn
@@ -237,15 +238,12 @@ def attach(detector: nn.Module, graph: Callable[[Tensor], Any]) -> None:
         graph: Callable, images -> what the detector's graph returns, see `trace_detector`.
     """
 
-    def extract_feat(img: Tensor) -> Any:
-        return features_of(graph(img))
-
     # Plain attributes of the instance: they hide the methods of the class.
-    detector.__dict__["extract_feat"] = extract_feat
+    detector.__dict__["extract_feat"] = _ExtractFeat(graph)
     name = _dense_head(detector)
     if name is not None:
         head = getattr(detector, name)
-        head.__dict__["forward"] = _handing_on(name, head)
+        head.__dict__["forward"] = _HandOn(name, head)
 
 
 def attach_all(detector: nn.Module, networks: Mapping[str, Callable[..., Any]]) -> None:
@@ -262,15 +260,28 @@ def attach_all(detector: nn.Module, networks: Mapping[str, Callable[..., Any]]) 
             attach(detector, network)
 
 
-def _handing_on(name: str, head: nn.Module) -> Callable[..., Any]:
-    """Return a forward pass for a head: what the graph computed, or the head's own work."""
-    own = type(head).forward
+# Objects and not closures: `copy.deepcopy` copies them with the detector, so that a copy runs on
+# its own graph and weights, where it would share a function with the original.
+@dataclass(slots=True)
+class _ExtractFeat:
+    """Stands in for a detector's ``extract_feat``: images -> features, by the graph."""
 
-    def forward(features: Any, *arguments: Any, **options: Any) -> Any:
+    graph: Callable[[Tensor], Any]
+
+    def __call__(self, img: Tensor) -> Any:
+        return features_of(self.graph(img))
+
+
+@dataclass(slots=True)
+class _HandOn:
+    """Stands in for a head's ``forward``: what the graph computed, or the head's own work."""
+
+    name: str
+    head: nn.Module
+
+    def __call__(self, features: Any, *arguments: Any, **options: Any) -> Any:
         if isinstance(features, Features):
-            if name not in features.outputs:
-                return own(head, features, *arguments, **options)
-            return features.outputs[name]
+            if self.name not in features.outputs:
+                return type(self.head).forward(self.head, features, *arguments, **options)
+            return features.outputs[self.name]
         return features
-
-    return forward

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -107,7 +107,7 @@ def quantize_roi_heads(
             continue
         part = prepare_part(graph, recipe, traced, name)
         graph.left_float.update(traced.left_float)
-        head.__dict__["forward"] = _running(part)
+        head.__dict__["forward"] = part
     if graph.parts:
         graph.left_float.pop("roi_head", None)
         for owner in _float_heads(detector, graph):
@@ -126,13 +126,6 @@ def _float_heads(detector: nn.Module, graph: QuantizedGraph) -> list[str]:
             parts = name.split(".")
             found.append(".".join(parts[: 3 if len(parts) > 2 and parts[2].isdigit() else 2]))
     return list(dict.fromkeys(found))
-
-
-def _running(part: QuantizedGraph) -> Callable[..., Any]:
-    def forward(*inputs: Any) -> Any:
-        return part(*inputs)
-
-    return forward
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ def process_group(
     environment: Environment,
     *,
     device: torch.device,
+    shares_device: bool = False,
     timeout_s: float = 1800.0,
     arrival_s: float = 300.0,
 ) -> Iterator[None]:
@@ -43,6 +44,7 @@ def process_group(
     Args:
         environment: the place of this process.
         device: the CPU for gloo; "cuda:N" for NCCL, with gloo beside it for tensors of the host.
+        shares_device: several ranks use this GPU; gloo carries its tensors, since NCCL refuses.
         timeout_s: seconds that each collective may take.
         arrival_s: seconds that the ranks wait for each other at the beginning.
 
@@ -54,19 +56,21 @@ def process_group(
         yield
         return
     number = next(_groups)
-    _begin(environment, device, timeout_s, arrival_s, number)
+    backend = "gloo" if device.type == "cpu" or shares_device else "cpu:gloo,cuda:nccl"
+    _begin(environment, device, backend, timeout_s, arrival_s, number)
     store = open_store(f"process_group/{number}")
     try:
         yield
     except BaseException:
-        _leave_at_once(device, store)
+        _leave_at_once(backend, store)
         raise
-    _leave_together(environment, device, store, timeout_s)
+    _leave_together(environment, backend, store, timeout_s)
 
 
 def _begin(
     environment: Environment,
     device: torch.device,
+    backend: str,
     timeout_s: float,
     arrival_s: float,
     number: int,
@@ -79,12 +83,12 @@ def _begin(
         _await_all(store, environment, arrival_s)
         store.set_timeout(timedelta(seconds=timeout_s))
         dist.init_process_group(
-            "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
+            backend,
             store=store,
             rank=environment.rank,
             world_size=environment.world_size,
             timeout=timedelta(seconds=timeout_s),
-            device_id=device if device.type == "cuda" else None,
+            device_id=device if "nccl" in backend else None,
         )
     except _AbsentError:
         raise
@@ -151,15 +155,13 @@ def _await_all(store: Store, environment: Environment, arrival_s: float) -> None
     raise error
 
 
-def _leave_together(
-    environment: Environment, device: torch.device, store: Store, timeout_s: float
-) -> None:
+def _leave_together(environment: Environment, backend: str, store: Store, timeout_s: float) -> None:
     server = distributed_c10d._get_default_store()
     try:
         late = meet(store, limit_s=timeout_s, unless=_FAILED)
         if late:
             log.warning("rank %s did not reach the end with this one", ", ".join(map(str, late)))
-            _leave_at_once(device, store)
+            _leave_at_once(backend, store)
             return
         dist.destroy_process_group()
         store.add(_GONE, 1)
@@ -173,7 +175,7 @@ def _leave_together(
     del server  # On rank 0 the server itself, perhaps: it had to outlive the group.
 
 
-def _leave_at_once(device: torch.device, store: Store) -> None:
+def _leave_at_once(backend: str, store: Store) -> None:
     """Tell those that wait at the end, and drop the group, in a thread: both may block for long.
 
     Gloo waits for collectives under way, which no other rank may ever join; the process can go on,
@@ -183,7 +185,7 @@ def _leave_at_once(device: torch.device, store: Store) -> None:
     def leave() -> None:
         try:
             store.set(_FAILED, "")
-            if device.type == "cuda":
+            if "nccl" in backend:
                 distributed_c10d._abort_process_group()
             else:
                 dist.destroy_process_group()

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from typing import Any
 
-import torch
-from mmcv.ops import get_compiling_cuda_version
 from torch import Tensor
 from torchvision.ops import nms as torchvision_nms
-
-log = logging.getLogger(__name__)
 
 
 class TorchvisionNms:
@@ -52,11 +47,8 @@ def operators_module() -> Any:
     return importlib.import_module("mmcv.ops.nms")
 
 
-def ensure_nms(device: torch.device) -> None:
-    """Make mmcv's ``nms`` work on ``device`` whatever mmcv-full was compiled for."""
+def use_torchvision_nms() -> None:
+    """Let mmcv's ``nms`` use torchvision's operator on a GPU; again, it changes nothing."""
     module = operators_module()
-    if device.type != "cuda" or isinstance(module.ext_module, TorchvisionNms):
-        return
-    if get_compiling_cuda_version() == "not available":
-        log.info("mmcv-full has no CUDA operators: boxes are suppressed by torchvision's")
+    if not isinstance(module.ext_module, TorchvisionNms):
         module.ext_module = TorchvisionNms(module.ext_module)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dq.detector.nms import TorchvisionNms, operators_module
+from dq.detector.operators.nms import TorchvisionNms, operators_module
 
 
 @pytest.mark.parametrize("offset", [0, 1])

@@ -1,0 +1,164 @@
+"""The parts of the GPU check: each a process of its own, the most important first."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NETS = ("ssd_mobilenet", "retinanet_r50", "yolox_s")
+CONFIG = "configs/digits/ssd_resnet_fpn_160.py"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Name one process of the check.
+
+    Args:
+        name: Of its log file, its section and its entry in the results.
+        words: The command line after the interpreter.
+        limit_s: Seconds after which it is ended; less where less is left.
+        files: What it writes into the results' folder: name of a JSON or Markdown file.
+        environ: Variables beyond those of the check itself.
+    """
+
+    name: str
+    words: Sequence[str]
+    limit_s: float
+    files: Sequence[str] = ()
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    def command(self) -> list[str]:
+        """Return the whole command line."""
+        return [sys.executable, *self.words]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much each part does: everything on a GPU, next to nothing in a rehearsal."""
+
+    epochs: int
+    images: int
+    nets: Sequence[str]
+    size: int
+    batch: int
+    rounds: int
+    tests: Sequence[str]
+    peers: Sequence[str]
+
+
+FULL = Scale(
+    epochs=6,
+    images=200,
+    nets=NETS,
+    size=512,
+    batch=8,
+    rounds=15,
+    tests=("tests/quant", "tests/detector/operators", "tests/test_sync.py"),
+    peers=("fx", "pt2e"),
+)
+REHEARSAL = Scale(
+    epochs=1,
+    images=8,
+    nets=("ssd_mobilenet",),
+    size=64,
+    batch=2,
+    rounds=2,
+    tests=("tests/quant/test_affine.py",),
+    peers=(),
+)
+
+
+def parts(out: Path, device: str, scale: Scale) -> list[Part]:
+    """Return all parts in the order in which they matter.
+
+    Args:
+        out: The results' folder.
+        device: "cuda" or, for a rehearsal, "cpu".
+        scale: How much each does.
+    """
+    return [
+        *_chain(out, device, scale),
+        _tests(out, device, scale),
+        *_speed(out, device, scale),
+        *_two_ranks(out, device, scale),
+    ]
+
+
+def _chain(out: Path, device: str, scale: Scale) -> list[Part]:
+    data = str(out / "digits")
+    digits = ["-m", "launcher", "data", "digits", "--folder", data]
+    if scale.images != FULL.images:
+        digits += ["--num-train", str(scale.images), "--num-val", "4", "--num-test", "4"]
+    run = ["-m", "launcher", "run", CONFIG, "--device", device, *_chain_options(out, scale)]
+    checkpoint = out / "chain" / "qat" / "qat.pth"
+    evaluation = ["-m", "launcher", "eval", CONFIG, "--checkpoint", str(checkpoint)]
+    options = _chain_options(out, scale)
+    return [
+        Part(name="digits", words=digits, limit_s=120),
+        Part(name="chain", words=[*run, "--work-dir", str(out / "chain")], limit_s=240),
+        # The same checkpoint on both devices: what differs is arithmetic alone.
+        *(
+            Part(
+                name=f"evaluation on {kind}",
+                words=[
+                    *evaluation,
+                    *options,
+                    "--device",
+                    kind,
+                    "--work-dir",
+                    str(out / f"eval_{kind}"),
+                ],
+                limit_s=90,
+            )
+            for kind in dict.fromkeys((device, "cpu"))
+        ),
+    ]
+
+
+def _chain_options(out: Path, scale: Scale) -> list[str]:
+    options = ["--cfg-options", f"data_root={out / 'digits'}"]
+    options += [f"runner.max_epochs={scale.epochs}", "data.workers_per_gpu=2"]
+    return options
+
+
+def _two_ranks(out: Path, device: str, scale: Scale) -> list[Part]:
+    """Return the chain on two ranks of one GPU, which meet over gloo: NCCL refuses that."""
+    place = "cuda:0" if device == "cuda" else "cpu"
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words += ["-m", "launcher", "run", CONFIG, "--device", place, *_chain_options(out, scale)]
+    words += ["runner.max_epochs=1", "--work-dir", str(out / "two_ranks")]
+    return [Part(name="two ranks", words=words, limit_s=120)]
+
+
+def _tests(out: Path, device: str, scale: Scale) -> Part:
+    words = ["-m", "pytest", *scale.tests, "-m", "not slow", "--device", device, "-q"]
+    words += ["-p", "no:cacheprovider", f"--junit-xml={out / 'tests.xml'}"]
+    if device != "cpu":
+        words += ["-n", str(min(8, os.cpu_count() or 1))]
+    return Part(name="tests", words=words, limit_s=180, files=["tests.xml"])
+
+
+def _speed(out: Path, device: str, scale: Scale) -> list[Part]:
+    common = ["--size", str(scale.size), "--batch", str(scale.batch), "--device", device]
+    launches = ["-m", "benchmarks.launches", *common, "--nets", *scale.nets]
+    launches += ["--out", str(out / "launches.json"), "--write", str(out / "launches.md")]
+    found = [Part(name="launches", words=launches, limit_s=120, files=["launches.md"])]
+    sides = ["float", "observing", "frozen", "lsq"]
+    for name, options in {
+        "eager": [],
+        "bf16 channels_last": ["--amp", "--channels-last"],
+        "compiled bf16 channels_last": ["--compile", "--amp", "--channels-last"],
+    }.items():
+        for net in scale.nets:
+            own = [*sides, *(scale.peers if name == "eager" else ())]
+            file = f"speed {name} {net}".replace(" ", "_")
+            words = ["-m", "benchmarks.speed", *common, "--nets", net, "--sides", *own, *options]
+            words += ["--rounds", str(scale.rounds), "--out", str(out / f"{file}.json")]
+            words += ["--write", str(out / f"{file}.md")]
+            found.append(
+                Part(name=f"speed {name} {net}", words=words, limit_s=90, files=[f"{file}.md"])
+            )
+    return found

@@ -1,0 +1,135 @@
+"""How many operators a training step calls, float against QAT: on a GPU each is a launch or more.
+
+    python -m benchmarks.launches [--nets ssd_mobilenet ...] [--sides float observing frozen lsq]
+        [--size 256] [--batch 2] [--device cpu] [--out FILE.json] [--write FILE.md]
+
+Counted is what torch dispatches in forward pass, backward pass, optimizer and range update, views
+left out, since they launch nothing. Our kernels for the CPU are switched off, so that a CPU shows
+what a GPU is given. On a GPU the profiler counts the launched kernels besides, and the times at
+which the host waits for the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks import speed
+from benchmarks.nets import NETS, build
+from dq.quant.quantized_graph import CONTAINER
+
+WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero")
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operators that are called under it, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count, and compute."""
+        if not func.is_view:
+            self.calls[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def measure(net: str, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row for each side of one net."""
+    config, detector = build(net, given.size)
+    data = speed.batch_of(config, given)
+    rows = []
+    for name in given.sides:
+        work, _ = speed.side(name, detector, data, given)
+        work = speed.without_kernels(work)
+        work()
+        work()
+        with Counting() as counting:
+            work()
+        row = {"net": net, "side": name, "operators": counting.calls.total()}
+        row["waits"] = sum(counting.calls[wait] for wait in WAITS)
+        row["most called"] = dict(counting.calls.most_common(12))
+        if given.device != "cpu":
+            row |= _profiled(work)
+        rows.append(row)
+    return rows
+
+
+def _profiled(work: speed.Work) -> dict[str, int]:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        work()
+        torch.cuda.synchronize()
+    names = Counter(event.name for event in profiler.events())
+    return {
+        "kernels": sum(
+            n for name, n in names.items() if name.startswith(("cudaLaunch", "cuLaunch"))
+        ),
+        "synchronizations": names["cudaStreamSynchronize"] + names["cudaDeviceSynchronize"] - 1,
+    }
+
+
+def num_quantizers(net: str, size: int) -> tuple[int, int]:
+    """Return how many activations and weights of a net are rounded."""
+    from dq.detector.graph import quantize_detector
+    from dq.quant.recipe import Recipe
+
+    _, detector = build(net, size)
+    graph = quantize_detector(detector, Recipe())
+    assert hasattr(detector, CONTAINER)
+    return len(graph.activations()), sum(1 for _ in graph.layers())
+
+
+def table(rows: Sequence[dict[str, Any]], counts: dict[str, tuple[int, int]]) -> str:
+    """Return the rows as Markdown, with what QAT adds for each quantizer."""
+    lines = [
+        "| net | side | operators | beyond float, a rounded tensor | kernels | waits |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        base = next(r for r in rows if r["net"] == row["net"] and r["side"] == "float")
+        more = (row["operators"] - base["operators"]) / sum(counts[row["net"]])
+        lines.append(
+            f"| {row['net']} | {row['side']} | {row['operators']} | {more:.1f}"
+            f" | {row.get('kernels', '')} | {row.get('synchronizations', row['waits'])} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Count and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=["ssd_mobilenet"])
+    parser.add_argument("--sides", nargs="+", default=["float", "observing", "frozen", "lsq"])
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="the JSON file")
+    parser.add_argument("--write", type=Path, help="the Markdown file")
+    given = parser.parse_args(argv)
+    given.compile = given.amp = given.channels_last = False
+    warnings.filterwarnings("ignore")
+    rows = [row for net in given.nets for row in measure(net, given)]
+    made = table(rows, {net: num_quantizers(net, given.size) for net in given.nets})
+    if given.out:
+        given.out.write_text(json.dumps(rows, indent=1) + "\n")
+    if given.write:
+        line = "python -m benchmarks.launches " + " ".join(argv or sys.argv[1:])
+        given.write.write_text(f"Made by `{line}`.\n\n{made}")
+    print(made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

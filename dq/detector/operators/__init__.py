@@ -1,0 +1,1 @@
+"""mmcv's compiled operators on devices that they were not compiled for."""

@@ -1,0 +1,190 @@
+"""Operators of mmcv that detectors call, made of torch's and torchvision's operators.
+
+Each function takes what the operator's own ``apply`` takes and returns what it returns; autograd
+finds the gradients. Where mmcv has a compiled operator for the CPU, results are equal to it up to
+rounding; where it has none, to mmdet's or mmcv's own Python version.
+"""
+
+from __future__ import annotations
+
+import torch
+from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.modules.utils import _pair
+from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
+from torchvision.ops import roi_align as torchvision_roi_align
+
+Pair = int | tuple[int, int]
+
+
+def roi_align(
+    input: Tensor,
+    rois: Tensor,
+    output_size: Pair,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    pool_mode: str = "avg",
+    aligned: bool = True,
+) -> Tensor:
+    """Return features ``(R, C, h, w)`` of boxes ``(R, 5)``: image index and corners in pixels.
+
+    Raises:
+        ValueError: ``pool_mode`` is "max", which torchvision's operator does not know.
+    """
+    if pool_mode != "avg":
+        raise ValueError(
+            "RoIAlign with pool_mode='max' has no operator for this device; use pool_mode='avg'"
+            " or compile mmcv-full with CUDA (see docs/gpu.md)"
+        )
+    aligned_rois: Tensor = torchvision_roi_align(
+        input, rois.type_as(input), _pair(output_size), spatial_scale, sampling_ratio, aligned
+    )
+    return aligned_rois
+
+
+def sigmoid_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    gamma: float = 2.0,
+    alpha: float = 0.25,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Return the focal loss of logits ``(N, classes)`` for class indices ``(N,)``.
+
+    The index ``classes`` is the background. As mmdet computes it on a CPU: with the logarithm of
+    the sigmoid, which stays exact for large logits. Source: arXiv 1708.02002, equation 5.
+    """
+    num_classes = input.shape[1]
+    positive = target.unsqueeze(1) == torch.arange(num_classes, device=input.device)
+    probability = input.sigmoid()
+    missed = torch.where(positive, 1 - probability, probability)
+    share = torch.where(positive, alpha, 1 - alpha)
+    loss = functional.binary_cross_entropy_with_logits(
+        input, positive.to(input.dtype), reduction="none"
+    )
+    loss = loss * share * missed.pow(gamma)
+    if weight is not None and weight.numel():
+        # The background, which has no weight of its own, counts once.
+        loss = loss * torch.cat([weight, weight.new_ones(1)])[target].unsqueeze(1)
+    if reduction == "mean":
+        return loss.sum() / input.shape[0]
+    return loss.sum() if reduction == "sum" else loss
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
+    bias: bool = False,
+    im2col_step: int = 32,
+) -> Tensor:
+    """Return a convolution whose taps are moved by ``offset``; arXiv 1703.06211.
+
+    Groups follow from the shapes of ``weight`` and ``offset``; ``im2col_step`` changes no value.
+    """
+    output: Tensor = torchvision_deform_conv2d(
+        input.type_as(offset),
+        offset,
+        weight.type_as(offset),
+        None,
+        _pair(stride),
+        _pair(padding),
+        _pair(dilation),
+    )
+    return output
+
+
+def modulated_deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
+) -> Tensor:
+    """Return a convolution whose taps are moved and weighted; arXiv 1811.11168."""
+    output: Tensor = torchvision_deform_conv2d(
+        input.type_as(offset),
+        offset,
+        weight.type_as(offset),
+        None if bias is None else bias.type_as(offset),
+        _pair(stride),
+        _pair(padding),
+        _pair(dilation),
+        mask.type_as(offset),
+    )
+    return output
+
+
+def carafe(
+    features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int
+) -> Tensor:
+    """Return features enlarged by weights for each place; arXiv 1905.02188, equation 3.
+
+    Args:
+        features: ``(N, C, H, W)``.
+        masks: ``(N, groups * kernel_size ** 2, H * scale_factor, W * scale_factor)``.
+        kernel_size: Side of the window that each output is a weighted sum of.
+        group_size: Number of groups of channels; each has weights of its own.
+        scale_factor: How much larger the output is.
+    """
+    num, channels, height, width = features.shape
+    reach = kernel_size // 2
+    padded = functional.pad(features, [reach] * 4)
+    padded = padded.view(num, group_size, channels // group_size, *padded.shape[2:])
+    # Groups, taps, then each input place beside the outputs that it is in the middle of.
+    weights = masks.view(num, group_size, kernel_size**2, height, scale_factor, width, scale_factor)
+    output: Tensor | None = None
+    for tap in range(kernel_size**2):
+        y, x = divmod(tap, kernel_size)
+        moved = padded[..., y : y + height, x : x + width]
+        part = moved[..., None, :, None] * weights[:, :, tap].unsqueeze(2)
+        output = part if output is None else output + part
+    assert output is not None
+    return output.reshape(num, channels, height * scale_factor, width * scale_factor)
+
+
+@torch.no_grad()
+def masked_conv2d(
+    features: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    padding: Pair = 0,
+    stride: Pair = 1,
+) -> Tensor:
+    """Return a convolution of one image that is zero where ``mask`` ``(1, H, W)`` is not positive.
+
+    Without gradients, as mmcv's operator.
+    """
+    output = functional.conv2d(features, weight, bias, _pair(stride), _pair(padding))
+    return output * (mask > 0).unsqueeze(1).to(output.dtype)
+
+
+def multi_scale_deformable_attention(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    """Return the sum of sampled values by mmcv's own Python version; arXiv 2010.04159."""
+    output: Tensor = multi_scale_deformable_attn_pytorch(
+        value,
+        value_spatial_shapes,
+        sampling_locations.type_as(value),
+        attention_weights.type_as(value),
+    )
+    return output

@@ -1,0 +1,63 @@
+"""Let an autograd function of mmcv compute with a composition where it has no compiled operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+Composed = Callable[..., Tensor]
+Takes = Callable[[torch.device], bool]
+
+
+def replace_(function: type[Function], composed: Composed, takes: Takes) -> None:
+    """Let ``function.apply`` call ``composed`` for tensors on devices that ``takes`` names.
+
+    The two methods of the class are replaced, not its name, since modules of mmcv and mmdet have
+    imported ``apply`` under names of their own.
+
+    Args:
+        function: An autograd function of mmcv with one tensor as result.
+        composed: Takes the same arguments; its gradients are autograd's.
+        takes: Says for the device of the first tensor whether ``composed`` computes.
+    """
+    compiled_forward, compiled_backward = function.forward, function.backward
+
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        device = next(arg.device for arg in args if isinstance(arg, Tensor))
+        ctx.is_composed = takes(device)
+        if not ctx.is_composed:
+            computed: Tensor = compiled_forward(ctx, *args)
+            return computed
+        if not any(ctx.needs_input_grad):
+            return composed(*args)
+        # A graph of its own, which the backward pass below goes through.
+        ctx.inputs = [
+            arg.detach().requires_grad_(needed) if isinstance(arg, Tensor) else arg
+            for arg, needed in zip(args, ctx.needs_input_grad, strict=True)
+        ]
+        with torch.enable_grad():
+            ctx.output = composed(*ctx.inputs)
+        return ctx.output.detach()
+
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.is_composed:
+            given: tuple[Tensor | None, ...] = compiled_backward(ctx, gradient)
+            return given
+        needed = ctx.needs_input_grad
+        if not ctx.output.requires_grad:
+            return (None,) * len(needed)
+        wanted = [arg for arg, is_needed in zip(ctx.inputs, needed, strict=True) if is_needed]
+        with torch.enable_grad():
+            found = iter(
+                torch.autograd.grad(
+                    ctx.output, wanted, gradient, retain_graph=True, allow_unused=True
+                )
+            )
+        return tuple(next(found) if is_needed else None for is_needed in needed)
+
+    function.forward = staticmethod(forward)  # type: ignore[assignment]
+    function.backward = staticmethod(backward)  # type: ignore[assignment]

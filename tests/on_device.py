@@ -1,0 +1,43 @@
+"""Makes the tensors of a test on another device, with the numbers that they have on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+
+
+class OnDevice(TorchFunctionMode):
+    """Lets functions that make tensors make them on a device, where they are not told another.
+
+    As `torch.device` does as a context, but random numbers are drawn by the CPU's generators, so
+    that a test sees the same values on every device and may use a generator of its own.
+
+    Args:
+        device: Where the tensors go.
+    """
+
+    _random = (torch.rand, torch.randn, torch.randint, torch.randperm)
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func not in _device_constructors() or given.get("device") is not None:
+            return func(*args, **given)
+        if func not in self._random:
+            return func(*args, **{**given, "device": self.device})
+        needs_gradient = given.pop("requires_grad", False)
+        drawn = func(*args, **{**given, "device": "cpu"}).to(self.device)
+        return drawn.requires_grad_(needs_gradient)
