@@ -34,6 +34,12 @@ def write_results(path: Path, results: Sequence[Any]) -> None:
     mmcv.dump(list(results), str(path))
 
 
+def check_format(dataset: Any) -> None:
+    """Raise ValueError where a data set, or one inside it, has no format of results."""
+    for leaf in leaves(dataset):
+        _prefix_of(leaf)
+
+
 def format_results(
     dataset: Any, results: Sequence[Any], folder: Path, settings: Mapping[str, Any]
 ) -> list[Path]:

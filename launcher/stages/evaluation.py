@@ -13,7 +13,7 @@ from dq.detector.checkpoint import load_quantization, recipe_of
 from dq.detector.data import dataset_of
 from dq.detector.evaluate import main_metric
 from dq.detector.graph import quantize_detector
-from dq.detector.results_file import format_results
+from dq.detector.results_file import check_format, format_results
 from dq.dist import collectives
 from dq.dist.one_reader import on_main_rank
 from dq.quant.figures import model_bytes
@@ -101,9 +101,10 @@ def formatted(
     Returns:
         The files.
     """
+    dataset = dataset_of(plan.config, "test", test_mode=True)
+    check_format(dataset)
     content, _ = read_checkpoint(checkpoint, trusted=trusted)
     detector, graph = _detector(plan, place, content, checkpoint, as_float=as_float)
-    dataset = dataset_of(plan.config, "test", test_mode=True)
     results, _ = detected(plan, place, detector, graph, dataset, keep)
 
     def write() -> list[Path]:
