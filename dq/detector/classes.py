@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mmcv
 from mmcv import Config
@@ -176,10 +176,11 @@ def _find(section: Any, key: str) -> Iterator[Any]:
 
 def _order(section: Mapping[str, Any]) -> Names | None:
     """Return the names by label of a data set; None where its annotations are not there."""
-    kind: Any = DATASETS.get(section["type"])
+    kind = DATASETS.get(section["type"])
     if not isinstance(kind, type) or not issubclass(kind, CocoDataset):
         return classes_said(section, "data") or _built_order(section)
-    if not any(kind.load_annotations is known.load_annotations for known in _READ_AS_COCO):
+    reader = cast(Any, kind).load_annotations
+    if not any(reader is known.load_annotations for known in _READ_AS_COCO):
         return _built_order(section)
     file = os.path.join(section.get("data_root") or "", str(section.get("ann_file")))
     try:
