@@ -23,6 +23,7 @@ from dq.detector.metric_settings import arguments_of
 from dq.detector.mmdet_metrics import metrics_of_mmdet
 from dq.detector.results import encoded, own_copy
 from dq.dist import collectives
+from dq.dist.one_reader import on_main_rank
 
 log = logging.getLogger(__name__)
 PROGRESS_S = 10.0
@@ -168,11 +169,13 @@ def evaluate(
     device: torch.device,
     workers: int = 1,
 ) -> dict[str, float]:
-    """Return the metrics of `detect` and `score`, equal on every rank. Every rank must call it."""
+    """Return the metrics of `detect` and `score`, equal on every rank. Every rank must call it.
+
+    Raises:
+        ValueError: On all ranks: the data set cannot evaluate such results.
+    """
     results = detect(detector, dataset, device=device, workers=workers)
-    metrics = None if results is None else score(dataset, results, settings)
-    shared: dict[str, float] = collectives.broadcast_object(metrics)
-    return shared
+    return on_main_rank(lambda: score(dataset, results or [], settings))
 
 
 def main_metric(metrics: Mapping[str, float]) -> tuple[str, float]:
