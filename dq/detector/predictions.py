@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from dq.detector.batch import to_device
 from dq.detector.evaluate import quiet_metric
+from dq.detector.leaves import annotation_of, leaves, located, name_of
 from dq.tracking.predictions import KEPT_SCORE, MAX_BOXES, MAX_IMAGES, Box, Picture, Predictions
 
 
@@ -24,10 +25,11 @@ def class_precision(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
         dataset: An mmdet data set in test mode.
         results: Of every image, in order.
     """
-    if not hasattr(dataset, "get_ann_info") or not hasattr(dataset, "data_infos"):
+    annotations = [found for i in range(len(dataset)) if (found := _truth(dataset, i)) is not None]
+    if len(annotations) != len(dataset):
         return {}
-    annotations = [dataset.get_ann_info(i) for i in range(len(dataset))]
-    kind = "voc07" if getattr(dataset, "year", None) == 2007 else None
+    first = next(leaves(dataset))
+    kind = "voc07" if getattr(first, "year", None) == 2007 else None
     with quiet_metric():
         _, found = eval_map(
             [_boxes_of(result) for result in results],
@@ -36,7 +38,7 @@ def class_precision(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
             dataset=kind,
             logger="silent",
             # As mmdet's VOCDataset does, so that the mean of the classes is its mAP.
-            use_legacy_coordinate=hasattr(dataset, "year"),
+            use_legacy_coordinate=hasattr(first, "year"),
         )
     return {
         name: float(entry["ap"])
@@ -47,18 +49,17 @@ def class_precision(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
 
 def predictions_of(dataset: Any, results: Sequence[Any]) -> Predictions | None:
     """Return the boxes of the first images; None for data sets whose images have no annotations."""
-    if not hasattr(dataset, "get_ann_info") or not hasattr(dataset, "data_infos"):
-        return None
     pictures = []
     for index, result in enumerate(results[:MAX_IMAGES]):
-        info = dataset.data_infos[index]
-        name = str(info.get("filename") or info.get("file_name"))
-        truth = dataset.get_ann_info(index)
+        truth = _truth(dataset, index)
+        if truth is None:
+            return None
+        path = _path(dataset, index)
         labels = zip(truth["bboxes"].tolist(), truth["labels"].tolist(), strict=True)
         pictures.append(
             Picture(
-                name=Path(name).name,
-                path=str(Path(dataset.img_prefix or ".", name)),
+                name=Path(path).name,
+                path=path,
                 truth=[[*(round(v, 1) for v in box), int(label)] for box, label in labels],
                 found=boxes_of(result),
             )
@@ -87,10 +88,19 @@ def boxes_of_first(
     for index in range(min(number, len(dataset))):
         inputs = to_device(collate([dataset[index]], samples_per_gpu=1), device)
         result = detector(return_loss=False, rescale=True, **inputs)[0]
-        info = dataset.data_infos[index]
-        name = str(info.get("filename") or info.get("file_name"))
-        found[str(Path(dataset.img_prefix or ".", name))] = boxes_of(result)
+        found[_path(dataset, index)] = boxes_of(result)
     return found
+
+
+def _truth(dataset: Any, index: int) -> Mapping[str, Any] | None:
+    place = located(dataset, index)
+    return None if place is None else annotation_of(*place)
+
+
+def _path(dataset: Any, index: int) -> str:
+    """Return the file of an image, or what it is called where it has none."""
+    place = located(dataset, index)
+    return f"number {index}" if place is None else name_of(*place)
 
 
 def _boxes_of(result: Any) -> Any:
