@@ -35,6 +35,7 @@ from dq.detector.evaluated_sets import evaluated
 from dq.detector.inspect import inspect
 from dq.detector.leaves import classes_of
 from dq.detector.samples import generators_kept, seed_generators_
+from dq.detector.storage import check_storage
 from dq.detector.wrapped_classes import let_wrappers_answer
 from dq.dist import collectives
 
@@ -77,6 +78,8 @@ def _trained_on(config: Config, split: str) -> ConfigDict:
 
 def _built(section: Mapping[str, Any], split: str) -> Any:
     let_wrappers_answer()
+    for part in innermost(section):
+        check_storage(part, split)
     try:
         # pycocotools prints what it does.
         with contextlib.redirect_stdout(io.StringIO()):
