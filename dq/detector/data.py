@@ -34,6 +34,7 @@ from dq.detector.data_section import (
 from dq.detector.evaluated_sets import evaluated
 from dq.detector.inspect import inspect
 from dq.detector.leaves import classes_of
+from dq.detector.loader_options import evaluation_workers
 from dq.detector.samples import generators_kept, seed_generators_
 from dq.detector.storage import check_storage
 from dq.detector.wrapped_classes import let_wrappers_answer
@@ -110,6 +111,7 @@ def check_evaluation(config: Config) -> None:
 
     Before a training, so that it does not come out after it.
     """
+    evaluation_workers(config, "test")
     dataset_of(config, "test", test_mode=True, quiet=True)
 
 
