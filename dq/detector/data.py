@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import io
 import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -23,6 +25,7 @@ from dq.detector.data_section import (
     annotation_files,
     calibration_sections,
     evaluation_section,
+    innermost,
     section_of,
     training_section,
     validation_loss_section,
@@ -30,7 +33,10 @@ from dq.detector.data_section import (
 from dq.detector.evaluated_sets import evaluated
 from dq.detector.inspect import inspect
 from dq.detector.leaves import classes_of
+from dq.detector.loader_options import evaluation_workers
 from dq.detector.samples import generators_kept, seed_generators_
+from dq.detector.storage import check_storage
+from dq.detector.wrapped_classes import let_wrappers_answer
 from dq.dist import collectives
 
 log = logging.getLogger(__name__)
@@ -73,8 +79,13 @@ def _trained_on(config: Config, split: str) -> ConfigDict:
 
 
 def _built(section: Mapping[str, Any], split: str) -> Any:
+    let_wrappers_answer()
+    for part in innermost(section):
+        check_storage(part, split)
     try:
-        return build_dataset(copy.deepcopy(section))
+        # pycocotools prints what it does.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return build_dataset(copy.deepcopy(section))
     except FileNotFoundError as error:
         raise ValueError(
             f"data.{split}: {error.filename or error} does not exist; set the data set's folder,"
@@ -101,6 +112,7 @@ def check_evaluation(config: Config) -> None:
 
     Before a training, so that it does not come out after it.
     """
+    evaluation_workers(config, "test")
     dataset_of(config, "test", test_mode=True, quiet=True)
 
 
@@ -157,7 +169,7 @@ def calibration_images(
         Tensors ``(N, C, H, W)``, float32, on the CPU.
     """
     waiting: dict[tuple[int, ...], list[Tensor]] = {}
-    for place, index in enumerate(_in_turns(dataset, seed)[:num_images]):
+    for place, index in enumerate(in_turns(dataset, seed)[:num_images]):
         with generators_kept():
             # A pipeline, or a data set of one's own, may draw numbers.
             seed_generators_(seed, 0, place)
@@ -170,7 +182,7 @@ def calibration_images(
         yield torch.stack(batch)
 
 
-def _in_turns(dataset: Any, seed: int) -> list[int]:
+def in_turns(dataset: Any, seed: int) -> list[int]:
     """Return all indices, shuffled, the parts of a concatenation taking turns."""
     generator = np.random.default_rng(seed)
     ends = list(dataset.cumulative_sizes) if isinstance(dataset, ConcatDataset) else [len(dataset)]

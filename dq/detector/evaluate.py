@@ -139,8 +139,15 @@ def scores(dataset: Any, results: list[Any], settings: Mapping[str, Any]) -> Sco
             found = dataset.evaluate(
                 own_copy(results), logger=tables.logger, **arguments_of(settings)
             )
+        except (ValueError, RuntimeError, OSError):
+            raise
         except _REFUSALS as error:
             raise ValueError(_not_evaluated(dataset, error)) from error
+        except Exception as error:  # of a metric of the user's own
+            name = type(dataset).__name__
+            raise RuntimeError(
+                f"{name}.evaluate failed: {type(error).__name__}: {explain(error)}"
+            ) from error
     numeric = int | float | np.floating
     numbers = {k: float(v) for k, v in (found or {}).items() if isinstance(v, numeric)}
     kept = {k: v for k, v in numbers.items() if not math.isnan(v) and v != -1}

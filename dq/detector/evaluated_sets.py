@@ -75,6 +75,22 @@ def evaluated(dataset: Any) -> Any:
     return dataset
 
 
+def save_best_on(dataset: Any, name: Any) -> Any:
+    """Return ``evaluation.save_best`` as the metrics of a data set call it.
+
+    Of several sets evaluated one by one the first decides, as with mmdet's ``auto``.
+
+    Args:
+        dataset: As `evaluated` returns it.
+        name: As the config has it: a metric, ``auto``, or nothing.
+    """
+    several = isinstance(dataset, EvaluatedSets) and dataset.separate_eval
+    if not several or not isinstance(name, str) or name == "auto" or NUMBER.match(name):
+        return name
+    log.warning("evaluation.save_best=%s: of several data sets the first decides, 0_%s", name, name)
+    return f"0_{name}"
+
+
 def without_number(name: str) -> str:
     """Return the name of a metric without the number of its data set."""
     return NUMBER.sub("", name)

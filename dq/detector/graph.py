@@ -22,6 +22,7 @@ from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.drop import DropPath
 from torch import Tensor, fx, nn
 
+from dq.detector.channels import input_channels
 from dq.detector.roi_heads import NORMS, find_roi_heads, quantize_roi_heads
 from dq.quant.prepare import prepare
 from dq.quant.quantized_graph import CONTAINER, QuantizedGraph
@@ -57,7 +58,7 @@ def trace_detector(detector: nn.Module) -> Traced:
         detector: An mmdet detector, float.
 
     Returns:
-        A graph of one input, images ``(N, 3, H, W)``. A single-stage detector's returns the head's
+        A graph of one input, images ``(N, C, H, W)``. A single-stage detector's returns the head's
         outputs; any other's a dict of ``features`` and, by its name, a head's outputs. What stays
         out of the graph or whole in it is in ``left_float``.
 
@@ -121,7 +122,8 @@ def _trace(detector: nn.Module, head: str | None) -> Traced:
         return outputs if whole else {FEATURES: features, head: outputs}
 
     some = next(detector.parameters())
-    example = torch.zeros(1, 3, _EXAMPLE_SIZE, _EXAMPLE_SIZE, device=some.device, dtype=some.dtype)
+    shape = (1, input_channels(detector), _EXAMPLE_SIZE, _EXAMPLE_SIZE)
+    example = torch.zeros(shape, device=some.device, dtype=some.dtype)
     return trace_tolerantly(detector, network, example, is_leaf=_is_leaf)
 
 

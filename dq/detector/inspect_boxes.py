@@ -205,21 +205,30 @@ def _refuse_other_size(leaf: Any, split: str, index: int, said: Size, size: Size
     """Return the size of an image for which an annotation says another.
 
     Raises:
-        ValueError: Some of its boxes fit only one of the two. Where they fit neither, or both,
-            nobody can tell.
+        ValueError: Some of its boxes fit only the size that is said, or are left out for it. Where
+            they fit neither, or both, nobody can tell.
     """
     boxes = _boxes_of_file(leaf, index)
-    disagree = has_area(boxes) & (lies_in(boxes, said) != lies_in(boxes, size))
+    fit_said, fit = lies_in(boxes, said), lies_in(boxes, size)
+    lost = has_area(boxes) & fit_said & ~fit
+    # Only COCO's are judged by the size that is said; in Pascal VOC's files it is often wrong.
+    unseen = has_area(boxes) & fit & ~fit_said & isinstance(leaf, CocoDataset)
     path, step = name_of(leaf, index), loader_of(leaf)
-    if not disagree.any():
+    if not (lost | unseen).any():
         return size
     loaded = loaded_size(path, step)
     if loaded != size:  # Only OpenCV knows which tags it heeds in which kinds of files.
         return loaded or size
+    where = f"data.{split}: {int((lost | unseen).sum())} of {len(boxes)} boxes of image {path}"
+    mend = f"mend the width, height and boxes of this image in {said_of(leaf)}"
+    if unseen.any():
+        raise ValueError(
+            f"{where} lie outside the {said[0]}x{said[1]} that its annotation says, so mmdet leaves"
+            f" them out, and it is {size[0]}x{size[1]}; {mend}"
+        )
     turned = step.color_type in TURNING
     by_tag = size == said[::-1] and head_size(path, turned=not turned) == said
     how = f"{size[0]}x{size[1]} as it is read"
-    mend = f"mend the width, height and boxes of this image in {said_of(leaf)}"
     if by_tag and turned:
         how += ", turned by its EXIF tag"
         mend = (
@@ -230,8 +239,7 @@ def _refuse_other_size(leaf: Any, split: str, index: int, said: Size, size: Size
         how += ", not turned as its EXIF tag asks for"
         mend = "use color_type='color' in LoadImageFromFile"
     raise ValueError(
-        f"data.{split}: {int(disagree.sum())} of {len(boxes)} boxes do not fit image {path}, which"
-        f" is {how}, and {said[0]}x{said[1]} by its annotation; {mend}"
+        f"{where} lie outside it, which is {how}, and {said[0]}x{said[1]} by its annotation; {mend}"
     )
 
 

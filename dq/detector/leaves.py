@@ -126,3 +126,30 @@ def classes_of(dataset: Any, split: str) -> tuple[str, ...]:
 
 def _few(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} ({len(names)})"
+
+
+def nested(dataset: Any) -> Iterator[Any]:
+    """Yield a data set and all that are inside it, wrappers too, from outside in."""
+    yield dataset
+    inner = getattr(dataset, "datasets", None) or (
+        [dataset.dataset] if hasattr(dataset, "dataset") else []
+    )
+    for each in inner:
+        yield from nested(each)
+
+
+def images_by_class(dataset: Any) -> dict[int, list[int]] | None:
+    """Return the indices of the images that have boxes of each class, by its label.
+
+    Returns:
+        None where an image's labels are not to be had.
+    """
+    found: dict[int, list[int]] = {label: [] for label in range(len(dataset.CLASSES))}
+    for index in range(len(dataset)):
+        place = located(dataset, index)
+        annotation = None if place is None else annotation_of(*place)
+        if annotation is None or "labels" not in annotation:
+            return None
+        for label in sorted({int(label) for label in annotation["labels"]}):
+            found[label].append(index)
+    return found

@@ -20,6 +20,7 @@ from dq.detector.compile import Network, compilation, compiled
 from dq.detector.config import config_text
 from dq.detector.data import dataset_of, validation_loss_dataset
 from dq.detector.data_section import has_section
+from dq.detector.evaluated_sets import save_best_on
 from dq.detector.evaluation_hook import EpochCheckpointHook, ShardedEvalHook
 from dq.detector.graph import attach, parameters_outside, trace_detector
 from dq.detector.hooks import QuantizationHook, StragglerHook, SyncBuffersHook
@@ -365,4 +366,6 @@ def _register_hooks(
         dataset = dataset_of(config, "val", test_mode=True)
         loader = torch.utils.data.DataLoader(dataset)
         workers = evaluation_workers(config, "val")
+        if "save_best" in evaluation:
+            evaluation["save_best"] = save_best_on(dataset, evaluation["save_best"])
         runner.register_hook(ShardedEvalHook(loader, workers=workers, **evaluation), priority="LOW")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from dq.detector.batch import to_device
 from dq.detector.build import explain
-from dq.detector.leaves import Place, files_of, leaves, located
+from dq.detector.leaves import annotation_of, files_of, infos_of, leaves, located, name_of
 from dq.detector.mmdet_metrics import metrics_of_mmdet
 from dq.detector.results import boxes_by_class
 from dq.tracking.predictions import KEPT_SCORE, MAX_BOXES, MAX_IMAGES, Box, Picture, Predictions
@@ -35,13 +35,14 @@ def class_precision(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
         dataset: An mmdet data set in test mode.
         results: Of every image, in order.
     """
-    parts = list(leaves(dataset))
     boxes = [boxes_by_class(result) for result in results]
-    if not all(_has_boxes(part) for part in parts) or any(found is None for found in boxes):
+    if any(found is None for found in boxes) or not _can_be_matched(dataset):
         return {}
     try:
-        annotations = [part.get_ann_info(i) for part in parts for i in range(len(part))]
-        return _class_precision(parts[0], boxes, annotations)
+        annotations = [_truth(dataset, index) for index in range(len(dataset))]
+        if any(found is None for found in annotations):
+            return {}
+        return _class_precision(next(leaves(dataset)), boxes, annotations)
     except Exception as error:
         log.warning("no precision of each class: %s: %s", type(error).__name__, explain(error))
         return {}
@@ -74,17 +75,16 @@ def predictions_of(dataset: Any, results: Sequence[Any]) -> Predictions | None:
     """
     pictures = []
     for index, result in enumerate(results[:MAX_IMAGES]):
-        place = located(dataset, index)
-        if place is None or not _is_known(place.leaf) or boxes_by_class(result) is None:
+        truth = _truth(dataset, index)
+        if truth is None or boxes_by_class(result) is None:
             return None
-        path = _path_of(place)
-        truth = place.leaf.get_ann_info(place.at)
-        corners = _in_pixels(place.leaf, truth["bboxes"], path)
+        path = _path(dataset, index)
+        corners = _in_pixels(dataset, index, truth["bboxes"])
         labels = zip(corners.tolist(), truth["labels"].tolist(), strict=True)
         pictures.append(
             Picture(
-                name=path.name,
-                path=str(path),
+                name=Path(path).name,
+                path=path,
                 truth=[[*(round(v, 1) for v in box), int(label)] for box, label in labels],
                 found=boxes_of(result),
             )
@@ -113,34 +113,41 @@ def boxes_of_first(
     for index in range(min(number, len(dataset))):
         inputs = to_device(collate([dataset[index]], samples_per_gpu=1), device)
         result = detector(return_loss=False, rescale=True, **inputs)[0]
-        place = located(dataset, index)
-        if place is not None:
-            found[str(_path_of(place))] = boxes_of(result)
+        found[_path(dataset, index)] = boxes_of(result)
     return found
 
 
-def _has_boxes(leaf: Any) -> bool:
+def _can_be_matched(dataset: Any) -> bool:
     """Whether the annotations are boxes of classes that a metric can be computed from at once.
 
     OpenImages has boxes of parent classes, of groups, and in shares of the image.
     """
-    return _is_known(leaf) and not isinstance(leaf, OpenImagesDataset)
+    return not any(isinstance(leaf, OpenImagesDataset) for leaf in leaves(dataset))
 
 
-def _is_known(leaf: Any) -> bool:
-    return hasattr(leaf, "get_ann_info") and hasattr(leaf, "data_infos")
+def _truth(dataset: Any, index: int) -> Mapping[str, Any] | None:
+    place = located(dataset, index)
+    return None if place is None else annotation_of(*place)
 
 
-def _path_of(place: Place) -> Path:
-    info = place.leaf.data_infos[place.at]
-    files = files_of(info.get("img_info", info)) or [f"image_{place.at}"]
-    return Path(place.leaf.img_prefix or ".", files[0])
+def _path(dataset: Any, index: int) -> str:
+    """Return the file of an image, or what it is called where it has none."""
+    place = located(dataset, index)
+    if place is None:
+        return f"number {index}"
+    infos = infos_of(place.leaf)
+    # OpenImages' challenge has the file one level below.
+    inner = None if infos is None else infos[place.at].get("img_info")
+    if isinstance(inner, Mapping) and (files := files_of(inner)):
+        return str(Path(getattr(place.leaf, "img_prefix", None) or "", files[0]))
+    return name_of(*place)
 
 
-def _in_pixels(leaf: Any, boxes: Any, path: Path) -> Any:
+def _in_pixels(dataset: Any, index: int, boxes: Any) -> Any:
     """Return boxes in pixels; OpenImages has them in shares of the image."""
-    if not isinstance(leaf, OpenImagesDataset):
+    place = located(dataset, index)
+    if place is None or not isinstance(place.leaf, OpenImagesDataset):
         return boxes
-    with Image.open(path) as image:
+    with Image.open(_path(dataset, index)) as image:
         width, height = image.size
     return np.asarray(boxes) * np.array([width, height, width, height], dtype=np.float32)

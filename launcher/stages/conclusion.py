@@ -268,10 +268,12 @@ def conclude(
     log.info("checkpoint %s", path)
     try:
         measurement = measure(plan, place, detector, graph)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}; {path} is written: mend the config, then `launcher eval` it, or begin the"
-            f" next stage with --checkpoint {path}"
+    except (ValueError, RuntimeError) as error:
+        if type(error) not in (ValueError, RuntimeError):
+            raise
+        raise type(error)(
+            f"{error}; {path} is written: `launcher eval` it when that is mended, or begin the next"
+            f" stage with --checkpoint {path}"
         ) from error
     metrics = measurement.metrics
     name, value = main_metric(metrics)

@@ -31,8 +31,8 @@ def train_float(
     found = resumption(resume, folder, key, any_config=not reuse)
     with tracked(plan, place, "float", resume=found) as tracker:
         seed_everything(plan.seed)
-        check_evaluation(plan.config)
         dataset = dataset_of(plan.config, "train")
+        check_evaluation(plan.config)
         detector = build_model(plan.config, classes_of(dataset, "train"), initialise=found is None)
         detector.to(place.device)
         if sync_bn != "auto":

@@ -54,8 +54,8 @@ def train_quantized(
         seed_everything(plan.seed)
         config = copy.deepcopy(plan.config)
         apply_options(config, plan.settings.training)
-        check_evaluation(config)
         dataset = dataset_of(config, "train")
+        check_evaluation(config)
         detector = float_detector(plan, place, content, checkpoint)
         recipe = plan.settings.recipe
         # A training that goes on has its ranges; else those of a calibrated checkpoint are taken.

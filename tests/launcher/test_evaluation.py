@@ -101,11 +101,13 @@ def test_no_evaluation_loses_a_training(launch: Launch, config: Path, tmp_path: 
     code, out, err = launch(
         "train", config, "--work-dir", tmp_path, "--wandb", "disabled", "--cfg-options", *options
     )
-    assert code != 0
-    assert "no evaluation, the training goes on: too large" in out
+    assert code == 1
+    assert "no evaluation, the training goes on: " in out
     path = tmp_path / "float/float.pth"
     assert path.is_file()
     assert len(err.strip().splitlines()) == 1, err
+    assert "too large" in err
+    assert f"{path} is written" in err
     code, out, _ = launch(
         "eval",
         config,
