@@ -20,8 +20,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dq.detector.build import build_model
+from dq.detector.channels import input_channels
 from dq.detector.config import apply_options, finish, read_config
 from dq.detector.data import test_classes
+from dq.detector.data_section import section_of
 from dq.detector.export import image_size
 from launcher.config import quant_settings
 
@@ -45,10 +47,11 @@ class Cost:
 
 def passes(config: Any) -> int:
     """Return how often a training looks at each image."""
-    section, times = config.data.train, 1
-    while "dataset" in section:
+    section, times = section_of(config, "train"), 1
+    while "dataset" in section or "datasets" in section:
         times *= section.get("times", 1)
-        section = section.dataset
+        # Several sets are looked at equally often, whatever each of them repeats.
+        section = section["dataset"] if "dataset" in section else section["datasets"][0]
     return int(times * config.runner.max_epochs)
 
 
@@ -59,7 +62,7 @@ def cost_of(path: Path, num_images: int) -> Cost:
     height, width = image_size(config, None)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        image = torch.zeros(1, 3, height, width, device="meta")
+        image = torch.zeros(1, input_channels(detector), height, width, device="meta")
         detector.bbox_head(detector.extract_feat(image))
     in_float = num_images * passes(config)
     apply_options(config, quant_settings(config.get("quant")).training)

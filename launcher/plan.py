@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,18 @@ import torch
 from torch import Tensor
 
 from dq.detector.addresses import local_file
+from dq.detector.classes import class_list
 from dq.detector.config import finish, read_config, training_config
 from dq.detector.data import calibration_dataset, calibration_images
 from dq.detector.guards import Guards
+from dq.detector.metric_settings import check_metric_settings
 from dq.detector.processes import set_up_process
 from dq.dist.one_reader import on_main_rank
 from dq.tracking.settings import Tracking
 from dq.tracking.summary import key_of
 from launcher.config import QuantSettings, command_for, guards, quant_settings, tracking
 
+log = logging.getLogger(__name__)
 # What decides nothing of a float training's result.
 APART = (
     *("quant", "quantize", "guards", "checkpoint_config", "log_config", "tracking", "work_dir"),
@@ -100,6 +104,9 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     settings = quant_settings(config.get("quant"))
     # Overrides that do not fit should fail now and not after an hour of float training.
     training_config(config, settings.training)
+    check_metric_settings(config)
+    if note := class_list(config).note:
+        log.warning("%s", note)
     text = str({k: v for k, v in config.items() if k not in APART})
     seed = arguments.seed if arguments.seed is not None else config.get("seed") or 0
     if not isinstance(seed, int):

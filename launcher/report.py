@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dq.quant.recipe import Recipe
@@ -29,6 +30,19 @@ def say_metrics(place: Session, summary: StageSummary) -> None:
     if place.environment.is_main:
         for name, value in summary.metrics.items():
             print(f"{name} {value!r}")
+
+
+def say_tables(place: Session, tables: str) -> None:
+    """Print what mmdet prints of a metric: its tables, by class where that was asked for."""
+    if place.environment.is_main and tables:
+        print(tables)
+
+
+def say_files(place: Session, files: Sequence[Path]) -> None:
+    """Print where files lie."""
+    if place.environment.is_main:
+        for file in files:
+            print(file)
 
 
 def stage_summaries(place: Session) -> dict[str, StageSummary]:

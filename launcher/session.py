@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from dq.detector import removed_names
 from dq.detector.guards import Guards
 from dq.detector.supervision import Supervision, Watch
 from dq.dist.agreement import Agreement
@@ -105,6 +106,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
     experiment = asked.experiment
     with logging_to(experiment / "logs", rank=environment.rank) as log_file:
         _quieten_libraries()
+        removed_names.say()
         torch.set_num_threads(arguments.threads or default_threads(environment))
         if device.type == "cuda":
             torch.cuda.set_device(device)

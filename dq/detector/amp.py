@@ -7,6 +7,7 @@ as a whole runs under torch's autocast and hands float32 on.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,14 +29,21 @@ def run_under_autocast(detector: nn.Module, graph: Any, device: torch.device) ->
         graph: Its graph, float or quantized.
         device: Where it runs.
     """
-    dtype = autocast_dtype(device)
+    attach(detector, _Autocast(graph, device.type, autocast_dtype(device)))
 
-    def network(img: Tensor) -> Any:
-        with torch.autocast(device.type, dtype=dtype):
-            outputs = graph(img)
+
+@dataclass(slots=True)
+class _Autocast:
+    """Images -> the graph's result, computed under autocast and handed on as float32."""
+
+    graph: Any
+    device_type: str
+    dtype: torch.dtype
+
+    def __call__(self, img: Tensor) -> Any:
+        with torch.autocast(self.device_type, dtype=self.dtype):
+            outputs = self.graph(img)
         return _to_float32(outputs)
-
-    attach(detector, network)
 
 
 def _to_float32(value: Any) -> Any:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from dq.detector.inspect import leaves
+from dq.detector.leaves import leaves
 
 log = logging.getLogger(__name__)
 

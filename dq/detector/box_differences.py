@@ -10,6 +10,8 @@ import numpy as np
 from mmdet.core import bbox_overlaps
 from numpy.typing import NDArray
 
+from dq.detector.results import boxes_of_any_class
+
 LOWEST_IOU = 0.5
 
 
@@ -42,8 +44,7 @@ def box_differences(
     """Match boxes of two results, best score first, each with the nearest of its class.
 
     Args:
-        first: mmdet's results: for each image a list with an array ``(n, 5)`` a class, or a tuple
-            whose first part is that.
+        first: mmdet's results of each image, of any kind; what has no boxes has no differences.
         second: Of the same images.
         lowest_score: Boxes below are not looked at.
     """
@@ -51,8 +52,7 @@ def box_differences(
     corners: list[float] = []
     scores: list[float] = []
     for one, other in zip(first, second, strict=True):
-        one, other = (x[0] if isinstance(x, tuple) else x for x in (one, other))
-        for a, b in zip(one, other, strict=True):
+        for a, b in zip(boxes_of_any_class(one), boxes_of_any_class(other), strict=True):
             a, b = (np.asarray(x)[np.asarray(x)[:, 4] >= lowest_score] for x in (a, b))
             counts[0] += len(a)
             counts[1] += len(b)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dq.detector import float_weights
 from dq.detector.config import did_you_mean
+from dq.detector.mended_heads import mend_heads
 from dq.detector.operators.ensure import ensure_operators
 from dq.quant.quantized_graph import CONTAINER
 
@@ -31,6 +32,7 @@ def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -
         ValueError: A type or argument does not exist, the number of classes differs from the
             data's, or pretrained weights cannot be had.
     """
+    mend_heads()
     ensure_operators()
     try:
         detector = build_detector(
@@ -93,10 +95,15 @@ def explain(error: BaseException) -> str:
 def check_num_classes(detector: nn.Module, classes: tuple[str, ...]) -> None:
     """Raise ValueError when a head expects another number of classes than the data has."""
     from mmdet.models.dense_heads import GARPNHead, RPNHead
+    from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
+    from mmdet.models.seg_heads.base_semantic_head import BaseSemanticHead
+
+    # Proposals have one class; maps of what every pixel shows have stuff besides the data's things.
+    others = (RPNHead, GARPNHead, FusedSemanticHead, BaseSemanticHead)
 
     for name, module in detector.named_modules():
         expected = getattr(module, "num_classes", None)
-        if not isinstance(expected, int) or isinstance(module, RPNHead | GARPNHead):
+        if not isinstance(expected, int) or isinstance(module, others):
             continue
         if "head" not in name.rsplit(".", 1)[-1] and not name.endswith("bbox_head"):
             continue

@@ -56,7 +56,7 @@ def calibrate_and_repair(
     Args:
         detector: Prepared, on ``device``.
         graph: Its graph.
-        batches: Images ``(N, 3, H, W)``; the first ones serve the repairs too.
+        batches: Images ``(N, C, H, W)``; the first ones serve the repairs too.
         device: Where the detector is.
         weight_range: As in `dq.quant.recipe.Recipe`.
         repair: What to repair; None for nothing.
@@ -198,7 +198,7 @@ def calibrate(
     Args:
         detector: Prepared, on ``device``.
         graph: Its graph.
-        batches: Images ``(N, 3, H, W)``.
+        batches: Images ``(N, C, H, W)``.
         device: Where the detector is.
 
     Returns:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from mmdet.datasets.api_wrappers import COCO, COCOeval
+
+from dq.detector.mmdet_metrics import load_results
+from dq.detector.results import boxes_by_class
 
 # In the order of pycocotools' summary, by the names that mmdet's CocoDataset gives them.
 NAMES = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
@@ -23,19 +25,17 @@ def coco_metrics(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
         results: Boxes ``(n, 5)`` by class of every image, in order.
 
     Returns:
-        Shares of 1 by mmdet's names. Sizes of which there are no boxes are left out.
+        Shares of 1 by mmdet's names. Sizes of which there are no boxes are left out; ``bbox_mAP``
+        is -1 where there are no boxes at all.
     """
     truth = _truth(dataset)
-    found = _found(results)
-    if not found:
-        return {f"bbox_{name}": 0.0 for name in NAMES[:3]}
-    evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+    evaluation = COCOeval(truth, load_results(truth, _found(results)), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
     values = zip(NAMES, evaluation.stats, strict=False)
     # pycocotools says -1 where there is nothing to find.
-    return {f"bbox_{name}": float(value) for name, value in values if value >= 0}
+    return {f"bbox_{name}": float(value) for name, value in values if value >= 0 or name == "mAP"}
 
 
 def _truth(dataset: Any) -> COCO:
@@ -61,8 +61,8 @@ def _truth(dataset: Any) -> COCO:
 def _found(results: Sequence[Any]) -> list[dict[str, Any]]:
     return [
         {**_entry(image, label, row), "score": float(row[4])}
-        for image, by_class in enumerate(results)
-        for label, rows in enumerate(by_class)
+        for image, result in enumerate(results)
+        for label, rows in enumerate(boxes_by_class(result) or [])
         for row in rows
     ]
 

@@ -2,84 +2,127 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import io
 import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmcv import Config
+from mmcv import Config, ConfigDict
 from mmcv.parallel import collate
-from mmdet.datasets import DATASETS, build_dataset
+from mmdet.datasets import ConcatDataset, build_dataset
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
-import dq.detector.voc_folder  # noqa: F401  (registers VOCFolderDataset)
 from dq.detector.build import explain
-from dq.detector.config import did_you_mean
+from dq.detector.classes import class_list, settle_classes_
+from dq.detector.data_section import (
+    annotation_files,
+    calibration_sections,
+    evaluation_section,
+    innermost,
+    section_of,
+    training_section,
+    validation_loss_section,
+)
+from dq.detector.evaluated_sets import evaluated
 from dq.detector.inspect import inspect
+from dq.detector.leaves import classes_of
+from dq.detector.loader_options import evaluation_workers
+from dq.detector.samples import generators_kept, seed_generators_
+from dq.detector.storage import check_storage
+from dq.detector.wrapped_classes import let_wrappers_answer
 from dq.dist import collectives
 
 log = logging.getLogger(__name__)
 
 
-def dataset_of(config: Config, split: str, **overrides: Any) -> Any:
-    """Build the data set of ``data.<split>``, checked for defects.
+def dataset_of(config: Config, split: str, *, test_mode: bool = False, quiet: bool = False) -> Any:
+    """Build the data set of ``data.<split>``, of whatever shape that is, checked for defects.
 
     Args:
         config: As `dq.detector.config.finish` returns it.
         split: ``train``, ``val`` or ``test``.
-        overrides: Arguments for the data set, such as ``test_mode=True``.
+        test_mode: For evaluation: every image once, without its boxes.
+        quiet: Say nothing about what is no error.
 
     Raises:
         ValueError: The section, a file or folder is missing, or the annotations do not fit.
     """
-    if split not in config.data:
-        raise ValueError(f"the config has no data.{split} section")
-    section = copy.deepcopy(config.data[split])
+    section = evaluation_section(config, split) if test_mode else _trained_on(config, split)
+    dataset = _built(section, split)
+    settle_classes_(dataset, class_list(config).names)
+    inspect(dataset, split, quiet=quiet)
+    classes_of(dataset, split)
+    return evaluated(dataset) if test_mode else dataset
+
+
+def validation_loss_dataset(config: Config) -> Any:
+    """Build ``data.val`` for the losses that ``('val', 1)`` in the workflow asks for.
+
+    Raises:
+        ValueError: As `dataset_of`.
+    """
+    dataset = _built(validation_loss_section(config), "val")
+    settle_classes_(dataset, class_list(config).names)
+    inspect(dataset, "val")
+    return dataset
+
+
+def _trained_on(config: Config, split: str) -> ConfigDict:
+    return training_section(config) if split == "train" else section_of(config, split)
+
+
+def _built(section: Mapping[str, Any], split: str) -> Any:
+    let_wrappers_answer()
+    for part in innermost(section):
+        check_storage(part, split)
     try:
-        dataset = build_dataset(section, overrides or None)
+        # pycocotools prints what it does.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return build_dataset(copy.deepcopy(section))
     except FileNotFoundError as error:
         raise ValueError(
             f"data.{split}: {error.filename or error} does not exist; set the data set's folder,"
             " e.g. --cfg-options data_root=DIR where the config has it, or"
             f" data.{split}.img_prefix and data.{split}.ann_file"
         ) from error
-    except (KeyError, TypeError, AssertionError, ValueError, SyntaxError) as error:
+    except (
+        KeyError,
+        TypeError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        IndexError,
+        NotImplementedError,
+        OSError,
+        ValueError,
+        SyntaxError,
+    ) as error:
         raise ValueError(f"data.{split} cannot be built: {explain(error)}") from error
-    inspect(dataset, split)
-    return dataset
+
+
+def check_evaluation(config: Config) -> None:
+    """Raise ValueError where ``data.test`` cannot be evaluated on.
+
+    Before a training, so that it does not come out after it.
+    """
+    evaluation_workers(config, "test")
+    dataset_of(config, "test", test_mode=True, quiet=True)
 
 
 def test_classes(config: Config) -> tuple[str, ...]:
-    """Return the class names of ``data.test`` without reading its annotations.
+    """Return the class names by label, as `dq.detector.classes.class_list` finds them.
 
     Raises:
-        ValueError: There is no such section or data set.
+        ValueError: No section of the data has any.
     """
-    section = config.data.get("test")
-    while isinstance(section, Mapping | list | tuple):
-        if isinstance(section, list | tuple):
-            section = section[0]
-        elif "dataset" in section:
-            section = section["dataset"]
-        else:
-            break
-    if not section or "type" not in section:
-        raise ValueError("the config has no data.test section with a type")
-    kind = DATASETS.get(section["type"])
-    if kind is None:
-        known = did_you_mean(section["type"], DATASETS.module_dict)
-        raise ValueError(f"data.test.type: there is no data set {section['type']}{known}")
-    holder = kind.__new__(kind)
-    classes = holder.get_classes(section.get("classes"))
-    if not classes:
-        raise ValueError("data.test has no classes; add classes=('first', 'second', ...)")
-    return tuple(classes)
+    return class_list(config).names
 
 
 def evaluation_loader(dataset: Any, *, workers: int) -> DataLoader[Any]:
@@ -96,25 +139,25 @@ def evaluation_loader(dataset: Any, *, workers: int) -> DataLoader[Any]:
 
 
 def calibration_dataset(config: Config) -> Any:
-    """Return the training images as they will look in use: through the test pipeline."""
-    section = copy.deepcopy(config.data.train)
-    while "dataset" in section:
-        section = section.dataset
-    if isinstance(section, list | tuple):
-        section = section[0]
-    section.pipeline = copy.deepcopy(config.data.test.pipeline)
-    section.test_mode = True
-    section.pop("filter_empty_gt", None)
-    changed = Config({"data": {"train": section}})
-    return dataset_of(changed, "train")
+    """Return the training images as they will look in use: through the test pipeline.
+
+    Returns:
+        A data set; where a training looks at several, mmdet's concatenation of them.
+    """
+    parts = [_built(section, "train") for section in calibration_sections(config)]
+    for part in parts:
+        settle_classes_(part, class_list(config).names)
+        inspect(part, "train")
+    return parts[0] if len(parts) == 1 else ConcatDataset(parts)
 
 
 def calibration_images(
-    dataset: Dataset[Any], *, num_images: int, batch_size: int, seed: int
+    dataset: Any, *, num_images: int, batch_size: int, seed: int
 ) -> Iterator[Tensor]:
     """Yield batches of preprocessed images drawn without replacement.
 
-    Images of unequal size (aspect kept) make batches of their own.
+    Several data sets take turns, so that each has an equal share, as far as it has images. Images
+    of unequal size (aspect kept) make batches of their own.
 
     Args:
         dataset: As `calibration_dataset` returns it.
@@ -123,19 +166,33 @@ def calibration_images(
         seed: Decides which images.
 
     Yields:
-        Tensors ``(N, 3, H, W)``, float32, on the CPU.
+        Tensors ``(N, C, H, W)``, float32, on the CPU.
     """
-    total = len(dataset)  # type: ignore[arg-type]
-    chosen = np.random.default_rng(seed).permutation(total)[:num_images]
     waiting: dict[tuple[int, ...], list[Tensor]] = {}
-    for index in chosen:
-        image = _image_of(dataset[int(index)])
+    for place, index in enumerate(in_turns(dataset, seed)[:num_images]):
+        with generators_kept():
+            # A pipeline, or a data set of one's own, may draw numbers.
+            seed_generators_(seed, 0, place)
+            image = _image_of(dataset[index])
         batch = waiting.setdefault(tuple(image.shape), [])
         batch.append(image)
         if len(batch) == batch_size:
             yield torch.stack(waiting.pop(tuple(image.shape)))
     for batch in waiting.values():
         yield torch.stack(batch)
+
+
+def in_turns(dataset: Any, seed: int) -> list[int]:
+    """Return all indices, shuffled, the parts of a concatenation taking turns."""
+    generator = np.random.default_rng(seed)
+    ends = list(dataset.cumulative_sizes) if isinstance(dataset, ConcatDataset) else [len(dataset)]
+    orders = [
+        begin + generator.permutation(end - begin)
+        for begin, end in zip([0, *ends], ends, strict=False)
+    ]
+    turns = np.concatenate([np.arange(len(order)) for order in orders])
+    # Stable: within a turn the parts keep their order.
+    return [int(i) for i in np.concatenate(orders)[np.argsort(turns, kind="stable")]]
 
 
 def _image_of(sample: Any) -> Tensor:
@@ -153,22 +210,12 @@ def dataset_digest(config: Config) -> str | None:
 
     Files in Pascal VOC's layout are read one by one in the order of the image list.
     """
-    digest = hashlib.sha256()
+    digest, number = hashlib.sha256(), 0
     try:
-        section = config.data.train
-        while "dataset" in section:
-            section = section["dataset"]
-        files = section["ann_file"]
-        for name in files if isinstance(files, list | tuple) else [files]:
-            content = Path(name).read_bytes()
-            digest.update(content)
-            folder = Path(
-                section.get("img_prefix") or ".", section.get("ann_subdir", "Annotations")
-            )
-            if not str(name).endswith(".json") and folder.is_dir():
-                for image in content.decode().split():
-                    path = folder / f"{image}.xml"
-                    digest.update(path.read_bytes() if path.is_file() else b"")
-    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
+        for path in annotation_files(section_of(config, "train")):
+            number += 1
+            # An image may have no annotation; what is listed is there.
+            digest.update(path.read_bytes() if path.suffix != ".xml" or path.is_file() else b"")
+    except (OSError, ValueError, KeyError, TypeError, UnicodeDecodeError):
         return None
-    return digest.hexdigest()
+    return digest.hexdigest() if number else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from mmcv import Config
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
+from dq.detector.channels import input_channels
 from dq.detector.config import config_text
+from dq.detector.data_section import steps, test_pipeline
 from dq.detector.decode import Boxes, decoder_of
 from dq.detector.suppress import Detections, settings_of, write_suppressions_
 from dq.dist.checkpoint import save_checkpoint
@@ -79,7 +81,7 @@ def export_detector(
         save_checkpoint(paths[0], content)
         files: dict[Path, bytes] = {}
     else:
-        example = torch.zeros(1, 3, *size)
+        example = torch.zeros(1, input_channels(detector), *size)
         inputs = inputs_of_heads(detector, graph, example)
         behind = behind_network(detector, network, example, decode)
         models = {paths[0]: _onnx(network, example, kind, opset, metadata, behind)}
@@ -260,7 +262,7 @@ def metadata_of(
         checkpoint: Where it lies, from the exported file's folder.
         decode: As `export_detector` takes it.
     """
-    normalization: Mapping[str, Any] = next(_steps(config, "Normalize"), {})
+    normalization: Mapping[str, Any] = next(steps(test_pipeline(config), "Normalize"), {})
     preprocessing = {
         "mean": [float(x) for x in normalization.get("mean", (0, 0, 0))],
         "std": [float(x) for x in normalization.get("std", (1, 1, 1))],
@@ -287,28 +289,17 @@ def image_size(config: Config, given: tuple[int, int] | None) -> tuple[int, int]
     """
     if given is not None:
         return given
-    scale = next((s.get("img_scale") for s in _steps(config, "MultiScaleFlipAug")), None)
-    padding: Mapping[str, Any] = next(_steps(config, "Pad"), {})
+    pipeline = test_pipeline(config)
+    scale = next((s.get("img_scale") for s in steps(pipeline, "MultiScaleFlipAug")), None)
+    padding: Mapping[str, Any] = next(steps(pipeline, "Pad"), {})
     if padding.get("size"):
         return int(padding["size"][0]), int(padding["size"][1])
     if not isinstance(scale, list | tuple) or not all(isinstance(x, int) for x in scale):
         raise ValueError("the test pipeline has no single img_scale; give --size HEIGHT WIDTH")
     width, height = int(scale[0]), int(scale[1])
-    keeps = any(step.get("keep_ratio", True) for step in _steps(config, "Resize"))
+    keeps = any(step.get("keep_ratio", True) for step in steps(pipeline, "Resize"))
     if keeps and width != height:
         # The longer side may be either one.
         width = height = max(width, height)
     divisor = int(padding.get("size_divisor") or 1)
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
-
-
-def _steps(config: Config, kind: str) -> Iterator[Mapping[str, Any]]:
-    stack: list[Any] = [config.data.get("test", {})]
-    while stack:
-        section = stack.pop(0)
-        if isinstance(section, Mapping):
-            if section.get("type") == kind:
-                yield section
-            stack += list(section.values())
-        elif isinstance(section, list | tuple):
-            stack += list(section)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import mmcv.cnn
@@ -21,6 +22,7 @@ from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.drop import DropPath
 from torch import Tensor, fx, nn
 
+from dq.detector.channels import input_channels
 from dq.detector.roi_heads import NORMS, find_roi_heads, quantize_roi_heads
 from dq.quant.prepare import prepare
 from dq.quant.quantized_graph import CONTAINER, QuantizedGraph
@@ -56,7 +58,7 @@ def trace_detector(detector: nn.Module) -> Traced:
         detector: An mmdet detector, float.
 
     Returns:
-        A graph of one input, images ``(N, 3, H, W)``. A single-stage detector's returns the head's
+        A graph of one input, images ``(N, C, H, W)``. A single-stage detector's returns the head's
         outputs; any other's a dict of ``features`` and, by its name, a head's outputs. What stays
         out of the graph or whole in it is in ``left_float``.
 
@@ -120,7 +122,8 @@ def _trace(detector: nn.Module, head: str | None) -> Traced:
         return outputs if whole else {FEATURES: features, head: outputs}
 
     some = next(detector.parameters())
-    example = torch.zeros(1, 3, _EXAMPLE_SIZE, _EXAMPLE_SIZE, device=some.device, dtype=some.dtype)
+    shape = (1, input_channels(detector), _EXAMPLE_SIZE, _EXAMPLE_SIZE)
+    example = torch.zeros(shape, device=some.device, dtype=some.dtype)
     return trace_tolerantly(detector, network, example, is_leaf=_is_leaf)
 
 
@@ -237,15 +240,12 @@ def attach(detector: nn.Module, graph: Callable[[Tensor], Any]) -> None:
         graph: Callable, images -> what the detector's graph returns, see `trace_detector`.
     """
 
-    def extract_feat(img: Tensor) -> Any:
-        return features_of(graph(img))
-
     # Plain attributes of the instance: they hide the methods of the class.
-    detector.__dict__["extract_feat"] = extract_feat
+    detector.__dict__["extract_feat"] = _ExtractFeat(graph)
     name = _dense_head(detector)
     if name is not None:
         head = getattr(detector, name)
-        head.__dict__["forward"] = _handing_on(name, head)
+        head.__dict__["forward"] = _HandOn(name, head)
 
 
 def attach_all(detector: nn.Module, networks: Mapping[str, Callable[..., Any]]) -> None:
@@ -262,15 +262,28 @@ def attach_all(detector: nn.Module, networks: Mapping[str, Callable[..., Any]]) 
             attach(detector, network)
 
 
-def _handing_on(name: str, head: nn.Module) -> Callable[..., Any]:
-    """Return a forward pass for a head: what the graph computed, or the head's own work."""
-    own = type(head).forward
+# Objects and not closures: `copy.deepcopy` copies them with the detector, so that a copy runs on
+# its own graph and weights, where it would share a function with the original.
+@dataclass(slots=True)
+class _ExtractFeat:
+    """Stands in for a detector's ``extract_feat``: images -> features, by the graph."""
 
-    def forward(features: Any, *arguments: Any, **options: Any) -> Any:
+    graph: Callable[[Tensor], Any]
+
+    def __call__(self, img: Tensor) -> Any:
+        return features_of(self.graph(img))
+
+
+@dataclass(slots=True)
+class _HandOn:
+    """Stands in for a head's ``forward``: what the graph computed, or the head's own work."""
+
+    name: str
+    head: nn.Module
+
+    def __call__(self, features: Any, *arguments: Any, **options: Any) -> Any:
         if isinstance(features, Features):
-            if name not in features.outputs:
-                return own(head, features, *arguments, **options)
-            return features.outputs[name]
+            if self.name not in features.outputs:
+                return type(self.head).forward(self.head, features, *arguments, **options)
+            return features.outputs[self.name]
         return features
-
-    return forward

@@ -1,46 +1,59 @@
-"""Look through a data set before it is used: missing files, empty boxes, unknown classes."""
+"""Look through a data set before it is used: missing files, useless boxes, unknown classes."""
 
 from __future__ import annotations
 
 import logging
-import xml.etree.ElementTree as ET
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mmcv
-import numpy as np
-from mmdet.datasets import CocoDataset, XMLDataset
+from mmdet.datasets import CustomDataset
 
-from dq.detector.config import did_you_mean
+from dq.detector.image_size import has_sizes, is_on_disk, loader_of
+from dq.detector.inspect_boxes import check_boxes
+from dq.detector.inspect_classes import check_classes
+from dq.detector.leaves import files_of, infos_of, leaves, said_of
 
 log = logging.getLogger(__name__)
 
+# What a class of one's own may replace, so that no one knows from outside where images are.
+PREPARING = ("pre_pipeline", "prepare_train_img", "prepare_test_img", "__getitem__")
 
-def inspect(dataset: Any, split: str) -> None:
+
+def inspect(dataset: Any, split: str, *, quiet: bool = False) -> None:
     """Check every data set inside ``dataset`` and make each leave out boxes without area.
+
+    What cannot be looked at is named: a data set may keep images in memory, in a data base or on a
+    server.
 
     Args:
         dataset: Any mmdet data set, wrappers (repeat, concatenate, mosaic) included.
         split: Its name in the config, for messages.
+        quiet: Say nothing about what is no error.
 
     Raises:
-        ValueError: No images, an image file that is missing, or classes that do not fit the
-            annotations; the message names the first case and the mend.
+        ValueError: No images, an image file that is missing, or classes or boxes that do not fit;
+            the message names the first case and the mend.
     """
+    said: dict[str, None] = {}
+
+    def say(line: str) -> None:
+        # A data set that is named twice has the same defects twice.
+        if line not in said and not quiet:
+            said[line] = None
+            log.warning("%s", line)
+
     for leaf in leaves(dataset):
         if not len(leaf):
             raise ValueError(
-                f"data.{split}: no images in {leaf.ann_file} (with the boxes asked for)"
+                f"data.{split}: no images in {said_of(leaf)} (with the boxes asked for)"
             )
-        _check_files(leaf, split)
-        if isinstance(leaf, XMLDataset):
-            _check_xml_classes(leaf, split)
-        elif isinstance(leaf, CocoDataset):
-            _check_coco_classes(leaf, split)
-        _leave_out_empty_boxes(leaf, split)
-        leaf.pipeline = _NamesBadImages(leaf.pipeline)
+        has_files = _check_files(leaf, split, say)
+        check_classes(leaf, split, say)
+        check_boxes(leaf, split, say, opens=has_files and has_sizes(leaf))
+        if has_files:
+            leaf.pipeline = _NamesBadImages(leaf.pipeline)
 
 
 class _NamesBadImages:
@@ -50,11 +63,12 @@ class _NamesBadImages:
         self.pipeline = pipeline
 
     def __call__(self, results: Any) -> Any:
-        path = Path(results.get("img_prefix") or ".", results["img_info"]["filename"])
         try:
             return self.pipeline(results)
         except Exception as error:
-            reason = _unreadable(path)
+            files = files_of(results.get("img_info") or {})
+            path = Path(results.get("img_prefix") or ".", files[0]) if files else None
+            reason = None if path is None else _unreadable(path)
             if reason is None:
                 raise
             raise ValueError(
@@ -81,106 +95,47 @@ def _unreadable(path: Path) -> str | None:
     return "it is no image" if image is None else None
 
 
-def leaves(dataset: Any) -> Iterator[Any]:
-    """Yield the data sets that read files, inside any wrappers."""
-    if hasattr(dataset, "datasets"):
-        for child in dataset.datasets:
-            yield from leaves(child)
-    elif hasattr(dataset, "dataset"):
-        yield from leaves(dataset.dataset)
+def _check_files(leaf: Any, split: str, say: Callable[[str], None]) -> bool:
+    """Look for the image files, and say whether they are plain files that are all there.
+
+    Raises:
+        ValueError: Files are missing.
+    """
+    transforms = getattr(getattr(leaf, "pipeline", None), "transforms", None)
+    step, infos = loader_of(leaf), infos_of(leaf)
+    if step is not None and not is_on_disk(step):
+        given = dict(step.file_client_args)
+        reason = f"they are read through file_client_args {given}"
+    elif infos is None:
+        reason = "it has no list of them"
     else:
-        yield dataset
-
-
-def _check_files(leaf: Any, split: str) -> None:
-    prefix = Path(leaf.img_prefix or ".")
-    names = [info.get("filename") or info["file_name"] for info in leaf.data_infos]
-    missing = [name for name in names if not (prefix / name).exists()]
-    if missing:
-        raise ValueError(
-            f"data.{split}: {len(missing)} of {len(names)} images are missing, first"
-            f" {prefix / missing[0]}; set img_prefix to the folder that has them"
-        )
-
-
-def _check_xml_classes(leaf: Any, split: str) -> None:
-    found: Counter[str] = Counter()
-    for info in leaf.data_infos:
-        path = Path(leaf.img_prefix, leaf.ann_subdir, f"{info['id']}.xml")
-        for element in ET.parse(path).getroot().findall("object"):
-            found[str(element.findtext("name"))] += 1
-    absent = [name for name in leaf.CLASSES if name not in found]
-    unknown = [name for name in found if name not in leaf.CLASSES]
-    if unknown and not getattr(leaf, "subset", False):
-        name = unknown[0]
-        raise ValueError(
-            f"data.{split}: {leaf.ann_file} has {found[name]} boxes of class {name!r}, which is not"
-            f" in the config's classes{did_you_mean(name, absent) if absent else ''};"
-            " add it to classes and num_classes"
-        )
-    if len(absent) == len(leaf.CLASSES) and found:
-        raise ValueError(
-            f"data.{split}: none of the classes {leaf.CLASSES} occurs in {leaf.ann_file}"
-        )
-    if absent:
-        log.warning("data.%s: no box of class %s", split, ", ".join(absent))
-
-
-def _check_coco_classes(leaf: Any, split: str) -> None:
-    known = [category["name"] for category in leaf.coco.dataset["categories"]]
-    for name in leaf.CLASSES:
-        if name not in known:
+        prefix = Path(getattr(leaf, "img_prefix", None) or ".")
+        names = [name for info in infos for name in files_of(info)]
+        missing = [name for name in names if not (prefix / name).exists()]
+        if names and not missing:
+            return True
+        if not names:
+            reason = "it names none"
+        elif _prepares_itself(leaf):
+            reason = f"{type(leaf).__name__} prepares samples in a way of its own"
+        elif step is None and transforms is not None:
+            reason = "no LoadImageFromFile is in its pipeline"
+        else:
             raise ValueError(
-                f"data.{split}: class {name!r} is not a category of {leaf.ann_file}"
-                f"{did_you_mean(name, known)}"
+                f"data.{split}: {len(missing)} of {len(names)} images are missing, first"
+                f" {prefix / missing[0]}; set img_prefix to the folder that has them"
             )
+    say(f"data.{split}: image files of {said_of(leaf)} are not looked for: {reason}")
+    return False
 
 
-class _WithoutEmptyBoxes:
-    """``get_ann_info`` of a data set, less the boxes that have no area."""
-
-    def __init__(self, get_ann_info: Any) -> None:
-        self.get_ann_info = get_ann_info
-
-    def __call__(self, index: int) -> Any:
-        annotation = dict(self.get_ann_info(index))
-        for boxes, labels in (("bboxes", "labels"), ("bboxes_ignore", "labels_ignore")):
-            if boxes in annotation and len(annotation[boxes]):
-                keep = has_area(annotation[boxes])
-                annotation[boxes] = annotation[boxes][keep]
-                if labels in annotation:
-                    annotation[labels] = annotation[labels][keep]
-        return annotation
-
-
-def has_area(boxes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return for each box ``(N, 4)`` of corners whether it has width and height."""
-    kept: np.ndarray[Any, Any] = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return kept
-
-
-def _leave_out_empty_boxes(leaf: Any, split: str) -> None:
-    if not hasattr(leaf, "get_ann_info"):
-        return
-    empty, images, first = 0, 0, ""
-    for index, info in enumerate(leaf.data_infos):
-        annotation = leaf.get_ann_info(index)
-        boxes = (
-            np.concatenate([annotation["bboxes"], annotation.get("bboxes_ignore", [])[:]])
-            if len(annotation.get("bboxes_ignore", []))
-            else annotation["bboxes"]
-        )
-        count = int((~has_area(boxes)).sum()) if len(boxes) else 0
-        if count:
-            empty, images = empty + count, images + 1
-            first = first or str(info.get("filename") or info.get("file_name"))
-    if empty:
-        log.warning(
-            "data.%s: %d boxes without area in %d images are left out (first %s)",
-            split,
-            empty,
-            images,
-            first,
-        )
-        # An attribute of the instance hides the method of the class.
-        leaf.__dict__["get_ann_info"] = _WithoutEmptyBoxes(leaf.get_ann_info)
+def _prepares_itself(leaf: Any) -> bool:
+    """Say whether a class from outside mmdet has its own way from an index to a sample."""
+    for kind in type(leaf).__mro__:
+        if kind is CustomDataset:
+            return False
+        if kind.__module__.startswith(("mmdet.", "dq.")):
+            continue
+        if any(name in vars(kind) for name in PREPARING):
+            return True
+    return False

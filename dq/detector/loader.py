@@ -80,11 +80,6 @@ def _order(
     """Return the function from an epoch to its chunks."""
     width = options.samples_per_gpu
     if options.class_aware_sampler is not None:
-        if not hasattr(samples, "get_cat2imgs"):
-            raise ValueError(
-                "data.train_dataloader.class_aware_sampler needs a data set that knows the images"
-                " of each class; take away the wrapper around it, or leave the option out"
-            )
         sampler = ClassAwareSampler(samples, width, 1, 0, seed, **options.class_aware_sampler)
         indices: Callable[[int], Indices] = partial(class_aware_indices, sampler)
     elif options.shuffle:

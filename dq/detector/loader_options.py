@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, fields
 from typing import Any
 
 from mmcv import Config
 
 from dq.detector.config import did_you_mean
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,7 @@ class LoaderOptions:
         Raises:
             ValueError: One is unknown or cannot be.
         """
-        given = dict(config.data.get("train_dataloader", {}))
+        given = dict(config.data.get("train_dataloader") or {})
         known = [field.name for field in fields(cls) if field.name != "opencv_num_threads"]
         for name in given:
             if name not in known:
@@ -88,3 +91,28 @@ class LoaderOptions:
             chosen["timeout"] = self.timeout
             chosen["multiprocessing_context"] = self.multiprocessing_context
         return chosen
+
+
+def evaluation_workers(config: Config, split: str) -> int:
+    """Return how many loader processes each rank has where ``data.<split>`` is evaluated.
+
+    Of the other settings of ``data.<split>_dataloader`` none changes a result: images come one a
+    batch, in their order.
+
+    Raises:
+        ValueError: A setting is unknown or cannot be.
+    """
+    name = f"data.{split}_dataloader"
+    given = dict(config.data.get(f"{split}_dataloader") or {})
+    known = [field.name for field in fields(LoaderOptions)]
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{name}.{key} is not a setting{did_you_mean(key, known)}")
+    if given.get("shuffle") or given.get("class_aware_sampler"):
+        raise ValueError(f"{name} shuffles, and results are compared in order; leave that out")
+    if given.get("samples_per_gpu", 1) != 1:
+        log.info("%s.samples_per_gpu: images are evaluated one by one all the same", name)
+    workers = given.get("workers_per_gpu", 1)
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
+        raise ValueError(f"{name}.workers_per_gpu is {workers!r}; give a number from 0 up")
+    return workers

@@ -20,12 +20,16 @@ from dq.detector.build import explain
 from dq.detector.checkpoint_plan import CheckpointPlan, checkpoint_plan
 from dq.detector.compile import Network, compilation, compiled
 from dq.detector.config import config_text
-from dq.detector.data import dataset_of
+from dq.detector.data import dataset_of, validation_loss_dataset
+from dq.detector.data_section import has_section
 from dq.detector.ema_hooks import averaged_by, without_ema_hooks
+from dq.detector.evaluated_sets import save_best_on
 from dq.detector.evaluation_hook import EpochCheckpointHook, ShardedEvalHook
 from dq.detector.graph import attach, parameters_outside, trace_detector
 from dq.detector.hooks import QuantEMAHook, QuantizationHook, StragglerHook, SyncBuffersHook
+from dq.detector.leaves import classes_of
 from dq.detector.loader import TrainingLoader, training_loader
+from dq.detector.loader_options import evaluation_workers
 from dq.detector.optimizer_step import OptimizerStep, gradient_scaler
 from dq.detector.refine import Refinery, added_losses
 from dq.detector.runner import RUNNER_OF
@@ -137,9 +141,7 @@ def train(
         chunks_per_step=None if resume is None else resume.chunks_per_step,
         max_bad=supervision.guards.max_bad_images,
     )
-    loaders = [loader]
-    if len(config.workflow) == 2:
-        loaders.append(_validation_loss_loader(config, seed))
+    loaders = _loaders(config, loader, seed)
     graph = quantization.graph if quantization is not None else _float_graph(detector)
     if graph is not None:
         _leave_out_unused(detector, graph)
@@ -243,17 +245,19 @@ def _leave_out_unused(detector: nn.Module, graph: BoundGraph) -> None:
         log.info("%d parameters are read by nothing and not trained: %s", len(names), names)
 
 
-def _validation_loss_loader(config: Config, seed: int) -> Any:
-    """Return mmdet's loader for ``('val', 1)`` in the workflow: losses on the validation split."""
-    changed = copy.deepcopy(config)
-    changed.data.val.pipeline = _innermost(config.data.train).pipeline
-    return training_loader(config, dataset_of(changed, "val"), seed=seed)
-
-
-def _innermost(section: Any) -> Any:
-    while "dataset" in section:
-        section = section.dataset
-    return section
+def _loaders(config: Config, loader: TrainingLoader, seed: int) -> list[TrainingLoader]:
+    """Return a loader for each part of the workflow; ``('val', 1)`` computes validation losses."""
+    modes = [mode for mode, _ in config.workflow]
+    if modes.count("train") != 1 or modes.count("val") != len(modes) - 1 or len(modes) > 2:
+        raise ValueError(
+            f"workflow is {config.workflow}; use [('train', 1)] or [('train', 1), ('val', 1)]"
+        )
+    return [
+        loader
+        if mode == "train"
+        else training_loader(config, validation_loss_dataset(config), seed=seed)
+        for mode in modes
+    ]
 
 
 def _build_runner(
@@ -275,7 +279,7 @@ def _build_runner(
             log.info("%d quantizer parameters are learned, at %g times the rate", learned, factor)
     meta = {
         "config": config_text(config),
-        "CLASSES": tuple(dataset.CLASSES),
+        "CLASSES": classes_of(dataset, "train"),
         "seed": seed,
         "world_size": collectives.world_size(),
         "exp_name": work_dir.name,
@@ -375,8 +379,12 @@ def _register_hooks(
     if quantization is not None:
         hook = QuantizationHook(quantization.graph, quantization.schedule)
         runner.register_hook(hook, priority="HIGH")
-    if validate and "val" in config.data:
+    if validate and not has_section(config, "val"):
+        log.warning("nothing is evaluated while training: the config has no data.val section")
+    elif validate:
         dataset = dataset_of(config, "val", test_mode=True)
         loader = torch.utils.data.DataLoader(dataset)
-        workers = config.data.get("val_dataloader", {}).get("workers_per_gpu", 1)
+        workers = evaluation_workers(config, "val")
+        if "save_best" in evaluation:
+            evaluation["save_best"] = save_best_on(dataset, evaluation["save_best"])
         runner.register_hook(ShardedEvalHook(loader, workers=workers, **evaluation), priority="LOW")

@@ -27,13 +27,6 @@ REFUSED_FLAGS = {
     "--options": "use --cfg-options",
     "--fuse-conv-bn": "leave it out: quantization folds batch norms into their convolutions",
     "--show": "leave it out: drawn predictions lie in the work dir after every evaluation",
-    "--show-dir": "leave it out: drawn predictions lie in the work dir after every evaluation",
-    "--show-score-thr": "leave it out: drawn predictions lie in the work dir after every"
-    " evaluation",
     "--gpu-collect": "leave it out: results are gathered without files or GPU",
     "--tmpdir": "leave it out: results are gathered without files",
-    "--eval": "set the metric: --cfg-options evaluation.metric=[mAP,bbox]",
-    "--eval-options": "set them in the config: --cfg-options evaluation.classwise=True",
-    "--out": "leave it out: predictions lie in the work dir after every evaluation",
-    "--format-only": "leave it out: predictions lie in the work dir after every evaluation",
 }

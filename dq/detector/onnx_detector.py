@@ -48,7 +48,7 @@ def load_models(path: Path, graph: QuantizedGraph, classes: tuple[str, ...]) -> 
     if decode != "none":
         whole = models[""]
         with torch.no_grad():
-            result = graph(torch.zeros(1, 3, *exported_size(models)))
+            result = graph(_example(models))
         models[""] = ending_at(whole, output_names(result))
         if decode == "nms":
             models[DETECTIONS] = whole
@@ -88,7 +88,7 @@ class Padded:
     Boxes do not move, so nothing else need know.
 
     Args:
-        graph: Images ``(N, 3, *size)`` -> features.
+        graph: Images ``(N, C, *size)`` -> features.
         size: Height and width.
     """
 
@@ -151,6 +151,12 @@ def exported_size(models: Mapping[str, Any]) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def _example(models: Mapping[str, Any]) -> Tensor:
+    """Return an image of the size and the channels that the models were exported for."""
+    shape = models[""].graph.input[0].type.tensor_type.shape
+    return torch.zeros(1, shape.dim[1].dim_value, *exported_size(models))
+
+
 def run_in_onnx_(
     detector: nn.Module,
     graph: QuantizedGraph,
@@ -170,7 +176,7 @@ def run_in_onnx_(
     """
     size = exported_size(models)
     network = OnnxNetwork(models[""], threads=threads, integers=integers)
-    attach(detector, Padded(OnnxGraph(network, graph, torch.zeros(1, 3, *size)), size))
+    attach(detector, Padded(OnnxGraph(network, graph, _example(models)), size))
     for part, fake in graph.parts.items():
         session = OnnxNetwork(models[part], threads=threads, integers=integers)
         shape = [side if isinstance(side, int) else 2 for side in session.size]

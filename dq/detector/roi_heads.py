@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dq.detector.channels import input_channels
 from dq.quant.prepare import prepare_part
 from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
@@ -50,7 +51,8 @@ def find_roi_heads(detector: nn.Module) -> dict[str, tuple[Tensor, ...]]:
 
             handles.append(module.register_forward_pre_hook(record, with_kwargs=True))
     some = next(detector.parameters())
-    image = torch.zeros(1, 3, _EXAMPLE_SIZE, _EXAMPLE_SIZE, device=some.device, dtype=some.dtype)
+    shape = (1, input_channels(detector), _EXAMPLE_SIZE, _EXAMPLE_SIZE)
+    image = torch.zeros(shape, device=some.device, dtype=some.dtype)
     modes = {module: module.training for module in detector.modules()}
     detector.eval()
     extract: Any = detector.extract_feat
@@ -107,7 +109,7 @@ def quantize_roi_heads(
             continue
         part = prepare_part(graph, recipe, traced, name)
         graph.left_float.update(traced.left_float)
-        head.__dict__["forward"] = _running(part)
+        head.__dict__["forward"] = part
     if graph.parts:
         graph.left_float.pop("roi_head", None)
         for owner in _float_heads(detector, graph):
@@ -128,13 +130,6 @@ def _float_heads(detector: nn.Module, graph: QuantizedGraph) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _running(part: QuantizedGraph) -> Callable[..., Any]:
-    def forward(*inputs: Any) -> Any:
-        return part(*inputs)
-
-    return forward
-
-
 @torch.no_grad()
 def run_roi_heads(detector: nn.Module, features: Sequence[Tensor], images: Tensor) -> None:
     """Run every RoI head on the boxes that the first stage proposes.
@@ -144,14 +139,14 @@ def run_roi_heads(detector: nn.Module, features: Sequence[Tensor], images: Tenso
     Args:
         detector: A two-stage detector in evaluation mode.
         features: What its ``extract_feat`` returned.
-        images: ``(N, 3, H, W)``.
+        images: ``(N, C, H, W)``.
     """
     roi_head: Any = detector.roi_head
-    height, width = images.shape[-2:]
+    channels, height, width = images.shape[-3:]
     meta = {
-        "img_shape": (height, width, 3),
-        "ori_shape": (height, width, 3),
-        "pad_shape": (height, width, 3),
+        "img_shape": (height, width, channels),
+        "ori_shape": (height, width, channels),
+        "pad_shape": (height, width, channels),
         "scale_factor": np.ones(4, dtype=np.float32),
         "flip": False,
         "flip_direction": None,

@@ -110,7 +110,10 @@ class DetectorIterRunner(Training, IterBasedRunner):  # type: ignore[misc]
         log.info("workflow: %s, max: %d iters", workflow, self._max_iters)
         self.data_loader = data_loaders[0]
         self.call_hook("before_run")
-        sources = [_Stream(x, self.iter if i == 0 else 0) for i, x in enumerate(data_loaders)]
+        sources = [
+            _Stream(loader, self.iter if mode == "train" else 0)
+            for loader, (mode, _) in zip(data_loaders, workflow, strict=True)
+        ]
         streams = [self.supervision.waiting_for("loading data", source) for source in sources]
         self.call_hook("before_epoch")
         self.put_back_losses()

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmcv.parallel import collate
+from mmdet.datasets import CocoDataset
 from torch.utils.data import Dataset, get_worker_info
 
 from dq.detector.bad_images import BadImage, bad_image_in, name_bad_images
+from dq.detector.leaves import images_by_class, nested
 
 _ATTEMPTS = 100
 
@@ -84,10 +86,35 @@ class SeededSamples(Dataset[Sample]):
         """(num_samples,) the group of each; one for all where the data set has none."""
         return self._flags
 
+    def get_cat2imgs(self) -> dict[int, list[int]]:
+        """Return which images have boxes of each class, for mmdet's ClassAwareSampler.
+
+        mmdet's own is missing on most wrappers, and on COCO counts by other numbers than labels.
+
+        Raises:
+            ValueError: The data set does not tell an image's classes.
+        """
+        own = getattr(self._inner, "get_cat2imgs", None)
+        if own is not None and not isinstance(self._inner, CocoDataset):
+            return dict(own())
+        found = images_by_class(self._inner)
+        if found is None:
+            raise ValueError(
+                "data.train_dataloader.class_aware_sampler needs a data set that knows the images"
+                " of each class; take away the wrapper around it, or leave the option out"
+            )
+        return found
+
+    def update_skip_type_keys(self, skip_type_keys: Sequence[str]) -> None:
+        """Let mmdet's YOLOXModeSwitchHook end mosaic, however deep in wrappers it is."""
+        for each in nested(self._inner):
+            if hasattr(each, "update_skip_type_keys"):
+                each.update_skip_type_keys(skip_type_keys)
+
     def __getitem__(self, draw: Draw) -> Sample:
         if get_worker_info() is not None:
             return self._take(draw)
-        with _generators_kept():
+        with generators_kept():
             return self._take(draw)
 
     def _take(self, draw: Draw) -> Sample:
@@ -143,7 +170,8 @@ def _sequence(seed: int, epoch: int, key: tuple[int, ...]) -> np.random.SeedSequ
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
+def generators_kept() -> Iterator[None]:
+    """Put the global generators of Python, NumPy and torch (CPU) back after the body."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

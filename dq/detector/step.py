@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -66,10 +67,17 @@ class ParallelDetector(DistributedDataParallel):
 def add_train_step(detector: nn.Module) -> None:
     """Give a detector that is alone the same ``train_step``, in place of mmdet's."""
 
-    def train_step(data: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
-        return training_step(detector, data, next(detector.parameters()).device)
+    detector.__dict__["train_step"] = _TrainStep(detector)
 
-    detector.__dict__["train_step"] = train_step
+
+@dataclass(slots=True)
+class _TrainStep:
+    """Stands in for a detector's ``train_step``; a copy of the detector trains itself."""
+
+    detector: nn.Module
+
+    def __call__(self, data: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+        return training_step(self.detector, data, next(self.detector.parameters()).device)
 
 
 class LossLog(LogBuffer):  # type: ignore[misc]

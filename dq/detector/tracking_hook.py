@@ -108,7 +108,7 @@ class Figures:
 
     Args:
         graph: The detector's quantized graph.
-        images: Returns batches ``(N, 3, H, W)`` on the CPU; called once.
+        images: Returns batches ``(N, C, H, W)`` on the CPU; called once.
         device: Where the detector is.
     """
 

@@ -271,13 +271,16 @@ def remove_dead_code(graph: fx.Graph) -> None:
 class _Shell(nn.Module):
     """A module with the children and parameters of ``root`` and another forward pass."""
 
+    function: Callable[..., Any]
+
     def __init__(self, root: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
-        self._modules = root._modules
-        self._parameters = root._parameters
-        # A copy: constants met in tracing are set on this shell, not on the model.
+        # Copies: what is set on this shell, as constants met in tracing are, is not on the model.
+        self._modules = dict(root._modules)
+        self._parameters = dict(root._parameters)
         self._buffers = dict(root._buffers)
-        self.function = function
+        # Past nn.Module, which would make a child of a function that is a module, as a head is.
+        self.__dict__["function"] = function
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.function(x)

@@ -48,8 +48,11 @@ def write_plots(
         train = [r for r in rows if r["mode"] == "train" and "loss" in r]
         _line(left, [_position(r, rows) for r in train], [r["loss"] for r in train], stage)
         metric = summaries[stage].metric if stage in summaries else "mAP"
-        val = [r for r in rows if r["mode"] == "val" and metric in r]
-        _line(middle, [r["epoch"] for r in val], [100 * r[metric] for r in val], stage, "o-")
+        # Tests on several data sets number them; validation may be on one, or the reverse.
+        called = (metric, metric.removeprefix("0_"), f"0_{metric}")
+        known = [(r, next((n for n in called if n in r), None)) for r in rows if r["mode"] == "val"]
+        val = [(r["epoch"], 100 * r[name]) for r, name in known if name is not None]
+        _line(middle, [epoch for epoch, _ in val], [value for _, value in val], stage, "o-")
     left.set(xlabel="epoch", ylabel="training loss", yscale="log", title="Loss")
     middle.set(xlabel="epoch", ylabel="mAP, %", title="Validation while training")
     names = list(summaries)

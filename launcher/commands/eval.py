@@ -43,10 +43,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--float", action="store_true", dest="as_float", help="ignore quantizers, evaluate in float"
     )
+    _add_results(parser)
     parser.add_argument(
         "--table",
         action="store_true",
         help="print and write the table of all stages that the work dir has the results of",
+    )
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    """Add what mmdet's ``tools/test.py`` calls by these names."""
+    parser.add_argument(
+        "--eval",
+        metavar="METRIC",
+        nargs="+",
+        default=[],
+        help="the metrics, in place of the config's evaluation.metric: bbox segm proposal (COCO),"
+        " mAP (VOC), ...",
+    )
+    parser.add_argument(
+        "--eval-options",
+        metavar="KEY=VALUE",
+        nargs="+",
+        default=[],
+        help="further settings of the config's evaluation: classwise=True"
+        " jsonfile_prefix=DIR/NAME; with --format-only those of the format",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE.pkl", type=Path, help="keep the results of all images, as mmdet does"
+    )
+    parser.add_argument(
+        "--format-only",
+        action="store_true",
+        help="write the results as the data set's benchmark takes them, and compute no metric",
+    )
+    parser.add_argument(
+        "--show-dir", metavar="DIR", type=Path, help="paint what is found into the test images"
+    )
+    parser.add_argument(
+        "--show-score-thr",
+        metavar="SCORE",
+        type=float,
+        default=0.3,
+        help="paint boxes with this score and more (default 0.3)",
     )
 
 
@@ -55,7 +94,14 @@ def run(arguments: argparse.Namespace) -> int:
     # Either order reads well: eval MODEL.onnx CONFIG, eval CONFIG MODEL.onnx.
     given = [word for word in (arguments.config, arguments.model) if word is not None]
     models = [word for word in given if not word.endswith(".py")]
+    if arguments.format_only and arguments.eval:
+        raise ValueError("--eval and --format-only exclude each other")
+    if not arguments.format_only:
+        arguments.cfg_options = [*arguments.cfg_options, *_overrides(arguments)]
     if arguments.backend in EXPORTED:
+        for option in ("out", "format_only", "show_dir"):
+            if getattr(arguments, option):
+                raise ValueError(f"--{option.replace('_', '-')} is for a checkpoint in torch")
         if len(models) != 1:
             raise ValueError(
                 f"--backend {arguments.backend} needs one {EXPORTED[arguments.backend]};"
@@ -72,20 +118,36 @@ def run(arguments: argparse.Namespace) -> int:
     return _run_in_torch(arguments)
 
 
+def _overrides(arguments: argparse.Namespace) -> list[str]:
+    """Return ``--eval`` and ``--eval-options`` as overrides of the config."""
+    found = [f"evaluation.{option}" for option in arguments.eval_options]
+    if arguments.eval:
+        found.append(f"evaluation.metric=[{','.join(arguments.eval)}]")
+    return found
+
+
 def _run_in_torch(arguments: argparse.Namespace) -> int:
+    from dq.detector.config import parse_options
+    from dq.detector.results_file import check_results_file
     from launcher import stages
-    from launcher.report import say_metrics, say_table, stage_summaries
+    from launcher.report import say_files, say_metrics, say_table, say_tables, stage_summaries
     from launcher.session import session
 
+    if arguments.out is not None:
+        check_results_file(arguments.out)
+    keep = stages.Keep(
+        out=arguments.out, painted=arguments.show_dir, lowest_score=arguments.show_score_thr
+    )
+    given = {"as_float": arguments.as_float, "trusted": arguments.trust_checkpoint, "keep": keep}
+    checkpoint = Path(arguments.checkpoint)
     with session(arguments) as place:
         plan = stages.begin_plan(arguments)
-        summary = stages.evaluated(
-            plan,
-            place,
-            Path(arguments.checkpoint),
-            as_float=arguments.as_float,
-            trusted=arguments.trust_checkpoint,
-        )
+        if arguments.format_only:
+            settings = parse_options(arguments.eval_options)
+            say_files(place, stages.formatted(plan, place, checkpoint, settings, **given))
+            return 0
+        summary, tables = stages.evaluated(plan, place, checkpoint, **given)
+        say_tables(place, tables)
         say_metrics(place, summary)
         if arguments.table:
             say_table(place, stage_summaries(place), plan.settings.recipe)

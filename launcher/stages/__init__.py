@@ -7,6 +7,8 @@ from launcher.plan import read_plan as read_plan
 from launcher.plan import starting_point as starting_point
 from launcher.stages.analysis import analyzed as analyzed
 from launcher.stages.calibration import calibrated as calibrated
+from launcher.stages.conclusion import Keep as Keep
 from launcher.stages.evaluation import evaluated as evaluated
+from launcher.stages.evaluation import formatted as formatted
 from launcher.stages.float_training import train_float as train_float
 from launcher.stages.quantized_training import train_quantized as train_quantized

@@ -14,12 +14,15 @@ from torch import nn
 from dq.detector.checkpoint import compose
 from dq.detector.config import config_text
 from dq.detector.data import dataset_of, test_classes
-from dq.detector.evaluate import detect, main_metric, score
+from dq.detector.evaluate import Scores, detect, main_metric, scores
 from dq.detector.exact_detector import exact_arithmetic
+from dq.detector.loader_options import evaluation_workers
 from dq.detector.predictions import class_precision
+from dq.detector.results_file import Painter, write_results
 from dq.detector.tracking_hook import Figures
 from dq.dist import collectives
 from dq.dist.checkpoint import load_checkpoint, save_checkpoint
+from dq.dist.one_rank import run_on_rank
 from dq.dist.one_reader import on_main_rank
 from dq.quant.figures import model_bytes
 from dq.quant.phase import Phase, set_phase
@@ -33,6 +36,8 @@ from launcher.session import Session
 from launcher.stages.evidence import keep_predictions
 
 log = logging.getLogger(__name__)
+# A metric reads its detections back from a file, and nothing else runs while Python reads JSON.
+SILENCE_S = 900.0
 
 
 def read_checkpoint(path: Path, *, trusted: bool) -> tuple[dict[str, Any], str]:
@@ -53,12 +58,31 @@ def reusable(folder: Path, key: str) -> StageSummary | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """What an evaluation leaves of its results besides the metrics.
+
+    Attributes:
+        out: A pickle of mmdet's results.
+        painted: A folder of the test images with what is found in them.
+        lowest_score: Boxes below are not painted.
+    """
+
+    out: Path | None = None
+    painted: Path | None = None
+    lowest_score: float = 0.3
+
+
+NOTHING = Keep()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """A detector's evaluation on ``data.test``.
 
     Attributes:
         metrics: Equal on all ranks.
-        classes: Average precision of each class at IoU 0.5; main rank only.
+        classes: Average precision of each class at IoU 0.5.
+        tables: What mmdet prints of the metrics.
         images_per_s: On all ranks together.
         dataset: What was evaluated on.
         results: mmdet's, of all images; main rank only.
@@ -66,41 +90,94 @@ class Measurement:
 
     metrics: dict[str, float]
     classes: dict[str, float]
+    tables: str
     images_per_s: float
     dataset: Any
     results: list[Any]
 
 
 def measure(
-    plan: Plan, place: Session, detector: nn.Module, graph: QuantizedGraph | None
+    plan: Plan,
+    place: Session,
+    detector: nn.Module,
+    graph: QuantizedGraph | None,
+    keep: Keep = NOTHING,
 ) -> Measurement:
     """Evaluate a detector on ``data.test`` over all ranks; every rank must call it.
 
     On the CPU a quantized one computes as its export will, to the last bit. A GPU has no sums of
     integers in torch, so there it rounds real numbers, which differs where ties fall.
+
+    Raises:
+        ValueError: On all ranks: the data set cannot evaluate what the detector finds.
     """
     dataset = dataset_of(plan.config, "test", test_mode=True)
-    workers = plan.config.data.get("test_dataloader", {}).get("workers_per_gpu", 1)
-    began = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        if graph is not None and place.device.type == "cpu":
-            stack.enter_context(exact_arithmetic(detector, graph))
-        results = detect(detector, dataset, device=place.device, workers=workers)
-    seconds = time.monotonic() - began
-    found = None
-    if results is not None:
-        settings = plan.config.get("evaluation", {})
-        found = (score(dataset, results, settings), class_precision(dataset, results))
-    metrics, classes = collectives.broadcast_object(found)
-    name, value = main_metric(metrics)
+    results, seconds = detected(plan, place, detector, graph, dataset, keep)
+    found, classes = scored(plan, dataset, results)
+    name, value = main_metric(found.metrics)
     log.info("%s on %d images: %.2f %%", name, len(dataset), 100 * value)
     return Measurement(
-        metrics=metrics,
+        metrics=found.metrics,
         classes=classes,
+        tables=found.tables,
         images_per_s=round(len(dataset) / max(1e-9, seconds), 2),
         dataset=dataset,
         results=results or [],
     )
+
+
+def detected(
+    plan: Plan,
+    place: Session,
+    detector: nn.Module,
+    graph: QuantizedGraph | None,
+    dataset: Any,
+    keep: Keep,
+) -> tuple[list[Any] | None, float]:
+    """Return mmdet's results of ``data.test``, on the main rank, and the seconds they took.
+
+    What is to be kept of them is written before any metric is computed. Every rank must call it.
+    """
+    watch = None
+    if keep.painted is not None:
+        watch = Painter(detector, dataset, keep.painted, keep.lowest_score)
+    workers = evaluation_workers(plan.config, "test")
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        if graph is not None and place.device.type == "cpu":
+            stack.enter_context(exact_arithmetic(detector, graph))
+        results = detect(detector, dataset, device=place.device, workers=workers, watch=watch)
+    seconds = time.monotonic() - began
+    if keep.out is not None:
+        path = keep.out
+        on_main_rank(lambda: write_results(path, results or []))
+    return results, seconds
+
+
+def scored(plan: Plan, dataset: Any, results: list[Any] | None) -> tuple[Scores, dict[str, float]]:
+    """Return the metrics, and the precision of each class, on all ranks; every rank must call it.
+
+    The main rank computes them, however long it takes, and what it raises is raised on all.
+    """
+    found: list[tuple[Scores, dict[str, float]]] = []
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            settings = plan.config.get("evaluation") or {}
+            assert results is not None
+            found.append((scores(dataset, results, settings), class_precision(dataset, results)))
+        except Exception as error:
+            failures.append(error)
+
+    run_on_rank(work, silence_s=SILENCE_S)
+
+    def outcome() -> tuple[Scores, dict[str, float]]:
+        if failures:
+            raise failures[0]
+        return found[0]
+
+    return on_main_rank(outcome)
 
 
 def track_row(summary: StageSummary) -> dict[str, Any]:
@@ -181,14 +258,23 @@ def conclude(
         set_phase(graph.quantizers, Phase.FROZEN)
         proof = prove_equal(graph, f"at the end of {stage}")
     meta = {
-        "CLASSES": test_classes(plan.config),
+        "CLASSES": tuple(getattr(detector, "CLASSES", None) or test_classes(plan.config)),
         "config": config_text(plan.config),
         "stage": stage,
         "run_id": None if run is None else run.id,
     }
     content = compose(detector, graph=graph, recipe=recipe, meta=meta)
     on_main_rank(lambda: save_checkpoint(path, content))
-    measurement = measure(plan, place, detector, graph)
+    log.info("checkpoint %s", path)
+    try:
+        measurement = measure(plan, place, detector, graph)
+    except (ValueError, RuntimeError) as error:
+        if type(error) not in (ValueError, RuntimeError):
+            raise
+        raise type(error)(
+            f"{error}; {path} is written: `launcher eval` it when that is mended, or begin the next"
+            f" stage with --checkpoint {path}"
+        ) from error
     metrics = measurement.metrics
     name, value = main_metric(metrics)
     if collectives.is_main_rank():

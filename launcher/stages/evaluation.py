@@ -3,40 +3,51 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from dq.detector.checkpoint import load_quantization, recipe_of
+from dq.detector.data import dataset_of
 from dq.detector.evaluate import main_metric
 from dq.detector.graph import quantize_detector
+from dq.detector.results_file import check_format, format_results
 from dq.dist import collectives
 from dq.dist.one_reader import on_main_rank
 from dq.quant.figures import model_bytes
 from dq.quant.phase import Phase, set_phase
+from dq.quant.quantized_graph import QuantizedGraph
 from dq.sync import prove_equal
 from dq.tracking.summary import StageSummary, write_summary
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.conclusion import measure, read_checkpoint, track_row
+from launcher.stages.conclusion import NOTHING, Keep, detected, measure, read_checkpoint, track_row
 from launcher.stages.evidence import keep_predictions
 from launcher.stages.float_detector import float_detector
 from launcher.stages.tracked import run_id_of, tracked
 
 
 def evaluated(
-    plan: Plan, place: Session, checkpoint: Path, *, as_float: bool, trusted: bool
-) -> StageSummary:
-    """Evaluate a checkpoint on ``data.test``: rounded where it is quantized, else in float."""
+    plan: Plan,
+    place: Session,
+    checkpoint: Path,
+    *,
+    as_float: bool,
+    trusted: bool,
+    keep: Keep = NOTHING,
+) -> tuple[StageSummary, str]:
+    """Evaluate a checkpoint on ``data.test``: rounded where it is quantized, else in float.
+
+    Returns:
+        The result, and the tables that mmdet prints of it.
+    """
     began = time.monotonic()
     content, parent = read_checkpoint(checkpoint, trusted=trusted)
     with tracked(plan, place, "eval", parent_run=run_id_of(content), parent=parent) as tracker:
-        detector = float_detector(plan, place, content, checkpoint)
-        recipe = None if as_float else recipe_of(content)
-        graph = None
-        if recipe is not None:
-            graph = quantize_detector(detector, recipe)
-            load_quantization(graph, content, str(checkpoint))
-            set_phase(graph.quantizers, Phase.FROZEN)
-        measurement = measure(plan, place, detector, graph)
+        detector, graph = _detector(plan, place, content, checkpoint, as_float=as_float)
+        measurement = measure(plan, place, detector, graph, keep)
         metrics = measurement.metrics
         name, value = main_metric(metrics)
         if collectives.is_main_rank():
@@ -70,4 +81,48 @@ def evaluated(
             tracker.log("test", 0, track_row(summary))
 
         on_main_rank(write)
-        return summary
+        return summary, measurement.tables
+
+
+def formatted(
+    plan: Plan,
+    place: Session,
+    checkpoint: Path,
+    settings: Mapping[str, Any],
+    *,
+    as_float: bool,
+    trusted: bool,
+    keep: Keep,
+) -> list[Path]:
+    """Write a checkpoint's results on ``data.test`` as its benchmark takes them, unevaluated.
+
+    Every rank must call it.
+
+    Returns:
+        The files.
+    """
+    dataset = dataset_of(plan.config, "test", test_mode=True)
+    check_format(dataset)
+    content, _ = read_checkpoint(checkpoint, trusted=trusted)
+    detector, graph = _detector(plan, place, content, checkpoint, as_float=as_float)
+    results, _ = detected(plan, place, detector, graph, dataset, keep)
+
+    def write() -> list[Path]:
+        assert results is not None
+        return format_results(dataset, results, place.experiment / "eval" / "formatted", settings)
+
+    return on_main_rank(write)
+
+
+def _detector(
+    plan: Plan, place: Session, content: Mapping[str, Any], checkpoint: Path, *, as_float: bool
+) -> tuple[nn.Module, QuantizedGraph | None]:
+    """Return a checkpoint's detector, and its graph with frozen ranges where it is quantized."""
+    detector = float_detector(plan, place, content, checkpoint)
+    recipe = None if as_float else recipe_of(content)
+    if recipe is None:
+        return detector, None
+    graph = quantize_detector(detector, recipe)
+    load_quantization(graph, content, str(checkpoint))
+    set_phase(graph.quantizers, Phase.FROZEN)
+    return detector, graph

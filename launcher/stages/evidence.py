@@ -64,7 +64,7 @@ def keep_predictions(
             return
         folder.mkdir(parents=True, exist_ok=True)
         if graph is not None:
-            reference = _reference(place, detector, graph, dataset, number)
+            reference = _reference(place, detector, graph, dataset, number, predictions.classes)
             predictions = with_reference(predictions, reference)
         write_predictions(folder, predictions)
         files = [
@@ -82,11 +82,19 @@ def keep_predictions(
 
 
 def _reference(
-    place: Session, detector: nn.Module, graph: QuantizedGraph, dataset: Any, number: int
+    place: Session,
+    detector: nn.Module,
+    graph: QuantizedGraph,
+    dataset: Any,
+    number: int,
+    classes: Sequence[str],
 ) -> dict[str, Sequence[Box]]:
-    """Return the boxes of the experiment's float run, else of this detector, nothing rounded."""
+    """Return the boxes of the experiment's float run, else of this detector, nothing rounded.
+
+    A float run whose labels meant other classes is none to compare with.
+    """
     stored = read_predictions(place.experiment / "float")
-    if stored is not None:
+    if stored is not None and list(stored.classes) == list(classes):
         found: dict[str, Sequence[Box]] = {p.path: p.found for p in stored.pictures}
         return found
     set_phase(graph.quantizers, Phase.OFF)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dq.detector.data import test_classes
+from dq.detector.classes import class_list, classes_of_checkpoint
 from dq.detector.export import export_detector, image_size, metadata_of
 from dq.dist.one_reader import on_main_rank
 from launcher.plan import Plan
@@ -31,7 +31,7 @@ def exported(
     detector, graph, recipe = rounding_detector(plan, place, content, checkpoint)
     metadata = metadata_of(
         plan.config,
-        test_classes(plan.config),
+        classes_of_checkpoint(class_list(plan.config), content),
         kind=kind,
         size=pixels,
         sha256=sha256,

@@ -6,7 +6,8 @@ import time
 
 from dq.detector.build import build_model
 from dq.detector.checkpoint_plan import checkpoint_folder
-from dq.detector.data import dataset_of
+from dq.detector.data import check_evaluation, dataset_of
+from dq.detector.leaves import classes_of
 from dq.detector.loop import train
 from dq.detector.rank_state import seed_everything
 from dq.dist.sync_batch_norm import revert_sync_batch_norm
@@ -38,7 +39,8 @@ def train_float(
     with tracked(plan, place, "float", resume=found) as tracker:
         seed_everything(plan.seed)
         dataset = dataset_of(plan.config, "train")
-        detector = build_model(plan.config, tuple(dataset.CLASSES), initialise=found is None)
+        check_evaluation(plan.config)
+        detector = build_model(plan.config, classes_of(dataset, "train"), initialise=found is None)
         detector.to(place.device)
         if sync_bn != "auto":
             synchronize_norms(detector, place, sync_bn)

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from dq.detector.data import dataset_of, evaluation_loader, test_classes
-from dq.detector.evaluate import detect, main_metric, score
+from dq.detector.evaluate import detect, score
 from dq.detector.export import inputs_of_heads
+from dq.detector.loader_options import evaluation_workers
 from dq.detector.onnx_detector import (
     DETECTIONS,
     exported_size,
@@ -98,7 +99,7 @@ def evaluated_in_onnxruntime(
     said = metadata_of(models[""]).get("checkpoint_sha256")
     refuse_other(model, said, checkpoint, sha256)
     dataset = dataset_of(plan.config, "test", test_mode=True)
-    workers = plan.config.data.get("test_dataloader", {}).get("workers_per_gpu", 1)
+    workers = evaluation_workers(plan.config, "test")
     cpu = torch.device("cpu")
     run_in_torch_(detector, graph, models)
     expected = detect(detector, dataset, device=cpu, workers=workers)
@@ -108,12 +109,12 @@ def evaluated_in_onnxruntime(
     def conclude() -> IntegerResult:
         assert expected is not None
         assert found is not None
-        name, fake, metrics, boxes = measured_on(plan, dataset, expected, found)
+        name, fake, value, metrics, boxes = measured_on(plan, dataset, expected, found)
         times, sizes = _compare_with_float(models.get(DETECTIONS, models[""]), network)
-        layers, cause = _explain(dataset, detector, graph, models, fake, metrics[name])
+        layers, cause = _explain(dataset, detector, graph, models, fake, value)
         return IntegerResult(
             metric=name,
-            integer=metrics[name],
+            integer=value,
             fake_quantized=fake,
             metrics=metrics,
             boxes=boxes,
@@ -130,23 +131,26 @@ def evaluated_in_onnxruntime(
     result = on_main_rank(conclude)
     if result.cause and not result.layers:
         run_in_torch_(detector, graph, models)
-        result = replace(result, fake_again=_summed_otherwise(plan, detector, dataset, workers))
+        again = _summed_otherwise(plan, detector, dataset, workers)
+        result = replace(result, fake_again=again[result.metric])
     on_main_rank(lambda: write_agreement(place.experiment / "eval_onnxruntime", result))
     return result
 
 
-def _summed_otherwise(plan: Plan, detector: nn.Module, dataset: Any, workers: int) -> float:
-    """Return the detector's metric once more, with sums in the order of other kernels of torch.
+def _summed_otherwise(
+    plan: Plan, detector: nn.Module, dataset: Any, workers: int
+) -> dict[str, float]:
+    """Return the detector's metrics once more, with sums in the order of other kernels of torch.
 
     Sums of float32 then differ in their last digits, and rounding ties fall the other way: how far
-    the metric moves is how well it can be known. Every rank must call it.
+    a metric moves is how well it can be known. Every rank must call it.
     """
     with torch.backends.mkldnn.flags(enabled=False):
         found = detect(detector, dataset, device=torch.device("cpu"), workers=workers)
 
-    def measure() -> float:
+    def measure() -> dict[str, float]:
         assert found is not None
-        return main_metric(score(dataset, found, plan.config.get("evaluation", {})))[1]
+        return score(dataset, found, plan.config.get("evaluation", {}))
 
     return on_main_rank(measure)
 
@@ -205,7 +209,7 @@ def _explain(
 
 
 def _some_images(dataset: Any, size: tuple[int, int]) -> list[torch.Tensor]:
-    """Return the first `NUM_COMPARED` test images ``(1, 3, *size)``, padded to the size."""
+    """Return the first `NUM_COMPARED` test images ``(1, C, *size)``, padded to the size."""
     images: list[torch.Tensor] = []
     for batch in evaluation_loader(dataset, workers=0):
         image = batch["img"][0]

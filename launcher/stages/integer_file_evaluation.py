@@ -11,6 +11,7 @@ from dq.detector.data import dataset_of, test_classes
 from dq.detector.evaluate import detect
 from dq.detector.exact_detector import run_exactly_
 from dq.detector.integer_detector import load_networks, read_integer_file, run_integers_
+from dq.detector.loader_options import evaluation_workers
 from dq.dist.one_reader import on_main_rank
 from dq.quant.integer_file import num_bytes
 from launcher.plan import Plan
@@ -45,7 +46,7 @@ def evaluated_integer_file(
     networks, differing = load_networks(path, file, graph, test_classes(plan.config))
     refuse_other(path, file["meta"].get("checkpoint_sha256"), checkpoint, sha256)
     dataset = dataset_of(plan.config, "test", test_mode=True)
-    workers = plan.config.data.get("test_dataloader", {}).get("workers_per_gpu", 1)
+    workers = evaluation_workers(plan.config, "test")
     cpu = torch.device("cpu")
     run_exactly_(detector, graph)
     expected = detect(detector, dataset, device=cpu, workers=workers)
@@ -55,17 +56,17 @@ def evaluated_integer_file(
     def conclude() -> Agreement:
         assert expected is not None
         assert found is not None
-        name, fake, metrics, boxes = measured_on(plan, dataset, expected, found)
+        name, fake, value, metrics, boxes = measured_on(plan, dataset, expected, found)
         sizes = [num_bytes(network) for network in networks.values()]
         result = Agreement(
             metric=name,
-            integer=metrics[name],
+            integer=value,
             fake_quantized=fake,
             metrics=metrics,
             boxes=boxes,
             bytes_integer=sum(own for own, _ in sizes),
             bytes_float=sum(plain for _, plain in sizes),
-            cause="" if is_within_gate(fake, metrics[name]) else _cause(differing),
+            cause="" if is_within_gate(fake, value) else _cause(differing),
         )
         write_agreement(place.experiment / "eval_torch_int", result)
         return result

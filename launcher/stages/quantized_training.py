@@ -10,7 +10,7 @@ from pathlib import Path
 from dq.detector.checkpoint import load_quantization, recipe_of
 from dq.detector.checkpoint_plan import checkpoint_folder
 from dq.detector.config import training_config
-from dq.detector.data import dataset_of
+from dq.detector.data import check_evaluation, dataset_of
 from dq.detector.graph import quantize_detector
 from dq.detector.loop import Quantization, train
 from dq.detector.rank_state import seed_everything
@@ -60,6 +60,7 @@ def train_quantized(
     ) as tracker:
         seed_everything(plan.seed)
         dataset = dataset_of(config, "train")
+        check_evaluation(config)
         detector = float_detector(plan, place, content, checkpoint)
         recipe = plan.settings.recipe
         # A training that goes on has its ranges; else those of a calibrated checkpoint are taken.

@@ -73,3 +73,41 @@ def test_the_metric_forks_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fork", refuse)
     boxes = np.array([[0, 0, 9, 9, 0.9], [20, 20, 39, 39, 0.8]], dtype=np.float32)
     assert score(Matched(), [[boxes]], {}) == {"mAP": 1.0}
+
+
+class AsksForShapes(Numbers):
+    """As OpenImages: the metric needs the shapes of the images, which the pipeline knows."""
+
+    get_metas = load_from_pipeline = True
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.get_meta_from_pipeline(None)
+        sample = super().__getitem__(index)
+        meta = {"index": index, "ori_shape": (index + 1, 5, 3)}
+        return {**sample, "img_metas": [DataContainer(meta, cpu_only=True)]}
+
+    def get_meta_from_pipeline(self, results: Any) -> None:
+        raise AssertionError("mmdet would issue a collective for each image")
+
+    def get_img_shape(self, metas: Any) -> None:
+        raise AssertionError("mmdet has the shapes of one rank's processes alone")
+
+    def evaluate(self, results: list[Any], logger: Any = None, metric: str = "mAP") -> Any:
+        self.test_img_shapes: list[Any] = []
+        self.get_img_shape(None)
+        heights = [height for height, _ in self.test_img_shapes]
+        assert heights == [index + 1 for index in range(self.length)]
+        return super().evaluate(results, metric=metric)
+
+
+def run_with_shapes(workers: int = 0) -> dict[str, float]:
+    dataset = AsksForShapes(5)
+    settings = {"metric": "mAP"}
+    first = evaluate(Echo(), dataset, settings, device=torch.device("cpu"), workers=0)
+    device = torch.device("cpu")
+    return first | evaluate(Echo(), dataset, settings, device=device, workers=workers)
+
+
+def test_shapes_of_images_come_from_all_ranks_for_a_metric_that_asks_for_them() -> None:
+    assert run_with_shapes(workers=1) == {"mAP": 10.0}
+    assert run_ranks(run_with_shapes, 2) == [{"mAP": 10.0}] * 2

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dq.detector.inspect import has_area, inspect, leaves
+from dq.detector.inspect import inspect
+from dq.detector.inspect_boxes import has_area
+from dq.detector.leaves import leaves
 
 
 class Leaf:

@@ -185,10 +185,11 @@ def write_untrained(config: Path, path: Path) -> Path:
 
     from dq.detector.build import build_model
     from dq.detector.config import finish, read_config
+    from dq.detector.data import test_classes
     from dq.dist.checkpoint import save_checkpoint
 
     torch.manual_seed(0)
     read = finish(read_config(config))
-    detector = build_model(read, tuple(read.data.test.classes), initialise=True)
+    detector = build_model(read, test_classes(read), initialise=True)
     save_checkpoint(path, {"state_dict": detector.state_dict(), "meta": {}})
     return path

@@ -159,14 +159,18 @@ def first_annotation(folder: Path, split: str = "train") -> Path:
     return folder / "Annotations" / f"{name}.xml"
 
 
-def test_unknown_class_is_named(
+def test_boxes_of_a_class_that_is_not_asked_for_are_named_and_left_out(
     launch: Launch, config: Path, own_digits: Path, tmp_path: Path
 ) -> None:
     path = first_annotation(own_digits)
     path.write_text(re.sub("<name>.*?</name>", "<name>eleven</name>", path.read_text(), count=1))
     options = ("--cfg-options", f"data_root={own_digits}")
-    error = only_error(launch("train", config, "--work-dir", tmp_path / "work", *options))
-    assert "'eleven'" in error
+    code, out, err = launch("train", config, "--work-dir", tmp_path / "work", *options)
+    assert code == 0, err
+    lines = [line for line in out.splitlines() if "other classes" in line]
+    assert len(lines) == 1
+    assert "1 boxes of 1 other classes" in lines[0]
+    assert "(eleven 1)" in lines[0]
 
 
 def test_box_without_area_is_counted_skipped_and_said_once(

@@ -1,0 +1,155 @@
+"""Built data sets of any nesting: those that read images, and which image an index means."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Place(NamedTuple):
+    """An image: the data set that reads it, and at which index."""
+
+    leaf: Any
+    at: int
+
+
+def leaves(dataset: Any) -> Iterator[Any]:
+    """Yield the data sets that read images, inside any wrappers."""
+    if hasattr(dataset, "datasets"):
+        for child in dataset.datasets:
+            yield from leaves(child)
+    elif hasattr(dataset, "dataset"):
+        yield from leaves(dataset.dataset)
+    else:
+        yield dataset
+
+
+def located(dataset: Any, index: int) -> Place | None:
+    """Return where an index of a wrapped data set leads; None through a wrapper not known here."""
+    while True:
+        if hasattr(dataset, "datasets"):
+            ends = getattr(dataset, "cumulative_sizes", None)
+            if ends is None:
+                return None
+            part = bisect.bisect_right(ends, index)
+            index -= ends[part - 1] if part else 0
+            dataset = dataset.datasets[part]
+        elif hasattr(dataset, "dataset"):
+            inner = dataset.dataset
+            chosen = getattr(dataset, "repeat_indices", getattr(dataset, "indices", None))
+            if chosen is not None:
+                index = int(chosen[index])
+            elif hasattr(dataset, "times"):
+                index %= len(inner)
+            elif len(dataset) != len(inner):
+                return None
+            dataset = inner
+        else:
+            return Place(dataset, index)
+
+
+def infos_of(leaf: Any) -> list[Mapping[str, Any]] | None:
+    """Return what a data set of mmdet's kind knows of each image, None for another kind."""
+    infos = getattr(leaf, "data_infos", None)
+    if not isinstance(infos, list | tuple) or len(infos) != len(leaf):
+        return None
+    if not all(isinstance(info, Mapping) for info in infos):
+        return None
+    return list(infos)
+
+
+def files_of(info: Mapping[str, Any]) -> list[str]:
+    """Return the names of an image's files: one, or one a channel; none where it has no file."""
+    name = info.get("filename") or info.get("file_name") or ()
+    return [str(name)] if isinstance(name, str | Path) else [str(each) for each in name]
+
+
+def name_of(leaf: Any, index: int) -> str:
+    """Return what to call an image: its file with the folder, else its place in the data set."""
+    infos = getattr(leaf, "data_infos", None)
+    try:
+        files = files_of(infos[index])  # type: ignore[index]
+    except (TypeError, IndexError, KeyError, AttributeError):
+        files = []
+    prefix = getattr(leaf, "img_prefix", None) or ""
+    return str(Path(prefix, files[0])) if files else f"number {index} of {said_of(leaf)}"
+
+
+def said_of(leaf: Any) -> str:
+    """Return what to call a data set: its annotation file, else its class."""
+    file = getattr(leaf, "ann_file", None)
+    return str(file) if isinstance(file, str | Path) and str(file) else type(leaf).__name__
+
+
+def annotation_of(leaf: Any, index: int) -> Mapping[str, Any] | None:
+    """Return the boxes and labels of an image, None where the data set has none to show."""
+    get = getattr(leaf, "get_ann_info", None)
+    if get is None:
+        return None
+    try:
+        found = get(index)
+    except (KeyError, AttributeError, TypeError, NotImplementedError):
+        return None
+    if not isinstance(found, Mapping):
+        return None
+    boxes = found.get("bboxes")
+    if not isinstance(boxes, np.ndarray) or (len(boxes) and boxes.ndim != 2):
+        return None
+    return found
+
+
+def classes_of(dataset: Any, split: str) -> tuple[str, ...]:
+    """Return the class names of a built data set.
+
+    Raises:
+        ValueError: It has none, or the sets inside do not have the same ones.
+    """
+    found: dict[tuple[str, ...], Any] = {}
+    for leaf in leaves(dataset):
+        names = getattr(leaf, "CLASSES", None)
+        found.setdefault(tuple(names or ()), leaf)
+    names = tuple(getattr(dataset, "CLASSES", None) or next(iter(found), ()))
+    if not names:
+        raise ValueError(f"data.{split} has no classes; add classes=('first', 'second', ...)")
+    for other, leaf in found.items():
+        if other and other != names:
+            raise ValueError(
+                f"data.{split}: {said_of(leaf)} has the classes {_few(other)} and another set has"
+                f" {_few(names)}; a detector has one list, so give all of them the same classes"
+            )
+    return names
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} ({len(names)})"
+
+
+def nested(dataset: Any) -> Iterator[Any]:
+    """Yield a data set and all that are inside it, wrappers too, from outside in."""
+    yield dataset
+    inner = getattr(dataset, "datasets", None) or (
+        [dataset.dataset] if hasattr(dataset, "dataset") else []
+    )
+    for each in inner:
+        yield from nested(each)
+
+
+def images_by_class(dataset: Any) -> dict[int, list[int]] | None:
+    """Return the indices of the images that have boxes of each class, by its label.
+
+    Returns:
+        None where an image's labels are not to be had.
+    """
+    found: dict[int, list[int]] = {label: [] for label in range(len(dataset.CLASSES))}
+    for index in range(len(dataset)):
+        place = located(dataset, index)
+        annotation = None if place is None else annotation_of(*place)
+        if annotation is None or "labels" not in annotation:
+            return None
+        for label in sorted({int(label) for label in annotation["labels"]}):
+            found[label].append(index)
+    return found
