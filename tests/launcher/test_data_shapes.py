@@ -33,6 +33,12 @@ evaluation = dict(save_best='mAP')
 """
 
 
+def ran(*words: object) -> tuple[int, str, str]:
+    """Run the launcher alone, with one thread; return exit code, standard output and error."""
+    done = on_ranks(1, *words)
+    return done.returncode, done.stdout, done.stderr
+
+
 @pytest.fixture(scope="module")
 def shapes(config: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny config with sections of odd shapes."""
@@ -57,27 +63,27 @@ def test_chain_of_odd_shapes_on_two_ranks(shapes: Path, tmp_path: Path) -> None:
     assert re.search(r"\| 0_mAP, % +\| float", done.stdout)
 
 
-def test_gate_holds_for_every_set(shapes: Path, tmp_path: Path, launch: Launch) -> None:
+def test_gate_holds_for_every_set(shapes: Path, tmp_path: Path) -> None:
     checkpoint = write_untrained(shapes, tmp_path / "float.pth")
     where = ("--work-dir", tmp_path)
-    code, _, err = launch("calibrate", shapes, "--checkpoint", checkpoint, *where)
+    code, _, err = ran("calibrate", shapes, "--checkpoint", checkpoint, *where)
     assert code == 0, err
     quantized = tmp_path / "calibrated/calibrated.pth"
-    code, out, err = launch("export", shapes, "--checkpoint", quantized, *where)
+    code, out, err = ran("export", shapes, "--checkpoint", quantized, *where)
     assert code == 0, err
     model = re.search(r"export: (\S+\.onnx)", out)
     assert model
-    code, out, err = launch("eval", "--backend", "onnxruntime", model[1])
+    code, out, err = ran("eval", "--backend", "onnxruntime", model[1], *where)
     assert code == 0, err
     assert re.search(r"^0_mAP, %  fake-quantized", out, re.M)
     found = json.loads((tmp_path / "eval_onnxruntime/summary.json").read_text())
     assert {"0_mAP", "1_0_mAP"} <= set(found["metrics"])
 
 
-def test_a_training_without_validation_data(config: Path, tmp_path: Path, launch: Launch) -> None:
+def test_a_training_without_validation_data(config: Path, tmp_path: Path) -> None:
     path = tmp_path / "alone.py"
     path.write_text(f"_base_ = [{str(config)!r}]\ndata = dict(val=None)\n")
-    code, out, err = launch("train", path, "--work-dir", tmp_path)
+    code, out, err = ran("train", path, "--work-dir", tmp_path)
     assert code == 0, err
     assert out.count("nothing is evaluated while training") == 1
     assert (tmp_path / "float/float.pth").exists()
@@ -135,23 +141,21 @@ model = dict(backbone=dict(in_channels=1))
 """
 
 
-def test_images_of_one_channel_are_trained_on_and_exported(
-    config: Path, tmp_path: Path, launch: Launch
-) -> None:
+def test_images_of_one_channel_are_trained_on_and_exported(config: Path, tmp_path: Path) -> None:
     import onnx
 
     path = tmp_path / "gray.py"
     path.write_text(GRAY.format(base=str(config)))
     checkpoint = write_untrained(path, tmp_path / "float.pth")
     where = ("--work-dir", tmp_path)
-    code, _, err = launch("qat", path, "--checkpoint", checkpoint, *where, "--no-validate")
+    code, _, err = ran("qat", path, "--checkpoint", checkpoint, *where, "--no-validate")
     assert code == 0, err
     words = ("--checkpoint", tmp_path / "qat/qat.pth", *where)
-    code, out, err = launch("export", path, *words, "--decode", "nms")
+    code, out, err = ran("export", path, *words, "--decode", "nms")
     assert code == 0, err
     found = re.search(r"export: (\S+\.onnx)", out)
     assert found
     shape = onnx.load(found[1]).graph.input[0].type.tensor_type.shape.dim
     assert [d.dim_value for d in shape][1:] == [1, 96, 96]
-    code, _, err = launch("eval", "--backend", "onnxruntime", found[1])
+    code, _, err = ran("eval", "--backend", "onnxruntime", found[1], *where)
     assert code == 0, err
