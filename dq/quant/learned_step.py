@@ -27,6 +27,7 @@ from dq.quant.affine import (
 )
 from dq.quant.again import offer
 from dq.quant.fake_quantize import LearnedActivationQuantizer, WeightQuantizer
+from dq.quant.narrow import widened
 from dq.quant.native_rounding import NO_CLIP, Clip, clipped, round_learned, round_weight
 from dq.quant.observer import MinMaxObserver
 from dq.quant.phase import Phase
@@ -209,6 +210,13 @@ class LsqActivationQuantizer(LearnedActivationQuantizer):
             return self.fixed_zero_point
         return zero_point_of(self.learned_offset, self.scale, self.spec)
 
+    @property
+    def is_as_made(self) -> bool:
+        """Whether the parameters are still those of a new quantizer; reads the device."""
+        shift = self.fixed_zero_point if self.learned_offset is None else self.learned_offset
+        assert shift is not None
+        return bool((self.learned_scale == 1).all()) and not bool(shift.any())
+
     @torch.no_grad()
     def take_range_(self) -> None:
         """Begin anew from the observer's range; see the base class."""
@@ -226,6 +234,7 @@ class LsqActivationQuantizer(LearnedActivationQuantizer):
         if self.phase is not Phase.TRAIN:
             # Observing, where the phase does, and rounding are those of any quantizer.
             return touch(super().behind_clip(x, clip, in_place=in_place), *self.parameters())
+        x = widened(x, self.spec)
         scale = positive(self.learned_scale, self.spec)
         factor = gradient_factor(x.numel(), self.spec)
         offset, zero_point = self.learned_offset, self.zero_point
@@ -295,6 +304,8 @@ class LsqWeightQuantizer(WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight, rounded when the phase rounds; same shape and dtype."""
+        if self.phase.rounds:
+            weight = widened(weight, self.spec)
         if self.phase.rounds and self.rounds_natively(weight):
             return self.round_natively(weight, None)
         if self.phase is Phase.TRAIN:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dq.quant.affine import fake_quantize, scale_and_zero_point
 from dq.quant.fake_quantize import LearnedActivationQuantizer
 from dq.quant.learned_step import touch
+from dq.quant.narrow import widened
 from dq.quant.native_rounding import NO_CLIP, Clip, clipped
 from dq.quant.phase import Phase
 from dq.quant.spec import QuantSpec
@@ -87,6 +88,12 @@ class PactActivationQuantizer(LearnedActivationQuantizer):
         """The zero point that is rounded with, int32 ``()``."""
         return self.scale_and_zero_point()[1]
 
+    @property
+    def is_as_made(self) -> bool:
+        """Whether the parameters are still those of a new quantizer; reads the device."""
+        full = float(self.spec.quant_max)
+        return not bool(self.clip_min.any()) and bool((self.clip_max == full).all())
+
     @torch.no_grad()
     def take_range_(self) -> None:
         """Begin anew from the observer's range; see the base class."""
@@ -98,7 +105,8 @@ class PactActivationQuantizer(LearnedActivationQuantizer):
 
     def behind_clip(self, x: Tensor, clip: Clip = NO_CLIP, *, in_place: bool = False) -> Tensor:
         """Return ``x`` behind ``clip``, rounded when the phase rounds; see the base class."""
-        x = clipped(x, clip)
+        self.require_range()
+        x = clipped(widened(x, self.spec) if self.phase.rounds else x, clip)
         self.observe(x)
         if self.phase is Phase.TRAIN:
             factor = max(1, x.numel()) ** -0.5

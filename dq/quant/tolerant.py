@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from dq.quant.kept import as_it_was
 from dq.quant.trace import LeafTest, Traced, TraceError, trace
 
 # A model with more untraceable modules than this is not worth its graph.
@@ -37,7 +37,7 @@ def trace_tolerantly(
         TraceError: ``forward`` itself, outside of any module, has no static graph.
     """
     attempt = _Attempt(root, forward, examples, is_leaf)
-    with _modes_kept(root):
+    with as_it_was(root):
         while True:
             num_kept = len(attempt.kept)
             root.train()
@@ -117,7 +117,6 @@ def _run(
     """Return what every module of ``root`` returned in one forward pass, by name."""
     seen: dict[str, Any] = {}
     handles = []
-    training = root.training
     for name, module in root.named_modules():
 
         def record(_: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
@@ -126,23 +125,12 @@ def _run(
         if name:
             handles.append(module.register_forward_hook(record))
     try:
-        root.eval()
-        forward(*examples)
+        with as_it_was(root):
+            root.eval()
+            forward(*examples)
     except Exception as error:
         raise cause from error
     finally:
-        root.train(training)
         for handle in handles:
             handle.remove()
     return seen
-
-
-@contextmanager
-def _modes_kept(root: nn.Module) -> Iterator[None]:
-    """Give every module its own mode back at the end; ``train()`` of some is not for all."""
-    modes = {module: module.training for module in root.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
