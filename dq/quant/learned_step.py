@@ -136,8 +136,12 @@ def learned_fake_quantize(
     result: Tensor = _LearnedRounding.apply(x, scale, offset, zero_point, spec, factor)
     if result.requires_grad and not torch.compiler.is_compiling():
         # The values before rounding are kept for the scale's gradient.
-        given = x.detach(), scale.detach(), zero_point, spec
-        offer(result, lambda: fake_quantize(*given))
+        values, step = x.detach(), scale.detach()
+        offer(
+            result,
+            lambda: fake_quantize(values, step, zero_point, spec),
+            (values, step, zero_point),
+        )
     return result
 
 

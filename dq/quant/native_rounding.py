@@ -167,8 +167,12 @@ def round_learned(
     result: Tensor = _Learned.apply(x, scale, offset, zero_point, spec, clip, factor)
     if result.requires_grad:
         # The values before rounding are kept for the scale's gradient.
-        given = x.detach(), scale.detach(), zero_point, spec, clip
-        offer(result, lambda: _learned(*given))
+        values, step = x.detach(), scale.detach()
+        offer(
+            result,
+            lambda: _learned(values, step, zero_point, spec, clip),
+            (values, step, zero_point),
+        )
     return result
 
 
@@ -250,7 +254,11 @@ def round_weight(
         w = weight.detach()
         f, s, z = (t if t is None else t.detach() for t in (factor, scale, zero_point))
         integers = _integers(spec)
-        offer(rounded, lambda: native_ops.rounded_weight(w, f, s, z, integers, unfolds))
+        offer(
+            rounded,
+            lambda: native_ops.rounded_weight(w, f, s, z, integers, unfolds),
+            [t for t in (w, f, s, z) if t is not None],
+        )
     return rounded
 
 

@@ -307,7 +307,9 @@ class _Preparation:
         if site.name not in self.quantizers:
             if not self.create:
                 return
-            self.quantizers[site.name] = self.recipe.activation_quantizer(spec)
+            quantizer = self.recipe.activation_quantizer(spec)
+            quantizer.site = site.name
+            self.quantizers[site.name] = quantizer
             self.sites.append(site)
         with self.graph.inserting_after(node):
             new = self.graph.call_module(f"{CONTAINER}.{site.name}", ())
