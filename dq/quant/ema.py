@@ -3,7 +3,7 @@
 Parameters, learned scales among them, and the running statistics of norms are averaged. All other
 state is copied: a scale, an integer zero point and the range they come from belong together, a
 range may still be infinite, and observed ranges are moving averages already. What a quantizer has
-learned is copied too while a training does not move it: an average would still follow a frozen scale.
+learned is copied too while a training leaves it alone: an average would follow a frozen scale.
 """
 
 from __future__ import annotations
