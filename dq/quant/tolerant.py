@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dq.quant.comparison import DifferenceError, Reference, refuse_difference
 from dq.quant.kept import as_it_was
-from dq.quant.trace import LeafTest, Traced, TraceError, trace
+from dq.quant.trace import BoundGraph, LeafTest, Traced, TraceError, trace
 
 # A model with more untraceable modules than this is not worth its graph.
 MOST_ATTEMPTS = 60
@@ -34,7 +35,8 @@ def trace_tolerantly(
         is_leaf: Says of a module whether to keep it as one node in any case.
 
     Raises:
-        TraceError: ``forward`` itself, outside of any module, has no static graph.
+        TraceError: ``forward`` itself, outside of any module, has no static graph, or the graph
+            computes something else on noise; where is named.
     """
     attempt = _Attempt(root, forward, examples, is_leaf)
     with as_it_was(root):
@@ -46,10 +48,23 @@ def trace_tolerantly(
             graph = attempt.trace()
             if len(attempt.kept) == num_kept:
                 break
-    same = str(training.python_code("self").src) == str(graph.python_code("self").src)
-    return Traced(
-        graph=graph, training_graph=None if same else training, left_float=dict(attempt.kept)
+    found = Traced(
+        graph=graph,
+        training_graph=None if same_code(training, graph) else training,
+        left_float=dict(attempt.kept),
+        reference=Reference(forward=forward, examples=examples),
     )
+    assert found.reference is not None
+    try:
+        refuse_difference(root, found.reference, BoundGraph(root, found))
+    except DifferenceError as error:
+        raise TraceError(str(error)) from error
+    return found
+
+
+def same_code(one: fx.Graph, other: fx.Graph) -> bool:
+    """Say whether two graphs run the same statements."""
+    return str(one.python_code("self").src) == str(other.python_code("self").src)
 
 
 class _Attempt:

@@ -7,11 +7,12 @@ layer replaced later is used at once, and the state dict stays the model's own.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import linecache
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from dq.quant.again import version_of
+from dq.quant.comparison import Reference
 from dq.quant.effects import AUGMENTED, WriteError, make_writes_values_
 from dq.quant.nodes import EFFECT, PART
 
@@ -358,11 +360,23 @@ class Traced:
         graph: The forward pass in evaluation mode.
         training_graph: The forward pass in training mode where it differs, else None.
         left_float: Qualified names of modules that were kept whole, with the reason.
+        reference: What was traced, for a look at whether the graph computes the same.
     """
 
     graph: fx.Graph
     training_graph: fx.Graph | None = None
     left_float: Mapping[str, str] = field(default_factory=dict)
+    reference: Reference | None = None
+
+    def copied(self) -> Traced:
+        """Return the same with graphs of its own, to be rewritten."""
+        training = None if self.training_graph is None else _copied(self.training_graph)
+        return replace(self, graph=_copied(self.graph), training_graph=training)
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    copied: fx.Graph = copy.deepcopy(graph)
+    return copied
 
 
 class BoundGraph:
