@@ -133,7 +133,7 @@ def _one_of_many(part: Tensor, step: Step, index: int) -> Tensor:
     """Return one of the views that a method returns, as a view that autograd lets be written."""
     name, args, kwargs = step
     place = 0 if name == "unbind" else 1
-    dim = int(kwargs.get("dim", args[place] if len(args) > place else 0))
+    dim: Any = kwargs.get("dim", args[place] if len(args) > place else 0)
     if name == "unbind":
         return part.select(dim, index)
     parts: tuple[Tensor, ...] = getattr(part, name)(*args, **kwargs)

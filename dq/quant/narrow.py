@@ -76,7 +76,6 @@ def on_the_grid(function: Callable[..., Any]) -> Callable[..., Any]:
         function: One that autocast computes in a narrow dtype, such as ``torch.matmul``.
     """
 
-    @functools.wraps(function)
     def computed(*args: Any, **kwargs: Any) -> Any:
         given = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
         if not given or any(t.dtype is not torch.float32 for t in given):
@@ -84,4 +83,6 @@ def on_the_grid(function: Callable[..., Any]) -> Callable[..., Any]:
         with without_autocast(given[0]):
             return function(*args, **kwargs)
 
+    # The name alone: torch.fx would take what has torch's module for torch's function.
+    computed.__name__ = function.__name__
     return computed
