@@ -143,7 +143,7 @@ def round_learned(
     spec: QuantSpec,
     *,
     clip: Clip = NO_CLIP,
-    factor: float = 1.0,
+    factor: float | Tensor = 1.0,
 ) -> Tensor:
     """Clip ``x`` and round it with a learned scale, in one pass.
 
@@ -154,12 +154,14 @@ def round_learned(
         zero_point: Int32 ``()``.
         spec: The integers; per tensor.
         clip: Of the activation function before the rounding.
-        factor: Multiplies the gradients of scale and offset.
+        factor: Multiplies the gradients of scale and offset; a tensor under torch.compile alone.
 
     Returns:
         A tensor of the shape, dtype and layout of ``x``.
     """
     if torch.compiler.is_compiling():
+        if not isinstance(factor, Tensor):
+            factor = torch.full((), factor, dtype=torch.float64)
         compiled: Tensor = native_ops.learned(
             x, scale, offset, zero_point, spec.quant_min, spec.quant_max, *clip, factor
         )
