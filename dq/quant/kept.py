@@ -1,4 +1,4 @@
-"""Modes and phases of a model that are put back, whatever happens in between."""
+"""Modes, phases and parts of a model that are put back, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -47,6 +47,25 @@ def in_phase(root: nn.Module, phase: Phase, *, training: bool | None = None) -> 
             if training is not None:
                 module.training = training
         yield
+
+
+@contextmanager
+def whole_or_not_at_all(root: nn.Module) -> Iterator[None]:
+    """Take every module and buffer that was added to the model away when the body raises.
+
+    Args:
+        root: The model.
+    """
+    before = [(m, dict(m._modules), dict(m._buffers)) for m in root.modules()]
+    try:
+        yield
+    except BaseException:
+        for module, children, buffers in before:
+            module._modules.clear()
+            module._modules.update(children)
+            for name in set(module._buffers) - set(buffers):
+                delattr(module, name)
+        raise
 
 
 def _recorded(root: nn.Module) -> Callable[[], None]:

@@ -14,8 +14,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +25,7 @@ from dq.quant.comparison import DifferenceError, Reference, refuse_difference
 from dq.quant.fake_quantize import WeightQuantizer
 from dq.quant.fold import is_foldable
 from dq.quant.kept import as_it_was, in_phase
+from dq.quant.kept import whole_or_not_at_all as whole_or_not_at_all
 from dq.quant.layers import QuantizedLayer, num_outputs, output_axis
 from dq.quant.learned import initialise_weights_
 from dq.quant.phase import Phase
@@ -84,25 +84,6 @@ def prepare(
         prepared = _prepared(root, recipe, work)
         _compare(prepared, traced)
     return prepared
-
-
-@contextmanager
-def whole_or_not_at_all(root: nn.Module) -> Iterator[None]:
-    """Take all that was added to the model away again when the body raises."""
-    modules, quantizers = dict(root._modules), getattr(root, CONTAINER, None)
-    inside = None if quantizers is None else dict(quantizers._modules)
-    buffers = dict(root._buffers)
-    try:
-        yield
-    except BaseException:
-        root._modules.clear()
-        root._modules.update(modules)
-        for name in set(root._buffers) - set(buffers):
-            delattr(root, name)
-        if quantizers is not None and inside is not None:
-            quantizers._modules.clear()
-            quantizers._modules.update(inside)
-        raise
 
 
 def trace_both_modes(root: nn.Module, examples: Sequence[Tensor] = ()) -> Traced:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dq.quant.comparison import DifferenceError, Reference, refuse_difference
-from dq.quant.kept import as_it_was
+from dq.quant.kept import as_it_was, whole_or_not_at_all
 from dq.quant.trace import BoundGraph, LeafTest, Traced, TraceError, trace
 
 # A model with more untraceable modules than this is not worth its graph.
@@ -38,7 +38,12 @@ def trace_tolerantly(
         TraceError: ``forward`` itself, outside of any module, has no static graph, or the graph
             computes something else on noise; where is named.
     """
-    attempt = _Attempt(root, forward, examples, is_leaf)
+    with whole_or_not_at_all(root):
+        return _traced(_Attempt(root, forward, examples, is_leaf))
+
+
+def _traced(attempt: _Attempt) -> Traced:
+    root = attempt.root
     with as_it_was(root):
         while True:
             num_kept = len(attempt.kept)
@@ -52,7 +57,7 @@ def trace_tolerantly(
         graph=graph,
         training_graph=None if same_code(training, graph) else training,
         left_float=dict(attempt.kept),
-        reference=Reference(forward=forward, examples=examples),
+        reference=Reference(forward=attempt.forward, examples=tuple(attempt.examples)),
     )
     assert found.reference is not None
     try:
