@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -104,7 +104,8 @@ def calibrate_on_one_rank(
 def prove_equal(graph: QuantizedGraph, when: str) -> str:
     """Compare the digest of all quantizer state over the ranks and return it.
 
-    Every rank must call it.
+    Every rank must call it. Scales that are no state, those of weights, are in the digest too where
+    all ranks have the same; where not, a warning names the layers: see `differing_weight_scales`.
 
     Args:
         graph: The prepared model.
@@ -122,4 +123,49 @@ def prove_equal(graph: QuantizedGraph, when: str) -> str:
             f" {', '.join(owners[:5])}; this is a fault of the cluster or of this program, the"
             " checkpoints written before are sound"
         )
-    return digest(state)
+    scales = weight_scales(graph)
+    different = differing_weight_scales(scales)
+    if different:
+        log.warning(
+            "%d weights have other scales on other ranks %s, by a factor of up to %.3g (%s): their"
+            " batch norms keep statistics of single ranks; train with --sync-bn",
+            len(different),
+            when,
+            max(different.values()),
+            ", ".join(list(different)[:5]),
+        )
+    same = {name: scale for name, scale in scales.items() if name not in different}
+    return digest([*state, *((f"{name} as rounded", scale) for name, scale in same.items())])
+
+
+@torch.no_grad()
+def weight_scales(graph: QuantizedGraph) -> dict[str, Tensor]:
+    """Return the scales with which every rounded weight of the graph is rounded in inference."""
+    found: dict[str, Tensor] = {}
+    for part in (graph, *graph.parts.values()):
+        for site, quantized, layer, norm in part.layers():
+            found[site.name] = quantized.quantized_weight(layer, norm)[1]
+    return found
+
+
+def differing_weight_scales(scales: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the weights whose scales are not the same on all ranks, and by what factor at most.
+
+    A folded weight has its norm's running statistics in it. Where norms are not synchronised each
+    rank rounds with scales of its own until the statistics are averaged, and a power of two, which
+    hardly differs or by a factor of two, lets one rank train for another grid than the next.
+
+    Every rank must call it.
+
+    Args:
+        scales: As `weight_scales` returns them, of the same graph on every rank.
+    """
+    names = differing_names(scales.items())
+    if not names:
+        return {}
+    flat = torch.cat([scales[name].reshape(-1).double() for name in names])
+    highest, lowest = flat.clone(), -flat
+    collectives.all_reduce_(highest, "max")
+    collectives.all_reduce_(lowest, "max")
+    ratios = torch.split(highest / -lowest, [scales[name].numel() for name in names])
+    return {name: float(ratio.max()) for name, ratio in zip(names, ratios, strict=True)}

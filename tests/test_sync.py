@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +13,7 @@ from dq.dist import collectives
 from dq.dist.data_parallel import wrap
 from dq.dist.sync_batch_norm import convert_sync_batch_norm, revert_sync_batch_norm
 from dq.quant.fake_quantize import update_scales_
+from dq.quant.learned import initialise_weights_
 from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import prepare
 from dq.quant.quantized_graph import QuantizedGraph
@@ -150,3 +154,48 @@ def test_norms_converted_before_or_after_preparing_train_alike_and_revert() -> N
     revert_sync_batch_norm(net)
     assert [type(m) for m in net.modules()] == [type(m) for m in plain.modules()]
     plain.load_state_dict(net.state_dict())
+
+
+def rank_of_its_own_and_scales(power_of_two: bool, learned: str | None) -> tuple[list[str], str]:
+    """Let the norms' statistics differ between ranks, as they do where nobody synchronises them."""
+    recipe = Recipe(learned=learned)
+    recipe = replace(recipe, weight=replace(recipe.weight, power_of_two=power_of_two))
+    torch.manual_seed(0)
+    net = Net()
+    graph = prepare(net, recipe)
+    calibrate(graph)
+    with torch.no_grad():
+        net.first_norm.running_var.mul_(1.0 + 8.0 * collectives.rank())
+    if learned:
+        initialise_weights_(graph.layers())
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("dq.sync").addHandler(handler)
+    try:
+        return messages, prove_equal(graph, "here")
+    except RuntimeError as error:
+        return [str(error)], ""
+
+
+@pytest.mark.parametrize(("power_of_two", "learned"), [(False, None), (True, None), (True, "lsq")])
+def test_weight_scales_of_single_ranks_are_shown(power_of_two: bool, learned: str | None) -> None:
+    found = run_ranks(rank_of_its_own_and_scales, 2, power_of_two, learned)
+    for messages, proof in found:
+        assert len(messages) == 1
+        assert "first+first_norm" in messages[0]
+        if learned:
+            assert "ranges differ between ranks here: 1 quantizers" in messages[0]
+        else:
+            assert "1 weights have other scales on other ranks here" in messages[0]
+            assert "--sync-bn" in messages[0]
+            assert proof == found[0][1], "what is equal is still proven"
+
+
+def test_the_digest_sees_the_scale_of_a_weight_that_is_no_state() -> None:
+    net, graph = prepared()
+    calibrate(graph)
+    before = prove_equal(graph, "here")
+    with torch.no_grad():
+        net.first.weight.mul_(1.5)
+    assert prove_equal(graph, "here") != before

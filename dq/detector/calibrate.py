@@ -30,12 +30,12 @@ from dq.quant.sensitivity import (
     sensitivities,
 )
 from dq.quant.weight_range import clip_weights_, restore_weights_
+from dq.quant.widths import give_headroom_
 
 log = logging.getLogger(__name__)
 
 # On so many calibration images a repair has to show that it helps.
 CHECK_IMAGES = 32
-WIDE_BITS, HEADROOM = 12, 1.5
 
 
 def calibrate_and_repair(
@@ -79,11 +79,15 @@ def calibrate_and_repair(
     check = first_images(images, CHECK_IMAGES) if mends else []
     wanted = float_outputs(graph, check) if mends else []
     originals = clip_weights_(graph) if weight_range == "mse" else {}
+    if originals:
+        initialise_weights_(graph.layers())
     raised: tuple[str, ...] = ()
     if repair.mixed is not None:
         few = first_images(images, repair.mixed.images)
         raised = choose_raised_(graph, few, sensitivities(graph, few), repair.mixed)
         restore_weights_(graph, {name: originals[name] for name in raised if name in originals})
+        # Learned scales of what was raised were chosen for the clipped weights.
+        initialise_weights_(graph.layers())
     for quantizer in graph.activations().values():
         if isinstance(quantizer.observer, HistogramObserver):
             quantizer.observer.settle_()
@@ -96,22 +100,6 @@ def calibrate_and_repair(
             else:
                 correct_bias_(graph, images)
     return raised
-
-
-@torch.no_grad()
-def give_headroom_(graph: QuantizedGraph) -> None:
-    """Widen the ranges of activations with many bits: unseen images go beyond what was seen.
-
-    At 16 bits clipping is all the loss there is, and half as much again costs half a bit.
-
-    Args:
-        graph: Calibrated.
-    """
-    wide = [q for q in graph.activations().values() if q.spec.bits >= WIDE_BITS]
-    for quantizer in wide:
-        quantizer.observer.range_min.mul_(HEADROOM)
-        quantizer.observer.range_max.mul_(HEADROOM)
-    update_scales_(wide)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mmcv.cnn
@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from dq.detector.channels import input_channels
 from dq.detector.roi_heads import NORMS, find_roi_heads, quantize_roi_heads
-from dq.quant.prepare import prepare
+from dq.quant.prepare import prepare, whole_or_not_at_all
 from dq.quant.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.recipe import Recipe
 from dq.quant.roles import is_layer
@@ -91,7 +91,7 @@ def trace_detector(detector: nn.Module) -> Traced:
         first = next(iter(traced.left_float.values()), "it has no convolution")
         raise ValueError(f"this detector cannot be quantized: {first}")
     left_float = {**_outside(detector, traced.graph, reasons), **traced.left_float}
-    return Traced(graph=traced.graph, training_graph=traced.training_graph, left_float=left_float)
+    return replace(traced, left_float=left_float)
 
 
 def _dense_head(detector: nn.Module) -> str | None:
@@ -191,8 +191,9 @@ def quantize_detector(detector: nn.Module, recipe: Recipe) -> QuantizedGraph:
     """
     traced = trace_detector(detector)
     heads = find_roi_heads(detector)
-    graph = prepare(detector, recipe, traced)
-    quantize_roi_heads(detector, graph, recipe, heads, is_leaf=_is_leaf)
+    with whole_or_not_at_all(detector):
+        graph = prepare(detector, recipe, traced)
+        quantize_roi_heads(detector, graph, recipe, heads, is_leaf=_is_leaf)
     if graph.left_float:
         log.warning(
             "left in float: %s",

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dq.detector.build import float_state, load_float_state
 from dq.detector.checkpoint import QUANTIZATION, compose, load_quantization
 from dq.detector.graph import quantize_detector
+from dq.dist.data_parallel import sync_buffers_
 from dq.quant.learned import initialise_weights_
 from dq.quant.observer import MovingAverageObserver
 from dq.quant.phase import Phase, set_phase
@@ -186,6 +187,8 @@ class QuantTrainModule(QuantBaseModule):
             set_phase(self.module, Phase.OBSERVE)
             result = super().forward(*args, **kwargs)
             agree_(self.quantizers)
+            # Scales of weights come of folded statistics, which each rank may have of its own.
+            sync_buffers_(self.module)
             initialise_weights_(self.graph.layers())
             set_phase(self.module, Phase.TRAIN)
         else:
@@ -216,8 +219,12 @@ class QuantCalibrateModule(QuantBaseModule):
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the detector and, in training mode, take the batch into the ranges."""
+        """Call the detector and, in training mode, take the batch into the ranges.
+
+        In evaluation mode it is the float detector as long as nothing was calibrated or loaded.
+        """
         if not self.training:
+            set_phase(self.module, Phase.FROZEN if self.calibrated else Phase.OFF)
             return super().forward(*args, **kwargs)
         self.num_batches += 1
         result = super().forward(*args, **kwargs)

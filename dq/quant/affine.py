@@ -6,6 +6,8 @@ Pure functions. ``real = scale * (integer - zero_point)``, after Jacob et al. 20
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -77,8 +79,10 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec)
     """Round ``x`` to the nearest representable value and return it as a real number.
 
     The gradient is passed straight through inside the range and is zero outside (Jacob et al.).
-    torch's own kernels do the work, so torch.compile fuses them. A NaN becomes the smallest
-    representable value, as it does in the kernels.
+    torch's own kernels do the work where they can: they refuse sizes that torch.compile leaves
+    open, and compare zero points of channels on the host, a synchronisation in every layer. There
+    plain operators compute the same. A NaN becomes the smallest representable value, as it does in
+    the kernels.
 
     Args:
         x: Any shape and floating dtype.
@@ -89,6 +93,9 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec)
     Returns:
         A tensor of the shape and dtype of ``x``.
     """
+    if torch.compiler.is_compiling() or not (spec.channel_axis is None or spec.symmetric):
+        composed: Tensor = _Composed.apply(x, scale, zero_point, spec)
+        return composed
     low, high = spec.quant_min, spec.quant_max
     if spec.channel_axis is None:
         return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, low, high)
@@ -97,11 +104,43 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec)
     bound = (scale * 2.0**20).clamp(max=largest).to(x.dtype)
     spread = along_channels(x, bound, spec.channel_axis)
     x = torch.clamp(x, -spread, spread)
-    if spec.symmetric:
-        # Integer zero points are compared on the host, a synchronisation in every layer.
-        zero_point = zero_point.float()
+    # Zero points that are integers would be compared on the host; these are all zero.
     axis = spec.channel_axis % x.dim()
-    return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, low, high)
+    return torch.fake_quantize_per_channel_affine(x, scale, zero_point.float(), axis, low, high)
+
+
+def round_composed(
+    x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec
+) -> tuple[Tensor, Tensor]:
+    """Return what `fake_quantize` returns, and where gradients pass, by plain operators.
+
+    Args:
+        x: As for `fake_quantize`, like the others; no gradient flows here.
+        scale: See there.
+        zero_point: See there.
+        spec: See there.
+    """
+    step = along_channels(x, scale, spec.channel_axis)
+    shift = along_channels(x, zero_point, spec.channel_axis)
+    values = x if x.dtype == torch.float64 else x.float()
+    integers = torch.round(values * (1.0 / step)) + shift
+    inside = (integers >= spec.quant_min) & (integers <= spec.quant_max)
+    integers = integers.clamp(spec.quant_min, spec.quant_max)
+    integers = torch.where(integers.isnan(), float(spec.quant_min), integers)
+    return ((integers - shift) * step).to(x.dtype), inside
+
+
+class _Composed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
+        result, inside = round_composed(x, scale, zero_point, spec)
+        ctx.save_for_backward(inside)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None, None
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:

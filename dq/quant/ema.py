@@ -2,7 +2,8 @@
 
 Parameters, learned scales among them, and the running statistics of norms are averaged. All other
 state is copied: a scale, an integer zero point and the range they come from belong together, a
-range may still be infinite, and observed ranges are moving averages already.
+range may still be infinite, and observed ranges are moving averages already. What a quantizer has
+learned is copied too while a training leaves it alone: an average would follow a frozen scale.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dq.quant.phase import Phase, Phased
 from dq.quant.quantized_graph import CONTAINER
 
 
@@ -62,6 +64,12 @@ class WeightAverage:
             and (name in parameters or not (skip_buffers or name.startswith(f"{CONTAINER}.")))
         ]
         self.copied = [name for name in self.live if name not in set(self.averaged)]
+        self.learners = {
+            f"{prefix}.{name}": module
+            for prefix, module in model.named_modules()
+            if isinstance(module, Phased)
+            for name, _ in module.named_parameters(recurse=False)
+        }
 
     @torch.no_grad()
     def update_(self, step: int | None = None) -> None:
@@ -73,13 +81,17 @@ class WeightAverage:
         assert not self.swapped
         weight = self._weight(self.num_updates if step is None else step)
         self.num_updates += 1
+        resting = {
+            name
+            for name, module in self.learners.items()
+            if module.training and module.phase is not Phase.TRAIN
+        }
+        averaged = [name for name in self.averaged if name not in resting]
         if weight is not None:
             torch._foreach_lerp_(
-                [self.values[n] for n in self.averaged],
-                [self.live[n] for n in self.averaged],
-                weight,
+                [self.values[n] for n in averaged], [self.live[n] for n in averaged], weight
             )
-        for name in self.copied:
+        for name in (*self.copied, *resting):
             self.values[name].copy_(self.live[name])
 
     def _weight(self, step: int) -> float | None:

@@ -98,6 +98,7 @@ class _Replacement:
         remove_dead_code(self.network.graph)
         self.network.delete_all_unused_submodules()
         self.network.recompile()
+        self.network.eval()
         return num_exact
 
     def _replacement(

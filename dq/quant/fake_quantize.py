@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from dq.quant import native
 from dq.quant.affine import fake_quantize, range_over, scale_and_zero_point
 from dq.quant.clipped_rounding import round_clipped
+from dq.quant.narrow import widened
 from dq.quant.native_rounding import NO_CLIP, Clip, clipped, round_activation, round_weight
-from dq.quant.observer import MinMaxObserver, buffers, update_ranges_
-from dq.quant.phase import Phased
+from dq.quant.observer import MinMaxObserver, buffers, forget_records_, update_ranges_
+from dq.quant.phase import Phase, Phased
 from dq.quant.spec import QuantSpec
 
 
@@ -28,6 +29,9 @@ class ActivationQuantizer(Phased):
         spec: The integers; per tensor.
         observer: What turns batches into a range.
 
+    Attributes:
+        site: Its name below the model's quantizers, for messages; empty for one that stands alone.
+
     Buffers ``scale`` float32 ``()`` and ``zero_point`` int32 ``()``; a subclass that learns them
     has parameters instead and computes both from those.
     """
@@ -39,6 +43,8 @@ class ActivationQuantizer(Phased):
         super().__init__()
         self.spec = spec
         self.observer = observer
+        self.site = ""
+        self._was_calibrated = False
         self._add_state(torch.ones_like(observer.range_min))
 
     def _add_state(self, scale: Tensor) -> None:
@@ -46,8 +52,23 @@ class ActivationQuantizer(Phased):
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", torch.zeros_like(scale, dtype=torch.int32))
 
+    def entered(self, phase: Phase) -> None:
+        """Let the observer calibrate in the phase CALIBRATE, and no more in a training after it."""
+        if phase is Phase.CALIBRATE and not self.observer.calibrates:
+            self.observer.begin_calibration_()
+        elif phase in (Phase.OBSERVE, Phase.TRAIN) and self.observer.calibrates:
+            self.observer.end_calibration_()
+
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x``, rounded when the phase rounds; same shape and dtype."""
+        """Return ``x``, rounded when the phase rounds.
+
+        Returns:
+            A tensor of the shape of ``x`` and its dtype; float32 for a rounded one whose dtype
+            could not hold the rounded values, see `dq.quant.narrow`.
+
+        Raises:
+            ValueError: The phase is FROZEN and no range was ever observed or loaded.
+        """
         return self.behind_clip(x)
 
     def behind_clip(self, x: Tensor, clip: Clip = NO_CLIP, *, in_place: bool = False) -> Tensor:
@@ -58,7 +79,10 @@ class ActivationQuantizer(Phased):
             clip: What the activation function before the quantizer does.
             in_place: ``x`` may be written into; only native kernels make use of it.
         """
+        self.require_range()
         observes, rounds = self.phase.observes(self.training), self.phase.rounds
+        if rounds:
+            x = widened(x, self.spec)
         if native.takes(x, self.observer.range_min) and (
             not observes or self.observer.records_extremes
         ):
@@ -87,6 +111,34 @@ class ActivationQuantizer(Phased):
         """Whether anything was observed; reads the device, so not for use inside a step."""
         return bool((self.observer.range_min <= self.observer.range_max).all())
 
+    @property
+    def is_as_made(self) -> bool:
+        """Whether scale and zero point are still those of a new quantizer; reads the device."""
+        return bool((self.scale == 1).all()) and not bool(self.zero_point.any())
+
+    def require_range(self) -> None:
+        """Raise ValueError where the phase is FROZEN and there is nothing to round with.
+
+        The device is read once, in the first forward pass that is frozen.
+        """
+        if self._was_calibrated or self.phase is not Phase.FROZEN or torch.compiler.is_compiling():
+            return
+        if not self.has_range and self.is_as_made:
+            raise ValueError(
+                f"the quantizer {self.site or '(without a name)'} has no range to round with;"
+                " calibrate the model first, or load a calibrated checkpoint"
+            )
+        self._was_calibrated = True
+
+    @torch.no_grad()
+    def take_range_(self) -> None:
+        """Begin anew from the observer's range, whatever the phase; an empty one gives scale 1."""
+        scale, zero_point = scale_and_zero_point(
+            self.observer.range_min, self.observer.range_max, self.spec
+        )
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
     def extra_repr(self) -> str:
         """Name bits and phase in the printed model."""
         return f"bits={self.spec.bits}, phase={self.phase.value}"
@@ -102,6 +154,11 @@ class LearnedActivationQuantizer(ActivationQuantizer):
 
     def take_range_(self) -> None:
         """Begin anew from the observer's range; a range that is empty gives scale 1."""
+        raise NotImplementedError
+
+    @property
+    def is_as_made(self) -> bool:
+        """Whether the parameters are still those of a new quantizer; reads the device."""
         raise NotImplementedError
 
     def observe(self, x: Tensor) -> None:
@@ -129,9 +186,14 @@ class WeightQuantizer(Phased):
         return scale_and_zero_point(low, high, self.spec)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight, rounded when the phase rounds; same shape and dtype."""
+        """Return the weight, rounded when the phase rounds.
+
+        Returns:
+            A tensor of the shape of ``weight``; of its dtype or, as for activations, float32.
+        """
         if not self.phase.rounds:
             return weight
+        weight = widened(weight, self.spec)
         if self.rounds_natively(weight):
             return self.round_natively(weight, None)
         scale, zero_point = self.scale_and_zero_point(weight)
@@ -182,8 +244,13 @@ def observers_of(quantizers: Sequence[ActivationQuantizer]) -> list[MinMaxObserv
 def update_scales_(quantizers: list[ActivationQuantizer]) -> None:
     """Fold each observer's batch into its range, then derive all scales, in few operations.
 
-    A learned scale follows its range only while its phase does not round.
+    A learned scale follows its range only while its phase does not round. A quantizer that is
+    FROZEN keeps range and scale, and what it had recorded before is forgotten.
     """
+    frozen = [quantizer for quantizer in quantizers if quantizer.phase is Phase.FROZEN]
+    forget_records_(observers_of(frozen))
+    if frozen:
+        quantizers = [q for q in quantizers if q.phase is not Phase.FROZEN]
     update_ranges_(observers_of(quantizers))
     followers: list[ActivationQuantizer] = []
     for quantizer in quantizers:

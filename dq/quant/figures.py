@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from dq.quant.affine import dequantize, fake_quantize, quantize
 from dq.quant.fake_quantize import ActivationQuantizer
+from dq.quant.kept import as_it_was
 from dq.quant.oscillation import OscillationTracker
-from dq.quant.phase import Phase, Phased, set_phase
+from dq.quant.phase import Phase, set_phase
 from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.sensitivity import decibel
 
@@ -72,7 +73,7 @@ def quantizer_figures(
     """
     activations = graph.activations()
     sums = {name: _Sums() for name in activations}
-    with _as_it_was(graph.root):
+    with as_it_was(graph.root):
         graph.root.eval()
         for batch in batches:
             set_phase(graph.quantizers, Phase.OFF)
@@ -132,20 +133,6 @@ def model_bytes(model: nn.Module, graph: QuantizedGraph | None) -> int:
         width = bits.get(key, 8 * tensor.element_size())
         total += -(-tensor.numel() * width // 8)
     return total
-
-
-@contextmanager
-def _as_it_was(root: nn.Module) -> Iterator[None]:
-    modules = list(root.modules())
-    training = [m.training for m in modules]
-    phases = [(m, m.phase) for m in modules if isinstance(m, Phased)]
-    try:
-        yield
-    finally:
-        for module, flag in zip(modules, training, strict=True):
-            module.training = flag
-        for quantizer, phase in phases:
-            quantizer.phase = phase
 
 
 @contextmanager

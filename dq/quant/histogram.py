@@ -54,9 +54,10 @@ def bin_edges(device: torch.device) -> Tensor:
 class HistogramObserver(MovingAverageObserver):
     """Count values in fixed bins while it collects; a moving average of extremes otherwise.
 
-    Calibration collects. Training after it goes on from the calibrated range as a moving average,
-    since reading a range out of a histogram is too slow for every step; then no counts are kept,
-    so checkpoints hold the range alone.
+    Calibration collects: a quantizer that enters the phase CALIBRATE begins it, unless that has
+    been done. Training after it goes on from the calibrated range as a moving average, since
+    reading a range out of a histogram is too slow for every step; then no counts are kept, so
+    checkpoints hold the range alone.
 
     Args:
         momentum: As for `MovingAverageObserver`; holds while nothing is collected.
@@ -103,9 +104,21 @@ class HistogramObserver(MovingAverageObserver):
         self.lowest.fill_(torch.inf)
         self.highest.fill_(-torch.inf)
 
+    def begin_calibration_(self) -> None:
+        """Begin to count; counts that are there are gone on from."""
+        super().begin_calibration_()
+        if not self.collects:
+            self.collect_()
+
+    def end_calibration_(self) -> None:
+        """Stop counting; see `settle_`."""
+        super().end_calibration_()
+        self.settle_()
+
     def settle_(self) -> None:
         """Stop counting and forget the counts; the range stays."""
         self.collects = False
+        self.num_batches.zero_()
         self.counts, self.batch_counts = self.counts[:0].clone(), self.batch_counts[:0].clone()
 
     def observe(self, x: Tensor) -> None:
@@ -141,10 +154,14 @@ class HistogramObserver(MovingAverageObserver):
             self.lowest.copy_(torch.minimum(self.lowest, self.batch_min))
             self.highest.copy_(torch.maximum(self.highest, self.batch_max))
 
-    def updated(self, old: Range, batch: Range) -> Range:
+    def forget_(self) -> None:
+        """Drop the batch's counts."""
+        self.batch_counts.zero_()
+
+    def updated(self, old: Range, batch: Range, number: Tensor) -> Range:
         """Return the range that `search` finds, or the averaged one; see `MinMaxObserver`."""
         if not self.collects:
-            return super().updated(old, batch)
+            return super().updated(old, batch, number)
         low, high = self.search(self.counts[:-1].double(), self.lowest, self.highest)
         # What lies outside all bins was not counted where it belongs.
         limit = 2.0 ** (FIRST_OCTAVE + NUM_OCTAVES)

@@ -8,6 +8,7 @@ behind it, which changes nothing because a concatenation only moves values.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ INTEGERS = "integers"
 def integer_network(graph: QuantizedGraph, *, empty: bool = False) -> fx.GraphModule:
     """Return the network of a quantized graph as a module that holds integers and needs no recipe.
 
-    Float modules that the graph calls are shared with it, and put into evaluation mode.
+    Float modules that the graph calls are copied into it, in evaluation mode, with the tensors of
+    the model itself; the model stays in the mode that it is in.
 
     Args:
         graph: With its ranges in place; unchanged.
@@ -82,9 +84,12 @@ class _Conversion:
         self._round_before_joins(roles)
         self._round_behind_carriers(roles)
         remove_dead_code(self.graph)
+        held = {id(t): t for t in (*self.root.parameters(), *self.root.buffers())}
         for node in self.graph.nodes:
             if node.op in {"call_module", "get_attr"} and str(node.target) not in self.modules:
-                self.modules[str(node.target)] = _found(self.root, str(node.target))
+                # One memo for all: what they share they go on sharing.
+                copied = copy.deepcopy(_found(self.root, str(node.target)), held)
+                self.modules[str(node.target)] = copied
         network = fx.GraphModule(self.modules, self.graph, "IntegerNetwork")
         network.meta["emitting"] = self.emitting
         return network.eval()

@@ -16,8 +16,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from dq.quant import native
 from dq.quant.again import keeping_no
-from dq.quant.fake_quantize import WeightQuantizer
+from dq.quant.fake_quantize import ActivationQuantizer, WeightQuantizer
 from dq.quant.fold import fold_factor, folded_bias, unfold
+from dq.quant.narrow import autocast_dtype, holds, nearly_holds, without_autocast
 from dq.quant.trace import pads_by_itself
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -108,8 +109,12 @@ class QuantizedLayer(nn.Module):
         layer: nn.Module,
         norm: nn.Module | None = None,
         rounded: Tensor | None = None,
+        source: ActivationQuantizer | None = None,
     ) -> Tensor:
         """Return ``norm(layer(x))`` computed with the rounded weight.
+
+        Under autocast that is done in float32 where its dtype moves the rounded weight or input
+        off the grid, see `dq.quant.narrow`.
 
         Args:
             x: The layer's input, ``(N, C, ...)``.
@@ -117,26 +122,60 @@ class QuantizedLayer(nn.Module):
             norm: The batch norm that follows, or None.
             rounded: The rounded weight where the graph has computed it already, once for all the
                 levels that share a layer without norm.
+            source: What has rounded ``x``; None where that is not known.
         """
         weight, bias = layer.weight, layer.bias
         assert isinstance(weight, Tensor)
         assert bias is None or isinstance(bias, Tensor)
         if norm is None:
-            return apply_layer(layer, x, self.weight(weight) if rounded is None else rounded, bias)
+            used = self.weight(weight) if rounded is None else rounded
+            return self._computed(layer, x, used, bias, source)
         assert isinstance(norm, _BatchNorm)
         if not self.weight.phase.rounds:
             plain: Tensor = norm(apply_layer(layer, x, self.weight(weight), bias))
             return plain
         if isinstance(layer, nn.Linear) and x.dim() != 2:
             # The norm's channels are dimension 1 and the layer's the last one: nothing folds.
-            apart: Tensor = norm(apply_layer(layer, x, self.weight(weight), bias))
+            apart: Tensor = norm(self._computed(layer, x, self.weight(weight), bias, source))
             return apart
         factor = fold_factor(norm)
         used = self._rounded(layer, weight, factor, unfolds=norm.training)
         if not norm.training:
-            return apply_layer(layer, x, used, folded_bias(bias, norm, factor))
-        result: Tensor = norm(apply_layer(layer, x, used, bias))
+            return self._computed(layer, x, used, folded_bias(bias, norm, factor), source)
+        result: Tensor = norm(self._computed(layer, x, used, bias, source))
         return result
+
+    def _computed(
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        source: ActivationQuantizer | None,
+    ) -> Tensor:
+        """Compute the layer in a dtype that keeps its operands on their grids."""
+        if not self.weight.phase.rounds or self._is_held(x, weight, bias, source):
+            return apply_layer(layer, x, weight, bias)
+        casts = autocast_dtype(x) is not None
+        with without_autocast(x):
+            wide = None if bias is None else bias.float()
+            y = apply_layer(layer, x.float(), weight.float(), wide)
+        # Without autocast what follows wants the dtype of the model.
+        own = layer.weight
+        assert isinstance(own, Tensor)
+        return y if casts else y.to(own.dtype)
+
+    def _is_held(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, source: ActivationQuantizer | None
+    ) -> bool:
+        """Say whether the layer may be computed as it comes, by autocast or by itself."""
+        narrow = autocast_dtype(x)
+        if narrow is None:
+            return all(t is None or t.dtype == weight.dtype for t in (x, bias))
+        return source is not None and all(
+            holds(narrow, spec) or nearly_holds(narrow, spec)
+            for spec in (self.weight.spec, source.spec)
+        )
 
     def _rounded(
         self, layer: nn.Module, weight: Tensor, factor: Tensor, *, unfolds: bool

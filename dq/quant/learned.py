@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 from torch.optim import Optimizer
@@ -12,9 +12,11 @@ from dq.quant.layers import QuantizedLayer
 from dq.quant.learned_step import LsqActivationQuantizer, LsqWeightQuantizer
 from dq.quant.observer import MinMaxObserver
 from dq.quant.pact import PactActivationQuantizer
+from dq.quant.phase import Phase, Phased
 from dq.quant.spec import QuantSpec
 
 LEARNED = ("lsq", "lsq+", "pact")
+_KINDS = (LsqActivationQuantizer, LsqWeightQuantizer, PactActivationQuantizer)
 
 
 def activation_quantizer(
@@ -58,10 +60,9 @@ def initialise_weights_(
 
 def learned_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return every learned scale, offset and clipping value below ``module`` by name."""
-    kinds = (LsqActivationQuantizer, LsqWeightQuantizer, PactActivationQuantizer)
     found: dict[str, nn.Parameter] = {}
     for prefix, child in module.named_modules():
-        if isinstance(child, kinds):
+        if isinstance(child, _KINDS):
             for name, parameter in child.named_parameters(recurse=False):
                 found[f"{prefix}.{name}" if prefix else name] = parameter
     return found
@@ -100,15 +101,59 @@ def regroup_(optimizer: Optimizer, module: nn.Module, *, lr_factor: float = 1.0)
                 optimizer.add_param_group(own)
     # mmcv's constructor with paramwise settings makes one group a parameter.
     optimizer.param_groups[:] = [g for g in optimizer.param_groups if g["params"]]
+    hold_frozen_(optimizer, module)
     return moved
 
 
-def forget_momentum_(optimizer: Optimizer, module: nn.Module) -> None:
-    """Drop the optimizer's memory of the learned parameters, so that none of them moves on.
+class _Holding:
+    """What an optimizer does before each step: pass over parameters of quantizers at rest.
 
-    For the phase in which ranges are frozen: their gradients are zero then, and without decay
-    only momentum would still move them.
+    A gradient of zero would not do: weight decay and momentum move a parameter without one.
+
+    Args:
+        owned: Quantizers with the parameters that they learn.
     """
+
+    def __init__(self, owned: Sequence[tuple[Phased, Sequence[nn.Parameter]]]) -> None:
+        self.owned = owned
+
+    def __call__(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        """Take the gradients away where nothing is learned in the present phase."""
+        for quantizer, parameters in self.owned:
+            if quantizer.phase is not Phase.TRAIN:
+                for parameter in parameters:
+                    parameter.grad = None
+
+
+def hold_frozen_(optimizer: Optimizer, module: nn.Module) -> None:
+    """Let no step of the optimizer move what a quantizer learns, in any phase but TRAIN.
+
+    Frozen means frozen, whatever the optimizer does: decay, momentum, any state of its own. A
+    second call changes nothing.
+
+    Args:
+        optimizer: Of torch's kind, which passes over parameters without a gradient.
+        module: The model, whose parameters it holds.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    done = {id(q) for hook in hooks if isinstance(hook, _Holding) for q, _ in hook.owned}
+    owned = []
+    for child in module.modules():
+        if isinstance(child, _KINDS) and id(child) not in done:
+            parameters = [p for p in child.parameters(recurse=False) if id(p) in held]
+            if parameters:
+                owned.append((child, parameters))
+    if owned:
+        optimizer.register_step_pre_hook(_Holding(owned))
+
+
+def forget_momentum_(optimizer: Optimizer, module: nn.Module) -> None:
+    """Drop the optimizer's memory of the learned parameters, and let none of them move on.
+
+    For the phase in which ranges are frozen; see `hold_frozen_`.
+    """
+    hold_frozen_(optimizer, module)
     for group in optimizer.param_groups:
         frozen = {id(p) for p in learned_parameters(module).values()}
         for parameter in group["params"]:

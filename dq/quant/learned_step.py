@@ -23,10 +23,12 @@ from dq.quant.affine import (
     along_channels,
     fake_quantize,
     range_over,
+    round_composed,
     scale_and_zero_point,
 )
 from dq.quant.again import offer
 from dq.quant.fake_quantize import LearnedActivationQuantizer, WeightQuantizer
+from dq.quant.narrow import widened
 from dq.quant.native_rounding import NO_CLIP, Clip, clipped, round_learned, round_weight
 from dq.quant.observer import MinMaxObserver
 from dq.quant.phase import Phase
@@ -41,6 +43,22 @@ def gradient_factor(num_values: int, spec: QuantSpec) -> float:
         spec: The integers.
     """
     return float((max(1, num_values) * max(1, spec.quant_max)) ** -0.5)
+
+
+def factor_of(num_values: int, share: int, like: Tensor) -> float | Tensor:
+    """Return ``1 / sqrt(num_values * share)``; a float64 tensor where the size is left open.
+
+    torch.compile leaves sizes open with ``dynamic=True``; a Python number would fix them.
+
+    Args:
+        num_values: How many values share a parameter.
+        share: What else they are divided by.
+        like: Gives the device.
+    """
+    if not torch.compiler.is_compiling():
+        return float((max(1, num_values) * max(1, share)) ** -0.5)
+    total = torch.full((), num_values, dtype=torch.float64, device=like.device)
+    return (total.clamp(min=1.0) * max(1, share)).rsqrt()
 
 
 def positive(raw: Tensor, spec: QuantSpec) -> Tensor:
@@ -77,16 +95,20 @@ class _LearnedRounding(torch.autograd.Function):
         offset: Tensor | None,
         zero_point: Tensor,
         spec: QuantSpec,
-        factor: float,
+        factor: float | Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, scale, zero_point)
+        factors = (factor,) if isinstance(factor, Tensor) else ()
+        ctx.save_for_backward(x, scale, zero_point, *factors)
         ctx.spec, ctx.factor, ctx.has_offset = spec, factor, offset is not None
-        return fake_quantize(x, scale, zero_point, spec)
+        if factors:
+            ctx.factor = None
+        return rounded(x, scale, zero_point, spec)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         (gradient,) = gradients
-        x, scale, zero_point = ctx.saved_tensors
+        x, scale, zero_point, *factors = ctx.saved_tensors
+        factor = factors[0] if factors else ctx.factor
         spec, axis = ctx.spec, ctx.spec.channel_axis
         step, shift = along_channels(x, scale, axis), along_channels(x, zero_point, axis)
         steps = x.to(scale.dtype) * (1.0 / step)
@@ -98,9 +120,18 @@ class _LearnedRounding(torch.autograd.Function):
         outside = clipped if ctx.has_offset else clipped - shift
         upstream = gradient.to(scale.dtype)
         by_scale = upstream * torch.where(inside, integer - shift - steps, outside)
-        d_scale = _sum_to(by_scale, axis) * ctx.factor
-        d_offset = _sum_to(upstream * ~inside, axis) * ctx.factor if ctx.has_offset else None
+        d_scale = (_sum_to(by_scale, axis) * factor).to(scale.dtype)
+        d_offset = None
+        if ctx.has_offset:
+            d_offset = (_sum_to(upstream * ~inside, axis) * factor).to(scale.dtype)
         return gradient * inside, d_scale, d_offset, None, None, None
+
+
+def rounded(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
+    """Return what `dq.quant.affine.fake_quantize` returns, where no gradient is wanted of it."""
+    if torch.compiler.is_compiling():
+        return round_composed(x, scale, zero_point, spec)[0]
+    return fake_quantize(x, scale, zero_point, spec)
 
 
 def _sum_to(values: Tensor, axis: int | None) -> Tensor:
@@ -116,7 +147,7 @@ def learned_fake_quantize(
     spec: QuantSpec,
     *,
     offset: Tensor | None = None,
-    factor: float = 1.0,
+    factor: float | Tensor = 1.0,
 ) -> Tensor:
     """Round like `dq.quant.affine.fake_quantize`, with gradients to scale and offset as well.
 
@@ -135,8 +166,12 @@ def learned_fake_quantize(
     result: Tensor = _LearnedRounding.apply(x, scale, offset, zero_point, spec, factor)
     if result.requires_grad and not torch.compiler.is_compiling():
         # The values before rounding are kept for the scale's gradient.
-        given = x.detach(), scale.detach(), zero_point, spec
-        offer(result, lambda: fake_quantize(*given))
+        values, step = x.detach(), scale.detach()
+        offer(
+            result,
+            lambda: fake_quantize(values, step, zero_point, spec),
+            (values, step, zero_point),
+        )
     return result
 
 
@@ -209,6 +244,13 @@ class LsqActivationQuantizer(LearnedActivationQuantizer):
             return self.fixed_zero_point
         return zero_point_of(self.learned_offset, self.scale, self.spec)
 
+    @property
+    def is_as_made(self) -> bool:
+        """Whether the parameters are still those of a new quantizer; reads the device."""
+        shift = self.fixed_zero_point if self.learned_offset is None else self.learned_offset
+        assert shift is not None
+        return bool((self.learned_scale == 1).all()) and not bool(shift.any())
+
     @torch.no_grad()
     def take_range_(self) -> None:
         """Begin anew from the observer's range; see the base class."""
@@ -226,8 +268,9 @@ class LsqActivationQuantizer(LearnedActivationQuantizer):
         if self.phase is not Phase.TRAIN:
             # Observing, where the phase does, and rounding are those of any quantizer.
             return touch(super().behind_clip(x, clip, in_place=in_place), *self.parameters())
+        x = widened(x, self.spec)
         scale = positive(self.learned_scale, self.spec)
-        factor = gradient_factor(x.numel(), self.spec)
+        factor = factor_of(x.numel(), self.spec.quant_max, scale)
         offset, zero_point = self.learned_offset, self.zero_point
         if native.takes(x, scale):
             return round_learned(x, scale, offset, zero_point, self.spec, clip=clip, factor=factor)
@@ -295,6 +338,8 @@ class LsqWeightQuantizer(WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight, rounded when the phase rounds; same shape and dtype."""
+        if self.phase.rounds:
+            weight = widened(weight, self.spec)
         if self.phase.rounds and self.rounds_natively(weight):
             return self.round_natively(weight, None)
         if self.phase is Phase.TRAIN:

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dq.quant.kept import in_phase
 from dq.quant.layers import QuantizedLayer
-from dq.quant.phase import Phase, Phased, set_phase
+from dq.quant.phase import Phase, set_phase
 from dq.quant.quantized_graph import CONTAINER, QuantizedGraph, Site
 from dq.quant.roles import module_of
 
@@ -53,9 +54,8 @@ class Stop:
         """Yield what the layer gives for each of the inputs with its weight not rounded."""
         weight = self.quantized.weight
         for x in self.inputs:
-            phase, weight.phase = weight.phase, Phase.OFF
-            y = self.quantized(x, self.layer, self.norm)
-            weight.phase = phase
+            with in_phase(weight, Phase.OFF):
+                y = self.quantized(x, self.layer, self.norm)
             yield y
 
 
@@ -112,13 +112,8 @@ def walk(graph: QuantizedGraph, batches: Sequence[Tensor], visit: Callable[[Stop
 @contextmanager
 def rounding(graph: QuantizedGraph) -> Iterator[None]:
     """Let every quantizer round and none observe inside the block."""
-    phases = {m: m.phase for m in graph.quantizers.modules() if isinstance(m, Phased)}
-    set_phase(graph.quantizers, Phase.FROZEN)
-    try:
+    with in_phase(graph.quantizers, Phase.FROZEN):
         yield
-    finally:
-        for module, phase in phases.items():
-            module.phase = phase
 
 
 def _float_twin(root: nn.Module) -> nn.Module:

@@ -13,15 +13,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
 from dq.quant.fake_quantize import ActivationQuantizer
 from dq.quant.layers import QuantizedLayer
+from dq.quant.narrow import on_the_grid
 from dq.quant.native_rounding import NO_CLIP, Clip
-from dq.quant.roles import module_of
+from dq.quant.roles import LAYER_FUNCTIONS, Role, module_of, role_of, tensor_inputs
 from dq.quant.trace import BoundGraph
 
 RELU: Clip = (0.0, torch.inf)
+# What autocast computes in a narrow dtype, beside layers.
+_PRODUCTS = {*LAYER_FUNCTIONS, operator.matmul, torch.matmul, torch.bmm, torch.einsum}
+_PRODUCTS |= {F.scaled_dot_product_attention}
+_PRODUCT_METHODS: dict[str, Any] = {"matmul": torch.matmul, "bmm": torch.bmm}
 # Their results are new tensors that no backward pass of theirs reads.
 _SUMS = {operator.add, torch.add, torch.cat}
 
@@ -66,10 +72,16 @@ class MergedGraph(BoundGraph):
 
 
 def _merged(root: nn.Module, graph: fx.Graph) -> fx.Graph:
-    """Return a copy of the graph with every quantizer's call replaced by `round_behind`."""
+    """Return a copy of the graph with every quantizer's call replaced by `round_behind`.
+
+    Layers are told what has rounded their input, and other products of rounded tensors are kept
+    from autocast.
+    """
     copied = fx.Graph()
     result = copied.graph_copy(graph, {})
     copied.output(result)
+    for node in list(copied.nodes):
+        _keep_on_grid_(root, node)
     for node in list(copied.nodes):
         quantizer = module_of(root, node)
         if not isinstance(quantizer, ActivationQuantizer):
@@ -91,6 +103,29 @@ def _merged(root: nn.Module, graph: fx.Graph) -> fx.Graph:
             copied.erase_node(source)
     copied.lint()
     return copied
+
+
+def _keep_on_grid_(root: nn.Module, node: fx.Node) -> None:
+    if isinstance(module_of(root, node), QuantizedLayer):
+        source = _rounded_by(root, node.all_input_nodes[0])
+        if source is not None:
+            with node.graph.inserting_before(node):
+                node.kwargs = {**node.kwargs, "source": node.graph.get_attr(str(source.target))}
+        return
+    function: Any = node.target
+    if node.op == "call_method":
+        function = _PRODUCT_METHODS.get(str(node.target))
+    elif node.op != "call_function" or function not in _PRODUCTS:
+        return
+    if function is not None and any(_rounded_by(root, n) for n in node.all_input_nodes):
+        node.op, node.target = "call_function", on_the_grid(function)
+
+
+def _rounded_by(root: nn.Module, node: fx.Node) -> fx.Node | None:
+    """Return the call of the quantizer that rounded the node's value; None where none did."""
+    while role_of(root, node) is Role.CARRIER:
+        (node,) = tensor_inputs(node)
+    return node if isinstance(module_of(root, node), ActivationQuantizer) else None
 
 
 def _activation(root: nn.Module, source: fx.Node, node: fx.Node) -> tuple[str | None, fx.Node]:

@@ -141,7 +141,7 @@ def learned(
     quant_max: int,
     clip_low: float,
     clip_high: float,
-    factor: float,
+    factor: Tensor,
 ) -> Tensor:
     """Clip ``x`` and round it with a learned scale, and offset where it is given; per tensor."""
     source = dense(x)
@@ -161,7 +161,7 @@ def _(
     quant_max: int,
     clip_low: float,
     clip_high: float,
-    factor: float,
+    factor: Tensor,
 ) -> Tensor:
     return torch.empty_like(x)
 
@@ -200,9 +200,22 @@ def learned_gradients(
     return as_promised(result, x), d_scale, scale.new_tensor(by_offset.value * factor)
 
 
-learned_backward = torch.library.custom_op(
-    "dq::learned_backward", learned_gradients, mutates_args=(), tags=LAYOUTS
-)
+@torch.library.custom_op("dq::learned_backward", mutates_args=(), tags=LAYOUTS)
+def learned_backward(
+    gradient: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    factor: Tensor,
+    quant_min: int,
+    quant_max: int,
+    clip_low: float,
+    clip_high: float,
+    has_offset: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `learned_gradients` returns; the factor is a tensor, float64 ``()``."""
+    rest = (quant_min, quant_max, clip_low, clip_high, has_offset)
+    return learned_gradients(gradient, x, scale, zero_point, *rest, factor.item())
 
 
 @learned_backward.register_fake
@@ -211,20 +224,20 @@ def _(
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor,
+    factor: Tensor,
     quant_min: int,
     quant_max: int,
     clip_low: float,
     clip_high: float,
     has_offset: bool,
-    factor: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x, dtype=gradient.dtype), scale.new_empty(()), scale.new_empty(())
 
 
 def _keep_learned(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, scale, offset, zero_point, *integers_and_clip, factor = inputs
-    ctx.save_for_backward(x, scale, zero_point)
-    ctx.rest = (*integers_and_clip, offset is not None, factor)
+    ctx.save_for_backward(x, scale, zero_point, factor)
+    ctx.rest = (*integers_and_clip, offset is not None)
 
 
 def _pass_learned(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:

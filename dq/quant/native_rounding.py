@@ -143,7 +143,7 @@ def round_learned(
     spec: QuantSpec,
     *,
     clip: Clip = NO_CLIP,
-    factor: float = 1.0,
+    factor: float | Tensor = 1.0,
 ) -> Tensor:
     """Clip ``x`` and round it with a learned scale, in one pass.
 
@@ -154,12 +154,14 @@ def round_learned(
         zero_point: Int32 ``()``.
         spec: The integers; per tensor.
         clip: Of the activation function before the rounding.
-        factor: Multiplies the gradients of scale and offset.
+        factor: Multiplies the gradients of scale and offset; a tensor under torch.compile alone.
 
     Returns:
         A tensor of the shape, dtype and layout of ``x``.
     """
     if torch.compiler.is_compiling():
+        if not isinstance(factor, Tensor):
+            factor = torch.full((), factor, dtype=torch.float64)
         compiled: Tensor = native_ops.learned(
             x, scale, offset, zero_point, spec.quant_min, spec.quant_max, *clip, factor
         )
@@ -167,8 +169,12 @@ def round_learned(
     result: Tensor = _Learned.apply(x, scale, offset, zero_point, spec, clip, factor)
     if result.requires_grad:
         # The values before rounding are kept for the scale's gradient.
-        given = x.detach(), scale.detach(), zero_point, spec, clip
-        offer(result, lambda: _learned(*given))
+        values, step = x.detach(), scale.detach()
+        offer(
+            result,
+            lambda: _learned(values, step, zero_point, spec, clip),
+            (values, step, zero_point),
+        )
     return result
 
 
@@ -250,7 +256,11 @@ def round_weight(
         w = weight.detach()
         f, s, z = (t if t is None else t.detach() for t in (factor, scale, zero_point))
         integers = _integers(spec)
-        offer(rounded, lambda: native_ops.rounded_weight(w, f, s, z, integers, unfolds))
+        offer(
+            rounded,
+            lambda: native_ops.rounded_weight(w, f, s, z, integers, unfolds),
+            [t for t in (w, f, s, z) if t is not None],
+        )
     return rounded
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dq.quant.fold import SMALLEST_FACTOR, fold_factor, is_foldable
+from dq.quant.kept import as_it_was
 from dq.quant.learned_step import LsqWeightQuantizer
 from dq.quant.quantized_graph import QuantizedGraph
 
@@ -69,7 +70,6 @@ def reestimate_norms_(
         How many batches there were; with none, nothing has changed.
     """
     root = graph.root
-    modes = {m: m.training for m in root.modules()}
     norms = [m for m in root.modules() if isinstance(m, _BatchNorm) and is_foldable(m)]
     moments = {norm: _Moments(norm) for norm in norms}
     momenta = {norm: norm.momentum for norm in norms}
@@ -82,17 +82,18 @@ def reestimate_norms_(
         assert isinstance(norm, _BatchNorm)
         moments[norm].add(inputs[0])
 
-    root.eval()
     handles = [norm.register_forward_pre_hook(watch) for norm in norms]
-    for norm in norms:
-        # Normalise by the batch, and leave the running statistics as they are.
-        norm.train()
-        norm.momentum = 0.0
     number = 0
     try:
-        for batch in batches:
-            graph(batch)
-            number += 1
+        with as_it_was(root):
+            root.eval()
+            for norm in norms:
+                # Normalise by the batch, and leave the running statistics as they are.
+                norm.train()
+                norm.momentum = 0.0
+            for batch in batches:
+                graph(batch)
+                number += 1
     finally:
         for handle in handles:
             handle.remove()
@@ -100,8 +101,6 @@ def reestimate_norms_(
             norm.momentum = momenta[norm]
             if norm in counters and norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.copy_(counters[norm])
-        for module, mode in modes.items():
-            module.training = mode
     for norm in norms:
         found = moments[norm]
         if found.count > 1:

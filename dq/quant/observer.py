@@ -26,7 +26,8 @@ class MinMaxObserver(nn.Module):
         channel_axis: Dimension with a range for each index, or None.
         num_channels: Length of that dimension; 1 with ``channel_axis=None`` gives shape ``()``.
 
-    Buffers ``range_min``, ``range_max`` (kept in checkpoints) and ``batch_min``, ``batch_max``
+    Buffers ``range_min``, ``range_max`` (kept in checkpoints), ``batch_min``, ``batch_max`` and
+    ``num_batches``, how many the range was made of from its beginning or 0 where that is not known
     (not kept), float32, shape ``()`` or ``(num_channels,)``.
     """
 
@@ -35,6 +36,7 @@ class MinMaxObserver(nn.Module):
     range_max: Tensor
     batch_min: Tensor
     batch_max: Tensor
+    num_batches: Tensor
 
     def __init__(self, *, channel_axis: int | None = None, num_channels: int = 1) -> None:
         super().__init__()
@@ -44,6 +46,17 @@ class MinMaxObserver(nn.Module):
             kept = name == "range"
             self.register_buffer(f"{name}_min", torch.full(shape, torch.inf), persistent=kept)
             self.register_buffer(f"{name}_max", torch.full(shape, -torch.inf), persistent=kept)
+        self.register_buffer("num_batches", torch.zeros(shape), persistent=False)
+        self.calibrates = False
+
+    def begin_calibration_(self) -> None:
+        """Make ready for calibration; a range that is there is gone on from."""
+        self.calibrates = True
+
+    def end_calibration_(self) -> None:
+        """Take the range for settled, as if it came from a checkpoint."""
+        self.calibrates = False
+        self.num_batches.zero_()
 
     def observe(self, x: Tensor) -> None:
         """Record a batch: several in a row before `update_` count as one.
@@ -69,17 +82,22 @@ class MinMaxObserver(nn.Module):
         """Equal for observers whose `updated` may be computed in one stacked operation."""
         return (type(self), buffers([self], "range_min")[0].shape)
 
-    def updated(self, old: Range, batch: Range) -> Range:
+    def updated(self, old: Range, batch: Range, number: Tensor) -> Range:
         """Return the range after a batch; pure and elementwise, so it works on stacks of ranges.
 
         Args:
             old: ``(range_min, range_max)`` of any shape.
             batch: ``(batch_min, batch_max)`` of that shape, finite.
+            number: Which batch of the range this is, 1 for the first one; 0 where the range was
+                there before.
         """
         return torch.minimum(old[0], batch[0]), torch.maximum(old[1], batch[1])
 
     def fold_(self) -> None:
         """Make ready for `updated` what only this kind of observer recorded; here nothing."""
+
+    def forget_(self) -> None:
+        """Drop what only this kind of observer recorded; here nothing."""
 
     def update_(self) -> None:
         """Fold the recorded batch into the range and forget the batch."""
@@ -87,10 +105,15 @@ class MinMaxObserver(nn.Module):
 
 
 class MovingAverageObserver(MinMaxObserver):
-    """Exponential moving average of each batch's minimum and maximum; the first one counts whole.
+    """Moving average of each batch's minimum and maximum: of all alike, then exponential.
+
+    The first batches weigh alike until the ``n``-th would weigh less than ``momentum``, as in Adam
+    and elsewhere where a mean begins from nothing: with 0.01 the first batch alone would be most of
+    the range for a hundred steps. A range that was there before (calibrated, or loaded) is an
+    average already.
 
     Args:
-        momentum: Weight of a new batch, 0.01 as in torch and in Jacob et al.
+        momentum: Weight of a new batch in the long run, 0.01 as in torch and in Jacob et al.
         channel_axis: As for `MinMaxObserver`.
         num_channels: As for `MinMaxObserver`.
     """
@@ -108,11 +131,13 @@ class MovingAverageObserver(MinMaxObserver):
         """Equal for observers whose `updated` may be computed in one stacked operation."""
         return (type(self), buffers([self], "range_min")[0].shape, self.momentum)
 
-    def updated(self, old: Range, batch: Range) -> Range:
+    def updated(self, old: Range, batch: Range, number: Tensor) -> Range:
         """Return the averaged range; see `MinMaxObserver.updated`."""
         first = old[0] > old[1]
-        low = torch.where(first, batch[0], torch.lerp(old[0], batch[0], self.momentum))
-        high = torch.where(first, batch[1], torch.lerp(old[1], batch[1], self.momentum))
+        alike = torch.where(number > 0, 1.0 / number.clamp(min=1.0), 0.0)
+        weight = alike.clamp(min=self.momentum).to(old[0].dtype)
+        low = torch.where(first, batch[0], torch.lerp(old[0], batch[0], weight))
+        high = torch.where(first, batch[1], torch.lerp(old[1], batch[1], weight))
         return low, high
 
 
@@ -139,18 +164,38 @@ def update_ranges_(observers: list[MinMaxObserver]) -> None:
         observer.fold_()
         groups.setdefault((*observer.key, tensor.device), []).append(observer)
     for group in groups.values():
-        range_min, range_max, batch_min, batch_max = (
-            buffers(group, name) for name in ("range_min", "range_max", "batch_min", "batch_max")
+        range_min, range_max, batch_min, batch_max, num_batches = (
+            buffers(group, name)
+            for name in ("range_min", "range_max", "batch_min", "batch_max", "num_batches")
         )
         old_min, old_max = torch.stack(range_min), torch.stack(range_max)
         low, high = torch.stack(batch_min), torch.stack(batch_max)
         usable = torch.isfinite(low) & torch.isfinite(high) & (low <= high)
-        new_min, new_max = group[0].updated((old_min, old_max), (low, high))
+        before = torch.stack(num_batches)
+        first = old_min > old_max
+        number = torch.where(first, 1.0, torch.where(before > 0, before + 1.0, 0.0))
+        new_min, new_max = group[0].updated((old_min, old_max), (low, high), number)
         new_min = torch.where(usable, new_min, old_min)
         new_max = torch.where(usable, new_max, old_max)
         torch._foreach_copy_(range_min, new_min.unbind())
         torch._foreach_copy_(range_max, new_max.unbind())
-        # On a GPU a copy of many tensors is one launch, and filling each would be one apiece.
-        neutral = low.new_full(low.shape[1:], torch.inf)
-        torch._foreach_copy_(batch_min, [neutral] * len(group))
-        torch._foreach_copy_(batch_max, [-neutral] * len(group))
+        torch._foreach_copy_(num_batches, torch.where(usable, number, before).unbind())
+        _forget_(batch_min, batch_max)
+
+
+@torch.no_grad()
+def forget_records_(observers: Sequence[MinMaxObserver]) -> None:
+    """Drop what was recorded since the last update; ranges stay."""
+    groups: dict[tuple[object, ...], list[MinMaxObserver]] = {}
+    for observer, tensor in zip(observers, buffers(observers, "batch_min"), strict=True):
+        groups.setdefault((tensor.shape, tensor.device), []).append(observer)
+        observer.forget_()
+    for group in groups.values():
+        _forget_(buffers(group, "batch_min"), buffers(group, "batch_max"))
+
+
+def _forget_(batch_min: list[Tensor], batch_max: list[Tensor]) -> None:
+    # On a GPU a copy of many tensors is one launch, and filling each would be one apiece.
+    neutral = torch.full_like(batch_min[0], torch.inf)
+    torch._foreach_copy_(batch_min, [neutral] * len(batch_min))
+    torch._foreach_copy_(batch_max, [-neutral] * len(batch_max))

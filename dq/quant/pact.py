@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dq.quant.affine import fake_quantize, scale_and_zero_point
 from dq.quant.fake_quantize import LearnedActivationQuantizer
-from dq.quant.learned_step import touch
+from dq.quant.learned_step import factor_of, rounded, touch
+from dq.quant.narrow import widened
 from dq.quant.native_rounding import NO_CLIP, Clip, clipped
 from dq.quant.phase import Phase
 from dq.quant.spec import QuantSpec
@@ -23,26 +24,36 @@ from dq.quant.spec import QuantSpec
 class _LearnedClipping(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, low: Tensor, high: Tensor, spec: QuantSpec, factor: float
+        ctx: Any,
+        x: Tensor,
+        low: Tensor,
+        high: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        spec: QuantSpec,
+        factor: float | Tensor,
     ) -> Tensor:
-        scale, zero_point = scale_and_zero_point(low, high, spec)
-        ctx.save_for_backward(x, scale, zero_point)
-        ctx.spec, ctx.factor = spec, factor
-        return fake_quantize(x, scale, zero_point, spec)
+        factors = (factor,) if isinstance(factor, Tensor) else ()
+        ctx.save_for_backward(x, scale, zero_point, *factors)
+        ctx.spec, ctx.factor = spec, None if factors else factor
+        return rounded(x, scale, zero_point, spec)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         (gradient,) = gradients
-        x, scale, zero_point = ctx.saved_tensors
+        x, scale, zero_point, *factors = ctx.saved_tensors
+        factor = factors[0] if factors else ctx.factor
         integer = torch.round(x.to(scale.dtype) * (1.0 / scale)) + zero_point
         below, above = integer < ctx.spec.quant_min, integer > ctx.spec.quant_max
         upstream = gradient.to(scale.dtype)
-        d_low = (upstream * below).sum() * ctx.factor
-        d_high = (upstream * above).sum() * ctx.factor
-        return gradient * ~(below | above), d_low, d_high, None, None
+        d_low = ((upstream * below).sum() * factor).to(scale.dtype)
+        d_high = ((upstream * above).sum() * factor).to(scale.dtype)
+        return gradient * ~(below | above), d_low, d_high, None, None, None, None
 
 
-def learned_clip(x: Tensor, low: Tensor, high: Tensor, spec: QuantSpec, *, factor: float) -> Tensor:
+def learned_clip(
+    x: Tensor, low: Tensor, high: Tensor, spec: QuantSpec, *, factor: float | Tensor
+) -> Tensor:
     """Clip ``x`` to ``[low, high]`` and round it, with gradients to all three.
 
     Args:
@@ -55,7 +66,8 @@ def learned_clip(x: Tensor, low: Tensor, high: Tensor, spec: QuantSpec, *, facto
     Returns:
         A tensor of the shape and dtype of ``x``.
     """
-    result: Tensor = _LearnedClipping.apply(x, low, high, spec, factor)
+    scale, zero_point = scale_and_zero_point(low.detach(), high.detach(), spec)
+    result: Tensor = _LearnedClipping.apply(x, low, high, scale, zero_point, spec, factor)
     return result
 
 
@@ -87,6 +99,12 @@ class PactActivationQuantizer(LearnedActivationQuantizer):
         """The zero point that is rounded with, int32 ``()``."""
         return self.scale_and_zero_point()[1]
 
+    @property
+    def is_as_made(self) -> bool:
+        """Whether the parameters are still those of a new quantizer; reads the device."""
+        full = float(self.spec.quant_max)
+        return not bool(self.clip_min.any()) and bool((self.clip_max == full).all())
+
     @torch.no_grad()
     def take_range_(self) -> None:
         """Begin anew from the observer's range; see the base class."""
@@ -98,10 +116,11 @@ class PactActivationQuantizer(LearnedActivationQuantizer):
 
     def behind_clip(self, x: Tensor, clip: Clip = NO_CLIP, *, in_place: bool = False) -> Tensor:
         """Return ``x`` behind ``clip``, rounded when the phase rounds; see the base class."""
-        x = clipped(x, clip)
+        self.require_range()
+        x = clipped(widened(x, self.spec) if self.phase.rounds else x, clip)
         self.observe(x)
         if self.phase is Phase.TRAIN:
-            factor = max(1, x.numel()) ** -0.5
+            factor = factor_of(x.numel(), 1, self.clip_min)
             return learned_clip(x, self.clip_min, self.clip_max, self.spec, factor=factor)
         y = fake_quantize(x, *self.scale_and_zero_point(), self.spec) if self.phase.rounds else x
         return touch(y, self.clip_min, self.clip_max)

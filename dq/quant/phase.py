@@ -38,7 +38,20 @@ class Phased(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.phase = Phase.OFF
+        self._phase = Phase.OFF
+
+    @property
+    def phase(self) -> Phase:
+        """Which acts it performs at present."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, phase: Phase) -> None:
+        self._phase = phase
+        self.entered(phase)
+
+    def entered(self, phase: Phase) -> None:
+        """Make ready for a phase that was set; here nothing."""
 
 
 def set_phase(module: nn.Module, phase: Phase) -> None:

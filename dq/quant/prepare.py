@@ -11,18 +11,24 @@ several pyramid levels share has one weight quantizer and an activation range fo
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from dq.quant.channel_clip import free_clips_
+from dq.quant.comparison import DifferenceError, Reference, refuse_difference
 from dq.quant.fake_quantize import WeightQuantizer
 from dq.quant.fold import is_foldable
+from dq.quant.kept import as_it_was, in_phase
+from dq.quant.kept import whole_or_not_at_all as whole_or_not_at_all
 from dq.quant.layers import QuantizedLayer, num_outputs, output_axis
 from dq.quant.learned import initialise_weights_
+from dq.quant.phase import Phase
 from dq.quant.position import positions
 from dq.quant.quantized_graph import CONTAINER, QuantizedGraph, Site
 from dq.quant.recipe import Recipe
@@ -36,40 +42,96 @@ from dq.quant.roles import (
     tensor_inputs,
     weight_node,
 )
-from dq.quant.trace import Traced, remove_dead_code, trace
+from dq.quant.tolerant import same_code
+from dq.quant.trace import BoundGraph, Traced, TraceError, remove_dead_code, trace
+
+log = logging.getLogger(__name__)
 
 
 def prepare(
-    root: nn.Module, recipe: Recipe, graph: fx.Graph | Traced | None = None
+    root: nn.Module,
+    recipe: Recipe,
+    graph: fx.Graph | Traced | None = None,
+    *,
+    examples: Sequence[Tensor] = (),
 ) -> QuantizedGraph:
     """Give ``root`` a child ``quantizers`` and return its graph with them inserted.
 
     The model's own modules, parameters and state-dict keys stay as they are, and every quantizer
-    begins in phase OFF, in which the graph computes exactly what the model computes.
+    begins in phase OFF, in which the graph computes exactly what the model computes. With an
+    example that is tried once. A preparation that fails leaves the model as it was.
 
     Args:
         root: The model. Its norms may become SyncBatchNorm before or afterwards.
         recipe: Which module gets which integers.
-        graph: What `dq.quant.trace.trace` returned for it, or a graph for each mode; traced here
-            when None. What training alone computes stays float: nothing would calibrate it.
+        graph: What `dq.quant.trace.trace` returned for it, or a graph for each mode; traced here,
+            in both modes, when None. What training alone computes stays float: nothing would
+            calibrate it. Not changed.
+        examples: An input, or two, of ``root.forward``, where it is traced here.
 
     Raises:
-        ValueError: The model is prepared already.
-        dq.quant.trace.TraceError: It has no static graph.
+        ValueError: The model is prepared already, or a rule names what it does not have.
+        dq.quant.trace.TraceError: It has no static graph, or one that computes something else; the
+            place is named.
     """
     if hasattr(root, CONTAINER):
         raise ValueError(f"{type(root).__name__} is prepared already; prepare a fresh model")
-    graph = graph or trace(root)
-    traced = graph if isinstance(graph, Traced) else Traced(graph=graph)
-    root.add_module(CONTAINER, nn.ModuleDict())
-    work = _Preparation(root, recipe, traced.graph)
+    with whole_or_not_at_all(root):
+        graph = graph or trace_both_modes(root, examples)
+        traced = graph if isinstance(graph, Traced) else Traced(graph=graph)
+        work = traced.copied()
+        root.add_module(CONTAINER, nn.ModuleDict())
+        prepared = _prepared(root, recipe, work)
+        _compare(prepared, traced)
+    return prepared
+
+
+def trace_both_modes(root: nn.Module, examples: Sequence[Tensor] = ()) -> Traced:
+    """Trace ``root.forward`` in evaluation and in training mode.
+
+    Args:
+        root: The model; its modes are as before afterwards. Where one of the modes has no static
+            graph, the other one's serves alone, if the model is in that mode.
+        examples: As for `dq.quant.trace.trace`.
+    """
+    graphs: dict[bool, fx.Graph] = {}
+    for training in (root.training, not root.training):
+        try:
+            with as_it_was(root):
+                root.train(training)
+                graphs[training] = trace(root, examples=examples)
+        except TraceError:
+            if training is root.training:
+                raise
+            log.debug("%s is traced in one mode only", type(root).__name__, exc_info=True)
+    reference = Reference(forward=root.forward, examples=tuple(examples)) if examples else None
+    if len(graphs) == 1 or same_code(graphs[True], graphs[False]):
+        return Traced(graph=graphs[root.training], reference=reference)
+    return Traced(graph=graphs[False], training_graph=graphs[True], reference=reference)
+
+
+def _prepared(root: nn.Module, recipe: Recipe, traced: Traced, part: str = "") -> QuantizedGraph:
+    work = _Preparation(root, recipe, traced.graph, part=part)
     work.rewrite()
     if traced.training_graph is not None:
-        _Preparation(root, recipe, traced.training_graph, create=False).rewrite()
+        _Preparation(root, recipe, traced.training_graph, create=False, part=part).rewrite()
     prepared = QuantizedGraph(root, traced, tuple(work.sites))
     _move_beside_weights_(root)
     initialise_weights_(prepared.layers())
     return prepared
+
+
+def _compare(prepared: QuantizedGraph, traced: Traced) -> None:
+    """Refuse a graph with quantizers that is not the model any more."""
+    if traced.reference is None:
+        return
+    root = prepared.root
+    plain = BoundGraph(root, traced)
+    try:
+        with in_phase(root, Phase.OFF):
+            refuse_difference(root, traced.reference, prepared, plain)
+    except DifferenceError as error:
+        raise TraceError(str(error)) from error
 
 
 def prepare_part(
@@ -85,15 +147,10 @@ def prepare_part(
         traced: The part's graph, traced with the model as root.
         name: Qualified name of the part, for its inputs.
     """
-    root = whole.root
-    work = _Preparation(root, recipe, traced.graph, part=name)
-    work.rewrite()
-    if traced.training_graph is not None:
-        _Preparation(root, recipe, traced.training_graph, create=False, part=name).rewrite()
-    part = QuantizedGraph(root, traced, tuple(work.sites))
+    with whole_or_not_at_all(whole.root):
+        part = _prepared(whole.root, recipe, traced.copied(), name)
+        _compare(part, traced)
     whole.parts[name] = part
-    _move_beside_weights_(root)
-    initialise_weights_(part.layers())
     return part
 
 
@@ -307,7 +364,9 @@ class _Preparation:
         if site.name not in self.quantizers:
             if not self.create:
                 return
-            self.quantizers[site.name] = self.recipe.activation_quantizer(spec)
+            quantizer = self.recipe.activation_quantizer(spec)
+            quantizer.site = site.name
+            self.quantizers[site.name] = quantizer
             self.sites.append(site)
         with self.graph.inserting_after(node):
             new = self.graph.call_module(f"{CONTAINER}.{site.name}", ())

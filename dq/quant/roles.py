@@ -18,7 +18,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import fx, nn
 
 from dq.quant.layers import QuantizedLayer
-from dq.quant.trace import PART, is_plain_layer
+from dq.quant.nodes import PART
+from dq.quant.nodes import is_shape as is_shape
+from dq.quant.nodes import module_of as module_of
+from dq.quant.trace import is_plain_layer
 
 
 class Role(Enum):
@@ -175,16 +178,6 @@ COMPARISONS = {
     torch.ge,
 }
 COMPARISON_METHODS = {"eq", "ne", "lt", "le", "gt", "ge", "bool"}
-SHAPE_METHODS = {"size", "dim", "numel", "new_tensor", "new_zeros", "new_ones", "new_full"}
-SHAPE_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad"}
-
-
-def module_of(root: nn.Module, node: fx.Node) -> nn.Module | None:
-    """Return the module that a ``call_module`` node calls, None for other nodes."""
-    if node.op != "call_module":
-        return None
-    assert isinstance(node.target, str)
-    return root.get_submodule(node.target)
 
 
 def is_layer(root: nn.Module, node: fx.Node) -> bool:
@@ -210,23 +203,6 @@ def is_constant(node: fx.Node) -> bool:
             node.op == "get_attr" or all(is_constant(n) for n in node.all_input_nodes)
         )
     return bool(node.meta["is_constant"])
-
-
-def is_shape(node: fx.Node) -> bool:
-    """Say whether the node yields a size, a dtype, a device or what is computed of these alone."""
-    if "is_shape" not in node.meta:
-        node.meta["is_shape"] = _is_shape(node)
-    return bool(node.meta["is_shape"])
-
-
-def _is_shape(node: fx.Node) -> bool:
-    if node.op == "call_method" and node.target in SHAPE_METHODS:
-        return True
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] in SHAPE_ATTRIBUTES
-    arguments = node.all_input_nodes
-    called = node.op in {"call_function", "call_method"}
-    return called and bool(arguments) and all(is_shape(n) for n in arguments)
 
 
 def is_mask(node: fx.Node) -> bool:

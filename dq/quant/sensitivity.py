@@ -10,18 +10,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dq.quant.fake_quantize import ActivationQuantizer, WeightQuantizer, update_scales_
-from dq.quant.histogram import HistogramObserver
+from dq.quant.kept import as_it_was
 from dq.quant.phase import Phase, set_phase
 from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import RAISED_BITS
 from dq.quant.repair import Mixed
+from dq.quant.widths import quantizer_of as quantizer_of
+from dq.quant.widths import raise_bits_ as raise_bits_
 
 log = logging.getLogger(__name__)
 
@@ -48,39 +49,43 @@ def sensitivities(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[Sens
     """Measure every quantizer alone and return the results, the loudest first.
 
     Args:
-        graph: Prepared, with ranges, in evaluation mode; left FROZEN.
+        graph: Prepared, with ranges, in evaluation mode; left FROZEN, or in the phases that it was
+            in where an image fails.
         batches: A few images on the model's device.
     """
-    wanted = float_outputs(graph, batches)
-    set_phase(graph.quantizers, Phase.OFF)
     found = []
-    for site in graph.sites:
-        quantizer = quantizer_of(graph, site.name)
-        quantizer.phase = Phase.FROZEN
-        ratio = noise(graph, batches, wanted)
-        quantizer.phase = Phase.OFF
-        found.append(
-            Sensitivity(
-                name=site.name, kind=site.kind, bits=quantizer.spec.bits, sqnr=decibel(ratio)
+    with as_it_was(graph.quantizers, even_when_done=False):
+        wanted = float_outputs(graph, batches)
+        set_phase(graph.quantizers, Phase.OFF)
+        for site in graph.sites:
+            quantizer = quantizer_of(graph, site.name)
+            quantizer.phase = Phase.FROZEN
+            ratio = noise(graph, batches, wanted)
+            quantizer.phase = Phase.OFF
+            found.append(
+                Sensitivity(
+                    name=site.name, kind=site.kind, bits=quantizer.spec.bits, sqnr=decibel(ratio)
+                )
             )
-        )
-    set_phase(graph.quantizers, Phase.FROZEN)
+        set_phase(graph.quantizers, Phase.FROZEN)
     return sorted(found, key=lambda s: s.sqnr)
 
 
 @torch.no_grad()
 def output_sqnr(graph: QuantizedGraph, batches: Sequence[Tensor]) -> float:
     """Return the SQNR with all quantizers rounding, in decibel; leaves them FROZEN."""
-    wanted = float_outputs(graph, batches)
-    return decibel(noise(graph, batches, wanted))
+    with as_it_was(graph.quantizers, even_when_done=False):
+        wanted = float_outputs(graph, batches)
+        return decibel(noise(graph, batches, wanted))
 
 
 @torch.no_grad()
 def float_outputs(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[list[Tensor]]:
     """Return the outputs of each batch with nothing rounded; leaves the quantizers FROZEN."""
-    set_phase(graph.quantizers, Phase.OFF)
-    found = [flat(graph(batch)) for batch in batches]
-    set_phase(graph.quantizers, Phase.FROZEN)
+    with as_it_was(graph.quantizers, even_when_done=False):
+        set_phase(graph.quantizers, Phase.OFF)
+        found = [flat(graph(batch)) for batch in batches]
+        set_phase(graph.quantizers, Phase.FROZEN)
     return found
 
 
@@ -133,36 +138,6 @@ def analyze(graph: QuantizedGraph, batches: Sequence[Tensor], mixed: Mixed) -> d
         "raised": list(raised),
         "sqnr_raised": output_sqnr(graph, batches),
     }
-
-
-def raise_bits_(graph: QuantizedGraph, names: Sequence[str]) -> None:
-    """Give these quantizers `RAISED_BITS`; activations then cover all that was ever seen.
-
-    Args:
-        graph: Prepared.
-        names: Of quantizers.
-    """
-    for name in names:
-        quantizer = quantizer_of(graph, name)
-        quantizer.spec = replace(quantizer.spec, bits=RAISED_BITS)
-        if isinstance(quantizer, ActivationQuantizer):
-            observer = quantizer.observer
-            if isinstance(observer, HistogramObserver):
-                observer.spec = quantizer.spec
-                if observer.collects:
-                    observer.range_min.copy_(observer.lowest)
-                    observer.range_max.copy_(observer.highest)
-            update_scales_([quantizer])
-
-
-def quantizer_of(graph: QuantizedGraph, name: str) -> ActivationQuantizer | WeightQuantizer:
-    """Return the module that rounds at the site of this name."""
-    found: Any = graph.quantizers[name]
-    if isinstance(found, ActivationQuantizer):
-        return found
-    weight = found.weight
-    assert isinstance(weight, WeightQuantizer)
-    return weight
 
 
 @torch.no_grad()

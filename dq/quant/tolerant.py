@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from dq.quant.trace import LeafTest, Traced, TraceError, trace
+from dq.quant.comparison import DifferenceError, Reference, refuse_difference
+from dq.quant.kept import as_it_was, whole_or_not_at_all
+from dq.quant.trace import BoundGraph, LeafTest, Traced, TraceError, trace
 
 # A model with more untraceable modules than this is not worth its graph.
 MOST_ATTEMPTS = 60
@@ -34,10 +35,16 @@ def trace_tolerantly(
         is_leaf: Says of a module whether to keep it as one node in any case.
 
     Raises:
-        TraceError: ``forward`` itself, outside of any module, has no static graph.
+        TraceError: ``forward`` itself, outside of any module, has no static graph, or the graph
+            computes something else on noise; where is named.
     """
-    attempt = _Attempt(root, forward, examples, is_leaf)
-    with _modes_kept(root):
+    with whole_or_not_at_all(root):
+        return _traced(_Attempt(root, forward, examples, is_leaf))
+
+
+def _traced(attempt: _Attempt) -> Traced:
+    root = attempt.root
+    with as_it_was(root):
         while True:
             num_kept = len(attempt.kept)
             root.train()
@@ -46,10 +53,23 @@ def trace_tolerantly(
             graph = attempt.trace()
             if len(attempt.kept) == num_kept:
                 break
-    same = str(training.python_code("self").src) == str(graph.python_code("self").src)
-    return Traced(
-        graph=graph, training_graph=None if same else training, left_float=dict(attempt.kept)
+    found = Traced(
+        graph=graph,
+        training_graph=None if same_code(training, graph) else training,
+        left_float=dict(attempt.kept),
+        reference=Reference(forward=attempt.forward, examples=tuple(attempt.examples)),
     )
+    assert found.reference is not None
+    try:
+        refuse_difference(root, found.reference, BoundGraph(root, found))
+    except DifferenceError as error:
+        raise TraceError(str(error)) from error
+    return found
+
+
+def same_code(one: fx.Graph, other: fx.Graph) -> bool:
+    """Say whether two graphs run the same statements."""
+    return str(one.python_code("self").src) == str(other.python_code("self").src)
 
 
 class _Attempt:
@@ -117,7 +137,6 @@ def _run(
     """Return what every module of ``root`` returned in one forward pass, by name."""
     seen: dict[str, Any] = {}
     handles = []
-    training = root.training
     for name, module in root.named_modules():
 
         def record(_: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
@@ -126,23 +145,12 @@ def _run(
         if name:
             handles.append(module.register_forward_hook(record))
     try:
-        root.eval()
-        forward(*examples)
+        with as_it_was(root):
+            root.eval()
+            forward(*examples)
     except Exception as error:
         raise cause from error
     finally:
-        root.train(training)
         for handle in handles:
             handle.remove()
     return seen
-
-
-@contextmanager
-def _modes_kept(root: nn.Module) -> Iterator[None]:
-    """Give every module its own mode back at the end; ``train()`` of some is not for all."""
-    modes = {module: module.training for module in root.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

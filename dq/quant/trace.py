@@ -7,11 +7,12 @@ layer replaced later is used at once, and the state dict stays the model's own.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import linecache
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-# Marks a node, in its meta, that yields one part of what a module kept whole returned.
-PART = "part_of_a_result"
+from dq.quant.again import version_of
+from dq.quant.comparison import Reference
+from dq.quant.effects import AUGMENTED, WriteError, make_writes_values_
+from dq.quant.nodes import EFFECT, PART
 
 _file_numbers = itertools.count()
 
@@ -73,6 +76,25 @@ class _Proxy(fx.Proxy):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("data", "grad"):
+            raise TypeError(f"{self.node.name}.{name} is assigned to; use copy_() or a new tensor")
+        super().__setattr__(name, value)
+
+
+def _augmented(function: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    # Nodes are named as those of the plain operator, which most of them become.
+    name = AUGMENTED[function].__name__.strip("_")
+
+    def assign(self: _Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {}, name=name)
+
+    return assign
+
+
+for _function in AUGMENTED:
+    setattr(_Proxy, f"__{_function.__name__}__", _augmented(_function))
 
 
 class _ExampleProxy(_Proxy):
@@ -237,23 +259,31 @@ def trace(
             forward pass may ask for a tensor's rank.
 
     Returns:
-        The graph. Tensors that the forward pass makes once are kept on ``root`` as buffers outside
-        the state dict.
+        The graph, in which all that is read after a write into a tensor is read from a node of its
+        own (`dq.quant.effects`). Tensors that the forward pass makes once are kept on ``root`` as
+        buffers outside the state dict.
 
     Raises:
-        TraceError: The forward pass decides on data; the message names where.
+        TraceError: The forward pass decides on data, changes the model's own buffers whatever its
+            input, or writes where that cannot be followed; the message names where.
     """
     shell = (_ShellOfTwo if len(examples) == 2 else _Shell)(root, forward or root.forward)
     tracer = _Tracer(is_leaf, structures or {}, examples)
+    state = _State(root)
     try:
         graph = tracer.trace(shell)
+        if not tracer.values:  # Else modules kept whole have run, which may change their own.
+            state.refuse_changes()
+        make_writes_values_(root, graph)
     except Exception as error:
-        calls = tracer.failed or ()
+        calls = error.calls if isinstance(error, WriteError) else tracer.failed or ()
         where = f" in {calls[-1]}" if calls else ""
         reason = " ".join(str(error).split()) or type(error).__name__
         failure = TraceError(f"{type(root).__name__} has no static graph{where}: {reason}")
         failure.calls = calls
         raise failure from error
+    finally:
+        state.put_back()
     remove_dead_code(graph)
     for node in graph.nodes:
         if node.op == "get_attr" and "." not in node.target and not hasattr(root, node.target):
@@ -262,10 +292,42 @@ def trace(
 
 
 def remove_dead_code(graph: fx.Graph) -> None:
-    """Remove every node that no output depends on, in place; what writes into others stays."""
+    """Remove every node that no output depends on, in place; what writes into the model stays."""
     graph.eliminate_dead_code(
-        lambda node: node.op in {"placeholder", "output"} or node.target is operator.setitem
+        lambda node: node.op in {"placeholder", "output"} or EFFECT in node.meta
     )
+
+
+class _State:
+    """The buffers of a model before it is traced, which runs parts of its forward pass."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.found = [
+            (module, prefix, name, buffer, version_of(buffer), buffer.detach().clone())
+            for prefix, module in root.named_modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    def refuse_changes(self) -> None:
+        """Raise WriteError where tracing has changed a buffer: the graph would never do that."""
+        for module, prefix, name, buffer, version, _ in self.found:
+            if module._buffers.get(name) is not buffer or version_of(buffer) != version:
+                error = WriteError(
+                    f"the forward pass changes the buffer {prefix}{'.' if prefix else ''}{name}"
+                    " whatever its input is, which a graph cannot repeat"
+                )
+                error.calls = (prefix,) if prefix else ()
+                raise error
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give every buffer the value that it had."""
+        for module, _, name, buffer, version, value in self.found:
+            if version_of(buffer) != version:
+                buffer.copy_(value)
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
 
 
 class _Shell(nn.Module):
@@ -301,11 +363,23 @@ class Traced:
         graph: The forward pass in evaluation mode.
         training_graph: The forward pass in training mode where it differs, else None.
         left_float: Qualified names of modules that were kept whole, with the reason.
+        reference: What was traced, for a look at whether the graph computes the same.
     """
 
     graph: fx.Graph
     training_graph: fx.Graph | None = None
     left_float: Mapping[str, str] = field(default_factory=dict)
+    reference: Reference | None = None
+
+    def copied(self) -> Traced:
+        """Return the same with graphs of its own, to be rewritten."""
+        training = None if self.training_graph is None else _copied(self.training_graph)
+        return replace(self, graph=_copied(self.graph), training_graph=training)
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    copied: fx.Graph = copy.deepcopy(graph)
+    return copied
 
 
 class BoundGraph:

@@ -16,7 +16,7 @@ from dq.dist import collectives
 from dq.quant.phase import Phase, set_phase
 from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
-from dq.quant.sensitivity import raise_bits_
+from dq.quant.widths import take_bits_
 from dq.sync import calibrate_on_one_rank
 from dq.tracking.summary import StageSummary
 from launcher.plan import Plan
@@ -78,8 +78,8 @@ def calibrate_all(plan: Plan, place: Session, detector: nn.Module, graph: Quanti
     rank = place.calibration_rank
     proof = calibrate_on_one_rank(graph, work, rank=rank)
     names: list[str] = collectives.broadcast_object(raised, source=rank)
-    if not raised:  # on the ranks that did not calibrate
-        raise_bits_(graph, names)
+    if not raised:  # The ranks that did not calibrate have the others' ranges and scales already.
+        take_bits_(graph, names)
     set_phase(graph.quantizers, Phase.FROZEN)
     log.info("all %d ranks have the same ranges, digest %s", collectives.world_size(), proof[:16])
     return replace(plan.settings.recipe, raised=tuple(names))

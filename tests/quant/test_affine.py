@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dq.quant.affine import (
     dequantize,
@@ -269,3 +270,36 @@ def test_bits_outside_are_refused(bits: int) -> None:
 def test_spec_without_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="no integer for zero"):
         QuantSpec(symmetric=True, narrow=True)
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rounding_never_asks_the_device(axis: int | None, symmetric: bool) -> None:
+    """A fake tensor has no values, so whatever would look at one fails."""
+    spec = QuantSpec(signed=symmetric, symmetric=symmetric, channel_axis=axis)
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        x = torch.empty(4, 5, requires_grad=True)
+        y = fake_quantize(x, *scale_and_zero_point(*range_over(x.detach(), axis), spec), spec)
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_affine_channels_are_rounded_as_torchs_kernel_rounds_them(bits: int, axis: int) -> None:
+    spec = QuantSpec(bits=bits, channel_axis=axis)
+    x = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(bits)) * 3
+    scale, zero_point = scale_and_zero_point(*range_over(x * 0.8, axis), spec)
+    results = []
+    for run in (
+        lambda t: fake_quantize(t, scale, zero_point, spec),
+        lambda t: torch.fake_quantize_per_channel_affine(
+            t, scale, zero_point, axis % 3, spec.quant_min, spec.quant_max
+        ),
+    ):
+        given = x.clone().requires_grad_()
+        y = run(given)
+        y.square().sum().backward()
+        assert given.grad is not None
+        results.append((y.detach(), given.grad))
+    for ours, torchs in zip(*results, strict=True):
+        assert torch.equal(ours, torchs)

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 
 from dq.quant import layers, native
 from dq.quant.again import Again, keeping_no, offer
+from dq.quant.fake_quantize import update_scales_
+from dq.quant.layers import QuantizedLayer
+from dq.quant.learned_step import LsqWeightQuantizer
+from dq.quant.phase import Phase
+from dq.quant.recipe import Recipe
 from tests.quant.trained import kept, prepared
 
 
@@ -119,3 +124,94 @@ def test_a_tensor_that_nobody_offered_is_kept() -> None:
 def test_computing_again_makes_no_graph() -> None:
     weight = torch.randn(3, requires_grad=True)
     assert not Again(lambda: weight * 2).tensor().requires_grad
+
+
+# Writes into a rounded tensor, between the rounding and the layer that keeps it or behind it.
+WRITES: dict[str, Callable[[Tensor], object]] = {
+    "relu_": lambda y: F.relu_(y),
+    "dropout": lambda y: F.dropout(y, 0.5, inplace=True),
+    "mul_": lambda y: y.mul_(1.7),
+    "item": lambda y: y[:, 0].zero_(),
+    "view": lambda y: y.view(-1).clamp_(-0.2, 0.3),
+}
+PHASES = (Phase.OFF, Phase.OBSERVE, Phase.TRAIN, Phase.FROZEN)
+
+
+def _quantizers(learned: str | None, x: Tensor, phase: Phase):
+    recipe = Recipe(learned=learned)
+    activation = recipe.activation_quantizer(recipe.activation)
+    layer = nn.Conv2d(4, 4, 1)
+    weight = QuantizedLayer(recipe.weight_quantizer(recipe.weight, num_channels=4))
+    activation.phase = Phase.CALIBRATE
+    activation(x)
+    update_scales_([activation])
+    if isinstance(weight.weight, LsqWeightQuantizer):
+        weight.weight.initialise_(layer.weight.detach())
+    for module in (activation, weight.weight):
+        module.phase = phase
+    return activation, layer, weight
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("learned", [None, "lsq", "lsq+", "pact"])
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_write_into_a_rounded_tensor_is_in_the_gradients(
+    write: str, learned: str | None, phase: Phase, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    if not kernels:
+        monkeypatch.setattr(native, "takes", lambda *tensors: False)
+    x = torch.randn(2, 4, 5, 5)
+    activation, layer, weight = _quantizers(learned, x, phase)
+    parameters = [*layer.parameters(), *activation.parameters(), *weight.parameters()]
+
+    def gradients_of(copies: bool) -> list[Tensor]:
+        images = x.clone().requires_grad_()
+        torch.manual_seed(1)
+        y = activation(images * 1.0)
+        # Zero gradients, as a phase that does not learn gives them, come as a view.
+        y = y.clone() if copies or y._is_view() or not phase.rounds else y
+        WRITES[write](y)
+        out = weight(y, layer)
+        return list(torch.autograd.grad(out.square().sum(), [images, *parameters]))
+
+    found = gradients_of(copies=False)
+    monkeypatch.setattr(layers, "apply_layer", layers._apply)
+    for one, two in zip(found, gradients_of(copies=True), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("learned", [None, "lsq"])
+def test_a_write_behind_the_layer_is_right_or_an_error_but_never_wrong(
+    learned: str | None,
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 5, 5)
+    activation, layer, weight = _quantizers(learned, x, Phase.TRAIN)
+    given = x.clone().requires_grad_()
+    weight(activation(given), layer).square().sum().backward()
+    wanted = layer.weight.grad.clone()
+    layer.weight.grad = None
+    kept = activation(given)
+    y = weight(kept, layer)
+    kept.mul_(3.0)
+    if learned is None:  # Kept, and torch's own check holds for it.
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.square().sum().backward()
+    else:  # Computed again from the values before rounding, which nobody has changed.
+        y.square().sum().backward()
+        torch.testing.assert_close(layer.weight.grad, wanted)
+
+
+def test_what_it_is_computed_from_may_not_change_before() -> None:
+    weight = torch.randn(3, 4, requires_grad=True)
+    source = weight.detach().clone()
+    made = weight * 2
+    offer(made, lambda: source * 2, (source,))
+    images = torch.randn(2, 4, requires_grad=True)
+    with keeping_no(made):
+        y = F.linear(images, made)
+    source.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

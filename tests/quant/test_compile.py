@@ -3,12 +3,14 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from dq.quant import native
 from dq.quant.fake_quantize import update_scales_
 from dq.quant.phase import Phase, set_phase
 from dq.quant.prepare import prepare
 from dq.quant.recipe import Recipe
+from tests.quant.trained import prepared
 
 
 @pytest.mark.parametrize("native_kernels", [True, False])
@@ -48,3 +50,32 @@ def test_gradients_are_those_of_the_statistics_before_the_step(
         assert torch.allclose(eager, other, rtol=1e-4, atol=1e-4)
     for eager, other in zip(*records, strict=True):
         assert torch.allclose(eager, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("native_kernels", "learned"), [(True, "lsq+"), (False, None), (False, "lsq"), (False, "pact")]
+)
+def test_sizes_stay_open(
+    learned: str | None, native_kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native_kernels:
+        monkeypatch.setattr(native, "takes", lambda *tensors: False)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    graph = prepared(model, learned, torch.randn(2, 3, 8, 8))
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(graph, backend=counter, dynamic=True, fullgraph=True)
+    counts = []
+    for size in (8, 12, 17):
+        x = torch.randn(2, 3, size, size + 3)
+        results = []
+        for run in (graph, compiled):
+            model.zero_grad()
+            run(x).square().sum().backward()
+            results.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        for eager, other in zip(*results, strict=True):
+            torch.testing.assert_close(eager, other, rtol=1e-3, atol=1e-3)
+        counts.append(counter.frame_count)
+    assert counts[-1] == counts[1], counts
