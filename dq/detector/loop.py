@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import mmdet
 import torch
 from mmcv import Config
 from mmcv.runner import build_optimizer, build_runner
+from mmdet.utils import collect_env
 from torch import nn
 
 from dq.detector.amp import run_under_autocast
@@ -21,12 +23,13 @@ from dq.detector.config import config_text
 from dq.detector.data import dataset_of
 from dq.detector.evaluation_hook import EpochCheckpointHook, ShardedEvalHook
 from dq.detector.graph import attach, parameters_outside, trace_detector
-from dq.detector.hooks import QuantizationHook, StragglerHook, SyncBuffersHook
+from dq.detector.hook_checks import check_hooks, log_in_time, without_taken_over
+from dq.detector.hooks import AgreementHook, QuantizationHook, StragglerHook, SyncBuffersHook
 from dq.detector.loader import TrainingLoader, training_loader
 from dq.detector.optimizer_step import OptimizerStep, gradient_scaler
 from dq.detector.refine import Refinery, added_losses, without_foreign_ema
 from dq.detector.runner import RUNNER_OF
-from dq.detector.step import ParallelDetector, add_train_step
+from dq.detector.step import LoneDetector, ParallelDetector
 from dq.detector.supervision import Supervision
 from dq.detector.tracking_hook import Figures, TrackingHook
 from dq.dist import collectives
@@ -147,19 +150,21 @@ def train(
         for setting in ("fp16", "compile"):
             if config.get(setting):
                 raise ValueError(f"{setting} needs a detector that can be traced; leave it out")
-    add_train_step(detector)
     model = wrap(
         detector,
         device=device,
         find_unused_parameters=bool(config.get("find_unused_parameters", False)),
         cls=ParallelDetector,
     )
+    if model is detector:
+        model = LoneDetector(detector)
     _scale_learning_rate(config, loader)
     runner = _build_runner(config, model, dataset, work_dir, seed, quantization)
     runner.meta["key"] = key
     agents = collectives.all_gather_objects(agent())
     runner.meta["agents"] = sorted({name for name in agents if name})
     runner.supervise(supervision, plan)
+    runner.steps_per_epoch = len(loader)
     if tracker is not None:
         runner.tracker = tracker
         runner.meta["run_id"] = None if tracker.run is None else tracker.run.id
@@ -173,6 +178,8 @@ def train(
         runner.average, runner.companions = refinery.average, refinery.companions
         for hook, priority in refinery.hooks:
             runner.register_hook(hook, priority=priority)
+    check_hooks(runner, detector, dataset, device)
+    log_in_time(runner, len(loader))
     if resume is not None:
         runner.resume_training(resume.content, resume.source, len(loader))
     elif quantization is None and config.load_from:
@@ -262,7 +269,9 @@ def _build_runner(
         "CLASSES": tuple(dataset.CLASSES),
         "seed": seed,
         "world_size": collectives.world_size(),
-        "exp_name": work_dir.name,
+        "exp_name": Path(config.filename or work_dir).name,
+        "env_info": "\n".join(f"{name}: {value}" for name, value in collect_env().items()),
+        "mmdet_version": mmdet.__version__,
         "hook_msgs": {},
     }
     settings = {**config.runner, "type": RUNNER_OF[config.runner.type]}
@@ -305,7 +314,9 @@ def _optimizer_step(
     return OptimizerStep(
         guards=supervision.guards,
         grad_clip=given.get("grad_clip"),
+        detect_anomalous_params=bool(given.get("detect_anomalous_params", False)),
         scaler=gradient_scaler(fp16.get("loss_scale", "dynamic"), device) if fp16 else None,
+        clock=supervision.clock,
     )
 
 
@@ -343,9 +354,9 @@ def _register_hooks(
             None,
             config.log_config,
             config.get("momentum_config"),
-            custom_hooks_config=config.get("custom_hooks"),
+            custom_hooks_config=without_taken_over(config.get("custom_hooks")),
         )
-    except (KeyError, TypeError, AssertionError) as error:
+    except (KeyError, TypeError, ValueError, ImportError, AssertionError) as error:
         raise ValueError(f"a hook of the config cannot be built: {explain(error)}") from error
     evaluation = {**config.get("evaluation", {}), "by_epoch": runner.counts_epochs}
     interval = min(plan.interval or 1, evaluation.get("interval", 1))
@@ -356,6 +367,8 @@ def _register_hooks(
     if quantization is not None:
         hook = QuantizationHook(quantization.graph, quantization.schedule)
         runner.register_hook(hook, priority="HIGH")
+        # After the optimizer (40), before frozen weights (44) and their average (45).
+        runner.register_hook(AgreementHook(quantization.graph), priority=43)
     if validate and "val" in config.data:
         dataset = dataset_of(config, "val", test_mode=True)
         loader = torch.utils.data.DataLoader(dataset)

@@ -1,0 +1,94 @@
+"""Hooks of the config: which of them cannot work in this training, and when loggers speak."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmcv.runner import HOOKS, LoggerHook, LrUpdaterHook, OptimizerHook
+from mmdet.core.hook import SetEpochInfoHook, SyncRandomSizeHook, YOLOXModeSwitchHook
+from torch import nn
+
+log = logging.getLogger(__name__)
+TAKEN_OVER = {"SyncBuffersHook": "running statistics are averaged over ranks after each epoch"}
+
+
+def without_taken_over(hooks: Any) -> list[Any]:
+    """Return ``custom_hooks`` as a list, less those whose work is done here anyway.
+
+    Raises:
+        ValueError: One of them steps the optimizer, which ``optimizer_config`` is for.
+    """
+    if hooks is None:
+        return []
+    kept = []
+    for hook in hooks if isinstance(hooks, Sequence) else [hooks]:
+        name = hook.get("type") if isinstance(hook, Mapping) else None
+        if name in TAKEN_OVER:
+            log.info("custom_hooks: %s is not needed, %s", name, TAKEN_OVER[str(name)])
+            continue
+        kind = HOOKS.get(name) if isinstance(name, str) else type(hook)
+        if kind is not None and issubclass(kind, OptimizerHook):
+            raise ValueError(
+                f"custom_hooks: {kind.__name__} would step a second time; name it in"
+                f" optimizer_config=dict(type='{kind.__name__}') instead"
+            )
+        kept.append(hook)
+    return kept
+
+
+def check_hooks(runner: Any, detector: nn.Module, dataset: Any, device: torch.device) -> None:
+    """Raise ValueError for a hook that this detector, data set or runner cannot serve.
+
+    mmdet's own runner would fail at it too, in the midst of the training.
+
+    Args:
+        runner: With all its hooks.
+        detector: What is trained.
+        dataset: The training images.
+        device: Where the detector is.
+    """
+    for hook in runner.hooks:
+        name = type(hook).__name__
+        if isinstance(hook, SyncRandomSizeHook):
+            _need(dataset, "update_dynamic_scale", name, "several img_scale in a Resize transform")
+            hook.device = device
+        if isinstance(hook, SetEpochInfoHook):
+            _need(detector, "set_epoch", name, "no such hook")
+        if isinstance(hook, YOLOXModeSwitchHook) and _switches(runner, hook):
+            _need(dataset, "update_skip_type_keys", name, "a MultiImageMixDataset")
+            _need(detector, "bbox_head", name, "no such hook")
+        if isinstance(hook, LrUpdaterHook) and hook.warmup_by_epoch and not runner.counts_epochs:
+            raise ValueError(
+                f"lr_config: warmup_by_epoch needs a runner that counts epochs, not {name} with"
+                " IterBasedRunner; give warmup_iters in iterations"
+            )
+
+
+def _switches(runner: Any, hook: Any) -> bool:
+    return bool(runner.counts_epochs and runner.max_epochs > hook.num_last_epochs)
+
+
+def _need(owner: Any, method: str, hook: str, mend: str) -> None:
+    if not hasattr(owner, method):
+        raise ValueError(
+            f"custom_hooks: {hook} needs {method}, which {type(owner).__name__} has not; use {mend}"
+        )
+
+
+def log_in_time(runner: Any, steps: int) -> None:
+    """Let every logger speak at least once an epoch, and once in a training by iteration.
+
+    mmcv's loggers are silent where an epoch has fewer steps than their interval.
+
+    Args:
+        runner: With all its hooks.
+        steps: Of an epoch.
+    """
+    most = max(1, steps if runner.counts_epochs else runner.max_iters)
+    for hook in runner.hooks:
+        if isinstance(hook, LoggerHook) and hook.interval > most:
+            log.info("%s logs every %d steps: there are no more", type(hook).__name__, most)
+            hook.interval = most
