@@ -14,6 +14,7 @@ from torch import Tensor
 from dq.detector.config import apply_options, finish, read_config
 from dq.detector.data import calibration_dataset, calibration_images
 from dq.detector.guards import Guards
+from dq.detector.packages import check_packages
 from dq.tracking.settings import Tracking
 from dq.tracking.summary import key_of
 from launcher.config import QuantSettings, command_for, guards, quant_settings, tracking
@@ -73,8 +74,12 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     config = finish(read_config(arguments.config, arguments.cfg_options))
     command_for(config.get("quantize", False))
     settings = quant_settings(config.get("quant"))
-    # Overrides that do not fit should fail now and not after an hour of float training.
-    apply_options(copy.deepcopy(config), settings.training)
+    # What does not fit should fail now and not after an hour of float training.
+    quantized = copy.deepcopy(config)
+    apply_options(quantized, settings.training)
+    command = getattr(arguments, "command", None)
+    check_packages(config, trains=command in ("train", "run"))
+    check_packages(quantized, trains=command in ("qat", "run"))
     apart = ("quant", "quantize", "guards", "checkpoint_config", "log_config", "tracking")
     text = str({k: v for k, v in config.items() if k not in apart})
     seed = arguments.seed if arguments.seed is not None else config.get("seed") or 0

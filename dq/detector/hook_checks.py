@@ -7,11 +7,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmcv.runner import HOOKS, LoggerHook, LrUpdaterHook, OptimizerHook
-from mmdet.core.hook import SetEpochInfoHook, SyncRandomSizeHook, YOLOXModeSwitchHook
+from mmcv.cnn import RFSearchHook
+from mmcv.runner import (
+    HOOKS,
+    CheckpointHook,
+    LoggerHook,
+    LrUpdaterHook,
+    OptimizerHook,
+    PaviLoggerHook,
+)
+from mmdet.core.hook import (
+    MMDetWandbHook,
+    SetEpochInfoHook,
+    SyncRandomSizeHook,
+    YOLOXModeSwitchHook,
+)
 from torch import nn
 
+from dq.detector.checkpoint_plan import CheckpointPlan
+from dq.detector.training import is_known
+
 log = logging.getLogger(__name__)
+# Of mmcv's hook of checkpoints.
+MMCVS_PRIORITY = 50
 TAKEN_OVER = {"SyncBuffersHook": "running statistics are averaged over ranks after each epoch"}
 
 
@@ -55,6 +73,12 @@ def check_hooks(runner: Any, detector: nn.Module, dataset: Any, device: torch.de
         if isinstance(hook, SyncRandomSizeHook):
             _need(dataset, "update_dynamic_scale", name, "several img_scale in a Resize transform")
             hook.device = device
+        if isinstance(hook, RFSearchHook):
+            raise ValueError(
+                f"custom_hooks: {name} changes the network while it is trained, which is not"
+                " supported; search with mmdet's own tools and write the dilations that it finds"
+                " into the config's model"
+            )
         if isinstance(hook, SetEpochInfoHook):
             _need(detector, "set_epoch", name, "no such hook")
         if isinstance(hook, YOLOXModeSwitchHook) and _switches(runner, hook):
@@ -76,6 +100,51 @@ def _need(owner: Any, method: str, hook: str, mend: str) -> None:
         raise ValueError(
             f"custom_hooks: {hook} needs {method}, which {type(owner).__name__} has not; use {mend}"
         )
+
+
+class CheckpointPlace(CheckpointHook):  # type: ignore[misc]
+    """Stands where mmcv's hook of checkpoints stands, for hooks that look for it.
+
+    Checkpoints are written when all hooks are done, so that going on from one is exact. A hook of
+    the user's own may want to read the file before; then it is written here too.
+
+    Args:
+        plan: When checkpoints are due.
+    """
+
+    def __init__(self, plan: CheckpointPlan) -> None:
+        super().__init__(
+            interval=plan.interval,
+            by_epoch=plan.by_epoch,
+            save_optimizer=plan.save_optimizer,
+            max_keep_ckpts=plan.max_keep_ckpts,
+        )
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Write the epoch's checkpoint where a hook may want it."""
+        if (
+            runner.counts_epochs
+            and runner.plan.at_epoch(runner.epoch + 1, runner.max_epochs)
+            and any(map(_may_read_checkpoints, runner.hooks))
+        ):
+            runner.save_training(at_end_of_epoch=True)
+
+    def after_train_iter(self, runner: Any) -> None:
+        """Write the step's checkpoint where a hook may want it."""
+        if (
+            not runner.counts_epochs
+            and runner.plan.at_step(runner.iter + 1, runner.max_iters)
+            and any(map(_may_read_checkpoints, runner.hooks))
+        ):
+            runner.save_training(after_this_step=True)
+
+
+def _may_read_checkpoints(hook: Any) -> bool:
+    if isinstance(hook, MMDetWandbHook):
+        return True  # It takes the last one even where it is told to take none.
+    if isinstance(hook, PaviLoggerHook):
+        return bool(hook.add_ckpt)
+    return not is_known(hook) and hook.priority >= MMCVS_PRIORITY
 
 
 def log_in_time(runner: Any, steps: int) -> None:

@@ -23,7 +23,12 @@ from dq.detector.config import config_text
 from dq.detector.data import dataset_of
 from dq.detector.evaluation_hook import EpochCheckpointHook, ShardedEvalHook
 from dq.detector.graph import attach, parameters_outside, trace_detector
-from dq.detector.hook_checks import check_hooks, log_in_time, without_taken_over
+from dq.detector.hook_checks import (
+    CheckpointPlace,
+    check_hooks,
+    log_in_time,
+    without_taken_over,
+)
 from dq.detector.hooks import AgreementHook, QuantizationHook, StragglerHook, SyncBuffersHook
 from dq.detector.loader import TrainingLoader, training_loader
 from dq.detector.optimizer_step import OptimizerStep, gradient_scaler
@@ -347,6 +352,8 @@ def _register_hooks(
     validate: bool,
 ) -> None:
     runner.optimizer_step = step_hook
+    # The first of its priority, as in mmcv.
+    runner.register_hook(CheckpointPlace(plan), priority="NORMAL")
     try:
         runner.register_training_hooks(
             config.lr_config,

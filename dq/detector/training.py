@@ -163,24 +163,28 @@ class Training:
             return False
         return any(getattr(hook, "is_due", lambda _: False)(self) for hook in self.hooks)
 
-    def save_training(self, *, at_end_of_epoch: bool = False) -> None:
+    def save_training(
+        self, *, at_end_of_epoch: bool = False, after_this_step: bool = False
+    ) -> None:
         """Write a checkpoint to go on from, whole or not at all; every rank must call it.
 
         Args:
-            at_end_of_epoch: Called by the last hook of an epoch, which is not counted yet.
+            at_end_of_epoch: Called by a hook at an epoch's end, which is not counted yet.
+            after_this_step: Called by a hook after a step, which is not counted yet.
 
         Raises:
             RuntimeError: On all ranks, when it cannot be written or their weights differ.
         """
         epoch = self.epoch + 1 if at_end_of_epoch else self.epoch
+        done = self.iter + 1 if after_this_step else self.iter
         if at_end_of_epoch:
             name = f"epoch_{epoch}.pth"
         else:
-            name = f"{'step' if self.counts_epochs else 'iter'}_{self.iter}.pth"
+            name = f"{'step' if self.counts_epochs else 'iter'}_{done}.pth"
         training = {
             "epoch": epoch,
             "position": 0 if at_end_of_epoch else self.position,
-            "iteration": self.iter,
+            "iteration": done,
             "phase": self.phase.value,
             "chunks_per_step": getattr(self.data_loader, "chunks_per_step", 1),
             "world_size": collectives.world_size(),
@@ -188,7 +192,7 @@ class Training:
         scaler = None if self.optimizer_step is None else self.optimizer_step.scaler
         if scaler is not None:
             training["scaler"] = scaler.state_dict()
-        meta = {**self.meta, "epoch": epoch, "iter": self.iter}
+        meta = {**self.meta, "epoch": epoch, "iter": done}
         path = Path(self.work_dir, name)
         # What is written are the model's own tensors, so the average has to stay in it until then.
         with averaged(self):
@@ -203,6 +207,7 @@ class Training:
 
             on_main_rank(write)
         self.age.renew()
+        self.meta.setdefault("hook_msgs", {})["last_ckpt"] = str(path)
         log.info("checkpoint %s", path)
 
     def save_checkpoint(

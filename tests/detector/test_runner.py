@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import mmcv.runner
 import pytest
 import torch
 from mmcv.parallel import MMDataParallel
@@ -78,7 +77,7 @@ def detector_and_data(config: Any) -> tuple[Any, Any]:
 def mmcvs(config: Any, folder: Path, loaders: list[Any]) -> list[dict[str, Any]]:
     """Run mmcv's own runner as mmdet's ``train_detector`` does, and return what was recorded."""
     RECORDS.clear()
-    detector, dataset = detector_and_data(config)
+    detector, _ = detector_and_data(config)
     model = MMDataParallel(detector, device_ids=None)
     meta = {"env_info": "", "config": "", "seed": 0, "exp_name": "tiny.py", "hook_msgs": {}}
     runner = build_runner(
