@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,12 @@ from dq.detector.hook_checks import (
 )
 from dq.detector.hooks import AgreementHook, QuantizationHook, StragglerHook, SyncBuffersHook
 from dq.detector.loader import TrainingLoader, training_loader
-from dq.detector.optimizer_step import OptimizerStep, gradient_scaler
+from dq.detector.optimizer_config import optimizer_step
+from dq.detector.optimizer_step import OptimizerStep
 from dq.detector.refine import Refinery, added_losses, without_foreign_ema
+from dq.detector.runaway_hook import RunawayHook
 from dq.detector.runner import RUNNER_OF
+from dq.detector.start_hook import StartHook
 from dq.detector.step import LoneDetector, ParallelDetector
 from dq.detector.supervision import Supervision
 from dq.detector.tracking_hook import Figures, TrackingHook
@@ -74,12 +78,21 @@ class Resume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """A prepared detector's graph and how to train it, its weights still the float model's."""
+    """A prepared detector's graph and how to train it, its weights still the float model's.
+
+    Attributes:
+        graph: With ranges.
+        recipe: What it was prepared with.
+        schedule: When it observes, rounds and freezes.
+        refinements: Extras.
+        start: Its metrics on ``data.val`` as it is, where they are known.
+    """
 
     graph: QuantizedGraph
     recipe: Recipe
     schedule: Schedule
     refinements: Refinements = field(default_factory=Refinements)
+    start: Mapping[str, float] | None = None
 
 
 def train(
@@ -97,6 +110,7 @@ def train(
     supervision: Supervision | None = None,
     tracker: Tracker | None = None,
     figures: Figures | None = None,
+    meta: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Train as the config says and return the detector, unwrapped.
 
@@ -117,6 +131,7 @@ def train(
         supervision: Who watches the training.
         tracker: Takes what is worth keeping; its run's id goes into each checkpoint's ``meta``.
         figures: Measures all quantizers after each epoch.
+        meta: More for each checkpoint's ``meta``.
 
     Raises:
         ValueError: The config asks for something that does not exist.
@@ -134,7 +149,7 @@ def train(
             " while the network runs; leave one of them out"
         )
     plan = checkpoint_plan(config.checkpoint_config, counts_epochs=counts_epochs)
-    step_hook = _optimizer_step(config, supervision, device)
+    step_hook = optimizer_step(config, supervision, device)
     loader = training_loader(
         config,
         dataset,
@@ -165,7 +180,7 @@ def train(
         model = LoneDetector(detector)
     _scale_learning_rate(config, loader)
     runner = _build_runner(config, model, dataset, work_dir, seed, quantization)
-    runner.meta["key"] = key
+    runner.meta.update(meta or {}, key=key)
     agents = collectives.all_gather_objects(agent())
     runner.meta["agents"] = sorted({name for name in agents if name})
     runner.supervise(supervision, plan)
@@ -290,41 +305,6 @@ def _build_runner(
     return build_runner(settings, default_args=defaults)
 
 
-def _optimizer_step(
-    config: Config, supervision: Supervision, device: torch.device
-) -> OptimizerStep | None:
-    """Return the hook that steps; None where the config names one of its own.
-
-    Raises:
-        ValueError: Such a hook does not go together with another setting.
-    """
-    given = dict(config.optimizer_config or {})
-    kind = given.pop("type", "OptimizerHook")
-    fp16 = config.get("fp16")
-    if kind in ("GradientCumulativeOptimizerHook", "GradientCumulativeFp16OptimizerHook"):
-        config.accumulate = given.pop("cumulative_iters", 1)
-        log.info("optimizer_config: %s is done by accumulate=%d", kind, config.accumulate)
-        kind = kind.replace("GradientCumulative", "")
-    if kind == "Fp16OptimizerHook":
-        fp16 = config.fp16 = fp16 or {"loss_scale": given.pop("loss_scale", "dynamic")}
-        kind = "OptimizerHook"
-    if kind != "OptimizerHook":
-        if config.get("accumulate", 1) > 1 or fp16:
-            raise ValueError(
-                f"optimizer_config.type={kind} steps in its own way and goes with neither"
-                " accumulate nor fp16; leave the type out"
-            )
-        log.warning("guards against NaN are off: optimizer_config.type=%s steps by itself", kind)
-        return None
-    return OptimizerStep(
-        guards=supervision.guards,
-        grad_clip=given.get("grad_clip"),
-        detect_anomalous_params=bool(given.get("detect_anomalous_params", False)),
-        scaler=gradient_scaler(fp16.get("loss_scale", "dynamic"), device) if fp16 else None,
-        clock=supervision.clock,
-    )
-
-
 def _scale_learning_rate(config: Config, loader: TrainingLoader) -> None:
     """Scale the rate as mmdet's ``auto_scale_lr`` does, by the images of a step on all ranks.
 
@@ -376,8 +356,20 @@ def _register_hooks(
         runner.register_hook(hook, priority="HIGH")
         # After the optimizer (40), before frozen weights (44) and their average (45).
         runner.register_hook(AgreementHook(quantization.graph), priority=43)
+        if runner.supervision.guards.runaway != "off":
+            runner.register_hook(RunawayHook(runner.supervision.guards), priority=46)
     if validate and "val" in config.data:
         dataset = dataset_of(config, "val", test_mode=True)
         loader = torch.utils.data.DataLoader(dataset)
         workers = config.data.get("val_dataloader", {}).get("workers_per_gpu", 1)
-        runner.register_hook(ShardedEvalHook(loader, workers=workers, **evaluation), priority="LOW")
+        hook = ShardedEvalHook(loader, workers=workers, **evaluation)
+        runner.register_hook(hook, priority="LOW")
+        if quantization is not None:
+            start = StartHook(
+                quantization.graph,
+                hook,
+                evaluation,
+                runner.supervision.guards,
+                quantization.start,
+            )
+            runner.register_hook(start, priority="LOW")

@@ -284,6 +284,8 @@ class Training:
         if self.counts_epochs and self.position == 0:
             self.pending = None  # The log of an epoch begins empty.
         self.meta["hook_msgs"] = meta.get("hook_msgs", {})
+        if "start" in meta:
+            self.meta["start"] = meta["start"]
         log.info("resumed from %s: epoch %d, iteration %d", source, self._epoch, self._iter)
 
     def put_back_losses(self) -> None:
