@@ -192,7 +192,7 @@ class Training:
         scaler = None if self.optimizer_step is None else self.optimizer_step.scaler
         if scaler is not None:
             training["scaler"] = scaler.state_dict()
-        meta = {**self.meta, "epoch": epoch, "iter": done}
+        meta = {**self.meta, "epoch": epoch, "iter": done, "hook_msgs": self._portable_messages()}
         path = Path(self.work_dir, name)
         # What is written are the model's own tensors, so the average has to stay in it until then.
         with averaged(self):
@@ -209,6 +209,16 @@ class Training:
         self.age.renew()
         self.meta.setdefault("hook_msgs", {})["last_ckpt"] = str(path)
         log.info("checkpoint %s", path)
+
+    def _portable_messages(self) -> dict[str, Any]:
+        """Return what hooks have left in ``meta`` without the folder, which may be moved."""
+        messages = dict(self.meta.get("hook_msgs", {}))
+        # Of the checkpoint before: another one where a training was gone on with.
+        messages.pop("last_ckpt", None)
+        best = messages.get("best_ckpt")
+        if best and Path(best).is_relative_to(self.work_dir):
+            messages["best_ckpt"] = str(Path(best).relative_to(self.work_dir))
+        return messages
 
     def save_checkpoint(
         self,
@@ -283,7 +293,9 @@ class Training:
             scaler.load_state_dict(training["scaler"])
         if self.counts_epochs and self.position == 0:
             self.pending = None  # The log of an epoch begins empty.
-        self.meta["hook_msgs"] = meta.get("hook_msgs", {})
+        self.meta["hook_msgs"] = dict(meta.get("hook_msgs", {}))
+        if best := self.meta["hook_msgs"].get("best_ckpt"):
+            self.meta["hook_msgs"]["best_ckpt"] = str(Path(self.work_dir, best))
         if "start" in meta:
             self.meta["start"] = meta["start"]
         log.info("resumed from %s: epoch %d, iteration %d", source, self._epoch, self._iter)

@@ -14,7 +14,7 @@ from dq.detector.evaluate import main_metric
 from dq.detector.loop import Resume
 from dq.detector.rank_state import generators, set_generators
 from dq.dist.one_reader import on_main_rank
-from dq.quant.phase import Phase, set_phase
+from dq.quant.phase import Phase, Phased, set_phase
 from dq.quant.quantized_graph import QuantizedGraph
 from dq.tracking.summary import StageSummary, read_summary, write_summary
 from launcher.plan import Plan
@@ -69,8 +69,10 @@ def beginning(
     if metrics is None:
         log.info("evaluating what the training begins with")
         state = generators()
+        phase = next(m.phase for m in graph.quantizers.modules() if isinstance(m, Phased))
         set_phase(graph.quantizers, Phase.FROZEN)
         metrics = measure(plan, place, detector, graph).metrics
+        set_phase(graph.quantizers, phase)
         set_generators(state)
     same = _plain(plan.config.data.get("val")) == _plain(plan.config.data.get("test"))
     return Beginning(metrics=metrics, on_val=metrics if same else None)
