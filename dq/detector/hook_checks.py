@@ -125,7 +125,7 @@ class CheckpointPlace(CheckpointHook):  # type: ignore[misc]
         if (
             runner.counts_epochs
             and runner.plan.at_epoch(runner.epoch + 1, runner.max_epochs)
-            and any(map(_may_read_checkpoints, runner.hooks))
+            and any(_may_read_checkpoints(hook, "after_train_epoch") for hook in runner.hooks)
         ):
             runner.save_training(at_end_of_epoch=True)
 
@@ -134,17 +134,18 @@ class CheckpointPlace(CheckpointHook):  # type: ignore[misc]
         if (
             not runner.counts_epochs
             and runner.plan.at_step(runner.iter + 1, runner.max_iters)
-            and any(map(_may_read_checkpoints, runner.hooks))
+            and any(_may_read_checkpoints(hook, "after_train_iter") for hook in runner.hooks)
         ):
             runner.save_training(after_this_step=True)
 
 
-def _may_read_checkpoints(hook: Any) -> bool:
+def _may_read_checkpoints(hook: Any, stage: str) -> bool:
     if isinstance(hook, MMDetWandbHook):
         return True  # It takes the last one even where it is told to take none.
     if isinstance(hook, PaviLoggerHook):
         return bool(hook.add_ckpt)
-    return not is_known(hook) and hook.priority >= MMCVS_PRIORITY
+    late = not is_known(hook) and hook.priority >= MMCVS_PRIORITY
+    return late and stage in hook.get_triggered_stages()
 
 
 def log_in_time(runner: Any, steps: int) -> None:

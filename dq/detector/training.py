@@ -122,7 +122,7 @@ class Training:
                 outputs = model.train_step(batches[0], self.optimizer)
             else:
                 outputs = self.optimizer_step.forward(self, batches)
-        if collectives.world_size() > 1 and not all(is_known(hook) for hook in self.hooks):
+        if collectives.world_size() > 1 and any(map(may_read_losses, self.hooks)):
             outputs["log_vars"] = _of_all_ranks(outputs["log_vars"])
         self.log_buffer.update(outputs["log_vars"], outputs["num_samples"])
         self.outputs = outputs
@@ -325,6 +325,11 @@ def is_own(hook: Any) -> bool:
 def is_known(hook: Any) -> bool:
     """Whether a hook is this project's, mmcv's or mmdet's: none of them reads a step's losses."""
     return type(hook).__module__.partition(".")[0] in ("dq", "mmcv", "mmdet")
+
+
+def may_read_losses(hook: Any) -> bool:
+    """Whether a hook may read a step's losses."""
+    return not is_known(hook) and "after_train_iter" in hook.get_triggered_stages()
 
 
 def failure(hook: Any, stage: str, error: BaseException) -> str:
