@@ -56,8 +56,9 @@ class RunawayHook(Hook):  # type: ignore[misc]
 
     def after_train_iter(self, runner: Any) -> None:
         """Note the loss, and look where it is time."""
-        loss = runner.outputs["log_vars"].tensors.get("loss")
-        if loss is not None:
+        loss = getattr(runner.outputs["log_vars"], "tensors", {}).get("loss")
+        left_out = runner.optimizer_step is not None and runner.optimizer_step.leave_out
+        if loss is not None and not left_out:
             if len(self.first) < WINDOW:
                 self.first.append(loss)
             self.latest.append(loss)
