@@ -13,6 +13,7 @@ from dq.dist.checkpoint import load_checkpoint
 from tests.launcher.conftest import Launch, write_untrained
 
 pytestmark = pytest.mark.slow
+Result = tuple[int, str, str]
 # A hundred times the rate that this detector is trained with.
 CONFIG = """
 _base_ = [{base!r}]
@@ -33,6 +34,11 @@ def checkpoint(config: Path, tmp_path: Path) -> Path:
     return write_untrained(config, tmp_path / "float.pth")
 
 
+def qat(launch: Launch, path: Path, checkpoint: Path, folder: Path, *more: str) -> Result:
+    words = ("qat", path, "--checkpoint", checkpoint, "--work-dir", folder, "--threads", 1)
+    return launch(*words, *more)
+
+
 def write(config: Path, folder: Path, rate: float, guards: str = "") -> Path:
     path = folder / "worse.py"
     reference = str(folder / "reference")
@@ -44,7 +50,7 @@ def test_it_warns_keeps_the_start_as_the_best_and_says_so_at_its_end(
     launch: Launch, config: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     path = write(config, tmp_path, 0.4)
-    code, out, err = launch("qat", path, "--checkpoint", checkpoint, "--work-dir", tmp_path / "w")
+    code, out, err = qat(launch, path, checkpoint, tmp_path / "w")
     assert code == 0, err
     assert "the start, before the first step: mAP 100.00 %" in out
     # Each epoch is logged though it has fewer steps than the interval.
@@ -69,9 +75,7 @@ def test_it_warns_keeps_the_start_as_the_best_and_says_so_at_its_end(
     assert "quantization" in best
     # Said again by a command that finds the stage done, and an error where that is asked for.
     (tmp_path / "worse.py").write_text(path.read_text() + "guards = dict(worse='stop')\n")
-    code, _, err = launch(
-        "qat", path, "--checkpoint", checkpoint, "--work-dir", tmp_path / "w", "--reuse"
-    )
+    code, _, err = qat(launch, path, checkpoint, tmp_path / "w", "--reuse")
     assert code == 1
     assert "below its start" in err
 
@@ -82,7 +86,7 @@ def test_a_guard_ends_it(
 ) -> None:
     guards = "runaway='stop'" if guard == "runaway" else "worse='stop', runaway='off'"
     path = write(config, tmp_path, 0.4, guards)
-    code, _, err = launch("qat", path, "--checkpoint", checkpoint, "--work-dir", tmp_path / "w")
+    code, _, err = qat(launch, path, checkpoint, tmp_path / "w")
     assert code == 1
     line = "the weights of .* have moved" if guard == "runaway" else "after epoch 1 mAP is"
     assert re.search(rf"^error: .*{line}.*lower optimizer.lr", err), err
@@ -94,7 +98,7 @@ def test_a_training_that_stays_near_its_start_says_nothing(
     launch: Launch, config: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     path = write(config, tmp_path, 0.0)
-    code, out, err = launch("qat", path, "--checkpoint", checkpoint, "--work-dir", tmp_path / "w")
+    code, out, err = qat(launch, path, checkpoint, tmp_path / "w")
     assert code == 0, err
     assert "have moved" not in out
     assert "below" not in out + err
