@@ -19,7 +19,8 @@ WITHOUT_EFFECT = (
     "type",
     "save_last",
 )
-RESUMABLE = "*_[0-9]*.pth"
+# Not the best ones, which hold no more than weights and optimizer.
+RESUMABLE = ("epoch_[0-9]*.pth", "step_[0-9]*.pth", "iter_[0-9]*.pth")
 MIDDLE_KEPT = 2
 
 

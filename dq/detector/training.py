@@ -235,7 +235,9 @@ class Training:
         finished = self.epoch + 1 if self.counts_epochs else self.iter + 1
         default = "epoch_{}.pth" if self.counts_epochs else "iter_{}.pth"
         name = (filename_tmpl or default).format(finished)
-        meta = {**(meta or {}), **self.meta, "epoch": self.epoch + 1, "iter": self.iter}
+        # A hook calls it at the end of an epoch that is not counted yet, or before the first step.
+        epoch = self.epoch + 1 if self.iter else 0
+        meta = {**(meta or {}), **self.meta, "epoch": epoch, "iter": self.iter}
         with averaged(self):
             content = compose(
                 unwrap(self.model),

@@ -39,7 +39,7 @@ def resumption(
         if resume is None and not restart_counted() and not any(agents):
             return None
         automatic = resume in (None, "auto")
-        path = latest_checkpoint(folder, RESUMABLE) if automatic else Path(str(resume))
+        path = latest_checkpoint(folder, *RESUMABLE) if automatic else Path(str(resume))
         if path is None:
             log.info("no checkpoint in %s, beginning anew", folder)
             return None

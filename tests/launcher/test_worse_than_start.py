@@ -101,4 +101,6 @@ def test_a_training_that_stays_near_its_start_says_nothing(
     code, out, err = qat(launch, path, checkpoint, tmp_path / "w")
     assert code == 0, err
     assert "have moved" not in out
-    assert "below" not in out + err
+    # Its ranges move a little all the same.
+    assert "points below the start" not in out
+    assert "warning" not in err
