@@ -18,6 +18,7 @@ from dq.detector.config import finish, read_config, training_config
 from dq.detector.data import calibration_dataset, calibration_images
 from dq.detector.guards import Guards
 from dq.detector.metric_settings import check_metric_settings
+from dq.detector.packages import check_packages
 from dq.detector.processes import set_up_process
 from dq.dist.one_reader import on_main_rank
 from dq.tracking.settings import Tracking
@@ -102,8 +103,11 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     _lay_flags_over(config, arguments)
     command_for(config.get("quantize", False))
     settings = quant_settings(config.get("quant"))
-    # Overrides that do not fit should fail now and not after an hour of float training.
-    training_config(config, settings.training)
+    # What does not fit should fail now and not after an hour of float training.
+    quantized = training_config(config, settings.training)
+    command = getattr(arguments, "command", None)
+    check_packages(config, trains=command in ("train", "run"))
+    check_packages(quantized, trains=command in ("qat", "run"))
     check_metric_settings(config)
     if note := class_list(config).note:
         log.warning("%s", note)

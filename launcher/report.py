@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dq.detector.guards import Guards
 from dq.quant.recipe import Recipe
 from dq.tracking.plots import write_plots
 from dq.tracking.summary import StageSummary, read_summary
-from dq.tracking.table import COLUMNS, markdown_table
+from dq.tracking.table import COLUMNS, below_start, markdown_table
+from launcher.failure import WORLD_ERROR
 from launcher.session import Session
 
 if TYPE_CHECKING:
@@ -23,6 +25,22 @@ def say_result(place: Session, summary: StageSummary) -> None:
     if place.environment.is_main:
         path = place.experiment / summary.stage / str(summary.checkpoint)
         print(f"{summary.stage}: {summary.metric} {100 * summary.value:.2f} %, checkpoint {path}")
+
+
+def say_verdict(place: Session, summary: StageSummary, guards: Guards) -> int:
+    """Say where a quantized training ended below its start, and return the command's exit code."""
+    text = below_start(summary)
+    if text is None:
+        return 0
+    serious = summary.drop > guards.max_drop
+    if place.environment.is_main:
+        text += "; lower the rate (quant.training={'optimizer.lr': ...})"
+        best = sorted((place.experiment / summary.stage).glob("best_*.pth"))
+        if best:
+            text += f" or use {best[-1]}"
+        kind = "warning" if serious else "note"
+        print(f"{kind}: {text}", file=sys.stderr, flush=True)
+    return WORLD_ERROR if serious and guards.worse == "stop" else 0
 
 
 def say_metrics(place: Session, summary: StageSummary) -> None:
@@ -121,6 +139,8 @@ def say_table(place: Session, summaries: Mapping[str, StageSummary], recipe: Rec
     if recipe.weight.bits != recipe.activation.bits:
         bits = f"W{recipe.weight.bits}A{recipe.activation.bits}"
     table = markdown_table(place.experiment.name, summaries, bits)
+    notes = [text for summary in summaries.values() if (text := below_start(summary))]
+    table = "\n".join([table, *(f"\n{text}." for text in notes)])
     (place.experiment / "results.md").write_text(table + "\n")
     plots = write_plots(place.experiment / "plots", place.experiment, summaries)
     print()

@@ -14,7 +14,8 @@ from mmcv import ConfigDict
 from dq.detector.mmdet_keys import CHECKPOINT_KEYS, REFUSED_BY_NAME
 
 log = logging.getLogger(__name__)
-RESUMABLE = "*_[0-9]*.pth"
+# Not the best ones, which hold no more than weights and optimizer.
+RESUMABLE = ("epoch_[0-9]*.pth", "step_[0-9]*.pth", "iter_[0-9]*.pth")
 MIDDLE_KEPT = 2
 
 

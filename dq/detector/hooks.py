@@ -26,9 +26,11 @@ log = logging.getLogger(__name__)
 
 def progress_of(runner: Any) -> Progress:
     """Return how far a runner is."""
-    return Progress(
-        iteration=runner.iter, epoch=runner.epoch, num_iterations=max(1, runner.max_iters)
-    )
+    epoch = runner.epoch
+    if isinstance(runner, IterBasedRunner):
+        # mmcv's runner notices one step late that an epoch is over.
+        epoch = runner.iter // len(runner.data_loader)
+    return Progress(iteration=runner.iter, epoch=epoch, num_iterations=max(1, runner.max_iters))
 
 
 @contextmanager
@@ -40,7 +42,7 @@ def averaged(runner: Any) -> Iterator[None]:
 
 
 class QuantizationHook(Hook):  # type: ignore[misc]
-    """Lead the quantizers through a training: observe, round and agree, then freeze.
+    """Lead the quantizers through a training: observe, round, then freeze.
 
     Args:
         graph: The detector's quantized graph, with ranges.
@@ -50,7 +52,6 @@ class QuantizationHook(Hook):  # type: ignore[misc]
     def __init__(self, graph: QuantizedGraph, schedule: Schedule) -> None:
         self.graph = graph
         self.schedule = schedule
-        self.quantizers = list(graph.activations().values())
         self.phase = Phase.OFF
         self.norms: list[nn.Module] = []
 
@@ -93,16 +94,29 @@ class QuantizationHook(Hook):  # type: ignore[misc]
         log.info("phase %s from iteration %d, digest %s", phase.value, runner.iter, proof[:16])
         runner.tracker.log("phase", runner.iter + 1, {"phase": phase.value, "digest": proof})
 
-    def after_train_iter(self, runner: Any) -> None:
-        """Give all ranks the same new ranges: one collective a step."""
-        if self.phase in (Phase.OBSERVE, Phase.TRAIN):
-            agree_(self.quantizers)
-
     def after_train_epoch(self, runner: Any) -> None:
         """Prove that all ranks still round alike."""
         proof = prove_equal(self.graph, f"after epoch {runner.epoch + 1}")
         log.info("ranges are equal on all ranks, digest %s", proof[:16])
         runner.tracker.log("proof", runner.iter, {"epoch": runner.epoch + 1, "digest": proof})
+
+
+class AgreementHook(Hook):  # type: ignore[misc]
+    """Give all ranks the same new ranges after each step: one collective.
+
+    It has to come after the optimizer's hook, which goes backward through this step's scales.
+
+    Args:
+        graph: The detector's quantized graph.
+    """
+
+    def __init__(self, graph: QuantizedGraph) -> None:
+        self.quantizers = list(graph.activations().values())
+
+    def after_train_iter(self, runner: Any) -> None:
+        """Take what all ranks observed in this step into the ranges."""
+        if runner.phase in (Phase.OBSERVE, Phase.TRAIN):
+            agree_(self.quantizers)
 
 
 class OscillationHook(Hook):  # type: ignore[misc]

@@ -134,7 +134,7 @@ class TrainingLoader(DataLoader[Any]):
             log.info("%d micro-batches a step on each rank", self.accumulate)
         self._order, self._bad_images = order, bad_images
         self._ordered: tuple[int, Indices] = (0, order(0))
-        self._pending = _Pending()
+        self._pending = _Pending(options.samples_per_gpu)
         self._losses, self._turn = 0, 0
         super().__init__(
             samples,
@@ -145,6 +145,8 @@ class TrainingLoader(DataLoader[Any]):
             generator=torch.Generator(),
             **options.of_torch(),
         )
+        # torch keeps none beside a batch sampler, and lets it be set no more.
+        self.__dict__["batch_size"] = options.samples_per_gpu
 
     @property
     def num_bad_images(self) -> int:
@@ -156,8 +158,16 @@ class TrainingLoader(DataLoader[Any]):
         return len(self._ordered[1]) // self.chunks_per_step
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's is a class of its own
-        """Yield this rank's micro-batches of epoch 0, one by one."""
-        return self._micro_batches(0, 0)
+        """Yield this rank's micro-batches of epoch 0, one by one.
+
+        They are loaded in this process, so a hook may look at a batch in the midst of a training.
+        """
+        order = self._order(0)
+        for draws in _draws(0, order, self._share(order, 0)):
+            content, bad = self.collate_fn([self.dataset[draw] for draw in draws])
+            if content is None:
+                raise RuntimeError(f"no image could be read in place of {bad[-1].path}")
+            yield content
 
     def steps(self, epoch: int, first: int = 0) -> Iterator[list[Any]]:
         """Yield for each step of an epoch this rank's micro-batches.
@@ -181,15 +191,19 @@ class TrainingLoader(DataLoader[Any]):
             self._ordered = (epoch, self._order(epoch))
         return self._ordered[1]
 
-    def _micro_batches(self, epoch: int, first: int) -> Generator[Any, None, None]:
-        chunks = self._chunks(epoch)
-        mine = chunks_of_rank(
+    def _share(self, chunks: Indices, first: int) -> range:
+        """Return the numbers of this rank's chunks from a step on."""
+        return chunks_of_rank(
             len(chunks),
             chunks_per_step=self.chunks_per_step,
             rank=collectives.rank(),
             world_size=collectives.world_size(),
             first_step=first,
         )
+
+    def _micro_batches(self, epoch: int, first: int) -> Generator[Any, None, None]:
+        chunks = self._chunks(epoch)
+        mine = self._share(chunks, first)
         self._turn += 1
         turn, done, iterator = self._turn, 0, None
         try:
@@ -247,10 +261,18 @@ class TrainingLoader(DataLoader[Any]):
         )
 
 
+class _NoSampler:
+    """Stands where hooks look for a sampler: order depends on the seed and the epoch alone."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Change nothing, for mmcv's DistSamplerSeedHook: each epoch is asked for by its number."""
+
+
 class _Pending:
     """The chunks that torch's next iterator is to yield; to torch a batch sampler."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size, self.sampler = batch_size, _NoSampler()
         self.epoch = 0
         self.chunks: Indices = np.empty((0, 1), np.int64)
         self.numbers = range(0)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mmdet
 import torch
 from mmcv import Config
 from mmcv.runner import build_runner
 from mmdet.core import build_optimizer
+from mmdet.utils import collect_env
 from torch import nn
 
 from dq.detector.addresses import local_file
@@ -26,14 +29,29 @@ from dq.detector.ema_hooks import averaged_by, without_ema_hooks
 from dq.detector.evaluated_sets import save_best_on
 from dq.detector.evaluation_hook import EpochCheckpointHook, ShardedEvalHook
 from dq.detector.graph import attach, parameters_outside, trace_detector
-from dq.detector.hooks import QuantEMAHook, QuantizationHook, StragglerHook, SyncBuffersHook
+from dq.detector.hook_checks import (
+    CheckpointPlace,
+    check_hooks,
+    log_in_time,
+    without_taken_over,
+)
+from dq.detector.hooks import (
+    AgreementHook,
+    QuantEMAHook,
+    QuantizationHook,
+    StragglerHook,
+    SyncBuffersHook,
+)
 from dq.detector.leaves import classes_of
 from dq.detector.loader import TrainingLoader, training_loader
 from dq.detector.loader_options import evaluation_workers
-from dq.detector.optimizer_step import OptimizerStep, gradient_scaler
+from dq.detector.optimizer_config import optimizer_step
+from dq.detector.optimizer_step import OptimizerStep
 from dq.detector.refine import Refinery, added_losses
+from dq.detector.runaway_hook import RunawayHook
 from dq.detector.runner import RUNNER_OF
-from dq.detector.step import ParallelDetector, add_train_step
+from dq.detector.start_hook import StartHook
+from dq.detector.step import LoneDetector, ParallelDetector
 from dq.detector.supervision import Supervision
 from dq.detector.tracking_hook import Figures, TrackingHook
 from dq.dist import collectives
@@ -73,12 +91,21 @@ class Resume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """A prepared detector's graph and how to train it, its weights still the float model's."""
+    """A prepared detector's graph and how to train it, its weights still the float model's.
+
+    Attributes:
+        graph: With ranges.
+        recipe: What it was prepared with.
+        schedule: When it observes, rounds and freezes.
+        refinements: Extras.
+        start: Its metrics on ``data.val`` as it is, where they are known.
+    """
 
     graph: QuantizedGraph
     recipe: Recipe
     schedule: Schedule
     refinements: Refinements = field(default_factory=Refinements)
+    start: Mapping[str, float] | None = None
 
 
 def train(
@@ -96,6 +123,7 @@ def train(
     supervision: Supervision | None = None,
     tracker: Tracker | None = None,
     figures: Figures | None = None,
+    meta: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Train as the config says and return the detector, unwrapped.
 
@@ -116,6 +144,7 @@ def train(
         supervision: Who watches the training.
         tracker: Takes what is worth keeping; its run's id goes into each checkpoint's ``meta``.
         figures: Measures all quantizers after each epoch.
+        meta: More for each checkpoint's ``meta``.
 
     Raises:
         ValueError: The config asks for something that does not exist.
@@ -133,7 +162,7 @@ def train(
             " while the network runs; leave one of them out"
         )
     plan = checkpoint_plan(config.checkpoint_config, counts_epochs=counts_epochs)
-    step_hook = _optimizer_step(config, supervision, device)
+    step_hook = optimizer_step(config, supervision, device)
     loader = training_loader(
         config,
         dataset,
@@ -156,19 +185,21 @@ def train(
         for setting in ("fp16", "compile"):
             if config.get(setting):
                 raise ValueError(f"{setting} needs a detector that can be traced; leave it out")
-    add_train_step(detector)
     model = wrap(
         detector,
         device=device,
         find_unused_parameters=bool(config.get("find_unused_parameters", False)),
         cls=ParallelDetector,
     )
+    if model is detector:
+        model = LoneDetector(detector)
     _scale_learning_rate(config, loader)
     runner = _build_runner(config, model, dataset, work_dir, seed, quantization)
-    runner.meta["key"] = key
+    runner.meta.update(meta or {}, key=key)
     agents = collectives.all_gather_objects(agent())
     runner.meta["agents"] = sorted({name for name in agents if name})
     runner.supervise(supervision, plan)
+    runner.steps_per_epoch = len(loader)
     if tracker is not None:
         runner.tracker = tracker
         runner.meta["run_id"] = None if tracker.run is None else tracker.run.id
@@ -186,6 +217,8 @@ def train(
         runner.average = averaged_by(rule, detector)
         runner.companions = {"average": runner.average}
         runner.register_hook(QuantEMAHook(runner.average), priority=45)
+    check_hooks(runner, detector, dataset, device)
+    log_in_time(runner, len(loader))
     if resume is not None:
         runner.resume_training(resume.content, resume.source, len(loader))
     elif quantization is None and config.load_from:
@@ -282,7 +315,9 @@ def _build_runner(
         "CLASSES": classes_of(dataset, "train"),
         "seed": seed,
         "world_size": collectives.world_size(),
-        "exp_name": work_dir.name,
+        "exp_name": Path(config.filename or work_dir).name,
+        "env_info": "\n".join(f"{name}: {value}" for name, value in collect_env().items()),
+        "mmdet_version": mmdet.__version__,
         "hook_msgs": {},
     }
     settings = {**config.runner, "type": RUNNER_OF[config.runner.type]}
@@ -294,39 +329,6 @@ def _build_runner(
         "meta": meta,
     }
     return build_runner(settings, default_args=defaults)
-
-
-def _optimizer_step(
-    config: Config, supervision: Supervision, device: torch.device
-) -> OptimizerStep | None:
-    """Return the hook that steps; None where the config names one of its own.
-
-    Raises:
-        ValueError: Such a hook does not go together with another setting.
-    """
-    given = dict(config.optimizer_config or {})
-    kind = given.pop("type", "OptimizerHook")
-    fp16 = config.get("fp16")
-    if kind in ("GradientCumulativeOptimizerHook", "GradientCumulativeFp16OptimizerHook"):
-        config.accumulate = given.pop("cumulative_iters", 1)
-        log.info("optimizer_config: %s is done by accumulate=%d", kind, config.accumulate)
-        kind = kind.replace("GradientCumulative", "")
-    if kind == "Fp16OptimizerHook":
-        fp16 = config.fp16 = fp16 or {"loss_scale": given.pop("loss_scale", "dynamic")}
-        kind = "OptimizerHook"
-    if kind != "OptimizerHook":
-        if config.get("accumulate", 1) > 1 or fp16:
-            raise ValueError(
-                f"optimizer_config.type={kind} steps in its own way and goes with neither"
-                " accumulate nor fp16; leave the type out"
-            )
-        log.warning("guards against NaN are off: optimizer_config.type=%s steps by itself", kind)
-        return None
-    return OptimizerStep(
-        guards=supervision.guards,
-        grad_clip=given.get("grad_clip"),
-        scaler=gradient_scaler(fp16.get("loss_scale", "dynamic"), device) if fp16 else None,
-    )
 
 
 def _scale_learning_rate(config: Config, loader: TrainingLoader) -> None:
@@ -359,6 +361,8 @@ def _register_hooks(
     validate: bool,
 ) -> None:
     runner.optimizer_step = step_hook
+    # The first of its priority, as in mmcv.
+    runner.register_hook(CheckpointPlace(plan), priority="NORMAL")
     try:
         runner.register_training_hooks(
             config.lr_config,
@@ -366,9 +370,9 @@ def _register_hooks(
             None,
             config.log_config,
             config.get("momentum_config"),
-            custom_hooks_config=config.get("custom_hooks"),
+            custom_hooks_config=without_taken_over(config.get("custom_hooks")),
         )
-    except (KeyError, TypeError, AssertionError) as error:
+    except (KeyError, TypeError, ValueError, ImportError, AssertionError) as error:
         raise ValueError(f"a hook of the config cannot be built: {explain(error)}") from error
     evaluation = {**config.get("evaluation", {}), "by_epoch": runner.counts_epochs}
     interval = min(plan.interval or 1, evaluation.get("interval", 1))
@@ -379,6 +383,10 @@ def _register_hooks(
     if quantization is not None:
         hook = QuantizationHook(quantization.graph, quantization.schedule)
         runner.register_hook(hook, priority="HIGH")
+        # After the optimizer (40), before frozen weights (44) and their average (45).
+        runner.register_hook(AgreementHook(quantization.graph), priority=43)
+        if runner.supervision.guards.runaway != "off":
+            runner.register_hook(RunawayHook(runner.supervision.guards), priority=46)
     if validate and not has_section(config, "val"):
         log.warning("nothing is evaluated while training: the config has no data.val section")
     elif validate:
@@ -387,4 +395,14 @@ def _register_hooks(
         workers = evaluation_workers(config, "val")
         if "save_best" in evaluation:
             evaluation["save_best"] = save_best_on(dataset, evaluation["save_best"])
-        runner.register_hook(ShardedEvalHook(loader, workers=workers, **evaluation), priority="LOW")
+        hook = ShardedEvalHook(loader, workers=workers, **evaluation)
+        runner.register_hook(hook, priority="LOW")
+        if quantization is not None:
+            start = StartHook(
+                quantization.graph,
+                hook,
+                evaluation,
+                runner.supervision.guards,
+                quantization.start,
+            )
+            runner.register_hook(start, priority="LOW")

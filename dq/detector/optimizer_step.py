@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from mmcv.runner import OptimizerHook
 from torch import Tensor, nn
 
 from dq.detector.guards import Guards
+from dq.detector.loss_log import LossValues
 from dq.dist import collectives
 from dq.dist.data_parallel import no_sync, unwrap
+from dq.dist.straggler import PhaseClock
 
 log = logging.getLogger(__name__)
 CLIP_DEFAULT_NORM = 2.0
@@ -38,16 +42,19 @@ def gradient_scaler(
 
 
 class OptimizerStep(OptimizerHook):  # type: ignore[misc]
-    """mmcv's optimizer hook in two parts: `backward` inside the step, the rest after it.
+    """mmcv's optimizer hook: backward, a look at the gradients, clipping, the step.
 
-    A step may take several micro-batches, whose gradients accumulate and are exchanged once. A
-    NaN on one rank is in everybody's gradients after that exchange, so all ranks see it in the
-    same step, and act alike, without asking each other.
+    A step of one micro-batch goes as in mmcv: its loss may be changed by hooks of higher priority,
+    and goes backward here. A step of several ones goes backward as their losses arise; their
+    gradients accumulate and are exchanged once. A NaN on one rank is in everybody's gradients after
+    that exchange, so all ranks see it in the same step, and act alike, without asking each other.
 
     Args:
         guards: What to do about a NaN.
         grad_clip: As for mmcv's hook.
+        detect_anomalous_params: As for mmcv's hook.
         scaler: For float16.
+        clock: Counts what the backward pass takes.
 
     Attributes:
         skipped: Steps left out so far.
@@ -58,62 +65,83 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
         *,
         guards: Guards,
         grad_clip: Mapping[str, Any] | None = None,
+        detect_anomalous_params: bool = False,
         scaler: torch.amp.GradScaler | None = None,
+        clock: PhaseClock | None = None,
     ) -> None:
-        super().__init__(grad_clip=None if grad_clip is None else dict(grad_clip))
-        self.guards, self.scaler = guards, scaler
+        super().__init__(None if grad_clip is None else dict(grad_clip), detect_anomalous_params)
+        self.guards, self.scaler, self.clock = guards, scaler, clock or PhaseClock()
         self.skipped = self.in_a_row = 0
         self.norm: Tensor | None = None
         self.leave_out = False
         self.buffers: list[Tensor] = []
         self.before: list[Tensor] = []
+        self._outputs: list[dict[str, Any]] = []
+        self._batches: Sequence[Any] = ()
 
     @property
     def scales(self) -> bool:
         """Whether losses are scaled."""
         return self.scaler is not None and self.scaler.is_enabled()
 
-    def backward(self, runner: Any, batches: Sequence[Any]) -> dict[str, Any]:
-        """Run all micro-batches of this step forward and backward; their mean counts.
+    def forward(self, runner: Any, batches: Sequence[Any]) -> dict[str, Any]:
+        """Run all micro-batches of this step forward; of several ones the mean counts.
 
         Returns:
-            ``log_vars`` (means), ``num_samples`` and ``loss``, without gradients.
+            ``loss``, ``log_vars`` and ``num_samples``, as a detector's ``train_step``. The loss of
+            a single micro-batch still has to go backward, those of several ones have been.
+        """
+        runner.optimizer.zero_grad()
+        self._remember(runner)
+        self._batches, self._outputs = batches, []
+        if len(batches) == 1:
+            outputs: dict[str, Any] = runner.model.train_step(batches[0], runner.optimizer)
+            self._outputs = [outputs]
+            return outputs
+        for number, batch in enumerate(batches, start=1):
+            with nullcontext() if number == len(batches) else no_sync(runner.model):
+                self._outputs.append(self._one(runner, batch, len(batches)))
+        logged = [outputs["log_vars"].tensors for outputs in self._outputs]
+        means = {k: torch.stack([part[k] for part in logged]).mean() for k in logged[0]}
+        return {
+            "loss": means["loss"],
+            "log_vars": LossValues(means),
+            "num_samples": sum(outputs["num_samples"] for outputs in self._outputs),
+        }
+
+    def after_train_iter(self, runner: Any) -> None:
+        """Go backward where that has not been done, clip and step, unless the step is left out.
 
         Raises:
             RuntimeError: On all ranks alike when a gradient is not finite and ``guards`` say so.
         """
-        runner.optimizer.zero_grad()
-        self._remember(runner)
-        outputs = []
-        for batch in batches[:-1]:
-            with no_sync(runner.model):
-                outputs.append(self._one(runner, batch, len(batches)))
-        outputs.append(self._one(runner, batches[-1], len(batches)))
-        if self.scales:
-            assert self.scaler is not None
-            self.scaler.unscale_(runner.optimizer)
-        gradients = [p.grad for p in runner.model.parameters() if p.grad is not None]
-        self.norm = torch.nn.utils.get_total_norm(gradients, CLIP_DEFAULT_NORM)
+        device = next(runner.model.parameters()).device
+        with self.clock.work("computing", device):
+            if len(self._batches) == 1:
+                loss = runner.outputs["loss"]
+                if self.detect_anomalous_params:
+                    self.detect_anomalous_parameters(loss, runner)
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            if self.scales:
+                assert self.scaler is not None
+                self.scaler.unscale_(runner.optimizer)
+            gradients = [p.grad for p in runner.model.parameters() if p.grad is not None]
+            self.norm = torch.nn.utils.get_total_norm(gradients, CLIP_DEFAULT_NORM)
+            finite = bool(torch.isfinite(self.norm))
         self.leave_out = False
-        if not bool(torch.isfinite(self.norm)):
-            self._judge(runner, outputs, batches)
+        if not finite:
+            self._judge(runner)
         self.in_a_row = self.in_a_row + 1 if self.leave_out else 0
-        parts = {k: [o["log_vars"][k] for o in outputs] for k in outputs[0]["log_vars"]}
-        means = {k: v[0] if len(v) == 1 else torch.stack(v).mean() for k, v in parts.items()}
-        return {
-            "loss": means["loss"],
-            "log_vars": {} if self.leave_out else means,
-            "num_samples": sum(o["num_samples"] for o in outputs),
-        }
-
-    def after_train_iter(self, runner: Any) -> None:
-        """Clip and step, unless the step is left out."""
-        if self.leave_out or self.norm is None:
+        batches, self._outputs, self._batches = self._batches, [], ()
+        if self.leave_out:
+            runner.log_buffer.take_back(runner.outputs["log_vars"])
             return
+        assert batches, "the step has not been forward"
         if self.grad_clip is not None:
             self._clip(list(runner.model.parameters()))
-        if bool(torch.isfinite(self.norm)):
-            runner.log_buffer.update({"grad_norm": self.norm}, runner.outputs["num_samples"])
+        if finite:
+            norm = LossValues({"grad_norm": self.norm})
+            runner.log_buffer.update(norm, runner.outputs["num_samples"])
         if self.scaler is None:
             runner.optimizer.step()
         else:
@@ -122,8 +150,7 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
 
     def _one(self, runner: Any, batch: Any, count: int) -> dict[str, Any]:
         outputs: dict[str, Any] = runner.model.train_step(batch, runner.optimizer)
-        loss = outputs.pop("loss")
-        loss = loss if count == 1 else loss / count
+        loss = outputs.pop("loss") / count
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return outputs
 
@@ -147,10 +174,11 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
             self.before = [torch.empty_like(b) for b in self.buffers]
         torch._foreach_copy_(self.before, self.buffers)
 
-    def _judge(self, runner: Any, outputs: list[dict[str, Any]], batches: Sequence[Any]) -> None:
+    def _judge(self, runner: Any) -> None:
         """Find whose loss it was; every rank is here, for all have the same gradients."""
-        bad = {k: float(v) for o in outputs for k, v in _not_finite(o["log_vars"]).items()}
-        reports = collectives.all_gather_objects((bad, _images(batches) if bad else []))
+        logged = [outputs["log_vars"] for outputs in self._outputs]
+        bad = {k: v for losses in logged for k, v in _not_finite(losses).items()}
+        reports = collectives.all_gather_objects((bad, _images(self._batches) if bad else []))
         if self.scales and not any(found for found, _ in reports):
             return  # An overflow of float16: the scaler leaves the step out and scales less.
         what = _describe(reports) or "a gradient is not finite though every loss is"
@@ -173,8 +201,8 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
         log.warning("step %d is left out, the %d. so far: %s", number, self.skipped, what)
 
 
-def _not_finite(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = {k: v for k, v in values.items() if not bool(torch.isfinite(v).all())}
+def _not_finite(values: Mapping[str, float]) -> dict[str, float]:
+    found = {k: v for k, v in values.items() if not math.isfinite(v)}
     parts = {k: v for k, v in found.items() if k != "loss"}
     return parts or found
 

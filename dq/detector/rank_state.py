@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmcv.runner.log_buffer import LogBuffer
 from torch import Tensor, nn
 
+from dq.detector.loss_log import LossLog
 from dq.dist import collectives
 
 Plain = dict[str, dict[str, Any]]
@@ -89,24 +89,23 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
-def pending_logs(buffer: LogBuffer) -> dict[str, tuple[Any, list[int]]]:
+def pending_logs(buffer: LossLog) -> dict[str, tuple[Any, list[int]]]:
     """Return the values that no line of the log has averaged yet, with their counts, by name."""
     pending = {}
     for name, values in buffer.val_history.items():
         if name in ("time", "data_time"):
             continue
         kept: Any = list(values)
-        if values and isinstance(values[-1], Tensor):
-            kept = torch.stack(list(values)).cpu()
+        if values and name in buffer.shared:
+            kept = torch.stack([torch.as_tensor(value) for value in values.kept]).cpu()
         pending[name] = (kept, list(buffer.n_history[name]))
     return pending
 
 
 def set_pending_logs(
-    buffer: LogBuffer, pending: Mapping[str, tuple[Any, list[int]]], device: torch.device
+    buffer: LossLog, pending: Mapping[str, tuple[Any, list[int]]], device: torch.device
 ) -> None:
     """Put back what `pending_logs` returned."""
     for name, (values, counts) in pending.items():
         kept = values.to(device).unbind() if isinstance(values, Tensor) else values
-        buffer.val_history[name] = list(kept)
-        buffer.n_history[name] = list(counts)
+        buffer.put_back(name, kept, counts, shared=isinstance(values, Tensor))

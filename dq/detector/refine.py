@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -98,7 +98,8 @@ class Refinery:
             sync_buffers_(self.detector)
         if self.schedule.norm_batches:
             set_phase(self.graph.quantizers, Phase.FROZEN)
-            batches = islice(iter(loader), self.schedule.norm_batches)
+            steps = chain.from_iterable(loader.steps(0))
+            batches = islice(steps, self.schedule.norm_batches)
             images = (to_device(batch, device)["img"] for batch in batches)
             number = reestimate_norms_(self.graph, images, merge_=sync_buffers_)
             log.info("running statistics are those of %d training batches", number)

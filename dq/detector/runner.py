@@ -6,8 +6,12 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from mmcv.runner import RUNNERS, EpochBasedRunner, IterBasedRunner, LrUpdaterHook
+from mmcv.runner.iter_based_runner import IterLoader
+from mmcv.runner.utils import get_host_info
 
+from dq.detector.supervision import LOADING
 from dq.detector.training import Training
 
 log = logging.getLogger(__name__)
@@ -30,15 +34,16 @@ class DetectorEpochRunner(Training, EpochBasedRunner):  # type: ignore[misc]
         self.put_back_losses()
         first = self.position
         for number, batches in enumerate(self._steps(first), start=first):
+            self._inner_iter = number
             self.train_step_(batches, number)
+            self._iter += 1
+            self.end_step()
         self.call_hook("after_train_epoch")
         self._epoch += 1
         self.position = 0
 
     def _steps(self, first: int) -> Iterator[Any]:
-        return self.supervision.waiting_for(
-            "loading data", self.data_loader.steps(self.epoch, first)
-        )
+        return self.supervision.waiting_for(LOADING, self.data_loader.steps(self.epoch, first))
 
     def _switch_what_switches_once(self) -> None:
         """Let hooks that act at the beginning of one epoch only act when it lies behind already.
@@ -57,19 +62,25 @@ class DetectorEpochRunner(Training, EpochBasedRunner):  # type: ignore[misc]
                 self._epoch = here
             hook.has_switched = here >= then
 
+    @torch.no_grad()
     def val(self, data_loader: Any, **_: Any) -> None:
         """Compute the losses on validation images."""
         self.model.eval()
         self.mode = "val"
         self.data_loader = data_loader
         self.call_hook("before_val_epoch")
-        for number, batches in enumerate(data_loader.steps(0)):
-            self.validation_losses(batches, number)
+        batches = (batch for step in data_loader.steps(0) for batch in step)
+        for number, batch in enumerate(batches):
+            self._inner_iter = number
+            self.validation_losses(batch)
         self.call_hook("after_val_epoch")
 
 
-class _Stream:
-    """A loader as one endless sequence of steps.
+class Stream(IterLoader):  # type: ignore[misc]
+    """A training loader as mmcv's endless loader for iterations.
+
+    ``next`` gives what ``runner.data_batch`` is. As in mmcv, an epoch's end is noticed by the step
+    that follows it.
 
     Args:
         loader: Of steps.
@@ -77,26 +88,28 @@ class _Stream:
     """
 
     def __init__(self, loader: Any, done: int) -> None:
-        self.loader = loader
-        self.epoch, self.first = divmod(done, len(loader))
-        self.steps = loader.steps(self.epoch, self.first)
+        self._dataloader = loader
+        self._epoch, first = divmod(max(0, done - 1), len(loader))
+        self.iter_loader = loader.steps(self._epoch, first + min(done, 1))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
+        if name.startswith("__") or name == "_dataloader":
+            raise AttributeError(name)
+        return getattr(self._dataloader, name)
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
+    def step(self) -> list[Any]:
+        """Return the next step's micro-batches."""
+        try:
+            batches: list[Any] = next(self.iter_loader)
+        except StopIteration:
+            self._epoch += 1
+            self.iter_loader = self._dataloader.steps(self._epoch, 0)
+            batches = next(self.iter_loader)
+        return batches
 
     def __next__(self) -> Any:
-        try:
-            return next(self.steps)
-        except StopIteration:
-            self.epoch += 1
-            self.steps = self.loader.steps(self.epoch, 0)
-            return next(self.steps)
+        batches = self.step()
+        return batches[0] if len(batches) == 1 else batches
 
 
 @RUNNERS.register_module()
@@ -107,32 +120,49 @@ class DetectorIterRunner(Training, IterBasedRunner):  # type: ignore[misc]
 
     def run(self, data_loaders: Any, workflow: Any, **ignored: Any) -> None:
         """Run the workflow until all iterations are done."""
+        log.info("Start running, host: %s, work_dir: %s", get_host_info(), self.work_dir)
+        log.info("Hooks will be executed in the following order:\n%s", self.get_hook_info())
         log.info("workflow: %s, max: %d iters", workflow, self._max_iters)
         self.data_loader = data_loaders[0]
         self.call_hook("before_run")
-        sources = [
-            _Stream(loader, self.iter if mode == "train" else 0)
+        streams = [
+            Stream(loader, self.iter if mode == "train" else 0)
             for loader, (mode, _) in zip(data_loaders, workflow, strict=True)
         ]
-        streams = [self.supervision.waiting_for("loading data", source) for source in sources]
         self.call_hook("before_epoch")
         self.put_back_losses()
-        limit: int = self._max_iters
-        while self.iter < limit:
-            for source, stream, (mode, count) in zip(sources, streams, workflow, strict=True):
-                self.data_loader, self.mode = source, mode
+        while self.iter < self._max_iters:
+            for stream, (mode, count) in zip(streams, workflow, strict=True):
+                self._inner_iter = 0
                 for _ in range(count):
-                    if mode == "train" and self.iter >= limit:
+                    if mode == "train" and self.iter >= self._max_iters:
                         break
-                    self.model.train(mode == "train")
-                    batches = next(stream)
-                    if mode == "train":
-                        self._epoch = source.epoch
-                        self.train_step_(batches, self.iter % len(source))
-                    else:
-                        self.validation_losses(batches, 0)
+                    getattr(self, mode)(stream)
         self.call_hook("after_epoch")
         self.call_hook("after_run")
+
+    def train(self, data_loader: Any, **_: Any) -> None:
+        """Train one step."""
+        self.model.train()
+        self.mode = "train"
+        self.data_loader = data_loader
+        self._epoch = data_loader.epoch
+        with self.supervision.clock.phase(LOADING):
+            batches = data_loader.step()
+        self.train_step_(batches, self.iter % len(data_loader))
+        self._inner_iter += 1
+        self._iter += 1
+        self.end_step()
+
+    @torch.no_grad()
+    def val(self, data_loader: Any, **_: Any) -> None:
+        """Compute the losses of one step's validation images."""
+        self.model.eval()
+        self.mode = "val"
+        self.data_loader = data_loader
+        for batch in data_loader.step():
+            self.validation_losses(batch)
+            self._inner_iter += 1
 
 
 RUNNER_OF = {

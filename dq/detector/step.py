@@ -1,19 +1,17 @@
-"""One training step of a detector on one rank: losses, their sum, and what is logged of them."""
+"""One training step of a detector on one rank: its losses and their sum, as mmcv's runners ask."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from mmcv.runner.log_buffer import LogBuffer
+from mmcv.parallel import MMDataParallel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dq.detector.batch import to_device
-from dq.dist import collectives
+from dq.detector.loss_log import LossValues
 
 
 def parse_losses(losses: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -49,85 +47,59 @@ def training_step(
         device: Where the model is.
 
     Returns:
-        ``loss`` (to call backward on), ``log_vars`` (tensors) and ``num_samples``.
+        As mmdet's detectors: ``loss`` (to call backward on), ``log_vars`` (by name, numbers to
+        those who read them) and ``num_samples``.
     """
     inputs = to_device(data, device)
     loss, logged = parse_losses(model(**inputs))
-    return {"loss": loss, "log_vars": logged, "num_samples": len(inputs["img_metas"])}
+    return {"loss": loss, "log_vars": LossValues(logged), "num_samples": len(inputs["img_metas"])}
+
+
+def validation_step(
+    model: nn.Module, data: Mapping[str, Any], device: torch.device
+) -> dict[str, Any]:
+    """Compute the losses of a validation batch, which mmdet logs as ``<name>_val``."""
+    outputs = training_step(model, data, device)
+    named = {f"{name}_val": loss for name, loss in outputs["log_vars"].tensors.items()}
+    return {**outputs, "log_vars": LossValues(named)}
 
 
 class ParallelDetector(DistributedDataParallel):
-    """torch's DistributedDataParallel with the ``train_step`` that mmcv's runners call."""
+    """torch's DistributedDataParallel with what mmcv's runners call."""
 
-    def train_step(self, data: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+    def train_step(self, data: Mapping[str, Any], optimizer: Any = None) -> dict[str, Any]:
         """Compute the losses of a batch; see `training_step`."""
         return training_step(self, data, next(self.module.parameters()).device)
 
-
-def add_train_step(detector: nn.Module) -> None:
-    """Give a detector that is alone the same ``train_step``, in place of mmdet's."""
-
-    detector.__dict__["train_step"] = _TrainStep(detector)
+    def val_step(self, data: Mapping[str, Any], optimizer: Any = None) -> dict[str, Any]:
+        """Compute the losses of a validation batch; see `validation_step`."""
+        return validation_step(self, data, next(self.module.parameters()).device)
 
 
-@dataclass(slots=True)
-class _TrainStep:
-    """Stands in for a detector's ``train_step``; a copy of the detector trains itself."""
+class LoneDetector(MMDataParallel):  # type: ignore[misc]
+    """A detector that trains alone, in the wrapper that mmdet puts around it there.
 
-    detector: nn.Module
+    Hooks reach the detector through ``runner.model.module``, whatever the number of ranks.
 
-    def __call__(self, data: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
-        return training_step(self.detector, data, next(self.detector.parameters()).device)
-
-
-class LossLog(LogBuffer):  # type: ignore[misc]
-    """mmcv's log buffer for tensors: one copy and one collective for each line of the log.
-
-    Losses of the last steps stay on the device until they are logged; then their means travel
-    together. Every rank must log at the same steps.
+    Args:
+        module: The detector, on its device; it is neither copied nor moved.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_averaged: int | None = None
+    def __init__(self, module: nn.Module) -> None:
+        # Not MMDataParallel's own, which would move the module to the GPUs that it finds.
+        nn.Module.__init__(self)
+        self.module, self.dim = module, 0
+        device = next(module.parameters()).device
+        on_gpu = device.type == "cuda"
+        index = 0 if device.index is None else device.index
+        self.device_ids = [index] if on_gpu else []
+        self.output_device = index if on_gpu else None
+        self.src_device_obj = torch.device("cuda", index) if on_gpu else device
 
-    def average(self, n: int = 0) -> None:
-        """Average the latest ``n`` values (0: all) over steps and ranks.
+    def train_step(self, data: Mapping[str, Any], optimizer: Any = None) -> dict[str, Any]:
+        """Compute the losses of a batch; see `training_step`."""
+        return training_step(self.module, data, next(self.module.parameters()).device)
 
-        Raises:
-            RuntimeError: A loss is not finite on some rank.
-        """
-        if self.is_averaged == n:
-            return  # Each of several loggers asks; one collective is enough for them.
-        self.is_averaged = n
-        tensors = {k: v for k, v in self.val_history.items() if isinstance(v[-1], Tensor)}
-        if tensors:
-            means = [torch.stack(v[-n:]).mean() for v in tensors.values()]
-            flat = collectives.all_reduce_(torch.stack(means).double(), "mean").tolist()
-            for name, mean in zip(tensors, flat, strict=True):
-                self.output[name] = mean
-            bad = [k for k, mean in zip(tensors, flat, strict=True) if not np.isfinite(mean)]
-            if bad:
-                raise RuntimeError(
-                    f"{', '.join(bad)} is not finite; lower optimizer.lr or add"
-                    " optimizer_config=dict(grad_clip=dict(max_norm=35, norm_type=2))"
-                )
-        for name in self.val_history.keys() - tensors.keys():
-            values = np.array(self.val_history[name][-n:])
-            counts = np.array(self.n_history[name][-n:])
-            self.output[name] = float(np.sum(values * counts) / np.sum(counts))
-        self.ready = True
-
-    def update(self, vars: dict[str, Any], count: int = 1) -> None:
-        """Record the values of a step, forgetting what no interval will average any more."""
-        super().update(vars, count)
-        self.is_averaged = None
-        for name in vars:
-            if len(self.val_history[name]) > 2000:
-                del self.val_history[name][:1000]
-                del self.n_history[name][:1000]
-
-    def clear_output(self) -> None:
-        """Forget what was logged, so that the next interval is averaged anew."""
-        super().clear_output()
-        self.is_averaged = None
+    def val_step(self, data: Mapping[str, Any], optimizer: Any = None) -> dict[str, Any]:
+        """Compute the losses of a validation batch; see `validation_step`."""
+        return validation_step(self.module, data, next(self.module.parameters()).device)

@@ -15,6 +15,7 @@ from dq.dist.straggler import PhaseClock
 from dq.dist.watchdog import Watchdog, watchdog
 
 T = TypeVar("T")
+LOADING = "loading data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

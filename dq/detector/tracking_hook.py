@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from dq.detector.build import explain
 from dq.detector.calibrate import run_network
 from dq.detector.rank_state import generators, set_generators
+from dq.detector.supervision import LOADING
 from dq.dist import collectives
 from dq.dist.data_parallel import unwrap
 from dq.quant.figures import Integers, quantizer_figures
 from dq.quant.quantized_graph import QuantizedGraph
 
 log = logging.getLogger(__name__)
-LOADING = "loading data"
 # A training without epochs gets so many tables of quantizers.
 NUM_TABLES = 10
 # What mmcv calls the seconds of a step, and those of them that it waited for data.

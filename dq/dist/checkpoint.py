@@ -106,19 +106,20 @@ def load_checkpoint(
     return content
 
 
-def latest_checkpoint(folder: str | os.PathLike[str], pattern: str = "*.pth") -> Path | None:
+def latest_checkpoint(folder: str | os.PathLike[str], *patterns: str) -> Path | None:
     """Find the newest whole checkpoint of a folder, by time of writing.
 
     A damaged one is skipped with a warning, so that training goes on from the one before it.
 
     Args:
         folder: where to look; it may be missing.
-        pattern: a glob of file names.
+        patterns: globs of file names, of which one is enough; all checkpoints by default.
 
     Returns:
         Its path; None when there is none.
     """
-    files = [path for path in Path(folder).glob(pattern) if path.is_file()]
+    found = {path for pattern in patterns or ("*.pth",) for path in Path(folder).glob(pattern)}
+    files = [path for path in found if path.is_file()]
     for path in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True):
         try:
             load_checkpoint(path, map_location="meta")

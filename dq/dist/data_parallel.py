@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from dq.dist import collectives
 
@@ -59,10 +59,13 @@ def wrap(
 
 
 def unwrap(module: Module) -> Module:
-    """Return the module inside DDP and torch.compile, in either order; else the module itself."""
+    """Return the module inside what wraps it, in any order; else the module itself.
+
+    Wrappers are DDP, DataParallel and torch.compile's.
+    """
     while True:
         inside = getattr(module, "_orig_mod", None)
-        if isinstance(module, DistributedDataParallel):
+        if isinstance(module, DistributedDataParallel | DataParallel):
             inside = module.module
         if not isinstance(inside, Module):
             return module

@@ -22,6 +22,7 @@ class StageSummary:
         key: Digest of everything that decides the result; equal keys need not be run again.
         metric: Name of the value shown in tables.
         value: That metric, 0 to 1.
+        start: The same before a quantized training's first step, where it is known.
         metrics: All metrics of the evaluation.
         checkpoint: The stage's model, relative to the summary's folder.
         sha256: Of that file.
@@ -58,6 +59,12 @@ class StageSummary:
     images_per_s: float | None = None
     classes: Mapping[str, float] = field(default_factory=dict)
     finished: float | None = None
+    start: float | None = None
+
+    @property
+    def drop(self) -> float:
+        """How far a quantized training ended below its start; 0 where it did not."""
+        return 0.0 if self.start is None else max(0.0, self.start - self.value)
 
 
 def write_summary(folder: Path, summary: StageSummary) -> Path:

@@ -9,6 +9,17 @@ from dq.tracking.summary import StageSummary
 COLUMNS = {"float": "float", "calibrated": "{bits} calibrated", "qat": "{bits} QAT"}
 
 
+def below_start(summary: StageSummary) -> str | None:
+    """Return the sentence for a training that ended below its start, None where it did not."""
+    if summary.start is None or 100 * summary.drop < 0.005:
+        return None
+    return (
+        f"{summary.stage} ended {100 * summary.drop:.2f} points below its start: {summary.metric}"
+        f" {100 * summary.start:.2f} % before the first step, {100 * summary.value:.2f} % after the"
+        " last"
+    )
+
+
 def markdown_table(name: str, summaries: Mapping[str, StageSummary], bits: str = "int8") -> str:
     """Return one row of metrics in percent, with the difference to float.
 

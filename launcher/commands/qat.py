@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the stage and return the exit code."""
     from launcher import stages
-    from launcher.report import say_result
+    from launcher.report import say_result, say_verdict
     from launcher.session import session
 
     with session(arguments) as place:
@@ -38,4 +38,4 @@ def run(arguments: argparse.Namespace) -> int:
             reuse=arguments.reuse,
         )
         say_result(place, summary)
-    return 0
+        return say_verdict(place, summary, plan.guards)

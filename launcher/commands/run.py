@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the stages that are not done yet and return the exit code."""
     from launcher import stages
-    from launcher.report import say_table
+    from launcher.report import say_table, say_verdict
     from launcher.session import session
 
     trusted, reuse = arguments.trust_checkpoint, not arguments.fresh
@@ -49,4 +49,4 @@ def run(arguments: argparse.Namespace) -> int:
             plan, place, checkpoint, trusted=trusted, reuse=reuse, **training
         )
         say_table(place, summaries, plan.settings.recipe)
-    return 0
+        return say_verdict(place, summaries["qat"], plan.guards)

@@ -18,6 +18,7 @@ from dq.dist.sync_batch_norm import revert_sync_batch_norm
 from dq.tracking.summary import StageSummary
 from launcher.plan import Asked, Plan
 from launcher.session import Session
+from launcher.stages.beginning import BEGINNING, beginning, compared
 from launcher.stages.calibration import calibrate_all
 from launcher.stages.conclusion import conclude, read_checkpoint, reusable
 from launcher.stages.evidence import figures_of
@@ -82,6 +83,7 @@ def train_quantized(
                 f"{source} was not trained with this config's quant section; resume with the config"
                 " it was made with, or begin anew without --resume"
             )
+        begun = beginning(plan, place, detector, graph, checkpoint, parent, found)
         synchronize_norms(detector, place, "on" if sync_bn == "auto" else sync_bn)
         figures = figures_of(plan, place, graph)
         detector = train(
@@ -96,7 +98,9 @@ def train_quantized(
                 recipe=recipe,
                 schedule=plan.settings.schedule,
                 refinements=plan.settings.refinements,
+                start=begun.on_val,
             ),
+            meta={BEGINNING: dict(begun.metrics)},
             resume=found,
             key=key,
             validate=validate,
@@ -105,7 +109,7 @@ def train_quantized(
             figures=figures,
         )
         revert_sync_batch_norm(detector)
-        return conclude(
+        summary = conclude(
             plan,
             place,
             detector,
@@ -118,3 +122,4 @@ def train_quantized(
             tracker=tracker,
             figures=figures,
         )
+        return compared(folder, summary, begun)

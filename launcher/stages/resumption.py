@@ -66,7 +66,7 @@ def _newest(
     """Return the newest whole checkpoint of the stage where it is to be taken."""
     if not asked.automatic and not restart_counted() and not any(agents):
         return None
-    path = latest_checkpoint(folder, RESUMABLE)
+    path = latest_checkpoint(folder, *RESUMABLE)
     if path is None:
         log.info("no checkpoint in %s", folder)
         return None

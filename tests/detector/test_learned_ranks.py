@@ -13,7 +13,7 @@ from tests.ranks import run_ranks
 def _train() -> dict[str, Any]:
     from types import SimpleNamespace
 
-    from dq.detector.hooks import OscillationHook, QuantizationHook
+    from dq.detector.hooks import AgreementHook, OscillationHook, QuantizationHook
     from dq.dist import collectives
     from dq.dist.data_parallel import wrap
     from dq.quant.ema import WeightAverage
@@ -36,8 +36,9 @@ def _train() -> dict[str, Any]:
     schedule = Schedule(
         round_after={"iteration": 3}, freeze_norm_after=1.0, freeze_ranges_after={"iteration": 7}
     )
-    quantization, oscillation = (
+    quantization, agreement, oscillation = (
         QuantizationHook(graph, schedule),
+        AgreementHook(graph),
         OscillationHook(tracker, schedule),
     )
     runner = SimpleNamespace(
@@ -52,8 +53,8 @@ def _train() -> dict[str, Any]:
         x = nets.images(10 * rank + step) * (1 + 3 * rank)
         optimizer.zero_grad()
         model(x)[0].square().mean().backward()
-        quantization.after_train_iter(runner)
         optimizer.step()
+        agreement.after_train_iter(runner)
         oscillation.after_train_iter(runner)
         average.update_()
         digests.append(prove_equal(graph, f"after step {step}"))

@@ -11,8 +11,8 @@ from mmcv.parallel import DataContainer
 from torch import Tensor, nn
 
 from dq.detector.guards import Guards
+from dq.detector.loss_log import LossLog, LossValues
 from dq.detector.optimizer_step import OptimizerStep
-from dq.detector.step import LossLog
 from dq.dist import collectives
 from dq.dist.data_parallel import wrap
 from tests.ranks import run_ranks
@@ -39,14 +39,21 @@ def runner(model: nn.Module, lr: float = 0.1) -> Any:
 
     def train_step(batch: Any, optimizer: Any) -> dict[str, Any]:
         loss = model(batch["img"])
-        names = {"loss_cls": loss.detach(), "loss": loss.detach()}
+        names = LossValues({"loss_cls": loss.detach(), "loss": loss.detach()})
         return {"loss": loss, "log_vars": names, "num_samples": len(batch["img"])}
 
     model.__dict__["train_step"] = train_step
     return SimpleNamespace(
         model=model, optimizer=torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9),
-        log_buffer=LossLog(), iter=0, outputs={"num_samples": 1},
+        log_buffer=LossLog(), iter=0,
     )  # fmt: skip
+
+
+def do(step: OptimizerStep, it: Any, batches: list[Any]) -> None:
+    """Do one step as the runner does."""
+    it.outputs = step.forward(it, batches)
+    it.log_buffer.update(it.outputs["log_vars"], it.outputs["num_samples"])
+    step.after_train_iter(it)
 
 
 def batch(number: int, value: float | None = None) -> dict[str, Any]:
@@ -66,8 +73,7 @@ def steps(ranks: int, clip: bool) -> dict[str, Tensor]:
     )
     for number in range(3):
         all_batches = [batch(10 * number + i) for i in range(4)]
-        step.backward(it, all_batches[collectives.rank() :: ranks])
-        step.after_train_iter(it)
+        do(step, it, all_batches[collectives.rank() :: ranks])
     return {name: value.detach() for name, value in net.named_parameters()}
 
 
@@ -92,7 +98,7 @@ def test_accumulated_micro_batches_on_two_ranks_equal_one_process(clip: bool) ->
 def test_stop_names_step_loss_rank_and_images() -> None:
     step = OptimizerStep(guards=Guards())
     with pytest.raises(RuntimeError, match=r"step 1: loss_cls is nan on rank 0 \(images 7_0.jpg"):
-        step.backward(runner(Net()), [batch(7, float("nan"))])
+        do(step, runner(Net()), [batch(7, float("nan"))])
 
 
 def skip_on_two_ranks() -> tuple[list[float], float, int, str]:
@@ -100,18 +106,16 @@ def skip_on_two_ranks() -> tuple[list[float], float, int, str]:
     it = runner(wrap(net, device=CPU))
     step = OptimizerStep(guards=Guards(nonfinite="skip", max_skipped=2))
     bad = float("inf") if collectives.rank() == 1 else None
-    step.backward(it, [batch(1)])
-    step.after_train_iter(it)
+    do(step, it, [batch(1)])
     before = [float(p.detach().sum()) for p in net.parameters()]
     seen = float(net.seen)
     for _ in range(2):
-        outputs = step.backward(it, [batch(2, bad)])
-        assert outputs["log_vars"] == {}
-        step.after_train_iter(it)
+        do(step, it, [batch(2, bad)])
+        assert [len(values) for values in it.log_buffer.val_history.values()] == [1, 1, 1]
     assert float(net.seen) == seen
     assert [float(p.detach().sum()) for p in net.parameters()] == before
     try:
-        step.backward(it, [batch(3, bad)])
+        do(step, it, [batch(3, bad)])
     except RuntimeError as error:
         return before, seen, step.skipped, str(error)
     return before, seen, step.skipped, ""

@@ -192,3 +192,4 @@ def test_the_latest_whole_checkpoint_is_found_and_damaged_ones_are_named(
         "epoch_3.pth",
     ]
     assert latest_checkpoint(tmp_path, "epoch_1.*") == tmp_path / "epoch_1.pth"
+    assert latest_checkpoint(tmp_path, "step_*", "epoch_1.*") == tmp_path / "epoch_1.pth"

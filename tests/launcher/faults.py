@@ -57,7 +57,7 @@ class FaultHook(Hook):
 
     def nan(self, runner: Any) -> None:
         """Spoil one image of this step's batch."""
-        runner.data_batch[0]["img"].data[0][0].fill_(float("nan"))
+        runner.data_batch["img"].data[0][0].fill_(float("nan"))
 
     def delay(self, runner: Any) -> None:
         time.sleep(self.argument)

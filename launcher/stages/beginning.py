@@ -1,0 +1,106 @@
+"""What a quantized training begins with, measured as its result will be, and what became of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dq.detector.evaluate import main_metric
+from dq.detector.loop import Resume
+from dq.detector.rank_state import generators, set_generators
+from dq.dist.one_reader import on_main_rank
+from dq.quant.phase import Phase, Phased, set_phase
+from dq.quant.quantized_graph import QuantizedGraph
+from dq.tracking.summary import StageSummary, read_summary, write_summary
+from launcher.plan import Plan
+from launcher.session import Session
+from launcher.stages.conclusion import measure
+
+log = logging.getLogger(__name__)
+BEGINNING = "beginning"
+# They say how images are loaded, not which.
+LOADING = ("samples_per_gpu", "test_mode")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """The calibrated detector's metrics before the first step.
+
+    Attributes:
+        metrics: On ``data.test``; empty where a training goes on that does not know them.
+        on_val: The same on ``data.val``, where that is the same data set; else None.
+    """
+
+    metrics: Mapping[str, float]
+    on_val: Mapping[str, float] | None
+
+
+def beginning(
+    plan: Plan,
+    place: Session,
+    detector: nn.Module,
+    graph: QuantizedGraph,
+    checkpoint: Path,
+    parent: str,
+    resume: Resume | None,
+) -> Beginning:
+    """Measure what a quantized training begins with, unless that has just been done.
+
+    Every rank must call it. Random numbers and the quantizers' phase stay as they were.
+
+    Args:
+        plan: What is to be done.
+        place: Where.
+        detector: Calibrated, on its device.
+        graph: Its own.
+        checkpoint: What the stage begins from.
+        parent: That file's SHA-256.
+        resume: Where a training goes on; its beginning is known, or unknown for ever.
+    """
+    if resume is not None:
+        kept = resume.content.get("meta", {}).get(BEGINNING, {})
+        return Beginning(metrics=kept, on_val=None)
+    metrics = on_main_rank(lambda: _just_measured(plan, place, checkpoint, parent))
+    if metrics is None:
+        log.info("evaluating what the training begins with")
+        state = generators()
+        phase = next(m.phase for m in graph.quantizers.modules() if isinstance(m, Phased))
+        set_phase(graph.quantizers, Phase.FROZEN)
+        metrics = measure(plan, place, detector, graph).metrics
+        set_phase(graph.quantizers, phase)
+        set_generators(state)
+    same = _plain(plan.config.data.get("val")) == _plain(plan.config.data.get("test"))
+    return Beginning(metrics=metrics, on_val=metrics if same else None)
+
+
+def _plain(section: Any) -> Any:
+    if not isinstance(section, Mapping):
+        return section
+    return {k: v for k, v in section.items() if k not in LOADING}
+
+
+def _just_measured(
+    plan: Plan, place: Session, checkpoint: Path, parent: str
+) -> Mapping[str, float] | None:
+    """Return what the calibration stage with this very config has written beside its checkpoint."""
+    done = read_summary(checkpoint.parent)
+    if done is None or done.sha256 != parent or done.stage != "calibrated":
+        return None
+    if done.key != plan.key("calibrated", place.device.type, done.parent):
+        return None
+    return done.metrics or None
+
+
+def compared(folder: Path, summary: StageSummary, begun: Beginning) -> StageSummary:
+    """Return the summary with the value it began with, and write it; every rank must call it."""
+    start = begun.metrics.get(summary.metric)
+    if start is None and begun.metrics:
+        start = main_metric(begun.metrics)[1]
+    found = replace(summary, start=start)
+    on_main_rank(lambda: write_summary(folder, found))
+    return found

@@ -1,0 +1,106 @@
+"""A quantized training that makes its detector worse says so, in time and at its end."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from dq.dist.checkpoint import load_checkpoint
+from tests.launcher.conftest import Launch, write_untrained
+
+pytestmark = pytest.mark.slow
+Result = tuple[int, str, str]
+# A hundred times the rate that this detector is trained with.
+CONFIG = """
+_base_ = [{base!r}]
+custom_imports = dict(imports=['tests.launcher.first_result'], allow_failed_imports=False)
+data = dict(
+    val=dict(type='FirstResultDataset', reference={reference!r} + '.val'),
+    test=dict(type='FirstResultDataset', reference={reference!r} + '.test'))
+log_config = dict(interval=50)
+optimizer_config = dict(_delete_=True)
+quant = dict(training={{'optimizer.lr': {rate}, 'runner.max_epochs': 2}})
+lr_config = dict(_delete_=True, policy='fixed')
+guards = dict({guards})
+"""
+
+
+@pytest.fixture
+def checkpoint(config: Path, tmp_path: Path) -> Path:
+    return write_untrained(config, tmp_path / "float.pth")
+
+
+def qat(launch: Launch, path: Path, checkpoint: Path, folder: Path, *more: str) -> Result:
+    words = ("qat", path, "--checkpoint", checkpoint, "--work-dir", folder, "--threads", 1)
+    return launch(*words, *more)
+
+
+def write(config: Path, folder: Path, rate: float, guards: str = "") -> Path:
+    path = folder / "worse.py"
+    reference = str(folder / "reference")
+    path.write_text(CONFIG.format(base=str(config), reference=reference, rate=rate, guards=guards))
+    return path
+
+
+def test_it_warns_keeps_the_start_as_the_best_and_says_so_at_its_end(
+    launch: Launch, config: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    path = write(config, tmp_path, 0.4)
+    code, out, err = qat(launch, path, checkpoint, tmp_path / "w")
+    assert code == 0, err
+    assert "the start, before the first step: mAP 100.00 %" in out
+    # Each epoch is logged though it has fewer steps than the interval.
+    assert re.search(r"Epoch \[1\]\[6/6\].*loss: ", out)
+    assert re.search(r"Epoch \[2\]\[6/6\].*loss: ", out)
+    assert re.search(
+        r"step \d+: the weights of \S+ have moved by \S+ times their norm .* lower optimizer.lr",
+        out,
+    )
+    assert re.search(r"after epoch 1 mAP is \S+ %, \S+ points below the start \(100.00 %\)", out)
+    assert re.search(
+        r"^warning: qat ended \S+ points below its start: mAP 100.00 % before the first step", err
+    )
+    folder = tmp_path / "w/qat"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["start"] == pytest.approx(1.0)
+    assert summary["value"] < 0.99
+    assert [p.name for p in folder.glob("best_*.pth")] == ["best_mAP_epoch_0.pth"]
+    best = load_checkpoint(folder / "best_mAP_epoch_0.pth")
+    begun = load_checkpoint(checkpoint)["state_dict"]
+    assert all(torch.equal(best["state_dict"][name], value) for name, value in begun.items())
+    assert "quantization" in best
+    # Said again by a command that finds the stage done, and an error where that is asked for.
+    (tmp_path / "worse.py").write_text(path.read_text() + "guards = dict(worse='stop')\n")
+    code, _, err = qat(launch, path, checkpoint, tmp_path / "w", "--reuse")
+    assert code == 1
+    assert "below its start" in err
+
+
+@pytest.mark.parametrize("guard", ["runaway", "worse"])
+def test_a_guard_ends_it(
+    guard: str, launch: Launch, config: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    guards = "runaway='stop'" if guard == "runaway" else "worse='stop', runaway='off'"
+    path = write(config, tmp_path, 0.4, guards)
+    code, _, err = qat(launch, path, checkpoint, tmp_path / "w")
+    assert code == 1
+    line = "the weights of .* have moved" if guard == "runaway" else "after epoch 1 mAP is"
+    assert re.search(rf"^error: .*{line}.*lower optimizer.lr", err), err
+    assert len(err.strip().splitlines()) == 1
+    assert (tmp_path / "w/qat/best_mAP_epoch_0.pth").exists()
+
+
+def test_a_training_that_stays_near_its_start_says_nothing(
+    launch: Launch, config: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    path = write(config, tmp_path, 0.0)
+    code, out, err = qat(launch, path, checkpoint, tmp_path / "w")
+    assert code == 0, err
+    assert "have moved" not in out
+    # Its ranges move a little all the same.
+    assert "points below the start" not in out
+    assert "warning" not in err
