@@ -9,7 +9,7 @@ from typing import Any
 
 from mmcv.runner import Hook
 
-from dq.detector.evaluate import evaluate, main_metric
+from dq.detector.evaluate import as_share, evaluate, main_metric
 from dq.detector.evaluation_hook import ShardedEvalHook
 from dq.detector.guards import Guards
 from dq.detector.rank_state import generators, set_generators
@@ -119,8 +119,11 @@ class StartHook(Hook):  # type: ignore[misc]
         if START not in runner.meta:
             return
         name, start = runner.meta[START]["metric"], runner.meta[START]["value"]
-        value = collectives.broadcast_object(runner.log_buffer.output.get(name))
-        if value is None or start - value <= self.guards.max_drop:
+        found = collectives.broadcast_object(runner.log_buffer.output.get(name))
+        if found is None:
+            return
+        value = as_share(name, found)
+        if start - value <= self.guards.max_drop:
             return
         kept = runner.meta["hook_msgs"].get("best_ckpt")
         text = (
