@@ -298,7 +298,20 @@ def image_size(config: Config, given: tuple[int, int] | None) -> tuple[int, int]
         # The longer side may be either one.
         width = height = max(width, height)
     divisor = int(padding.get("size_divisor") or 1)
-    return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+    height, width = (_rounded_up(side, divisor) for side in (height, width))
+    own: Mapping[str, Any] = next(_steps(config, "RandomCenterCropPad"), {})
+    if own.get("test_mode"):
+        mode, value = own.get("test_pad_mode", ("logical_or", 127))
+        added = int(own.get("test_pad_add_pix", 0))
+        # As the step itself pads a test image: CornerNet, CenterNet.
+        if mode == "logical_or":
+            return (height | value) + added, (width | value) + added
+        height, width = (_rounded_up(side, value) for side in (height, width))
+    return height, width
+
+
+def _rounded_up(side: int, divisor: int) -> int:
+    return -(-side // divisor) * divisor
 
 
 def _steps(config: Config, kind: str) -> Iterator[Mapping[str, Any]]:

@@ -38,8 +38,9 @@ _WIDTHS = {
 # Below this a width is small already.
 _WIDE_FROM = 128
 _COUNTS = {
-    "num_query": 20, "num_queries": 20, "num_proposals": 20, "nms_pre": 100, "nms_post": 50,
-    "max_num": 50, "max_per_img": 50, "max_per_image": 20,
+    "stacked_convs": 1, "num_convs": 1, "num_shared_convs": 1, "num_blocks": 1,
+    "num_query": 20, "num_queries": 20, "num_proposals": 20,
+    "nms_pre": 100, "nms_post": 50, "max_num": 50, "max_per_img": 50, "max_per_image": 20,
 }  # fmt: skip
 _SAMPLED = 32
 _LAYERS = 2
@@ -82,6 +83,9 @@ def tiny_config(path: Path, data: Path) -> str:
         "checkpoint_config": {"interval": 1000},
         "log_config": {"interval": 1, "hooks": [{"type": "TextLoggerHook"}]},
         "custom_hooks": hooks,
+        "load_from": None,
+        "resume_from": None,
+        "workflow": [("train", 1)],
         "quant": {
             "schedule": {"calibration_batches": 1, "calibration_batch_size": 4},
             "training": {"custom_hooks": [*hooks, STOP_HOOK]},
@@ -173,12 +177,18 @@ def _narrow(model: dict[str, Any], *, heads: bool) -> None:
 def _narrow_backbone(backbone: dict[str, Any]) -> bool:
     """Make a net narrow, and shallow where it can be; return whether its widths are divided."""
     kind = backbone["type"]
-    if kind == "SwinTransformer":
-        backbone["depths"] = [1] * len(backbone["depths"])
+    for name in ("depths", "num_layers", "stage_blocks"):
+        if isinstance(backbone.get(name), list | tuple):
+            backbone[name] = [1] * len(backbone[name])
+    if kind == "HRNet":
+        for stage in backbone["extra"].values():
+            stage.update(num_modules=1, num_blocks=(1,) * stage["num_branches"])
     if kind == "HourglassNet":
         backbone["stage_channels"] = _divided(backbone["stage_channels"])
         backbone["feat_channel"] = _divided(backbone.get("feat_channel", 256))
         return True
+    if kind == "Res2Net":
+        backbone["depth"] = 50
     if kind != "ResNet":
         return False
     if backbone["depth"] < 50 or any(backbone.get(key) for key in ("dcn", "plugins")):
@@ -192,6 +202,7 @@ def _narrow_backbone(backbone: dict[str, Any]) -> bool:
 
 
 def _divide(section: Any) -> None:
+    """Divide widths inside the section, in place."""
     for part in _sections(section):
         for key, value in part.items():
             if key in _WIDTHS:
@@ -230,6 +241,8 @@ def _count_less(model: dict[str, Any]) -> None:
             part["num"] = min(part["num"], _SAMPLED)
         if "transformerlayers" in part and isinstance(part.get("num_layers"), int):
             part["num_layers"] = min(part["num_layers"], _LAYERS)
+        if "stack_times" in part:
+            part.update(stack_times=_LAYERS, paths=list(part["paths"])[:_LAYERS])
         if "Sparse" in str(part.get("type")) and "num_stages" in part:
             _leave_out_stages([part, model["train_cfg"]], part["num_stages"])
             part["num_stages"] = _LAYERS
