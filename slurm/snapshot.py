@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 PACKAGES = ("launcher", "dq", "slurm", "configs")
-KEPT = (".py", ".toml", ".json", ".txt", ".md", ".yaml", ".yml")
+KEPT = (".py", ".cpp", ".toml", ".json", ".txt", ".md", ".yaml", ".yml")
 LIMIT_BYTES = 50 * 2**20
 
 

@@ -183,8 +183,11 @@ def _teardown(job: Job, place: Place) -> list[str]:
         "# The first rank has left a mark if a signal stopped it with a checkpoint written. A job",
         "# that was cancelled, or that Slurm requeues by itself, is not RUNNING any more.",
         f'mark={mark}_{REQUEUE_MARK}"',
-        'if [ -e "$mark" ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then',
-        '    scontrol requeue "$SLURM_JOB_ID" && sleep 60  # it ends here',
+        "# An array's last element has the array's own number: by that alone all would be meant.",
+        'self="$SLURM_JOB_ID"',
+        '[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || self="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
+        'if [ -e "$mark" ] && [ "$(squeue -h -j "$self" -o %T)" = RUNNING ]; then',
+        '    scontrol requeue "$self" && sleep 60  # it ends here',
         "fi",
         "exit $code",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,9 +26,16 @@ def _device(request: pytest.FixtureRequest) -> Iterator[None]:
     if device == "cpu":
         yield
         return
+    if request.node.get_closest_marker("cpu"):
+        pytest.skip("this test is about a CPU")
     # Convolutions in TF32 keep ten bits, too few to compare with anything.
     torch.backends.cudnn.allow_tf32 = False
     from tests.on_device import OnDevice
+
+    # Layers among a test's parameters were made before there was a test.
+    for value in getattr(request.node, "callspec", SimpleNamespace(params={})).params.values():
+        if isinstance(value, torch.nn.Module):
+            value.to(device)
 
     with OnDevice(torch.device(device)):
         yield

@@ -20,6 +20,7 @@ class OnDevice(TorchFunctionMode):
         device: Where the tensors go.
     """
 
+    _in_place = (torch.Tensor.uniform_, torch.Tensor.normal_)
     _random = (torch.rand, torch.randn, torch.randint, torch.randperm)
 
     def __init__(self, device: torch.device) -> None:
@@ -34,6 +35,10 @@ class OnDevice(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = dict(kwargs or {})
+        if func in self._in_place and args[0].device.type == self.device.type:
+            with torch.no_grad():
+                drawn = func(torch.empty_like(args[0], device="cpu"), *args[1:], **given)
+                return args[0].copy_(drawn)
         if func not in _device_constructors() or given.get("device") is not None:
             return func(*args, **given)
         if func not in self._random:

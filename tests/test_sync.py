@@ -17,6 +17,8 @@ from dq.quant.recipe import Recipe
 from dq.sync import agree_, calibrate_on_one_rank, prove_equal
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.cpu
+
 
 class Net(nn.Module):
     """Two convolutions with batch norms, a residual addition and a head."""

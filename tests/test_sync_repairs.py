@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 
 from dq.dist import collectives
@@ -13,6 +14,8 @@ from dq.quant.recipe import INT8_WEIGHT, Recipe
 from dq.sync import calibrate_on_one_rank
 from tests.quant.nets import Separable, calibrate, images
 from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.cpu
 
 
 def repair_on_one_rank() -> dict[str, Any]:

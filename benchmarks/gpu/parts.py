@@ -50,7 +50,7 @@ class Scale:
 
 
 FULL = Scale(
-    epochs=6,
+    epochs=2,
     images=200,
     nets=NETS,
     size=512,

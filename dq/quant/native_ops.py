@@ -21,6 +21,13 @@ from dq.quant.native import call
 LAYOUTS = (torch.Tag.flexible_layout,)
 
 
+def _on_gpu() -> Any:
+    """Return the same functions for tensors on a GPU; Triton is loaded for those alone."""
+    from dq.quant.gpu import ops
+
+    return ops
+
+
 def activate(
     x: Tensor,
     y: Tensor | None,
@@ -41,6 +48,9 @@ def activate(
         integers_and_clip: quant_min, quant_max, lowest and highest value let through.
         record: The smallest and the largest value so far, widened in place.
     """
+    if x.is_cuda:
+        _on_gpu().activate(x, y, mask, scale, zero_point, integers_and_clip, record)
+        return
     quant_min, quant_max, *clip = integers_and_clip
     low, high = (None, None) if record is None else record
     call(
@@ -93,6 +103,9 @@ def _(
 def masked_gradient(gradient: Tensor, mask: Tensor) -> Tensor:
     """Return the gradient where the mask is set and zero elsewhere, laid out as the mask."""
     gradient = laid_out_like(gradient, mask)
+    if gradient.is_cuda:
+        on_gpu: Tensor = _on_gpu().masked_gradient(gradient, mask)
+        return on_gpu
     result = torch.empty_like(gradient)
     call("dq_masked", pointer(gradient), pointer(mask), pointer(result), gradient.numel())
     return result
@@ -168,6 +181,13 @@ def learned_gradients(
     """Return the gradients of values, scale ``()`` and offset ``()``."""
     source = dense(x)
     gradient = laid_out_like(gradient, source)
+    if source.is_cuda:
+        integers_and_clip = quant_min, quant_max, clip_low, clip_high
+        d_x, sums = _on_gpu().learned_gradients(
+            gradient, source, scale, zero_point, integers_and_clip, has_offset
+        )
+        d_scale, d_offset = (sums * factor).unbind()
+        return as_promised(d_x, x), d_scale, d_offset
     result = torch.empty_like(gradient)
     by_scale, by_offset = ctypes.c_double(), ctypes.c_double()
     call(
@@ -224,6 +244,11 @@ def rounded_weight(
     unfolds: bool,
 ) -> Tensor:
     """Return what `weight` returns, for a dense weight."""
+    if weight.is_cuda:
+        on_gpu: Tensor = _on_gpu().rounded_weight(
+            weight, factor, scale, zero_point, integers, unfolds
+        )
+        return on_gpu
     result, rows = torch.empty_like(weight), max(1, len(weight))
     call(
         "dq_weight",
@@ -301,16 +326,21 @@ def weight_gradients(
     rows = max(1, len(weight))
     source = dense(weight)
     gradient = laid_out_like(gradient, source)
-    d_weight = torch.empty_like(source)
-    d_factor = weight.new_empty(rows if wanted[0] else 0)
-    sums = weight.new_empty(rows if wanted[1] else 0, dtype=torch.float64)
-    call(
-        "dq_weight_backward",
-        *(pointer(gradient), pointer(source), pointer(factor), pointer(scale)),
-        *(pointer(zero_point), rows, weight.numel() // rows, *integers, unfolds),
-        pointer(d_weight),
-        *(pointer(d_factor) if wanted[0] else None, pointer(sums) if wanted[1] else None),
-    )
+    if source.is_cuda:
+        d_weight, d_factor, sums = _on_gpu().weight_gradients(
+            gradient, source, factor, scale, zero_point, integers, unfolds, wanted
+        )
+    else:
+        d_weight = torch.empty_like(source)
+        d_factor = weight.new_empty(rows if wanted[0] else 0)
+        sums = weight.new_empty(rows if wanted[1] else 0, dtype=torch.float64)
+        call(
+            "dq_weight_backward",
+            *(pointer(gradient), pointer(source), pointer(factor), pointer(scale)),
+            *(pointer(zero_point), rows, weight.numel() // rows, *integers, unfolds),
+            pointer(d_weight),
+            *(pointer(d_factor) if wanted[0] else None, pointer(sums) if wanted[1] else None),
+        )
     d_scale = weight.new_empty(0)
     if wanted[1] and scale is not None:
         total = sums.sum() if scale.dim() == 0 else sums

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dq.tracking.experiments import Experiment
+from dq.tracking.json_file import json_text
 from dq.tracking.run import read_run
 
 HEADS = {
@@ -36,6 +36,7 @@ class Line:
     Attributes:
         name: Its name.
         metric: What is compared.
+        data: Begins the digest of the annotations evaluated on; None where the run does not say.
         acc_float: In percent, as all that begin so; None for a stage that there is not.
         acc_calibrated: After calibration.
         acc_qat: After quantization-aware training.
@@ -50,6 +51,7 @@ class Line:
 
     name: str
     metric: str
+    data: str | None
     acc_float: float | None
     acc_calibrated: float | None
     acc_qat: float | None
@@ -63,14 +65,37 @@ class Line:
 
 
 def lines_of(experiments: Sequence[Experiment]) -> list[Line]:
-    """Return a line an experiment, the best last stage first."""
+    """Return a line an experiment: those of one metric and data set together, the best first.
+
+    The largest group comes first, experiments without a result last.
+    """
     found = [_line(experiment) for experiment in experiments]
+    sizes = Counter((line.metric, line.data) for line in found)
 
     def best(line: Line) -> float:
         values = (line.acc_qat, line.acc_calibrated, line.acc_float)
         return next((v for v in values if v is not None), -1.0)
 
-    return sorted(found, key=best, reverse=True)
+    def place(line: Line) -> tuple[Any, ...]:
+        group = (line.metric, line.data or "")
+        return (not line.metric, -sizes[line.metric, line.data], *group, -best(line))
+
+    return sorted(found, key=place)
+
+
+def groups_of(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """Return the lines that may be ranked against each other, by what they were measured with.
+
+    Args:
+        lines: As `lines_of` returns them.
+    """
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        title = line.metric or "no result yet"
+        if line.metric:
+            title += f" on data set {line.data}" if line.data else " on a data set that is not said"
+        found.setdefault(title, []).append(line)
+    return found
 
 
 def _line(experiment: Experiment) -> Line:
@@ -90,6 +115,7 @@ def _line(experiment: Experiment) -> Line:
     return Line(
         name=experiment.name,
         metric="" if last is None else last.metric,
+        data=_data_of(experiment),
         acc_float=reference,
         acc_calibrated=values["calibrated"],
         acc_qat=values["qat"],
@@ -101,6 +127,16 @@ def _line(experiment: Experiment) -> Line:
         rank_hours=sum(s.seconds * s.world_size for s in own) / 3600,
         state=", ".join(unfinished) or "finished",
     )
+
+
+def _data_of(experiment: Experiment) -> str | None:
+    """Return how the digest of the annotations begins that the last stage was evaluated on."""
+    for stage in reversed(list(experiment.stages)):
+        run = read_run(experiment.folder / stage)
+        digest = None if run is None else run.source.get("test_sha256")
+        if isinstance(digest, str):
+            return digest[:8]
+    return None
 
 
 def cells(line: Line) -> list[str]:
@@ -126,7 +162,14 @@ def cells(line: Line) -> list[str]:
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """Return the table in Markdown."""
+    """Return the table in Markdown; a table each for what cannot be ranked together."""
+    groups = groups_of(lines)
+    if len(groups) == 1:
+        return _markdown(lines)
+    return "\n".join(f"**{title}**\n\n{_markdown(group)}" for title, group in groups.items())
+
+
+def _markdown(lines: Sequence[Line]) -> str:
     rows = [list(HEADS.values()), *(cells(line) for line in lines)]
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
@@ -149,7 +192,7 @@ def comma_separated(lines: Sequence[Line]) -> str:
 def as_json(lines: Sequence[Line], differences: Mapping[str, Mapping[str, Any]]) -> str:
     """Return table and differences as JSON."""
     content = {"experiments": [asdict(line) for line in lines], "differences": differences}
-    return json.dumps(content, indent=1, default=str) + "\n"
+    return json_text(content, indent=1)
 
 
 def differences(experiments: Sequence[Experiment]) -> dict[str, dict[str, Any]]:
@@ -173,7 +216,7 @@ def differences(experiments: Sequence[Experiment]) -> dict[str, dict[str, Any]]:
             values.setdefault(name, {})[experiment.name] = value
     found = {}
     for name, by_name in values.items():
-        texts = Counter(json.dumps(v, sort_keys=True, default=str) for v in by_name.values())
+        texts = Counter(json_text(v) for v in by_name.values())
         if len(texts) > 1 or len(by_name) < len(experiments):
             found[name] = by_name
     return dict(list(found.items())[:MAX_DIFFERENCES])

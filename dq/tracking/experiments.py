@@ -29,7 +29,8 @@ class Experiment:
         folder: Holds a subfolder a stage.
         stages: Summary of each finished stage.
         open_stages: What each other stage that was begun is: ``running``, ``stopped``, ``failed``,
-            or what `dq.tracking.liveness.state_of` says of one that has not said so itself.
+            ``with an unreadable summary``, or what `dq.tracking.liveness.state_of` says of one that
+            has not said so itself.
     """
 
     name: str
@@ -112,7 +113,9 @@ def _read(folder: Path) -> Experiment:
             stages[stage] = summary
             continue
         run = read_run(folder / stage)
-        if run is not None:
+        if (folder / stage / SUMMARY_FILE).exists():
+            unfinished[stage] = "with an unreadable summary"
+        elif run is not None:
             unfinished[stage] = _status(folder / stage, run)
     return Experiment(name=folder.name, folder=folder, stages=stages, open_stages=unfinished)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dq.tracking import report_plots
-from dq.tracking.comparison import HEADS, Line, cells
+from dq.tracking.comparison import HEADS, Line, cells, groups_of
 from dq.tracking.experiments import Experiment
 from dq.tracking.predictions import lost, read_predictions
 
@@ -49,7 +49,12 @@ def html_report(
         shown: The experiments that are plotted.
         changed: What `dq.tracking.comparison.differences` found.
     """
-    parts = [_section("results", "Results", _verdict(lines) + _table(lines))]
+    groups = groups_of(lines)
+    tables = "".join(
+        (f"<h3>{escape(title)}</h3>" if len(groups) > 1 else "") + _verdict(group) + _table(group)
+        for title, group in groups.items()
+    )
+    parts = [_section("results", "Results", tables)]
     parts.append(_section("curves", "Training", _picture(report_plots.curves(shown), "curves")))
     if changed:
         parts.append(_section("config", "What differs in the configs", _changed(changed)))
@@ -97,7 +102,8 @@ def _table(lines: Sequence[Line]) -> str:
                 kind += " bad" if getattr(line, name) > 0.5 else " good"
             row += f'<td class="{kind}">{escape(text)}</td>'
         body.append(f'<tr class="{"best" if number == 0 else ""}">{row}</tr>')
-    return f'<table id="table"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+    rows = "".join(body)
+    return f'<table class="results"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def _changed(changed: Mapping[str, Mapping[str, Any]]) -> str:

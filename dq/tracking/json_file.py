@@ -1,8 +1,9 @@
-"""A JSON file that is written whole or not at all."""
+"""A JSON file that is written whole or not at all, and that every reader of JSON can read."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,26 @@ from typing import Any
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the file, or leave it as it was; what JSON does not know is written as text."""
+    """Write the file, or leave it as it was; see `json_text`."""
     partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    partial.write_text(json_text(content, indent=2))
     os.replace(partial, path)
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """Return a line of JSON, or with ``indent`` several, that ends with a line break.
+
+    What JSON does not know is written as text, and a number that is none (NaN, an infinity) as
+    null: Python would write a word that other readers refuse.
+    """
+    return json.dumps(_finite(content), indent=indent, default=str, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

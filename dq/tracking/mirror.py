@@ -22,6 +22,7 @@ from dq.tracking.rows import METRICS, QUANTIZERS, Row
 from dq.tracking.run import Run, read_run
 from dq.tracking.sync import MARK
 from dq.tracking.turn import take_turn
+from dq.tracking.wandb_variables import name_of
 
 SENT = "wandb/sent.json"
 # More calls than about one a second make files of gigabytes.
@@ -124,7 +125,7 @@ class Mirror:
             project=info.project,
             entity=info.entity,
             dir=str(self.folder),
-            name=f"{info.experiment}/{info.stage}",
+            name=name_of(info.experiment, info.stage, os.environ),
             # What is given here wins over W&B's own variables, and a cluster's job sets these.
             group=os.environ.get("WANDB_RUN_GROUP") or info.experiment,
             job_type=info.stage,

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -20,6 +21,8 @@ from typing import Any
 from dq.tracking.mirror import Limits, Mirror
 
 POLL_S = 1.0
+# Of the folder that takes temporary files of a relay, made by the process that starts it.
+SCRATCH = "dq-wandb-"
 KILLED = 137
 
 
@@ -84,11 +87,19 @@ def _listen(orders: queue.Queue[dict[str, Any] | None]) -> None:
     end_at_once()
 
 
+def remove_scratch() -> None:
+    """Remove the temporary files of this relay, which may have outlived who started it."""
+    folder = Path(os.environ.get("TMPDIR", ""))
+    if folder.name.startswith(SCRATCH):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def end_at_once() -> None:
     """End W&B's service and this process, whatever they are doing."""
     for pid in children(os.getpid()):
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
+    remove_scratch()
     os._exit(1)
 
 
@@ -103,5 +114,6 @@ def children(pid: int) -> list[int]:
 
 if __name__ == "__main__":
     code = main()
+    remove_scratch()
     sys.stdout.flush()
     os._exit(code)

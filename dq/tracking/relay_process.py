@@ -9,14 +9,16 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from dq.tracking.mirror import Limits
-from dq.tracking.relay import children
+from dq.tracking.relay import SCRATCH, children
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +38,7 @@ class Relay:
         self.mode, self.log_file, self.limits = mode, log_file, limits or Limits()
         self.process: subprocess.Popen[bytes] | None = None
         self.rest = b""
+        self.scratch: str | None = None
         self.is_gone = False
 
     def begin(self, folder: Path) -> None:
@@ -95,15 +98,20 @@ class Relay:
         except BaseException:
             # A second signal does not wait for W&B.
             _kill(process)
+            self._remove_scratch()
             raise
         self.process = process
         self.listen()
         self.process = None
         assert process.stdout is not None
         process.stdout.close()
+        if process.poll() is not None:
+            self._remove_scratch()
 
     def _start(self) -> None:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        # W&B leaves folders of its own where temporary files go.
+        self.scratch = tempfile.mkdtemp(prefix=SCRATCH)
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
         try:
             with self.log_file.open("ab") as errors:
@@ -112,17 +120,22 @@ class Relay:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,
-                    env={**os.environ, "PYTHONPATH": path},
+                    env={**os.environ, "PYTHONPATH": path, "TMPDIR": self.scratch},
                     start_new_session=True,
                 )
         except OSError as error:
             log.warning("W&B is off: its process cannot be started (%s)", error)
             self.is_gone = True
+            self._remove_scratch()
             return
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
         assert self.process.stdin is not None
         os.set_blocking(self.process.stdin.fileno(), False)
+
+    def _remove_scratch(self) -> None:
+        if self.scratch is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _order(self, **order: Any) -> None:
         if self.process is None or self.is_gone:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dq.tracking.json_file import write_json
+from dq.tracking.secrets import hide, hide_in_words
 
 FILE_NAME = "run.json"
 PACKAGES = ("torch", "torchvision", "mmcv-full", "mmdet", "numpy", "wandb", "dq-launcher")
@@ -68,7 +69,7 @@ def new_run_id() -> str:
 
 
 def write_run(folder: Path, run: Run) -> None:
-    """Write ``run.json`` whole or not at all.
+    """Write ``run.json`` whole or not at all, without the config's secrets.
 
     Raises:
         ValueError: The folder cannot be written.
@@ -76,7 +77,7 @@ def write_run(folder: Path, run: Run) -> None:
     path = folder / FILE_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(run))
+        write_json(path, {**asdict(run), "config": hide(run.config)})
     except OSError as error:
         raise ValueError(
             f"{path} cannot be written: {error.strerror}; choose another --work-dir"
@@ -132,7 +133,7 @@ def source(folder: Path) -> dict[str, Any]:
         "packages": versions,
         "host": platform.node(),
         "cpus": os.cpu_count(),
-        "command": " ".join(sys.argv),
+        "command": " ".join(hide_in_words(sys.argv)),
     }
 
 

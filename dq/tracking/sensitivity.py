@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from dq.tracking.json_file import json_text
 
 
 def sensitivity_table(result: Mapping[str, Any], rows: int | None = 20) -> str:
@@ -48,7 +49,7 @@ def write_sensitivity(folder: Path, result: Mapping[str, Any]) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     data, plot = folder / "sensitivity.json", folder / "sensitivity.png"
-    data.write_text(json.dumps(_finite(result), indent=1) + "\n")
+    data.write_text(json_text(result, indent=1))
     figure, axes = pyplot.subplots(figsize=(10, 4.5))
     for kind, color in (("weight", "tab:blue"), ("activation", "tab:orange")):
         points = [
@@ -72,14 +73,3 @@ def write_sensitivity(folder: Path, result: Mapping[str, Any]) -> list[Path]:
 
 def _number(value: float) -> str:
     return f"{value:.1f}" if math.isfinite(value) else "inf"
-
-
-def _finite(value: Any) -> Any:
-    """Return the value with None for infinities, which JSON does not know."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value

@@ -10,7 +10,7 @@ class Tracking:
     """What is tracked, and where.
 
     Attributes:
-        project: W&B's project.
+        project: W&B's project; None for ``WANDB_PROJECT``, else ``dq-launcher``.
         entity: W&B's team or user; None for the default.
         experiment: Name that its stages share; None for the work dir's.
         tags: Words to find runs by.
@@ -20,7 +20,7 @@ class Tracking:
         finish_s: Seconds that the end of a command may wait for W&B.
     """
 
-    project: str = "dq-launcher"
+    project: str | None = None
     entity: str | None = None
     experiment: str | None = None
     tags: tuple[str, ...] = ()

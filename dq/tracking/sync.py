@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,11 +58,21 @@ def send(folder: Path, *, limit_s: float) -> str | None:
         process.wait()
         return f"not sent, the server did not answer within {limit_s:g} s; try again later"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    wrong = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
+    wrong = [line for line in lines if _tells_of_failure(line)]
     if process.returncode != 0 or wrong:
         return f"not sent: {(wrong or lines or ['no reason was given'])[-1][:200]}"
     (folder / MARK).touch()
     return None
+
+
+def _tells_of_failure(line: str) -> bool:
+    """Say whether a line of W&B's tells that something went wrong.
+
+    It ends with 0 whatever happened. Paths, addresses and quoted names are left out: a folder may
+    be called as it likes.
+    """
+    words = re.sub(r"""'[^']*'|"[^"]*"|`[^`]*`|\S*[/=]\S*""", " ", line)
+    return re.search(r"\b(?:errors?|fail(?:ed|ure|s)?)\b", words, re.IGNORECASE) is not None
 
 
 def _is_sent(folder: Path) -> bool:

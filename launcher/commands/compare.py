@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dq.tracking.comparison import Line
 
 HELP = "compare experiments: table, Markdown, CSV, JSON, an HTML report; needs no server"
 
@@ -42,14 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the table, write what is asked for, and return 0."""
     from rich.console import Console
-    from rich.table import Table
 
     from dq.tracking.comparison import (
-        HEADS,
         as_json,
-        cells,
         comma_separated,
         differences,
+        groups_of,
         lines_of,
         markdown,
     )
@@ -60,16 +64,14 @@ def run(arguments: argparse.Namespace) -> int:
         folders.append(arguments.project or Path("runs"))
     experiments = find_experiments(folders)
     lines = lines_of(experiments)
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for number, head in enumerate(HEADS.values()):
-        justify = "left" if number in (0, 6, 10) else "right"
-        table.add_column(head, justify=justify, no_wrap=number > 0, overflow="fold")  # type: ignore[arg-type]
-    for line in lines:
-        table.add_row(*cells(line))
     console = Console()
     if not console.is_terminal:
         console.width = 160
-    console.print(table)
+    groups = groups_of(lines)
+    for title, group in groups.items():
+        if len(groups) > 1:
+            console.print(f"\n{title}", markup=False, highlight=False)
+        console.print(_table(group))
     changed = differences(experiments) if 1 < len(experiments) <= 20 else {}
     if len(experiments) == 2:
         for name, values in changed.items():
@@ -98,6 +100,22 @@ def run(arguments: argparse.Namespace) -> int:
         address = publish(best, [e for e in experiments if e.name in names], changed)
         console.print(address, highlight=False, markup=False)
     return 0
+
+
+def _table(lines: Sequence[Line]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from dq.tracking.comparison import HEADS, cells
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, head in enumerate(HEADS.values()):
+        justify = "left" if number in (0, 6, 10) else "right"
+        table.add_column(head, justify=justify, no_wrap=number > 0, overflow="fold")  # type: ignore[arg-type]
+    for line in lines:
+        # As they stand: a name such as [lr=0.1] is no markup.
+        table.add_row(*map(Text, cells(line)))
+    return table
 
 
 def _write(path: Path, text: str) -> None:

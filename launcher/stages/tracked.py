@@ -16,6 +16,7 @@ from dq.dist.one_reader import on_main_rank
 from dq.dist.signals import Stopped
 from dq.tracking.run import Run, flattened, new_run_id, read_run, source
 from dq.tracking.tracker import FolderTracker, Resumed, Tracker
+from dq.tracking.wandb_variables import project_of
 from launcher.cli import STOPPED, USER_ERROR, WORLD_ERROR
 from launcher.plan import Plan
 from launcher.session import Session
@@ -106,7 +107,7 @@ def _run(
         parent=parent_run,
         parent_sha256=parent,
         tags=settings.tags,
-        project=settings.project,
+        project=project_of(settings.project, os.environ),
         entity=settings.entity,
         started=time.time() if mine is None else mine.started,
     )

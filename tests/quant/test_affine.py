@@ -122,7 +122,7 @@ def test_float64_reference(spec: QuantSpec, values: list[float]) -> None:
     scale, zero_point = scale_and_zero_point(*range_over(x, None), spec)
     expected = reference(x, float(scale), int(zero_point), spec)
     got = fake_quantize(x, scale, zero_point, spec)
-    np.testing.assert_allclose(got.double().numpy(), expected, rtol=1e-6, atol=0)
+    np.testing.assert_allclose(got.double().cpu().numpy(), expected, rtol=1e-6, atol=0)
 
 
 @EXAMPLES

@@ -27,7 +27,8 @@ def test_results_and_gradients_are_torchs(
     clip: tuple[float, float], dtype: torch.dtype, scale: float
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.cat([ODD, 4 * torch.randn(5000, generator=generator)]).to(dtype)
+    x = 4 * torch.randn(5000, generator=generator)
+    x = torch.cat([ODD.to(x.device), x]).to(dtype)
     upstream = torch.randn(len(x), generator=generator).to(dtype)
     spec = QuantSpec()
     step, zero_point = torch.tensor(scale), torch.tensor(3, dtype=torch.int32)

@@ -28,6 +28,8 @@ from dq.quant.spec import QuantSpec
 from tests.quant.exported import exported
 from tests.quant.nets import calibrate
 
+pytestmark = pytest.mark.cpu
+
 # ONNX Runtime adds with other instructions, and another order, on other processors.
 on_x86 = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"),

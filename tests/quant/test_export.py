@@ -28,6 +28,8 @@ from dq.quant.spec import QuantSpec
 from tests.quant.exported import exported
 from tests.quant.nets import calibrate
 
+pytestmark = pytest.mark.cpu
+
 
 class Net(nn.Module):
     """Every kind of place that rounding has: carriers, a join, a sum, a shared layer, linear."""

@@ -31,7 +31,7 @@ def test_only_reversals_count() -> None:
     move(graph, 3)
     tracker.update_()
     total = sum(record.integers.numel() for record in tracker.records.values())
-    assert tracker.records["head"].frequency[0, 0, 0, 0] == pytest.approx(0.1)
+    assert float(tracker.records["head"].frequency[0, 0, 0, 0]) == pytest.approx(0.1)
     assert tracker.share_oscillating() == pytest.approx(1 / total)
 
 

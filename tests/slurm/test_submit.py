@@ -12,6 +12,7 @@ import pytest
 
 from slurm.config_files import copy_config
 from slurm.record import chains
+from slurm.snapshot import PACKAGES, copy_code
 from tests.launcher.conftest import ROOT, Launch
 
 LOGIN_NODE = """
@@ -161,3 +162,16 @@ def test_local_executor_runs_a_job_from_its_snapshot(
     code, out, _ = launch("jobs", chain.name)
     assert "COMPLETED" in out
     assert time.time() > chain.created
+
+
+def test_a_snapshot_has_all_that_the_packages_have(tmp_path: Path) -> None:
+    copy_code(tmp_path / "code")
+    missing = [
+        path.relative_to(ROOT)
+        for name in PACKAGES
+        for path in (ROOT / name).rglob("*")
+        if path.is_file()
+        and "__pycache__" not in path.parts
+        and not (tmp_path / "code" / path.relative_to(ROOT)).is_file()
+    ]
+    assert missing == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,8 +69,11 @@ code=$?
 # The first rank has left a mark if a signal stopped it with a checkpoint written. A job
 # that was cancelled, or that Slurm requeues by itself, is not RUNNING any more.
 mark='/runs/o'"'"'k/submissions/tiny-1/jobs'/"${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}_requeue"
-if [ -e "$mark" ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
-    scontrol requeue "$SLURM_JOB_ID" && sleep 60  # it ends here
+# An array's last element has the array's own number: by that alone all would be meant.
+self="$SLURM_JOB_ID"
+[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || self="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+if [ -e "$mark" ] && [ "$(squeue -h -j "$self" -o %T)" = RUNNING ]; then
+    scontrol requeue "$self" && sleep 60  # it ends here
 fi
 exit $code"""  # noqa: E501
 
@@ -211,3 +215,38 @@ def test_unknown_profile_names_those_there_are() -> None:
 )  # fmt: skip
 def test_durations_of_slurm(text: str | int, minutes: int) -> None:
     assert Profile(time=text).minutes == minutes
+
+
+@pytest.mark.parametrize(
+    ("variables", "meant"),
+    [
+        ({"SLURM_JOB_ID": "7"}, "7"),
+        # The last element of an array: its number is the array's.
+        ({"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3"),
+        ({"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}, "7_0"),
+    ],
+)
+def test_a_job_asks_for_and_requeues_itself_alone(
+    tmp_path: Path, variables: dict[str, str], meant: str
+) -> None:
+    """Slurm's commands as far as the text uses them; an array's number means all its elements."""
+    tools, jobs = tmp_path / "bin", tmp_path / "sub/jobs"
+    tools.mkdir()
+    jobs.mkdir(parents=True)
+    words = {
+        "squeue": '[ "$3" != 7 ] || [ -z "$SLURM_ARRAY_JOB_ID" ] || echo PENDING; echo RUNNING',
+        "scontrol": f'echo "$@" >> {tmp_path}/asked',
+        "sleep": "true",
+    }
+    for name, text in words.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tools / name).chmod(0o755)
+    place = replace(PLACE, folder=tmp_path / "sub")
+    elements = (Element(words=("run", "c.py"), experiment=tmp_path),)
+    whole = job_text(Job(name="qat", elements=elements, profile=Profile()), place)
+    teardown = whole[whole.index("code=$?") :]
+    (jobs / f"{variables['SLURM_JOB_ID']}_0_requeue").touch()
+    environ = {"PATH": f"{tools}:/usr/bin:/bin", **variables}
+    done = subprocess.run(["bash", "-c", teardown], env=environ, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "asked").read_text().split() == ["requeue", meant]

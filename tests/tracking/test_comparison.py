@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dq.tracking.comparison import as_json, comma_separated, differences, lines_of, markdown
+from dq.tracking.comparison import (
+    as_json,
+    comma_separated,
+    differences,
+    groups_of,
+    lines_of,
+    markdown,
+)
 from dq.tracking.drawing import draw_pair
 from dq.tracking.experiments import Experiment, find_experiments
 from dq.tracking.html_report import html_report
@@ -155,7 +162,7 @@ def test_the_report_needs_nothing_else_and_shows_all_in_a_browser(
         "<script>addEventListener('load',()=>{document.title=JSON.stringify({"
         "plots:[...document.querySelectorAll('img.plot')].filter(i=>i.naturalWidth>300)"
         ".map(i=>i.alt),samples:[...document.querySelectorAll('img.sample')]"
-        ".filter(i=>i.naturalWidth>100).length,rows:document.querySelectorAll('#table tbody tr')"
+        ".filter(i=>i.naturalWidth>100).length,rows:document.querySelectorAll('.results tbody tr')"
         ".length,differences:document.querySelectorAll('#differences tbody tr').length,"
         "wide:document.documentElement.scrollWidth>innerWidth})})</script>"
     )
@@ -174,3 +181,49 @@ def test_the_report_needs_nothing_else_and_shows_all_in_a_browser(
     assert seen["rows"] == 2
     assert seen["differences"] == 1
     assert not seen["wide"]
+
+
+def test_names_with_markup_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from launcher.cli import main
+
+    for name in ("[lr=0.1]", "[bold]y", "plain"):
+        make(tmp_path / name)
+    assert main(["compare", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    for name in ("[lr=0.1]", "[bold]y", "plain"):
+        assert name in shown
+
+
+def test_what_was_measured_otherwise_is_ranked_apart(two: list[Experiment]) -> None:
+    lines = lines_of(two)
+    others = [replace(line, name=f"other {line.name}", metric="bbox_mAP") for line in lines[:1]]
+    elsewhere = [replace(line, name=f"far {line.name}", data="1a2b3c4d") for line in lines[:1]]
+    groups = groups_of([*lines, *others, *elsewhere])
+    assert [len(group) for group in groups.values()] == [2, 1, 1]
+    assert any("1a2b3c4d" in title for title in groups)
+    assert markdown([*lines, *others]).count("| experiment") == 2
+    report = html_report([*lines, *others], [], {})
+    assert report.count("is best") == 2
+
+
+def test_a_summary_that_cannot_be_read_is_not_a_finished_stage(tmp_path: Path) -> None:
+    make(tmp_path / "cut")
+    (tmp_path / "cut/qat/summary.json").write_text('{"stage": "qa')
+    (experiment,) = find_experiments([tmp_path / "cut"])
+    (line,) = lines_of([experiment])
+    assert line.state == "qat with an unreadable summary"
+    assert line.acc_qat is None
+
+
+def test_json_has_no_number_that_is_none(two: list[Experiment]) -> None:
+    broken = [replace(line, acc_qat=float("nan")) for line in lines_of(two)]
+    text = as_json(broken, {"lr": {"a": float("inf")}})
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    found = json.loads(text, parse_constant=refuse)
+    assert found["experiments"][0]["acc_qat"] is None
+    assert found["differences"] == {"lr": {"a": None}}

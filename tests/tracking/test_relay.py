@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from dq.tracking.relay import children
 from dq.tracking.relay_process import Relay
 from dq.tracking.rows import METRICS, rows_of_kind
 from dq.tracking.run import Run, read_run
-from dq.tracking.sync import pending_runs, send
+from dq.tracking.sync import _tells_of_failure, pending_runs, send
 from dq.tracking.tracker import FolderTracker, Resumed
 from tests.tracking.wandb_stub import Stub, stub_server
 
@@ -233,3 +234,45 @@ def test_a_killed_training_loses_no_row_and_its_relay_ends(tmp_path: Path, stub:
     assert [send(run, limit_s=60) for run in runs] == [None]
     assert [r["train/loss"] for r in stub.history() if "train/loss" in r][-1] == -40.0
     assert stub.exit_codes() == [137]
+
+
+@pytest.mark.parametrize(
+    ("line", "is_failure"),
+    [
+        ("wandb: ERROR Failed to upload", True),
+        ("error: api key not configured", True),
+        ("Skipping: /runs/error_cases/fail/wandb/offline-run-1 (no data)", False),
+        ("Syncing: http://host/me/p/runs/a ... done.", False),
+        ("run 'no error at all' was sent", False),
+        ("wandb: uploaded /data/error.log", False),
+        ("upload failed for /runs/x", True),
+    ],
+)
+def test_a_folder_may_be_called_as_it_likes(line: str, is_failure: bool) -> None:
+    assert _tells_of_failure(line) is is_failure
+
+
+def test_nothing_is_left_where_temporary_files_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    monkeypatch.setenv("TMPDIR", str(place))
+    relay = Relay("offline", tmp_path / "log", LIMITS)
+    tracker = train(tmp_path / "exp/qat", relay)
+    assert list(place.iterdir())
+    ended(relay, tracker)
+    assert list(place.iterdir()) == []
+
+
+def test_secrets_reach_neither_the_run_nor_the_server(tmp_path: Path, stub: Stub) -> None:
+    config = {"hub.token": "s3cr3t-value", "optimizer.lr": 0.5}
+    relay = Relay("online", tmp_path / "wandb.log", Limits(init_s=20, finish_s=20))
+    tracker = FolderTracker(tmp_path / "exp/qat", replace(RUN, config=config), relay=relay)
+    tracker.log("train", 1, {"loss": 1.0})
+    tracker.finish(0)
+    relay.close()
+    assert "s3cr3t-value" not in (tmp_path / "exp/qat/run.json").read_text()
+    assert stub.history()
+    assert "s3cr3t-value" not in str(stub.queries)

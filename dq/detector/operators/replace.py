@@ -33,7 +33,8 @@ def replace_(function: type[Function], composed: Composed, takes: Takes) -> None
             computed: Tensor = compiled_forward(ctx, *args)
             return computed
         if not any(ctx.needs_input_grad):
-            return composed(*args)
+            plain: Tensor = composed(*args)
+            return plain
         # A graph of its own, which the backward pass below goes through.
         ctx.inputs = [
             arg.detach().requires_grad_(needed) if isinstance(arg, Tensor) else arg
@@ -41,7 +42,8 @@ def replace_(function: type[Function], composed: Composed, takes: Takes) -> None
         ]
         with torch.enable_grad():
             ctx.output = composed(*ctx.inputs)
-        return ctx.output.detach()
+        detached: Tensor = ctx.output.detach()
+        return detached
 
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.is_composed:
@@ -59,5 +61,5 @@ def replace_(function: type[Function], composed: Composed, takes: Takes) -> None
             )
         return tuple(next(found) if is_needed else None for is_needed in needed)
 
-    function.forward = staticmethod(forward)  # type: ignore[assignment]
-    function.backward = staticmethod(backward)  # type: ignore[assignment]
+    function.forward = staticmethod(forward)  # type: ignore[method-assign]
+    function.backward = staticmethod(backward)  # type: ignore[method-assign]

@@ -1,0 +1,91 @@
+"""Keys, tokens and passwords are kept out of everything that is written, sent or exported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HIDDEN = "<hidden>"
+# Names whose values are secret, as whole words of a name such as `wandb_api_key`.
+_NAME = re.compile(
+    r"(?:^|[._\-\s])(?:api_?key|access_?key(?:_?id)?|secret(?:_?key)?|private_?key|token"
+    r"|auth_?token|passw(?:or)?d|passphrase|credentials?|bearer|authorization|\w+_(?:token|secret"
+    r"|passw(?:or)?d|api_?key|access_?key))$",
+    re.IGNORECASE,
+)
+# Values that are secret whatever they are called: what services give out has a shape of its own.
+_VALUE = re.compile(
+    r"(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w\-]{20,}"
+    r"|AKIA[A-Z0-9]{16}|sk-[A-Za-z0-9_\-]{20,}|xox[abprs]-[\w\-]{10,}|local-[0-9a-f]{40}"
+    r"|wandb_v\d_\w{40,}|eyJ[\w\-]{10,}\.[\w\-]{10,}\.[\w\-]+)"
+)
+_IN_ADDRESS = re.compile(r"(?<=://)([^\s/@:]*):([^\s/@]+)(?=@)")
+_ASSIGNED = re.compile(r"""^(?P<name>-{0,2}[\w.\-]+)(?P<sign>=|:\s*)(?P<value>.+)$""", re.DOTALL)
+_WANDB_KEY = re.compile(r"[0-9a-f]{40}")
+
+
+def is_secret_name(name: str) -> bool:
+    """Say whether a setting of this name holds a secret, however its words are joined."""
+    parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_")
+    return _NAME.search(parts) is not None
+
+
+def hide(values: Any, name: str = "") -> Any:
+    """Return nested values with `HIDDEN` in place of each secret.
+
+    Secret is what has a secret's name, however deep inside, and what has the shape of a key,
+    whatever its name. Numbers, None and truth values are kept: no secret is one of them.
+
+    Args:
+        values: A config, a section of one, or a single value.
+        name: What the value is called.
+    """
+    if isinstance(values, Mapping):
+        return {key: hide(item, str(key)) for key, item in values.items()}
+    if isinstance(values, str):
+        return HIDDEN if values and is_secret_name(name) else hide_in_text(values)
+    if isinstance(values, list | tuple):
+        found = [hide(item, name) for item in values]
+        return found if isinstance(values, list) else tuple(found)
+    return values
+
+
+def hide_in_text(text: str) -> str:
+    """Return a text with `HIDDEN` in place of what has a key's shape or stands in an address."""
+    return _IN_ADDRESS.sub(rf"\1:{HIDDEN}", _VALUE.sub(HIDDEN, text))
+
+
+def hide_in_words(words: Sequence[str]) -> list[str]:
+    """Return words without secrets: ``--token X``, ``--token=X``, ``a.token=X``."""
+    found: list[str] = []
+    takes_next = False
+    for word in words:
+        assigned = _ASSIGNED.match(word)
+        if takes_next and not word.startswith("-"):
+            found.append(HIDDEN)
+        elif assigned and is_secret_name(assigned["name"].lstrip("-")):
+            found.append(f"{assigned['name']}{assigned['sign']}{HIDDEN}")
+        else:
+            found.append(HIDDEN if _WANDB_KEY.fullmatch(word) else hide_in_text(word))
+        takes_next = word.startswith("--") and not assigned and is_secret_name(word.lstrip("-"))
+    return found
+
+
+def hide_in_source(text: str) -> str:
+    """Return a config's Python text with each secret's literal replaced.
+
+    Args:
+        text: As mmcv writes a config: ``name='value'`` and ``'name': 'value'``.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        if not is_secret_name(match["name"]):
+            return match[0]
+        return f"{match['head']}{match['quote']}{HIDDEN}{match['quote']}"
+
+    pattern = (
+        r"(?P<head>(?P<mark>['\"]?)(?P<name>[\w.\-]+)(?P=mark)\s*[=:]\s*)"
+        r"(?P<quote>['\"])(?:\\.|(?!(?P=quote)).)+(?P=quote)"
+    )
+    return hide_in_text(re.sub(pattern, replaced, text))

@@ -1,0 +1,49 @@
+"""W&B's own environment variables: which are followed here, and which cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+MODES = ("online", "offline", "disabled")
+_TRUE = ("1", "true", "t", "yes", "y", "on")
+_IGNORED = {
+    "WANDB_DIR": "a run lies in its stage's folder, where `launcher sync` finds it",
+    "WANDB_RUN_ID": "each stage is a run of its own, with an id that its checkpoints carry",
+    "WANDB_RESUME": "a stage that goes on continues its own run, another begins one",
+    "WANDB_SWEEP_ID": "W&B's sweeps start runs by themselves",
+}
+
+
+def mode_of(asked: str | None, environ: Mapping[str, str]) -> str:
+    """Return the mode: the argument, else ``WANDB_DISABLED``, else ``WANDB_MODE``, else offline.
+
+    Raises:
+        ValueError: There is no such mode.
+    """
+    if asked is None and environ.get("WANDB_DISABLED", "").lower() in _TRUE:
+        return "disabled"
+    mode = asked or environ.get("WANDB_MODE") or "offline"
+    mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
+    if mode not in MODES:
+        name = "--wandb" if asked else "WANDB_MODE"
+        raise ValueError(f"{name} {mode} is not known; use {', '.join(MODES)}")
+    return mode
+
+
+def project_of(asked: str | None, environ: Mapping[str, str]) -> str:
+    """Return the project: the config's, else ``WANDB_PROJECT``, else ``dq-launcher``."""
+    return asked or environ.get("WANDB_PROJECT") or "dq-launcher"
+
+
+def name_of(experiment: str, stage: str, environ: Mapping[str, str]) -> str:
+    """Return what W&B calls a stage's run: ``WANDB_NAME`` or the experiment, and the stage."""
+    return f"{environ.get('WANDB_NAME') or experiment}/{stage}"
+
+
+def ignored(environ: Mapping[str, str]) -> list[str]:
+    """Return a line for each variable that is set and cannot be followed."""
+    return [
+        f"{name} is not followed: {reason}"
+        for name, reason in _IGNORED.items()
+        if environ.get(name)
+    ]
