@@ -66,6 +66,9 @@ def export_detector(
     """
     network = _integer_network(graph)
     heads = {part: _integer_network(g) for part, g in graph.parts.items()}
+    if kind != "torch-int":
+        for own in (network, *heads.values()):
+            _refuse_compiled_operators(own)
     parameters = qparams(network)
     for head in heads.values():
         parameters.update(qparams(head))
@@ -103,6 +106,20 @@ def _integer_network(graph: QuantizedGraph) -> fx.GraphModule:
             ", ".join(coarser),
         )
     return network
+
+
+def _refuse_compiled_operators(network: fx.GraphModule) -> None:
+    """Raise ValueError where the network calls an operator that mmcv compiles: ONNX has none."""
+    for node in network.graph.nodes:
+        if node.op != "call_module":
+            continue
+        inside = network.get_submodule(str(node.target)).modules()
+        found = [type(m).__name__ for m in inside if type(m).__module__.startswith("mmcv.ops.")]
+        if found:
+            raise ValueError(
+                f"{node.target} is a {found[0]}, an operator that mmcv compiles and ONNX does not"
+                " have; export --format torch-int, or replace it in the config"
+            )
 
 
 def part_path(path: Path, part: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: [name for name in text.split(",") if name],
         default=[],
         metavar="A,B",
-        help="folders of mmdet's configs (default: all, which takes about an hour on two cores)",
+        help="folders of mmdet's configs (default: all, which takes about half an hour on two cores)",
     )
     parser.add_argument(
         "--out",
@@ -49,7 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
     from launcher.coverage.row import CRASHED, DIFFERS
     from launcher.coverage.table import rows_of, table
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     limits = Limits(seconds=arguments.limit, mib=arguments.memory)
     out: Path | None = arguments.out
     keep = arguments.families and out is not None and out.is_file()
@@ -59,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         for name, row in chains(arguments.families, folder, limits, jobs=arguments.jobs):
             rows[name] = row
             results.append(row.result)
+            said = f"{name}: {row.result} in {row.seconds:.0f} s {row.what}"
+            print(said.strip(), file=sys.stderr, flush=True)
             if out is not None:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 out.write_text(table(rows), encoding="utf-8")

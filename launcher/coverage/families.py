@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -11,8 +10,6 @@ from pathlib import Path
 from launcher.coverage.chain import Chain
 from launcher.coverage.processes import Limits
 from launcher.coverage.row import Row
-
-log = logging.getLogger(__name__)
 
 
 def chains(
@@ -41,7 +38,6 @@ def chains(
         }
         for future in as_completed(running):
             name, row = running[future], future.result()
-            log.info("%s: %s in %.0f s %s", name, row.result, row.seconds, row.what)
             yield name, row
 
 
