@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: [name for name in text.split(",") if name],
         default=[],
         metavar="A,B",
-        help="folders of mmdet's configs (default: all, which takes about half an hour on two cores)",
+        help="folders of mmdet's configs (default: all; half an hour on two cores)",
     )
     parser.add_argument(
         "--out",

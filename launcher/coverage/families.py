@@ -29,25 +29,27 @@ def chains(
     from dq.data.tiny_coco import write_tiny_coco
     from dq.detector.coverage import representatives
 
-    configs = representatives(families)
     data = write_tiny_coco(folder / "data")
+    # One after the other: mmcv reads a config by way of sys.path, which all threads share.
+    configs = {
+        name: write_config(path, data, folder / name)
+        for name, path in representatives(families).items()
+    }
     with ThreadPoolExecutor(jobs) as pool:
         running = {
-            pool.submit(one_chain, path, data, folder / name, limits): name
-            for name, path in configs.items()
+            pool.submit(Chain(config, config.parent, limits).row): name
+            for name, config in configs.items()
         }
         for future in as_completed(running):
-            name, row = running[future], future.result()
-            yield name, row
+            yield running[future], future.result()
 
 
-def one_chain(path: Path, data: Path, folder: Path, limits: Limits) -> Row:
-    """Return what becomes of one config of mmdet, made small, in a folder of its own."""
+def write_config(path: Path, data: Path, folder: Path) -> Path:
+    """Return the file of a config of mmdet, made small, in an empty folder of its own."""
     from dq.detector.tiny_config import tiny_config
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    # A dot in a module's name is none that Python could import.
-    config = folder / f"{path.stem}.py"
+    config = folder / path.name
     config.write_text(tiny_config(path, data))
-    return Chain(config, folder, limits).row()
+    return config
