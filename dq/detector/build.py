@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -32,8 +33,11 @@ def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -
     mend_heads()
     ensure_operators()
     try:
+        # Some heads write tensors into the config that they are built from.
         detector = build_detector(
-            config.model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg")
+            copy.deepcopy(config.model),
+            train_cfg=config.get("train_cfg"),
+            test_cfg=config.get("test_cfg"),
         )
     except (KeyError, TypeError, AssertionError, AttributeError, ValueError) as error:
         raise ValueError(f"model cannot be built: {explain(error)}") from error
