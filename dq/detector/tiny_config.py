@@ -214,7 +214,9 @@ def _divide(section: Any) -> None:
 
 def _default(kind: str, name: str) -> Any:
     """Return what a module's argument is where its config is silent; None where it has none."""
-    for own in getattr(MODELS.get(kind), "__mro__", ()):
+    # A name with a dot is another package's, which may not be there.
+    known = None if "." in kind else MODELS.get(kind)
+    for own in getattr(known, "__mro__", ()):
         parameters = inspect.signature(own.__init__).parameters
         if name in parameters:
             return parameters[name].default
@@ -228,7 +230,7 @@ def _thaw(model: dict[str, Any]) -> None:
         if "norm_eval" in part or _default(kind, "norm_eval"):
             part["norm_eval"] = False
         if part.get("frozen_stages", -1) >= 0:
-            part["frozen_stages"] = -1
+            part["frozen_stages"] = 0 if kind == "EfficientNet" else -1
         norm = part.get("norm_cfg", _default(kind, "norm_cfg"))
         if isinstance(norm, Mapping) and norm.get("type") == "BN":
             # Two batches would else leave the statistics that every norm begins with.
