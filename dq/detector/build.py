@@ -35,8 +35,11 @@ def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -
     mend_heads()
     ensure_operators()
     try:
+        # Some heads write tensors into the config that they are built from.
         detector = build_detector(
-            config.model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg")
+            copy.deepcopy(config.model),
+            train_cfg=config.get("train_cfg"),
+            test_cfg=config.get("test_cfg"),
         )
     except Exception as error:  # constructors, the user's own among them, may raise anything
         raise ValueError(f"model cannot be built: {explain(error)}") from error

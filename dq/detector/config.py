@@ -18,6 +18,7 @@ from mmdet.utils import compat_cfg, replace_cfg_vals
 from dq.detector.custom_imports import import_modules
 from dq.detector.data_root import move_data_root
 from dq.detector.mmdet_keys import REFUSED, TOP_LEVEL_KEYS
+from dq.tracking.secrets import hide
 
 # Too short, or too near to what people call their own variables, to be taken for a misspelt key.
 NOT_MISSPELT = ("seed", "device", "launcher", "gpu_ids")
@@ -258,9 +259,10 @@ def config_text(config: Config) -> str:
     """Return the config as Python that reads back as the same, whatever stands in its strings.
 
     mmcv's own way sets strings between quotes that it does not escape, so a path with a quote or a
-    backslash in it is another path, or no Python at all.
+    backslash in it is another path, or no Python at all. Keys and passwords are left out: the text
+    goes into checkpoints and exported files.
     """
-    values = config._cfg_dict.to_dict()
+    values = hide(config._cfg_dict.to_dict())
     return "".join(
         f"{name} = {pprint.pformat(value, width=100, sort_dicts=False)}\n"
         for name, value in values.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -82,12 +82,12 @@ def export_detector(
         files: dict[Path, bytes] = {}
     else:
         example = torch.zeros(1, input_channels(detector), *size)
-        inputs = inputs_of_heads(detector, graph, example)
+        inputs = all_inputs_of_heads(detector, graph, example)
         behind = behind_network(detector, network, example, decode)
-        models = {paths[0]: _onnx(network, example, kind, opset, metadata, behind)}
+        models = {paths[0]: _onnx(network, [example], kind, opset, metadata, behind)}
         for part, head in heads.items():
             if part not in inputs:
-                raise ValueError(f"{part} takes more than one input and cannot be exported")
+                raise ValueError(f"{part} runs on no boxes and cannot be exported")
             paths.append(part_path(paths[0], part))
             models[paths[-1]] = _onnx(head, inputs[part], kind, opset, metadata)
         files = models
@@ -106,6 +106,16 @@ def _integer_network(graph: QuantizedGraph) -> fx.GraphModule:
             ", ".join(coarser),
         )
     return network
+
+
+def _compiled_operator(network: fx.GraphModule) -> str:
+    """Return which operator of those that mmcv compiles the network calls; empty for none."""
+    for node in network.graph.nodes:
+        if node.op == "call_module":
+            for module in network.get_submodule(str(node.target)).modules():
+                if type(module).__module__.startswith("mmcv.ops."):
+                    return f"{node.target} is a {type(module).__name__}"
+    return ""
 
 
 def part_path(path: Path, part: str) -> Path:
@@ -146,7 +156,7 @@ def behind_network(
 
 def _onnx(
     network: Any,
-    example: Tensor,
+    examples: Sequence[Tensor],
     kind: str,
     opset: int | None,
     metadata: Mapping[str, str],
@@ -158,14 +168,23 @@ def _onnx(
 
     specs = specs_of(network)
     with torch.no_grad():
-        names = output_names(network(example))
-    model = placeholder_model(
-        network,
-        example,
-        opset=_opset(network, kind, opset),
-        output_names=names if behind is None else [*names, *behind.NAMES],
-        behind=None if behind is None else _Beside(behind),
-    )
+        names = output_names(network(*examples))
+    try:
+        model = placeholder_model(
+            network,
+            examples,
+            opset=_opset(network, kind, opset),
+            output_names=names if behind is None else [*names, *behind.NAMES],
+            behind=None if behind is None else _Beside(behind),
+        )
+    except ValueError as error:
+        # torch says of them that it cannot look inside, and not which they are.
+        if not (compiled := _compiled_operator(network)):
+            raise
+        raise ValueError(
+            f"{compiled}, an operator that mmcv compiles and ONNX does not have; export"
+            " --format torch-int, or replace it in the config"
+        ) from error
     write_suppressions_(model)
     (to_tidl_ if kind == "onnx-tidl" else to_qdq_)(model, specs)
     if behind is not None:
@@ -212,23 +231,30 @@ def output_names(result: Any) -> list[str]:
     return names
 
 
-@torch.no_grad()
 def inputs_of_heads(
     detector: nn.Module, graph: QuantizedGraph, images: Tensor
 ) -> dict[str, Tensor]:
-    """Return an example of what each RoI head gets, by its name."""
+    """Return an example of what each RoI head of one input gets, by its name."""
+    found = all_inputs_of_heads(detector, graph, images)
+    return {part: inputs[0] for part, inputs in found.items() if len(inputs) == 1}
+
+
+@torch.no_grad()
+def all_inputs_of_heads(
+    detector: nn.Module, graph: QuantizedGraph, images: Tensor
+) -> dict[str, tuple[Tensor, ...]]:
+    """Return examples of the inputs, one or two, of each RoI head by its name."""
     if not graph.parts:
         return {}
     from dq.detector.graph import features_of
     from dq.detector.roi_heads import run_roi_heads
 
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, tuple[Tensor, ...]] = {}
     handles = []
     for part in graph.parts:
 
         def record(_: nn.Module, inputs: Any, part: str = part) -> None:
-            if len(inputs) == 1:
-                seen[part] = inputs[0]
+            seen[part] = tuple(inputs)
 
         handles.append(detector.get_submodule(part).register_forward_pre_hook(record))
     try:
@@ -302,4 +328,17 @@ def image_size(config: Config, given: tuple[int, int] | None) -> tuple[int, int]
         # The longer side may be either one.
         width = height = max(width, height)
     divisor = int(padding.get("size_divisor") or 1)
-    return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+    height, width = (_rounded_up(side, divisor) for side in (height, width))
+    own: Mapping[str, Any] = next(steps(pipeline, "RandomCenterCropPad"), {})
+    if own.get("test_mode"):
+        mode, value = own.get("test_pad_mode", ("logical_or", 127))
+        added = int(own.get("test_pad_add_pix", 0))
+        # As the step itself pads a test image: CornerNet, CenterNet.
+        if mode == "logical_or":
+            return (height | value) + added, (width | value) + added
+        height, width = (_rounded_up(side, value) for side in (height, width))
+    return height, width
+
+
+def _rounded_up(side: int, divisor: int) -> int:
+    return -(-side // divisor) * divisor

@@ -56,30 +56,29 @@ def load_models(path: Path, graph: QuantizedGraph, classes: tuple[str, ...]) -> 
 
 
 class OnnxGraph:
-    """Stands in for a quantized graph: images -> what the graph returns, by ONNX Runtime.
+    """Stands in for a quantized graph: its inputs -> what it returns, by ONNX Runtime.
 
     Args:
         network: The exported model.
         graph: The graph it was exported from, for the structure of its result.
-        example: An input of the model's size.
+        examples: Inputs of the model's sizes.
 
     Raises:
         ValueError: The model is not that graph's.
     """
 
-    def __init__(
-        self, network: OnnxNetwork, graph: Callable[[Tensor], Any], example: Tensor
-    ) -> None:
+    def __init__(self, network: OnnxNetwork, graph: Callable[..., Any], *examples: Tensor) -> None:
         self.network = network
         with torch.no_grad():
-            result = graph(example)
+            result = graph(*examples)
         self.structure = flatten(result)[1]
         if output_names(result) != network.names[: self.structure.num_leaves]:
             raise ValueError("the model's outputs are not this detector's; export it again")
 
-    def __call__(self, x: Tensor) -> Any:
+    def __call__(self, x: Tensor, *others: Tensor) -> Any:
         """Return the network's outputs as the graph returns them."""
-        return unflatten(self.network.tensors(x)[: self.structure.num_leaves], self.structure)
+        found = self.network.tensors(x, *others)
+        return unflatten(found[: self.structure.num_leaves], self.structure)
 
 
 class Padded:
@@ -179,9 +178,9 @@ def run_in_onnx_(
     attach(detector, Padded(OnnxGraph(network, graph, _example(models)), size))
     for part, fake in graph.parts.items():
         session = OnnxNetwork(models[part], threads=threads, integers=integers)
-        shape = [side if isinstance(side, int) else 2 for side in session.size]
+        shapes = [[s if isinstance(s, int) else 2 for s in size] for size in session.sizes]
         detector.get_submodule(part).__dict__["forward"] = OnnxGraph(
-            session, fake, torch.zeros(shape)
+            session, fake, *(torch.zeros(shape) for shape in shapes)
         )
     if DETECTIONS in models:
         network = OnnxNetwork(models[DETECTIONS], threads=threads, integers=integers)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcv import Config
-from mmdet.models import HEADS
+from mmdet.models.builder import MODELS
 from mmdet.utils import compat_cfg, replace_cfg_vals
 
 from dq.data.tiny_coco import CLASSES
@@ -38,8 +38,9 @@ _WIDTHS = {
 # Below this a width is small already.
 _WIDE_FROM = 128
 _COUNTS = {
-    "num_query": 20, "num_queries": 20, "num_proposals": 20, "nms_pre": 100, "nms_post": 50,
-    "max_num": 50, "max_per_img": 50, "max_per_image": 20,
+    "stacked_convs": 1, "num_convs": 1, "num_shared_convs": 1, "num_blocks": 1,
+    "num_query": 20, "num_queries": 20, "num_proposals": 20,
+    "nms_pre": 100, "nms_post": 50, "max_num": 50, "max_per_img": 50, "max_per_image": 20,
 }  # fmt: skip
 _SAMPLED = 32
 _LAYERS = 2
@@ -66,6 +67,7 @@ def tiny_config(path: Path, data: Path) -> str:
     _use_teacher_of(path, model)
     if family not in WIDE:
         _narrow(model, heads=family not in WIDE_HEADS)
+    _thaw(model)
     _count_less(model)
     _use_classes(model)
     if "panoptic_on" in (model.get("test_cfg") or {}):
@@ -82,6 +84,9 @@ def tiny_config(path: Path, data: Path) -> str:
         "checkpoint_config": {"interval": 1000},
         "log_config": {"interval": 1, "hooks": [{"type": "TextLoggerHook"}]},
         "custom_hooks": hooks,
+        "load_from": None,
+        "resume_from": None,
+        "workflow": [("train", 1)],
         "quant": {
             "schedule": {"calibration_batches": 1, "calibration_batch_size": 4},
             "training": {"custom_hooks": [*hooks, STOP_HOOK]},
@@ -173,12 +178,18 @@ def _narrow(model: dict[str, Any], *, heads: bool) -> None:
 def _narrow_backbone(backbone: dict[str, Any]) -> bool:
     """Make a net narrow, and shallow where it can be; return whether its widths are divided."""
     kind = backbone["type"]
-    if kind == "SwinTransformer":
-        backbone["depths"] = [1] * len(backbone["depths"])
+    for name in ("depths", "num_layers", "stage_blocks"):
+        if isinstance(backbone.get(name), list | tuple):
+            backbone[name] = [1] * len(backbone[name])
+    if kind == "HRNet":
+        for stage in backbone["extra"].values():
+            stage.update(num_modules=1, num_blocks=(1,) * stage["num_branches"])
     if kind == "HourglassNet":
         backbone["stage_channels"] = _divided(backbone["stage_channels"])
         backbone["feat_channel"] = _divided(backbone.get("feat_channel", 256))
         return True
+    if kind == "Res2Net":
+        backbone["depth"] = 50
     if kind != "ResNet":
         return False
     if backbone["depth"] < 50 or any(backbone.get(key) for key in ("dcn", "plugins")):
@@ -186,29 +197,44 @@ def _narrow_backbone(backbone: dict[str, Any]) -> bool:
     else:
         # The widths of basic blocks, 32 to 256, are an eighth of those of bottlenecks.
         backbone.update(depth=18, base_channels=32, stem_channels=32)
-    # Nobody has trained what would be frozen.
-    backbone.update(frozen_stages=-1, norm_eval=False)
     return True
 
 
 def _divide(section: Any) -> None:
+    """Divide widths inside the section, in place."""
     for part in _sections(section):
         for key, value in part.items():
             if key in _WIDTHS:
                 part[key] = _divided(value, least=8 if key == "point_feat_channels" else _WIDE_FROM)
-        norm = part.get("norm_cfg", _default_norm(str(part.get("type"))))
+        norm = part.get("norm_cfg", _default(str(part.get("type")), "norm_cfg"))
         if isinstance(norm, Mapping) and norm.get("type") == "GN":
             # A group of one channel has nothing to normalize where a level is one pixel.
             part["norm_cfg"] = {**norm, "num_groups": max(1, norm["num_groups"] // NARROWER)}
 
 
-def _default_norm(kind: str) -> Any:
-    """Return the ``norm_cfg`` that a head has where its config is silent."""
-    for own in getattr(HEADS.get(kind), "__mro__", ()):
+def _default(kind: str, name: str) -> Any:
+    """Return what a module's argument is where its config is silent; None where it has none."""
+    # A name with a dot is another package's, which may not be there.
+    known = None if "." in kind else MODELS.get(kind)
+    for own in getattr(known, "__mro__", ()):
         parameters = inspect.signature(own.__init__).parameters
-        if "norm_cfg" in parameters:
-            return parameters["norm_cfg"].default
+        if name in parameters:
+            return parameters[name].default
     return None
+
+
+def _thaw(model: dict[str, Any]) -> None:
+    """Let batch norms take the statistics of what they see: nobody has trained them."""
+    for part in _sections(model):
+        kind = str(part.get("type"))
+        if "norm_eval" in part or _default(kind, "norm_eval"):
+            part["norm_eval"] = False
+        if part.get("frozen_stages", -1) >= 0:
+            part["frozen_stages"] = 0 if kind == "EfficientNet" else -1
+        norm = part.get("norm_cfg", _default(kind, "norm_cfg"))
+        if isinstance(norm, Mapping) and norm.get("type") == "BN":
+            # Two batches would else leave the statistics that every norm begins with.
+            part["norm_cfg"] = {**norm, "momentum": 0.9}
 
 
 def _divided(value: Any, least: int = _WIDE_FROM) -> Any:
@@ -230,6 +256,9 @@ def _count_less(model: dict[str, Any]) -> None:
             part["num"] = min(part["num"], _SAMPLED)
         if "transformerlayers" in part and isinstance(part.get("num_layers"), int):
             part["num_layers"] = min(part["num_layers"], _LAYERS)
+        if "stack_times" in part:
+            # As many as its longest connection skips.
+            part.update(stack_times=4, paths=list(part["paths"])[:4])
         if "Sparse" in str(part.get("type")) and "num_stages" in part:
             _leave_out_stages([part, model["train_cfg"]], part["num_stages"])
             part["num_stages"] = _LAYERS

@@ -139,5 +139,5 @@ class ExactSum(nn.Module):
 
 
 def _fused(x: Tensor, factor: Tensor, addend: Tensor) -> Tensor:
-    """Return ``x * factor + addend`` in float32, rounded once."""
-    return x.double().mul_(factor.double()).add_(addend.double()).float()
+    """Return ``x * factor + addend`` in float32, rounded once; either may be broadcast."""
+    return (x.double().mul_(factor.double()) + addend.double()).float()

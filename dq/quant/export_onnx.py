@@ -22,7 +22,7 @@ from torch.utils import _pytree
 from dq.quant.integer_graph import emitting_of
 
 DEFAULT_OPSET, OPSET_16_BITS = 18, 21
-INPUT, OUTPUT = "images", "output"
+INPUT, SECOND, OUTPUT = "images", "second", "output"
 
 
 class _Flat(nn.Module):
@@ -34,6 +34,14 @@ class _Flat(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         result = self.network(images)
+        return flatten(result if self.behind is None else self.behind(result))[0]
+
+
+class _FlatOfTwo(_Flat):
+    """A network of two inputs."""
+
+    def forward(self, images: Tensor, second: Tensor) -> list[Tensor]:  # type: ignore[override]
+        result = self.network(images, second)
         return flatten(result if self.behind is None else self.behind(result))[0]
 
 
@@ -50,7 +58,7 @@ def unflatten(values: Sequence[Any], structure: Any) -> Any:
 
 def placeholder_model(
     network: fx.GraphModule,
-    example: Tensor,
+    example: Tensor | Sequence[Tensor],
     *,
     opset: int,
     output_names: Sequence[str],
@@ -60,7 +68,8 @@ def placeholder_model(
 
     Args:
         network: As `dq.quant.integer_graph.integer_network` returns it.
-        example: An input; its size but for the first dimension becomes the model's.
+        example: An input, or both of them; its size but for the first dimension becomes the
+            model's.
         opset: Version of ONNX's operators, 18 or later.
         output_names: Of the outputs, in the order of `flatten`.
         behind: Computed on the network's result and exported too.
@@ -70,7 +79,9 @@ def placeholder_model(
     """
     emitting = emitting_of(network)
     # One image alone would make the batch's size a constant.
-    images = example[:1].repeat(2, *[1] * (example.dim() - 1))
+    examples = [example] if isinstance(example, Tensor) else list(example)
+    inputs = tuple(x[:1].repeat(2, *[1] * (x.dim() - 1)) for x in examples)
+    flat = _Flat if len(inputs) == 1 else _FlatOfTwo
     emitting.on = True
     # torch reports on its progress, and warns of what it does internally.
     quiet = [
@@ -84,12 +95,12 @@ def placeholder_model(
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                _Flat(network, behind).eval(),
-                (images,),
+                flat(network, behind).eval(),
+                inputs,
                 dynamo=True,
                 opset_version=opset,
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-                input_names=[INPUT],
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) * len(inputs),
+                input_names=[INPUT, SECOND][: len(inputs)],
                 output_names=list(output_names),
                 optimize=True,
                 verbose=False,

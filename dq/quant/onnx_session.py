@@ -107,6 +107,11 @@ class OnnxNetwork:
         """What the input's size must be; a name stands for any."""
         return tuple(self.session.get_inputs()[0].shape)
 
+    @property
+    def sizes(self) -> list[tuple[int | str, ...]]:
+        """What the sizes of all inputs must be."""
+        return [tuple(own.shape) for own in self.session.get_inputs()]
+
     def run(
         self, images: Tensor, given: Mapping[str, Tensor] | None = None
     ) -> dict[str, NDArray[np.float32]]:
@@ -134,9 +139,11 @@ class OnnxNetwork:
         feed = {name: tensor.detach().cpu().float().numpy() for name, tensor in tensors.items()}
         return dict(zip(self.names, self.session.run(None, feed), strict=True))
 
-    def tensors(self, images: Tensor) -> list[Tensor]:
-        """Return all outputs in order, on the device of the images."""
-        return [torch.from_numpy(value).to(images.device) for value in self.run(images).values()]
+    def tensors(self, images: Tensor, *others: Tensor) -> list[Tensor]:
+        """Return all outputs in order, on the device of the images, for all inputs in order."""
+        names = [own.name for own in self.session.get_inputs()[1:]]
+        found = self.run(images, dict(zip(names, others, strict=True)) if others else None)
+        return [torch.from_numpy(value).to(images.device) for value in found.values()]
 
 
 def _sizes(shape: Sequence[int | str]) -> str:

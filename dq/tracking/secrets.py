@@ -70,22 +70,3 @@ def hide_in_words(words: Sequence[str]) -> list[str]:
             found.append(HIDDEN if _WANDB_KEY.fullmatch(word) else hide_in_text(word))
         takes_next = word.startswith("--") and not assigned and is_secret_name(word.lstrip("-"))
     return found
-
-
-def hide_in_source(text: str) -> str:
-    """Return a config's Python text with each secret's literal replaced.
-
-    Args:
-        text: As mmcv writes a config: ``name='value'`` and ``'name': 'value'``.
-    """
-
-    def replaced(match: re.Match[str]) -> str:
-        if not is_secret_name(match["name"]):
-            return match[0]
-        return f"{match['head']}{match['quote']}{HIDDEN}{match['quote']}"
-
-    pattern = (
-        r"(?P<head>(?P<mark>['\"]?)(?P<name>[\w.\-]+)(?P=mark)\s*[=:]\s*)"
-        r"(?P<quote>['\"])(?:\\.|(?!(?P=quote)).)+(?P=quote)"
-    )
-    return hide_in_text(re.sub(pattern, replaced, text))

@@ -1,12 +1,15 @@
-"""``launcher coverage``: which families of mmdet's configs can be quantized, as a table."""
+"""``launcher coverage``: how far each family of mmdet's configs goes, through files, as a table."""
 
 from __future__ import annotations
 
 import argparse
-import logging
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-HELP = "try one config of every family that mmdet ships, and write a table of what is quantized"
+HELP = "take one config of every family that mmdet ships the whole way, and write a table"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: [name for name in text.split(",") if name],
         default=[],
         metavar="A,B",
-        help="folders of mmdet's configs (default: all, which takes some 20 minutes)",
+        help="folders of mmdet's configs (default: all; half an hour on two cores)",
     )
     parser.add_argument(
         "--out",
@@ -24,31 +27,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.md",
         help="where the table goes (default: printed); with --families its other rows stay",
     )
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes at a time")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="families at a time")
     parser.add_argument(
-        "--limit", type=float, default=300.0, metavar="SECONDS", help="for each (default 300)"
+        "--limit", type=float, default=600.0, metavar="SECONDS", help="a step (default 600)"
     )
     parser.add_argument(
-        "--memory", type=int, default=8192, metavar="MIB", help="for each (default 8192)"
+        "--memory", type=int, default=8192, metavar="MIB", help="a step (default 8192)"
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="where what the steps write and print stays (default: removed)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Try the families, write the table, and return 1 when one crashed."""
-    from dq.detector.coverage import cover, representatives, rows_of, table
+    """Take the families through the chain, write the table, and return 1 when one crashed."""
+    from launcher.coverage.families import chains
+    from launcher.coverage.processes import Limits
+    from launcher.coverage.row import CRASHED, DIFFERS
+    from launcher.coverage.table import rows_of, table
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    configs = representatives(arguments.families)
-    verdicts = cover(
-        configs, jobs=arguments.jobs, limit_s=arguments.limit, limit_mib=arguments.memory
-    )
-    if arguments.out is None:
-        print(table(configs, verdicts), end="")
-    else:
-        keep = arguments.families and arguments.out.is_file()
-        before = arguments.out.read_text(encoding="utf-8") if keep else ""
-        old_configs, old = rows_of(before)
-        text = table({**old_configs, **configs}, {**old, **verdicts})
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text, encoding="utf-8")
-    return int(any(verdict.verdict == "crashed" for verdict in verdicts.values()))
+    limits = Limits(seconds=arguments.limit, mib=arguments.memory)
+    out: Path | None = arguments.out
+    keep = arguments.families and out is not None and out.is_file()
+    rows = rows_of(out.read_text(encoding="utf-8")) if keep and out is not None else {}
+    results = []
+    with _folder(arguments.keep) as folder:
+        for name, row in chains(arguments.families, folder, limits, jobs=arguments.jobs):
+            rows[name] = row
+            results.append(row.result)
+            said = f"{name}: {row.result} in {row.seconds:.0f} s {row.what}"
+            print(said.strip(), file=sys.stderr, flush=True)
+            if out is not None:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                out.write_text(table(rows), encoding="utf-8")
+    if out is None:
+        print(table(rows), end="")
+    return int(CRASHED in results or DIFFERS in results)
+
+
+@contextlib.contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """Yield the folder that is to stay, or one that is removed."""
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="coverage-", ignore_cleanup_errors=True) as name:
+        yield Path(name)

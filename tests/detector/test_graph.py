@@ -21,7 +21,7 @@ from dq.detector.graph import (
     summary,
     trace_detector,
 )
-from dq.detector.probe import remove_pretrained
+from dq.detector.tiny_config import remove_pretrained
 from dq.quant.phase import Phase, set_phase
 from dq.quant.recipe import Recipe, Rule
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dq.detector.calibrate import calibrate
 from dq.detector.exact_detector import exact_arithmetic
 from dq.detector.graph import quantize_detector, trace_detector
-from dq.detector.step import add_train_step
+from dq.detector.step import LoneDetector
 from dq.quant.phase import Phase, set_phase
 from dq.quant.recipe import Recipe
 from dq.quant.trace import trace
@@ -55,7 +55,7 @@ def test_stages_add_quantizers_and_nothing_else(family: str) -> None:
     calibrate(detector, graph, [IMAGE], torch.device("cpu"))
     assert content(detector) == before, "calibration"
     set_phase(graph.quantizers, Phase.TRAIN)
-    add_train_step(detector)
+    assert LoneDetector(detector).module is detector
     detector.train()
     assert content(detector) == before, "training"
     set_phase(graph.quantizers, Phase.FROZEN)
@@ -70,7 +70,6 @@ def test_a_copy_runs_on_its_own_weights(family: str) -> None:
     detector = detector_of(family).eval()
     graph = quantize_detector(detector, Recipe())
     calibrate(detector, graph, [IMAGE], torch.device("cpu"))
-    add_train_step(detector)
     twin = copy.deepcopy(detector)
     expected = features(detector)
     with torch.no_grad():
@@ -81,7 +80,6 @@ def test_a_copy_runs_on_its_own_weights(family: str) -> None:
     assert not any(x.any() for x in features(detector)[:1])
     taken = twin.__dict__["extract_feat"].graph
     assert taken.root is twin
-    assert twin.__dict__["train_step"].detector is twin
     for name in graph.parts:
         part = twin.get_submodule(name).__dict__["forward"]
         assert part.root is twin

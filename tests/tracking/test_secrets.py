@@ -5,7 +5,6 @@ import pytest
 from dq.tracking.secrets import (
     HIDDEN,
     hide,
-    hide_in_source,
     hide_in_text,
     hide_in_words,
     is_secret_name,
@@ -65,11 +64,3 @@ def test_command_lines() -> None:
         "run", "c.py", "--token", HIDDEN, f"--api-key={HIDDEN}", "--cfg-options",
         f"hub.token={HIDDEN}", "data_root=/x", HIDDEN, "--seed", "3",
     ]  # fmt: skip
-
-
-def test_the_text_of_a_config() -> None:
-    text = "hub = dict(token='a\\'b', name=\"x\", access={'api_key': \"k\"})\nlr = 0.1\n"
-    hidden = hide_in_source(text)
-    assert hidden == (
-        f"hub = dict(token='{HIDDEN}', name=\"x\", access={{'api_key': \"{HIDDEN}\"}})\nlr = 0.1\n"
-    )

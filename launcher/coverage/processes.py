@@ -1,0 +1,129 @@
+"""Commands in processes of their own, each of which may crash, hang or grow too large.
+
+They are forked from a server that has imported torch and mmdet, since imports would take most of
+the time; nothing else is shared. What they say goes to a file, as on a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+LAUNCHER = "launcher.cli:main"
+_PRELOADED = [
+    *("launcher.stages", "launcher.session", "launcher.report", "mmdet.apis"),
+    *("dq.quant.export_qdq", "onnxruntime", "onnxscript", "launcher.coverage.warm_exporter"),
+]
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a process may take.
+
+    Attributes:
+        seconds: Of time.
+        mib: Resident memory, in MiB.
+    """
+
+    seconds: float = 300.0
+    mib: int = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a process ended.
+
+    Attributes:
+        code: Its exit code, negative for a signal.
+        output: All that it printed.
+        killed: Why it was ended from here; empty where it was not.
+    """
+
+    code: int
+    output: str
+    killed: str = ""
+
+    @property
+    def error(self) -> str:
+        """The line that says what went wrong; empty where there is none."""
+        lines = [line for line in self.output.splitlines() if line.startswith("error: ")]
+        return lines[-1].removeprefix("error: ") if lines else ""
+
+    @property
+    def has_traceback(self) -> bool:
+        """Whether a raw traceback was printed."""
+        return "Traceback (most recent call last)" in self.output
+
+
+def run(words: Sequence[str], output: Path, limits: Limits, *, target: str = LAUNCHER) -> Ended:
+    """Run a command to its end and return how it ended.
+
+    Args:
+        words: Its arguments.
+        output: Where what it prints is kept.
+        limits: What it may take; it is killed beyond.
+        target: ``module:function`` that takes the words and returns an exit code.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    child = context.Process(target=_be, args=(target, list(words), str(output)))
+    began = time.monotonic()
+    child.start()
+    killed = ""
+    while child.is_alive():
+        child.join(_POLL_S)
+        if time.monotonic() - began > limits.seconds:
+            killed = f"took more than {limits.seconds:.0f} s"
+        elif _resident_mib(child.pid) > limits.mib:
+            killed = f"took more than {limits.mib} MiB"
+        if killed:
+            _kill(child.pid)
+            child.join()
+            break
+    text = output.read_text(errors="replace") if output.is_file() else ""
+    return Ended(code=child.exitcode or 0, output=text, killed=killed)
+
+
+def _be(target: str, words: list[str], output: str) -> None:
+    """Be the command: a session of its own whose streams are the file, and an exit code."""
+    os.setsid()
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+    # torchrun's or a scheduler's variables would make a rank of it.
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
+    module, _, name = target.partition(":")
+    code = getattr(importlib.import_module(module), name)(words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def _kill(pid: int | None) -> None:
+    """Kill a process and all that it started in its session."""
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _resident_mib(pid: int | None) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    resident = re.search(r"VmRSS:\s*(\d+)", status)
+    return int(resident[1]) // 1024 if resident else 0
