@@ -19,7 +19,7 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "export": ("launcher.stages.export:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
     "run": ("launcher.stages.float_training:dataset_of", ("CONFIG",)),
     "data": ("launcher.commands.data:fetch_voc", ("voc2007",)),
-    "coverage": ("dq.detector.coverage:cover", ("--families", "ssd")),
+    "coverage": ("launcher.coverage.families:chains", ("--families", "ssd")),
     "compare": ("dq.tracking.experiments:find_experiments", ()),
     "sync": ("dq.tracking.sync:pending_runs", ()),
     "submit": ("slurm.profile:read_profile", ("train", "CONFIG")),
