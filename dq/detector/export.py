@@ -166,11 +166,12 @@ def _onnx(
     specs = specs_of(network)
     with torch.no_grad():
         names = output_names(network(*examples))
+    version = _opset(network, kind, opset)
     try:
         model = placeholder_model(
             network,
             examples,
-            opset=_opset(network, kind, opset),
+            opset=version,
             output_names=names if behind is None else [*names, *behind.NAMES],
             behind=None if behind is None else _Beside(behind),
         )
@@ -207,13 +208,16 @@ class _Beside(nn.Module):
 def _opset(network: Any, kind: str, given: int | None) -> int:
     from dq.quant.export_onnx import DEFAULT_OPSET
     from dq.quant.export_qdq import opset_needed
+    from dq.quant.onnx_operators import OPSET_DEFORMABLE
 
     needed = opset_needed(widths_of(network)) if kind == "onnx-qdq" else 0
     needed = max(needed, DEFAULT_OPSET)
+    if "DeformConv" in _compiled_operator(network):
+        needed = max(needed, OPSET_DEFORMABLE)
     if given is not None and given < needed:
         raise ValueError(
             f"--opset {given} is too low: this detector needs {needed} or later (16-bit and 4-bit"
-            " integers came with 21)"
+            " integers came with 21, deformable convolutions with 19)"
         )
     return given or needed
 

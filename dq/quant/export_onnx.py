@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from dq.quant.integer_graph import emitting_of
+from dq.quant.onnx_operators import translations
 
 DEFAULT_OPSET, OPSET_16_BITS = 18, 21
 INPUT, SECOND, OUTPUT = "images", "second", "output"
@@ -104,6 +105,7 @@ def placeholder_model(
                 output_names=list(output_names),
                 optimize=True,
                 verbose=False,
+                custom_translation_table=translations(),
             )
     except Exception as error:
         raise ValueError(f"this detector cannot be exported: {reason_of(error)}") from error
