@@ -226,7 +226,9 @@ def output_names(result: Any) -> list[str]:
     """Return a name for each tensor of a network's result: ``output.0.3`` for ``result[0][3]``."""
     found, _ = _pytree.tree_flatten_with_path(result)
     names = []
-    for path, _ in found:
+    for path, value in found:
+        if value is None:
+            continue
         keys = [str(getattr(key, "idx", getattr(key, "key", key))) for key in path]
         names.append(".".join(["output", *keys]))
     return names

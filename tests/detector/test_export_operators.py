@@ -85,3 +85,17 @@ def test_roi_head_of_two_inputs(tmp_path: Path) -> None:
         wanted = exact_network(graph.parts[part])(*boxes)
     for got, own in zip(found, wanted, strict=True):
         torch.testing.assert_close(got, own, atol=1e-4, rtol=1e-4)
+
+
+def test_head_without_a_branch(tmp_path: Path) -> None:
+    """Grid R-CNN's box head scores and moves no box: it returns None for that."""
+    detector = detector_of("grid_rcnn")
+    part = "roi_head.bbox_head"
+    graph = exported(detector, tmp_path)
+    network = OnnxNetwork(load_model(part_path(tmp_path / "net.onnx", part)))
+    boxes = torch.rand(5, 256, 7, 7, generator=torch.Generator().manual_seed(0))
+    scores, moves = OnnxGraph(network, graph.parts[part], boxes)(boxes)
+    with torch.no_grad():
+        wanted, _ = exact_network(graph.parts[part])(boxes)
+    assert moves is None
+    torch.testing.assert_close(scores, wanted, atol=1e-4, rtol=1e-4)
