@@ -106,7 +106,8 @@ class Chain:
 
     def _end(self, step: str, verdict: str, what: str) -> NoReturn:
         self.steps[step] = verdict
-        self.what = f"{step}: {' '.join(what.split())}"
+        # Where the folder lies is nothing that a table should say.
+        self.what = f"{step}: {' '.join(what.split())}".replace(f"{self.folder}/", "")
         raise _End
 
     def _evaluate(self, stage: str) -> None:
