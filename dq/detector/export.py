@@ -176,8 +176,9 @@ def _onnx(
             behind=None if behind is None else _Beside(behind),
         )
     except ValueError as error:
-        # torch says of them that it cannot look inside, and not which they are.
-        if not (compiled := _compiled_operator(network)):
+        # torch says of what is compiled that it cannot look inside, and not what it is.
+        compiled = _compiled_operator(network)
+        if not compiled or "data is not allocated" not in str(error):
             raise
         raise ValueError(
             f"{compiled}, an operator that mmcv compiles and ONNX does not have; export"
