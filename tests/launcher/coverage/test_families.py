@@ -33,7 +33,7 @@ def test_family_goes_the_whole_way(rows: Mapping[str, Row], family: str) -> None
     decoded = YES if family in DECODED else HAS_NOT
     ended = {"boxes": decoded, "nms": decoded, "onnxruntime": row.steps["onnxruntime"]}
     assert row.steps == {step: ended.get(step, YES) for step in STEPS}
-    # SiLU runs in float, so that a net of chance weights may not have the same ties there.
-    assert row.steps["onnxruntime"] in ((YES, TIES) if family == "yolox" else (YES,))
+    # A net of chance weights gives many boxes one score, which come in another order then.
+    assert row.steps["onnxruntime"] in ((YES, TIES) if family in DECODED else (YES,))
     assert row.quantizers > 40
     assert row.quantized == ("partly float" if family in PARTLY else "OK")
