@@ -169,17 +169,19 @@ def _onnx(
     specs = specs_of(network)
     with torch.no_grad():
         names = output_names(network(*examples))
+    version = _opset(network, kind, opset)
     try:
         model = placeholder_model(
             network,
             examples,
-            opset=_opset(network, kind, opset),
+            opset=version,
             output_names=names if behind is None else [*names, *behind.NAMES],
             behind=None if behind is None else _Beside(behind),
         )
     except ValueError as error:
-        # torch says of them that it cannot look inside, and not which they are.
-        if not (compiled := _compiled_operator(network)):
+        # torch says of what is compiled that it cannot look inside, and not what it is.
+        compiled = _compiled_operator(network)
+        if not compiled or "data is not allocated" not in str(error):
             raise
         raise ValueError(
             f"{compiled}, an operator that mmcv compiles and ONNX does not have; export"
@@ -210,13 +212,16 @@ class _Beside(nn.Module):
 def _opset(network: Any, kind: str, given: int | None) -> int:
     from dq.quant.export_onnx import DEFAULT_OPSET
     from dq.quant.export_qdq import opset_needed
+    from dq.quant.onnx_operators import OPSET_DEFORMABLE
 
     needed = opset_needed(widths_of(network)) if kind == "onnx-qdq" else 0
     needed = max(needed, DEFAULT_OPSET)
+    if "DeformConv" in _compiled_operator(network):
+        needed = max(needed, OPSET_DEFORMABLE)
     if given is not None and given < needed:
         raise ValueError(
             f"--opset {given} is too low: this detector needs {needed} or later (16-bit and 4-bit"
-            " integers came with 21)"
+            " integers came with 21, deformable convolutions with 19)"
         )
     return given or needed
 
@@ -225,7 +230,9 @@ def output_names(result: Any) -> list[str]:
     """Return a name for each tensor of a network's result: ``output.0.3`` for ``result[0][3]``."""
     found, _ = _pytree.tree_flatten_with_path(result)
     names = []
-    for path, _ in found:
+    for path, value in found:
+        if value is None:
+            continue
         keys = [str(getattr(key, "idx", getattr(key, "key", key))) for key in path]
         names.append(".".join(["output", *keys]))
     return names

@@ -71,14 +71,17 @@ class OnnxGraph:
         self.network = network
         with torch.no_grad():
             result = graph(*examples)
-        self.structure = flatten(result)[1]
-        if output_names(result) != network.names[: self.structure.num_leaves]:
+        values, self.structure = flatten(result)
+        # A head without a branch returns None for it.
+        self.is_there = [value is not None for value in values]
+        if output_names(result) != network.names[: sum(self.is_there)]:
             raise ValueError("the model's outputs are not this detector's; export it again")
 
     def __call__(self, x: Tensor, *others: Tensor) -> Any:
         """Return the network's outputs as the graph returns them."""
-        found = self.network.tensors(x, *others)
-        return unflatten(found[: self.structure.num_leaves], self.structure)
+        found = iter(self.network.tensors(x, *others))
+        values = [next(found) if is_there else None for is_there in self.is_there]
+        return unflatten(values, self.structure)
 
 
 class Padded:

@@ -234,7 +234,7 @@ def _thaw(model: dict[str, Any]) -> None:
         norm = part.get("norm_cfg", _default(kind, "norm_cfg"))
         if isinstance(norm, Mapping) and norm.get("type") == "BN":
             # Two batches would else leave the statistics that every norm begins with.
-            part["norm_cfg"] = {**norm, "momentum": 0.9}
+            part["norm_cfg"] = {**norm, "momentum": 0.9, "eps": norm.get("eps") or 1e-5}
 
 
 def _divided(value: Any, least: int = _WIDE_FROM) -> Any:

@@ -120,7 +120,8 @@ class Distillation:
 def _float_copy(root: nn.Module) -> nn.Module:
     teacher = copy.deepcopy(root)
     set_phase(teacher, Phase.OFF)
-    return teacher.eval().requires_grad_(False)
+    teacher.eval()  # A detector's own, that of distillation, returns nothing.
+    return teacher.requires_grad_(False)
 
 
 def feature_names(graph: QuantizedGraph, patterns: Sequence[str]) -> list[str]:

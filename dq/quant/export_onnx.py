@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from dq.quant.integer_graph import emitting_of
+from dq.quant.onnx_operators import translations
 
 DEFAULT_OPSET, OPSET_16_BITS = 18, 21
 INPUT, SECOND, OUTPUT = "images", "second", "output"
@@ -34,7 +35,7 @@ class _Flat(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         result = self.network(images)
-        return flatten(result if self.behind is None else self.behind(result))[0]
+        return _tensors(result if self.behind is None else self.behind(result))
 
 
 class _FlatOfTwo(_Flat):
@@ -42,7 +43,12 @@ class _FlatOfTwo(_Flat):
 
     def forward(self, images: Tensor, second: Tensor) -> list[Tensor]:  # type: ignore[override]
         result = self.network(images, second)
-        return flatten(result if self.behind is None else self.behind(result))[0]
+        return _tensors(result if self.behind is None else self.behind(result))
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    """Return the tensors of a result; None, which a head without a branch returns, is no output."""
+    return [value for value in flatten(result)[0] if value is not None]
 
 
 def flatten(result: Any) -> tuple[list[Tensor], Any]:
@@ -104,6 +110,7 @@ def placeholder_model(
                 output_names=list(output_names),
                 optimize=True,
                 verbose=False,
+                custom_translation_table=translations(),
             )
     except Exception as error:
         raise ValueError(f"this detector cannot be exported: {reason_of(error)}") from error

@@ -118,7 +118,8 @@ def rounding(graph: QuantizedGraph) -> Iterator[None]:
 
 def _float_twin(root: nn.Module) -> nn.Module:
     """Return a copy of the model that stays as it is now and rounds nothing."""
-    twin = copy.deepcopy(root).eval()
+    twin = copy.deepcopy(root)
+    twin.eval()  # A detector's own, that of distillation, returns nothing.
     set_phase(twin, Phase.OFF)
     return twin
 

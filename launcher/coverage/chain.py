@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from launcher.coverage.processes import LAUNCHER, Ended, Limits, run
-from launcher.coverage.row import CRASHED, DIFFERS, HAS_NOT, LOADS, REFUSED, YES, Row
+from launcher.coverage.row import CRASHED, DIFFERS, HAS_NOT, LOADS, REFUSED, TIES, YES, Row
 from launcher.failure import STOPPED, USER_ERROR
 
 STAGES = ("float", "calibrated", "qat")
 DECODINGS = {"export": "none", "boxes": "boxes", "nms": "nms"}
+# What the evaluation says where it found every layer to agree.
+_TIES = "each layer agrees when both get the same input"
 _NO_DECODING = "cannot be decoded in ONNX"
 
 
@@ -104,7 +106,8 @@ class Chain:
 
     def _end(self, step: str, verdict: str, what: str) -> NoReturn:
         self.steps[step] = verdict
-        self.what = f"{step}: {' '.join(what.split())}"
+        # Where the folder lies is nothing that a table should say.
+        self.what = f"{step}: {' '.join(what.split())}".replace(f"{self.folder}/", "")
         raise _End
 
     def _evaluate(self, stage: str) -> None:
@@ -148,7 +151,10 @@ class Chain:
         words += ["--threads", "1", "--device", "cpu", "--work-dir", str(self.work)]
         ended = self._command(words, f"onnxruntime_{model.stem}")
         if ended.code == 1 and "differs from the fake-quantized one" in ended.error:
-            self._end("onnxruntime", DIFFERS, ended.error)
+            if _TIES not in ended.error:
+                self._end("onnxruntime", DIFFERS, ended.error)
+            self.steps["onnxruntime"] = TIES
+            return
         self._judge("onnxruntime", ended, 0)
 
 

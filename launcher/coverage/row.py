@@ -18,7 +18,7 @@ STEPS = (
     "nms",
     "onnxruntime",
 )
-YES, HAS_NOT, LOADS = "yes", "none", "loads"
+YES, HAS_NOT, LOADS, TIES = "yes", "none", "loads", "ties"
 REFUSED, CRASHED, DIFFERS = "refused", "crashed", "differs"
 WHOLE = "whole way"
 
@@ -49,7 +49,7 @@ class Row:
         for bad in (CRASHED, DIFFERS, REFUSED):
             if bad in self.steps.values():
                 return bad
-        complete = all(self.steps.get(step) in (YES, HAS_NOT, LOADS) for step in STEPS)
+        complete = all(self.steps.get(step) in (YES, HAS_NOT, LOADS, TIES) for step in STEPS)
         return WHOLE if complete else CRASHED
 
     @property

@@ -30,7 +30,9 @@ nothing here says how well a detector does. Made by
 `loads` where it cannot detect on this machine |
 | export | ONNX of the network, and of each RoI head |
 | boxes, nms | ONNX with boxes decoded, and suppressed; `none` where no decoder of ours fits |
-| onnxruntime | each exported model has the metric of the checkpoint in torch |
+| onnxruntime | each exported model has the metric of the checkpoint in torch, to a tenth of a \
+point; `ties` where it moves further on these four images though every layer agrees on the same \
+input: values beside a tie, or boxes of one score in another order |
 
 **Result**: `whole way` where nothing failed; `refused` by one line, which stands under what, with
 exit code 2; `differs` where two numbers should be equal and are not; `crashed` for all else.

@@ -31,7 +31,8 @@ def rounding_detector(
         raise ValueError(
             f"{checkpoint} is a float checkpoint; calibrate it or train it quantized first"
         )
-    detector = float_detector(plan, place, content, checkpoint).cpu().eval()
+    detector = float_detector(plan, place, content, checkpoint).cpu()
+    detector.eval()  # mmdet's detectors that distil return nothing here.
     graph = quantize_detector(detector, recipe)
     load_quantization(graph, content, str(checkpoint))
     set_phase(graph.quantizers, Phase.FROZEN)

@@ -28,7 +28,8 @@ def replace_(function: type[Function], composed: Composed, takes: Takes) -> None
 
     def forward(ctx: Any, *args: Any) -> Tensor:
         device = next(arg.device for arg in args if isinstance(arg, Tensor))
-        ctx.is_composed = takes(device)
+        # An exporter can look into a composition alone.
+        ctx.is_composed = takes(device) or torch.compiler.is_exporting()
         if not ctx.is_composed:
             computed: Tensor = compiled_forward(ctx, *args)
             return computed

@@ -8,7 +8,7 @@ import pytest
 
 from launcher.coverage.families import chains
 from launcher.coverage.processes import Limits
-from launcher.coverage.row import HAS_NOT, STEPS, WHOLE, YES, Row
+from launcher.coverage.row import HAS_NOT, STEPS, TIES, WHOLE, YES, Row
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +31,9 @@ def test_family_goes_the_whole_way(rows: Mapping[str, Row], family: str) -> None
     row = rows[family]
     assert row.result == WHOLE, row
     decoded = YES if family in DECODED else HAS_NOT
-    assert row.steps == {s: decoded if s in ("boxes", "nms") else YES for s in STEPS}
+    ended = {"boxes": decoded, "nms": decoded, "onnxruntime": row.steps["onnxruntime"]}
+    assert row.steps == {step: ended.get(step, YES) for step in STEPS}
+    # A net of chance weights gives many boxes one score, which come in another order then.
+    assert row.steps["onnxruntime"] in ((YES, TIES) if family in DECODED else (YES,))
     assert row.quantizers > 40
     assert row.quantized == ("partly float" if family in PARTLY else "OK")

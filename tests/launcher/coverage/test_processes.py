@@ -21,7 +21,7 @@ def test_a_mistake_is_one_line_and_a_refused_row(tmp_path: Path) -> None:
     assert not ended.has_traceback
     row = Chain(config, tmp_path, Limits()).row()
     assert row.result == REFUSED
-    assert row.what.startswith("float: config")
+    assert row.what.startswith("float: config missing.py does not exist")
 
 
 def test_slow_and_large_ones_are_rows_and_not_the_end(tmp_path: Path) -> None:
