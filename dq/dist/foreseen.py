@@ -26,8 +26,11 @@ def is_foreseen(error: BaseException) -> bool:
     """Say whether an error's message was written by us, for whoever reads it.
 
     Args:
-        error: As it was caught, with its traceback.
+        error: As it was caught, with its traceback; what another rank's became here says itself
+            what that one was.
     """
+    if hasattr(error, "is_foreseen"):
+        return bool(error.is_foreseen)
     if not isinstance(error, ValueError | RuntimeError):
         return False
     worker = _last_frame_of_worker(error)

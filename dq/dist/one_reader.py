@@ -25,7 +25,7 @@ def on_main_rank(work: Callable[[], T]) -> T:
         What the work returned, the same object alone, a copy on the other ranks.
 
     Raises:
-        ValueError: The work raised one of ours, on every rank.
+        ValueError: The work raised one, on every rank.
         RuntimeError: The work failed in another way, on every rank but the main one, which raises
             the error itself.
     """
@@ -36,18 +36,17 @@ def on_main_rank(work: Callable[[], T]) -> T:
             result = work()
         except Exception as failure:
             error = failure
-    said = None if error is None else (_is_users(error), str(error))
-    outcome: tuple[T, tuple[bool, str] | None] = collectives.broadcast_object((result, said))
+    said = None
+    if error is not None:
+        said = (isinstance(error, ValueError), is_foreseen(error), str(error))
+    outcome: tuple[T, tuple[bool, bool, str] | None] = collectives.broadcast_object((result, said))
     if error is not None:
         raise error
     if outcome[1] is not None:
-        is_users, message = outcome[1]
-        same: Exception = ValueError(message) if is_users else RuntimeError(message)
+        is_value, foreseen, message = outcome[1]
+        same: Exception = ValueError(message) if is_value else RuntimeError(message)
+        same.is_foreseen = foreseen  # type: ignore[attr-defined]
         # The main rank raises the error itself, which says more: it is told there.
         same.told_elsewhere = True  # type: ignore[attr-defined]
         raise same
     return outcome[0]
-
-
-def _is_users(error: Exception) -> bool:
-    return isinstance(error, ValueError) and is_foreseen(error)

@@ -218,7 +218,7 @@ def test_without_validation_data_nothing_is_missing(digits: Path) -> None:
 def test_a_setting_given_twice_is_one_line(digits: Path) -> None:
     config = config_of(part(digits, 0, 5, TRAINING), None, part(digits, 0, 4, TESTING))
     config.data.train_dataloader = {"samples_per_gpu": 4}
-    with pytest.raises(ValueError, match="says a thing twice"):
+    with pytest.raises(ValueError, match="contradicts itself: `samples_per_gpu`"):
         finish(config)
 
 

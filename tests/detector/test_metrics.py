@@ -33,7 +33,7 @@ from tests.detector.coco_set import (
 
 
 @DATASETS.register_module(force=True)
-class InMemory(CustomDataset):  # type: ignore[misc]
+class MeasuredInMemory(CustomDataset):  # type: ignore[misc]
     """mmdet's own way of a data set: a list of annotations."""
 
     def load_annotations(self, ann_file: str) -> Any:
@@ -142,13 +142,13 @@ KINDS: dict[str, Kind] = {
     ),
     "wider": (lambda f: xml(f, type="WIDERFaceDataset"), {}, BOXES, "mAP"),
     "in memory": (
-        lambda f: {"type": "InMemory", "classes": CLASSES, "ann_file": "-", "pipeline": []},
+        lambda f: {"type": "MeasuredInMemory", "classes": CLASSES, "ann_file": "-", "pipeline": []},
         {},
         BOXES,
         "mAP",
     ),
     "in memory, recall": (
-        lambda f: {"type": "InMemory", "classes": CLASSES, "ann_file": "-", "pipeline": []},
+        lambda f: {"type": "MeasuredInMemory", "classes": CLASSES, "ann_file": "-", "pipeline": []},
         {"metric": "recall", "iou_thr": [0.5, 0.75]},
         RPN,
         "AR@1000",
