@@ -22,6 +22,7 @@ from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
 from tests.detector.test_graph import detector_of
 
+pytestmark = pytest.mark.slow
 SIZE = (32, 48)
 
 

@@ -89,6 +89,7 @@ def deform_conv2d(
 
     Groups follow from the shapes of ``weight`` and ``offset``; ``im2col_step`` changes no value.
     """
+    _check_offset(input, offset, weight, stride, padding, dilation)
     output: Tensor = torchvision_deform_conv2d(
         input.type_as(offset),
         offset,
@@ -114,6 +115,7 @@ def modulated_deform_conv2d(
     deform_groups: int = 1,
 ) -> Tensor:
     """Return a convolution whose taps are moved and weighted; arXiv 1811.11168."""
+    _check_offset(input, offset, weight, stride, padding, dilation)
     output: Tensor = torchvision_deform_conv2d(
         input.type_as(offset),
         offset,
@@ -125,6 +127,30 @@ def modulated_deform_conv2d(
         mask.type_as(offset),
     )
     return output
+
+
+def _check_offset(
+    input: Tensor, offset: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair
+) -> None:
+    """Raise ValueError where there is not one offset for each output.
+
+    mmcv's compiled operator reads what lies there all the same (mmdet's DyHead relies on it);
+    torchvision's and ONNX's have no such way.
+    """
+    sizes = zip(
+        input.shape[2:], weight.shape[2:], _pair(stride), _pair(padding), _pair(dilation),
+        strict=True,
+    )  # fmt: skip
+    wanted = tuple(
+        (size + 2 * pad - spread * (kernel - 1) - 1) // step + 1
+        for size, kernel, step, pad, spread in sizes
+    )
+    if tuple(offset.shape[2:]) != wanted:
+        raise ValueError(
+            f"a deformable convolution has offsets of size {tuple(offset.shape[2:])} for outputs of"
+            f" size {wanted}, which only mmcv's compiled operator computes; give the layer offsets"
+            " of its own size, or leave it out"
+        )
 
 
 def carafe(

@@ -174,3 +174,11 @@ def test_replaced_functions_go_on_to_the_compiled_operator_elsewhere() -> None:
     taken[0] = True
     assert torch.autograd.grad(Double.apply(x).sum(), x)[0].tolist() == [5, 5]
     assert Double.apply(x.detach()).tolist() == [5, 5]
+
+
+def test_offsets_of_another_size_are_refused() -> None:
+    x, weight, offset = _random(1, 2, 8, 8), _random(2, 2, 3, 3), _random(1, 18, 16, 16)
+    with pytest.raises(ValueError, match=r"size \(16, 16\) for outputs of size \(8, 8\)"):
+        composed.deform_conv2d(x, offset, weight, 1, 1)
+    with pytest.raises(ValueError, match="mmcv's compiled operator"):
+        composed.modulated_deform_conv2d(x, offset, offset[:, :9], weight, None, 1, 1)
