@@ -205,14 +205,14 @@ def _image_of(sample: Any) -> Tensor:
     return image
 
 
-def dataset_digest(config: Config) -> str | None:
-    """Return a SHA-256 over the training annotations' files, None where they cannot be read.
+def dataset_digest(config: Config, split: str = "train") -> str | None:
+    """Return a SHA-256 over the annotations' files of a split, None where they cannot be read.
 
     Files in Pascal VOC's layout are read one by one in the order of the image list.
     """
     digest, number = hashlib.sha256(), 0
     try:
-        for path in annotation_files(section_of(config, "train")):
+        for path in annotation_files(section_of(config, split)):
             number += 1
             # An image may have no annotation; what is listed is there.
             digest.update(path.read_bytes() if path.suffix != ".xml" or path.is_file() else b"")

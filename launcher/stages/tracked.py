@@ -95,6 +95,7 @@ def _run(
         "device": place.device.type,
         "seed": plan.seed,
         "dataset_sha256": dataset_digest(plan.config),
+        "test_sha256": dataset_digest(plan.config, "test"),
         "bits": plan.bits if stage != "float" else "float32",
         "resumed_at": None if resume is None else resume.content.get("meta", {}).get("iter"),
     }

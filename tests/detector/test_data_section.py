@@ -108,6 +108,7 @@ def test_every_stage_accepts_a_random_nesting(seed: int, digits: Path) -> None:
     config = finish(config)
     assert classes_said(config) == tuple(CLASSES)
     assert dataset_digest(config)
+    assert dataset_digest(config, "test") not in (None, dataset_digest(config))
     assert image_size(config, None) == (48, 48)
     # Training, and losses of validation, through the loader.
     for dataset in (dataset_of(config, "train"), validation_loss_dataset(config)):
