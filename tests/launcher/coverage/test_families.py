@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import pytest
 
-from launcher.coverage.families import chains
-from launcher.coverage.processes import Limits
 from launcher.coverage.row import HAS_NOT, STEPS, TIES, WHOLE, YES, Row
+from launcher.coverage.table import rows_of
+from tests.launcher.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -21,8 +24,16 @@ PARTLY = {"detr"}
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Row]:
-    folder = tmp_path_factory.mktemp("families")
-    return dict(chains(FAMILIES, folder, Limits(seconds=400.0, mib=6000), jobs=2))
+    """The table of the command, which is run as users run it: its steps are forked from it."""
+    table = tmp_path_factory.mktemp("families") / "coverage.md"
+    words = ["coverage", "--families", ",".join(FAMILIES), "--out", str(table), "--jobs", "2"]
+    subprocess.run(
+        [sys.executable, "-m", "launcher", *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    return rows_of(table.read_text())
 
 
 @pytest.mark.timeout(1800)
