@@ -118,6 +118,13 @@ def _compiled_operator(network: fx.GraphModule) -> str:
     return ""
 
 
+def _is_deformable(network: fx.GraphModule) -> bool:
+    """Say whether a deformable convolution is among the network's layers and functions."""
+    called = [str(node.target) for node in network.graph.nodes if node.op == "call_function"]
+    called += [type(module).__name__ for module in network.modules()]
+    return any("deformconv" in name.replace("_", "").lower() for name in called)
+
+
 def part_path(path: Path, part: str) -> Path:
     """Return the file of a RoI head beside the file of its detector."""
     return path.with_name(f"{path.stem}.{part}.onnx")
@@ -216,7 +223,7 @@ def _opset(network: Any, kind: str, given: int | None) -> int:
 
     needed = opset_needed(widths_of(network)) if kind == "onnx-qdq" else 0
     needed = max(needed, DEFAULT_OPSET)
-    if "DeformConv" in _compiled_operator(network):
+    if _is_deformable(network):
         needed = max(needed, OPSET_DEFORMABLE)
     if given is not None and given < needed:
         raise ValueError(
