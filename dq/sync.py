@@ -98,6 +98,11 @@ def calibrate_on_one_rank(
     # Repairs of calibration live in the float layers' parameters too.
     tensors = list(graph.root.state_dict().values())
     collectives.broadcast_coalesced_(tensors, source=rank)
+    # As if loaded from a checkpoint, on every rank: the one that calibrated knows of how many
+    # batches its ranges are, and would go on from them with other weights than the rest.
+    for part in (graph, *graph.parts.values()):
+        for observer in observers_of(list(part.activations().values())):
+            observer.end_calibration_()
     return prove_equal(graph, "after calibration")
 
 

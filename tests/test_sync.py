@@ -199,3 +199,22 @@ def test_the_digest_sees_the_scale_of_a_weight_that_is_no_state() -> None:
     with torch.no_grad():
         net.first.weight.mul_(1.5)
     assert prove_equal(graph, "here") != before
+
+
+def observe_after_calibration() -> str:
+    _, graph = prepared()
+    calibrate_on_one_rank(graph, lambda: calibrate(graph), rank=0)
+    # What data parallelism does when it wraps a model, buffers that no checkpoint has included.
+    collectives.broadcast_coalesced_(list(graph.root.buffers()))
+    graph.root.train()
+    for phase in (Phase.OBSERVE, Phase.TRAIN):
+        set_phase(graph.quantizers, phase)
+        for number in range(2):
+            graph(batches(collectives.rank() + 2 * number))
+            agree_(list(graph.activations().values()))
+        prove_equal(graph, f"in the phase {phase.value}")
+    return "equal"
+
+
+def test_ranks_go_on_alike_from_what_one_of_them_calibrated() -> None:
+    assert run_ranks(observe_after_calibration, 2) == ["equal"] * 2
