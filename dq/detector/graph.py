@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,6 +72,27 @@ def trace_detector(detector: nn.Module) -> Traced:
     declare_padding_layers(Conv2dAdaptivePadding)
     if not callable(getattr(detector, "extract_feat", None)):
         raise ValueError(f"{type(detector).__name__} has no extract_feat; it is no mmdet detector")
+    with _own_methods(detector):
+        return _traced(detector)
+
+
+@contextmanager
+def _own_methods(detector: nn.Module) -> Iterator[None]:
+    """Take away what `attach` has put in place of methods, for one that was trained before."""
+    taken = [
+        (module, name, module.__dict__.pop(name))
+        for module in detector.modules()
+        for name in ("extract_feat", "forward")
+        if isinstance(vars(module).get(name), _ExtractFeat | _HandOn)
+    ]
+    try:
+        yield
+    finally:
+        for module, name, method in taken:
+            module.__dict__[name] = method
+
+
+def _traced(detector: nn.Module) -> Traced:
     head = _dense_head(detector)
     reasons: dict[str, str] = {}
     traced = None
