@@ -89,17 +89,7 @@ def deform_conv2d(
 
     Groups follow from the shapes of ``weight`` and ``offset``; ``im2col_step`` changes no value.
     """
-    _check_offset(input, offset, weight, stride, padding, dilation)
-    output: Tensor = torchvision_deform_conv2d(
-        input.type_as(offset),
-        offset,
-        weight.type_as(offset),
-        None,
-        _pair(stride),
-        _pair(padding),
-        _pair(dilation),
-    )
-    return output
+    return _deformed((input, offset, weight, None, None), (stride, padding, dilation))
 
 
 def modulated_deform_conv2d(
@@ -115,17 +105,23 @@ def modulated_deform_conv2d(
     deform_groups: int = 1,
 ) -> Tensor:
     """Return a convolution whose taps are moved and weighted; arXiv 1811.11168."""
-    _check_offset(input, offset, weight, stride, padding, dilation)
-    output: Tensor = torchvision_deform_conv2d(
-        input.type_as(offset),
-        offset,
-        weight.type_as(offset),
-        None if bias is None else bias.type_as(offset),
-        _pair(stride),
-        _pair(padding),
-        _pair(dilation),
-        mask.type_as(offset),
-    )
+    return _deformed((input, offset, weight, bias, mask), (stride, padding, dilation))
+
+
+def _deformed(
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
+    settings: tuple[Pair, Pair, Pair],
+) -> Tensor:
+    """Return torchvision's convolution of input, offset, weight, bias and mask.
+
+    All take the dtype of the offset, as in mmcv, where autocast narrows that alone.
+    """
+    input, offset, weight, bias, mask = tensors
+    _check_offset(input, offset, weight, *settings)
+    input, weight = input.type_as(offset), weight.type_as(offset)
+    bias, mask = (None if x is None else x.type_as(offset) for x in (bias, mask))
+    pairs = [_pair(setting) for setting in settings]
+    output: Tensor = torchvision_deform_conv2d(input, offset, weight, bias, *pairs, mask)
     return output
 
 
