@@ -15,6 +15,7 @@ import mmcv
 from mmcv import Config
 from mmdet.utils import compat_cfg, replace_cfg_vals
 
+from dq.detector.config_file import load_config_file
 from dq.detector.custom_imports import import_modules
 from dq.detector.data_root import move_data_root
 from dq.detector.mmdet_keys import REFUSED, TOP_LEVEL_KEYS
@@ -41,8 +42,8 @@ def read_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise ValueError(f"config {path} does not exist; {_nearest_file(path)}")
     try:
-        config = Config.fromfile(str(path), import_custom_modules=False)
-    except Exception as error:  # a config is a program, which may raise anything
+        config = load_config_file(path)
+    except (Exception, SystemExit) as error:  # a config is a program, which may do anything
         reason = " ".join(str(error).split())
         raise ValueError(f"config {path} cannot be read: {type(error).__name__}: {reason}") from (
             error

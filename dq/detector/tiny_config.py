@@ -16,6 +16,7 @@ from mmdet.models.builder import MODELS
 from mmdet.utils import compat_cfg, replace_cfg_vals
 
 from dq.data.tiny_coco import CLASSES
+from dq.detector.config_file import load_config_file
 
 # Side of the square images, in pixels.
 SIDE = 128
@@ -59,7 +60,7 @@ def tiny_config(path: Path, data: Path) -> str:
     """
     family = path.parent.name
     side = SIDES.get(family, SIDE)
-    config = Config.fromfile(str(path), import_custom_modules=False)
+    config = load_config_file(path)
     config = compat_cfg(replace_cfg_vals(config))
     model = config.model.to_dict()
     remove_pretrained(model)

@@ -179,3 +179,8 @@ def test_training_may_replace_a_section_and_does_so_each_time() -> None:
 def test_training_refuses_what_it_does_not_read(key: str) -> None:
     with pytest.raises(ValueError, match=f"quant.training: {key} is not read"):
         training_config(finish(minimal()), {key: 1})
+
+
+def test_a_config_that_ends_the_process_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot be read: SystemExit: not today"):
+        read_config(write(tmp_path, "import sys; sys.exit('not today')"))
