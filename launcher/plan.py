@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dq.detector.addresses import local_file
 from dq.detector.classes import class_list
-from dq.detector.config import finish, read_config, training_config
+from dq.detector.config import CarriedConfig, finish, read_config, training_config
 from dq.detector.data import calibration_dataset, calibration_images
 from dq.detector.guards import Guards
 from dq.detector.metric_settings import check_metric_settings
@@ -99,7 +99,7 @@ class Plan:
 
 def read_plan(arguments: argparse.Namespace) -> Plan:
     """Read the command's config; raise ValueError for whatever is mistyped in it."""
-    config = finish(read_config(arguments.config, arguments.cfg_options))
+    config = finish(_config_of(arguments))
     _lay_flags_over(config, arguments)
     command_for(config.get("quantize", False))
     settings = quant_settings(config.get("quant"))
@@ -144,7 +144,7 @@ def surroundings(arguments: argparse.Namespace) -> Surroundings:
     A config that cannot be read is not refused here: that is for `read_plan`, when there is a log.
     """
     try:
-        config: Any = read_config(arguments.config, arguments.cfg_options)
+        config: Any = _config_of(arguments)
     except ValueError:
         config = {}
     default = Path("runs") / Path(arguments.config).stem
@@ -154,6 +154,11 @@ def surroundings(arguments: argparse.Namespace) -> Surroundings:
     return Surroundings(
         experiment=Path(arguments.work_dir or config.get("work_dir") or default), device=device
     )
+
+
+def _config_of(arguments: argparse.Namespace) -> Any:
+    carried: CarriedConfig | None = getattr(arguments, "carried", None)
+    return read_config(arguments.config, arguments.cfg_options, carried)
 
 
 def begin_plan(arguments: argparse.Namespace) -> Plan:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from dq.detector.channels import input_channels
-from dq.detector.config import config_text
+from dq.detector.config_text import config_text
 from dq.detector.data_section import steps, test_pipeline
 from dq.detector.decode import Boxes, decoder_of
 from dq.detector.suppress import Detections, settings_of, write_suppressions_

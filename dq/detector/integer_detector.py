@@ -26,7 +26,12 @@ def read_integer_file(path: Path) -> dict[str, Any]:
         ValueError: It is missing or damaged, or another file.
     """
     content = load_checkpoint(path)
-    if not {INTEGER, "parts", "meta"} <= set(content):
+    meta = content.get("meta")
+    if (
+        not {INTEGER, "parts"} <= set(content)
+        or not isinstance(meta, Mapping)
+        or not {"config", "checkpoint", "classes"} <= set(meta)
+    ):
         raise ValueError(
             f"{path} holds no integers; `launcher export --format torch-int` writes such a file"
         )

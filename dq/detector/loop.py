@@ -22,7 +22,7 @@ from dq.detector.amp import run_under_autocast
 from dq.detector.build import explain
 from dq.detector.checkpoint_plan import CheckpointPlan, checkpoint_plan
 from dq.detector.compile import Network, compilation, compiled
-from dq.detector.config import config_text
+from dq.detector.config_text import config_text
 from dq.detector.data import dataset_of, validation_loss_dataset
 from dq.detector.data_section import has_section
 from dq.detector.ema_hooks import averaged_by, without_ema_hooks

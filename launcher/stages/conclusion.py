@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from dq.detector.checkpoint import compose
-from dq.detector.config import config_text
+from dq.detector.config_text import config_text
 from dq.detector.data import dataset_of, test_classes
 from dq.detector.evaluate import Scores, detect, main_metric, scores
 from dq.detector.exact_detector import exact_arithmetic
