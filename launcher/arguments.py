@@ -33,7 +33,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=int,
         metavar="N",
-        help="CPU threads of each rank (default: the machine's cores shared by its ranks)",
+        help="CPU threads of each rank (default: $OMP_NUM_THREADS, else the machine's cores shared"
+        " by its ranks)",
     )
     parser.add_argument(
         "--timeout",

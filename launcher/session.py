@@ -28,6 +28,7 @@ from dq.tracking.wandb_variables import ignored, mode_of
 from launcher.failure import log_traceback, say
 from launcher.logs import logging_to
 from launcher.plan import surroundings
+from launcher.threads import threads_of
 
 log = logging.getLogger(__name__)
 # A look at what other ranks ask for waits for the device.
@@ -107,7 +108,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
     with logging_to(experiment / "logs", rank=environment.rank) as log_file:
         _quieten_libraries()
         removed_names.say()
-        torch.set_num_threads(arguments.threads or default_threads(environment))
+        torch.set_num_threads(threads_of(arguments.threads, environment))
         if device.type == "cuda":
             torch.cuda.set_device(device)
         relays: list[Relay] = []
@@ -189,11 +190,6 @@ def choose_device(asked: str, environment: Environment) -> torch.device:
             f" most {count} ranks here (--nproc-per-node) or use --device cpu"
         )
     return torch.device("cuda", environment.local_rank)
-
-
-def default_threads(environment: Environment) -> int:
-    """Return this rank's fair share of the machine's cores."""
-    return max(1, len(os.sched_getaffinity(0)) // environment.local_world_size)
 
 
 def _quieten_libraries() -> None:
