@@ -21,12 +21,12 @@ from dq.detector.data_section import steps, test_pipeline
 from dq.detector.decode import Boxes, decoder_of
 from dq.detector.suppress import Detections, settings_of, write_suppressions_
 from dq.dist.checkpoint import save_checkpoint
-from dq.quant.fit_bias import fit_biases_
-from dq.quant.integer_file import INTEGER, integer_content
-from dq.quant.integer_graph import integer_network
-from dq.quant.qparams import qparams, specs_of, widths_of
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.recipe import Recipe
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.integer.bias_overflow import fit_biases_
+from dq.quant.integer.convert import integer_network
+from dq.quant.integer.qparams import qparams, specs_of, widths_of
+from dq.quant.integer.serialize import INTEGER, integer_content
+from dq.quant.recipes.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -169,9 +169,9 @@ def _onnx(
     metadata: Mapping[str, str],
     behind: Boxes | Detections | None = None,
 ) -> bytes:
-    from dq.quant.export_onnx import checked, placeholder_model
-    from dq.quant.export_qdq import to_qdq_
-    from dq.quant.export_tidl import to_tidl_
+    from dq.quant.export.onnx_graph import checked, placeholder_model
+    from dq.quant.export.qdq import to_qdq_
+    from dq.quant.export.tidl import to_tidl_
 
     specs = specs_of(network)
     with torch.no_grad():
@@ -217,9 +217,9 @@ class _Beside(nn.Module):
 
 
 def _opset(network: Any, kind: str, given: int | None) -> int:
-    from dq.quant.export_onnx import DEFAULT_OPSET
-    from dq.quant.export_qdq import opset_needed
-    from dq.quant.onnx_operators import OPSET_DEFORMABLE
+    from dq.quant.export.onnx_graph import DEFAULT_OPSET
+    from dq.quant.export.onnx_operators import OPSET_DEFORMABLE
+    from dq.quant.export.qdq import opset_needed
 
     needed = opset_needed(widths_of(network)) if kind == "onnx-qdq" else 0
     needed = max(needed, DEFAULT_OPSET)

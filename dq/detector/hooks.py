@@ -13,12 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dq.dist.data_parallel import sync_buffers_, unwrap
 from dq.dist.straggler import line
-from dq.quant.ema import WeightAverage
-from dq.quant.learned import forget_momentum_, initialise_weights_
-from dq.quant.oscillation import OscillationTracker, dampening_loss
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.schedule import Progress, Schedule
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.factory import forget_momentum_, initialise_weights_
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.training.oscillation import OscillationTracker, dampening_loss
+from dq.quant.training.schedule import Progress, Schedule
+from dq.quant.training.weight_average import WeightAverage
 from dq.sync import agree_, prove_equal
 
 log = logging.getLogger(__name__)

@@ -59,12 +59,12 @@ from dq.dist.checkpoint import load_checkpoint
 from dq.dist.data_parallel import sync_buffers_, unwrap, wrap
 from dq.dist.one_reader import on_main_rank
 from dq.dist.restarts import agent
-from dq.quant.learned import regroup_
-from dq.quant.quantized_graph import CONTAINER, QuantizedGraph
-from dq.quant.recipe import Recipe
-from dq.quant.refinements import Refinements
-from dq.quant.schedule import Schedule
-from dq.quant.trace import BoundGraph
+from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
+from dq.quant.graph.trace import BoundGraph
+from dq.quant.quantizers.factory import regroup_
+from dq.quant.recipes.recipe import Recipe
+from dq.quant.training.refinements import Refinements
+from dq.quant.training.schedule import Schedule
 from dq.tracking.tracker import Tracker
 
 log = logging.getLogger("dq.train")

@@ -26,10 +26,10 @@ from dq.dist.checkpoint import load_checkpoint, save_checkpoint
 from dq.dist.data_parallel import unwrap
 from dq.dist.one_reader import on_main_rank
 from dq.dist.signals import Stopped
-from dq.quant.ema import WeightAverage
-from dq.quant.phase import Phase
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.recipe import Recipe
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.phase import Phase
+from dq.quant.recipes.recipe import Recipe
+from dq.quant.training.weight_average import WeightAverage
 from dq.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)

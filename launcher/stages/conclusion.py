@@ -24,10 +24,10 @@ from dq.dist import collectives
 from dq.dist.checkpoint import load_checkpoint, save_checkpoint
 from dq.dist.one_rank import run_on_rank
 from dq.dist.one_reader import on_main_rank
-from dq.quant.figures import model_bytes
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.recipe import Recipe
+from dq.quant.analysis.statistics import model_bytes
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe
 from dq.sync import prove_equal
 from dq.tracking.summary import StageSummary, is_current, sha256_of, write_summary
 from dq.tracking.tracker import Tracker

@@ -21,10 +21,10 @@ from dq.detector.data import dataset_of
 from dq.detector.data import test_classes as classes_of
 from dq.detector.evaluate import detect
 from dq.detector.graph import quantize_detector
-from dq.quant.export_onnx import flatten
-from dq.quant.onnx_session import OnnxNetwork, load_model
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.export.onnx_graph import flatten
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model
 from tests.launcher.conftest import Launch, on_ranks, torchrun
 
 pytestmark = pytest.mark.slow
