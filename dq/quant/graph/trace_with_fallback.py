@@ -21,6 +21,7 @@ def trace_tolerantly(
     forward: Callable[..., Any],
     *examples: Tensor,
     is_leaf: LeafTest = lambda module: False,
+    names: Sequence[str] = (),
 ) -> Traced:
     """Trace ``forward`` in both modes; keep whole whatever has no static graph or fails.
 
@@ -31,15 +32,16 @@ def trace_tolerantly(
     Args:
         root: The model; its modes are as before afterwards.
         forward: What to trace, calling modules of ``root``.
-        examples: One or two inputs on which ``forward`` runs.
+        examples: The inputs on which ``forward`` runs, one or more.
         is_leaf: Says of a module whether to keep it as one node in any case.
+        names: Of the inputs, as for `dq.quant.graph.trace.trace`.
 
     Raises:
         TraceError: ``forward`` itself, outside of any module, has no static graph, or the graph
             computes something else on noise; where is named.
     """
     with whole_or_not_at_all(root):
-        return _traced(_Attempt(root, forward, examples, is_leaf))
+        return _traced(_Attempt(root, forward, examples, is_leaf, names))
 
 
 def _traced(attempt: _Attempt) -> Traced:
@@ -85,8 +87,10 @@ class _Attempt:
         forward: Callable[..., Any],
         examples: Sequence[Tensor],
         is_leaf: LeafTest,
+        names: Sequence[str],
     ) -> None:
         self.root, self.forward, self.examples, self.is_leaf = root, forward, examples, is_leaf
+        self.names = names
         self.kept: dict[str, str] = {}
         self.modules: set[nn.Module] = set()
         self.structures: dict[str, Any] = {}
@@ -100,6 +104,7 @@ class _Attempt:
                     is_leaf=self._stays,
                     structures=self._kept_structures(),
                     examples=self.examples,
+                    names=self.names,
                 )
             except TraceError as error:
                 self._keep_innermost(error)
