@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +26,7 @@ from dq.quant.integer_graph import integer_network
 from dq.quant.qparams import qparams, specs_of, widths_of
 from dq.quant.quantized_graph import QuantizedGraph
 from dq.quant.recipe import Recipe
+from dq.whole_file import drafts
 
 log = logging.getLogger(__name__)
 
@@ -132,15 +132,9 @@ def part_path(path: Path, part: str) -> Path:
 
 def write_whole(files: Mapping[Path, bytes]) -> None:
     """Write all files, or leave all as they were."""
-    partial = {path: path.with_name(f".{path.name}.partial") for path in files}
-    try:
-        for path, content in files.items():
-            partial[path].write_bytes(content)
-        for path in files:
-            os.replace(partial[path], path)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
+    with drafts(*files) as lent:
+        for draft, content in zip(lent, files.values(), strict=True):
+            draft.write_bytes(content)
 
 
 def behind_network(
