@@ -29,6 +29,7 @@ from launcher.failure import log_traceback, say
 from launcher.logs import logging_to
 from launcher.plan import surroundings
 from launcher.threads import threads_of
+from launcher.work_dir import WorkDir, held
 
 log = logging.getLogger(__name__)
 # A look at what other ranks ask for waits for the device.
@@ -50,6 +51,7 @@ class Session:
         calibration_rank: The rank that calibrates for all.
         signals: Those that end the command.
         watch: Where stacks are written to, and when.
+        work_dir: What this command alone writes.
         wandb: ``online``, ``offline`` or ``disabled``.
     """
 
@@ -59,6 +61,7 @@ class Session:
     calibration_rank: int
     signals: StopSignals
     watch: Watch
+    work_dir: WorkDir
     wandb: str = "disabled"
     _relays: list[Relay] = field(default_factory=list)
 
@@ -132,19 +135,21 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
                     torch.get_num_threads(),
                 )
                 try:
-                    yield Session(
-                        environment=environment,
-                        device=device,
-                        experiment=experiment,
-                        calibration_rank=_calibration_rank(arguments, environment),
-                        signals=signals,
-                        watch=Watch(
-                            stacks=experiment / "logs" / f"rank_{environment.rank}.stacks",
-                            limit_s=arguments.timeout + WATCH_MARGIN_S,
-                        ),
-                        wandb=wandb,
-                        _relays=relays,
-                    )
+                    with held(arguments, experiment) as work_dir:
+                        yield Session(
+                            environment=environment,
+                            device=device,
+                            experiment=experiment,
+                            calibration_rank=_calibration_rank(arguments, environment),
+                            signals=signals,
+                            watch=Watch(
+                                stacks=experiment / "logs" / f"rank_{environment.rank}.stacks",
+                                limit_s=arguments.timeout + WATCH_MARGIN_S,
+                            ),
+                            work_dir=work_dir,
+                            wandb=wandb,
+                            _relays=relays,
+                        )
                 except Exception as error:
                     _report(error, log_file, debug=debug)
                     raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from dq.quant.integer.bias_overflow import network_for_engines
 from dq.quant.integer.qparams import qparams
 from dq.quant.integer.serialize import INTEGER, integer_content
 from dq.quant.recipes.recipe import Recipe
+from dq.whole_file import drafts
 
 ENDINGS = {"onnx-qdq": ".onnx", "onnx-tidl": ".tidl.onnx", "torch-int": ".int.pth"}
 
@@ -109,15 +109,9 @@ def part_path(path: Path, part: str) -> Path:
 
 def write_whole(files: Mapping[Path, bytes]) -> None:
     """Write all files, or leave all as they were."""
-    partial = {path: path.with_name(f".{path.name}.partial") for path in files}
-    try:
-        for path, content in files.items():
-            partial[path].write_bytes(content)
-        for path in files:
-            os.replace(partial[path], path)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
+    with drafts(*files) as lent:
+        for draft, content in zip(lent, files.values(), strict=True):
+            draft.write_bytes(content)
 
 
 def behind_network(

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import mmcv
 import torch
 from torch import nn
 
@@ -31,6 +30,7 @@ from dq.quant.quantizers.phase import Phase
 from dq.quant.recipes.recipe import Recipe
 from dq.quant.training.weight_average import WeightAverage
 from dq.tracking.tracker import Tracker
+from dq.whole_file import link_whole
 
 log = logging.getLogger(__name__)
 CHECKPOINT, STOP = "checkpoint", "stop"
@@ -208,7 +208,7 @@ class Training:
             def write() -> None:
                 save_checkpoint(path, content)
                 if self.plan.create_symlink:
-                    mmcv.symlink(name, str(path.with_name("latest.pth")))
+                    link_whole(path.with_name("latest.pth"), name)
                 remove_old(path.parent, self.plan)
 
             on_main_rank(write)
@@ -254,7 +254,7 @@ class Training:
             )
             save_checkpoint(Path(out_dir, name), content)
         if create_symlink:
-            mmcv.symlink(name, str(Path(out_dir, "latest.pth")))
+            link_whole(Path(out_dir, "latest.pth"), name)
 
     def load_checkpoint(self, filename: str, *_: Any, **__: Any) -> dict[str, Any]:
         """Load the weights of a file as ``load_from`` does, for a hook that asks for it."""

@@ -8,7 +8,6 @@ before the asking rank has joined it, so every rank that looks at the store then
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import threading
@@ -19,10 +18,9 @@ import torch.distributed as dist
 
 from dq.dist import collectives
 from dq.dist.lost import LostRankError, reason
-from dq.dist.store import open_store
+from dq.dist.sequence import open_meeting
 
 log = logging.getLogger(__name__)
-_agreements = itertools.count()
 _COUNT = "count"
 
 
@@ -44,7 +42,7 @@ class Agreement:
         self._seen = 0
         self._agreed: dict[int, dict[str, str]] = {}
         alone = collectives.world_size() == 1
-        self._store = None if alone else open_store(f"agreement/{next(_agreements)}")
+        self._store = None if alone else open_meeting("agreement")
 
     def ask(self, what: str, why: str = "") -> None:
         """Ask for something; any rank may, at any time, in a signal handler too: nothing waits.

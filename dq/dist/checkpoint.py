@@ -1,6 +1,5 @@
 """Checkpoints: whole files or none, a checksum beside them, read without running their code."""
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from dq.dist.safe_globals import numpy_globals
+from dq.whole_file import drafts, flush
 
 log = logging.getLogger(__name__)
 
@@ -33,22 +33,17 @@ def save_checkpoint(path: str | os.PathLike[str], content: Mapping[str, object])
     """
     path = Path(path)
     sidecar = _sidecar(path)
-    temporary, temporary_sidecar = (p.with_name(f".{p.name}.tmp") for p in (path, sidecar))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary_sidecar.write_text(f"{_sha256(temporary)}  {path.name}\n")
-        # A crash between these lines leaves a whole file without a checksum, never a wrong one.
-        sidecar.unlink(missing_ok=True)
-        temporary.replace(path)
-        temporary_sidecar.replace(sidecar)
+        with drafts(path, sidecar) as (draft, draft_of_sidecar):
+            with draft.open("wb") as file:
+                torch.save(dict(content), file)
+            draft_of_sidecar.write_text(f"{_sha256(draft)}  {path.name}\n")
+            for written in (draft, draft_of_sidecar):
+                flush(written)
+            # A crash from here on leaves a whole file without a checksum, never a wrong one.
+            sidecar.unlink(missing_ok=True)
     except BaseException as error:
-        for leftover in (temporary, temporary_sidecar):
-            with contextlib.suppress(OSError):
-                leftover.unlink(missing_ok=True)
         refusal = _refusal_of_disk(error)
         if refusal is None:
             raise
@@ -56,7 +51,6 @@ def save_checkpoint(path: str | os.PathLike[str], content: Mapping[str, object])
             f"checkpoint {path} could not be written: {refusal}; an older file of this name is "
             "untouched; make room or choose another folder"
         ) from error
-    _flush_folder(path.parent)
 
 
 def load_checkpoint(
@@ -137,16 +131,6 @@ def _sidecar(path: Path) -> Path:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the new names survive a power cut; some network file systems cannot, and say so."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _refusal_of_disk(error: BaseException | None) -> str | None:

@@ -29,9 +29,11 @@ def train_float(
     if reuse and (done := reusable(folder, key)):
         return done
     began = time.monotonic()
+    checkpoints = checkpoint_folder(plan.config, folder)
+    place.work_dir.hold(checkpoints)
     found = resumption(
         resume,
-        checkpoint_folder(plan.config, folder),
+        checkpoints,
         key,
         quantized=False,
         any_config=not reuse,

@@ -49,9 +49,11 @@ def train_quantized(
         return done
     began = time.monotonic()
     config = training_config(plan.config, plan.settings.training)
+    checkpoints = checkpoint_folder(config, folder)
+    place.work_dir.hold(checkpoints)
     found = resumption(
         resume,
-        checkpoint_folder(config, folder),
+        checkpoints,
         key,
         quantized=True,
         any_config=not reuse,

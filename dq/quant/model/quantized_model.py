@@ -13,12 +13,12 @@ from dq.quant.recipes.recipe import Recipe
 
 _EXPORT = (
     "torch cannot export a prepared model: its own forward pass is the float one, and quantizers"
-    " are no operators of an engine; use dq.quant.export_onnx(model, 'model.onnx', example)"
+    " are no operators of an engine; use dq.quant.export.onnx_graph(model, 'model.onnx', example)"
 )
 
 
 class QuantizedModel(nn.Module):
-    """What `dq.quant.prepare` returns.
+    """What `dq.quant.graph.prepare` returns.
 
     Calling it runs the quantized graph on the inputs that the model was prepared with, by position
     or by name. Children, parameters and buffers are the model's own, so optimizers,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from dq.quant.quantizers.fake_quantize import update_scales_
 from dq.quant.quantizers.phase import Phase, Phased
 from dq.quant.quantizers.phase import set_phase as set_phase_below
 from dq.quant.recipes.recipe import Recipe
+from dq.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -169,16 +169,5 @@ def export_onnx(
     network = network_for_engines(model.graph)
     onnx_model = assembled(network, values, opset=opset, input_names=model.inputs.names)
     content = checked(onnx_model).SerializeToString()
-    return _written_whole(Path(path), content)
-
-
-def _written_whole(path: Path, content: bytes) -> Path:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path
+    write_whole(Path(path), content)
+    return Path(path)
