@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmcv import ConfigDict
 
+from dq.detector.checkpoint_order import newest_first
 from dq.detector.mmdet_keys import CHECKPOINT_KEYS, REFUSED_BY_NAME
 
 log = logging.getLogger(__name__)
-# Not the best ones, which hold no more than weights and optimizer.
-RESUMABLE = ("epoch_[0-9]*.pth", "step_[0-9]*.pth", "iter_[0-9]*.pth")
 MIDDLE_KEPT = 2
 
 
@@ -143,11 +142,13 @@ def checkpoint_folder(config: Any, of_stage: Path) -> Path:
 def remove_old(folder: Path, plan: CheckpointPlan) -> None:
     """Remove checkpoints beyond those to be kept, oldest first, with their checksums.
 
-    The best ones have other names and stay. Of those called ``step_N.pth``, which only serve to go
-    on from, two are kept, so that one is left when the newest turns out damaged.
+    Which are the oldest they say themselves: no clock decides, so the newest always stays. One
+    that does not say is neither counted nor removed. The best ones have other names and stay. Of
+    those called ``step_N.pth``, which only serve to go on from, two are kept, so that one is left
+    when the newest turns out damaged.
     """
-    middle = _newest_first(folder.glob("step_[0-9]*.pth"))
-    others = _newest_first([*folder.glob("epoch_[0-9]*.pth"), *folder.glob("iter_[0-9]*.pth")])
+    middle = newest_first(folder.glob("step_[0-9]*.pth"))
+    others = newest_first([*folder.glob("epoch_[0-9]*.pth"), *folder.glob("iter_[0-9]*.pth")])
     kept = plan.max_keep_ckpts if plan.max_keep_ckpts > 0 else len(others)
     for path in [*middle[MIDDLE_KEPT:], *others[kept:]]:
         path.unlink(missing_ok=True)
@@ -156,8 +157,24 @@ def remove_old(folder: Path, plan: CheckpointPlan) -> None:
             sidecar.unlink(missing_ok=True)
 
 
-def _newest_first(paths: Iterable[Path]) -> list[Path]:
-    return sorted(paths, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
+def point_latest_at(path: Path) -> None:
+    """Let ``latest.pth`` be this checkpoint; at no moment is it missing or of one that is gone."""
+    link = path.with_name("latest.pth")
+    fresh = path.with_name(".latest.pth.tmp")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(path.name)
+    fresh.replace(link)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed have left of files that never came to be.
+
+    Only for the one process that writes there, while it writes nothing.
+    """
+    for pattern in (".*.tmp*", "*.partial"):
+        for path in folder.glob(pattern):
+            if path.is_file() or path.is_symlink():
+                path.unlink(missing_ok=True)
 
 
 class Age:

@@ -20,6 +20,7 @@ from torch import nn
 from dq.detector.addresses import local_file
 from dq.detector.amp import run_under_autocast
 from dq.detector.build import explain
+from dq.detector.checkpoint_order import ATTEMPT, next_attempt
 from dq.detector.checkpoint_plan import CheckpointPlan, checkpoint_plan
 from dq.detector.compile import Network, compilation, compiled
 from dq.detector.config_text import config_text
@@ -198,6 +199,7 @@ def train(
     runner.meta.update(meta or {}, key=key)
     agents = collectives.all_gather_objects(agent())
     runner.meta["agents"] = sorted({name for name in agents if name})
+    runner.meta[ATTEMPT] = on_main_rank(lambda: next_attempt(plan.folder(work_dir)))
     runner.supervise(supervision, plan)
     runner.steps_per_epoch = len(loader)
     if tracker is not None:

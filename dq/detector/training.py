@@ -8,13 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import mmcv
 import torch
 from torch import nn
 
 from dq.detector.build import explain, float_state
 from dq.detector.checkpoint import compose
-from dq.detector.checkpoint_plan import Age, CheckpointPlan, remove_old
+from dq.detector.checkpoint_order import ATTEMPT, Place
+from dq.detector.checkpoint_plan import Age, CheckpointPlan, point_latest_at, remove_old
 from dq.detector.hooks import averaged
 from dq.detector.loss_log import LossLog, LossValues
 from dq.detector.optimizer_step import OptimizerStep
@@ -205,10 +205,12 @@ class Training:
             if not self.plan.save_optimizer and content is not None:
                 del content["optimizer"]
 
+            place = Place(attempt=self.meta.get(ATTEMPT, 0), step=done, epoch=epoch)
+
             def write() -> None:
-                save_checkpoint(path, content)
+                save_checkpoint(path, content, note=place.note)
                 if self.plan.create_symlink:
-                    mmcv.symlink(name, str(path.with_name("latest.pth")))
+                    point_latest_at(path)
                 remove_old(path.parent, self.plan)
 
             on_main_rank(write)
@@ -254,7 +256,7 @@ class Training:
             )
             save_checkpoint(Path(out_dir, name), content)
         if create_symlink:
-            mmcv.symlink(name, str(Path(out_dir, "latest.pth")))
+            point_latest_at(Path(out_dir, name))
 
     def load_checkpoint(self, filename: str, *_: Any, **__: Any) -> dict[str, Any]:
         """Load the weights of a file as ``load_from`` does, for a hook that asks for it."""

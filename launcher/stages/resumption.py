@@ -9,10 +9,10 @@ from typing import Any
 
 from dq.detector.addresses import local_file
 from dq.detector.checkpoint import QUANTIZATION
-from dq.detector.checkpoint_plan import RESUMABLE
+from dq.detector.checkpoint_order import newest_training
 from dq.detector.loop import Resume
 from dq.dist import collectives
-from dq.dist.checkpoint import latest_checkpoint, load_checkpoint
+from dq.dist.checkpoint import load_checkpoint
 from dq.dist.one_reader import on_main_rank
 from dq.dist.restarts import agent, is_one_of, restart_counted
 from launcher.plan import Asked
@@ -66,11 +66,11 @@ def _newest(
     """Return the newest whole checkpoint of the stage where it is to be taken."""
     if not asked.automatic and not restart_counted() and not any(agents):
         return None
-    path = latest_checkpoint(folder, *RESUMABLE)
-    if path is None:
+    found = newest_training(folder)
+    if found is None:
         log.info("no checkpoint in %s", folder)
         return None
-    content = load_checkpoint(path)
+    path, content = found
     if not asked.automatic:
         known = content["meta"].get("agents", ())
         if not restart_counted() and not is_one_of(agents, known):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dq.detector.checkpoint_plan import clear_leftovers
 from dq.detector.data import dataset_digest
 from dq.detector.loop import Resume
 from dq.dist import collectives
@@ -50,6 +51,7 @@ def tracked(
     def begin() -> None:
         nonlocal tracker
         folder = place.experiment / stage
+        clear_leftovers(folder)
         run = _run(plan, place, stage, parent_run, parent, resume)
         goes_on = None
         if resume is not None and run.id == resume.content.get("meta", {}).get("run_id"):
