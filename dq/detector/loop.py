@@ -377,8 +377,7 @@ def _register_hooks(
     except (KeyError, TypeError, ValueError, ImportError, AssertionError) as error:
         raise ValueError(f"a hook of the config cannot be built: {explain(error)}") from error
     evaluation = {**config.get("evaluation", {}), "by_epoch": runner.counts_epochs}
-    interval = min(plan.interval or 1, evaluation.get("interval", 1))
-    runner.register_hook(SyncBuffersHook(interval), priority="ABOVE_NORMAL")
+    runner.register_hook(SyncBuffersHook(), priority="ABOVE_NORMAL")
     runner.register_hook(StragglerHook(config.log_config.interval), priority="VERY_LOW")
     # The last of all: what the others did to the epoch is in it.
     runner.register_hook(EpochCheckpointHook(), priority="LOWEST")

@@ -299,7 +299,7 @@ class Training:
             self._epoch, self.position = divmod(self._iter, steps)
         self.phase = Phase(training.get("phase", "off"))
         scaler = None if self.optimizer_step is None else self.optimizer_step.scaler
-        if scaler is not None and "scaler" in training:
+        if scaler is not None and training.get("scaler"):
             scaler.load_state_dict(training["scaler"])
         if self.counts_epochs and self.position == 0:
             self.pending = None  # The log of an epoch begins empty.

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dq.detector.build import load_float_state
@@ -24,7 +25,7 @@ from dq.detector.rank_state import (
     set_generators,
 )
 from dq.dist import collectives
-from dq.dist.data_parallel import unwrap
+from dq.dist.data_parallel import mean_buffers, unwrap
 from dq.dist.digest import differing_names
 from dq.dist.own_tensors import own_tensors
 from dq.sync import prove_equal
@@ -37,7 +38,9 @@ SEPARATOR = "\t"
 def training_state(runner: Any, meta: Mapping[str, Any], training: Mapping[str, Any]) -> Any:
     """Return the content of a checkpoint to go on from; every rank must call it.
 
-    To be called while the weight average, where there is one, is in the model.
+    To be called while the weight average, where there is one, is in the model. Its running
+    statistics are the mean over ranks, as an evaluation of it needs; each rank goes on with its
+    own, so that a training does not depend on when its checkpoints are written.
 
     Args:
         runner: Of this training.
@@ -59,7 +62,8 @@ def training_state(runner: Any, meta: Mapping[str, Any], training: Mapping[str, 
     )
     content[COMPANIONS] = {k: c.state_dict() for k, c in runner.companions.items()}
     content[TRAINING] = dict(training)
-    own = own_tensors(dict(_tensors(content)))
+    mine = _take_means(content["state_dict"], mean_buffers(unwrap(runner.model)))
+    own = mine | own_tensors(dict(_tensors(content)))
     _refuse_divergence(unwrap(runner.model), list(own))
     parts = collectives.gather_objects(
         {
@@ -73,6 +77,16 @@ def training_state(runner: Any, meta: Mapping[str, Any], training: Mapping[str, 
         return None
     content[RANKS] = parts
     return content
+
+
+def _take_means(state: dict[str, Tensor], means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the means into a state dict; return what was there by its path, where it differs."""
+    own = {}
+    for name, mean in means.items():
+        if name in state and not torch.equal(state[name], mean.cpu()):
+            own[f"state_dict{SEPARATOR}{name}"] = state[name]
+            state[name] = mean.cpu()
+    return own
 
 
 def load_training_state(runner: Any, content: Mapping[str, Any], source: str) -> dict[str, Any]:
