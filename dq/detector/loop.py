@@ -78,14 +78,20 @@ class Resume:
     Attributes:
         content: As read, the same on all ranks; tensors of this rank are put into it.
         source: Its name, for messages.
+        new_optimizer_settings: The optimizer's settings are to be the config's, not its own.
+        new_micro_batches: So are the micro-batches of a step.
     """
 
     content: dict[str, Any]
     source: str
+    new_optimizer_settings: bool = False
+    new_micro_batches: bool = False
 
     @property
     def chunks_per_step(self) -> int | None:
-        """Micro-batches of one step over all ranks; None where the checkpoint does not say."""
+        """Micro-batches of one step over all ranks; None for what the config says."""
+        if self.new_micro_batches:
+            return None
         found: int | None = self.content.get("training", {}).get("chunks_per_step")
         return found
 
@@ -222,7 +228,9 @@ def train(
     check_hooks(runner, detector, dataset, device)
     log_in_time(runner, len(loader))
     if resume is not None:
-        runner.resume_training(resume.content, resume.source, len(loader))
+        new_settings = resume.new_optimizer_settings
+        runner.resume_training(resume.content, resume.source, len(loader), new_settings)
+        runner.say_if_finished(resume.source)
     elif quantization is None and config.load_from:
         content = on_main_rank(lambda: load_checkpoint(local_file(config.load_from)))
         runner.load_weights(content, str(config.load_from))

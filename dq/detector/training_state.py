@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dq.detector.build import load_float_state
 from dq.detector.checkpoint import QUANTIZATION, compose, load_quantization
+from dq.detector.optimizer_state import load_optimizer_
 from dq.detector.rank_state import (
     Plain,
     changed_attributes,
@@ -89,7 +90,9 @@ def _take_means(state: dict[str, Tensor], means: Mapping[str, Tensor]) -> dict[s
     return own
 
 
-def load_training_state(runner: Any, content: Mapping[str, Any], source: str) -> dict[str, Any]:
+def load_training_state(
+    runner: Any, content: Mapping[str, Any], source: str, *, new_optimizer_settings: bool = False
+) -> dict[str, Any]:
     """Put a training where `training_state` found it; every rank must call it.
 
     Losses not logged yet wait in ``runner.pending`` until the log of the epoch is begun.
@@ -98,9 +101,13 @@ def load_training_state(runner: Any, content: Mapping[str, Any], source: str) ->
         runner: Of the same training, all its hooks registered.
         content: Of the checkpoint; tensors of ranks are put in.
         source: Its name, for messages.
+        new_optimizer_settings: Keep the optimizer's settings, such as its learning rate.
 
     Returns:
         What ``training`` was; empty for a checkpoint of mmdet's own, which has no such thing.
+
+    Raises:
+        ValueError: It is of another model, recipe or optimizer.
     """
     ranks = content.get(RANKS, [])
     same = len(ranks) == collectives.world_size()
@@ -112,7 +119,9 @@ def load_training_state(runner: Any, content: Mapping[str, Any], source: str) ->
     if runner.graph is not None:
         load_quantization(runner.graph, content, source)
     if "optimizer" in content:
-        runner.optimizer.load_state_dict(content["optimizer"])
+        load_optimizer_(
+            runner.optimizer, content["optimizer"], source, new_settings=new_optimizer_settings
+        )
     _load_companions(runner, content, source)
     attributes: Plain = mine.get("attributes") or (ranks[0]["attributes"] if ranks else {})
     set_attributes(detector, attributes)
