@@ -85,6 +85,14 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         help="continue this stage from a checkpoint; without a file from its newest whole one",
     )
     parser.add_argument(
+        "--resume-with",
+        action="append",
+        default=[],
+        metavar="KEY[,KEY]",
+        help="settings, such as optimizer.lr, that are to be the config's where the checkpoint was"
+        " made with others",
+    )
+    parser.add_argument(
         "--resume-from", metavar="FILE.pth", dest="resume", help="mmdet's name of --resume FILE.pth"
     )
     parser.add_argument(

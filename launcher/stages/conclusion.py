@@ -251,6 +251,7 @@ def conclude(
     content = compose(detector, graph=graph, recipe=recipe, meta=meta)
     on_main_rank(lambda: save_checkpoint(path, content))
     log.info("checkpoint %s", path)
+    place.signals.refuse_to_go_on()
     try:
         measurement = measure(plan, place, detector, graph)
     except (ValueError, RuntimeError) as error:
