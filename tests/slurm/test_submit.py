@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,27 +12,7 @@ from slurm.config_files import copy_config
 from slurm.record import chains
 from slurm.snapshot import PACKAGES, copy_code
 from tests.launcher.conftest import ROOT, Launch
-
-LOGIN_NODE = """
-import sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "torchvision", "mmcv", "mmdet"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Blocked())
-import importlib.util as u
-found = u.find_spec
-u.find_spec = lambda n, p=None: None if n in ("torch", "mmcv", "mmdet") else found(n, p)
-from launcher.cli import main
-raise SystemExit(main(sys.argv[1:]))
-"""
-
-
-def login(tmp_path: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", LOGIN_NODE, *map(str, words)], cwd=ROOT, text=True,
-        capture_output=True, check=False, env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
-    )  # fmt: skip
+from tests.slurm.login_node import login
 
 
 def test_login_node_needs_no_torch(tmp_path: Path, config: Path) -> None:
