@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,40 @@ def test_a_snapshot_has_all_that_the_packages_have(tmp_path: Path) -> None:
         and not (tmp_path / "code" / path.relative_to(ROOT)).is_file()
     ]
     assert missing == []
+
+
+def test_a_snapshot_has_what_a_package_of_the_user_s_reads(tmp_path: Path) -> None:
+    """Whatever it is called: compiled operators, class names, small weights, a linked folder."""
+    mine = tmp_path / "mine"
+    (mine / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/b.py").touch()
+    (mine / "linked").symlink_to(tmp_path / "elsewhere")
+    (mine / "sub/around").symlink_to(mine)
+    wanted = ["ops.so", "kernel.cu", "op.cpp", "op.h", "names.csv", "LICENSE", "prior.npy", "a.pth",
+              ".hidden", "run.sh", "sub/data.bin"]  # fmt: skip
+    for name in [*wanted, "__pycache__/x.pyc", ".git/config", "old.pyc"]:
+        (mine / name).parent.mkdir(exist_ok=True)
+        (mine / name).touch()
+    (mine / "run.sh").chmod(0o755)
+    copy_code(tmp_path / "code", source=tmp_path / "nothing", more=(mine,))
+    copied = {
+        str(p.relative_to(tmp_path / "code/mine")) for p in (tmp_path / "code").rglob("*")
+        if p.is_file()
+    }  # fmt: skip
+    assert copied == {*wanted, "linked/b.py"}
+    assert os.access(tmp_path / "code/mine/run.sh", os.X_OK)
+
+
+def test_an_installed_package_has_its_data_too() -> None:
+    """What lies beside modules and is no module is named for the wheel as well."""
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = [
+        (package.replace(".", "/"), pattern)
+        for package, found in named["package-data"].items()
+        for pattern in found
+    ]
+    for name in ("launcher", "dq", "slurm"):
+        for path in (ROOT / name).rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc"):
+                assert any(path in (ROOT / folder).glob(p) for folder, p in patterns), path

@@ -18,6 +18,7 @@ PLACE = Place(
     cwd=Path("/home/me/my work"),
     group="it's mine",
 )
+NO_OPTIONS = dict.fromkeys(("train", "calibrate", "qat", "eval"), ())
 WHOLE = """\
 #!/bin/bash
 
@@ -132,8 +133,12 @@ def test_chain_hands_checkpoints_on_and_calibrates_on_one_gpu() -> None:
         config="/s/c.py",
         experiment=Path("/r/c"),
         profile=Profile(nodes=2, gpus_per_node=4, stages={"qat": {"time": 90}}),
-        shared=["--seed", "3"],
-        training=["--no-validate"],
+        options={
+            "train": ["--seed", "3", "--no-validate"],
+            "calibrate": ["--seed", "3"],
+            "qat": ["--seed", "3", "--no-validate"],
+            "eval": ["--seed", "3"],
+        },
     )
     assert [(j.name, j.after) for j in jobs] == [
         ("float", None), ("calibrate", "float"), ("qat", "calibrate"), ("eval", "qat"),
@@ -160,15 +165,20 @@ def test_sweep_trains_in_float_once_for_all_presets() -> None:
         seeds=[0, 1],
         folder=Path("/r"),
         profile=Profile(parallel=2),
-        options=["optimizer.lr=0.1"],
+        options={"train": ["--sync-bn", "off"], "run": ["--sync-bn", "off"]},
+        cfg_options=["optimizer.lr=0.1"],
     )
+    assert jobs[0].elements[0].words == (
+        "train", "/s/a.py", "--work-dir", "/r/a-seed0", "--seed", "0", "--reuse", "--resume",
+        "--sync-bn", "off", "--cfg-options", "optimizer.lr=0.1",
+    )  # fmt: skip
     assert [(job.name, len(job.elements), job.after) for job in jobs] == [
         ("float", 4, None), ("sweep", 8, "float"),
     ]  # fmt: skip
     assert float_links(jobs)[Path("/r/b-seed1-w4a8/float")] == Path("/r/b-seed1/float")
     assert jobs[1].elements[-1].words == (
-        "run", "/s/b.py", "--work-dir", "/r/b-seed1-w4a8", "--seed", "1", "--resume",
-        "--cfg-options", "optimizer.lr=0.1", "quant.preset=w4a8",
+        "run", "/s/b.py", "--work-dir", "/r/b-seed1-w4a8", "--seed", "1", "--sync-bn", "off",
+        "--resume", "--cfg-options", "optimizer.lr=0.1", "quant.preset=w4a8",
     )  # fmt: skip
     assert "--array=0-7%2" in job_text(jobs[1], PLACE)
 
@@ -176,7 +186,7 @@ def test_sweep_trains_in_float_once_for_all_presets() -> None:
 @pytest.mark.parametrize("name", ["gpu", "a100", "h100"])
 def test_profiles_that_come_along_make_a_job(name: str) -> None:
     profile = read_profile(name, {"nodes": 2, "time": None})
-    jobs = chain(config="c.py", experiment=Path("/r"), profile=profile)
+    jobs = chain(config="c.py", experiment=Path("/r"), profile=profile, options=NO_OPTIONS)
     texts = [job_text(job, PLACE, "1") for job in jobs]
     assert "#SBATCH --nodes=2" in texts[2]
     assert "--gpus-per-node=1\n" in texts[1]
