@@ -22,7 +22,7 @@ from slurm.end import write_end
 from slurm.placeless import RANK_NAMES
 from slurm.plan import Element
 from slurm.profile import Profile
-from slurm.text import mark_name
+from slurm.text import mark_name, own_number
 
 # The launcher's exit code for "stopped by a signal, go on with --resume".
 STOPPED = 75
@@ -147,7 +147,7 @@ def torchrun_words(
         command += [
             *("--nnodes", str(place.num_nodes), "--rdzv-backend", "c10d"),
             *("--rdzv-endpoint", f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}"),
-            *("--rdzv-id", environ["SLURM_JOB_ID"]),
+            *("--rdzv-id", own_number(environ)),
             # It compares the end point's name with its host's to see where the store lives, and a
             # cluster's name for a node need not be the host's.
             *("--rdzv-conf", f"is_host={int(place.node == 0)}"),
