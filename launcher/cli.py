@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
 
     def _mend(self, message: str) -> str | None:
         """Return what takes the place of a flag that is not known: mmdet's own, or a misspelt."""
-        from dq.detector.mmdet_flags import REFUSED_FLAGS
+        from dq.detector.config.mmdet_flags import REFUSED_FLAGS
 
         _, _, unknown = message.partition("unrecognized arguments: ")
         known = sorted({name for parser in _family(self) for name in parser._option_string_actions})

@@ -90,6 +90,8 @@ def sync_buffers_(module: Module, group: dist.ProcessGroup | None = None) -> Non
         module: with the same normalization layers on every rank; changed in place.
         group: the ranks to average over; all by default.
     """
+    if collectives.world_size(group) == 1:
+        return  # A write of the same values would still invalidate a backward pass under way.
     means = mean_buffers(module, group)
     for name, buffer in _running_statistics(module).items():
         buffer.copy_(means[name])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import nn
 
-from dq.detector.calibrate import calibrate_and_repair
-from dq.detector.graph import quantize_detector
-from dq.detector.rank_state import seed_everything
+from dq.detector.calibration.calibrate import calibrate_and_repair
+from dq.detector.model.graph import quantize_detector
+from dq.detector.step.rank_state import seed_everything
 from dq.dist import collectives
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.widths import take_bits_

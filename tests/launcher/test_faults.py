@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from dq.detector.checkpoint_order import newest_training
+from dq.detector.training.checkpoint_order import newest_training
 from dq.dist.checkpoint import load_checkpoint
 from dq.dist.signals import STOPPED_CODE
 from tests.launcher.conftest import Launch

@@ -111,7 +111,7 @@ def test_refusal_of_a_later_stage_cancels_the_former(
 
 
 def test_copied_config_reads_as_the_original(config: Path, tmp_path: Path) -> None:
-    from dq.detector.config import read_config
+    from dq.detector.config.read import read_config
 
     folder = tmp_path / "my own"
     (folder / "sub").mkdir(parents=True)
