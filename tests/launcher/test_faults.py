@@ -299,6 +299,16 @@ def test_nan_of_one_rank_is_left_out_where_asked_for(config: Path, tmp_path: Pat
     record("the same, `nonfinite='skip'`", "that step", ending, reads="left out", recovered=True)
 
 
+def test_losses_of_one_rank_alone_are_refused(config: Path, tmp_path: Path) -> None:
+    path = config_with(config, tmp_path, hook(tmp_path, "extra_loss", rank=1, step=2))
+    ending = run_ranks_alone(2, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
+                             folder=tmp_path)  # fmt: skip
+    must_have_ended(ending)
+    assert ending.codes == [2, 2]
+    assert "losses differ between ranks: loss_extra on rank 1 of 2 alone" in ending.errors[0]
+    record("a loss that one rank alone has", "steps since the last checkpoint", ending)
+
+
 def test_rank_that_diverges_stops_the_job(config: Path, tmp_path: Path) -> None:
     more = hook(tmp_path, "diverge", rank=1, step=3) + "\nguards = dict(compare_every=1)"
     path = config_with(config, tmp_path, more)
