@@ -132,10 +132,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception as error:
+            return report(error, debug=debug)
+        except BaseException as error:
             # Named here alone: this module is imported before torch is.
             if type(error).__name__ == "Stopped":
                 return STOPPED
-            return report(error, debug=debug)
+            raise
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dq.detector.guards import Guards
-from dq.quant.recipe import Recipe
+from dq.quant.recipes.recipe import Recipe
 from dq.tracking.plots import write_plots
 from dq.tracking.summary import StageSummary, read_summary
 from dq.tracking.table import COLUMNS, below_start, markdown_table

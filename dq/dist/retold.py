@@ -18,7 +18,7 @@ def told(error: BaseException) -> str:
     return json.dumps([kind, is_foreseen(error), type(error).__name__, str(error)])
 
 
-def retold(text: str, rank: int) -> Exception:
+def retold(text: str, rank: int) -> Exception | Stopped:
     """Return what another rank raises for an error that `told` has written.
 
     Args:

@@ -247,6 +247,7 @@ def _chain(order: _Order, copies: dict[str, str], profile: Any, plan: Any) -> li
     for flag in ("no_validate", "deterministic", "auto_scale_lr"):
         training += [f"--{flag.replace('_', '-')}"] if getattr(given, flag) else []
     shared += ["--debug"] if given.debug else []
+    training += [word for key in given.resume_with for word in ("--resume-with", key)]
     training += ["--resume", *([given.resume] if given.resume != "auto" else [])] if (
         given.resume
     ) else []  # fmt: skip

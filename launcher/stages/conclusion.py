@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from dq.detector.checkpoint import compose
-from dq.detector.config import config_text
+from dq.detector.config_text import config_text
 from dq.detector.data import dataset_of, test_classes
 from dq.detector.evaluate import Scores, detect, main_metric, scores
 from dq.detector.exact_detector import exact_arithmetic
@@ -23,10 +23,10 @@ from dq.detector.tracking_hook import Figures
 from dq.dist import collectives
 from dq.dist.checkpoint import load_checkpoint, save_checkpoint
 from dq.dist.one_reader import on_main_rank
-from dq.quant.figures import model_bytes
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.recipe import Recipe
+from dq.quant.analysis.statistics import model_bytes
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe
 from dq.sync import prove_equal
 from dq.tracking.summary import StageSummary, is_current, sha256_of, write_summary
 from dq.tracking.tracker import Tracker
@@ -251,6 +251,7 @@ def conclude(
     content = compose(detector, graph=graph, recipe=recipe, meta=meta)
     on_main_rank(lambda: save_checkpoint(path, content))
     log.info("checkpoint %s", path)
+    place.signals.refuse_to_go_on()
     try:
         measurement = measure(plan, place, detector, graph)
     except (ValueError, RuntimeError) as error:
