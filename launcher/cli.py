@@ -22,6 +22,7 @@ from launcher.failure import (
     tell_once,
     wants_debug,
 )
+from launcher.missing import explained
 from launcher.words import ordered
 
 COMMANDS = (
@@ -133,12 +134,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception as error:
-            return report(error, debug=debug)
+            return report(explained(error, _command_of(words)), debug=debug)
         except BaseException as error:
             # Named here alone: this module is imported before torch is.
             if type(error).__name__ == "Stopped":
                 return STOPPED
             raise
+
+
+def _command_of(words: Sequence[str]) -> str:
+    return next((word for word in words if word in COMMANDS), "CONFIG")
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

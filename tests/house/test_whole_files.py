@@ -14,7 +14,6 @@ OTHERS = {
     ("dq/data/disk.py", "rename"): "a whole folder, under a name by chance",
     ("dq/tracking/rows.py", "replace"): "moves a finished file aside",
     ("launcher/commands/coverage.py", "TemporaryDirectory"): "a scratch folder of its own",
-    ("launcher/commands/eval.py", "TemporaryDirectory"): "a scratch folder of its own",
     ("dq/native.py", "TemporaryDirectory"): "a scratch folder of its own",
     ("dq/quant/verify/onnxruntime_session.py", "TemporaryDirectory"): "a scratch folder of its own",
     ("dq/tracking/relay_process.py", "mkdtemp"): "a scratch folder of its own",
