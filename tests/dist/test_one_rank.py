@@ -158,12 +158,12 @@ def fail_by_the_users_mistake() -> list[str]:
     said = []
     for error in (ValueError("no such class; name it"), Stopped("SIGTERM"), OSError("broken")):
 
-        def work(error: Exception = error) -> None:
+        def work(error: BaseException = error) -> None:
             raise error
 
         try:
             run_on_rank(work)
-        except Exception as caught:
+        except BaseException as caught:
             said.append(f"{type(caught).__name__}: {caught}")
     return said
 

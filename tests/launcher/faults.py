@@ -89,10 +89,6 @@ class FaultHook(Hook):
 
         head.loss = loss
 
-    def hold_lock(self, runner: Any) -> None:
-        """Let no other thread of this process run for so many seconds, as a long json.load does."""
-        ctypes.PyDLL(None).sleep(int(self.argument))
-
     def kill_worker(self, runner: Any) -> None:
         workers = multiprocessing.active_children()
         assert workers
@@ -128,4 +124,23 @@ class FaultAtImage:
         if self.left < 0 and here and not self.marker.exists():
             self.marker.write_text(f"{time.time()}")
             os.kill(int(pid_file(self.victim).read_text()), signal.SIGKILL)
+        return results
+
+
+@PIPELINES.register_module(force=True)
+class HoldAtImage:
+    """A step of a test pipeline that lets no other thread of rank 0 run, as a long json.load does.
+
+    Args:
+        seconds: For so long, once.
+        marker: As for `FaultHook`.
+    """
+
+    def __init__(self, seconds: int, marker: str) -> None:
+        self.seconds, self.marker = seconds, Path(marker)
+
+    def __call__(self, results: Any) -> Any:
+        if os.environ.get("RANK", "0") == "0" and not self.marker.exists():
+            self.marker.write_text(f"{time.time()}")
+            ctypes.PyDLL(None).sleep(self.seconds)
         return results
