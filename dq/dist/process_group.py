@@ -18,6 +18,7 @@ from dq.dist.environment import Environment
 from dq.dist.lost import LostRankError
 from dq.dist.meeting_place import open_meeting_place
 from dq.dist.presence import present
+from dq.dist.sequence import open_meeting
 from dq.dist.store import meet, open_store, pauses
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ def process_group(
     store = open_store("process_group")
     try:
         with present():
+            # Clients that are connected now find later at once that their server is dead.
+            open_meeting("the beginning")
             yield
     except BaseException:
         _leave_at_once(backend, store)
