@@ -156,3 +156,16 @@ def test_under_torchrun_it_is_said_once(config: Path, tmp_path: Path) -> None:
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert "--device gpu is not known" in lines[0]
+
+
+def test_a_config_that_one_node_has_not(config: Path, tmp_path: Path) -> None:
+    where = ("--work-dir", tmp_path / "w")
+    missing = config.with_name("missing.py")
+    ended = run(
+        tmp_path, (0, 2, ("train", config, *where), {}), (1, 2, ("train", missing, *where), {})
+    )
+    assert ended.codes[1] == 2
+    assert ended.codes[0] != 0
+    (line,) = ended.errors
+    assert line.startswith("error: rank 1: ")
+    assert "missing.py" in line
