@@ -141,6 +141,22 @@ def test_rank_killed_in_calibration_and_evaluation(
     record(f"kill -9 of rank {victim} in `{command}`", "the stage, begun anew", ending)
 
 
+@pytest.mark.parametrize("command", ["calibrate", "eval"])
+def test_a_rank_that_holds_its_interpreters_lock_lives(
+    config: Path, float_checkpoint: Path, tmp_path: Path, command: str
+) -> None:
+    step = f"dict(type='HoldAtImage', seconds=9, marker={str(tmp_path / 'struck')!r})"
+    more = re.sub(r"dict\(type='FaultAtImage'.*?\),\n", f"{step},\n", IMAGE.replace("!r", ""))
+    path = config_with(config, tmp_path, more)
+    words = [command, path, "--checkpoint", float_checkpoint, "--work-dir", tmp_path / "w"]
+    ending = run_ranks_alone(2, *words, "--timeout", "5", folder=tmp_path)
+    must_have_ended(ending, errors=0)
+    assert ending.codes == [0, 0], ending.output[-3000:]
+    assert (tmp_path / "struck").exists()
+    record(f"rank 0 busy in `{command}` with what stops its threads, for longer than `--timeout`",
+           "nothing", ending, reads="mAP", recovered=True)  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_signal_to_one_rank_stops_all_after_the_same_step(
     config: Path, tmp_path: Path, name: str
@@ -298,6 +314,16 @@ def test_nan_of_one_rank_is_left_out_where_asked_for(config: Path, tmp_path: Pat
     tensors = load_checkpoint(tmp_path / "w/float/float.pth")["state_dict"].values()
     assert all(bool(t.isfinite().all()) for t in tensors)
     record("the same, `nonfinite='skip'`", "that step", ending, reads="left out", recovered=True)
+
+
+def test_losses_of_one_rank_alone_are_refused(config: Path, tmp_path: Path) -> None:
+    path = config_with(config, tmp_path, hook(tmp_path, "extra_loss", rank=1, step=2))
+    ending = run_ranks_alone(2, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
+                             folder=tmp_path)  # fmt: skip
+    must_have_ended(ending)
+    assert ending.codes == [2, 2]
+    assert "losses differ between ranks: loss_extra on rank 1 of 2 alone" in ending.errors[0]
+    record("a loss that one rank alone has", "steps since the last checkpoint", ending)
 
 
 def test_rank_that_diverges_stops_the_job(config: Path, tmp_path: Path) -> None:

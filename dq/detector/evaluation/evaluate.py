@@ -23,6 +23,7 @@ from dq.detector.loading.to_device import to_device
 from dq.detector.metrics.mmdet_metrics import metrics_of_mmdet
 from dq.detector.metrics.results import encoded, own_copy
 from dq.dist import collectives
+from dq.dist.all_here import await_all
 from dq.dist.one_reader import on_main_rank
 from dq.dist.signals import Stopped
 
@@ -96,6 +97,8 @@ def detect(
             shown = now
             remaining = (now - began) / number * (len(loader) - number)
             log.info("evaluated %d of %d images, %.0f s to go", number, len(loader), remaining)
+    # Its ranks' images may take hours, and of hours one rank may need a half more.
+    await_all("the results of all images")
     parts = collectives.gather_objects((results, shapes.shapes))
     if parts is None:
         return None

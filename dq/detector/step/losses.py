@@ -12,8 +12,14 @@ from mmcv.runner.log_buffer import LogBuffer
 from torch import Tensor
 
 from dq.dist import collectives
+from dq.dist.agreed_names import agreed_names
 
 NUM_KEPT = 2000
+LOSSES = "losses"
+SAME_LOSSES = (
+    "let the model return the same ones in every step on every rank, a zero where there is nothing"
+    " to learn from"
+)
 
 
 class LossValues(OrderedDict[str, Any]):
@@ -107,10 +113,11 @@ def _numbers(values: list[Any]) -> list[Any]:
 
 
 class LossLog(LogBuffer):  # type: ignore[misc]
-    """mmcv's log buffer for losses: one copy and one collective for each line of the log.
+    """mmcv's log buffer for losses: one copy from the device for each line of the log.
 
-    Losses of the last steps stay on the device until they are logged; then their means travel
-    together. Every rank must log at the same steps. What hooks record besides is this rank's own.
+    Losses of the last steps stay on the device until they are logged; then ranks agree on their
+    names, and their means travel together. Every rank must log at the same steps. What hooks record
+    besides is this rank's own.
 
     Attributes:
         shared: Names whose means are those of all ranks.
@@ -119,28 +126,23 @@ class LossLog(LogBuffer):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.is_averaged: int | None = None
+        self._means: tuple[int, dict[str, float]] | None = None
         self.shared: set[str] = set()
 
     def average(self, n: int = 0) -> None:
         """Average the latest ``n`` values (0: all) over steps and, for losses, over ranks.
 
         Raises:
-            RuntimeError: A loss is not finite on some rank.
+            ValueError: On all ranks: they have logged different losses.
+            RuntimeError: On all ranks: a loss is not finite on some rank.
         """
         if self.is_averaged == n:
-            return  # Each of several loggers asks; one collective is enough for them.
+            return
         self.is_averaged = n
-        shared = {k: self._mean(k, n) for k in self.val_history if k in self.shared}
-        numbers: dict[str, float] = {}
-        if shared:
-            flat = collectives.all_reduce_(torch.stack(list(shared.values())), "mean").tolist()
-            numbers = dict(zip(shared, flat, strict=True))
-            bad = [k for k, mean in numbers.items() if not np.isfinite(mean)]
-            if bad:
-                raise RuntimeError(
-                    f"{', '.join(bad)} is not finite; lower optimizer.lr or add"
-                    " optimizer_config=dict(grad_clip=dict(max_norm=35, norm_type=2))"
-                )
+        if self._means is None or self._means[0] != n:
+            # Each of several loggers asks, and what hooks record in between is one rank's own.
+            self._means = n, self._means_of_all_ranks(n)
+        numbers = self._means[1]
         for name, values in self.val_history.items():
             if name in numbers:
                 self.output[name] = numbers[name]
@@ -148,6 +150,21 @@ class LossLog(LogBuffer):  # type: ignore[misc]
             counts = np.array(self.n_history[name][-n:])
             self.output[name] = float(np.sum(np.array(values[-n:]) * counts) / np.sum(counts))
         self.ready = True
+
+    def _means_of_all_ranks(self, n: int) -> dict[str, float]:
+        own = [name for name in self.val_history if name in self.shared]
+        names = agreed_names(own, LOSSES, SAME_LOSSES)
+        if not names:
+            return {}
+        means = torch.stack([self._mean(name, n) for name in names])
+        numbers = dict(zip(names, collectives.all_reduce_(means, "mean").tolist(), strict=True))
+        bad = [name for name in own if not np.isfinite(numbers[name])]
+        if bad:
+            raise RuntimeError(
+                f"{', '.join(bad)} is not finite; lower optimizer.lr or add"
+                " optimizer_config=dict(grad_clip=dict(max_norm=35, norm_type=2))"
+            )
+        return numbers
 
     def _mean(self, name: str, n: int) -> Tensor:
         values, counts = self.val_history[name].kept[-n:], self.n_history[name][-n:]
@@ -163,6 +180,7 @@ class LossLog(LogBuffer):  # type: ignore[misc]
         assert isinstance(vars, dict)
         self.is_averaged = None
         if isinstance(vars, LossValues):
+            self._means = None
             self.shared |= vars.tensors.keys()
         for name in vars:
             value = vars.tensors[name] if isinstance(vars, LossValues) else vars[name]
@@ -176,7 +194,7 @@ class LossLog(LogBuffer):  # type: ignore[misc]
 
     def take_back(self, names: Iterable[str]) -> None:
         """Forget the last value of each name: its step was left out."""
-        self.is_averaged = None
+        self.is_averaged = self._means = None
         for name in self.val_history.keys() & set(names):
             self.val_history[name].pop()
             self.n_history[name].pop()
@@ -194,4 +212,4 @@ class LossLog(LogBuffer):  # type: ignore[misc]
     def clear_output(self) -> None:
         """Forget what was logged, so that the next interval is averaged anew."""
         super().clear_output()
-        self.is_averaged = None
+        self.is_averaged = self._means = None

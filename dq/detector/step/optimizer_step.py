@@ -14,7 +14,7 @@ from mmcv.runner import OptimizerHook
 from torch import Tensor, nn
 
 from dq.detector.step.guards import Guards
-from dq.detector.step.losses import LossValues
+from dq.detector.step.losses import LOSSES, SAME_LOSSES, LossValues
 from dq.dist import collectives
 from dq.dist.data_parallel import no_sync, unwrap
 from dq.dist.straggler import PhaseClock
@@ -102,6 +102,12 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
             with nullcontext() if number == len(batches) else no_sync(runner.model):
                 self._outputs.append(self._one(runner, batch, len(batches)))
         logged = [outputs["log_vars"].tensors for outputs in self._outputs]
+        differing = {name for part in logged for name in part.keys() ^ logged[0].keys()}
+        if differing:
+            raise ValueError(
+                f"{LOSSES} differ between the micro-batches of a step:"
+                f" {', '.join(sorted(differing))}; {SAME_LOSSES}"
+            )
         means = {k: torch.stack([part[k] for part in logged]).mean() for k in logged[0]}
         return {
             "loss": means["loss"],

@@ -15,7 +15,7 @@ from dq.detector.config.registry_errors import explain
 from dq.detector.hooks.quantization import averaged
 from dq.detector.model.build import float_state
 from dq.detector.model.checkpoint_content import compose
-from dq.detector.step.losses import LossLog, LossValues
+from dq.detector.step.losses import LOSSES, SAME_LOSSES, LossLog, LossValues
 from dq.detector.step.optimizer_step import OptimizerStep
 from dq.detector.step.rank_state import Plain, plain_attributes, set_pending_logs
 from dq.detector.step.supervision import Supervision
@@ -23,6 +23,7 @@ from dq.detector.training.checkpoint_order import ATTEMPT, Place
 from dq.detector.training.checkpoint_plan import Age, CheckpointPlan, remove_old
 from dq.detector.training.resume_state import compare_weights, load_training_state, training_state
 from dq.dist import collectives
+from dq.dist.agreed_names import agreed_names
 from dq.dist.checkpoint import load_checkpoint, save_checkpoint
 from dq.dist.data_parallel import unwrap
 from dq.dist.one_reader import on_main_rank
@@ -379,12 +380,14 @@ def failure(hook: Any, stage: str, error: BaseException) -> str:
 
 
 def _of_all_ranks(losses: LossValues) -> LossValues:
-    """Return the means over ranks, as mmdet's losses are; one collective.
+    """Return the means over ranks, as mmdet's losses are; two small collectives.
 
     Only for hooks of the user's own, which may read them in every step.
     """
-    if not losses.tensors:
+    names = agreed_names(losses.tensors, LOSSES, SAME_LOSSES)
+    if not names:
         return losses
-    flat = torch.stack([t.double() for t in losses.tensors.values()])
+    flat = torch.stack([losses.tensors[name].double() for name in names])
     collectives.all_reduce_(flat, "mean")
-    return LossValues(dict(zip(losses.tensors, flat.float(), strict=True)))
+    means = dict(zip(names, flat.float(), strict=True))
+    return LossValues({name: means[name] for name in losses.tensors})

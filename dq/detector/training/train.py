@@ -56,6 +56,7 @@ from dq.detector.training.hook_checks import (
 from dq.detector.training.refinements import Refinery, added_losses
 from dq.detector.training.runners import RUNNER_OF
 from dq.dist import collectives
+from dq.dist.all_here import await_all
 from dq.dist.checkpoint import load_checkpoint
 from dq.dist.data_parallel import sync_buffers_, unwrap, wrap
 from dq.dist.one_reader import on_main_rank
@@ -158,6 +159,8 @@ def train(
         RuntimeError: A loss is not finite, ranks differ, or a checkpoint cannot be written.
         Stopped: A signal asked for it; a checkpoint to go on from has been written.
     """
+    # Each rank has read the data set from a disk that another may have had in memory.
+    await_all("the beginning of a training")
     supervision = supervision or Supervision()
     config = copy.deepcopy(config)
     if config.runner.type not in RUNNER_OF:
