@@ -307,7 +307,8 @@ def prove(
     mark, output = uuid.uuid4().hex, folder / f"output{ranks}.txt"
 
     def words(work: Path) -> list[str]:
-        return ["run", str(config), "--seed", "3", "--resume", "--work-dir", str(work)]
+        place = ["--resume", "--work-dir", str(work), "--threads", "1"]
+        return ["run", str(config), "--seed", "3", *place]
 
     whole = folder / f"whole{ranks}"
     began = time.monotonic()
@@ -372,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name = str(given.work_dir.resolve())
         folder = Path(name)
         digits = write_digits(
-            folder / "digits", num_train=18, num_val=5, num_test=7, image_size=160, seed=3
+            folder / "digits", num_train=12, num_val=3, num_test=5, image_size=160, seed=3
         )
         base = str(ROOT / "configs/digits/ssd_resnet_fpn_160.py")
         (folder / "config.py").write_text(CONFIG.format(base=base, data_root=str(digits)))
