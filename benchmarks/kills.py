@@ -4,8 +4,8 @@
 
 A chain (float training, calibration, quantized training with learned scales, an average of weights
 and oscillation, each evaluated) on a few embedded images is killed with SIGKILL at moments of
-chance: at any time, while a file is written, in the calibration, in an evaluation, in each of the
-trainings; mostly all ranks, sometimes one. Between two attempts every file gets a time of chance,
+chance: at any time, while a file is written, in a training, in the calibration, in an evaluation;
+mostly all ranks, sometimes one. Between two attempts every file gets a time of chance,
 in the past or in the future, as clocks do that were set back. Then it goes on. What it ends with
 must be that of an undisturbed run: every tensor of every checkpoint bit for bit, every metric and
 logged loss, and the names of all files. No process may be left.
@@ -96,36 +96,60 @@ OF_CHANCE = re.compile(r"time|seconds|_s$|share|memory|eta|sha256|run_id|parent|
 STAMP = re.compile(r"\d{8}_\d{6}")
 
 
-def written(folder: Path) -> bool:
+Times = Mapping[Path, int]
+
+
+def times_of(folder: Path) -> Times:
+    """Return when each file was written, to know later which of them are new."""
+    found = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            found[path] = path.stat(follow_symlinks=False).st_mtime_ns
+    return found
+
+
+def is_new(path: Path, before: Times) -> bool:
+    """Whether a file is there, and was written since."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat(follow_symlinks=False).st_mtime_ns != before.get(path)
+    return False
+
+
+def writing(folder: Path, before: Times) -> bool:
     """Whether a file is being written."""
-    return any(path.name.startswith(".") for path in folder.glob("*/.*.tmp*"))
+    return any(True for _ in folder.glob("*/.*.tmp*"))
 
 
-def calibrating(folder: Path) -> bool:
+def calibrating(folder: Path, before: Times) -> bool:
     """Whether the calibration has begun and has no result."""
     place = folder / "calibrated"
-    return (place / "run.json").exists() and not (place / "calibrated.pth").exists()
+    return is_new(place / "run.json", before) and not (place / "calibrated.pth").exists()
 
 
-def evaluating(folder: Path) -> bool:
-    """Whether a stage has a result that is not evaluated."""
+def evaluating(folder: Path, before: Times) -> bool:
+    """Whether a stage has come to a result and not evaluated it."""
     places = [(folder / stage, f"{stage}.pth") for stage in STAGES]
-    return any((p / name).exists() and not (p / "summary.json").exists() for p, name in places)
+    return any(
+        is_new(place / name, before) and not (place / "summary.json").exists()
+        for place, name in places
+    )
 
 
-def training(folder: Path, stage: str) -> bool:
-    """Whether a training has a checkpoint and no result."""
-    place = folder / stage
-    return any(place.glob("step_*.pth")) and not (place / f"{stage}.pth").exists()
+def training(folder: Path, before: Times) -> bool:
+    """Whether a training has gone on by some steps and has no result."""
+    return any(
+        not (folder / stage / f"{stage}.pth").exists()
+        and any(is_new(path, before) for path in (folder / stage).glob("step_*.pth"))
+        for stage in ("float", "qat")
+    )
 
 
-MOMENTS: Mapping[str, Callable[[Path], bool]] = {
-    "any time": lambda _: True,
-    "a file is written": written,
+MOMENTS: Mapping[str, Callable[[Path, Times], bool]] = {
+    "any time": lambda *_: True,
+    "a file is written": writing,
+    "training": training,
     "calibration": calibrating,
     "evaluation": evaluating,
-    "float training": lambda folder: training(folder, "float"),
-    "quantized training": lambda folder: training(folder, "qat"),
 }
 ENDED = "it had ended"
 
@@ -195,8 +219,8 @@ class Job:
 def strike(job: Job, folder: Path, planned: Strike, limit_s: float) -> str:
     """Kill a job as planned and return at which moment that was; `ENDED` where it came too late."""
     end = time.monotonic() + limit_s
-    is_moment = MOMENTS[planned.moment]
-    while not is_moment(folder):
+    before, is_moment = times_of(folder), MOMENTS[planned.moment]
+    while not is_moment(folder, before):
         if job.ended():
             return ENDED
         if time.monotonic() > end:
@@ -290,10 +314,15 @@ def _without(value: Any, words: str) -> Any:
     return value
 
 
-def planned(chance: random.Random, ranks: int, seconds: float) -> Strike:
-    """Draw when, and whom, to kill."""
-    moment = chance.choice(list(MOMENTS))
-    longest = {"any time": seconds, "a file is written": 0.02}.get(moment, seconds / 20)
+def planned(chance: random.Random, folder: Path, ranks: int, seconds: float) -> Strike:
+    """Draw when, and whom, to kill: at a moment that is still to come."""
+    moments = ["any time", "a file is written", "evaluation"]
+    if not (folder / "calibrated/calibrated.pth").exists():
+        moments.append("calibration")
+    if not (folder / "float/float.pth").exists() or "calibration" not in moments:
+        moments.append("training")
+    moment = chance.choice(moments)
+    longest = {"any time": seconds, "a file is written": 0.02}.get(moment, seconds / 10)
     alone = ranks > 1 and chance.random() < 0.15
     victim = chance.randrange(ranks) if alone else None
     return Strike(moment=moment, later_s=chance.uniform(0, longest), victim=victim)
@@ -326,9 +355,9 @@ def prove(
         work = folder / f"killed{ranks}-{chains}"
         mine = 0
         while True:
-            job = Job(ranks, words(work), output, mark)
             last = sum(struck.values()) >= times
-            plan = planned(chance, ranks, seconds)
+            plan = planned(chance, work, ranks, seconds)
+            job = Job(ranks, words(work), output, mark)
             moment = ENDED if last else strike(job, work, plan, LIMIT_S)
             if moment == ENDED:
                 break
