@@ -155,3 +155,21 @@ def test_a_file_goes_to_the_training_it_belongs_to(
     code, out, err = launch("run", config, "--work-dir", whole, *options, "--resume", quantized)
     assert code == 0, err + out
     assert out.count("is done already") == 3
+
+
+def test_a_job_started_again_goes_on_from_its_newest_whatever_file_it_was_given(  # type: ignore[no-untyped-def]
+    train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = train.folder / "step_1.pth"
+    code, out, err = train("--resume", file, "--cfg-options", "runner.max_epochs=1")
+    assert code == 0, err + out
+    assert f"resumed from {file}" in out
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    code, out, err = train("--resume", file, "--cfg-options", "runner.max_epochs=1")
+    assert code == 0, err + out
+    assert re.search(r"resumed from \S*/epoch_1\.pth", out)
+    # Another job's newest is nothing to a job that was not told to go on.
+    code, out, err = train("--cfg-options", "runner.max_epochs=1", "optimizer.lr=0.02")
+    assert code == 0, err + out
+    assert "is of another config, beginning anew" in out
+    assert "Epoch [1][" in out
