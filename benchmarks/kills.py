@@ -81,7 +81,7 @@ data = dict(
 lr_config = dict(warmup_iters=2)
 log_config = dict(interval=1)
 evaluation = dict(interval=1)
-checkpoint_config = dict(interval=1, steps=2, max_keep_ckpts=2)
+checkpoint_config = dict(interval=1, steps=1, max_keep_ckpts=2)
 runner = dict(max_epochs=2)
 quant = dict(
     learned='lsq',
@@ -402,7 +402,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name = str(given.work_dir.resolve())
         folder = Path(name)
         digits = write_digits(
-            folder / "digits", num_train=12, num_val=3, num_test=5, image_size=160, seed=3
+            folder / "digits", num_train=24, num_val=3, num_test=5, image_size=160, seed=3
         )
         base = str(ROOT / "configs/digits/ssd_resnet_fpn_160.py")
         (folder / "config.py").write_text(CONFIG.format(base=base, data_root=str(digits)))
