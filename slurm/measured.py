@@ -8,8 +8,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from slurm.record import Submitted
-
 SUMMARY, ROWS = "summary.json", "metrics.jsonl"
 STAGES = ("qat", "calibrated", "float")
 # The last rows of a file, which may be large.
@@ -33,16 +31,21 @@ def seen(experiment: Path, stage: str) -> dict[str, str]:
     return found
 
 
-def last_metrics(job: Submitted) -> str:
-    """Return the newest that a job has measured, in a few words; empty when there is nothing."""
-    experiment = Path(job.experiment)
-    for stage in [job.stage] if job.stage else STAGES:
+def last_metrics(experiment: Path, stage: str, before: Mapping[str, str]) -> str:
+    """Return the newest that a job has measured, in a few words; empty when there is nothing.
+
+    Args:
+        experiment: The job's folder.
+        stage: Its stage; empty for several.
+        before: What `seen` returned when it was submitted; that is another's.
+    """
+    for name in [stage] if stage else STAGES:
         for file, read in ((SUMMARY, _summary), (ROWS, _logged)):
-            path = experiment / stage / file
-            if not _is_new(path, job.before.get(f"{stage}/{file}")):
+            path = experiment / name / file
+            if not _is_new(path, before.get(f"{name}/{file}")):
                 continue
             if text := read(path):
-                return text if job.stage else f"{stage} {text}"
+                return text if stage else f"{name} {text}"
     return ""
 
 

@@ -94,17 +94,17 @@ def test_a_new_rate_is_applied_where_it_is_asked_for(train) -> None:  # type: ig
 
 
 @pytest.mark.parametrize(
-    ("consent", "options", "said"),
+    ("consent", "more", "said"),
     [
-        ("optimizer", ["optimizer={'type':'AdamW','lr':0.001,'_delete_':True}"], "begins anew"),
-        ("data", ["data.samples_per_gpu=8"], "an epoch has 3 steps, not 6: this one begins anew"),
-        ("accumulate", ["accumulate=2"], "an epoch has 3 steps, not 6: this one begins anew"),
+        ("optimizer", "optimizer = dict(_delete_=True, type='AdamW', lr=0.001)", "begins anew"),
+        ("data", "data = dict(samples_per_gpu=8)", "an epoch has 3 steps, not 6"),
+        ("accumulate", "accumulate = 2", "an epoch has 3 steps, not 6"),
     ],
 )
 def test_what_cannot_be_kept_begins_anew_where_it_is_asked_for(  # type: ignore[no-untyped-def]
-    train, consent: str, options: list[str], said: str
+    train, consent: str, more: str, said: str
 ) -> None:
-    code, out, err = train("--resume", "--resume-with", consent, "--cfg-options", *options)
+    code, out, err = train("--resume", "--resume-with", consent, more=more)
     assert code == 0, err + out
     assert said in out
 
