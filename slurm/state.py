@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -122,44 +121,3 @@ def _is_alive(chain: Chain, number: str) -> bool:
     except OSError:
         return False
     return b"submitit.local._local" in words and str(Path(chain.folder, "jobs")).encode() in words
-
-
-def last_metrics(job: Submitted, since: float) -> str:
-    """Return the newest that a job has measured, in a few words; empty when there is nothing.
-
-    Args:
-        job: Of a chain.
-        since: When that was submitted; what is older is another's.
-    """
-    experiment = Path(job.experiment)
-    stages = [job.stage] if job.stage else ["qat", "calibrated", "float"]
-    for stage in stages:
-        for read in (_summary, _logged):
-            if text := read(experiment / stage, since):
-                return text if job.stage else f"{stage} {text}"
-    return ""
-
-
-def _summary(folder: Path, since: float) -> str:
-    path = folder / "summary.json"
-    try:
-        if path.stat().st_mtime < since:
-            return ""
-        content = json.loads(path.read_text())
-        return f"{content['metric']} {100 * content['value']:.1f} %"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
-def _logged(folder: Path, since: float) -> str:
-    """Return the last line of mmcv's log of a training."""
-    logs = [path for path in folder.glob("*.log.json") if path.stat().st_mtime >= since]
-    logs.sort(key=lambda path: path.stat().st_mtime)
-    for line in reversed(logs[-1].read_text().splitlines() if logs else []):
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if "epoch" in row:
-                names = [n for n in ("mAP", "bbox_mAP", "loss") if n in row]
-                measured = "".join(f" {n} {row[n]:.4g}" for n in names)
-                return f"epoch {row['epoch']} step {row.get('iter', '')}{measured}"
-    return ""

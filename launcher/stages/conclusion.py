@@ -246,6 +246,7 @@ def conclude(
         "CLASSES": tuple(getattr(detector, "CLASSES", None) or test_classes(plan.config)),
         "config": config_text(plan.config),
         "stage": stage,
+        "key": key,
         "run_id": None if run is None else run.id,
     }
     content = compose(detector, graph=graph, recipe=recipe, meta=meta)

@@ -26,6 +26,7 @@ SIGNALS = {
     "SIGUSR1": signal.SIGUSR1,
     "SIGUSR2": signal.SIGUSR2,
     "SIGINT": signal.SIGINT,
+    "SIGHUP": signal.SIGHUP,
     "freeze": signal.SIGSTOP,
 }
 
@@ -110,20 +111,28 @@ class FaultAtImage:
 
     Args:
         by: The rank that loads.
-        victim: The rank that dies.
+        victim: The rank that dies; -1 for all of two.
         image: How many images ``by`` loads before.
         marker: As for `FaultHook`.
+        what: A key of `SIGNALS`.
+        named: What the names of those images have in them.
     """
 
-    def __init__(self, by: int, victim: int, image: int, marker: str) -> None:
+    def __init__(
+        self, by: int, victim: int, image: int, marker: str, what: str = "kill", named: str = ""
+    ) -> None:
         self.by, self.victim, self.left, self.marker = by, victim, image, Path(marker)
+        self.what, self.named = what, named
 
     def __call__(self, results: Any) -> Any:
-        self.left -= 1
+        self.left -= self.named in str(results["img_info"])
         here = int(os.environ.get("RANK", "0")) == self.by
         if self.left < 0 and here and not self.marker.exists():
             self.marker.write_text(f"{time.time()}")
-            os.kill(int(pid_file(self.victim).read_text()), signal.SIGKILL)
+            victims = [0, 1] if self.victim < 0 else [self.victim]
+            # Itself last: it may be one of them.
+            for victim in sorted(victims, key=lambda rank: rank == self.by):
+                os.kill(int(pid_file(victim).read_text()), SIGNALS[self.what])
         return results
 
 

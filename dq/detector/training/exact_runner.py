@@ -200,6 +200,8 @@ class Training:
         scaler = None if self.optimizer_step is None else self.optimizer_step.scaler
         if scaler is not None:
             training["scaler"] = scaler.state_dict()
+        if self.optimizer_step is not None:
+            training["skipped"] = [self.optimizer_step.skipped, self.optimizer_step.in_a_row]
         messages = {"hook_msgs": self._portable_messages()}
         meta = {**self.plan.meta, **self.meta, "epoch": epoch, "iter": done, **messages}
         path = self.plan.folder(Path(self.work_dir)) / name
@@ -321,6 +323,8 @@ class Training:
         scaler = None if self.optimizer_step is None else self.optimizer_step.scaler
         if scaler is not None and training.get("scaler"):
             scaler.load_state_dict(training["scaler"])
+        if self.optimizer_step is not None and "skipped" in training:
+            self.optimizer_step.skipped, self.optimizer_step.in_a_row = training["skipped"]
         if self.counts_epochs and self.position == 0:
             self.pending = None  # The log of an epoch begins empty.
         self.meta["hook_msgs"] = dict(meta.get("hook_msgs", {}))

@@ -45,8 +45,12 @@ def load_optimizer_(
             f"{source} has an optimizer of other parameters; go on with the config it was made"
             " with, or let the optimizer's state begin anew with --resume-with optimizer"
         )
-    optimizer.load_state_dict(dict(state))
-    lacking = sorted({n for group in optimizer.param_groups for n in names if n not in group})
+    try:
+        optimizer.load_state_dict(dict(state))
+        groups = optimizer.param_groups
+        lacking = sorted({name for group in groups for name in names if name not in group})
+    except (KeyError, TypeError, AttributeError) as error:  # It misses its own for a parameter.
+        lacking = [str(error)]
     if lacking:
         raise ValueError(
             f"{source} has the state of another optimizer than {type(optimizer).__name__} (it does"

@@ -200,6 +200,7 @@ def train(
         device=device,
         find_unused_parameters=bool(config.get("find_unused_parameters", False)),
         cls=ParallelDetector,
+        late=[p for n, p in detector.named_parameters() if n.startswith(f"{CONTAINER}.")],
     )
     if model is detector:
         model = LoneDetector(detector)
