@@ -29,7 +29,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 PAUSE_S = 0.2
 # Lines of a log that are not a stage's result: the launcher's and other loggers', submitit's,
 # torchrun's.
-_LOGGED = re.compile(r"^(\d\d:\d\d:\d\d [A-Z] |submitit |[WEI]\d{4} |\*{5,})")
+_LOGGED = re.compile(
+    r"^(\d\d:\d\d:\d\d [A-Z] |submitit |[WEI]\d{4} |Setting OMP_NUM_THREADS|\*{5,})"
+)
 
 
 class OwnSession(submitit.LocalExecutor):
@@ -190,10 +192,7 @@ def _variables(job: Job, place: Place) -> dict[str, str]:
     more = {name: str(value) for name, value in job.profile.environment.items()}
     if place.snapshot:
         more |= {"PYTHONPATH": ":".join(filter(None, path)), "PYTHONSAFEPATH": "1"}
-    more |= {
-        name: os.environ.get(name, value)
-        for name, value in {"WANDB_RUN_GROUP": place.group, "WANDB_JOB_TYPE": job.name}.items()
-    }
+    more |= {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", place.group)}
     return {**more, "CUDA_VISIBLE_DEVICES": _gpus(job.profile.gpus_per_node)}
 
 

@@ -165,7 +165,6 @@ def _tracking(job: Job, place: Place) -> list[str]:
     return [
         "# For W&B, if it is used.",
         f"export WANDB_RUN_GROUP=${{WANDB_RUN_GROUP:-{shlex.quote(place.group)}}}",
-        f"export WANDB_JOB_TYPE=${{WANDB_JOB_TYPE:-{job.name}}}",
         'export WANDB_NOTES="${WANDB_NOTES:+$WANDB_NOTES; }slurm job $self on $SLURM_JOB_NODELIST"',
         f'export WANDB_TAGS="${{WANDB_TAGS:+$WANDB_TAGS,}}{tags}"',
     ]

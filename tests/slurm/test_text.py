@@ -57,7 +57,6 @@ while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$(
 export MASTER_PORT
 # For W&B, if it is used.
 export WANDB_RUN_GROUP=${WANDB_RUN_GROUP:-'it'"'"'s mine'}
-export WANDB_JOB_TYPE=${WANDB_JOB_TYPE:-qat}
 export WANDB_NOTES="${WANDB_NOTES:+$WANDB_NOTES; }slurm job $self on $SLURM_JOB_NODELIST"
 export WANDB_TAGS="${WANDB_TAGS:+$WANDB_TAGS,}slurm-$self,array-$SLURM_ARRAY_TASK_ID"
 # The warning is for the ranks; this script has to outlive it, to requeue the job.
