@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RANKS ?= 2
 RUN = $(VENV)/bin/torchrun --standalone --nproc-per-node $(RANKS) -m launcher
-# One computing thread a rank unless the user says otherwise; torchrun would warn at every start.
-export OMP_NUM_THREADS ?= 1
+# The cores shared by the ranks, unless the user says otherwise; torchrun would set 1 and warn.
+SHARE = $(shell n=$$(( $$(nproc) / $(RANKS) )); echo $$(( n > 0 ? n : 1 )))
 
 .PHONY: help setup demo test test-fast check
 
@@ -18,10 +18,13 @@ help:
 setup:
 	@$(PYTHON) setup/environment.py --venv $(VENV)
 
+demo: export OMP_NUM_THREADS ?= $(SHARE)
 demo: setup
 	$(VENV)/bin/python -m launcher data digits
 	$(RUN) run configs/digits/ssd_resnet_fpn_160.py --resume
 
+# Sums keep one order, on whatever machine.
+test test-fast: export OMP_NUM_THREADS ?= 1
 test: setup
 	$(VENV)/bin/python -m pytest
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from dq.native import pointer
-from dq.quant import native
-from dq.quant.native_ops import learned_gradients
+from dq.quant.kernels import native
+from dq.quant.kernels.operators import learned_gradients
 
 
 def passes() -> dict[str, tuple[float, Callable[[], object]]]:

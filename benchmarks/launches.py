@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import speed
 from benchmarks.nets import NETS, build
-from dq.quant.quantized_graph import CONTAINER
+from dq.quant.graph.quantized_graph import CONTAINER
 
 WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero")
 
@@ -83,7 +83,7 @@ def _profiled(work: speed.Work) -> dict[str, int]:
 def num_quantizers(net: str, size: int) -> tuple[int, int]:
     """Return how many activations and weights of a net are rounded."""
     from dq.detector.graph import quantize_detector
-    from dq.quant.recipe import Recipe
+    from dq.quant.recipes.recipe import Recipe
 
     _, detector = build(net, size)
     graph = quantize_detector(detector, Recipe())

@@ -99,9 +99,9 @@ def on_rank(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _agreement(number: int) -> float:
-    from dq.quant.fake_quantize import ActivationQuantizer
-    from dq.quant.observer import MovingAverageObserver
-    from dq.quant.spec import QuantSpec
+    from dq.quant.numerics.spec import QuantSpec
+    from dq.quant.observers.min_max import MovingAverageObserver
+    from dq.quant.quantizers.fake_quantize import ActivationQuantizer
     from dq.sync import agree_
 
     quantizers = [ActivationQuantizer(QuantSpec(), MovingAverageObserver()) for _ in range(number)]

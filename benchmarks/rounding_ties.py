@@ -25,7 +25,7 @@ from dq.detector.data import dataset_of, test_classes
 from dq.detector.evaluate import evaluate, main_metric
 from dq.detector.graph import quantize_detector
 from dq.dist.checkpoint import load_checkpoint
-from dq.quant.phase import Phase, set_phase
+from dq.quant.quantizers.phase import Phase, set_phase
 
 
 def move_ties_(graph: Any, largest: float, seed: int) -> list[Any]:

@@ -42,12 +42,12 @@ from benchmarks import peers
 from benchmarks.nets import NETS, build
 from dq.detector.graph import attach, quantize_detector, trace_detector
 from dq.detector.step import parse_losses
-from dq.quant import native
-from dq.quant.fake_quantize import update_scales_
-from dq.quant.learned import initialise_weights_
-from dq.quant.phase import Phase, set_phase
-from dq.quant.recipe import Recipe
-from dq.quant.recompute_pass import inductor_options
+from dq.quant.kernels import native
+from dq.quant.kernels.compile_pass import inductor_options
+from dq.quant.quantizers.factory import initialise_weights_
+from dq.quant.quantizers.fake_quantize import update_scales_
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe
 
 SIDES = (
     "float",

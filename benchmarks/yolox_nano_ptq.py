@@ -117,8 +117,8 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the rows asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("annotations", "images", "checkpoint"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    for name in ("--annotations", "--images", "--checkpoint"):
+        parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--work-dir", type=Path, default=Path("runs/yolox_nano_ptq"))
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--export", action="store_true", help="evaluate in ONNX Runtime, too")

@@ -13,9 +13,9 @@ from torch._utils import _unflatten_dense_tensors as unflatten
 from dq.dist import collectives
 from dq.dist.digest import differing_names, digest
 from dq.dist.one_rank import run_on_rank
-from dq.quant.fake_quantize import ActivationQuantizer, observers_of, update_scales_
-from dq.quant.observer import MinMaxObserver, buffers
-from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.observers.min_max import MinMaxObserver, buffers
+from dq.quant.quantizers.fake_quantize import ActivationQuantizer, observers_of, update_scales_
 
 log = logging.getLogger(__name__)
 

@@ -38,7 +38,8 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=int,
         metavar="N",
-        help="CPU threads of each rank (default: the machine's cores shared by its ranks)",
+        help="CPU threads of each rank (default: $OMP_NUM_THREADS, else the machine's cores shared"
+        " by its ranks)",
     )
     parser.add_argument(
         "--timeout",
@@ -87,6 +88,14 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         const="auto",
         metavar="FILE.pth",
         help="continue this stage from a checkpoint; without a file from its newest whole one",
+    )
+    parser.add_argument(
+        "--resume-with",
+        action="append",
+        default=[],
+        metavar="KEY[,KEY]",
+        help="settings, such as optimizer.lr, that are to be the config's where the checkpoint was"
+        " made with others",
     )
     parser.add_argument(
         "--resume-from", metavar="FILE.pth", dest="resume", help="mmdet's name of --resume FILE.pth"

@@ -133,10 +133,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception as error:
+            return report(explained(error, _command_of(words)), debug=debug)
+        except BaseException as error:
             # Named here alone: this module is imported before torch is.
             if type(error).__name__ == "Stopped":
                 return STOPPED
-            return report(explained(error, _command_of(words)), debug=debug)
+            raise
 
 
 def _command_of(words: Sequence[str]) -> str:

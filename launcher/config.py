@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from dq.detector.guards import Guards
-from dq.quant.distill import Distill
-from dq.quant.ema import Ema
-from dq.quant.oscillation import Oscillation
-from dq.quant.presets import preset
-from dq.quant.recipe import Recipe, Rule
-from dq.quant.refinements import Refinements
-from dq.quant.repair import Mixed, Repair
-from dq.quant.schedule import Schedule
-from dq.quant.spec import QuantSpec
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.ptq.settings import Mixed, Repair
+from dq.quant.recipes.presets import preset
+from dq.quant.recipes.recipe import Recipe, Rule
+from dq.quant.training.distillation import Distill
+from dq.quant.training.oscillation import Oscillation
+from dq.quant.training.refinements import Refinements
+from dq.quant.training.schedule import Schedule
+from dq.quant.training.weight_average import Ema
 from dq.tracking.settings import Tracking
 
 MODES = {False: "train", None: "train", True: "qat", "training": "qat", "calibration": "calibrate"}

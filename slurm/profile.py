@@ -84,7 +84,7 @@ class Profile:
             raise ValueError(
                 f"time is {self.minutes} min, of which the last {self.signal_delay_s} s follow the"
                 " warning: the signal would strike a job that is still starting; give more --time"
-                " or a shorter --signal-delay"
+                " or a shorter --signal-delay-s"
             )
 
     @property

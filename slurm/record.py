@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dq.whole_file import write_whole
 from slurm.plan import Element, Job
 
 FILE_NAME = "chain.json"
@@ -93,16 +94,12 @@ def index_path() -> Path:
 def keep(chain: Chain) -> None:
     """Write the chain's record, and its folder into the index unless it is there already."""
     folder = Path(chain.folder)
-    partial = folder / f"{FILE_NAME}.partial"
-    partial.write_text(json.dumps(asdict(chain), indent=1))
-    os.replace(partial, folder / FILE_NAME)
+    write_whole(folder / FILE_NAME, json.dumps(asdict(chain), indent=1))
     index = index_path()
     known = _index_lines(index)
     if chain.folder not in known:
         index.parent.mkdir(parents=True, exist_ok=True)
-        partial = index.with_name(f"{index.name}.{os.getpid()}")
-        partial.write_text("".join(f"{line}\n" for line in [*known, chain.folder][-KEPT:]))
-        os.replace(partial, index)
+        write_whole(index, "".join(f"{line}\n" for line in [*known, chain.folder][-KEPT:]))
 
 
 def chains() -> list[Chain]:

@@ -32,7 +32,7 @@ _MENDS = (
     ("node count", "ask for fewer --nodes, or another --partition"),
     ("time limit", "give a shorter --time, or another --partition"),
     ("invalid generic resource", "`sinfo -o '%P %G'` lists GPUs; change --gpus-per-node"),
-    ("unrecognized option", "mend the name in [sbatch] of the profile or in --sbatch"),
+    ("unrecognized option", "mend the name in [sbatch] of the profile"),
     ("invalid", "mend that value"),
 )
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from dq.dist import collectives
 from dq.dist.data_parallel import wrap
 from dq.dist.sync_batch_norm import convert_sync_batch_norm, revert_sync_batch_norm
-from dq.quant.fake_quantize import update_scales_
-from dq.quant.learned import initialise_weights_
-from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import prepare
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.recipe import Recipe
+from dq.quant.graph.prepare import prepare
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.factory import initialise_weights_
+from dq.quant.quantizers.fake_quantize import update_scales_
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe
 from dq.sync import agree_, calibrate_on_one_rank, prove_equal
 from tests.ranks import run_ranks
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from dq.dist import collectives
-from dq.quant.equalize import equalize_
-from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import prepare
-from dq.quant.recipe import INT8_WEIGHT, Recipe
+from dq.quant.graph.prepare import prepare
+from dq.quant.ptq.equalization import equalize_
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
 from dq.sync import calibrate_on_one_rank
 from tests.quant.nets import Separable, calibrate, images
 from tests.ranks import run_ranks

@@ -66,7 +66,7 @@ REHEARSAL = Scale(
     size=64,
     batch=2,
     rounds=2,
-    tests=("tests/quant/test_affine.py",),
+    tests=("tests/quant/numerics/test_affine.py",),
     peers=(),
 )
 

@@ -16,7 +16,7 @@ from dq.detector import float_weights
 from dq.detector.config import did_you_mean
 from dq.detector.mended_heads import mend_heads
 from dq.detector.operators.ensure import ensure_operators
-from dq.quant.quantized_graph import CONTAINER
+from dq.quant.graph.quantized_graph import CONTAINER
 
 
 def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -> nn.Module:

@@ -11,9 +11,9 @@ from mmcv.runner import weights_to_cpu
 from torch import Tensor, nn
 
 from dq.dist.digest import digest
-from dq.quant.quantized_graph import CONTAINER, QuantizedGraph
-from dq.quant.recipe import Recipe, Rule
-from dq.quant.spec import QuantSpec
+from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.recipes.recipe import Recipe, Rule
 
 QUANTIZATION = "quantization"
 

@@ -110,6 +110,6 @@ def _options(settings: Compilation) -> dict[str, Any] | None:
     if settings.backend != "inductor":
         return None  # torch refuses options with other backends.
     # Importing the compiler takes a second, which a training without it need not wait.
-    from dq.quant.recompute_pass import inductor_options
+    from dq.quant.kernels.compile_pass import inductor_options
 
     return inductor_options(settings.mode)

@@ -6,8 +6,8 @@ import argparse
 import copy
 import difflib
 import os
-import pprint
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,31 @@ from mmcv import Config
 from mmdet.utils import compat_cfg, replace_cfg_vals
 
 from dq.detector.config_file import load_config_file
+from dq.detector.config_text import read_config_text, refuse_code
 from dq.detector.custom_imports import import_modules
 from dq.detector.data_root import move_data_root
 from dq.detector.mmdet_keys import REFUSED, TOP_LEVEL_KEYS
-from dq.tracking.secrets import hide
 
 # Too short, or too near to what people call their own variables, to be taken for a misspelt key.
 NOT_MISSPELT = ("seed", "device", "launcher", "gpu_ids")
 
 
-def read_config(path: str | Path, options: Sequence[str] = ()) -> Config:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarriedConfig:
+    """A config that came in a file of another kind, such as an exported model.
+
+    Attributes:
+        text: As `dq.detector.config_text.config_text` wrote it.
+        trusted: Let it import modules and read pickles.
+    """
+
+    text: str
+    trusted: bool = False
+
+
+def read_config(
+    path: str | Path, options: Sequence[str] = (), carried: CarriedConfig | None = None
+) -> Config:
     """Return the config in ``path`` with ``options`` laid over it.
 
     Overrides come before anything is read from the config: its modules are imported, its ``${...}``
@@ -34,21 +49,19 @@ def read_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     Args:
         path: An mmdet 2.x config: Python, JSON or YAML.
         options: ``key=value`` overrides in mmdet's syntax (``optimizer.lr=0.01``).
+        carried: The config, where ``path`` is a file that carries it. It is read as data.
 
     Raises:
         ValueError: The file is missing or broken, or a name is mistyped; the message says which.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"config {path} does not exist; {_nearest_file(path)}")
-    try:
-        config = load_config_file(path)
-    except (Exception, SystemExit) as error:  # a config is a program, which may do anything
-        reason = " ".join(str(error).split())
-        raise ValueError(f"config {path} cannot be read: {type(error).__name__}: {reason}") from (
-            error
-        )
     given = parse_options(options)
+    if carried is None:
+        config = _from_file(path)
+    else:
+        config = read_config_text(carried.text, path)
+        if not carried.trusted:
+            refuse_code(config, path)
     root = move_data_root(config, os.environ.get("MMDET_DATASETS"), given.get("data_root"))
     if "data_root" in given:
         given["data_root"] = root
@@ -62,6 +75,18 @@ def read_config(path: str | Path, options: Sequence[str] = ()) -> Config:
         ) from error
     import_modules(config.get("custom_imports"))
     return config
+
+
+def _from_file(path: Path) -> Config:
+    if not path.is_file():
+        raise ValueError(f"config {path} does not exist; {_nearest_file(path)}")
+    try:
+        return load_config_file(path)
+    except (Exception, SystemExit) as error:  # a config is a program, which may do anything
+        reason = " ".join(str(error).split())
+        raise ValueError(f"config {path} cannot be read: {type(error).__name__}: {reason}") from (
+            error
+        )
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
@@ -254,20 +279,6 @@ def _check_workflow(workflow: Any) -> None:
             f"workflow is {workflow!r}; use [('train', 1)], or [('train', 1), ('val', 1)] to see"
             " the losses on data.val as well"
         )
-
-
-def config_text(config: Config) -> str:
-    """Return the config as Python that reads back as the same, whatever stands in its strings.
-
-    mmcv's own way sets strings between quotes that it does not escape, so a path with a quote or a
-    backslash in it is another path, or no Python at all. Keys and passwords are left out: the text
-    goes into checkpoints and exported files.
-    """
-    values = hide(config._cfg_dict.to_dict())
-    return "".join(
-        f"{name} = {pprint.pformat(value, width=100, sort_dicts=False)}\n"
-        for name, value in values.items()
-    )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from mmdet.core.hook.ema import BaseEMAHook
 from torch import nn
 
 from dq.detector.build import explain
-from dq.quant.ema import WeightAverage
+from dq.quant.training.weight_average import WeightAverage
 
 log = logging.getLogger(__name__)
 

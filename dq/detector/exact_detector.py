@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from dq.detector.graph import attach_all
-from dq.quant.exact_graph import exact_network
-from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.integer.engine_graph import exact_network
 
 
 def run_exactly_(

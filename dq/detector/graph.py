@@ -25,12 +25,13 @@ from torch import Tensor, fx, nn
 
 from dq.detector.channels import input_channels
 from dq.detector.roi_heads import NORMS, find_roi_heads, quantize_roi_heads
-from dq.quant.prepare import prepare, whole_or_not_at_all
-from dq.quant.quantized_graph import CONTAINER, QuantizedGraph
-from dq.quant.recipe import Recipe
-from dq.quant.roles import is_layer
-from dq.quant.tolerant import trace_tolerantly
-from dq.quant.trace import Traced, TraceError, declare_padding_layers, declare_plain_layers
+from dq.quant.graph.prepare import prepare, whole_or_not_at_all
+from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
+from dq.quant.graph.roles import is_layer
+from dq.quant.graph.trace import Traced, TraceError
+from dq.quant.graph.trace_with_fallback import trace_tolerantly
+from dq.quant.quantizers.layer_types import declare_padding_layers, declare_plain_layers
+from dq.quant.recipes.recipe import Recipe
 
 log = logging.getLogger(__name__)
 

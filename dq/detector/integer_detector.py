@@ -12,11 +12,11 @@ from torch import fx, nn
 from dq.detector.classes import refuse_other_classes
 from dq.detector.graph import attach_all
 from dq.dist.checkpoint import load_checkpoint
-from dq.quant.exact_graph import compute_exactly_
-from dq.quant.fit_bias import fit_biases_
-from dq.quant.integer_file import INTEGER, load_integers_
-from dq.quant.integer_graph import integer_network
-from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.integer.bias_overflow import fit_biases_
+from dq.quant.integer.convert import integer_network
+from dq.quant.integer.engine_graph import compute_exactly_
+from dq.quant.integer.serialize import INTEGER, load_integers_
 
 
 def read_integer_file(path: Path) -> dict[str, Any]:
@@ -26,7 +26,12 @@ def read_integer_file(path: Path) -> dict[str, Any]:
         ValueError: It is missing or damaged, or another file.
     """
     content = load_checkpoint(path)
-    if not {INTEGER, "parts", "meta"} <= set(content):
+    meta = content.get("meta")
+    if (
+        not {INTEGER, "parts"} <= set(content)
+        or not isinstance(meta, Mapping)
+        or not {"config", "checkpoint", "classes"} <= set(meta)
+    ):
         raise ValueError(
             f"{path} holds no integers; `launcher export --format torch-int` writes such a file"
         )

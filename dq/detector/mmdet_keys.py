@@ -121,9 +121,11 @@ CHECKPOINT_KEYS = (
 
 ENVIRONMENT = (
     Key("MMDET_DATASETS", ACTED, "takes the place of `data_root`, in lists too"),
-    Key("OMP_NUM_THREADS", OTHERWISE, "torchrun sets it unasked, so `--threads` decides for a rank"
-        " (default: its share of the cores); processes that a rank starts get 1 where it is unset"),
-    Key("MKL_NUM_THREADS", OTHERWISE, "as `OMP_NUM_THREADS`"),
+    Key("OMP_NUM_THREADS", ACTED, "the threads of a rank, unless `--threads` says otherwise. Where"
+        " it is unset a rank takes its share of the cores (the 1 that torchrun sets unasked does"
+        " not count), and the processes that it starts get 1"),
+    Key("MKL_NUM_THREADS", OTHERWISE, "`OMP_NUM_THREADS` and `--threads` decide; processes that a"
+        " rank starts get 1 where it is unset"),
     Key("LOCAL_RANK", ACTED, "set by torchrun; under Slurm `SLURM_LOCALID` is read"),
 )  # fmt: skip
 

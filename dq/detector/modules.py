@@ -2,7 +2,7 @@
 
 For users of TI's edgeai-torchvision (``torchvision.edgeailite.xnn``): the same names, the same
 arguments where they still mean something, everything behind them this project's own. New code has
-more from `dq.quant.prepare` and the launcher. ``docs/origin.md`` maps the names.
+more from `dq.quant.graph.prepare` and the launcher. ``docs/origin.md`` maps the names.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dq.detector.build import float_state, load_float_state
 from dq.detector.checkpoint import QUANTIZATION, compose, load_quantization
 from dq.detector.graph import quantize_detector
 from dq.dist.data_parallel import sync_buffers_
-from dq.quant.learned import initialise_weights_
-from dq.quant.observer import MovingAverageObserver
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import CONTAINER
-from dq.quant.recipe import Recipe, Rule
-from dq.quant.spec import QuantSpec
+from dq.quant.graph.quantized_graph import CONTAINER
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.observers.min_max import MovingAverageObserver
+from dq.quant.quantizers.factory import initialise_weights_
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe, Rule
 from dq.sync import agree_
 
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from dq.detector.classes import refuse_other_classes
 from dq.detector.decode import clips
 from dq.detector.exact_detector import run_exactly_
-from dq.detector.export import output_names, part_path
+from dq.detector.export import part_path
 from dq.detector.graph import attach
-from dq.quant.export_onnx import flatten, unflatten
-from dq.quant.onnx_session import OnnxNetwork, ending_at, load_model
-from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.export.assemble import output_names
+from dq.quant.export.onnx_graph import flatten, unflatten
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.verify.onnxruntime_session import OnnxNetwork, ending_at, load_model
 
 # Name, among a detector's models, of the one that returns final detections.
 DETECTIONS = "detections"
@@ -174,7 +175,7 @@ def run_in_onnx_(
         graph: Its fake-quantized graph.
         models: As `load_models` returns them.
         threads: Of ONNX Runtime.
-        integers: As `dq.quant.onnx_session.OnnxNetwork` takes it.
+        integers: As `dq.quant.verify.onnxruntime_session.OnnxNetwork` takes it.
     """
     size = exported_size(models)
     network = OnnxNetwork(models[""], threads=threads, integers=integers)

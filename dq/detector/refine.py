@@ -16,14 +16,14 @@ from dq.detector.batch import to_device
 from dq.detector.ema_hooks import AverageRule, averaged_by
 from dq.detector.hooks import OscillationHook, QuantEMAHook
 from dq.dist.data_parallel import sync_buffers_
-from dq.quant.distill import Distillation
-from dq.quant.ema import WeightAverage
-from dq.quant.norm_statistics import reestimate_norms_
-from dq.quant.oscillation import OscillationTracker
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.refinements import Refinements
-from dq.quant.schedule import Schedule
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.training.distillation import Distillation
+from dq.quant.training.norm_reestimation import reestimate_norms_
+from dq.quant.training.oscillation import OscillationTracker
+from dq.quant.training.refinements import Refinements
+from dq.quant.training.schedule import Schedule
+from dq.quant.training.weight_average import WeightAverage
 
 log = logging.getLogger(__name__)
 

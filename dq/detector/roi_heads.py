@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dq.detector.channels import input_channels
-from dq.quant.prepare import prepare_part
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.recipe import Recipe
-from dq.quant.roles import is_layer
-from dq.quant.tolerant import trace_tolerantly
-from dq.quant.trace import LeafTest, TraceError
+from dq.quant.graph.prepare import prepare_part
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.graph.roles import is_layer
+from dq.quant.graph.trace import LeafTest, TraceError
+from dq.quant.graph.trace_with_fallback import trace_tolerantly
+from dq.quant.recipes.recipe import Recipe
 
 # They run in float as every activation function does; that needs no mention.
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dq.detector.guards import Guards
 from dq.dist import collectives
 from dq.dist.data_parallel import unwrap
-from dq.quant.quantized_graph import CONTAINER
+from dq.quant.graph.quantized_graph import CONTAINER
 
 log = logging.getLogger(__name__)
 # So many losses at the beginning are compared with the latest ones.

@@ -16,8 +16,8 @@ from dq.detector.rank_state import generators, set_generators
 from dq.dist import collectives
 from dq.dist.data_parallel import unwrap
 from dq.dist.one_reader import on_main_rank
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.phase import Phase, set_phase
 
 log = logging.getLogger(__name__)
 START = "start"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dq.detector.decode import Decoder, Level
-from dq.quant.integer import DOMAIN
+from dq.quant.integer.modules import DOMAIN
 
 SUPPRESS = "Suppress"
 # Of heads whose test_cfg has no max_per_img, as YOLOX's: so many an image, at most.

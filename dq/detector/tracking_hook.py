@@ -17,8 +17,8 @@ from dq.detector.rank_state import generators, set_generators
 from dq.detector.supervision import LOADING
 from dq.dist import collectives
 from dq.dist.data_parallel import unwrap
-from dq.quant.figures import Integers, quantizer_figures
-from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.analysis.statistics import Integers, quantizer_figures
+from dq.quant.graph.quantized_graph import QuantizedGraph
 
 log = logging.getLogger(__name__)
 # A training without epochs gets so many tables of quantizers.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,24 +154,27 @@ def _run_in_torch(arguments: argparse.Namespace) -> int:
 
 
 def _run_exported(arguments: argparse.Namespace, model: Path, configs: list[str]) -> int:
+    from dq.detector.config import CarriedConfig
     from launcher.report import say_agreement, say_gate, say_speed
     from launcher.session import session
 
     metadata = _metadata(arguments.backend, model)
-    with tempfile.TemporaryDirectory() as folder:
-        if configs:
-            arguments.config = configs[0]
-        else:
-            text = Path(folder) / f"{model.stem.replace('.', '_')}.py"
-            text.write_text(metadata["config"])
-            arguments.config = str(text)
-        arguments.work_dir = arguments.work_dir or str(Path("runs") / Path(arguments.config).stem)
-        checkpoint = Path(arguments.checkpoint or model.parent / metadata["checkpoint"])
-        with session(arguments) as place:
-            result, measured = _evaluated(arguments, place, model, checkpoint)
-            say_agreement(place, result, arguments.backend)
-            if measured is not None:
-                say_speed(place, measured)
+    if configs:
+        arguments.config = configs[0]
+    else:
+        arguments.config = str(model)
+        # Not the folder that the config names: the file may come from another machine.
+        folder = Path("runs") / model.stem.replace(".", "_")
+        arguments.work_dir = arguments.work_dir or str(folder)
+        arguments.carried = CarriedConfig(
+            text=metadata["config"], trusted=arguments.trust_checkpoint
+        )
+    checkpoint = Path(arguments.checkpoint or model.parent / metadata["checkpoint"])
+    with session(arguments) as place:
+        result, measured = _evaluated(arguments, place, model, checkpoint)
+        say_agreement(place, result, arguments.backend)
+        if measured is not None:
+            say_speed(place, measured)
     if result.passed:
         return 0
     say_gate(place, result, measured)

@@ -21,7 +21,7 @@ from pathlib import Path
 LAUNCHER = "launcher.cli:main"
 _PRELOADED = [
     *("launcher.stages", "launcher.session", "launcher.report", "mmdet.apis"),
-    *("dq.quant.export_qdq", "onnxruntime", "onnxscript", "launcher.coverage.warm_exporter"),
+    *("dq.quant.export.qdq", "onnxruntime", "onnxscript", "launcher.coverage.warm_exporter"),
 ]
 _POLL_S = 0.05
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dq.detector.calibrate import calibrate_and_repair, first_images
+from dq.detector.calibrate import calibrate_and_repair
 from dq.detector.checkpoint import load_quantization, recipe_of
 from dq.detector.graph import quantize_detector
 from dq.detector.rank_state import seed_everything
 from dq.dist.one_rank import run_on_rank
-from dq.quant.repair import Mixed
-from dq.quant.sensitivity import analyze
+from dq.quant.ptq.mixed_precision import analyze
+from dq.quant.ptq.repairs import first_images
+from dq.quant.ptq.settings import Mixed
 from launcher.plan import Plan
 from launcher.session import Session
 from launcher.stages.conclusion import read_checkpoint

@@ -14,8 +14,8 @@ from dq.detector.evaluate import main_metric
 from dq.detector.loop import Resume
 from dq.detector.rank_state import generators, set_generators
 from dq.dist.one_reader import on_main_rank
-from dq.quant.phase import Phase, Phased, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.phase import Phase, Phased, set_phase
 from dq.tracking.summary import StageSummary, read_summary, write_summary
 from launcher.plan import Plan
 from launcher.session import Session

@@ -13,10 +13,10 @@ from dq.detector.calibrate import calibrate_and_repair
 from dq.detector.graph import quantize_detector
 from dq.detector.rank_state import seed_everything
 from dq.dist import collectives
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.recipe import Recipe
-from dq.quant.widths import take_bits_
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.ptq.widths import take_bits_
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe
 from dq.sync import calibrate_on_one_rank
 from dq.tracking.summary import StageSummary
 from launcher.plan import Plan

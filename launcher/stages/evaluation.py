@@ -16,9 +16,9 @@ from dq.detector.graph import quantize_detector
 from dq.detector.results_file import check_format, format_results
 from dq.dist import collectives
 from dq.dist.one_reader import on_main_rank
-from dq.quant.figures import model_bytes
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.analysis.statistics import model_bytes
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.phase import Phase, set_phase
 from dq.sync import prove_equal
 from dq.tracking.summary import StageSummary, write_summary
 from launcher.plan import Plan

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from dq.detector.calibrate import first_images
 from dq.detector.predictions import boxes_of_first, predictions_of
 from dq.detector.tracking_hook import Figures
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.ptq.repairs import first_images
+from dq.quant.quantizers.phase import Phase, set_phase
 from dq.tracking.drawing import draw_pair
 from dq.tracking.predictions import (
     Box,

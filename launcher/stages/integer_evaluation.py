@@ -24,9 +24,9 @@ from dq.detector.onnx_detector import (
     run_in_torch_,
 )
 from dq.dist.one_reader import on_main_rank
-from dq.quant.layer_differences import LayerDifference, layer_differences, worst
-from dq.quant.onnx_session import OnnxNetwork, float_model, load_model, metadata_of
-from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.verify.layer_differences import LayerDifference, layer_differences, worst
+from dq.quant.verify.onnxruntime_session import OnnxNetwork, float_model, load_model, metadata_of
 from launcher.plan import Plan
 from launcher.session import Session
 from launcher.stages.agreement import (

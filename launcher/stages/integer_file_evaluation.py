@@ -13,7 +13,7 @@ from dq.detector.exact_detector import run_exactly_
 from dq.detector.integer_detector import load_networks, read_integer_file, run_integers_
 from dq.detector.loader_options import evaluation_workers
 from dq.dist.one_reader import on_main_rank
-from dq.quant.integer_file import num_bytes
+from dq.quant.integer.serialize import num_bytes
 from launcher.plan import Plan
 from launcher.session import Session
 from launcher.stages.agreement import (

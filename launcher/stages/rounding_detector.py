@@ -10,9 +10,9 @@ from torch import nn
 
 from dq.detector.checkpoint import load_quantization, recipe_of
 from dq.detector.graph import quantize_detector
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.recipe import Recipe
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe
 from launcher.plan import Plan
 from launcher.session import Session
 from launcher.stages.float_detector import float_detector

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import kernels, ranks, speed
 from benchmarks.nets import NETS, build
-from dq.quant import native
+from dq.quant.kernels import native
 
 
 @pytest.fixture

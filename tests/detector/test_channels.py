@@ -10,7 +10,7 @@ from torch import nn
 
 from dq.detector.channels import input_channels
 from dq.detector.graph import quantize_detector
-from dq.quant.recipe import Recipe
+from dq.quant.recipes.recipe import Recipe
 from tests.detector.test_graph import detector_of
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from dq.detector.build import build_model
 from dq.detector.config import finish, read_config
 from dq.detector.graph import quantize_detector
-from dq.quant.fake_quantize import update_scales_
-from dq.quant.phase import Phase, set_phase
-from dq.quant.recipe import Recipe
+from dq.quant.quantizers.fake_quantize import update_scales_
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/digits/ssd_resnet_fpn_160.py"
 NARROW = [

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mmcv import Config
 
-from dq.detector.config import config_text, finish, parse_options, read_config, training_config
+from dq.detector.config import finish, parse_options, read_config, training_config
 from dq.detector.data import test_classes as classes_of
 from tests.detector.minimal import minimal
 
@@ -40,18 +39,6 @@ def write(folder: Path, text: str) -> Path:
     path = folder / "config.py"
     path.write_text(f"model = dict(type='RetinaNet')\ndata = dict(train=dict())\n{text}\n")
     return path
-
-
-@pytest.mark.parametrize(
-    "strings",
-    [
-        ["it's", 'a "b"', "back\\slash\\new", "two\nlines", "'both\"", "ü", "a' + 'b", "{{x}}"],
-    ],
-)
-def test_text_reads_back_as_the_same(tmp_path: Path, strings: list[str]) -> None:
-    config = minimal(paths=strings, nested={"a": [{"b": (1, None, True)}], "range": range(3)})
-    again = Config.fromstring(config_text(config), ".py")
-    assert again._cfg_dict.to_dict() == config._cfg_dict.to_dict()
 
 
 def test_options_are_laid_over_before_anything_is_read(

@@ -24,8 +24,8 @@ from dq.detector.data import calibration_dataset, calibration_images, dataset_of
 from dq.detector.graph import quantize_detector
 from dq.detector.loop import Quantization, train
 from dq.detector.rank_state import seed_everything
-from dq.quant.recipe import Recipe
-from dq.quant.schedule import Schedule
+from dq.quant.recipes.recipe import Recipe
+from dq.quant.training.schedule import Schedule
 from tests.detector import small_set
 from tests.detector.recording import RECORDS
 

@@ -21,10 +21,10 @@ from dq.detector.export import export_detector
 from dq.detector.graph import quantize_detector
 from dq.detector.onnx_detector import DETECTIONS, load_models, run_in_onnx_
 from dq.detector.suppress import Detections, settings_of
-from dq.quant.onnx_session import OnnxNetwork, load_model
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.recipe import Recipe, Rule
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe, Rule
+from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model
 
 pytestmark = pytest.mark.slow
 

@@ -15,14 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dq.detector.calibrate import calibrate
 from dq.detector.export import export_detector, part_path
 from dq.detector.graph import quantize_detector
-from dq.quant.exact_graph import exact_network
-from dq.quant.export_onnx import flatten
-from dq.quant.layer_differences import called_once, layer_differences
-from dq.quant.onnx_cut import CutNetwork
-from dq.quant.onnx_session import OnnxNetwork
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.recipe import Recipe
+from dq.quant.export.onnx_graph import flatten
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.integer.engine_graph import exact_network
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe
+from dq.quant.verify.cut_model import CutNetwork
+from dq.quant.verify.layer_differences import called_once, layer_differences
+from dq.quant.verify.onnxruntime_session import OnnxNetwork
 from tests.detector.test_graph import detector_of
 
 pytestmark = pytest.mark.slow

@@ -15,11 +15,11 @@ from dq.detector.export import export_detector, part_path
 from dq.detector.graph import quantize_detector
 from dq.detector.onnx_detector import OnnxGraph
 from dq.detector.operators.ensure import ensure_operators
-from dq.quant.exact_graph import exact_network
-from dq.quant.onnx_session import OnnxNetwork, load_model
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.recipe import Recipe
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.integer.engine_graph import exact_network
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe
+from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model
 from tests.detector.test_graph import detector_of
 
 pytestmark = pytest.mark.slow

@@ -22,8 +22,8 @@ from dq.detector.graph import (
     trace_detector,
 )
 from dq.detector.tiny_config import remove_pretrained
-from dq.quant.phase import Phase, set_phase
-from dq.quant.recipe import Recipe, Rule
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe, Rule
 
 torch.set_num_threads(1)
 IMAGE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -16,11 +16,11 @@ def _train() -> dict[str, Any]:
     from dq.detector.hooks import AgreementHook, OscillationHook, QuantizationHook
     from dq.dist import collectives
     from dq.dist.data_parallel import wrap
-    from dq.quant.ema import WeightAverage
-    from dq.quant.learned import learned_parameters, regroup_
-    from dq.quant.oscillation import Oscillation, OscillationTracker
-    from dq.quant.recipe import Recipe
-    from dq.quant.schedule import Schedule
+    from dq.quant.quantizers.factory import learned_parameters, regroup_
+    from dq.quant.recipes.recipe import Recipe
+    from dq.quant.training.oscillation import Oscillation, OscillationTracker
+    from dq.quant.training.schedule import Schedule
+    from dq.quant.training.weight_average import WeightAverage
     from dq.sync import prove_equal
     from dq.tracking.tracker import Tracker
     from tests.quant import small_net as nets

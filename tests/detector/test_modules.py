@@ -15,9 +15,9 @@ from dq.detector.modules import (
     QuantTrainModule,
     origin_recipe,
 )
-from dq.quant.affine import quantize
-from dq.quant.phase import Phase
-from dq.quant.recipe import Recipe
+from dq.quant.numerics.affine import quantize
+from dq.quant.quantizers.phase import Phase
+from dq.quant.recipes.recipe import Recipe
 
 
 def images(seed: int = 0) -> torch.Tensor:

@@ -13,9 +13,9 @@ from dq.detector.calibrate import calibrate
 from dq.detector.exact_detector import exact_arithmetic
 from dq.detector.graph import quantize_detector, trace_detector
 from dq.detector.step import LoneDetector
-from dq.quant.phase import Phase, set_phase
-from dq.quant.recipe import Recipe
-from dq.quant.trace import trace
+from dq.quant.graph.trace import trace
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe
 from tests.detector.test_graph import IMAGE, detector_of, flat
 
 # Of each way in which heads are traced: dense heads, one RoI head, stages, two inputs, masks.

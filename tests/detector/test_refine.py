@@ -20,16 +20,16 @@ from dq.detector.loop import Quantization, Resume, train
 from dq.detector.rank_state import seed_everything
 from dq.detector.refine import added_losses
 from dq.dist.checkpoint import load_checkpoint
-from dq.quant.distill import Distill
-from dq.quant.ema import Ema
-from dq.quant.learned import learned_parameters
-from dq.quant.oscillation import Oscillation
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import CONTAINER
-from dq.quant.recipe import Recipe
-from dq.quant.refinements import Refinements
-from dq.quant.schedule import Schedule
-from dq.quant.spec import QuantSpec
+from dq.quant.graph.quantized_graph import CONTAINER
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.quantizers.factory import learned_parameters
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe
+from dq.quant.training.distillation import Distill
+from dq.quant.training.oscillation import Oscillation
+from dq.quant.training.refinements import Refinements
+from dq.quant.training.schedule import Schedule
+from dq.quant.training.weight_average import Ema
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(

@@ -85,10 +85,15 @@ def launch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
     def call(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
+        # A process of its own would leave its variables to nobody.
+        before = dict(os.environ)
         try:
             code = main([str(word) for word in words])
         except SystemExit as stop:
             code = int(stop.code or 0)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from dq.quant.presets import PRESETS
-from dq.quant.recipe import Recipe
-from dq.quant.repair import Mixed
+from dq.quant.ptq.settings import Mixed
+from dq.quant.recipes.presets import PRESETS
+from dq.quant.recipes.recipe import Recipe
 from launcher.config import quant_settings
 
 

@@ -21,10 +21,10 @@ from dq.detector.data import dataset_of
 from dq.detector.data import test_classes as classes_of
 from dq.detector.evaluate import detect
 from dq.detector.graph import quantize_detector
-from dq.quant.export_onnx import flatten
-from dq.quant.onnx_session import OnnxNetwork, load_model
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.export.onnx_graph import flatten
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model
 from tests.launcher.conftest import Launch, on_ranks, torchrun
 
 pytestmark = pytest.mark.slow
@@ -274,8 +274,18 @@ def test_mistakes_are_told_in_one_line(
     )
     calibrated = tmp_path / "plain.pth"
     torch.save(torch.load(float_checkpoint, weights_only=True), calibrated)
+    running = onnx.load(model)
+    (text,) = [entry for entry in running.metadata_props if entry.key == "config"]
+    text.value += f"data = open({str(tmp_path / 'ran')!r}, 'w')\n"
+    onnx.save(running, tmp_path / "running.onnx")
+    importing = onnx.load(model)
+    (text,) = [entry for entry in importing.metadata_props if entry.key == "config"]
+    text.value += "custom_imports = {'imports': ['this']}\n"
+    onnx.save(importing, tmp_path / "importing.onnx")
     for words, message in (
         (("eval", damaged, *backend), "is no ONNX model, or damaged"),
+        (("eval", tmp_path / "running.onnx", *backend), "not made of plain values .*give the conf"),
+        (("eval", tmp_path / "importing.onnx", *backend), "imports .*'this'.*--trust-checkpoint"),
         (("eval", config, *backend), "needs one MODEL.onnx"),
         (("eval", model, config), "add --backend onnxruntime"),
         (("eval", model, fewer, *backend), "classes|another model"),
@@ -292,6 +302,7 @@ def test_mistakes_are_told_in_one_line(
     ):  # fmt: skip
         assert re.search(message, only_error(launch(*words)))
     assert not list(tmp_path.glob("export/*"))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_integers_for_torch_are_a_plain_file_and_compute_the_same(
@@ -325,12 +336,16 @@ def test_integers_for_torch_are_a_plain_file_and_compute_the_same(
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "1 tensors of the file are not what the checkpoint yields" in line
     assert "bbox_head/cls_convs/0/0" in line
+    content["meta"]["config"] += f"data = open({str(tmp_path / 'ran')!r}, 'w')\n"
+    torch.save(content, tmp_path / "running.int.pth")
     damaged = tmp_path / "damaged.int.pth"
     damaged.write_bytes(path.read_bytes()[:5000])
     for wrong, message in (
         (("eval", path, config), "add --backend torch-int"),
         (("eval", damaged, *backend), "is damaged"),
+        (("eval", tmp_path / "running.int.pth", *backend), "is not made of plain values"),
         (("eval", checkpoint, *backend), "holds no integers"),
         (("eval", config, *backend), "needs one MODEL.int.pth"),
     ):
         assert re.search(message, only_error(launch(*wrong)))
+    assert not (tmp_path / "ran").exists()

@@ -6,12 +6,12 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from dq.quant.distill import Distill
-from dq.quant.ema import Ema
-from dq.quant.oscillation import Oscillation
-from dq.quant.recipe import Recipe
-from dq.quant.refinements import Refinements
-from dq.quant.schedule import Schedule
+from dq.quant.recipes.recipe import Recipe
+from dq.quant.training.distillation import Distill
+from dq.quant.training.oscillation import Oscillation
+from dq.quant.training.refinements import Refinements
+from dq.quant.training.schedule import Schedule
+from dq.quant.training.weight_average import Ema
 from launcher.config import quant_settings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/qat.md"

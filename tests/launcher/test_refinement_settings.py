@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dq.quant.refinements import Refinements
+from dq.quant.training.refinements import Refinements
 from launcher.config import quant_settings
 
 

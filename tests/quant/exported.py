@@ -8,11 +8,11 @@ from typing import Any
 import onnx
 from torch import Tensor, fx
 
-from dq.quant.export_onnx import checked, flatten, placeholder_model
-from dq.quant.export_qdq import opset_needed, to_qdq_
-from dq.quant.integer_graph import integer_network
-from dq.quant.qparams import specs_of, widths_of
-from dq.quant.quantized_graph import QuantizedGraph
+from dq.quant.export.onnx_graph import checked, flatten, placeholder_model
+from dq.quant.export.qdq import opset_needed, to_qdq_
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.integer.convert import integer_network
+from dq.quant.integer.qparams import specs_of, widths_of
 
 
 def exported(

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from dq.quant.fake_quantize import update_scales_
-from dq.quant.phase import Phase, set_phase
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.sensitivity import decibel, flat, noise, output_sqnr
+from dq.quant.analysis.sensitivity import decibel, flat, noise, output_sqnr
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.fake_quantize import update_scales_
+from dq.quant.quantizers.phase import Phase, set_phase
 
 
 class Separable(nn.Module):

@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
-from dq.quant.fake_quantize import update_scales_
-from dq.quant.learned import initialise_weights_
-from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import prepare
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.recipe import Recipe
-from dq.quant.spec import QuantSpec
+from dq.quant.graph.prepare import prepare
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.quantizers.factory import initialise_weights_
+from dq.quant.quantizers.fake_quantize import update_scales_
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe
 
 W4 = QuantSpec(bits=4, signed=True, symmetric=True, channel_axis=0, narrow=True)
 

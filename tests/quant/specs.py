@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from dq.quant.spec import QuantSpec
+from dq.quant.numerics.spec import QuantSpec
 
 
 @st.composite

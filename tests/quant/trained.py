@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dq.quant.fake_quantize import update_scales_
-from dq.quant.learned import initialise_weights_
-from dq.quant.phase import Phase, set_phase
-from dq.quant.prepare import prepare
-from dq.quant.quantized_graph import QuantizedGraph
-from dq.quant.recipe import Recipe
+from dq.quant.graph.prepare import prepare
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.factory import initialise_weights_
+from dq.quant.quantizers.fake_quantize import update_scales_
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe
 
 
 def prepared(
@@ -33,7 +33,8 @@ def kept(result: Tensor) -> dict[int, int]:
     """Return address and bytes of every storage that autograd keeps for a backward pass.
 
     Found by what the graph of ``result`` refers to; hooks would not see what operators save under
-    hooks of their own (`dq.quant.again`), and what those have packed away does not count.
+    hooks of their own (`dq.quant.kernels.recompute`), and what those have packed away does not
+    count.
     """
     found: dict[int, int] = {}
     seen, stack = set(), [result.grad_fn]

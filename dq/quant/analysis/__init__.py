@@ -1,0 +1,1 @@
+"""Measures of a quantized graph: sensitivity of each quantizer, statistics for the log."""

@@ -1,0 +1,119 @@
+"""How much each quantizer alone disturbs the outputs, and which few to raise to 16 bit.
+
+The measure is the signal to quantization noise ratio (SQNR) at the graph's outputs, in decibel:
+noise relative to signal of each output tensor, averaged over the outputs. Noises of small and
+independent roundings add, so the smallest set that leaves a wanted SQNR is made of the loudest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dq.quant.graph.quantized_graph import QuantizedGraph, quantizer_of
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.quantizers.restore import as_it_was
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """What one quantizer does to the outputs.
+
+    Attributes:
+        name: The quantizer's.
+        kind: ``weight`` or ``activation``.
+        bits: Its width.
+        sqnr: With it alone rounding, in decibel; infinite where nothing changes.
+    """
+
+    name: str
+    kind: str
+    bits: int
+    sqnr: float
+
+
+@torch.no_grad()
+def sensitivities(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[Sensitivity]:
+    """Measure every quantizer alone and return the results, the loudest first.
+
+    Args:
+        graph: Prepared, with ranges, in evaluation mode; left FROZEN, or in the phases that it was
+            in where an image fails.
+        batches: A few images on the model's device.
+    """
+    found = []
+    with as_it_was(graph.quantizers, even_when_done=False):
+        wanted = float_outputs(graph, batches)
+        set_phase(graph.quantizers, Phase.OFF)
+        for site in graph.sites:
+            quantizer = quantizer_of(graph, site.name)
+            quantizer.phase = Phase.FROZEN
+            ratio = noise(graph, batches, wanted)
+            quantizer.phase = Phase.OFF
+            found.append(
+                Sensitivity(
+                    name=site.name, kind=site.kind, bits=quantizer.spec.bits, sqnr=decibel(ratio)
+                )
+            )
+        set_phase(graph.quantizers, Phase.FROZEN)
+    return sorted(found, key=lambda s: s.sqnr)
+
+
+@torch.no_grad()
+def output_sqnr(graph: QuantizedGraph, batches: Sequence[Tensor]) -> float:
+    """Return the SQNR with all quantizers rounding, in decibel; leaves them FROZEN."""
+    with as_it_was(graph.quantizers, even_when_done=False):
+        wanted = float_outputs(graph, batches)
+        return decibel(noise(graph, batches, wanted))
+
+
+@torch.no_grad()
+def float_outputs(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return the outputs of each batch with nothing rounded; leaves the quantizers FROZEN."""
+    with as_it_was(graph.quantizers, even_when_done=False):
+        set_phase(graph.quantizers, Phase.OFF)
+        found = [flat(graph(batch)) for batch in batches]
+        set_phase(graph.quantizers, Phase.FROZEN)
+    return found
+
+
+@torch.no_grad()
+def noise(
+    graph: QuantizedGraph, batches: Sequence[Tensor], wanted: Sequence[Sequence[Tensor]]
+) -> float:
+    """Return the noise of the outputs relative to their signal, averaged over the outputs.
+
+    Args:
+        graph: As it stands.
+        batches: Images.
+        wanted: What `flat` gave of the float outputs for each batch.
+    """
+    num_outputs = len(wanted[0])
+    signal = torch.zeros(num_outputs, dtype=torch.float64, device=batches[0].device)
+    error = torch.zeros_like(signal)
+    for batch, targets in zip(batches, wanted, strict=True):
+        for number, (y, target) in enumerate(zip(flat(graph(batch)), targets, strict=True)):
+            signal[number] += target.double().square().sum()
+            error[number] += (y.double() - target.double()).square().sum()
+    return float((error / signal.clamp(min=1e-30)).mean())
+
+
+def decibel(ratio: float) -> float:
+    """Return a noise-to-signal ratio as SQNR in decibel."""
+    return -10 * math.log10(ratio) if ratio > 0 else math.inf
+
+
+def flat(outputs: Any) -> list[Tensor]:
+    """Return all floating-point tensors in nested lists, tuples and dicts, in order."""
+    if isinstance(outputs, Tensor):
+        return [outputs] if outputs.is_floating_point() else []
+    if isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    if isinstance(outputs, list | tuple):
+        return [tensor for item in outputs for tensor in flat(item)]
+    return []

@@ -1,0 +1,151 @@
+"""A network of integer modules as an ONNX graph in which placeholders stand for the integers.
+
+torch.onnx does the translation, with every operator it knows; each integer module yields one node
+of the domain `dq.quant.integer.modules.DOMAIN`. Simplification runs while these stand there, so
+that it cannot fold a weight's integers away. The writers of formats replace them afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from dq.quant.export.onnx_operators import translations
+from dq.quant.graph.inputs import forward_with_inputs
+from dq.quant.integer.convert import emitting_of
+
+DEFAULT_OPSET, OPSET_16_BITS = 18, 21
+INPUT, SECOND, OUTPUT = "images", "second", "output"
+
+
+class _Flat(nn.Module):
+    """The network with its outputs as one flat list, in the order of `flatten`."""
+
+    def __init__(self, network: nn.Module, behind: Callable[[Any], Any] | None) -> None:
+        super().__init__()
+        self.network, self.behind = network, behind
+
+    def flat(self, *inputs: Tensor) -> list[Tensor]:
+        result = self.network(*inputs)
+        return _tensors(result if self.behind is None else self.behind(result))
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    """Return the tensors of a result; None, which a head without a branch returns, is no output."""
+    return [value for value in flatten(result)[0] if value is not None]
+
+
+def flatten(result: Any) -> tuple[list[Tensor], Any]:
+    """Return the tensors of nested lists, tuples and dicts, and what puts them together again."""
+    values, structure = _pytree.tree_flatten(result)
+    return values, structure
+
+
+def unflatten(values: Sequence[Any], structure: Any) -> Any:
+    """Return nested lists, tuples and dicts of these values; see `flatten`."""
+    return _pytree.tree_unflatten(list(values), structure)
+
+
+def placeholder_model(
+    network: fx.GraphModule,
+    example: Tensor | Sequence[Tensor],
+    *,
+    opset: int,
+    output_names: Sequence[str],
+    input_names: Sequence[str] = (INPUT, SECOND),
+    behind: Callable[[Any], Any] | None = None,
+) -> ir.Model:
+    """Return the network as an ONNX model with placeholder nodes, its first dimension free.
+
+    Args:
+        network: As `dq.quant.integer.convert.integer_network` returns it.
+        example: An input, or all of them; its size but for the first dimension becomes the
+            model's. An input whose first dimension is not that of the first input keeps it.
+        opset: Version of ONNX's operators, 18 or later.
+        output_names: Of the outputs, in the order of `flatten`.
+        input_names: Of the inputs, as many or more.
+        behind: Computed on the network's result and exported too.
+
+    Raises:
+        ValueError: An operator of the network has no ONNX form; it is named.
+    """
+    emitting = emitting_of(network)
+    # One image alone would make the batch's size a constant.
+    examples = [example] if isinstance(example, Tensor) else list(example)
+    batched = [x.dim() > 0 and len(x) == len(examples[0]) for x in examples]
+    inputs = tuple(
+        x[:1].repeat(2, *[1] * (x.dim() - 1)) if free else x
+        for x, free in zip(examples, batched, strict=True)
+    )
+    names = list(input_names)[: len(inputs)]
+    flat = type("_Flat", (_Flat,), {"forward": forward_with_inputs(names, "flat")})
+    emitting.on = True
+    # torch reports on its progress, and warns of what it does internally.
+    quiet = [
+        logging.getLogger(name)
+        for name in ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")
+    ]
+    levels = [logger.level for logger in quiet]
+    for logger in quiet:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                flat(network, behind).eval(),
+                inputs,
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} if b else {} for b in batched),
+                input_names=names,
+                output_names=list(output_names),
+                optimize=True,
+                verbose=False,
+                custom_translation_table=translations(),
+            )
+    except Exception as error:
+        raise ValueError(f"this detector cannot be exported: {reason_of(error)}") from error
+    finally:
+        emitting.on = False
+        for logger, level in zip(quiet, levels, strict=True):
+            logger.setLevel(level)
+    assert program is not None
+    return program.model
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in one line which operator torch.onnx stopped at and why."""
+    messages = []
+    here: BaseException | None = error
+    while here is not None:
+        messages.append(" ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(here)).split()))
+        here = here.__cause__ or here.__context__
+    for text in messages:
+        for pattern in (r"No ONNX function found for .*?op='([^']+)'", r"target=([\w.:]+)\]"):
+            if found := re.search(pattern, text):
+                return f"the operator {found[1]} has no ONNX form"
+    deepest = messages[-1] or type(error).__name__
+    return deepest[:300]
+
+
+def checked(model: ir.Model) -> onnx.ModelProto:
+    """Return the model as ONNX's message after its checker, shape inference included, passed.
+
+    Raises:
+        RuntimeError: It did not.
+    """
+    proto: onnx.ModelProto = ir.to_proto(model)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise RuntimeError(f"the exported model is not valid ONNX: {error}") from error
+    return proto

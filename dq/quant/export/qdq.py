@@ -1,0 +1,204 @@
+"""Placeholders of an exported network as QuantizeLinear and DequantizeLinear nodes (QDQ).
+
+A weight becomes integers of its own width (int4, int8 or int16) with a DequantizeLinear for each
+place that reads it, an activation's rounding a QuantizeLinear and a DequantizeLinear. Where a
+quantizer uses fewer integers than its type has, a Clip before it keeps the others away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dq.quant.export.onnx_graph import OPSET_16_BITS
+from dq.quant.integer.modules import DOMAIN, WEIGHT
+from dq.quant.numerics.spec import QuantSpec
+
+Array = NDArray[np.generic]
+
+_TYPES = {
+    (4, True): (ir.DataType.INT4, ml_dtypes.int4),
+    (4, False): (ir.DataType.UINT4, ml_dtypes.uint4),
+    (8, True): (ir.DataType.INT8, np.int8),
+    (8, False): (ir.DataType.UINT8, np.uint8),
+    (16, True): (ir.DataType.INT16, np.int16),
+    (16, False): (ir.DataType.UINT16, np.uint16),
+}
+
+
+def width(spec: QuantSpec, *, weight: bool) -> int:
+    """Return the bits of the integer type of ONNX that holds the spec's integers.
+
+    Only weights are stored in 4 bits: engines have no pooling or resizing of such activations.
+    """
+    return 4 if weight and spec.bits <= 4 else 8 if spec.bits <= 8 else 16
+
+
+def opset_needed(network: Iterable[tuple[QuantSpec, bool]]) -> int:
+    """Return the first opset whose QuantizeLinear has these widths; 0 where any will do.
+
+    Args:
+        network: Each quantizer's integers, and whether it is a weight's.
+    """
+    return OPSET_16_BITS if any(width(s, weight=w) != 8 for s, w in network) else 0
+
+
+def to_qdq_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
+    """Replace the model's placeholders by QDQ nodes, in place.
+
+    Args:
+        model: As `dq.quant.export.onnx_graph.placeholder_model` returns it.
+        specs: The integers of every quantizer, by its name.
+    """
+    writer = Writer(model, specs)
+    for node in placeholders(model):
+        if node.op_type == WEIGHT:
+            writer.write_weight(node)
+        else:
+            writer.write_rounding(node)
+    finish_(model)
+
+
+def placeholders(model: ir.Model) -> list[ir.Node]:
+    """Return the placeholder nodes of a model, in order."""
+    return [node for node in model.graph if node.domain == DOMAIN]
+
+
+def site_of(node: ir.Node) -> str:
+    """Return the name of the quantizer that a placeholder stands for."""
+    return str(node.attributes["site"].as_string())
+
+
+def array_of(value: ir.Value | None) -> Array:
+    """Return the content of an initializer."""
+    assert value is not None
+    assert value.const_value is not None
+    found: Array = value.const_value.numpy()
+    return found
+
+
+def finish_(model: ir.Model) -> None:
+    """Remove our domain and what nothing reads any more; sort the nodes."""
+    model.opset_imports.pop(DOMAIN, None)
+    for name in [n for n, v in model.graph.initializers.items() if not v.uses()]:
+        del model.graph.initializers[name]
+    model.graph.sort()
+
+
+class Writer:
+    """Writes nodes into one model, and each constant once."""
+
+    def __init__(self, model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
+        self.graph, self.specs = model.graph, specs
+        # The model's own inputs and outputs may be called like one of its layers.
+        taken = [*model.graph.inputs, *model.graph.outputs]
+        self.uses: dict[str, int] = {str(value.name): 1 for value in taken}
+
+    def constant(self, name: str, array: Array) -> ir.Value:
+        """Return the initializer of this name, made of ``array`` where it is not there yet."""
+        if name not in self.graph.initializers:
+            tensor = ir.tensor(array, name=name)
+            value = ir.Value(
+                name=name,
+                shape=ir.Shape(array.shape),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
+            self.graph.register_initializer(value)
+        return self.graph.initializers[name]
+
+    def parameters(self, site: str, node: ir.Node, spec: QuantSpec) -> Iterator[ir.Value]:
+        """Yield scale and zero point of a quantizer."""
+        kind = _TYPES[width(spec, weight=node.op_type == WEIGHT), spec.signed][1]
+        yield self.constant(f"{site}/scale", array_of(node.inputs[1]).astype(np.float32))
+        yield self.constant(f"{site}/zero_point", array_of(node.inputs[2]).astype(kind))
+
+    def numbered(self, node: ir.Node) -> str:
+        """Return the site's name, with a number where the place is not its first or own."""
+        site = site_of(node)
+        again = "again" in node.attributes and node.attributes["again"].as_int()
+        if not again and site not in self.uses:
+            self.uses[site] = 1
+            return site
+        self.uses[f"{site}#"] = self.uses.get(f"{site}#", 1) + 1
+        return f"{site}#{self.uses[f'{site}#']}"
+
+    def use(self, node: ir.Node, value: ir.Value) -> None:
+        """Let ``value`` stand in for a node's result; the node goes."""
+        node.outputs[0].replace_all_uses_with(value)
+        self.graph.remove(node, safe=True)
+
+    def write_weight(self, node: ir.Node) -> None:
+        """Write a weight's integers and what makes them real numbers."""
+        site = site_of(node)
+        spec, name = self.specs[site], self.numbered(node)
+        integers = array_of(node.inputs[0]).astype(_TYPES[width(spec, weight=True), spec.signed][1])
+        axis, old, stored = spec.channel_axis, node, f"{site}/integers"
+        reader = next(iter(node.outputs[0].uses())).node if node.outputs[0].uses() else node
+        if reader.op_type == "Transpose" and len(node.outputs[0].uses()) == 1:
+            # Engines look for the integers right before the product that reads them.
+            order = list(reader.attributes["perm"].as_ints())
+            integers, old = np.ascontiguousarray(integers.transpose(order)), reader
+            axis = None if axis is None else order.index(axis)
+            stored += "/transposed"
+        values = [self.constant(stored, integers), *self.parameters(site, node, spec)]
+        attributes = {} if axis is None else {"axis": axis}
+        new = ir.node("DequantizeLinear", values, attributes, name=f"{name}/dequantize")
+        self.replace(old, new, name, also=node)
+
+    def write_rounding(self, node: ir.Node) -> None:
+        """Write an activation's way to integers and back."""
+        site = site_of(node)
+        spec, name = self.specs[site], self.numbered(node)
+        scale, zero_point = self.parameters(site, node, spec)
+        x = node.inputs[0]
+        assert x is not None
+        nodes = []
+        whole = spec.bits == width(spec, weight=False) and not spec.narrow
+        if not whole:
+            bounds = clip_bounds(node, spec)
+            low, high = (
+                self.constant(f"{site}/{end}", bound)
+                for end, bound in zip(("lowest", "highest"), bounds, strict=True)
+            )
+            nodes.append(ir.node("Clip", [x, low, high], name=f"{name}/clip"))
+            x = nodes[-1].outputs[0]
+        nodes.append(ir.node("QuantizeLinear", [x, scale, zero_point], name=f"{name}/quantize"))
+        inside = nodes[-1].outputs[0]
+        inside.dtype, inside.shape = (
+            _TYPES[width(spec, weight=False), spec.signed][0],
+            node.outputs[0].shape,
+        )
+        last = ir.node("DequantizeLinear", [inside, scale, zero_point], name=f"{name}/dequantize")
+        for number, inner in enumerate(nodes):
+            inner.outputs[0].name = f"{name}/inner{number}"
+            self.graph.insert_before(node, inner)
+        self.replace(node, last, name)
+
+    def replace(self, old: ir.Node, new: ir.Node, name: str, also: ir.Node | None = None) -> None:
+        """Let ``new`` stand in for ``old``; ``also`` goes with it."""
+        before, after = old.outputs[0], new.outputs[0]
+        after.shape, after.type = before.shape, before.type
+        self.graph.insert_before(old, new)
+        is_output = before.is_graph_output()
+        after.name = before.name if is_output else name
+        if is_output:
+            before.name = f"{name}/replaced"
+        before.replace_all_uses_with(after, replace_graph_outputs=True)
+        self.graph.remove(old, safe=True)
+        if also is not None and also is not old:
+            self.graph.remove(also, safe=True)
+
+
+def clip_bounds(node: ir.Node, spec: QuantSpec) -> tuple[Array, Array]:
+    """Return the smallest and the largest real number of a rounding placeholder, float32 ``()``."""
+    scale = array_of(node.inputs[1]).astype(np.float32)
+    shift = array_of(node.inputs[2]).astype(np.float32)
+    return (
+        np.asarray((spec.quant_min - shift) * scale, np.float32),
+        np.asarray((spec.quant_max - shift) * scale, np.float32),
+    )

@@ -1,0 +1,176 @@
+"""Does a graph compute what the model computes? One forward pass of each on the same input says so.
+
+Tracing sees statements, not memory, so what it has missed shows in numbers alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from dq.quant.quantizers.restore import as_it_was
+
+log = logging.getLogger(__name__)
+
+# The same operators in the same order give the same numbers, but for what a device leaves open.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A forward pass with an example of its inputs.
+
+    Attributes:
+        forward: What was traced.
+        examples: Tensors on which it runs; noise of their shape is compared.
+    """
+
+    forward: Callable[..., Any]
+    examples: tuple[Tensor, ...]
+
+
+class DifferenceError(RuntimeError):
+    """A graph that does not compute what the model computes; the message names where."""
+
+
+@torch.no_grad()
+def refuse_difference(
+    root: nn.Module,
+    reference: Reference,
+    graph: Callable[..., Any],
+    plain: Callable[..., Any] | None = None,
+) -> None:
+    """Run the model and its graph once, in evaluation mode, and refuse the graph if they differ.
+
+    Modes, phases, buffers and random generators are as before afterwards. A model that does not run
+    on noise cannot be compared, and passes.
+
+    Args:
+        root: The model, whose quantizers round nothing.
+        reference: Its own forward pass.
+        graph: Does the same.
+        plain: The graph before quantizers were inserted, which names places better.
+
+    Raises:
+        DifferenceError: An output differs, or the graph fails.
+    """
+    inputs = _noise(reference.examples)
+    try:
+        expected = _leaves(_run(root, reference.forward, inputs))
+    except Exception as error:
+        log.debug("the graph is not compared: the model does not run on noise: %s", error)
+        return
+    try:
+        found = _leaves(_run(root, graph, inputs))
+        same = _same(found, expected)
+        reason = ""
+    except Exception as error:
+        same, reason = False, f" ({' '.join(str(error).split())})"
+    if not same:
+        place = _first_difference(root, reference.forward, plain or graph, inputs)
+        raise DifferenceError(
+            f"the graph of {type(root).__name__} does not compute what the model computes{reason},"
+            f" first seen {place}; let statements there return new tensors instead of writing into"
+            " those they are given, or leave that module in float with a rule"
+        )
+
+
+def _noise(examples: Sequence[Tensor]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x.clone()
+        for x in examples
+    ]
+
+
+def _run(root: nn.Module, forward: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+    with as_it_was(root), _buffers_kept(root), _generators_kept(inputs):
+        root.eval()
+        return forward(*[x.clone() for x in inputs])
+
+
+@contextmanager
+def _buffers_kept(root: nn.Module) -> Iterator[None]:
+    before = [(buffer, buffer.clone()) for buffer in root.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
+@contextmanager
+def _generators_kept(inputs: Sequence[Tensor]) -> Iterator[None]:
+    devices = {x.device for x in inputs if x.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(0)
+        yield
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    return [leaf for leaf in _pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    return len(found) == len(expected) and all(map(_alike, found, expected))
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape:
+        return False
+    if not expected.is_floating_point():
+        return bool((found == expected).all())
+    finite = expected[expected.isfinite()].abs()
+    size = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(
+        found.to(expected), expected, rtol=TOLERANCE, atol=TOLERANCE * size, equal_nan=True
+    )
+
+
+def _first_difference(
+    root: nn.Module,
+    forward: Callable[..., Any],
+    graph: Callable[..., Any],
+    inputs: Sequence[Tensor],
+) -> str:
+    """Return where the model and its graph first differ: of the modules that both call."""
+    own, other = _results(root, forward, inputs), _results(root, graph, inputs)
+    last = ""
+    for call, expected in own.items():
+        if call in other:
+            if not _same(other[call], expected):
+                return f"in what {call[0]} returns"
+            last = call[0]
+    return f"behind {last}" if last else "in its outputs"
+
+
+def _results(
+    root: nn.Module, run: Callable[..., Any], inputs: Sequence[Tensor]
+) -> dict[tuple[str, int], list[Tensor]]:
+    """Return copies of what each call of each module returned, in the order of the calls' ends."""
+    found: dict[tuple[str, int], list[Tensor]] = {}
+    calls: dict[str, int] = {}
+    handles = []
+    for name, module in root.named_modules():
+
+        def record(_: nn.Module, given: Any, result: Any, name: str = name) -> None:
+            number = calls[name] = calls.get(name, -1) + 1
+            found[name, number] = [t.clone() for t in _leaves(result)]
+
+        if name:
+            handles.append(module.register_forward_hook(record))
+    try:
+        _run(root, run, inputs)
+    except Exception as error:
+        log.debug("stopped while looking for the difference: %s", error)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

@@ -1,0 +1,400 @@
+"""Insert quantizers into a model's graph.
+
+Weights: every layer is computed by a `QuantizedLayer`, with the batch norm behind it folded in.
+Activations: a tensor is rounded where it is produced, when something that an integer engine
+computes in integers reads it. So convolution, norm, addition and activation function are fused
+without a list of patterns: what lies between them is read by nobody else and is not rounded.
+Carriers (reshape, max pooling, nearest upsampling) hand on the integers of their input, and a
+tensor that only a concatenation reads is rounded once, to the concatenation's range. A layer that
+several pyramid levels share has one weight quantizer and an activation range for each level.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from dq.quant.graph.comparison import DifferenceError, Reference, refuse_difference
+from dq.quant.graph.position import positions
+from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph, Site
+from dq.quant.graph.relu6_limits import free_clips_
+from dq.quant.graph.roles import (
+    Role,
+    is_constant,
+    is_layer,
+    is_shape,
+    module_of,
+    role_of,
+    tensor_inputs,
+    weight_node,
+)
+from dq.quant.graph.trace import BoundGraph, Traced, TraceError, remove_dead_code, trace
+from dq.quant.graph.trace_with_fallback import same_code
+from dq.quant.quantizers.batch_norm_fold import is_foldable
+from dq.quant.quantizers.factory import initialise_weights_
+from dq.quant.quantizers.fake_quantize import WeightQuantizer
+from dq.quant.quantizers.layers import QuantizedLayer, num_outputs, output_axis
+from dq.quant.quantizers.phase import Phase
+from dq.quant.quantizers.restore import as_it_was, in_phase
+from dq.quant.quantizers.restore import whole_or_not_at_all as whole_or_not_at_all
+from dq.quant.recipes.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+def prepare(
+    root: nn.Module,
+    recipe: Recipe,
+    graph: fx.Graph | Traced | None = None,
+    *,
+    examples: Sequence[Tensor] = (),
+) -> QuantizedGraph:
+    """Give ``root`` a child ``quantizers`` and return its graph with them inserted.
+
+    The model's own modules, parameters and state-dict keys stay as they are, and every quantizer
+    begins in phase OFF, in which the graph computes exactly what the model computes. With an
+    example that is tried once. A preparation that fails leaves the model as it was.
+
+    Args:
+        root: The model. Its norms may become SyncBatchNorm before or afterwards.
+        recipe: Which module gets which integers.
+        graph: What `dq.quant.graph.trace.trace` returned for it, or a graph for each mode; traced
+            here, in both modes, when None. What training alone computes stays float: nothing would
+            calibrate it. Not changed.
+        examples: An input, or two, of ``root.forward``, where it is traced here.
+
+    Raises:
+        ValueError: The model is prepared already, or a rule names what it does not have.
+        dq.quant.graph.trace.TraceError: It has no static graph, or one that computes something
+            else; the place is named.
+    """
+    if hasattr(root, CONTAINER):
+        raise ValueError(f"{type(root).__name__} is prepared already; prepare a fresh model")
+    with whole_or_not_at_all(root):
+        graph = graph or trace_both_modes(root, examples)
+        traced = graph if isinstance(graph, Traced) else Traced(graph=graph)
+        work = traced.copied()
+        root.add_module(CONTAINER, nn.ModuleDict())
+        prepared = _prepared(root, recipe, work)
+        _compare(prepared, traced)
+    return prepared
+
+
+def trace_both_modes(root: nn.Module, examples: Sequence[Tensor] = ()) -> Traced:
+    """Trace ``root.forward`` in evaluation and in training mode.
+
+    Args:
+        root: The model; its modes are as before afterwards. Where one of the modes has no static
+            graph, the other one's serves alone, if the model is in that mode.
+        examples: As for `dq.quant.graph.trace.trace`.
+    """
+    graphs: dict[bool, fx.Graph] = {}
+    for training in (root.training, not root.training):
+        try:
+            with as_it_was(root):
+                root.train(training)
+                graphs[training] = trace(root, examples=examples)
+        except TraceError:
+            if training is root.training:
+                raise
+            log.debug("%s is traced in one mode only", type(root).__name__, exc_info=True)
+    reference = Reference(forward=root.forward, examples=tuple(examples)) if examples else None
+    if len(graphs) == 1 or same_code(graphs[True], graphs[False]):
+        return Traced(graph=graphs[root.training], reference=reference)
+    return Traced(graph=graphs[False], training_graph=graphs[True], reference=reference)
+
+
+def _prepared(root: nn.Module, recipe: Recipe, traced: Traced, part: str = "") -> QuantizedGraph:
+    work = _Preparation(root, recipe, traced.graph, part=part)
+    work.rewrite()
+    if traced.training_graph is not None:
+        _Preparation(root, recipe, traced.training_graph, create=False, part=part).rewrite()
+    prepared = QuantizedGraph(root, traced, tuple(work.sites))
+    _move_beside_weights_(root)
+    initialise_weights_(prepared.layers())
+    return prepared
+
+
+def _compare(prepared: QuantizedGraph, traced: Traced) -> None:
+    """Refuse a graph with quantizers that is not the model any more."""
+    if traced.reference is None:
+        return
+    root = prepared.root
+    plain = BoundGraph(root, traced)
+    try:
+        with in_phase(root, Phase.OFF):
+            refuse_difference(root, traced.reference, prepared, plain)
+    except DifferenceError as error:
+        raise TraceError(str(error)) from error
+
+
+def prepare_part(
+    whole: QuantizedGraph, recipe: Recipe, traced: Traced, name: str
+) -> QuantizedGraph:
+    """Return the graph, with quantizers inserted, of a part that the whole graph does not reach.
+
+    Its quantizers join the model's others.
+
+    Args:
+        whole: The prepared model's graph; gets the part as ``whole.parts[name]``.
+        recipe: Which module gets which integers.
+        traced: The part's graph, traced with the model as root.
+        name: Qualified name of the part, for its inputs.
+    """
+    with whole_or_not_at_all(whole.root):
+        part = _prepared(whole.root, recipe, traced.copied(), name)
+        _compare(part, traced)
+    whole.parts[name] = part
+    return part
+
+
+def _move_beside_weights_(root: nn.Module) -> None:
+    """Put all quantizers on the device of the model's first parameter."""
+    weight = next((p for n, p in root.named_parameters() if not n.startswith(CONTAINER)), None)
+    if weight is not None:
+        getattr(root, CONTAINER).to(weight.device)
+
+
+class _Preparation:
+    """One graph's rewriting.
+
+    Args:
+        root: The model; its child ``quantizers`` gets what is new.
+        recipe: Which module gets which integers.
+        graph: Changed in place.
+        create: Make quantizers; False uses those that another graph of the model has, and leaves
+            float what has none.
+        part: Name of the part whose graph it is, empty for the model's.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        recipe: Recipe,
+        graph: fx.Graph,
+        *,
+        create: bool = True,
+        part: str = "",
+    ) -> None:
+        self.root, self.recipe, self.graph, self.create = root, recipe, graph, create
+        self.sites: list[Site] = []
+        self.quantizers: nn.ModuleDict = getattr(root, CONTAINER)
+        self.calls: dict[str, int] = {}
+        self.owner: dict[fx.Node, str] = {}
+        for node in graph.nodes:
+            inside = f"{part}." if part and node.op == "placeholder" else ""
+            self.owner[node] = inside + _owner(node)
+        self.positions = positions(root, graph)
+        self.kinds = {name: type(m).__name__ for name, m in root.named_modules()}
+        for node in graph.nodes:
+            self.kinds.setdefault(self.owner[node], getattr(node.target, "__name__", node.op))
+        if create and not part:
+            recipe.check_rules(self.kinds)
+
+    def rewrite(self) -> None:
+        """Insert all quantizers."""
+        self.quantize_layers()
+        self.quantize_activations()
+        if self.recipe.free_clips:
+            free_clips_(self.root, self.graph, self.quantizers)
+        remove_dead_code(self.graph)
+        self.graph.lint()
+
+    # -- weights
+
+    def quantize_layers(self) -> None:
+        """Replace each layer, with its norm, by a call of a quantized layer."""
+        self.num_uses = Counter(str(n.target) for n in self.graph.nodes if n.op == "call_module")
+        self.rounded: dict[str, fx.Node] = {}
+        for node in list(self.graph.nodes):
+            is_constant(node)  # In topological order, so that no answer needs a deep recursion.
+            if not is_layer(self.root, node):
+                continue
+            layer = module_of(self.root, node)
+            if layer is None:
+                self._round_parameter(node)
+                continue
+            target = str(node.target)
+            norm = self._norm_after(node, layer)
+            name = _key(target) if norm is None else _key(f"{target}+{norm.target}")
+            spec = self.recipe.weight_spec(target, self.kinds[target], self.positions[node], name)
+            if spec is not None:
+                self._replace_layer(node, layer, norm, spec)
+
+    def _norm_after(self, node: fx.Node, layer: nn.Module) -> fx.Node | None:
+        users = list(node.users)
+        if len(users) != 1:
+            return None
+        norm = module_of(self.root, users[0])
+        if norm is None or not is_foldable(norm) or norm.num_features != num_outputs(layer):
+            return None
+        # A linear layer's channels are its last dimension, which is the norm's in 1d alone.
+        if isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
+            return None
+        return users[0]
+
+    def _replace_layer(
+        self, node: fx.Node, layer: nn.Module, norm: fx.Node | None, spec: Any
+    ) -> None:
+        target = str(node.target)
+        site = Site(
+            name=_key(target) if norm is None else _key(f"{target}+{norm.target}"),
+            kind="weight",
+            module=target,
+            norm=None if norm is None else str(norm.target),
+        )
+        if site.name not in self.quantizers:
+            if not self.create:
+                return
+            axis = None if spec.channel_axis is None else output_axis(layer)
+            assert isinstance(layer.weight, Tensor)
+            quantizer = self.recipe.weight_quantizer(
+                replace(spec, channel_axis=axis), num_channels=layer.weight.shape[axis or 0]
+            )
+            self.quantizers[site.name] = QuantizedLayer(quantizer)
+            self.sites.append(site)
+        last = norm or node
+        with self.graph.inserting_before(last):
+            arguments = [node.args[0] if node.args else node.kwargs["input"]]
+            arguments.append(self.graph.get_attr(target))
+            if norm is not None:
+                arguments.append(self.graph.get_attr(str(norm.target)))
+            elif self.num_uses[target] > 1:
+                arguments += [None, self._rounded_once(site, target)]
+            new = self.graph.call_module(f"{CONTAINER}.{site.name}", tuple(arguments))
+        self.owner[new] = target
+        self.positions[new] = self.positions[node]
+        last.replace_all_uses_with(new)
+        if norm is not None:
+            self.graph.erase_node(norm)
+        self.graph.erase_node(node)
+
+    def _rounded_once(self, site: Site, target: str) -> fx.Node:
+        """Return the node that rounds the weight of a layer which several levels share."""
+        if site.name not in self.rounded:
+            weight = self.graph.get_attr(f"{target}.weight")
+            name = f"{CONTAINER}.{site.name}.weight"
+            self.rounded[site.name] = self.graph.call_module(name, (weight,))
+        return self.rounded[site.name]
+
+    def _round_parameter(self, node: fx.Node) -> None:
+        """Round the weight of a layer called as a function, where the graph has computed it."""
+        weight, owner = weight_node(node), self.owner[node]
+        assert weight is not None
+        name = _key(f"{owner}.weight")
+        spec = self.recipe.weight_spec(owner, self.kinds[owner], self.positions[node], name)
+        if spec is None:
+            return
+        site = Site(name=_key(f"{owner}.weight"), kind="parameter", module=owner.rpartition(".")[0])
+        if site.name not in self.quantizers:
+            if not self.create:
+                return
+            axis = None if spec.channel_axis is None else int("transpose" in node.name)
+            self.quantizers[site.name] = WeightQuantizer(replace(spec, channel_axis=axis))
+            self.sites.append(site)
+        with self.graph.inserting_before(node):
+            new = self.graph.call_module(f"{CONTAINER}.{site.name}", (weight,))
+        node.replace_input_with(weight, new)
+
+    # -- activations
+
+    def quantize_activations(self) -> None:
+        """Insert a quantizer behind every tensor that something reads as integers."""
+        wanted: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            role = role_of(self.root, node)
+            if role is Role.MIXER or (role is Role.LAYER and self._is_quantized(node)):
+                for tensor in tensor_inputs(node):
+                    self._want(tensor, wanted)
+            elif node.op == "output" and self.recipe.outputs:
+                seen: set[fx.Node] = set()
+                for tensor in node.all_input_nodes:
+                    self._want_output(tensor, wanted, seen)
+        for node in list(self.graph.nodes):
+            if node in wanted:
+                self._insert(node)
+
+    def _is_quantized(self, node: fx.Node) -> bool:
+        weight = weight_node(node)
+        module = module_of(self.root, node if weight is None else weight)
+        return isinstance(module, QuantizedLayer | WeightQuantizer)
+
+    def _want(self, node: fx.Node, wanted: set[fx.Node]) -> None:
+        """Ask that ``node``'s value be integers, at the place where they arise."""
+        while role_of(self.root, node) is Role.CARRIER:
+            (node,) = tensor_inputs(node)
+        if node in wanted:
+            return
+        wanted.add(node)
+        if role_of(self.root, node) is Role.JOIN:
+            for part in tensor_inputs(node):
+                if len([user for user in part.users if not _reads_shape(user)]) > 1:
+                    self._want(part, wanted)
+
+    def _want_output(self, node: fx.Node, wanted: set[fx.Node], seen: set[fx.Node]) -> None:
+        """Ask for integers where the last quantized operation before an output ends."""
+        stack = [node]
+        while stack:
+            node = stack.pop()
+            if node in seen or node in wanted:
+                continue
+            seen.add(node)
+            role = role_of(self.root, node)
+            if role is Role.MIXER or (role is Role.LAYER and self._is_quantized(node)):
+                self._want(node, wanted)
+            elif role is not Role.INPUT:
+                stack += tensor_inputs(node)
+
+    def _insert(self, node: fx.Node) -> None:
+        owner = self.owner[node]
+        call = self.calls.get(owner, 0)
+        self.calls[owner] = call + 1
+        name = _key(f"{owner}#{call}" if call else owner) + ".out"
+        kind = self.kinds[owner]
+        spec = self.recipe.activation_spec(owner, kind, self.positions[node], _key(name))
+        if spec is None:
+            return
+        site = Site(name=_key(name), kind="activation", module=owner, call=call)
+        if site.name not in self.quantizers:
+            if not self.create:
+                return
+            quantizer = self.recipe.activation_quantizer(spec)
+            quantizer.site = site.name
+            self.quantizers[site.name] = quantizer
+            self.sites.append(site)
+        with self.graph.inserting_after(node):
+            new = self.graph.call_module(f"{CONTAINER}.{site.name}", ())
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: not _reads_shape(user))
+        new.args = (node,)
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    """Sizes are the same before and after rounding; read before, they keep the graph short."""
+    return node.op in {"call_function", "call_method"} and is_shape(node)
+
+
+def _owner(node: fx.Node) -> str:
+    """Return the qualified name of what produced the node's value.
+
+    Functions are named by the module they are called in and by themselves, without torch.fx's
+    number, which counts over the whole graph and differs between training and evaluation.
+    """
+    if node.op == "call_module":
+        return str(node.target)
+    if node.op == "placeholder":
+        return node.name
+    stack = node.meta.get("nn_module_stack")
+    inside = next(reversed(stack.values()))[0] if stack else ""
+    function = re.sub(r"_\d+$", "", node.name.removeprefix(_key(inside, "_") + "_"))
+    return f"{inside}.{function}" if inside else function
+
+
+def _key(name: str, separator: str = "/") -> str:
+    """Return a name that nn.Module accepts for a child."""
+    return name.replace(".", separator)

@@ -1,0 +1,86 @@
+"""The graph of a prepared model, with the list of its quantizers and where each sits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from dq.quant.graph.fuse_activations import MergedGraph
+from dq.quant.graph.trace import Traced
+from dq.quant.quantizers.fake_quantize import ActivationQuantizer, WeightQuantizer
+from dq.quant.quantizers.layers import QuantizedLayer
+
+# The model's child that holds all quantizer state.
+CONTAINER = "quantizers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where a quantizer sits.
+
+    Attributes:
+        name: Its name below ``model.quantizers``.
+        kind: ``weight``; ``parameter`` for a weight that the graph computes, as by weight
+            standardisation; ``activation``.
+        module: Qualified name of the module that owns the weight or produces the tensor; the
+            graph's own name where no module does.
+        call: How many calls of that module precede this one (levels of a shared head: 0, 1, ...).
+        norm: Qualified name of the folded batch norm, for weights.
+    """
+
+    name: str
+    kind: str
+    module: str
+    call: int = 0
+    norm: str | None = None
+
+
+class QuantizedGraph(MergedGraph):
+    """The graph of a prepared model and the list of its quantizers.
+
+    Args:
+        root: The model; its child ``quantizers`` holds all quantizer state.
+        graph: The rewritten graph.
+        sites: One entry a quantizer, in the order of execution.
+
+    Attributes:
+        parts: Graphs of parts that run apart (RoI heads), by qualified name.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph | Traced, sites: tuple[Site, ...]) -> None:
+        self.sites = sites
+        self.parts: dict[str, QuantizedGraph] = {}
+        super().__init__(root, graph)
+
+    @property
+    def quantizers(self) -> nn.ModuleDict:
+        """The model's quantizers by name."""
+        found = getattr(self.root, CONTAINER)
+        assert isinstance(found, nn.ModuleDict)
+        return found
+
+    def activations(self) -> dict[str, ActivationQuantizer]:
+        """Return the activation quantizers by name, in the order of execution."""
+        return {n: q for n, q in self.quantizers.items() if isinstance(q, ActivationQuantizer)}
+
+    def layers(self) -> Iterable[tuple[Site, QuantizedLayer, nn.Module, nn.Module | None]]:
+        """Yield site, quantized layer, float layer and folded norm of every weight."""
+        for site in self.sites:
+            if site.kind == "weight":
+                norm = None if site.norm is None else self.root.get_submodule(site.norm)
+                quantized = self.quantizers[site.name]
+                assert isinstance(quantized, QuantizedLayer)
+                yield site, quantized, self.root.get_submodule(site.module), norm
+
+
+def quantizer_of(graph: QuantizedGraph, name: str) -> ActivationQuantizer | WeightQuantizer:
+    """Return the module that rounds at the site of this name."""
+    found: Any = graph.quantizers[name]
+    if isinstance(found, ActivationQuantizer | WeightQuantizer):
+        return found
+    weight = found.weight
+    assert isinstance(weight, WeightQuantizer)
+    return weight

@@ -1,0 +1,81 @@
+"""ReLU6 with a limit of its own for each channel, which equalization may change.
+
+Dividing a channel by s before ReLU6 and multiplying by s behind it changes what is cut off, unless
+the limit is divided as well. Nagel et al. 2019 (arXiv 1906.04721, section 5.1.1) replace ReLU6 by
+ReLU, which changes the model; a limit for each channel does not, and integer engines have it as
+the clamp that follows every convolution.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, fx, nn
+
+from dq.quant.graph.roles import module_of
+from dq.quant.quantizers.layers import QuantizedLayer
+
+LIMIT = 6.0
+
+
+class ChannelClip(nn.Module):
+    """Clamp every channel to between 0 and its limit.
+
+    Args:
+        num_channels: Length of dimension 1.
+
+    Buffer ``limit``, float32 ``(num_channels,)``, 6 at first.
+    """
+
+    limit: Tensor
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.register_buffer("limit", torch.full((num_channels,), LIMIT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` clamped; same shape ``(N, C, ...)`` and dtype."""
+        limit = self.limit.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
+        return torch.minimum(x.clamp(min=0), limit)
+
+
+def is_relu6(root: nn.Module, node: fx.Node) -> bool:
+    """Say whether the node computes ReLU6."""
+    module = module_of(root, node)
+    if isinstance(module, nn.Hardtanh):  # nn.ReLU6 is one
+        return module.min_val == 0.0 and module.max_val == LIMIT
+    return node.op == "call_function" and node.target is F.relu6
+
+
+def free_clips_(root: nn.Module, graph: fx.Graph, quantizers: nn.ModuleDict) -> int:
+    """Replace each ReLU6 that a convolution alone feeds by a `ChannelClip`, in the graph.
+
+    Args:
+        root: The model; its own modules stay.
+        graph: Rewritten in place, layers being quantized layers already.
+        quantizers: Gets the clips, named after their layers.
+
+    Returns:
+        How many were replaced.
+    """
+    replaced = 0
+    for node in list(graph.nodes):
+        if not is_relu6(root, node) or not node.all_input_nodes:
+            continue
+        source = node.all_input_nodes[0]
+        if not isinstance(module_of(root, source), QuantizedLayer) or len(source.users) != 1:
+            continue
+        layer_node = source.args[1]
+        assert isinstance(layer_node, fx.Node)
+        layer = root.get_submodule(str(layer_node.target))
+        if not isinstance(layer, nn.Conv2d):
+            continue
+        name = f"{str(source.target).partition('.')[2]}#{replaced}/clip"
+        if name not in quantizers:
+            quantizers[name] = ChannelClip(layer.out_channels)
+        with graph.inserting_after(node):
+            new = graph.call_module(f"{str(source.target).partition('.')[0]}.{name}", (source,))
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+        replaced += 1
+    return replaced

@@ -1,0 +1,404 @@
+"""A model's forward pass as one torch.fx graph that runs with the model itself as ``self``.
+
+torch.fx.GraphModule would build a second hierarchy of modules beside the model's. Here the graph's
+code is bound to the model instead: every call looks its module up where the model has it, so a
+layer replaced later is used at once, and the state dict stays the model's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import linecache
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from dq.quant.graph.comparison import Reference
+from dq.quant.graph.inputs import forward_with_inputs
+from dq.quant.graph.nodes import EFFECT, PART
+from dq.quant.graph.writes import AUGMENTED, WriteError, make_writes_values_
+from dq.quant.kernels.recompute import version_of
+from dq.quant.quantizers.layer_types import is_plain_layer
+
+_file_numbers = itertools.count()
+
+
+class TraceError(RuntimeError):
+    """A model, or a part of it, whose forward pass depends on data and has no static graph.
+
+    Attributes:
+        calls: Qualified names of the modules that were being called, from the outermost inwards.
+    """
+
+    calls: tuple[str, ...] = ()
+
+
+LeafTest = Callable[[nn.Module], bool]
+
+
+class _Proxy(fx.Proxy):
+    """A value in tracing that may be written into.
+
+    Attributes:
+        requires_grad: False, so that code which saves memory by checkpointing computes plainly.
+    """
+
+    tracer: _Tracer
+    requires_grad = False
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("data", "grad"):
+            raise TypeError(f"{self.node.name}.{name} is assigned to; use copy_() or a new tensor")
+        super().__setattr__(name, value)
+
+
+def _augmented(function: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    # Nodes are named as those of the plain operator, which most of them become.
+    name = AUGMENTED[function].__name__.strip("_")
+
+    def assign(self: _Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {}, name=name)
+
+    return assign
+
+
+for _function in AUGMENTED:
+    setattr(_Proxy, f"__{_function.__name__}__", _augmented(_function))
+
+
+class _ExampleProxy(_Proxy):
+    """A value whose rank, or number of parts, is known from the examples.
+
+    Both are the same for every input; a tensor's sizes are not, and stay unknown.
+    """
+
+    def dim(self) -> int:
+        """Return the number of dimensions."""
+        rank: int = self.tracer.example_of(self.node).dim()
+        return rank
+
+    @property
+    def ndim(self) -> int:
+        """See `dim`."""
+        return self.dim()
+
+    def __len__(self) -> int:
+        value = self.tracer.example_of(self.node)
+        if not isinstance(value, list | tuple):
+            raise TypeError("the size of a tensor differs from input to input")
+        return len(value)
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        take = self.tracer.create_proxy
+        return iter(
+            [take("call_function", operator.getitem, (self, i), {}) for i in range(len(self))]
+        )
+
+
+class _Tracer(fx.Tracer):
+    """Keep layers, norms and what ``is_leaf`` says as nodes; look into every other module.
+
+    Attributes:
+        calls: Names of the modules being called at present.
+        failed: ``calls`` when the first error rose.
+    """
+
+    def __init__(
+        self, is_leaf: LeafTest, structures: Mapping[str, Any], examples: Sequence[torch.Tensor]
+    ) -> None:
+        super().__init__()
+        self.is_leaf = is_leaf
+        self.structures = structures
+        self.examples = examples
+        self.calls: list[str] = []
+        self.failed: tuple[str, ...] | None = None
+        self.runs_example = False
+        self.values: dict[fx.Node, Any] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return (_ExampleProxy if self.examples else _Proxy)(node, self)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.runs_example:
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        self.calls.append(path)
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or tuple(self.calls)
+            raise
+        finally:
+            self.calls.pop()
+        if isinstance(result, fx.Proxy) and path in self.structures:
+            return self._unpack(result, self.structures[path])
+        return result
+
+    def _unpack(self, value: Any, structure: Any) -> Any:
+        """Return a kept module's result in the lists, tuples and dicts that ``structure`` has.
+
+        Its parts are marked: they are tensors that arise there, not selections from a tensor.
+        """
+        if isinstance(structure, Mapping):
+            return {key: self._part(value, key, part) for key, part in structure.items()}
+        if isinstance(structure, list | tuple):
+            parts = [self._part(value, index, part) for index, part in enumerate(structure)]
+            return parts if isinstance(structure, list) else tuple(parts)
+        return None if structure is None else value
+
+    def _part(self, value: Any, key: Any, structure: Any) -> Any:
+        part = value[key]
+        part.node.meta[PART] = True
+        return self._unpack(part, structure)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.runs_example:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    @torch.no_grad()
+    def example_of(self, node: fx.Node) -> Any:
+        """Return the node's value for the examples, every module in evaluation mode."""
+        examples = iter(self.examples)
+        modes = {module: module.training for module in self.root.modules()}
+        for module in modes:
+            module.training = False
+        self.runs_example = True
+        try:
+            runner = fx.Interpreter(self.root, graph=node.graph)
+            runner.env = self.values
+            for earlier in node.graph.nodes:
+                if earlier in self.values:
+                    continue
+                if earlier.op == "placeholder":
+                    self.values[earlier] = next(examples)
+                else:
+                    self.values[earlier] = runner.run_node(earlier)
+                if earlier is node:
+                    break
+        finally:
+            self.runs_example = False
+            for module, mode in modes.items():
+                module.training = mode
+        return self.values[node]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if self.is_leaf(m):
+            return True
+        if isinstance(m, _ConvNd | nn.Linear | _BatchNorm):
+            # A subclass with a forward of its own (adaptive padding, weight standardisation)
+            # computes something else than the layer, so it has to be looked into.
+            return is_plain_layer(m) or isinstance(m, _BatchNorm)
+        return bool(super().is_leaf_module(m, module_qualified_name))
+
+
+def trace(
+    root: nn.Module,
+    forward: Callable[..., Any] | None = None,
+    *,
+    is_leaf: LeafTest = lambda module: False,
+    structures: Mapping[str, Any] | None = None,
+    examples: Sequence[torch.Tensor] = (),
+    names: Sequence[str] = (),
+) -> fx.Graph:
+    """Trace ``forward(*inputs)`` into a graph whose module names are those of ``root``.
+
+    Args:
+        root: The model.
+        forward: What to trace, calling modules of ``root``; ``root.forward`` by default.
+        is_leaf: Says of a module whether to keep it as one node.
+        structures: Examples of what modules kept as one node return, by qualified name, for those
+            that return more than a tensor.
+        examples: One tensor for each input of ``forward``, one where there are none. With them a
+            forward pass may ask for a tensor's rank.
+        names: Of the inputs; ``x``, ``y``, ``x2``, ``x3``, ... by default.
+
+    Returns:
+        The graph, in which all that is read after a write into a tensor is read from a node of its
+        own (`dq.quant.graph.writes`). Tensors that the forward pass makes once are kept on ``root``
+        as buffers outside the state dict.
+
+    Raises:
+        TraceError: The forward pass decides on data, changes the model's own buffers whatever its
+            input, or writes where that cannot be followed; the message names where.
+    """
+    names = names or _input_names(len(examples))
+    shell = _shell_with(names)(root, forward or root.forward)
+    tracer = _Tracer(is_leaf, structures or {}, examples)
+    state = _State(root)
+    try:
+        graph = tracer.trace(shell)
+        if not tracer.values:  # Else modules kept whole have run, which may change their own.
+            state.refuse_changes()
+        make_writes_values_(root, graph)
+    except Exception as error:
+        calls = error.calls if isinstance(error, WriteError) else tracer.failed or ()
+        where = f" in {calls[-1]}" if calls else ""
+        reason = " ".join(str(error).split()) or type(error).__name__
+        failure = TraceError(f"{type(root).__name__} has no static graph{where}: {reason}")
+        failure.calls = calls
+        raise failure from error
+    finally:
+        state.put_back()
+    remove_dead_code(graph)
+    for node in graph.nodes:
+        if node.op == "get_attr" and "." not in node.target and not hasattr(root, node.target):
+            root.register_buffer(node.target, getattr(shell, node.target), persistent=False)
+    return graph
+
+
+def remove_dead_code(graph: fx.Graph) -> None:
+    """Remove every node that no output depends on, in place; what writes into the model stays."""
+    graph.eliminate_dead_code(
+        lambda node: node.op in {"placeholder", "output"} or EFFECT in node.meta
+    )
+
+
+class _State:
+    """The buffers of a model before it is traced, which runs parts of its forward pass."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.found = [
+            (module, prefix, name, buffer, version_of(buffer), buffer.detach().clone())
+            for prefix, module in root.named_modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    def refuse_changes(self) -> None:
+        """Raise WriteError where tracing has changed a buffer: the graph would never do that."""
+        for module, prefix, name, buffer, version, _ in self.found:
+            if module._buffers.get(name) is not buffer or version_of(buffer) != version:
+                error = WriteError(
+                    f"the forward pass changes the buffer {prefix}{'.' if prefix else ''}{name}"
+                    " whatever its input is, which a graph cannot repeat"
+                )
+                error.calls = (prefix,) if prefix else ()
+                raise error
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give every buffer the value that it had."""
+        for module, _, name, buffer, version, value in self.found:
+            if version_of(buffer) != version:
+                buffer.copy_(value)
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
+
+
+class _Shell(nn.Module):
+    """A module with the children and parameters of ``root`` and another forward pass."""
+
+    function: Callable[..., Any]
+
+    def __init__(self, root: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        # Copies: what is set on this shell, as constants met in tracing are, is not on the model.
+        self._modules = dict(root._modules)
+        self._parameters = dict(root._parameters)
+        self._buffers = dict(root._buffers)
+        # Past nn.Module, which would make a child of a function that is a module, as a head is.
+        self.__dict__["function"] = function
+
+
+def _shell_with(names: Sequence[str]) -> type[_Shell]:
+    """Return a shell whose forward pass has inputs of these names."""
+    return type("_Shell", (_Shell,), {"forward": forward_with_inputs(names, "function")})
+
+
+def _input_names(number: int) -> list[str]:
+    """Return names for so many inputs, at least one; quantizers of inputs are named by them."""
+    return ["x", "y", *(f"x{n}" for n in range(2, number))][: max(1, number)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    """What tracing found out about a model.
+
+    Attributes:
+        graph: The forward pass in evaluation mode.
+        training_graph: The forward pass in training mode where it differs, else None.
+        left_float: Qualified names of modules that were kept whole, with the reason.
+        reference: What was traced, for a look at whether the graph computes the same.
+    """
+
+    graph: fx.Graph
+    training_graph: fx.Graph | None = None
+    left_float: Mapping[str, str] = field(default_factory=dict)
+    reference: Reference | None = None
+
+    def copied(self) -> Traced:
+        """Return the same with graphs of its own, to be rewritten."""
+        training = None if self.training_graph is None else _copied(self.training_graph)
+        return replace(self, graph=_copied(self.graph), training_graph=training)
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    copied: fx.Graph = copy.deepcopy(graph)
+    return copied
+
+
+class BoundGraph:
+    """Call a graph with ``root`` as the module that its names refer to.
+
+    Args:
+        root: The model; kept by reference, not registered anywhere.
+        graph: The graph, as `trace` returns it, or one for each mode; compiled anew by
+            `recompile` after a change.
+
+    Attributes:
+        training_graph: The graph that runs while ``root`` is in training mode; None where
+            ``graph`` serves both.
+        left_float: Modules that tracing kept whole, with the reason.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph | Traced) -> None:
+        traced = graph if isinstance(graph, Traced) else Traced(graph=graph)
+        self.root = root
+        self.graph = traced.graph
+        self.training_graph = traced.training_graph
+        self.left_float = dict(traced.left_float)
+        self.recompile()
+
+    def recompile(self) -> None:
+        """Turn the graph, or both, into Python functions."""
+        self.function = self._compile(self.graph)
+        self.training_function = (
+            None if self.training_graph is None else self._compile(self.training_graph)
+        )
+
+    def _compile(self, graph: fx.Graph) -> Callable[..., Any]:
+        code = graph.python_code("self")
+        name = f"<dq.quant graph {next(_file_numbers)}>"
+        namespace = dict(code.globals)
+        exec(compile(code.src, name, "exec"), namespace)
+        # So that a traceback through the graph shows its lines.
+        linecache.cache[name] = (len(code.src), None, code.src.splitlines(keepends=True), name)
+        function: Callable[..., Any] = namespace["forward"]
+        return function
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a file needs; functions are compiled again from the graphs."""
+        compiled = ("function", "training_function")
+        return {name: value for name, value in vars(self).items() if name not in compiled}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what `__getstate__` returned."""
+        vars(self).update(state)
+        self.recompile()
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the graph on the model's present modules and return its outputs."""
+        if self.training_function is not None and self.root.training:
+            return self.training_function(self.root, *inputs)
+        return self.function(self.root, *inputs)

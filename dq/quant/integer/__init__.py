@@ -1,0 +1,1 @@
+"""The network that an engine computes: integer weights, integer arithmetic, and its file."""

@@ -1,0 +1,170 @@
+"""The kernels for a GPU, called as those for a CPU are: the same functions of the same arguments.
+
+See `dq.quant.kernels.operators` for what each returns; tensors here lie on one GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from dq.quant.kernels.gpu import kernels
+from dq.quant.numerics.affine import range_over, scale_and_zero_point
+from dq.quant.numerics.spec import QuantSpec
+
+BLOCK = 2048
+# A multiply-add that rounds once would give other numbers than torch's operators.
+OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
+
+
+def activate(
+    x: Tensor,
+    y: Tensor | None,
+    mask: Tensor | None,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    integers_and_clip: tuple[int, int, float, float],
+    record: tuple[Tensor, Tensor] | None,
+) -> None:
+    """Clip ``x``, record its extremes and round it into ``y``, as far as each is given."""
+    n = x.numel()
+    if n == 0:
+        return
+    num_blocks = triton.cdiv(n, BLOCK)
+    partial = None if record is None else x.new_empty(2 * num_blocks)
+    kernels.activation[(num_blocks,)](
+        x, y, mask, scale, zero_point, partial, n, *integers_and_clip,
+        ROUNDS=scale is not None, WRITES=y is not None, MASKS=mask is not None,
+        OBSERVES=record is not None, BLOCK=BLOCK, **OPTIONS,
+    )  # fmt: skip
+    if record is not None:
+        kernels.record[(1,)](partial, *record, num_blocks, BLOCK=1024, **OPTIONS)
+
+
+def masked_gradient(gradient: Tensor, mask: Tensor) -> Tensor:
+    """Return the gradient, laid out as the mask, where that is set and zero elsewhere."""
+    result = torch.empty_like(gradient)
+    n = gradient.numel()
+    if n:
+        grid = (triton.cdiv(n, BLOCK),)
+        kernels.masked[grid](gradient, mask, result, n, BLOCK=BLOCK, **OPTIONS)
+    return result
+
+
+def learned_gradients(
+    gradient: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    integers_and_clip: tuple[int, int, float, float],
+    has_offset: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of dense values, and the sums for scale and offset, ``(2,)``."""
+    result = torch.empty_like(gradient)
+    n = x.numel()
+    if n == 0:
+        return result, x.new_zeros(2)
+    num_blocks = triton.cdiv(n, BLOCK)
+    partial = x.new_empty(num_blocks, 2)
+    kernels.learned_backward[(num_blocks,)](
+        gradient, x, result, scale, zero_point, partial, n, *integers_and_clip,
+        HAS_OFFSET=has_offset, BLOCK=BLOCK, **OPTIONS,
+    )  # fmt: skip
+    return result, partial.sum(0)
+
+
+def rounded_weight(
+    weight: Tensor,
+    factor: Tensor | None,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    integers: list[int],
+    unfolds: bool,
+) -> Tensor:
+    """Return a dense weight folded, rounded and unfolded."""
+    result = torch.empty_like(weight)
+    if weight.numel() == 0:
+        return result
+    scale, zero_point = _given_scale(weight, factor, scale, zero_point, integers)
+    columns = weight.numel() // len(weight)
+    kernels.weight[(len(weight),)](
+        weight, factor, scale, zero_point, result, columns, integers[0], integers[1],
+        **_constants(columns, factor, scale, integers, unfolds),
+    )  # fmt: skip
+    return result
+
+
+def weight_gradients(
+    gradient: Tensor,
+    weight: Tensor,
+    factor: Tensor | None,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    integers: list[int],
+    unfolds: bool,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of a dense weight, its factor and, a row each, the scale."""
+    rows = len(weight)
+    d_weight = torch.empty_like(weight)
+    d_factor = weight.new_zeros(rows if wanted[0] else 0)
+    d_scale = weight.new_zeros(rows if wanted[1] else 0)
+    if weight.numel() == 0:
+        return d_weight, d_factor, d_scale
+    scale, zero_point = _given_scale(weight, factor, scale, zero_point, integers)
+    columns = weight.numel() // rows
+    kernels.weight_backward[(rows,)](
+        gradient, weight, factor, scale, zero_point, d_weight, d_factor, d_scale, columns,
+        integers[0], integers[1],
+        **_constants(columns, factor, scale, integers, unfolds),
+        WANTS_FACTOR=wanted[0], WANTS_SCALE=wanted[1],
+    )  # fmt: skip
+    return d_weight, d_factor, d_scale
+
+
+def _given_scale(
+    weight: Tensor,
+    factor: Tensor | None,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    integers: list[int],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return scale and zero point, those of the whole weight where it has one range alone."""
+    quant_min, quant_max, signed, symmetric, power_of_two, per_channel = integers
+    if scale is not None or per_channel:
+        return scale, zero_point
+    folded = weight
+    if factor is not None:
+        folded = weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
+    spec = QuantSpec(
+        bits=quant_max.bit_length() + signed,
+        signed=bool(signed),
+        symmetric=bool(symmetric),
+        power_of_two=bool(power_of_two),
+        narrow=quant_min == (-quant_max if signed else 1),
+    )
+    return scale_and_zero_point(*range_over(folded, None), spec)
+
+
+def _constants(
+    columns: int,
+    factor: Tensor | None,
+    scale: Tensor | None,
+    integers: list[int],
+    unfolds: bool,
+) -> dict[str, Any]:
+    signed, symmetric, power_of_two, per_channel = map(bool, integers[2:])
+    return {
+        "GIVEN": scale is not None,
+        "PER_CHANNEL": per_channel,
+        "SIGNED": signed,
+        "SYMMETRIC": symmetric,
+        "POWER_OF_TWO": power_of_two,
+        "FOLDS": factor is not None,
+        "UNFOLDS": unfolds,
+        "BLOCK": min(1024, max(32, triton.next_power_of_2(columns))),
+        **OPTIONS,
+    }

@@ -1,0 +1,1 @@
+"""Integer formats, scales and zero points: the arithmetic of affine quantization."""

@@ -1,0 +1,1 @@
+"""Observers: from the values that calibration sees to a range."""

@@ -1,0 +1,1 @@
+"""Repairs after calibration: equalization, bias correction, AdaRound, clipping, mixed precision."""

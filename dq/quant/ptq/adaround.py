@@ -1,0 +1,273 @@
+"""AdaRound: round every weight up or down, whichever lets the layer's output suffer least.
+
+After Nagel et al. 2020 (arXiv 2004.10568): layer by layer, the target being the float model's
+output and the input being rounded already, a relaxed choice in [0, 1] for each weight is driven to
+0 or 1 by a regulariser that sharpens in time. The layer is linear and the loss quadratic, so the
+second moments of its input hold all that the images have to say: they are summed once, over every
+position of every image, and each step is exact and needs no image. The mean error is left to the
+bias, which is corrected at the same stop.
+
+The result is written into the float weight, at the very values that rounding keeps. Weights at the
+end of their channel's range are left alone, so that the range, and with it the scale, stays.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.numerics.affine import along_channels, range_over
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.ptq.bias_correction import bias_of, channels_last, correct_layer_
+from dq.quant.ptq.layer_walk import Stop, walk
+from dq.quant.quantizers.batch_norm_fold import fold_factor, unfold
+from dq.quant.quantizers.layers import spread_over_weight
+
+log = logging.getLogger(__name__)
+
+# The relaxed choice is a sigmoid stretched beyond [0, 1] and cut there (equation 23).
+STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1
+WARM_UP = 0.2
+SHARPNESS = (20.0, 2.0)
+# The largest input of one output value; its moments are a square matrix of that size.
+MAX_PATCH = 8192
+
+
+def adaround_(
+    graph: QuantizedGraph,
+    batches: Sequence[Tensor],
+    *,
+    steps: int = 200,
+    learning_rate: float = 0.01,
+    strength: float = 1.0,
+) -> list[str]:
+    """Write the best rounding of every convolution and linear layer into its weight.
+
+    Layers with several norms (shared over levels), transposed convolutions and others whose input
+    cannot be unfolded keep their nearest rounding; their bias is corrected all the same.
+
+    Args:
+        graph: Prepared, with ranges, in evaluation mode.
+        batches: Images on the model's device.
+        steps: Of Adam, for each layer.
+        learning_rate: Of Adam.
+        strength: Of the regulariser: what a layer of undecided weights costs, in units of what
+            nearest rounding costs.
+
+    Returns:
+        Names of the modules that were rounded so.
+    """
+    owners = [site.module for site in graph.sites if site.kind == "weight"]
+    rounded = []
+
+    def visit(stop: Stop) -> None:
+        if owners.count(stop.site.module) == 1 and can_unfold(stop.layer, stop.inputs):
+            before, after = round_layer_(
+                stop, steps=steps, learning_rate=learning_rate, strength=strength
+            )
+            rounded.append(stop.site.module)
+            log.debug("%s: error %.4g of nearest rounding -> %.4g", stop.site.module, before, after)
+        correct_layer_(stop, stop.targets)
+
+    walk(graph, batches, visit)
+    log.info("AdaRound of %d of %d layers", len(rounded), len(owners))
+    return rounded
+
+
+def can_unfold(layer: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Say whether the layer's input can be laid out as one row for each output value."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features <= MAX_PATCH
+    if not isinstance(layer, nn.Conv2d) or layer.padding_mode != "zeros":
+        return False
+    size = layer.weight[0].numel()
+    return not isinstance(layer.padding, str) and size <= MAX_PATCH and inputs[0].dim() == 4
+
+
+def rows(x: Tensor, layer: nn.Module) -> Tensor:
+    """Return the layer's input as ``(groups, positions, patch)``, one row for an output value."""
+    if isinstance(layer, nn.Linear):
+        return x.flatten(0, -2).unsqueeze(0)
+    assert isinstance(layer, nn.Conv2d)
+    kernel, dilation = _two(layer.kernel_size), _two(layer.dilation)
+    patches = F.unfold(x, kernel, dilation, _two(layer.padding), _two(layer.stride))
+    grouped = patches.reshape(len(x), layer.groups, -1, patches.shape[-1])
+    return grouped.permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def _two(value: Any) -> tuple[int, int]:
+    height, width = value
+    return int(height), int(width)
+
+
+@torch.no_grad()
+def moments(stop: Stop) -> tuple[Tensor, Tensor]:
+    """Return the second moments of input with input and of input with wanted output.
+
+    Where there is a bias to absorb the mean error, both are taken about the mean.
+
+    Returns:
+        ``(groups, patch, patch)`` and ``(groups, patch, channels of a group)``, float64.
+    """
+    groups = stop.layer.groups if isinstance(stop.layer, nn.Conv2d) else 1
+    count, sums = 0, [torch.zeros(())] * 4
+    for x, target in zip(stop.inputs, stop.targets, strict=True):
+        for image, wanted in zip(x.unsqueeze(1), target.unsqueeze(1), strict=True):
+            patches = rows(image, stop.layer).double()
+            y = channels_last(wanted, stop.layer).double()
+            y = y.reshape(len(y), groups, -1).transpose(0, 1)
+            new = [
+                patches.transpose(1, 2) @ patches,
+                patches.transpose(1, 2) @ y,
+                patches.sum(1, keepdim=True),
+                y.sum(1, keepdim=True),
+            ]
+            sums = new if not count else [a + b for a, b in zip(sums, new, strict=True)]
+            count += patches.shape[1]
+    gram, cross, x_mean, y_mean = [total / count for total in sums]
+    if bias_of(stop) is not None:
+        gram = gram - x_mean.transpose(1, 2) @ x_mean
+        cross = cross - x_mean.transpose(1, 2) @ y_mean
+    return gram, cross
+
+
+def round_layer_(
+    stop: Stop, *, steps: int, learning_rate: float, strength: float
+) -> tuple[float, float]:
+    """Optimise the rounding of one layer and write it into the float weight.
+
+    Returns:
+        The layer's mean square error before and after, without a constant.
+    """
+    gram, cross = moments(stop)
+    folded, scale, zero_point = stop.quantized.quantized_weight(stop.layer, stop.norm)
+    spec = stop.quantized.weight.spec
+    spread = along_channels(folded, scale, spec.channel_axis).double()
+    shift = along_channels(folded, zero_point, spec.channel_axis).double()
+    position = folded.double() / spread + shift
+    floor = position.floor()
+    nearest = position.round().clamp(spec.quant_min, spec.quant_max)
+    free = _free(folded, position, floor, spec)
+    fraction = (position - floor).clamp(1e-4, 1 - 1e-4)
+    groups = len(gram)
+
+    def loss_of(integers: Tensor) -> Tensor:
+        weight = ((integers - shift) * spread).to(gram.dtype).reshape(groups, -1, gram.shape[1])
+        quadratic = ((weight @ gram) * weight).sum()
+        return quadratic - 2 * (weight * cross.transpose(1, 2)).sum()
+
+    # The constant makes relative sense of the loss: 0 for the unrounded weight at best.
+    best = float(loss_of(position))
+    before = float(loss_of(nearest))
+    unit = max(before - best, 1e-12 * abs(before), 1e-30)
+    share = (fraction - STRETCH_LOW) / (STRETCH_HIGH - STRETCH_LOW)
+    logit = torch.logit(share).requires_grad_()
+    optimizer = torch.optim.Adam([logit], lr=learning_rate)
+    num_free = max(int(free.sum()), 1)
+    with torch.enable_grad():
+        for step in range(steps):
+            choice = _choice(logit)
+            loss = loss_of(torch.where(free, floor + choice, nearest)) / unit
+            progress = (step / steps - WARM_UP) / (1 - WARM_UP)
+            if progress > 0:
+                sharp = SHARPNESS[1] + (SHARPNESS[0] - SHARPNESS[1]) * (1 - progress)
+                undecided = 1 - (2 * choice - 1).abs().pow(sharp)
+                loss = loss + strength / num_free * torch.where(free, undecided, 0.0).sum()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    with torch.no_grad():
+        chosen = torch.where(free, floor + (_choice(logit) >= 0.5), nearest)
+        chosen = polish(chosen, free, (floor, floor + 1), spread, shift, gram, cross)
+        after = float(loss_of(chosen))
+        integers = chosen if after < before else nearest
+        kept = torch.zeros_like(free) if spec.symmetric else _extremes(folded, spec)
+        _write_(stop, torch.where(kept, folded.double(), (integers - shift) * spread))
+    return before, min(before, after)
+
+
+def polish(
+    integers: Tensor,
+    free: Tensor,
+    bounds: tuple[Tensor, Tensor],
+    scale: Tensor,
+    zero_point: Tensor,
+    gram: Tensor,
+    cross: Tensor,
+    *,
+    sweeps: int = 20,
+) -> Tensor:
+    """Return the integers after changing one weight at a time while that lessens the loss.
+
+    Exact coordinate descent: with the gradient at hand, a weight's best integer is known at once.
+
+    Args:
+        integers: Where to begin, float64, of the weight's shape.
+        free: Which of them may change.
+        bounds: Their smallest and largest values.
+        scale: Broadcasts against ``integers``, as does the next one.
+        zero_point: See there.
+        gram: As `moments` returns it.
+        cross: As `moments` returns it.
+        sweeps: How often to go through all weights at most.
+    """
+    shape = (len(gram), -1, gram.shape[1])
+    low, high = [torch.where(free, b, integers).reshape(shape) for b in bounds]
+    step = scale.expand_as(integers).reshape(shape)
+    z = integers.reshape(shape).clone()
+    weight = (z - zero_point.expand_as(integers).reshape(shape)) * step
+    gradient = weight @ gram - cross.transpose(1, 2)
+    diagonal = gram.diagonal(dim1=1, dim2=2).clamp(min=1e-30)
+    for _ in range(sweeps):
+        before = z.clone()
+        for i in range(gram.shape[1]):
+            wanted = z[..., i] - gradient[..., i] / (diagonal[:, None, i] * step[..., i])
+            new = torch.minimum(torch.maximum(wanted.round(), low[..., i]), high[..., i])
+            change = (new - z[..., i]) * step[..., i]
+            gradient += change.unsqueeze(-1) * gram[:, None, i]
+            z[..., i] = new
+        if torch.equal(z, before):
+            break
+    return z.reshape(integers.shape)
+
+
+def _free(folded: Tensor, position: Tensor, floor: Tensor, spec: QuantSpec) -> Tensor:
+    """Return which weights may go either way without moving the range of their channel."""
+    low, high = range_over(position, spec.channel_axis)
+    low, high = (
+        along_channels(folded, low, spec.channel_axis),
+        along_channels(folded, high, spec.channel_axis),
+    )
+    inside = (floor >= torch.ceil(low - 1e-3)) & (floor + 1 <= torch.floor(high + 1e-3))
+    return inside & ~_extremes(folded, spec)
+
+
+def _extremes(folded: Tensor, spec: QuantSpec) -> Tensor:
+    """Return which weights are the smallest or the largest of their channel."""
+    low, high = range_over(folded, spec.channel_axis)
+    return (folded == along_channels(folded, low, spec.channel_axis)) | (
+        folded == along_channels(folded, high, spec.channel_axis)
+    )
+
+
+def _choice(logit: Tensor) -> Tensor:
+    return (torch.sigmoid(logit) * (STRETCH_HIGH - STRETCH_LOW) + STRETCH_LOW).clamp(0, 1)
+
+
+@torch.no_grad()
+def _write_(stop: Stop, folded: Tensor) -> None:
+    """Make ``folded`` the folded weight of the layer."""
+    weight = stop.layer.weight
+    assert isinstance(weight, Tensor)
+    if stop.norm is not None:
+        assert isinstance(stop.norm, _BatchNorm)
+        spread = spread_over_weight(stop.layer, fold_factor(stop.norm)).to(folded.dtype)
+        folded = unfold(folded, weight.to(folded.dtype), spread)
+    weight.copy_(folded.to(weight.dtype))

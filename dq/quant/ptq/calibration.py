@@ -1,0 +1,91 @@
+"""Calibrate a prepared model: run batches through it and keep the ranges that were seen."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.observers.histogram import HistogramObserver
+from dq.quant.observers.min_max import MovingAverageObserver
+from dq.quant.quantizers.factory import initialise_weights_
+from dq.quant.quantizers.fake_quantize import ActivationQuantizer, update_scales_
+from dq.quant.quantizers.phase import Phase, set_phase
+
+log = logging.getLogger(__name__)
+Batch = TypeVar("Batch")
+
+
+@torch.no_grad()
+def calibrate_(graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[Batch], int]) -> int:
+    """Observe every tensor over these batches; leave the quantizers FROZEN with their ranges.
+
+    One process's work. There are no gradients, batch norms are in evaluation mode, and nothing is
+    rounded meanwhile, so every range is that of the float model. Moving averages weigh all batches
+    alike. Histograms go on collecting until they are settled.
+
+    Args:
+        graph: Of the prepared model.
+        batches: Anything that ``run`` takes.
+        run: Runs the graph, and all its parts, on a batch, and returns how many images it holds.
+
+    Returns:
+        How many images were seen.
+
+    Raises:
+        ValueError: There was no image, or a quantizer has no range afterwards.
+    """
+    graph.root.eval()
+    quantizers = graph.activations()
+    # The others fold all batches at once in the end, as if they were one.
+    averages = [q for q in quantizers.values() if type(q.observer) is MovingAverageObserver]
+    for quantizer in quantizers.values():
+        if isinstance(quantizer.observer, HistogramObserver):
+            quantizer.observer.collect_()
+    set_phase(graph.quantizers, Phase.CALIBRATE)
+    images, began = 0, time.monotonic()
+    with _equal_weights(averages) as weigh:
+        for number, batch in enumerate(batches, start=1):
+            weigh(number)
+            images += run(batch)
+            update_scales_(averages)
+    update_scales_([q for q in quantizers.values() if q not in averages])
+    if not images:
+        raise ValueError("there is no image to calibrate with: the data for it is empty")
+    without = [name for name, quantizer in quantizers.items() if not quantizer.has_range]
+    if without:
+        raise ValueError(
+            f"{len(without)} quantizers have no finite range after calibration (first"
+            f" {without[0]}); the float model yields NaN or infinity there"
+        )
+    initialise_weights_(graph.layers())
+    set_phase(graph.quantizers, Phase.FROZEN)
+    log.info(
+        "calibrated %d quantizers on %d images in %.0f s",
+        len(quantizers),
+        images,
+        time.monotonic() - began,
+    )
+    return images
+
+
+@contextmanager
+def _equal_weights(quantizers: Sequence[ActivationQuantizer]) -> Iterator[Callable[[int], None]]:
+    """Let moving averages weigh all batches alike in the body: call with 1, 2, ..."""
+    observers = [q.observer for q in quantizers if isinstance(q.observer, MovingAverageObserver)]
+    momenta = [observer.momentum for observer in observers]
+
+    def weigh(number: int) -> None:
+        for observer in observers:
+            observer.momentum = 1.0 / number
+
+    try:
+        yield weigh
+    finally:
+        for observer, momentum in zip(observers, momenta, strict=True):
+            observer.momentum = momentum

@@ -1,0 +1,182 @@
+"""Cross-layer equalization: even out the channels between two layers without changing the model.
+
+ReLU lets a positive factor through, so one layer may give a channel s times smaller and the next
+take it s times larger. After Nagel et al. 2019 (arXiv 1906.04721, section 4.1): s is chosen so that
+the channel's weights have the same range in both layers, and all pairs are gone through until
+nothing moves. The factors go into the float parameters (of the batch norm, where one is folded) and
+into the limits of ReLU6, which have to be free for it (`Recipe.free_clips`).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
+from dq.quant.graph.relu6_limits import ChannelClip
+from dq.quant.graph.roles import module_of
+from dq.quant.quantizers.fake_quantize import ActivationQuantizer
+from dq.quant.quantizers.layers import QuantizedLayer, spread_over_weight
+
+log = logging.getLogger(__name__)
+
+# Modules that let a positive factor of a channel through; so do the functions below.
+_LINEAR: tuple[type[nn.Module], ...] = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout)
+_LINEAR += (nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d)
+_LINEAR += (nn.AdaptiveMaxPool2d, ChannelClip, ActivationQuantizer)
+_LINEAR_FUNCTIONS = {F.relu, torch.relu, F.leaky_relu, F.max_pool2d, F.avg_pool2d, F.dropout}
+_LINEAR_METHODS = {"relu", "relu_", "contiguous", "clone"}
+# A channel's factor; beyond, rounding noise of dead channels would be blown up.
+LARGEST_FACTOR = 2.0**12
+_FLOATS = 1e-12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two layers with nothing but factor-preserving nodes between them."""
+
+    first: nn.Module
+    norm: nn.Module | None
+    clips: tuple[ChannelClip, ...]
+    second: nn.Module
+    second_norm: nn.Module | None
+
+
+def pairs(graph: QuantizedGraph) -> list[Pair]:
+    """Return the pairs that can be equalized, in the order of execution.
+
+    Layers that are called more than once, and norms without factor and bias, are left out.
+    """
+    layers = {f"{CONTAINER}.{entry[0].name}": entry for entry in graph.layers()}
+    calls = [str(n.target) for n in graph.graph.nodes if n.op == "call_module"]
+    owners = [site.module for site in graph.sites if site.kind == "weight"]
+
+    def alone(node: fx.Node) -> bool:
+        target = str(node.target)
+        return (
+            target in layers
+            and calls.count(target) == 1
+            and owners.count(layers[target][0].module) == 1
+        )
+
+    found = []
+    for node in graph.graph.nodes:
+        if node.op != "call_module" or not alone(node):
+            continue
+        behind, clips = _next_layer(graph, node)
+        if behind is None or not alone(behind):
+            continue
+        _, _, first, norm = layers[str(node.target)]
+        _, _, second, second_norm = layers[str(behind.target)]
+        if norm is not None and (norm.weight is None or norm.bias is None):
+            continue
+        if isinstance(first, nn.Linear) != isinstance(second, nn.Linear):
+            continue  # their channels are different dimensions
+        found.append(
+            Pair(
+                first=first,
+                norm=norm,
+                clips=tuple(clips),
+                second=second,
+                second_norm=second_norm,
+            )
+        )
+    return found
+
+
+def _next_layer(graph: QuantizedGraph, node: fx.Node) -> tuple[fx.Node | None, list[ChannelClip]]:
+    """Return the only layer behind ``node`` that a channel's factor reaches, and clips between."""
+    clips: list[ChannelClip] = []
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        module = module_of(graph.root, node)
+        if isinstance(module, QuantizedLayer):
+            return node, clips
+        if isinstance(module, ChannelClip):
+            clips.append(module)
+        linear = (
+            isinstance(module, _LINEAR)
+            if module is not None
+            else node.target in (_LINEAR_METHODS if node.op == "call_method" else _LINEAR_FUNCTIONS)
+        )
+        if not linear:
+            break
+    return None, []
+
+
+@torch.no_grad()
+def equalize_(graph: QuantizedGraph, *, rounds: int = 40, tolerance: float = 1e-3) -> int:
+    """Equalize all pairs, in place; ranges observed before no longer hold.
+
+    Args:
+        graph: Prepared; its float function stays the same to rounding.
+        rounds: How often to go through all pairs at most.
+        tolerance: Stop when no factor differs more from 1.
+
+    Returns:
+        How many pairs there are.
+    """
+    found = pairs(graph)
+    for _ in range(rounds):
+        worst = max((float((_equalize_pair_(p) - 1).abs().max()) for p in found), default=0.0)
+        if worst < tolerance:
+            break
+    log.info("equalized %d pairs of layers", len(found))
+    return len(found)
+
+
+def _equalize_pair_(pair: Pair) -> Tensor:
+    """Equalize one pair and return the factors, ``(channels,)``."""
+    folded, _ = QuantizedLayer.folded(pair.first, pair.norm)
+    given = output_extent(pair.first, folded)
+    second, _ = QuantizedLayer.folded(pair.second, pair.second_norm)
+    taken = input_extent(pair.second, second)
+    factor = torch.sqrt(given / taken).clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
+    dead = (given < _FLOATS) | (taken < _FLOATS)
+    factor = torch.where(dead, torch.ones_like(factor), factor)
+    for owner in (pair.first,) if pair.norm is None else (pair.norm,):
+        weight, bias = owner.weight, owner.bias
+        assert isinstance(weight, Tensor)
+        scaled = weight / spread_over_weight(pair.first, factor) if owner is pair.first else None
+        weight.copy_(weight / factor if scaled is None else scaled)
+        if isinstance(bias, Tensor):
+            bias.copy_(bias / factor)
+    for clip in pair.clips:
+        clip.limit.copy_(clip.limit / factor)
+    weight = pair.second.weight
+    assert isinstance(weight, Tensor)
+    weight.copy_(weight * _along_inputs(pair.second, factor))
+    return factor
+
+
+def output_extent(layer: nn.Module, weight: Tensor) -> Tensor:
+    """Return each output channel's largest absolute weight, ``(channels,)``."""
+    if isinstance(layer, _ConvTransposeNd):
+        grouped = weight.reshape(layer.groups, -1, *weight.shape[1:]).abs()
+        return grouped.amax([d for d in range(grouped.dim()) if d not in (0, 2)]).flatten()
+    return weight.abs().flatten(1).amax(1)
+
+
+def input_extent(layer: nn.Module, weight: Tensor) -> Tensor:
+    """Return each input channel's largest absolute weight, ``(channels,)``."""
+    if isinstance(layer, _ConvTransposeNd):
+        return weight.abs().flatten(1).amax(1)
+    groups = getattr(layer, "groups", 1)
+    grouped = weight.abs().reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return grouped.amax((1, 3)).flatten()
+
+
+def _along_inputs(layer: nn.Module, factor: Tensor) -> Tensor:
+    """Return the factors in a shape that multiplies ``layer.weight`` by input channel."""
+    assert isinstance(layer, _ConvNd | nn.Linear)
+    if isinstance(layer, _ConvTransposeNd):
+        return factor.reshape(-1, *[1] * (layer.weight.dim() - 1))
+    groups = getattr(layer, "groups", 1)
+    per_group = factor.reshape(groups, -1)
+    spread = per_group.repeat_interleave(layer.weight.shape[0] // groups, dim=0)
+    return spread.reshape(*spread.shape, *[1] * (layer.weight.dim() - 2))

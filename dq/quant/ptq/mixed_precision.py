@@ -1,0 +1,69 @@
+"""Automatic mixed precision: raise the few quantizers that disturb the outputs most to 16 bit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from dq.quant.analysis.sensitivity import Sensitivity, output_sqnr, sensitivities
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.ptq.settings import Mixed
+from dq.quant.ptq.widths import raise_bits_
+from dq.quant.recipes.recipe import RAISED_BITS
+
+log = logging.getLogger(__name__)
+
+
+def choose_raised_(
+    graph: QuantizedGraph, batches: Sequence[Tensor], found: Sequence[Sensitivity], mixed: Mixed
+) -> tuple[str, ...]:
+    """Raise the loudest quantizers to `RAISED_BITS`, as few as reach the target.
+
+    Args:
+        graph: Prepared, with ranges, in evaluation mode; left FROZEN.
+        batches: A few images on the model's device.
+        found: What `sensitivities` returned.
+        mixed: How many, and the target.
+
+    Returns:
+        Their names, the loudest first.
+    """
+    candidates = [s for s in found if s.bits < RAISED_BITS]
+    before = reached = output_sqnr(graph, batches)
+    raised: list[str] = []
+    for candidate in candidates[: mixed.max_raised]:
+        if mixed.target_sqnr is not None and reached >= mixed.target_sqnr:
+            break
+        raise_bits_(graph, [candidate.name])
+        raised.append(candidate.name)
+        reached = output_sqnr(graph, batches)
+        log.info("%s has %d bit now, SQNR %.1f dB", candidate.name, RAISED_BITS, reached)
+    log.info("%d quantizers raised, SQNR %.1f -> %.1f dB", len(raised), before, reached)
+    return tuple(raised)
+
+
+def analyze(graph: QuantizedGraph, batches: Sequence[Tensor], mixed: Mixed) -> dict[str, Any]:
+    """Measure all quantizers and raise the loudest; return plain values for a table.
+
+    Args:
+        graph: Prepared, with ranges, in evaluation mode; left FROZEN, some quantizers raised.
+        batches: A few images on the model's device.
+        mixed: How many, and the target.
+
+    Returns:
+        ``quantizers`` (dicts of `Sensitivity`, the loudest first), ``sqnr`` with all rounding,
+        ``raised`` (names) and ``sqnr_raised``.
+    """
+    found = sensitivities(graph, batches)
+    before = output_sqnr(graph, batches)
+    raised = choose_raised_(graph, batches, found, mixed)
+    return {
+        "quantizers": [asdict(s) for s in found],
+        "sqnr": before,
+        "raised": list(raised),
+        "sqnr_raised": output_sqnr(graph, batches),
+    }

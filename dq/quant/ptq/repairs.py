@@ -1,0 +1,142 @@
+"""Calibration with everything that mends what plain ranges lose."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dq.quant.analysis.sensitivity import decibel, float_outputs, noise, sensitivities
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.observers.histogram import HistogramObserver
+from dq.quant.ptq.adaround import adaround_
+from dq.quant.ptq.bias_correction import correct_bias_
+from dq.quant.ptq.calibration import calibrate_
+from dq.quant.ptq.equalization import equalize_
+from dq.quant.ptq.mixed_precision import choose_raised_
+from dq.quant.ptq.settings import Repair
+from dq.quant.ptq.weight_clipping import clip_weights_, restore_weights_
+from dq.quant.ptq.widths import give_headroom_
+from dq.quant.quantizers.factory import initialise_weights_
+from dq.quant.quantizers.phase import Phase, set_phase
+
+log = logging.getLogger(__name__)
+
+# On so many calibration images a repair has to show that it helps.
+CHECK_IMAGES = 32
+
+
+def calibrate_and_repair_(
+    graph: QuantizedGraph,
+    batches: Iterable[Any],
+    run: Callable[[Any], int],
+    device: torch.device,
+    *,
+    weight_range: str = "min_max",
+    repair: Repair | None = None,
+) -> tuple[str, ...]:
+    """Calibrate, with all repairs that are asked for; leave the quantizers FROZEN.
+
+    One process's work. Equalization comes first, as it moves the ranges; then ranges, clipped
+    weights, mixed precision; then AdaRound or bias correction, which mend what is left. All that
+    they change lies in the model's parameters and in quantizer state.
+
+    Args:
+        graph: Of the prepared model.
+        batches: What ``run`` takes. For repairs other than equalization tensors ``(N, ...)``, on
+            any device, of which the first ones serve the repairs too.
+        run: Runs the graph, and all its parts, on a batch and returns how many images it holds.
+        device: Where the model is.
+        weight_range: As in `dq.quant.recipes.recipe.Recipe`.
+        repair: What to repair; None for nothing.
+
+    Returns:
+        Names of the quantizers that mixed precision raised.
+
+    Raises:
+        ValueError: As `dq.quant.ptq.calibration.calibrate_`.
+    """
+    repair = repair or Repair()
+    graph.root.eval()
+    if "equalize" in repair.steps:
+        equalize_(graph)
+    kept = _Keeper(batches, repair.images)
+    calibrate_(graph, kept, run)
+    mends = bool({"adaround", "bias"} & set(repair.steps))
+    looks = mends or repair.mixed is not None
+    images = [batch.to(device) for batch in kept.batches] if looks else []
+    # The reference is the float network, before any weight is clipped; only a repair is judged.
+    check = first_images(images, CHECK_IMAGES) if mends else []
+    wanted = float_outputs(graph, check) if mends else []
+    originals = clip_weights_(graph) if weight_range == "mse" else {}
+    if originals:
+        initialise_weights_(graph.layers())
+    raised: tuple[str, ...] = ()
+    if repair.mixed is not None:
+        few = first_images(images, repair.mixed.images)
+        raised = choose_raised_(graph, few, sensitivities(graph, few), repair.mixed)
+        restore_weights_(graph, {name: originals[name] for name in raised if name in originals})
+        # Learned scales of what was raised were chosen for the clipped weights.
+        initialise_weights_(graph.layers())
+    for quantizer in graph.activations().values():
+        if isinstance(quantizer.observer, HistogramObserver):
+            quantizer.observer.settle_()
+    give_headroom_(graph)
+    set_phase(graph.quantizers, Phase.FROZEN)
+    if mends:
+        with _undone_if_worse(graph, check, wanted):
+            if "adaround" in repair.steps:
+                adaround_(graph, images, steps=repair.rounding_steps)
+            else:
+                correct_bias_(graph, images)
+    return raised
+
+
+@contextmanager
+def _undone_if_worse(
+    graph: QuantizedGraph, batches: Sequence[Tensor], wanted: Sequence[Sequence[Tensor]]
+) -> Iterator[None]:
+    """Put the model back as it was when the body has moved its outputs away from what is wanted.
+
+    Repairs work layer by layer; what is better for each layer may be worse for the whole.
+    """
+    state = {name: tensor.clone() for name, tensor in graph.root.state_dict().items()}
+    set_phase(graph.quantizers, Phase.FROZEN)
+    before = noise(graph, batches, wanted)
+    yield
+    set_phase(graph.quantizers, Phase.FROZEN)
+    after = noise(graph, batches, wanted)
+    log.info("SQNR on calibration images %.2f -> %.2f dB", decibel(before), decibel(after))
+    if after > before:
+        graph.root.load_state_dict(state)
+        log.warning("AdaRound or bias correction made the outputs worse and is undone")
+
+
+class _Keeper:
+    """Hand batches on and keep the first images."""
+
+    def __init__(self, batches: Iterable[Any], num_images: int) -> None:
+        self.source = batches
+        self.num_images = num_images
+        self.batches: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.source:
+            if sum(len(kept) for kept in self.batches) < self.num_images:
+                self.batches.append(batch)
+            yield batch
+
+
+def first_images(batches: Iterable[Tensor], num_images: int) -> list[Tensor]:
+    """Return batches, the last one cut, that hold so many images together."""
+    found = []
+    for batch in batches:
+        found.append(batch[:num_images])
+        num_images -= len(found[-1])
+        if num_images <= 0:
+            break
+    return found

@@ -1,0 +1,55 @@
+"""What post-training repair is asked for; plain settings, the work is done elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dq.quant.recipes.recipe import nearest
+
+STEPS = ("equalize", "bias", "adaround")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixed:
+    """Automatic mixed precision: the smallest set of quantizers raised to 16 bit.
+
+    Attributes:
+        max_raised: How many quantizers at most.
+        target_sqnr: Raise no more once the outputs' signal to quantization noise, in decibel, is
+            this high; None raises as many as allowed.
+        images: How many images sensitivity is measured on.
+    """
+
+    max_raised: int = 5
+    target_sqnr: float | None = None
+    images: int = 8
+
+    def __post_init__(self) -> None:
+        if self.max_raised < 0 or self.images < 1:
+            raise ValueError("quant.mixed needs max_raised of 0 or more and images of 1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """What calibration mends besides finding ranges.
+
+    Attributes:
+        steps: Of `STEPS`; carried out in an order of their own, whatever the order here.
+        mixed: Automatic mixed precision; None for none.
+        images: How many calibration images bias correction and AdaRound work with.
+        rounding_steps: Steps of AdaRound for each layer.
+    """
+
+    steps: tuple[str, ...] = ()
+    mixed: Mixed | None = None
+    images: int = 64
+    rounding_steps: int = 200
+
+    def __post_init__(self) -> None:
+        for step in self.steps:
+            if step not in STEPS:
+                raise ValueError(f"quant.repairs: {step!r} does not exist; {nearest(step, STEPS)}")
+        if self.images < 1 or self.rounding_steps < 0:
+            raise ValueError(
+                "quant.repair_images must be 1 or more and quant.rounding_steps 0 or more"
+            )

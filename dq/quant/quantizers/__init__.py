@@ -1,0 +1,1 @@
+"""Modules that fake-quantize: activations, weights, learned scales, layers with folded norms."""

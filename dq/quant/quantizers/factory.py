@@ -1,0 +1,161 @@
+"""What a recipe's ``learned`` stands for: which quantizers, how they begin and are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+from torch.optim import Optimizer
+
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.observers.min_max import MinMaxObserver
+from dq.quant.quantizers.fake_quantize import ActivationQuantizer, WeightQuantizer
+from dq.quant.quantizers.layers import QuantizedLayer
+from dq.quant.quantizers.learned_step import LsqActivationQuantizer, LsqWeightQuantizer
+from dq.quant.quantizers.pact import PactActivationQuantizer
+from dq.quant.quantizers.phase import Phase, Phased
+
+LEARNED = ("lsq", "lsq+", "pact")
+_KINDS = (LsqActivationQuantizer, LsqWeightQuantizer, PactActivationQuantizer)
+
+
+def activation_quantizer(
+    learned: str | None, spec: QuantSpec, observer: MinMaxObserver
+) -> ActivationQuantizer:
+    """Return a new activation quantizer of this kind; None for ranges that are only observed."""
+    if learned == "pact":
+        return PactActivationQuantizer(spec, observer)
+    if learned in ("lsq", "lsq+"):
+        return LsqActivationQuantizer(spec, observer, learn_offset=learned == "lsq+")
+    return ActivationQuantizer(spec, observer)
+
+
+def weight_quantizer(learned: str | None, spec: QuantSpec, *, num_channels: int) -> WeightQuantizer:
+    """Return a new weight quantizer of this kind; PACT leaves the weights' ranges alone.
+
+    Args:
+        learned: As in the recipe.
+        spec: The integers.
+        num_channels: Length of the weight's channel axis.
+    """
+    if learned in ("lsq", "lsq+"):
+        return LsqWeightQuantizer(spec, num_channels=num_channels)
+    return WeightQuantizer(spec)
+
+
+def initialise_weights_(
+    layers: Iterable[tuple[object, QuantizedLayer, nn.Module, nn.Module | None]],
+) -> None:
+    """Begin every learned weight scale anew from the weight as it is now.
+
+    To be called when the float weights are in place: after calibration.
+
+    Args:
+        layers: As `dq.quant.graph.quantized_graph.QuantizedGraph.layers` yields them.
+    """
+    for _, quantized, layer, norm in layers:
+        if isinstance(quantized.weight, LsqWeightQuantizer):
+            quantized.weight.initialise_(quantized.folded(layer, norm)[0].detach())
+
+
+def learned_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every learned scale, offset and clipping value below ``module`` by name."""
+    found: dict[str, nn.Parameter] = {}
+    for prefix, child in module.named_modules():
+        if isinstance(child, _KINDS):
+            for name, parameter in child.named_parameters(recurse=False):
+                found[f"{prefix}.{name}" if prefix else name] = parameter
+    return found
+
+
+def regroup_(optimizer: Optimizer, module: nn.Module, *, lr_factor: float = 1.0) -> int:
+    """Move the learned quantizer parameters into groups of their own, at the end of the list.
+
+    Scales and offsets get no weight decay, which would pull them to zero; PACT's clipping values
+    keep it, as their paper wants. The result depends on the model alone, so that an optimizer's
+    state loads again.
+
+    Args:
+        optimizer: Holds the module's parameters; changed in place.
+        module: The model.
+        lr_factor: Learning rate of these groups in terms of the group they come from.
+
+    Returns:
+        How many parameters were moved.
+    """
+    learned = {id(p): name for name, p in learned_parameters(module).items()}
+    moved = 0
+    for group in list(optimizer.param_groups):
+        mine = [p for p in group["params"] if id(p) in learned]
+        if not mine:
+            continue
+        moved += len(mine)
+        group["params"] = [p for p in group["params"] if id(p) not in learned]
+        settings = {k: v for k, v in group.items() if k not in ("params", "lr")}
+        for decays in (False, True):
+            chosen = [p for p in mine if (".clip_" in learned[id(p)]) == decays]
+            if chosen:
+                own = {**settings, "params": chosen, "lr": group["lr"] * lr_factor}
+                if not decays:
+                    own["weight_decay"] = 0.0
+                optimizer.add_param_group(own)
+    # mmcv's constructor with paramwise settings makes one group a parameter.
+    optimizer.param_groups[:] = [g for g in optimizer.param_groups if g["params"]]
+    hold_frozen_(optimizer, module)
+    return moved
+
+
+class _Holding:
+    """What an optimizer does before each step: pass over parameters of quantizers at rest.
+
+    A gradient of zero would not do: weight decay and momentum move a parameter without one.
+
+    Args:
+        owned: Quantizers with the parameters that they learn.
+    """
+
+    def __init__(self, owned: Sequence[tuple[Phased, Sequence[nn.Parameter]]]) -> None:
+        self.owned = owned
+
+    def __call__(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        """Take the gradients away where nothing is learned in the present phase."""
+        for quantizer, parameters in self.owned:
+            if quantizer.phase is not Phase.TRAIN:
+                for parameter in parameters:
+                    parameter.grad = None
+
+
+def hold_frozen_(optimizer: Optimizer, module: nn.Module) -> None:
+    """Let no step of the optimizer move what a quantizer learns, in any phase but TRAIN.
+
+    Frozen means frozen, whatever the optimizer does: decay, momentum, any state of its own. A
+    second call changes nothing.
+
+    Args:
+        optimizer: Of torch's kind, which passes over parameters without a gradient.
+        module: The model, whose parameters it holds.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    done = {id(q) for hook in hooks if isinstance(hook, _Holding) for q, _ in hook.owned}
+    owned = []
+    for child in module.modules():
+        if isinstance(child, _KINDS) and id(child) not in done:
+            parameters = [p for p in child.parameters(recurse=False) if id(p) in held]
+            if parameters:
+                owned.append((child, parameters))
+    if owned:
+        optimizer.register_step_pre_hook(_Holding(owned))
+
+
+def forget_momentum_(optimizer: Optimizer, module: nn.Module) -> None:
+    """Drop the optimizer's memory of the learned parameters, and let none of them move on.
+
+    For the phase in which ranges are frozen; see `hold_frozen_`.
+    """
+    hold_frozen_(optimizer, module)
+    for group in optimizer.param_groups:
+        frozen = {id(p) for p in learned_parameters(module).values()}
+        for parameter in group["params"]:
+            if id(parameter) in frozen:
+                optimizer.state.pop(parameter, None)

@@ -1,0 +1,208 @@
+"""Convolution, transposed convolution and linear with a rounded, batch-norm-folded weight.
+
+The float layer and its norm stay where the model's author put them, with their own state-dict
+keys; the module here holds only the weight quantizer and receives both as arguments. Whatever
+replaces the norm later (a SyncBatchNorm, say) is therefore used at once.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from dq.quant.kernels import native
+from dq.quant.kernels.recompute import keeping_no
+from dq.quant.quantizers.batch_norm_fold import fold_factor, folded_bias, unfold
+from dq.quant.quantizers.fake_quantize import ActivationQuantizer, WeightQuantizer
+from dq.quant.quantizers.half_precision import autocast_dtype, holds, nearly_holds, without_autocast
+from dq.quant.quantizers.layer_types import pads_by_itself
+
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def output_axis(layer: nn.Module) -> int:
+    """Return the dimension of ``layer.weight`` that runs over output channels."""
+    return 1 if isinstance(layer, _ConvTransposeNd) else 0
+
+
+def num_outputs(layer: nn.Module) -> int:
+    """Return how many output channels the layer has."""
+    if isinstance(layer, _ConvNd):
+        return layer.out_channels
+    assert isinstance(layer, nn.Linear)
+    return layer.out_features
+
+
+def spread_over_weight(layer: nn.Module, factor: Tensor) -> Tensor:
+    """Return a factor for each output channel in a shape that broadcasts against the weight.
+
+    Args:
+        layer: Convolution, transposed convolution or linear.
+        factor: Shape ``(output channels,)``.
+    """
+    assert isinstance(layer.weight, Tensor)
+    ones = [1] * (layer.weight.dim() - 2)
+    if isinstance(layer, _ConvTransposeNd):
+        # (in, out / groups, ...): input channel i belongs to group i // (in / groups).
+        per_group = factor.reshape(layer.groups, -1)
+        spread = per_group.repeat_interleave(layer.in_channels // layer.groups, dim=0)
+        return spread.reshape(*spread.shape, *ones)
+    return factor.reshape(-1, 1, *ones)
+
+
+def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute the layer with another weight and bias.
+
+    What is rounded is not kept for the backward pass where it can be computed again.
+    """
+    if torch.compiler.is_compiling():
+        return _apply(layer, x, weight, bias)
+    with keeping_no(x, weight):
+        return _apply(layer, x, weight, bias)
+
+
+def _apply(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if pads_by_itself(layer):
+        own = {"weight": weight}
+        if isinstance(layer.bias, Tensor):
+            own["bias"] = torch.zeros_like(layer.bias) if bias is None else bias
+        y: Tensor = functional_call(layer, own, (x,))
+        if layer.bias is None and bias is not None:
+            y = y + bias.reshape(-1, *[1] * (weight.dim() - 2)).to(y.dtype)
+        return y
+    if isinstance(layer, _ConvTransposeNd):
+        function = _TRANSPOSED[weight.dim() - 2]
+        assert not isinstance(layer.padding, str)
+        return function(
+            x,
+            weight,
+            bias,
+            layer.stride,
+            layer.padding,
+            layer.output_padding,
+            layer.groups,
+            layer.dilation,
+        )
+    if isinstance(layer, _ConvNd):
+        return layer._conv_forward(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+class QuantizedLayer(nn.Module):
+    """Apply a layer, and the batch norm behind it if any, with a rounded weight.
+
+    Args:
+        weight: The quantizer; its channel axis is `output_axis` of the layer.
+    """
+
+    def __init__(self, weight: WeightQuantizer) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(
+        self,
+        x: Tensor,
+        layer: nn.Module,
+        norm: nn.Module | None = None,
+        rounded: Tensor | None = None,
+        source: ActivationQuantizer | None = None,
+    ) -> Tensor:
+        """Return ``norm(layer(x))`` computed with the rounded weight.
+
+        Under autocast that is done in float32 where its dtype moves the rounded weight or input
+        off the grid, see `dq.quant.quantizers.half_precision`.
+
+        Args:
+            x: The layer's input, ``(N, C, ...)``.
+            layer: Convolution, transposed convolution or linear.
+            norm: The batch norm that follows, or None.
+            rounded: The rounded weight where the graph has computed it already, once for all the
+                levels that share a layer without norm.
+            source: What has rounded ``x``; None where that is not known.
+        """
+        weight, bias = layer.weight, layer.bias
+        assert isinstance(weight, Tensor)
+        assert bias is None or isinstance(bias, Tensor)
+        if norm is None:
+            used = self.weight(weight) if rounded is None else rounded
+            return self._computed(layer, x, used, bias, source)
+        assert isinstance(norm, _BatchNorm)
+        if not self.weight.phase.rounds:
+            plain: Tensor = norm(apply_layer(layer, x, self.weight(weight), bias))
+            return plain
+        if isinstance(layer, nn.Linear) and x.dim() != 2:
+            # The norm's channels are dimension 1 and the layer's the last one: nothing folds.
+            apart: Tensor = norm(self._computed(layer, x, self.weight(weight), bias, source))
+            return apart
+        factor = fold_factor(norm)
+        used = self._rounded(layer, weight, factor, unfolds=norm.training)
+        if not norm.training:
+            return self._computed(layer, x, used, folded_bias(bias, norm, factor), source)
+        result: Tensor = norm(self._computed(layer, x, used, bias, source))
+        return result
+
+    def _computed(
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        source: ActivationQuantizer | None,
+    ) -> Tensor:
+        """Compute the layer in a dtype that keeps its operands on their grids."""
+        if not self.weight.phase.rounds or self._is_held(x, weight, bias, source):
+            return apply_layer(layer, x, weight, bias)
+        casts = autocast_dtype(x) is not None
+        with without_autocast(x):
+            wide = None if bias is None else bias.float()
+            y = apply_layer(layer, x.float(), weight.float(), wide)
+        # Without autocast what follows wants the dtype of the model.
+        own = layer.weight
+        assert isinstance(own, Tensor)
+        return y if casts else y.to(own.dtype)
+
+    def _is_held(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, source: ActivationQuantizer | None
+    ) -> bool:
+        """Say whether the layer may be computed as it comes, by autocast or by itself."""
+        narrow = autocast_dtype(x)
+        if narrow is None:
+            return all(t is None or t.dtype == weight.dtype for t in (x, bias))
+        return source is not None and all(
+            holds(narrow, spec) or nearly_holds(narrow, spec)
+            for spec in (self.weight.spec, source.spec)
+        )
+
+    def _rounded(
+        self, layer: nn.Module, weight: Tensor, factor: Tensor, *, unfolds: bool
+    ) -> Tensor:
+        """Return the rounded folded weight, divided by the factor again where asked."""
+        if output_axis(layer) == 0 and self.weight.rounds_natively(weight) and native.takes(factor):
+            return self.weight.round_natively(weight, factor, unfolds=unfolds)
+        spread = spread_over_weight(layer, factor)
+        rounded: Tensor = self.weight(weight * spread)
+        return unfold(rounded, weight, spread) if unfolds else rounded
+
+    @staticmethod
+    def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias of the layer with the norm's running statistics folded in."""
+        weight, bias = layer.weight, layer.bias
+        assert isinstance(weight, Tensor)
+        assert bias is None or isinstance(bias, Tensor)
+        if norm is None:
+            return weight, bias
+        assert isinstance(norm, _BatchNorm)
+        factor = fold_factor(norm)
+        return weight * spread_over_weight(layer, factor), folded_bias(bias, norm, factor)
+
+    def quantized_weight(
+        self, layer: nn.Module, norm: nn.Module | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``(folded weight, scale, zero_point)`` as inference rounds them."""
+        with torch.no_grad():
+            weight, _ = self.folded(layer, norm)
+            return weight, *self.weight.scale_and_zero_point(weight)

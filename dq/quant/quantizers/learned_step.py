@@ -1,0 +1,382 @@
+"""Learned scales: LSQ for weights and activations, LSQ+ with a learned offset for activations.
+
+The gradients are those of Esser et al. 2020 (arXiv 1902.08153, equations 2 and 3) and Bhalgat et
+al. 2020 (arXiv 2004.09576, equations 5 and 6), for the integers that are exported: the learned
+offset is rounded to an integer zero point, so that zero stays exactly representable.
+
+torch has ``_fake_quantize_learnable_per_tensor_affine`` with the same gradients. It reads the
+scale on the host in every call, which stalls a GPU at every layer, and its backward refuses
+float16; so the forward here is torch's plain kernel, that evaluation and export use too, and the
+backward is written out. The tests hold both against each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dq.quant.kernels import native
+from dq.quant.kernels.recompute import offer
+from dq.quant.kernels.rounding import NO_CLIP, Clip, clipped, round_learned, round_weight
+from dq.quant.numerics.affine import (
+    SMALLEST_SCALE,
+    along_channels,
+    fake_quantize,
+    range_over,
+    round_composed,
+    scale_and_zero_point,
+)
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.observers.min_max import MinMaxObserver
+from dq.quant.quantizers.fake_quantize import LearnedActivationQuantizer, WeightQuantizer
+from dq.quant.quantizers.half_precision import widened
+from dq.quant.quantizers.phase import Phase
+
+
+def gradient_factor(num_values: int, spec: QuantSpec) -> float:
+    """Return ``1 / sqrt(num_values * quant_max)``, which makes scales learn as fast as weights.
+
+    Args:
+        num_values: How many values share the scale.
+        spec: The integers.
+    """
+    return float((max(1, num_values) * max(1, spec.quant_max)) ** -0.5)
+
+
+def factor_of(num_values: int, share: int, like: Tensor) -> float | Tensor:
+    """Return ``1 / sqrt(num_values * share)``; a float64 tensor where the size is left open.
+
+    torch.compile leaves sizes open with ``dynamic=True``; a Python number would fix them.
+
+    Args:
+        num_values: How many values share a parameter.
+        share: What else they are divided by.
+        like: Gives the device.
+    """
+    if not torch.compiler.is_compiling():
+        return float((max(1, num_values) * max(1, share)) ** -0.5)
+    total = torch.full((), num_values, dtype=torch.float64, device=like.device)
+    return (total.clamp(min=1.0) * max(1, share)).rsqrt()
+
+
+def positive(raw: Tensor, spec: QuantSpec) -> Tensor:
+    """Return the scale that a parameter stands for: above zero, a power of two where asked.
+
+    A step of the optimizer that crosses zero is mirrored, so no scale dies. The power of two is
+    the nearest in the logarithm, with the gradient passed straight through.
+
+    Args:
+        raw: The parameter, any shape.
+        spec: The integers.
+    """
+    scale = raw.abs().clamp(min=SMALLEST_SCALE)
+    if spec.power_of_two:
+        # The quotient is exactly one and carries the gradient.
+        scale = torch.exp2(torch.round(torch.log2(scale.detach()))) * (scale / scale.detach())
+    return scale
+
+
+def zero_point_of(offset: Tensor, scale: Tensor, spec: QuantSpec) -> Tensor:
+    """Return the integer that stands for zero when integer 0 stands for ``offset``, int32."""
+    integer = torch.round(-offset.detach() / scale.detach())
+    return integer.clamp(spec.quant_min, spec.quant_max).to(torch.int32)
+
+
+class _LearnedRounding(torch.autograd.Function):
+    """Round as torch does; pass gradients to the values, the scale and the offset."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        offset: Tensor | None,
+        zero_point: Tensor,
+        spec: QuantSpec,
+        factor: float | Tensor,
+    ) -> Tensor:
+        factors = (factor,) if isinstance(factor, Tensor) else ()
+        ctx.save_for_backward(x, scale, zero_point, *factors)
+        ctx.spec, ctx.factor, ctx.has_offset = spec, factor, offset is not None
+        if factors:
+            ctx.factor = None
+        return rounded(x, scale, zero_point, spec)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        (gradient,) = gradients
+        x, scale, zero_point, *factors = ctx.saved_tensors
+        factor = factors[0] if factors else ctx.factor
+        spec, axis = ctx.spec, ctx.spec.channel_axis
+        step, shift = along_channels(x, scale, axis), along_channels(x, zero_point, axis)
+        steps = x.to(scale.dtype) * (1.0 / step)
+        integer = torch.round(steps) + shift
+        inside = (integer >= spec.quant_min) & (integer <= spec.quant_max)
+        # With a learned offset a clipped value is scale * integer + offset, else
+        # scale * (integer - zero_point).
+        clipped = integer.clamp(spec.quant_min, spec.quant_max)
+        outside = clipped if ctx.has_offset else clipped - shift
+        upstream = gradient.to(scale.dtype)
+        by_scale = upstream * torch.where(inside, integer - shift - steps, outside)
+        d_scale = (_sum_to(by_scale, axis) * factor).to(scale.dtype)
+        d_offset = None
+        if ctx.has_offset:
+            d_offset = (_sum_to(upstream * ~inside, axis) * factor).to(scale.dtype)
+        return gradient * inside, d_scale, d_offset, None, None, None
+
+
+def rounded(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
+    """Return what `dq.quant.numerics.affine.fake_quantize` returns, without a gradient."""
+    if torch.compiler.is_compiling():
+        return round_composed(x, scale, zero_point, spec)[0]
+    return fake_quantize(x, scale, zero_point, spec)
+
+
+def _sum_to(values: Tensor, axis: int | None) -> Tensor:
+    if axis is None:
+        return values.sum()
+    return values.sum([d for d in range(values.dim()) if d != axis % values.dim()])
+
+
+def learned_fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    spec: QuantSpec,
+    *,
+    offset: Tensor | None = None,
+    factor: float | Tensor = 1.0,
+) -> Tensor:
+    """Round as `dq.quant.numerics.affine.fake_quantize` does, with gradients to scale and offset.
+
+    Args:
+        x: Any shape and floating dtype.
+        scale: Positive, float32, shape ``()`` or ``(x.shape[channel_axis],)``.
+        zero_point: Like ``scale``, int32.
+        spec: The integers.
+        offset: What the integer 0 stands for, ``zero_point`` being `zero_point_of` it; None where
+            the zero point is fixed.
+        factor: Multiplies the gradients of scale and offset; see `gradient_factor`.
+
+    Returns:
+        A tensor of the shape and dtype of ``x``.
+    """
+    result: Tensor = _LearnedRounding.apply(x, scale, offset, zero_point, spec, factor)
+    if result.requires_grad and not torch.compiler.is_compiling():
+        # The values before rounding are kept for the scale's gradient.
+        values, step = x.detach(), scale.detach()
+        offer(
+            result,
+            lambda: fake_quantize(values, step, zero_point, spec),
+            (values, step, zero_point),
+        )
+    return result
+
+
+class _Touch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        # Not saved for backward: a parameter may follow its range before that.
+        ctx.kinds = [(p.shape, p.dtype, p.device) for p in parameters]
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        zeros = [torch.zeros(s, dtype=t, device=d) for s, t, d in ctx.kinds]
+        return (gradients[0], *zeros)
+
+
+def touch(x: Tensor, *parameters: Tensor) -> Tensor:
+    """Return ``x`` and give the parameters a gradient of zero.
+
+    DistributedDataParallel waits for a gradient of every parameter, also in phases in which a
+    scale is not learned.
+    """
+    if not torch.is_grad_enabled():
+        return x
+    result: Tensor = _Touch.apply(x, *parameters)
+    return result
+
+
+class LsqActivationQuantizer(LearnedActivationQuantizer):
+    """Round an activation with a learned scale, and a learned offset as in LSQ+ where asked.
+
+    Args:
+        spec: The integers; per tensor.
+        observer: Gives the range to begin with.
+        learn_offset: LSQ+; else the calibrated zero point stays.
+
+    Parameters ``learned_scale`` and, for LSQ+, ``learned_offset`` (what integer 0 stands for),
+    float32 ``()``; for LSQ the buffer ``fixed_zero_point`` int32 ``()``.
+    """
+
+    learned_scale: nn.Parameter
+    learned_offset: nn.Parameter | None
+    fixed_zero_point: Tensor | None
+
+    def __init__(
+        self, spec: QuantSpec, observer: MinMaxObserver, *, learn_offset: bool = False
+    ) -> None:
+        if learn_offset and spec.symmetric:
+            learn_offset = False
+        self._learn_offset = learn_offset
+        super().__init__(spec, observer)
+
+    def _add_state(self, scale: Tensor) -> None:
+        learn = self.__dict__["_learn_offset"]
+        self.learned_scale = nn.Parameter(scale)
+        self.learned_offset = nn.Parameter(torch.zeros_like(scale)) if learn else None
+        fixed = None if learn else torch.zeros_like(scale, dtype=torch.int32)
+        self.register_buffer("fixed_zero_point", fixed)
+
+    @property
+    def scale(self) -> Tensor:  # type: ignore[override]  # computed here, a buffer above
+        """The scale that is rounded with, float32 ``()``."""
+        return positive(self.learned_scale, self.spec).detach()
+
+    @property
+    def zero_point(self) -> Tensor:  # type: ignore[override]  # computed here, a buffer above
+        """The zero point that is rounded with, int32 ``()``."""
+        if self.learned_offset is None:
+            assert self.fixed_zero_point is not None
+            return self.fixed_zero_point
+        return zero_point_of(self.learned_offset, self.scale, self.spec)
+
+    @property
+    def is_as_made(self) -> bool:
+        """Whether the parameters are still those of a new quantizer; reads the device."""
+        shift = self.fixed_zero_point if self.learned_offset is None else self.learned_offset
+        assert shift is not None
+        return bool((self.learned_scale == 1).all()) and not bool(shift.any())
+
+    @torch.no_grad()
+    def take_range_(self) -> None:
+        """Begin anew from the observer's range; see the base class."""
+        low, high = self.observer.range_min, self.observer.range_max
+        scale, zero_point = scale_and_zero_point(low, high, self.spec)
+        self.learned_scale.copy_(scale)
+        if self.learned_offset is None:
+            assert self.fixed_zero_point is not None
+            self.fixed_zero_point.copy_(zero_point)
+        else:
+            self.learned_offset.copy_(-zero_point * scale)
+
+    def behind_clip(self, x: Tensor, clip: Clip = NO_CLIP, *, in_place: bool = False) -> Tensor:
+        """Return ``x`` behind ``clip``, rounded when the phase rounds; see the base class."""
+        if self.phase is not Phase.TRAIN:
+            # Observing, where the phase does, and rounding are those of any quantizer.
+            return touch(super().behind_clip(x, clip, in_place=in_place), *self.parameters())
+        x = widened(x, self.spec)
+        scale = positive(self.learned_scale, self.spec)
+        factor = factor_of(x.numel(), self.spec.quant_max, scale)
+        offset, zero_point = self.learned_offset, self.zero_point
+        if native.takes(x, scale):
+            return round_learned(x, scale, offset, zero_point, self.spec, clip=clip, factor=factor)
+        return learned_fake_quantize(
+            clipped(x, clip), scale, zero_point, self.spec, offset=offset, factor=factor
+        )
+
+
+class LsqWeightQuantizer(WeightQuantizer):
+    """Round a weight with a learned scale, one for each output channel where the spec says so.
+
+    The scale is state: training, evaluation and export round with the same one, whatever the
+    weight has become meanwhile.
+
+    Args:
+        spec: The integers.
+        num_channels: Length of the channel axis; ignored per tensor.
+
+    Parameter ``learned_scale`` float32 and buffer ``fixed_zero_point`` int32, shape ``()`` or
+    ``(num_channels,)``.
+    """
+
+    fixed_zero_point: Tensor
+
+    def __init__(self, spec: QuantSpec, *, num_channels: int = 1) -> None:
+        super().__init__(spec)
+        scale = torch.ones(() if spec.channel_axis is None else (num_channels,))
+        self.learned_scale = nn.Parameter(scale)
+        zero_point = torch.zeros_like(scale, dtype=torch.int32)
+        self.register_buffer("fixed_zero_point", zero_point)
+
+    def scale_and_zero_point(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `forward` rounds with; ``weight`` is not looked at."""
+        return positive(self.learned_scale, self.spec).detach(), self.fixed_zero_point
+
+    @torch.no_grad()
+    def initialise_(self, weight: Tensor) -> None:
+        """Begin anew with the scale that rounds ``weight`` with the least squared error."""
+        scale, zero_point = least_squares_scale(weight, self.spec)
+        self.learned_scale.copy_(scale)
+        self.fixed_zero_point.copy_(zero_point)
+
+    @torch.no_grad()
+    def rescale_(self, ratio: Tensor) -> None:
+        """Multiply the scale, after the weight was multiplied by ``ratio``; shape of the scale."""
+        self.learned_scale.mul_(ratio.abs())
+
+    def round_natively(
+        self, weight: Tensor, factor: Tensor | None, *, unfolds: bool = False
+    ) -> Tensor:
+        """Fold, round with the learned scale and unfold in one pass; see the base class."""
+        learns = self.phase is Phase.TRAIN
+        scale = positive(self.learned_scale, self.spec)
+        num_values = weight.numel() // max(1, scale.numel())
+        y = round_weight(
+            weight,
+            factor,
+            self.spec,
+            scale=scale if learns else scale.detach(),
+            zero_point=self.fixed_zero_point,
+            unfolds=unfolds,
+            scale_factor=gradient_factor(num_values, self.spec),
+        )
+        return y if learns else touch(y, self.learned_scale)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight, rounded when the phase rounds; same shape and dtype."""
+        if self.phase.rounds:
+            weight = widened(weight, self.spec)
+        if self.phase.rounds and self.rounds_natively(weight):
+            return self.round_natively(weight, None)
+        if self.phase is Phase.TRAIN:
+            scale = positive(self.learned_scale, self.spec)
+            factor = gradient_factor(weight.numel() // max(1, scale.numel()), self.spec)
+            return learned_fake_quantize(
+                weight, scale, self.fixed_zero_point, self.spec, factor=factor
+            )
+        return touch(super().forward(weight), self.learned_scale)
+
+
+@torch.no_grad()
+def least_squares_scale(
+    weight: Tensor, spec: QuantSpec, *, num_candidates: int = 40
+) -> tuple[Tensor, Tensor]:
+    """Return the scale and zero point that lose least when ``weight`` is rounded.
+
+    LSQ's own beginning, ``2 * mean(|w|) / sqrt(quant_max)``, leaves most of 8 bits unused; this
+    search is right for every width.
+
+    Args:
+        weight: Any shape.
+        spec: The integers.
+        num_candidates: Shares of the full range that are tried, down to a tenth.
+
+    Returns:
+        ``(scale, zero_point)`` of shape ``()`` or ``(weight.shape[channel_axis],)``.
+    """
+    low, high = range_over(weight, spec.channel_axis)
+    best_scale, best_zero_point = scale_and_zero_point(low, high, spec)
+    best_error = torch.full_like(best_scale, torch.inf)
+    for share in torch.linspace(1.0, 0.1, num_candidates).tolist():
+        scale, zero_point = scale_and_zero_point(low * share, high * share, spec)
+        error = fake_quantize(weight, scale, zero_point, spec) - weight
+        error = _sum_to(error.to(scale.dtype).square(), spec.channel_axis)
+        better = error < best_error
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero_point = torch.where(better, zero_point, best_zero_point)
+        best_error = torch.where(better, error, best_error)
+    return best_scale, best_zero_point

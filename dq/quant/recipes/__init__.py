@@ -1,0 +1,1 @@
+"""Which tensor gets which integers: rules, and presets by name."""

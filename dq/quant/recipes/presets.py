@@ -1,0 +1,55 @@
+"""Recipes by name: usual bit widths, and what the integer engines compute with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dq.quant.recipes.recipe import INT8_ACTIVATION, INT8_WEIGHT, Recipe, nearest
+
+_SIGNED = replace(INT8_ACTIVATION, signed=True, symmetric=True)
+
+
+def _bits(weight: int, activation: int) -> Recipe:
+    """Few bits need clipped ranges; 16 bits can afford to cover all that was ever seen."""
+    observer = {4: "mse", 16: "min_max"}.get(activation, "moving_average")
+    return Recipe(
+        weight=replace(INT8_WEIGHT, bits=weight),
+        activation=replace(INT8_ACTIVATION, bits=activation),
+        weight_range="mse" if weight < 8 else "min_max",
+        observer=observer,
+    )
+
+
+PRESETS: dict[str, Recipe] = {
+    # Weights -127 to 127 per channel, activations 0 to 255 with a zero point.
+    "int8": _bits(8, 8),
+    # TI's edgeai-torchvision: every scale a power of two, weights symmetric.
+    "int8_power2": Recipe(
+        weight=replace(INT8_WEIGHT, power_of_two=True),
+        activation=replace(INT8_ACTIVATION, power_of_two=True),
+    ),
+    "int16": _bits(16, 16),
+    "w8a16": _bits(8, 16),
+    "w4a8": _bits(4, 8),
+    "w4a4": _bits(4, 4),
+    # TensorRT takes no zero points: activations -128 to 127.
+    "tensorrt": Recipe(activation=_SIGNED),
+    # ONNX Runtime's QLinearConv: unsigned activations with zero points, signed symmetric weights.
+    "onnxruntime": Recipe(),
+    # TIDL by default: one power-of-two scale a tensor, weights too, no zero points.
+    "tidl": Recipe(
+        weight=replace(INT8_WEIGHT, channel_axis=None, power_of_two=True),
+        activation=replace(_SIGNED, power_of_two=True),
+    ),
+}
+
+
+def preset(name: str) -> Recipe:
+    """Return the recipe of this name.
+
+    Raises:
+        ValueError: There is none; the message names the nearest.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"quant.preset {name!r} does not exist; {nearest(name, PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,206 @@
+"""Which module gets which integers: a default for weights and activations, and rules for some."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.observers.histogram import HistogramObserver, PercentileObserver
+from dq.quant.observers.min_max import MinMaxObserver, MovingAverageObserver
+from dq.quant.observers.range_search import EntropyObserver, MseObserver
+from dq.quant.quantizers.factory import LEARNED, activation_quantizer, weight_quantizer
+from dq.quant.quantizers.fake_quantize import ActivationQuantizer, WeightQuantizer
+
+INT8_WEIGHT = QuantSpec(bits=8, signed=True, symmetric=True, channel_axis=0, narrow=True)
+INT8_ACTIVATION = QuantSpec(bits=8)
+POSITIONS = ("first", "last")
+WEIGHT_RANGES = ("min_max", "mse")
+RAISED_BITS = 16
+
+OBSERVERS: dict[str, type[MinMaxObserver]] = {
+    "min_max": MinMaxObserver,
+    "moving_average": MovingAverageObserver,
+    "percentile": PercentileObserver,
+    "mse": MseObserver,
+    "entropy": EntropyObserver,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """Other integers, or float, for the modules that fit every condition given.
+
+    Attributes:
+        module: Shell pattern of the qualified name, such as ``bbox_head.*``.
+        type: Shell pattern of the class's name, such as ``Conv2d``, or of a function's (``cat``).
+        position: ``first``: no layer comes before, so the input images and the first layers;
+            ``last``: no layer comes behind, so the last layers and the outputs.
+        weight: Integers of the weight; None keeps the default.
+        activation: Integers of the output; None keeps the default.
+        bits: Width of both, all else as it is.
+        quantize: False leaves weight and output in float.
+    """
+
+    module: str = "*"
+    type: str | None = None
+    position: str | None = None
+    weight: QuantSpec | None = None
+    activation: QuantSpec | None = None
+    bits: int | None = None
+    quantize: bool = True
+
+    def __post_init__(self) -> None:
+        if self.position is not None and self.position not in POSITIONS:
+            raise ValueError(
+                f"a rule's position is {self.position!r}; {nearest(self.position, POSITIONS)}"
+            )
+
+    def fits(self, module: str, kind: str, positions: Collection[str]) -> bool:
+        """Say whether the rule speaks of this module."""
+        return (
+            fnmatchcase(module, self.module)
+            and (self.type is None or fnmatchcase(kind, self.type))
+            and (self.position is None or self.position in positions)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How to quantize a model.
+
+    Attributes:
+        weight: Integers of every weight; the channel axis is set for each layer.
+        activation: Integers of every activation, per tensor.
+        observer: Key of `OBSERVERS`.
+        momentum: Weight of a new batch in the moving average.
+        percentile: For the observer of that name.
+        weight_range: ``min_max``, or ``mse``: calibration clips each weight where that lessens the
+            square error of its rounding.
+        outputs: Quantize what the last layers return too; the tail behind them (decoding,
+            non-maximum suppression) is float in any case.
+        learned: What training learns of the ranges: ``lsq`` (scales), ``lsq+`` (scales, and the
+            offsets of activations), ``pact`` (clipping values of activations), None for nothing.
+        rules: Exceptions; the last one that fits counts.
+        free_clips: Compute ReLU6 with a limit of its own for each channel, which cross-layer
+            equalization may change.
+        raised: Names of quantizers that have `RAISED_BITS` whatever else is said: what automatic
+            mixed precision chose.
+    """
+
+    weight: QuantSpec = INT8_WEIGHT
+    activation: QuantSpec = INT8_ACTIVATION
+    observer: str = "moving_average"
+    momentum: float = 0.01
+    percentile: float = 99.99
+    weight_range: str = "min_max"
+    outputs: bool = True
+    learned: str | None = None
+    rules: tuple[Rule, ...] = field(default=())
+    free_clips: bool = False
+    raised: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.observer not in OBSERVERS:
+            raise ValueError(
+                f"observer {self.observer!r} does not exist; {nearest(self.observer, OBSERVERS)}"
+            )
+        if self.weight_range not in WEIGHT_RANGES:
+            raise ValueError(
+                f"weight_range {self.weight_range!r} does not exist;"
+                f" {nearest(self.weight_range, WEIGHT_RANGES)}"
+            )
+        if self.learned not in (None, *LEARNED):
+            raise ValueError(
+                f"learned {self.learned!r} does not exist; {nearest(self.learned, LEARNED)}"
+            )
+
+    def rule_for(self, module: str, kind: str = "", positions: Collection[str] = ()) -> Rule | None:
+        """Return the last rule that fits, or None.
+
+        Args:
+            module: Qualified name.
+            kind: Name of its class, or of the function.
+            positions: Those of `POSITIONS` that hold for it.
+        """
+        fitting = [rule for rule in self.rules if rule.fits(module, kind, positions)]
+        return fitting[-1] if fitting else None
+
+    def weight_spec(
+        self, module: str, kind: str = "", positions: Collection[str] = (), quantizer: str = ""
+    ) -> QuantSpec | None:
+        """Return the integers of the module's weight; None for float.
+
+        Args:
+            module: As for `rule_for`, like the next two.
+            kind: See there.
+            positions: See there.
+            quantizer: The quantizer's name, for `raised`.
+        """
+        rule = self.rule_for(module, kind, positions)
+        return self._spec(rule, self.weight, None if rule is None else rule.weight, quantizer)
+
+    def activation_spec(
+        self, module: str, kind: str = "", positions: Collection[str] = (), quantizer: str = ""
+    ) -> QuantSpec | None:
+        """Return the integers of the module's output; None for float. See `weight_spec`."""
+        rule = self.rule_for(module, kind, positions)
+        return self._spec(
+            rule, self.activation, None if rule is None else rule.activation, quantizer
+        )
+
+    def _spec(
+        self, rule: Rule | None, default: QuantSpec, other: QuantSpec | None, quantizer: str
+    ) -> QuantSpec | None:
+        if rule is not None and not rule.quantize:
+            return None
+        spec = other or default
+        if rule is not None and rule.bits is not None:
+            spec = replace(spec, bits=rule.bits)
+        return replace(spec, bits=RAISED_BITS) if quantizer in self.raised else spec
+
+    def activation_quantizer(self, spec: QuantSpec) -> ActivationQuantizer:
+        """Return a new quantizer for one tensor."""
+        kind = OBSERVERS[self.observer]
+        options: dict[str, Any] = {}
+        if issubclass(kind, MovingAverageObserver):
+            options["momentum"] = self.momentum
+        if issubclass(kind, HistogramObserver):
+            options.update(spec=spec, collects=False)
+        if issubclass(kind, PercentileObserver):
+            options["percentile"] = self.percentile
+        return activation_quantizer(self.learned, spec, kind(**options))
+
+    def weight_quantizer(self, spec: QuantSpec, *, num_channels: int) -> WeightQuantizer:
+        """Return a new quantizer for one weight, its channel axis being set in ``spec``."""
+        return weight_quantizer(self.learned, spec, num_channels=num_channels)
+
+    def check_rules(self, kinds: Mapping[str, str]) -> None:
+        """Raise ValueError for a rule that names a module or type which the model does not have.
+
+        Args:
+            kinds: Class or function name of everything that a rule may name, by qualified name.
+        """
+        for number, rule in enumerate(self.rules):
+            for what, pattern, known in (
+                ("module", rule.module, kinds.keys()),
+                ("type", rule.type, set(kinds.values())),
+            ):
+                if pattern is None or any(fnmatchcase(name, pattern) for name in known):
+                    continue
+                raise ValueError(
+                    f"quant.rules[{number}].{what} {pattern!r} is not in the model;"
+                    f" {nearest(pattern, known)}"
+                )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``did you mean X?`` for the nearest known name, else the first of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"there are {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"

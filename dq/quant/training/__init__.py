@@ -1,0 +1,1 @@
+"""What quantization-aware training adds: schedule, distillation, averages, oscillation."""

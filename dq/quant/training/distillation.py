@@ -1,0 +1,178 @@
+"""Distillation: the float model teaches its quantized twin what its outputs and features are.
+
+The teacher is a copy of the prepared model with all quantizers off, which computes exactly the
+float model; teacher and student run the same graph, so each tensor has its twin by construction.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dq.quant.graph.fuse_activations import MergedGraph
+from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
+from dq.quant.graph.trace import BoundGraph, Traced
+from dq.quant.quantizers.phase import Phase, set_phase
+
+# Below this mean square a teacher's tensor says nothing.
+SMALLEST_POWER = 1e-8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distill:
+    """What the float model teaches.
+
+    Attributes:
+        weight: Of the loss on the network's outputs.
+        features: Shell patterns of modules whose rounded outputs are compared too, such as
+            ``neck.*``.
+        feature_weight: Of the loss on those.
+    """
+
+    weight: float = 1.0
+    features: tuple[str, ...] = ()
+    feature_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.features, str):
+            object.__setattr__(self, "features", (self.features,))
+        object.__setattr__(self, "features", tuple(self.features))
+        for name in ("weight", "feature_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"quant.distill.{name} is {getattr(self, name)}; use 0 or more")
+
+
+def relative_error(student: Any, teacher: Any) -> Tensor:
+    """Return the mean over tensors of ``|student - teacher|^2 / |teacher|^2``, shape ().
+
+    A ratio, so that its weight means the same for logits, offsets and features.
+
+    Args:
+        student: A tensor, or lists and tuples of tensors.
+        teacher: Of the same structure.
+    """
+    pairs = list(zip(flatten(student), flatten(teacher), strict=True))
+    errors = []
+    for own, wanted in pairs:
+        wanted = wanted.detach().float()
+        power = wanted.square().mean().clamp(min=SMALLEST_POWER)
+        errors.append((own.float() - wanted).square().mean() / power)
+    return torch.stack(errors).mean()
+
+
+def flatten(value: Any) -> list[Tensor]:
+    """Return the floating tensors in nested lists, tuples and dicts, in order."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in flatten(item)]
+    return []
+
+
+class Distillation:
+    """A student that also records its features, its teacher, and the losses between them.
+
+    Calling it runs the student and returns what the graph returns, so it stands in for the graph.
+
+    Args:
+        graph: The student, while its weights are still the float model's.
+        settings: What is compared.
+
+    Raises:
+        ValueError: A pattern of ``features`` matches no module with a rounded output.
+    """
+
+    def __init__(self, graph: QuantizedGraph, settings: Distill) -> None:
+        self.settings = settings
+        names = feature_names(graph, settings.features)
+        self.student = with_features(graph, graph.root, names)
+        self.teacher = with_features(graph, _float_copy(graph.root), names, training=True)
+        self.recorded: tuple[Tensor, Any, Any] | None = None
+
+    def __call__(self, x: Tensor) -> Any:
+        """Run the student on ``x`` and keep what the losses need."""
+        outputs, features = self.student(x)
+        self.recorded = (x, outputs, features)
+        return outputs
+
+    def losses(self) -> dict[str, Tensor]:
+        """Return the loss terms of the last call, and forget it; the teacher runs now."""
+        assert self.recorded is not None, "the student has not run"
+        x, outputs, features = self.recorded
+        self.recorded = None
+        with torch.no_grad():
+            wanted, wanted_features = self.teacher(x)
+        terms = {"loss_distill": self.settings.weight * relative_error(outputs, wanted)}
+        if features:
+            error = relative_error(features, wanted_features)
+            terms["loss_distill_features"] = self.settings.feature_weight * error
+        return terms
+
+
+def _float_copy(root: nn.Module) -> nn.Module:
+    teacher = copy.deepcopy(root)
+    set_phase(teacher, Phase.OFF)
+    teacher.eval()  # A detector's own, that of distillation, returns nothing.
+    return teacher.requires_grad_(False)
+
+
+def feature_names(graph: QuantizedGraph, patterns: Sequence[str]) -> list[str]:
+    """Return the names of the activation quantizers behind the modules that match.
+
+    Raises:
+        ValueError: A pattern matches none.
+    """
+    activations = [site for site in graph.sites if site.kind == "activation"]
+    for pattern in patterns:
+        if not any(fnmatchcase(site.module, pattern) for site in activations):
+            some = ", ".join(sorted({site.module for site in activations})[:8])
+            raise ValueError(
+                f"quant.distill.features: {pattern!r} matches no module with a rounded output;"
+                f" there are {some}, ..."
+            )
+    return [
+        site.name
+        for site in activations
+        if any(fnmatchcase(site.module, pattern) for pattern in patterns)
+    ]
+
+
+def with_features(
+    graph: QuantizedGraph, root: nn.Module, names: Sequence[str], *, training: bool = False
+) -> BoundGraph:
+    """Return the graph, run on ``root``, with the outputs of these quantizers as a second result.
+
+    Args:
+        graph: The prepared model.
+        root: The model or a copy of it.
+        names: Of quantizers.
+        training: Run what the model runs in training mode, whatever mode ``root`` is in.
+
+    Returns:
+        A callable that returns ``(what the graph returns, list of tensors)``.
+    """
+    evaluated = _tapped(graph.graph, names)
+    if graph.training_graph is None:
+        return MergedGraph(root, evaluated)
+    trained = _tapped(graph.training_graph, names)
+    if training:
+        return MergedGraph(root, trained)
+    return MergedGraph(root, Traced(graph=evaluated, training_graph=trained))
+
+
+def _tapped(graph: fx.Graph, names: Sequence[str]) -> fx.Graph:
+    copied = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    result = copied.graph_copy(graph, nodes)
+    targets = [f"{CONTAINER}.{name}" for name in names]
+    taps = [new for old, new in nodes.items() if old.op == "call_module" and old.target in targets]
+    copied.output((result, taps))
+    return copied

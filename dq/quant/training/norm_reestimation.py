@@ -1,0 +1,130 @@
+"""Running statistics of batch norms, estimated anew with rounding on.
+
+Statistics that were averaged while weights, scales and phases still moved describe no model in
+particular. As in precise batch norm (Wu and Johnson 2021, arXiv 2105.07576, section 3) they are
+replaced by those of a fixed model over many batches. Until the last batch the old ones stay in
+place, since the rounded weights have them folded in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.batch_norm_fold import SMALLEST_FACTOR, fold_factor, is_foldable
+from dq.quant.quantizers.learned_step import LsqWeightQuantizer
+from dq.quant.quantizers.restore import as_it_was
+
+
+class _Moments:
+    """Count, mean and sum of squared deviations of all that a norm was given, in float64."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        assert norm.running_mean is not None
+        zeros = torch.zeros(norm.num_features, dtype=torch.float64, device=norm.running_mean.device)
+        self.count, self.mean, self.deviations = 0, zeros, zeros.clone()
+
+    def add(self, x: Tensor) -> None:
+        """Merge a batch ``(N, C, ...)``, as in Chan et al. 1983."""
+        flat = x.detach().to(self.mean.dtype).transpose(0, 1).flatten(1)
+        count = flat.shape[1]
+        if count == 0:
+            return
+        mean = flat.mean(1)
+        total = self.count + count
+        shift = mean - self.mean
+        self.deviations += (flat - mean[:, None]).square().sum(1)
+        self.deviations += shift.square() * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+
+def _unmerged(root: nn.Module) -> None:
+    """One process has nothing to merge with."""
+
+
+@torch.no_grad()
+def reestimate_norms_(
+    graph: QuantizedGraph,
+    batches: Iterable[Tensor],
+    *,
+    merge_: Callable[[nn.Module], None] = _unmerged,
+) -> int:
+    """Replace the running statistics of all batch norms by those over ``batches``.
+
+    The phase stays: a quantizer rounds or not as it did. Learned weight scales are multiplied by
+    what folding multiplies their weight by, so each weight keeps its integers. The model's other
+    modules are in evaluation mode meanwhile; all modes are restored.
+
+    Args:
+        graph: The prepared model.
+        batches: Images ``(N, 3, H, W)`` on the model's device.
+        merge_: Called with the model when its new statistics are in place: the mean over ranks.
+
+    Returns:
+        How many batches there were; with none, nothing has changed.
+    """
+    root = graph.root
+    norms = [m for m in root.modules() if isinstance(m, _BatchNorm) and is_foldable(m)]
+    moments = {norm: _Moments(norm) for norm in norms}
+    momenta = {norm: norm.momentum for norm in norms}
+    counters = {
+        n: n.num_batches_tracked.clone() for n in norms if n.num_batches_tracked is not None
+    }
+    factors = _factors(graph)
+
+    def watch(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        assert isinstance(norm, _BatchNorm)
+        moments[norm].add(inputs[0])
+
+    handles = [norm.register_forward_pre_hook(watch) for norm in norms]
+    number = 0
+    try:
+        with as_it_was(root):
+            root.eval()
+            for norm in norms:
+                # Normalise by the batch, and leave the running statistics as they are.
+                norm.train()
+                norm.momentum = 0.0
+            for batch in batches:
+                graph(batch)
+                number += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+        for norm in norms:
+            norm.momentum = momenta[norm]
+            if norm in counters and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(counters[norm])
+    for norm in norms:
+        found = moments[norm]
+        if found.count > 1:
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            norm.running_mean.copy_(found.mean)
+            norm.running_var.copy_(found.deviations / (found.count - 1))
+    if number:
+        merge_(root)
+        for quantizer, norm, before in factors:
+            dead = before.abs() < SMALLEST_FACTOR
+            ratio = fold_factor(norm) / torch.where(dead, torch.ones_like(before), before)
+            quantizer.rescale_(torch.where(dead, torch.ones_like(ratio), ratio))
+    return number
+
+
+def _factors(graph: QuantizedGraph) -> list[tuple[LsqWeightQuantizer, _BatchNorm, Tensor]]:
+    """Return learned weight quantizers with their norms and the norms' present factors."""
+    found = []
+    for _, quantized, _, norm in graph.layers():
+        quantizer = quantized.weight
+        # One scale for all channels cannot follow each channel's factor.
+        if isinstance(quantizer, LsqWeightQuantizer) and isinstance(norm, _BatchNorm):
+            factor = fold_factor(norm)
+            if quantizer.learned_scale.shape == factor.shape:
+                found.append((quantizer, norm, factor))
+    return found

@@ -1,0 +1,31 @@
+"""What a quantized training may do besides rounding, all of it off unless asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dq.quant.training.distillation import Distill
+from dq.quant.training.oscillation import Oscillation
+from dq.quant.training.weight_average import Ema
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refinements:
+    """Extras of a quantized training.
+
+    Attributes:
+        learned_lr: Learning rate of learned scales, offsets and clipping values, in terms of the
+            weights'. Their gradients are scaled to fit the weights' rate already.
+        oscillation: Measure oscillating weights, freeze or dampen them.
+        ema: Average the weights; the average is what is evaluated and kept.
+        distill: Learn from the float model.
+    """
+
+    learned_lr: float = 1.0
+    oscillation: Oscillation | None = None
+    ema: Ema | None = None
+    distill: Distill | None = None
+
+    def __post_init__(self) -> None:
+        if self.learned_lr < 0.0:
+            raise ValueError(f"quant.learned_lr is {self.learned_lr}; use 0 or more, such as 0.1")

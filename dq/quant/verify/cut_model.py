@@ -1,0 +1,123 @@
+"""An exported model cut at its roundings, so that each layer can be given the input it should have.
+
+Compared end to end, one value that falls on the other side of a tie moves all values behind it,
+and after some layers nobody can tell that from an error. Cut, what reads a rounded tensor reads an
+input of the model instead: no difference gets past one rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dq.quant.verify.onnxruntime_session import OnnxNetwork, with_outputs
+
+GIVEN, DEQUANTIZE = "/given", "/dequantize"
+
+
+class CutNetwork:
+    """A QDQ model in ONNX Runtime whose roundings' readers read what they are given.
+
+    Args:
+        model: As `dq.quant.export.qdq` writes it.
+        sites: Names of the activation quantizers to cut at; those that the model lacks are left.
+        integers: As `dq.quant.verify.onnxruntime_session.OnnxNetwork` takes it.
+
+    Attributes:
+        network: The cut model.
+        values: Name of the model's value for each quantizer that was cut at.
+        outputs: Names of the model's outputs.
+        layers: Names of the quantized weights that each value is computed with, behind the cuts.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, sites: Collection[str], *, integers: bool = True
+    ) -> None:
+        self.outputs = [output.name for output in model.graph.output]
+        self.values = rounded_values(model, sites)
+        cut = cut_model(model, self.values)
+        self.layers = _layers_of(cut, [*self.values.values(), *self.outputs])
+        self.network = OnnxNetwork(with_outputs(cut, list(self.values.values())), integers=integers)
+        self._inputs = {given.name for given in cut.graph.input}
+
+    def run(self, images: Tensor, given: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+        """Return the value of every cut rounding, and the outputs, by the names in the model.
+
+        Args:
+            images: ``(N, C, H, W)``.
+            given: What to read in place of each rounding, by the quantizer's name.
+        """
+        feed = {site + GIVEN: given[site] for site in self.values if site + GIVEN in self._inputs}
+        return self.network.run(images, feed)
+
+
+def rounded_values(model: onnx.ModelProto, sites: Collection[str]) -> dict[str, str]:
+    """Return the name of the value that each activation quantizer yields in a QDQ model."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        site = node.name.removesuffix(DEQUANTIZE)
+        if node.op_type == "DequantizeLinear" and node.input[0] not in stored and site in sites:
+            found[site] = node.output[0]
+    return found
+
+
+def cut_model(model: onnx.ModelProto, values: Mapping[str, str]) -> onnx.ModelProto:
+    """Return a copy in which readers of these values read inputs called ``<site>/given``.
+
+    Given values pass through QuantizeLinear and DequantizeLinear once more, which does not change
+    a rounded value, so that engines compute the same layers in integers as without the cut.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    makers = {name: node for node in copy.graph.node for name in node.output}
+    infos = {info.name: info for info in [*copy.graph.value_info, *copy.graph.output]}
+    read = {name for node in copy.graph.node for name in node.input}
+    instead: dict[str, str] = {}
+    front = []
+    for site, value in values.items():
+        if value not in read:
+            continue
+        given, integers, real = site + GIVEN, f"{site}{GIVEN}/integers", f"{site}{GIVEN}/real"
+        copy.graph.input.append(
+            onnx.helper.make_tensor_value_info(given, onnx.TensorProto.FLOAT, None)
+        )
+        if value in infos:
+            copy.graph.input[-1].type.CopyFrom(infos[value].type)
+        parameters = list(makers[value].input[1:])
+        front.append(onnx.helper.make_node("QuantizeLinear", [given, *parameters], [integers]))
+        front.append(onnx.helper.make_node("DequantizeLinear", [integers, *parameters], [real]))
+        instead[value] = real
+    for node in copy.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = instead.get(name, name)
+    rest = [onnx.NodeProto.FromString(node.SerializeToString()) for node in copy.graph.node]
+    del copy.graph.node[:]
+    copy.graph.node.extend([*front, *rest])
+    return copy
+
+
+def _layers_of(model: onnx.ModelProto, values: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return the names of the weight quantizers behind each value, as far as the model's inputs."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    found: dict[str, tuple[str, ...]] = {}
+    for value in values:
+        layers: dict[str, None] = {}
+        seen: set[str] = set()
+        stack = [value]
+        while stack:
+            name = stack.pop()
+            if name in seen or name not in makers:
+                continue
+            seen.add(name)
+            node = makers[name]
+            stack += node.input
+            if node.op_type == "DequantizeLinear" and node.input[0] in stored:
+                layers[node.name.removesuffix(DEQUANTIZE).partition("#")[0]] = None
+        found[value] = tuple(layers)
+    return found

@@ -1,0 +1,96 @@
+"""Every option that a message or a page names is one that some parser has."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dq.detector.mmdet_flags import REFUSED_FLAGS
+from launcher.cli import build_parsers
+from launcher.commands.submit import add_sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
+# What others understand, by program.
+OTHERS = {
+    "torchrun": (
+        *("--nproc-per-node", "--nnodes", "--standalone", "--local-addr", "--master-port"),
+        *("--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--rdzv-conf", "--signals-to-handle"),
+    ),
+    "srun": (
+        *("--ntasks-per-node", "--kill-on-bad-exit", "--container-image", "--container-mounts"),
+        *("--pty", "--overlap", "--preserve-env"),
+    ),
+    "sha256sum": ("--check",),
+    "wandb": ("--include-online", "--include-synced"),
+    "git": ("--porcelain", "--untracked-files"),
+}
+PAGES = [*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("slurm/profiles/*")]
+SOURCES = [p for name in ("dq", "launcher", "slurm") for p in ROOT.glob(f"{name}/**/*.py")]
+
+
+def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    yield from parser._option_string_actions
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from options_of(child)
+
+
+def of_the_launcher() -> set[str]:
+    sweep = argparse.ArgumentParser()
+    add_sweep(sweep)
+    parsers = [*build_parsers()[1].values(), sweep]
+    return {name for parser in parsers for name in options_of(parser)}
+
+
+def of_benchmarks() -> set[str]:
+    """Return the strings there that are an option and nothing else: their parsers hold them."""
+    found = (text for p in ROOT.glob("benchmarks/**/*.py") for _, text in texts(p))
+    return {text for text in found if OPTION.fullmatch(text)}
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield a source's strings, docstrings too, with their lines; an f-string in pieces."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_options_in_messages_exist(path: Path) -> None:
+    known = of_the_launcher() | set(REFUSED_FLAGS) | {o for names in OTHERS.values() for o in names}
+    # An example in a docstring.
+    known |= {"--token"} if path.name == "secrets.py" else set()
+    wrong = [
+        f"{path.name}:{line}: {option}"
+        for line, text in texts(path)
+        for option in OPTION.findall(text)
+        if option not in known
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_options_on_pages_exist(path: Path) -> None:
+    known = of_the_launcher() | of_benchmarks() | set(REFUSED_FLAGS)
+    known |= {option for names in OTHERS.values() for option in names}
+    lines = path.read_text().splitlines()
+    wrong = [
+        f"{path.name}:{number}: {option}"
+        for number, line in enumerate(lines, 1)
+        for option in OPTION.findall(line)
+        if option not in known
+    ]
+    assert not wrong
+
+
+def test_what_others_understand_is_needed() -> None:
+    words = " ".join(p.read_text() for p in (*SOURCES, *PAGES))
+    unused = [o for names in OTHERS.values() for o in names if o not in words]
+    assert not unused

@@ -1,0 +1,75 @@
+"""Figures of quantizers: true numbers, and a model that is as it was."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from dq.quant.analysis.statistics import model_bytes, quantizer_figures
+from dq.quant.numerics.affine import fake_quantize
+from dq.quant.quantizers.phase import Phase
+from dq.quant.recipes.recipe import Recipe
+from tests.quant.small_net import W4, calibrated, images
+
+
+def test_figures_are_those_of_the_tensors_themselves() -> None:
+    graph = calibrated()
+    x = images(9)
+    rows, _ = quantizer_figures(graph, [x], graph)
+    assert [row["name"] for row in rows] == [site.name for site in graph.sites]
+    by_name = {row["name"]: row for row in rows}
+    name, quantizer = next(iter(graph.activations().items()))  # the input's
+    rounded = fake_quantize(x, quantizer.scale, quantizer.zero_point, quantizer.spec)
+    wanted = -10 * math.log10(float((rounded - x).square().sum() / x.square().sum()))
+    entry = by_name[name]
+    assert entry["sqnr"] == pytest.approx(wanted, abs=0.01)
+    assert entry["network_sqnr"] == pytest.approx(wanted, abs=0.01)
+    assert (entry["seen_low"], entry["seen_high"]) == (float(x.min()), float(x.max()))
+    beyond = (x < entry["low"] - entry["scale"] / 2) | (x > entry["high"] + entry["scale"] / 2)
+    assert entry["clipped"] == pytest.approx(float(beyond.float().mean()))
+    assert sum(entry["histogram"]) == x.numel()
+
+
+def test_wider_integers_are_quieter_and_tighter_ranges_clip() -> None:
+    eight, four = calibrated(), calibrated(Recipe(weight=W4))
+    loud, quiet = (
+        {r["name"]: r["sqnr"] for r in quantizer_figures(g, [images()], g)[0] if r["kind"] == kind}
+        for g, kind in ((four, "weight"), (eight, "weight"))
+    )
+    assert all(quiet[name] > loud[name] + 15 for name in loud)
+    name, quantizer = next(iter(eight.activations().items()))
+    quantizer.scale.div_(4)
+    rows, _ = quantizer_figures(eight, [images()], eight)
+    assert next(row["clipped"] for row in rows if row["name"] == name) > 0.1
+
+
+def test_nothing_of_the_model_and_no_generator_changes_and_moved_weights_are_seen() -> None:
+    graph = calibrated()
+    graph.root.train()
+    next(iter(graph.activations().values())).phase = Phase.TRAIN
+    state = {k: v.clone() for k, v in graph.root.state_dict().items()}
+    phases = [q.phase for q in graph.activations().values()]
+    generator = torch.get_rng_state()
+    _, integers = quantizer_figures(graph, [images()], graph)
+    assert all(torch.equal(v, state[k]) for k, v in graph.root.state_dict().items())
+    assert graph.root.training
+    assert [q.phase for q in graph.activations().values()] == phases
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert not any(q._forward_pre_hooks for q in graph.activations().values())
+    rows, _ = quantizer_figures(graph, [images()], graph, before=integers)
+    assert {r["moved"] for r in rows if r["kind"] == "weight"} == {0.0}
+    with torch.no_grad():
+        graph.root.head.weight.neg_()
+    rows, _ = quantizer_figures(graph, [images()], graph, before=integers)
+    assert max(r["moved"] for r in rows if r["moved"] is not None) > 0.9
+
+
+def test_bytes_of_a_model_follow_its_bits() -> None:
+    eight, four = calibrated(), calibrated(Recipe(weight=W4))
+    weights = 3 * 8 * 9 + 8 * 8 * 9 + 8 * 2
+    assert model_bytes(eight.root, eight) - model_bytes(four.root, four) == weights // 2
+    # 18 biases and 18 scales of channels, scale and zero point of each activation.
+    others = 4 * (8 + 8 + 2 + 18 + 2 * len(eight.activations()))
+    assert model_bytes(eight.root, eight) == weights + others + 0

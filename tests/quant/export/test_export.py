@@ -1,0 +1,368 @@
+"""A quantized net as integers and as ONNX: the same results, and what cannot be is refused."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from dq.quant.export.onnx_graph import checked, placeholder_model
+from dq.quant.export.tidl import to_tidl_
+from dq.quant.graph.prepare import prepare
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.integer.bias_overflow import fit_biases_
+from dq.quant.integer.convert import integer_network
+from dq.quant.integer.qparams import qparams, specs_of
+from dq.quant.integer.serialize import integer_content, load_integers_, num_bytes
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.recipes.presets import preset
+from dq.quant.recipes.recipe import Recipe, Rule
+from dq.quant.verify.layer_differences import layer_differences, worst
+from dq.quant.verify.onnxruntime_session import OnnxNetwork, float_model, load_model, sums_exactly
+from tests.quant.exported import exported
+from tests.quant.nets import calibrate
+
+pytestmark = pytest.mark.cpu
+
+
+class Net(nn.Module):
+    """Every kind of place that rounding has: carriers, a join, a sum, a shared layer, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.pool = nn.MaxPool2d(2)
+        self.left = nn.Conv2d(8, 8, 3, padding=1)
+        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2, groups=2)
+        self.shared = nn.Conv2d(8, 4, 1)
+        self.last = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.pool(torch.relu(self.norm(self.stem(x))))
+        left = torch.relu(self.left(y))
+        joined = torch.cat([left, torch.relu(self.left(left))], dim=0)
+        z = torch.relu(self.up(y + left))
+        return [self.shared(joined), self.last(self.shared(z).flatten(2).transpose(1, 2))]
+
+
+def images(seed: int, num: int = 2) -> Tensor:
+    return torch.randn(num, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def quantized(recipe: Recipe) -> QuantizedGraph:
+    torch.manual_seed(0)
+    net = Net()
+    for _ in range(5):
+        net(images(9))
+    graph = prepare(net.eval(), recipe)
+    calibrate(graph, [images(seed) for seed in range(4)])
+    return graph
+
+
+def fitted_network(graph: QuantizedGraph) -> fx.GraphModule:
+    network = integer_network(graph)
+    fit_biases_(network)
+    return network
+
+
+def qdq(graph: QuantizedGraph, change_: Callable[[fx.GraphModule], Any] | None = None) -> Any:
+    return exported(graph, images(0), change_)
+
+
+@functools.cache
+def int8() -> tuple[QuantizedGraph, bytes]:
+    graph = quantized(Recipe())
+    return graph, qdq(graph).SerializeToString()
+
+
+def int8_model() -> onnx.ModelProto:
+    return onnx.load_model_from_string(int8()[1])
+
+
+RECIPES = {
+    "int16": preset("int16"),
+    "6 bits": Recipe(
+        activation=QuantSpec(bits=6), weight=QuantSpec(bits=6, signed=True, symmetric=True)
+    ),
+    "affine weights, lsq+, float stem": Recipe(
+        weight=QuantSpec(signed=True, channel_axis=0),
+        learned="lsq+",
+        rules=(Rule(module="stem", quantize=False),),
+    ),
+}  # fmt: skip
+
+
+# By bits and whether integers compute: how many scales a value may lie beyond rounding, and the
+# share of values that may fall the other way. Float32 sums in another order move 16-bit values by
+# more scales; ONNX Runtime rounds biases to the product of two scales, coarse at few bits.
+LIMITS = {
+    (4, False): (1e-4, 2e-5),
+    (6, False): (1e-4, 2e-5),
+    (8, False): (1e-4, 2e-5),
+    (16, False): (0.02, 2e-3),
+    (4, True): (0.1, 0.02),
+    (6, True): (0.02, 5e-3),
+    (8, True): (5e-3, 2e-3),
+    (16, True): (0.02, 2e-3),
+}
+
+
+def assert_computes_the_same(graph: QuantizedGraph, model: onnx.ModelProto) -> None:
+    """The integer network, and each layer of the model given the right input, agree."""
+    network = integer_network(graph)
+    with torch.no_grad():
+        for a, b in zip(graph(images(5)), network(images(5)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    bits = max(quantizer.spec.bits for quantizer in graph.activations().values())
+    for integers in (False, True):
+        found = layer_differences(graph, model, [images(7, 3)], integers=integers)
+        assert {d.site for d in found} >= set(graph.activations())
+        excess, share = LIMITS[bits, integers]
+        assert not [d for d in found if not d.excess < excess]
+        # At a tie a value goes to the next integer and no further.
+        assert not [d for d in found if not d.largest < 1.01]
+        assert sum(d.share * d.num for d in found) <= max(2, share * sum(d.num for d in found))
+    outputs = OnnxNetwork(model).tensors(images(5, 3))  # Any number of images.
+    assert outputs[1].shape == (3, 256, 5)
+
+
+def test_onnx_computes_what_the_fake_quantized_net_computes() -> None:
+    assert_computes_the_same(int8()[0], int8_model())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_other_recipes_compute_the_same(name: str) -> None:
+    graph = quantized(RECIPES[name])
+    assert_computes_the_same(graph, qdq(graph))
+
+
+def test_four_bits_have_their_types_and_scales_and_compute_the_same() -> None:
+    graph = quantized(preset("w4a4"))
+    model = qdq(graph)
+    assert_computes_the_same(graph, model)
+    assert model.opset_import[0].version == 21
+    tensors = {t.name: t for t in model.graph.initializer}
+    assert tensors["stem+norm/integers"].data_type == onnx.TensorProto.INT4
+    assert tensors["stem+norm/scale"].dims == [8]
+    assert tensors["x/out/zero_point"].data_type == onnx.TensorProto.UINT8
+    nodes = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    axes = {node.input[0]: [a.i for a in node.attribute] for node in nodes}
+    assert axes["stem+norm/integers"] == [0]
+    assert axes["up/integers"] == [1]
+    assert {node.domain for node in model.graph.node} == {""}
+
+
+class Vanishing(nn.Module):
+    """Layers with one channel's weights, or all, next to nothing, and biases that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 8, 3, padding=1)
+        self.all = nn.Conv2d(8, 8, 1)
+        self.last = nn.Conv2d(8, 4, 1)
+        with torch.no_grad():
+            self.one.weight[2] *= 1e-20
+            self.one.bias[2] = 0.7
+            self.all.weight *= 1e-9
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(torch.relu(self.all(torch.relu(self.one(x)))))
+        return y
+
+
+def test_bias_beside_vanishing_products_fits_the_engines_integers() -> None:
+    torch.manual_seed(0)
+    graph = prepare(Vanishing().eval(), Recipe())
+    calibrate(graph, [images(seed) for seed in range(4)])
+    assert fit_biases_(integer_network(graph)) == ["one", "all"]
+    excesses = []
+    for fitted in (False, True):
+        model = qdq(graph, fit_biases_ if fitted else None)
+        found = layer_differences(graph, model, [images(7)])
+        excesses.append(max(d.excess for d in found))
+        assert OnnxNetwork(model).num_integer == 3
+    assert excesses[0] > 1  # ONNX Runtime's own way.
+    assert excesses[1] < 0.05
+    # What need not be coarser is not.
+    before, after = qparams(integer_network(graph)), qparams(fitted_network(graph))
+    changed = {k for k in before if before[k] != after[k]}
+    assert changed == {"one", "all"}
+    scales = zip(before["one"]["scale"], after["one"]["scale"], strict=True)
+    assert [a == b for a, b in scales] == [index != 2 for index in range(8)]
+
+
+def test_biases_that_fit_change_nothing() -> None:
+    assert fit_biases_(integer_network(int8()[0])) == []
+    assert fit_biases_(integer_network(quantized(preset("w8a16")))) == []
+
+
+def test_layers_run_in_integers_and_float_model_is_larger() -> None:
+    model = int8_model()
+    network = OnnxNetwork(model)
+    assert network.num_integer >= 5
+    plain = float_model(model)
+    onnx.checker.check_model(plain, full_check=True)
+    assert not {n.op_type for n in plain.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+    got = OnnxNetwork(plain).tensors(images(5))
+    for a, b in zip(got, network.tensors(images(5)), strict=True):
+        assert (a - b).abs().max() < 0.2 * a.abs().max()
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_wrong_scale_is_found_in_its_layer_alone(integers: bool) -> None:
+    graph, model = int8()[0], int8_model()
+    tensors = {t.name: t for t in model.graph.initializer}
+    scale = onnx.numpy_helper.to_array(tensors["left/scale"]) * 1.1
+    tensors["left/scale"].CopyFrom(onnx.numpy_helper.from_array(scale, "left/scale"))
+    found = layer_differences(graph, model, [images(7)], integers=integers)
+    for difference in found:
+        if "left" in difference.layers:
+            assert difference.excess > 2
+            assert difference.share > 0.2
+        else:  # Before it and behind it.
+            assert difference.excess < 0.05
+    assert sum("left" in d.layers for d in found) == 2  # It is called twice.
+    assert worst(found, most=1)[0].layers == ("left",)
+
+
+def test_wrong_bias_is_found_in_an_output_that_nothing_rounds() -> None:
+    recipe = Recipe(rules=(Rule(module="last", quantize=False),))
+    graph = quantized(recipe)
+    model = qdq(graph)
+    bias = next(t for t in model.graph.initializer if t.name.endswith("last.bias"))
+    wrong = onnx.numpy_helper.to_array(bias) + 0.05
+    bias.CopyFrom(onnx.numpy_helper.from_array(wrong, bias.name))
+    found = layer_differences(graph, model, [images(7)], integers=False)
+    assert [d.site for d in found if not d.excess < 1e-3] == ["output.1"]
+
+
+def test_tidl_has_clips_of_powers_of_two() -> None:
+    graph = quantized(preset("tidl"))
+    network = integer_network(graph)
+    model = placeholder_model(network, images(0), opset=18, output_names=["a", "b"])
+    to_tidl_(model, specs_of(network))
+    proto = checked(model)
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    clips = [node for node in proto.graph.node if node.op_type == "Clip"]
+    assert len(clips) > 5
+    for clip in clips:
+        low, high = (float(tensors[name]) for name in clip.input[1:])
+        assert low == -high
+        assert high == 2.0 ** round(torch.tensor(high).log2().item())
+    assert "QuantizeLinear" not in {node.op_type for node in proto.graph.node}
+    wanted = graph(images(5))
+    for a, b in zip(OnnxNetwork(proto).tensors(images(5)), wanted, strict=True):
+        assert (a - b).abs().max() < 0.2 * b.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "what"),
+    [
+        (Recipe(), "power-of-two scales"),
+        pytest.param(preset("int8_power2"), "has no zero points", marks=pytest.mark.slow),
+    ],
+)
+def test_tidl_refuses_what_tidl_cannot_compute(recipe: Recipe, what: str) -> None:
+    torch.manual_seed(0)
+    graph = prepare(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval(), recipe)
+    calibrate(graph, [images(0)])
+    network = integer_network(graph)
+    model = placeholder_model(network, images(0), opset=18, output_names=["a"])
+    with pytest.raises(ValueError, match=rf"{what}.*quant\.preset=tidl"):
+        to_tidl_(model, specs_of(network))
+
+
+def test_integer_file_is_plain_small_and_comes_back(tmp_path: Path) -> None:
+    network = integer_network(quantized(Recipe()))
+    torch.save(integer_content(network), tmp_path / "net.pth")
+    content: Any = torch.load(tmp_path / "net.pth", weights_only=True)
+    integers, floats = num_bytes(network)
+    assert floats == 4 * integers
+    torch.manual_seed(1)
+    other = integer_network(prepare(Net().eval(), Recipe()), empty=True)
+    load_integers_(other, content, "net.pth")
+    for a, b in zip(network(images(5)), other(images(5)), strict=True):
+        assert torch.equal(a, b)
+    wrong = integer_network(prepare(Net().eval(), preset("int16")), empty=True)
+    with pytest.raises(ValueError, match=r"net.pth holds another network: .*use the config"):
+        load_integers_(wrong, content, "net.pth")
+
+
+def test_qparams_name_every_quantizer() -> None:
+    graph = quantized(Recipe())
+    found = qparams(integer_network(graph))
+    assert set(found) == {site.name for site in graph.sites}
+    assert found["stem+norm"]["quant_min"] == -127
+    assert len(found["stem+norm"]["scale"]) == 8
+    assert found["x/out"]["kind"] == "activation"
+
+
+def test_operator_without_a_form_in_onnx_is_refused_by_name() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.i1(self.conv(x))
+
+    graph = prepare(Odd().eval(), Recipe())
+    calibrate(graph, [images(0)])
+    with pytest.raises(ValueError, match=r"cannot be exported: the operator \S*bessel_i1\S* has"):
+        placeholder_model(integer_network(graph), images(0), opset=18, output_names=["y"])
+
+
+def test_uncalibrated_net_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"x/out has no range; calibrate"):
+        integer_network(prepare(Net().eval(), Recipe()))
+
+
+def test_damaged_model_and_wrong_size_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with pytest.raises(ValueError, match="does not exist"):
+        load_model(path)
+    content = int8()[1]
+    for damaged in (b"", b"no model", content[: len(content) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"is no ONNX model, or damaged .*export it again"):
+            load_model(path)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"inputs 3x16x16 and got 3x8x16; .*--size 8 16"):
+        OnnxNetwork(load_model(path)).run(images(0)[:, :, :8])
+
+
+def test_instructions_that_saturate_are_known(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("flags : sse4_2 avx2 avx512f")
+    assert not sums_exactly(info)
+    info.write_text("flags : avx2 avx512_vnni")
+    assert sums_exactly(info)
+    assert not sums_exactly(tmp_path / "none")
+
+
+def test_exact_mode_takes_layers_that_share_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, model = int8()[0], int8_model()
+    monkeypatch.setattr("dq.quant.verify.onnxruntime_session.sums_exactly", lambda: False)
+    assert OnnxNetwork(model).exact
+    assert OnnxNetwork(model).num_integer >= 5
+    excess, _ = LIMITS[8, True]
+    assert not [d for d in layer_differences(graph, model, [images(7)]) if not d.excess < excess]
+
+
+def test_without_exact_mode_it_goes_on_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dq.quant.verify.onnxruntime_session.sums_exactly", lambda: False)
+    # ONNX Runtime 1.32 then fails on the shared weights.
+    monkeypatch.setattr("dq.quant.verify.onnxruntime_session.with_own_weights", lambda model: model)
+    network = OnnxNetwork(int8_model())
+    assert len(network.tensors(images(5))) == 2
+    assert network.exact == ("no exact sums" not in caplog.text)

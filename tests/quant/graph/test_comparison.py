@@ -1,0 +1,172 @@
+"""A prepared graph is tried against its model once, and a failed preparation leaves no trace."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dq.quant.graph import trace as tracing
+from dq.quant.graph.comparison import DifferenceError, Reference, refuse_difference
+from dq.quant.graph.prepare import prepare, prepare_part
+from dq.quant.graph.trace import TraceError
+from dq.quant.graph.trace_with_fallback import trace_tolerantly
+from dq.quant.integer.convert import integer_network
+from dq.quant.integer.engine_graph import exact_network
+from dq.quant.recipes.recipe import Recipe, Rule
+from tests.quant import small_net as nets
+
+
+class Secret(nn.Module):
+    """Writes where no graph can see it: into memory behind numpy's back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if type(y) is Tensor:
+            y.numpy()[:] = 1.0
+        z: Tensor = self.last(self.drop(y) + torch.ones(1))
+        return z
+
+
+def untouched(model: nn.Module) -> list[object]:
+    return [
+        [name for name, _ in model.named_modules()],
+        [name for name, _ in model.named_buffers()],
+        [m.training for m in model.modules()],
+        {name: t.clone().tolist() for name, t in model.state_dict().items()},
+    ]
+
+
+@pytest.mark.parametrize("way", ["tolerantly", "prepare"])
+def test_what_differs_is_refused_by_name_and_nothing_is_left_behind(way: str) -> None:
+    model = Secret().train()
+    model.drop.eval()
+    before, x = untouched(model), torch.randn(1, 3, 4, 4)
+    random = torch.get_rng_state()
+    ways = {
+        "tolerantly": lambda: trace_tolerantly(model, model.forward, x),
+        "prepare": lambda: prepare(model, Recipe(), examples=(x,)),
+    }
+    with pytest.raises(TraceError, match=r"does not compute what the model.*(first|last)"):
+        ways[way]()
+    assert untouched(model) == before
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_model_that_is_random_by_itself_is_no_difference() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(x)
+            return y + torch.rand_like(y)
+
+    prepare(Noisy(), Recipe(), examples=(torch.randn(1, 3, 4, 4),))
+
+
+def test_a_model_that_fails_on_noise_cannot_be_compared() -> None:
+    def fails(x: Tensor) -> Tensor:
+        raise IndexError("nothing was found")
+
+    reference = Reference(forward=fails, examples=(torch.ones(2),))
+    refuse_difference(nn.Identity(), reference, lambda x: x)
+    with pytest.raises(DifferenceError, match="nothing was found"):
+        refuse_difference(
+            nn.Identity(), Reference(forward=lambda x: x, examples=(torch.ones(2),)), fails
+        )
+
+
+RULES = {
+    "module": (ValueError, Recipe(rules=(Rule(module="hedd", bits=4),))),
+    "type": (ValueError, Recipe(rules=(Rule(type="Conv9d", bits=4),))),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("given", [False, True])
+def test_a_mistyped_rule_can_be_mended_and_tried_again(rule: str, given: bool) -> None:
+    model = nets.Net().eval()
+    x = nets.images()
+    traced = trace_tolerantly(model, model.forward, x) if given else None
+    before, wanted = untouched(model), prepare(nets.Net().eval(), Recipe())
+    error, recipe = RULES[rule]
+    with pytest.raises(error, match="is not in the model"):
+        prepare(model, recipe, traced)
+    assert untouched(model) == before
+    graph = prepare(model, Recipe(), traced)
+    assert [s.name for s in graph.sites] == [s.name for s in wanted.sites]
+    assert list(graph.quantizers) == list(wanted.quantizers)
+
+
+def test_a_part_that_fails_leaves_the_whole_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.ModuleDict({"a": nn.Conv2d(3, 4, 1), "b": nn.Linear(4, 2)})
+    whole = prepare(model, Recipe(), tracing.trace(model, model["a"]))
+    traced = trace_tolerantly(model, model["b"], torch.randn(3, 4))  # type: ignore[arg-type]
+    before = untouched(model)
+
+    def fails(*args: object) -> None:
+        raise RuntimeError("no memory is left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dq.quant.graph.prepare.initialise_weights_", fails)
+        with pytest.raises(RuntimeError, match="no memory"):
+            prepare_part(whole, Recipe(), traced, "b")
+    assert untouched(model) == before
+    assert not whole.parts
+    assert prepare_part(whole, Recipe(), traced, "b") is whole.parts["b"]
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_graph_serves_both_modes(mode: bool) -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(x)
+            nn.functional.dropout(y, 0.5, training=self.training, inplace=True)
+            return y
+
+    model, x = Dropping().train(mode), torch.randn(2, 3, 4, 4)
+    graph = prepare(model, Recipe())
+    for training in (True, False):
+        model.train(training)
+        torch.manual_seed(0)
+        expected = model(x)
+        torch.manual_seed(0)
+        assert torch.equal(graph(x), expected)
+
+
+@pytest.mark.parametrize("convert", [integer_network, exact_network])
+def test_an_integer_network_leaves_the_live_model_in_its_mode(convert) -> None:
+    class Sided(nets.Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.side = nn.GroupNorm(2, 8)
+
+        def forward(self, x):
+            return self.head(self.side(super().forward(x)[1]))
+
+    torch.manual_seed(0)
+    graph = prepare(Sided(), Recipe())
+    with torch.no_grad():
+        for quantizer in graph.activations().values():
+            quantizer.observer.range_min.fill_(-3.0)
+            quantizer.observer.range_max.fill_(3.0)
+            quantizer.take_range_()
+    graph.root.train()
+    before = [module.training for module in graph.root.modules()]
+    network = convert(graph)
+    assert [module.training for module in graph.root.modules()] == before
+    if isinstance(network, nn.Module):
+        assert not any(module.training for module in network.modules())
+        shared = {id(p) for p in network.parameters()}
+        assert id(graph.root.side.weight) in shared, "its tensors are the model's own"

@@ -1,0 +1,391 @@
+"""Where quantizers sit: the exact set of sites for small nets, and that OFF is the float model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from dq.quant.graph.prepare import prepare, prepare_part
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.graph.trace_with_fallback import trace_tolerantly
+from dq.quant.quantizers.fake_quantize import update_scales_
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe, Rule
+
+torch.set_num_threads(1)
+
+
+class Net(nn.Module):
+    """Modules by name and a forward pass that calls them."""
+
+    def __init__(self, function: Callable[[Net, Tensor], object], **children: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, child in children.items():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(self, x)
+
+
+def conv(cin: int = 3, cout: int = 4, **options: int) -> nn.Conv2d:
+    return nn.Conv2d(cin, cout, 3, padding=1, **options)
+
+
+def sites(net: nn.Module, recipe: Recipe | None = None) -> set[str]:
+    return {site.name for site in prepare(net, recipe or Recipe()).sites}
+
+
+def test_conv_norm_activation_is_one_layer() -> None:
+    net = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(4), nn.BatchNorm2d(4))
+    assert sites(net) == {"0+1", "3+4", "x/out", "2/out", "3/out"}
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.Hardswish, nn.Mish, nn.GELU, nn.LeakyReLU])
+def test_activation_functions_are_fused(activation: type[nn.Module]) -> None:
+    assert sites(nn.Sequential(conv(), activation(), conv(4))) == {
+        "0",
+        "2",
+        "x/out",
+        "1/out",
+        "2/out",
+    }
+
+
+def test_group_norm_is_fused_in_float() -> None:
+    net = nn.Sequential(conv(), nn.GroupNorm(2, 4), nn.ReLU(), conv(4))
+    assert sites(net) == {"0", "3", "x/out", "2/out", "3/out"}
+
+
+def test_activation_before_convolution_keeps_norm_apart() -> None:
+    """mmcv's order act, norm, conv: the norm has no layer before it."""
+    net = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), conv())
+    assert sites(net) == {"2", "1/out", "2/out"}
+
+
+def test_norm_after_activation_is_not_folded() -> None:
+    net = nn.Sequential(conv(), nn.ReLU(), nn.BatchNorm2d(4), conv(4))
+    assert sites(net) == {"0", "3", "x/out", "2/out", "3/out"}
+
+
+def test_output_read_twice_is_not_folded() -> None:
+    def forward(net: Net, x: Tensor) -> object:
+        y = net.a(x)
+        return net.norm(y) + net.b(y)
+
+    net = Net(forward, a=conv(), norm=nn.BatchNorm2d(4), b=conv(4))
+    assert sites(net) == {"a", "b", "x/out", "a/out", "b/out", "norm/out", "add/out"}
+
+
+def test_shared_head_has_one_weight_and_a_range_for_each_level() -> None:
+    def forward(net: Net, x: Tensor) -> object:
+        levels = (x, F.max_pool2d(x, 2))
+        return [net.last(net.act(net.head(level))) for level in levels]
+
+    net = Net(forward, head=conv(), act=nn.ReLU(), last=conv(4))
+    graph = prepare(net, Recipe())
+    assert {s.name for s in graph.sites} == {
+        "head",
+        "last",
+        "x/out",
+        "act/out",
+        "act#1/out",
+        "last/out",
+        "last#1/out",
+    }
+    assert [s.call for s in graph.sites if s.name.startswith("act")] == [0, 1]
+    calls = [str(n.target) for n in graph.graph.nodes if n.op == "call_module"]
+    assert calls.count("quantizers.head.weight") == 1
+    assert calls.count("quantizers.head") == 2
+
+
+def test_shared_head_rounds_its_weight_once_and_trains_alike() -> None:
+    net = Net(lambda n, x: n.head(x) + n.head(x * 0.5), head=conv())
+    graph = prepare(net, Recipe())
+    set_phase(graph.quantizers["head"], Phase.TRAIN)
+    x = torch.randn(2, 3, 5, 5)
+    calls = []
+    quantizer = graph.quantizers["head"].weight
+    assert isinstance(quantizer, nn.Module)
+    quantizer.register_forward_hook(lambda *_: calls.append(1))
+    out = graph(x)
+    out.sum().backward()
+    rounded = quantizer(net.head.weight).detach().requires_grad_()  # type: ignore[union-attr]
+    bias = net.head.bias
+    expected = F.conv2d(x, rounded, bias, padding=1) + F.conv2d(x * 0.5, rounded, bias, padding=1)
+    expected.sum().backward()
+    assert len(calls) == 2  # One in the graph, one above.
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(net.head.weight.grad, rounded.grad)
+
+
+def test_norm_of_each_level_gives_a_folded_weight_of_each() -> None:
+    """As in RetinaSepBN: one convolution, a batch norm for each level."""
+
+    def forward(net: Net, x: Tensor) -> object:
+        return net.norm0(net.head(x)), net.norm1(net.head(F.max_pool2d(x, 2)))
+
+    net = Net(forward, head=conv(), norm0=nn.BatchNorm2d(4), norm1=nn.BatchNorm2d(4))
+    assert sites(net) == {"head+norm0", "head+norm1", "x/out", "head/out", "head#1/out"}
+
+
+def test_squeeze_and_excitation() -> None:
+    def forward(net: Net, x: Tensor) -> object:
+        y = net.act(net.stem(x))
+        gate = net.gate(net.expand(net.relu(net.reduce(net.pool(y)))))
+        return net.last(y * gate)
+
+    net = Net(
+        forward,
+        stem=conv(),
+        act=nn.SiLU(),
+        pool=nn.AdaptiveAvgPool2d(1),
+        reduce=nn.Conv2d(4, 2, 1),
+        relu=nn.ReLU(),
+        expand=nn.Conv2d(2, 4, 1),
+        gate=nn.Sigmoid(),
+        last=conv(4),
+    )
+    layers = {"stem", "reduce", "expand", "last"}
+    tensors = {"x/out", "act/out", "pool/out", "relu/out", "gate/out", "mul/out", "last/out"}
+    assert sites(net) == layers | tensors
+
+
+def test_concatenation_gives_its_parts_one_range() -> None:
+    net = Net(lambda n, x: n.last(torch.cat([n.a(x), n.b(x)], 1)), a=conv(), b=conv(), last=conv(8))
+    assert sites(net) == {"a", "b", "last", "x/out", "cat/out", "last/out"}
+
+
+def test_part_of_a_concatenation_that_others_read_is_rounded_for_them() -> None:
+    def forward(net: Net, x: Tensor) -> object:
+        a = net.a(x)
+        return net.last(torch.cat([a, net.b(a)], 1)), a.shape[2]
+
+    net = Net(forward, a=conv(), b=conv(4), last=conv(8))
+    assert sites(net) == {"a", "b", "last", "x/out", "a/out", "cat/out", "last/out"}
+
+
+def test_addition_reads_and_writes_integers() -> None:
+    net = Net(lambda n, x: n.last(F.relu(n.a(x) + n.b(x))), a=conv(), b=conv(), last=conv(4))
+    assert sites(net) == {
+        *("a", "b", "last", "x/out"),
+        *("a/out", "b/out", "relu/out", "last/out"),
+    }
+
+
+@pytest.mark.parametrize(
+    "carry",
+    [
+        nn.MaxPool2d(2),
+        nn.Upsample(scale_factor=2),
+        nn.PixelUnshuffle(1),
+        nn.Identity(),
+        nn.ReflectionPad2d(1),
+    ],
+)
+def test_carriers_pass_the_range_on(carry: nn.Module) -> None:
+    assert sites(nn.Sequential(conv(), carry, conv(4))) == {"0", "2", "x/out", "0/out", "2/out"}
+
+
+def test_pixel_shuffle_passes_the_range_on() -> None:
+    net = nn.Sequential(conv(3, 8), nn.PixelShuffle(2), conv(2))
+    assert sites(net) == {"0", "2", "x/out", "0/out", "2/out"}
+
+
+@pytest.mark.parametrize(
+    "average",
+    [
+        nn.AvgPool2d(2),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+    ],
+)
+def test_averages_are_rounded_anew(average: nn.Module) -> None:
+    """Their values lie between the integers of the input."""
+    net = nn.Sequential(conv(), average, conv(4))
+    assert sites(net) == {"0", "2", "x/out", "0/out", "1/out", "2/out"}
+
+
+def test_interpolation_to_another_size_reads_only_the_shape() -> None:
+    def forward(net: Net, x: Tensor) -> object:
+        a, b = net.a(x), net.b(x)
+        return net.last(a + F.interpolate(b, size=a.shape[2:], mode="nearest"))
+
+    net = Net(forward, a=conv(), b=conv(3, 4, stride=2), last=conv(4))
+    tensors = {"x/out", "a/out", "b/out", "add/out", "last/out"}
+    assert sites(net) == {"a", "b", "last"} | tensors
+
+
+def test_coordinates_made_of_shapes_are_no_tensors_to_round() -> None:
+    def forward(net: Net, x: Tensor) -> object:
+        grid = x.new_zeros(x.shape[0], 1, x.shape[2], x.shape[3])
+        return net.last(net.a(x) + grid)
+
+    assert sites(Net(forward, a=conv(), last=conv(4))) == {
+        *("a", "last"),
+        *("x/out", "add/out", "last/out"),
+    }
+
+
+def test_product_with_a_parameter_belongs_to_what_produced_it() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale
+
+    net = nn.Sequential(conv(), Scale(), conv(4))
+    assert sites(net) == {"0", "2", "x/out", "1/mul/out", "2/out"}
+
+
+def test_weight_standardisation_is_rounded_after_it() -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+    net = nn.Sequential(Standardised(3, 4, 3), nn.ReLU(), conv(4))
+    graph = prepare(net, Recipe())
+    names = {(s.name, s.kind) for s in graph.sites}
+    assert ("0/conv2d/weight", "parameter") in names
+    assert {n for n, k in names if k == "activation"} == {"x/out", "1/out", "2/out"}
+    set_phase(graph.quantizers, Phase.TRAIN)
+    quantizer = graph.quantizers["0/conv2d/weight"]
+    seen: list[Tensor] = []
+    quantizer.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    graph(torch.randn(1, 3, 8, 8)).sum().backward()
+    assert all(len(channel.unique()) <= 27 for channel in seen[0])
+    assert net[0].weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(4, 3), (2, 4)),
+        (nn.ConvTranspose2d(4, 6, 3, groups=2), (2, 4, 5, 5)),
+        (nn.Conv2d(4, 8, 3, groups=4), (2, 4, 5, 5)),
+        (nn.Conv1d(4, 3, 3), (2, 4, 7)),
+        (nn.Conv3d(4, 3, 2), (2, 4, 3, 3, 3)),
+    ],
+)
+def test_every_kind_of_layer(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    net = nn.Sequential(layer)
+    x = torch.randn(shape)
+    expected = net(x)
+    graph = prepare(net, Recipe())
+    assert {s.name for s in graph.sites} == {"0", "x/out", "0/out"}
+    assert torch.equal(graph(x), expected)
+    assert float((quantized(graph, x) - expected).detach().abs().max()) < 0.1
+
+
+def quantized(graph: QuantizedGraph, x: Tensor) -> Tensor:
+    set_phase(graph.quantizers, Phase.CALIBRATE)
+    graph(x)
+    update_scales_(list(graph.activations().values()))
+    set_phase(graph.quantizers, Phase.FROZEN)
+    result = graph(x)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def test_rule_leaves_a_layer_float() -> None:
+    net = nn.Sequential(conv(), nn.ReLU(), conv(4))
+    recipe = Recipe(rules=(Rule(module="2", quantize=False),))
+    assert sites(net, recipe) == {"0", "x/out", "0/out"}
+
+
+def test_outputs_may_stay_float() -> None:
+    assert sites(nn.Sequential(conv()), Recipe(outputs=False)) == {"0", "x/out"}
+
+
+def test_off_is_the_float_model_and_keys_stay() -> None:
+    net = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(4))
+    twin, x = copy.deepcopy(net), torch.randn(2, 3, 6, 6)
+    graph = prepare(net, Recipe())
+    assert torch.equal(graph(x), twin(x))
+    own = {k for k in net.state_dict() if not k.startswith("quantizers.")}
+    assert own == set(twin.state_dict())
+    with pytest.raises(ValueError, match="prepared already"):
+        prepare(net, Recipe())
+
+
+def test_training_and_evaluation_may_differ() -> None:
+    """As FCOS scales its boxes by the stride in evaluation alone."""
+
+    def forward(net: Net, x: Tensor) -> object:
+        y = net.b(F.relu(net.a(x)))
+        return y if net.training else y * 8
+
+    net = Net(forward, a=conv(), b=conv(4))
+    x = torch.randn(1, 3, 5, 5)
+    net.train()
+    in_training = net(x)
+    net.eval()
+    in_evaluation = net(x)
+    traced = trace_tolerantly(net, net.forward, x)
+    graph = prepare(net, Recipe(), traced)
+    assert {s.name for s in graph.sites} == {"a", "b", "x/out", "relu/out", "b/out"}
+    assert torch.equal(graph(x), in_evaluation)
+    net.train()
+    assert torch.equal(graph(x), in_training)
+    names = [str(n.target) for n in graph.training_graph.nodes]  # type: ignore[union-attr]
+    assert "quantizers.relu/out" in names
+
+
+def test_deep_graph_needs_no_deep_recursion() -> None:
+    net = Net(lambda n, x: _deep(n.a(x)), a=conv())
+    assert "a" in sites(net)
+
+
+def _deep(x: Tensor) -> Tensor:
+    for _ in range(1500):
+        x = torch.tanh(x)
+    return x
+
+
+def test_part_apart_has_quantizers_of_its_own_in_the_same_model() -> None:
+    net = Net(lambda n, x: n.a(x), a=conv(), b=nn.Linear(4, 2))
+    whole = prepare(net, Recipe())
+    x = torch.randn(3, 4)
+    expected = net.b(x)  # type: ignore[operator]
+    part = prepare_part(whole, Recipe(), trace_tolerantly(net, net.b, x), "b")  # type: ignore[arg-type]
+    assert whole.parts == {"b": part}
+    assert {s.name for s in part.sites} == {"b", "b/x/out", "b/out"}
+    assert set(whole.quantizers) == {"a", "x/out", "a/out", "b", "b/x/out", "b/out"}
+    assert [site.name for site, *_ in whole.layers()] == ["a"]
+    assert torch.equal(part(x), expected)
+    assert float((quantized(part, x) - expected).detach().abs().max()) < 0.1
+
+
+def test_mask_is_not_rounded_and_only_selects() -> None:
+    """As SOLO keeps the local maxima of its scores."""
+
+    def forward(net: Net, x: Tensor) -> object:
+        y = net.a(x)
+        keep = F.max_pool2d(y, 3, 1, 1) == y
+        return net.b(y * keep.float())
+
+    net = Net(forward, a=conv(), b=conv(4))
+    assert sites(net) == {"a", "b", "x/out", "mul/out", "b/out"}
+
+
+@pytest.mark.parametrize(
+    ("average", "name"),
+    [
+        (lambda x: F.avg_pool2d(x, 2), "avg_pool2d"),
+        (lambda x: F.adaptive_avg_pool2d(x, 2), "adaptive_avg_pool2d"),
+        (lambda x: x.mean((2, 3), keepdim=True), "mean"),
+        (lambda x: torch.mean(x, 2, keepdim=True), "mean"),
+        (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), "interpolate"),
+    ],
+)
+def test_averages_called_as_functions_too(average: Callable[[Tensor], Tensor], name: str) -> None:
+    net = Net(lambda n, x: n.b(average(n.a(x))), a=conv(), b=conv(4))
+    assert sites(net) == {"a", "b", "x/out", "a/out", f"{name}/out", "b/out"}

@@ -1,0 +1,265 @@
+"""Integer arithmetic in torch: what ONNX Runtime computes, bit for bit."""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from onnx import TensorProto, helper
+from torch import Tensor, fx, nn
+
+from dq.quant.export.onnx_graph import flatten
+from dq.quant.graph.prepare import prepare
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.integer.bias_overflow import fit_biases_
+from dq.quant.integer.convert import integer_network
+from dq.quant.integer.engine_graph import compute_exactly_, exact_network
+from dq.quant.integer.engine_modules import ExactLayer, ExactRounding, ExactSum
+from dq.quant.integer.modules import Emitting, IntegerActivation
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.recipes.presets import preset
+from dq.quant.recipes.recipe import Recipe, Rule
+from dq.quant.verify.onnxruntime_session import OnnxNetwork
+from tests.quant.exported import exported
+from tests.quant.nets import calibrate
+
+pytestmark = pytest.mark.cpu
+
+# ONNX Runtime adds with other instructions, and another order, on other processors.
+on_x86 = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"),
+    reason="ONNX Runtime's sums are known bit for bit on x86 alone",
+)
+
+
+class Detector(nn.Module):
+    """What the detectors are made of: stem, blocks with sums, a pyramid, a shared head."""
+
+    def __init__(self, activation: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), activation()
+        )
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU6()
+        )
+        self.linear = nn.Sequential(nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16))
+        self.down = nn.Sequential(nn.Conv2d(16, 32, 3, stride=2, padding=1), activation())
+        self.lateral = nn.Conv2d(32, 16, 1)
+        self.beside = nn.Conv2d(16, 16, 1)
+        self.joined = nn.Conv2d(32, 16, 3, padding=2, dilation=2)
+        self.head = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1), activation(), nn.Conv2d(16, 6, 1)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        c1 = self.pool(self.stem(x))
+        c1 = c1 + self.linear(self.depthwise(c1))
+        c2 = self.down(c1)
+        p2 = self.lateral(c2)
+        p1 = torch.relu(F.interpolate(p2, scale_factor=2.0, mode="nearest") + c1)
+        joined = torch.relu(self.joined(torch.cat([p1, torch.relu(self.beside(p1))], 1)))
+        return [self.head(joined), self.head(p2)]
+
+
+def images(seed: int, num: int = 2) -> Tensor:
+    return torch.randn(num, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def quantized(recipe: Recipe, net: nn.Module | None = None) -> QuantizedGraph:
+    torch.manual_seed(0)
+    net = Detector() if net is None else net
+    for _ in range(5):
+        net(images(9))
+    graph = prepare(net.eval(), recipe)
+    calibrate(graph, [images(seed) for seed in range(4)])
+    return graph
+
+
+def kinds_of(network: fx.GraphModule) -> list[str]:
+    called = [n for n in network.graph.nodes if n.op == "call_module"]
+    return [type(network.get_submodule(str(n.target))).__name__ for n in called]
+
+
+RECIPES = {
+    "int8": Recipe(),
+    "power of two": preset("int8_power2"),
+    "signed activations": Recipe(activation=QuantSpec(bits=8, signed=True)),
+    "weights of 6 bits, per tensor": Recipe(
+        weight=QuantSpec(bits=6, signed=True, symmetric=True, channel_axis=None)
+    ),
+    "outputs in float": Recipe(outputs=False),
+    "lsq": Recipe(learned="lsq"),
+}  # fmt: skip
+
+
+@on_x86
+@torch.no_grad()
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_value_is_that_of_onnxruntime(name: str) -> None:
+    graph = quantized(RECIPES[name])
+    network = exact_network(graph)
+    model = OnnxNetwork(exported(graph, images(0), fit_biases_))
+    assert isinstance(network, fx.GraphModule)
+    for seed in range(20, 30):
+        x = images(seed)
+        found, expected = flatten(network(x))[0], model.tensors(x)
+        for one, other in zip(found, expected, strict=True):
+            if name == "outputs in float":  # The last layers' sums are float in both.
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+            else:
+                assert torch.equal(one, other), f"{(one != other).sum()} of {one.numel()}"
+
+
+@torch.no_grad()
+def test_all_layers_and_sums_are_exact_and_near_the_fake_quantized_ones() -> None:
+    graph = quantized(Recipe())
+    network = exact_network(graph)
+    assert isinstance(network, fx.GraphModule)
+    kinds = kinds_of(network)
+    # The head's two layers are called twice.
+    assert kinds.count("ExactLayer") == 11
+    assert kinds.count("ExactSum") == 2
+    assert not {"IntegerLayer", "IntegerActivation", "ReLU", "ReLU6"} & set(kinds)
+    outputs = zip(network(images(7)), graph(images(7)), strict=True)
+    for name, (one, other) in zip(("head/2/out", "head/2#1/out"), outputs, strict=True):
+        scales_apart = ((one - other) / graph.activations()[name].scale).abs()
+        assert scales_apart.mean() < 0.25
+        assert scales_apart.max() < 4
+
+
+@torch.no_grad()
+def test_the_graph_itself_is_left_alone() -> None:
+    graph = quantized(Recipe())
+    before, state = graph(images(5)), {k: v.clone() for k, v in graph.root.state_dict().items()}
+    exact_network(graph)
+    for one, other in zip(before, graph(images(5)), strict=True):
+        assert torch.equal(one, other)
+    assert all(torch.equal(v, state[k]) for k, v in graph.root.state_dict().items())
+
+
+@torch.no_grad()
+def test_what_engines_compute_in_float_stays_as_it_is() -> None:
+    network = integer_network(quantized(Recipe(), Detector(nn.SiLU)))
+    assert compute_exactly_(network) > 0
+    kinds = kinds_of(network)
+    # Stem, down and the head's first layer, which is called twice.
+    assert kinds.count("SiLU") == kinds.count("IntegerLayer") == 4
+    mixed = Recipe(rules=(Rule(module="depthwise.*", bits=16), Rule(module="lateral", bits=4)))
+    network = integer_network(quantized(mixed))
+    compute_exactly_(network)
+    # The depthwise layer, the layer of 4 bits, and what reads each of them.
+    assert kinds_of(network).count("IntegerLayer") == 4
+
+
+def test_graph_without_8_bits_is_its_own_exact_network() -> None:
+    for name in ("int16", "w4a4"):
+        graph = quantized(preset(name))
+        assert exact_network(graph) is graph
+
+
+def test_graph_without_ranges_is_its_own_exact_network() -> None:
+    graph = prepare(Detector().eval(), Recipe())
+    assert exact_network(graph) is graph
+
+
+@torch.no_grad()
+def test_limit_that_the_rounding_does_not_have_is_kept() -> None:
+    graph = quantized(Recipe())
+    graph.activations()["depthwise/2/out"].scale.fill_(10 / 255)  # Beyond the 6 of ReLU6.
+    network = integer_network(graph)
+    compute_exactly_(network)
+    assert "ReLU6" in kinds_of(network)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("num_inputs", "dtype"), [(8, torch.float32), (600, torch.float64)])
+def test_sums_are_those_of_integers(num_inputs: int, dtype: torch.dtype) -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(num_inputs, 4, 3, padding=1)
+            # The largest sums that there can be.
+            self.conv.weight.data = torch.full_like(self.conv.weight, 0.5).copysign(
+                torch.randn(4, 1, 1, 1)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(x)
+            return y
+
+    torch.manual_seed(0)
+    graph = prepare(Wide().eval(), Recipe())
+    x = torch.rand(1, num_inputs, 6, 6)
+    calibrate(graph, [x])
+    network = exact_network(graph)
+    assert isinstance(network, fx.GraphModule)
+    (layer,) = [m for m in network.modules() if isinstance(m, ExactLayer)]
+    assert layer.weight.dtype == dtype
+    before, behind = layer.before, layer.behind
+    integers = before.shifted(before(x)).long()
+    assert layer.bias is not None
+    total = F.conv2d(F.pad(integers, [1] * 4), layer.weight.long(), layer.bias.long())
+    if num_inputs > 8:
+        assert total.abs().max() > 2**24
+    expected = (total.float() * layer.multiplier).round()
+    expected = expected.clamp(behind.lowest, behind.highest) * behind.scale
+    assert torch.equal(network(x), expected)
+
+
+def rounding(scale: float, zero_point: int, *, signed: bool) -> ExactRounding:
+    spec = QuantSpec(bits=8, signed=signed)
+    integer = IntegerActivation(
+        "it", torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), spec, Emitting()
+    )
+    return ExactRounding(integer)
+
+
+@on_x86
+@pytest.mark.parametrize("signed", [False, True])
+def test_sum_of_any_two_integers_is_that_of_onnxruntime(signed: bool) -> None:
+    generator = np.random.default_rng(0)
+    low, dtype, kind = (
+        (-128, np.int8, TensorProto.INT8) if signed else (0, np.uint8, TensorProto.UINT8)
+    )
+    every = np.arange(low, low + 256)
+    left, right = (values.reshape(-1) for values in np.meshgrid(every, every))
+    for _ in range(12):
+        scales = generator.uniform(0.01, 0.1, 3).astype(np.float32)
+        shifts = generator.integers(low, low + 256, 3)
+        model = sum_model(scales, shifts, kind)
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        feed = {"a": left.astype(dtype), "b": right.astype(dtype)}
+        expected = session.run(None, feed)[0].astype(np.int64)
+        one, other, behind = (
+            rounding(float(scale), int(shift), signed=signed)
+            for scale, shift in zip(scales, shifts, strict=True)
+        )
+        found = ExactSum(one, other, behind)(
+            (torch.from_numpy(left) - shifts[0]).float() * one.scale,
+            (torch.from_numpy(right) - shifts[1]).float() * other.scale,
+        )
+        integers = behind.shifted(found).numpy() + shifts[2]
+        assert (integers == expected).all()
+
+
+def sum_model(scales: np.ndarray, shifts: np.ndarray, kind: int) -> bytes:
+    """Return ONNX Runtime's own operator for a sum, serialized."""
+    inputs, constants = [], []
+    for name, scale, shift in zip("abc", scales, shifts, strict=True):
+        constants.append(helper.make_tensor(f"{name}_scale", TensorProto.FLOAT, [], [scale]))
+        constants.append(helper.make_tensor(f"{name}_zero", kind, [], [shift]))
+        inputs += [name, f"{name}_scale", f"{name}_zero"]
+    inputs.remove("c")
+    node = helper.make_node("QLinearAdd", inputs, ["c"], domain="com.microsoft")
+    values = [helper.make_tensor_value_info(name, kind, [65536]) for name in "abc"]
+    graph = helper.make_graph([node], "sum", values[:2], values[2:], constants)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    return model.SerializeToString()

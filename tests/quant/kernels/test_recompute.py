@@ -1,0 +1,218 @@
+"""What the backward pass computes again: kept no more, and the same to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from dq.quant.kernels import native
+from dq.quant.kernels.recompute import Again, keeping_no, offer
+from dq.quant.quantizers import layers
+from dq.quant.quantizers.fake_quantize import update_scales_
+from dq.quant.quantizers.layers import QuantizedLayer
+from dq.quant.quantizers.learned_step import LsqWeightQuantizer
+from dq.quant.quantizers.phase import Phase
+from dq.quant.recipes.recipe import Recipe
+from tests.quant.trained import kept, prepared
+
+
+class Mixed(nn.Module):
+    """Every kind of layer, two readers of one value, and a layer that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.left = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.right = nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect")
+        self.shared = nn.Conv2d(16, 16, 3, padding=1)
+        self.up = nn.ConvTranspose2d(16, 8, 2, stride=2)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = F.relu(self.left(x)) + F.relu(self.right(x))
+        x = self.shared(F.relu(self.shared(x)))
+        return self.last(self.up(x).mean((2, 3)))
+
+
+def gradients(run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Return the gradients of all parameters and of the images."""
+    model.zero_grad()
+    images = x.clone().requires_grad_()
+    run(images).square().sum().backward()
+    assert images.grad is not None
+    return [images.grad, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("learned", [None, "lsq", "lsq+"])
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradients_are_those_of_kept_tensors(
+    learned: str | None, kernels: bool, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, x = Mixed(), torch.randn(2, 3, 11, 12)
+    if channels_last:
+        model, x = (
+            model.to(memory_format=torch.channels_last),
+            x.to(memory_format=torch.channels_last),
+        )
+    graph = prepared(model, learned, x)
+    if not kernels:
+        monkeypatch.setattr(native, "takes", lambda *tensors: False)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    again = gradients(graph, model, x)
+    model.load_state_dict(before)
+    monkeypatch.setattr(layers, "apply_layer", layers._apply)
+    all_kept = gradients(graph, model, x)
+    assert len(again) == len(all_kept)
+    for one, two in zip(again, all_kept, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("learned", [None, "lsq"])
+def test_a_rounded_weight_is_not_kept(learned: str | None) -> None:
+    model = nn.Sequential(*[nn.Linear(256, 256, bias=False) for _ in range(4)])
+    x = torch.randn(2, 256)
+    run = prepared(model, learned, x)
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found = kept(run(x))
+    beyond = sum(size for address, size in found.items() if address not in parameters)
+    assert beyond < 256 * 256 * 4, "less than a single weight, of four"
+
+
+def test_values_with_a_learned_scale_are_kept_once() -> None:
+    model = nn.Sequential(*[nn.Conv2d(8, 8, 1, bias=False) for _ in range(6)])
+    x = torch.randn(2, 8, 32, 32)
+    run, size = prepared(model, "lsq", x), x.numel() * 4
+    total = sum(number for number in kept(run(x)).values() if number >= size)
+    assert total <= 7 * size  # The images and six results, each before rounding.
+
+
+def test_the_graph_can_be_gone_through_twice_and_each_value_is_computed_once() -> None:
+    x, weight = torch.randn(4, 8), torch.randn(6, 8, requires_grad=True)
+    made, calls = weight * 2, []
+    given = weight.detach()
+
+    def compute() -> Tensor:
+        calls.append(1)
+        return given * 2
+
+    offer(made, compute)
+    images = x.clone().requires_grad_()
+    with keeping_no(made):
+        y = F.linear(images, made) + F.linear(images * 2, made)
+    first = torch.autograd.grad(y.sum(), [images, weight], retain_graph=True)
+    second = torch.autograd.grad(y.sum(), [images, weight])
+    for one, two in zip(first, second, strict=True):
+        assert torch.equal(one, two)
+    torch.testing.assert_close(first[0], (made.sum(0) * 3).expand_as(x).detach())
+    assert len(calls) == 1
+
+
+def test_a_tensor_that_nobody_offered_is_kept() -> None:
+    x = torch.randn(3, requires_grad=True)
+    with keeping_no(x):
+        y = x * x
+    y.sum().backward()
+    assert torch.equal(x.grad, 2 * x.detach())
+
+
+def test_computing_again_makes_no_graph() -> None:
+    weight = torch.randn(3, requires_grad=True)
+    assert not Again(lambda: weight * 2).tensor().requires_grad
+
+
+# Writes into a rounded tensor, between the rounding and the layer that keeps it or behind it.
+WRITES: dict[str, Callable[[Tensor], object]] = {
+    "relu_": lambda y: F.relu_(y),
+    "dropout": lambda y: F.dropout(y, 0.5, inplace=True),
+    "mul_": lambda y: y.mul_(1.7),
+    "item": lambda y: y[:, 0].zero_(),
+    "view": lambda y: y.view(-1).clamp_(-0.2, 0.3),
+}
+PHASES = (Phase.OFF, Phase.OBSERVE, Phase.TRAIN, Phase.FROZEN)
+
+
+def _quantizers(learned: str | None, x: Tensor, phase: Phase):
+    recipe = Recipe(learned=learned)
+    activation = recipe.activation_quantizer(recipe.activation)
+    layer = nn.Conv2d(4, 4, 1)
+    weight = QuantizedLayer(recipe.weight_quantizer(recipe.weight, num_channels=4))
+    activation.phase = Phase.CALIBRATE
+    activation(x)
+    update_scales_([activation])
+    if isinstance(weight.weight, LsqWeightQuantizer):
+        weight.weight.initialise_(layer.weight.detach())
+    for module in (activation, weight.weight):
+        module.phase = phase
+    return activation, layer, weight
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("learned", [None, "lsq", "lsq+", "pact"])
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_write_into_a_rounded_tensor_is_in_the_gradients(
+    write: str, learned: str | None, phase: Phase, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    if not kernels:
+        monkeypatch.setattr(native, "takes", lambda *tensors: False)
+    x = torch.randn(2, 4, 5, 5)
+    activation, layer, weight = _quantizers(learned, x, phase)
+    parameters = [*layer.parameters(), *activation.parameters(), *weight.parameters()]
+
+    def gradients_of(copies: bool) -> list[Tensor]:
+        images = x.clone().requires_grad_()
+        torch.manual_seed(1)
+        y = activation(images * 1.0)
+        # Zero gradients, as a phase that does not learn gives them, come as a view.
+        y = y.clone() if copies or y._is_view() or not phase.rounds else y
+        WRITES[write](y)
+        out = weight(y, layer)
+        return list(torch.autograd.grad(out.square().sum(), [images, *parameters]))
+
+    found = gradients_of(copies=False)
+    monkeypatch.setattr(layers, "apply_layer", layers._apply)
+    for one, two in zip(found, gradients_of(copies=True), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("learned", [None, "lsq"])
+def test_a_write_behind_the_layer_is_right_or_an_error_but_never_wrong(
+    learned: str | None,
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 5, 5)
+    activation, layer, weight = _quantizers(learned, x, Phase.TRAIN)
+    given = x.clone().requires_grad_()
+    weight(activation(given), layer).square().sum().backward()
+    wanted = layer.weight.grad.clone()
+    layer.weight.grad = None
+    kept = activation(given)
+    y = weight(kept, layer)
+    kept.mul_(3.0)
+    if learned is None:  # Kept, and torch's own check holds for it.
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.square().sum().backward()
+    else:  # Computed again from the values before rounding, which nobody has changed.
+        y.square().sum().backward()
+        torch.testing.assert_close(layer.weight.grad, wanted)
+
+
+def test_what_it_is_computed_from_may_not_change_before() -> None:
+    weight = torch.randn(3, 4, requires_grad=True)
+    source = weight.detach().clone()
+    made = weight * 2
+    offer(made, lambda: source * 2, (source,))
+    images = torch.randn(2, 4, requires_grad=True)
+    with keeping_no(made):
+        y = F.linear(images, made)
+    source.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

@@ -1,0 +1,168 @@
+"""AdaRound: rounding chosen for the output beats nearest rounding, which then keeps it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from dq.quant.graph.prepare import prepare
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.numerics.affine import fake_quantize, scale_and_zero_point
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.ptq.adaround import adaround_, moments, polish, rows
+from dq.quant.ptq.bias_correction import correct_bias_
+from dq.quant.ptq.layer_walk import Stop, walk
+from dq.quant.ptq.weight_clipping import best_weight_range, clip_weights_, restore_weights_
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
+from tests.quant.nets import Separable, calibrate, images, sqnr, unseen
+
+
+def low(bits: int, **changes: object) -> Recipe:
+    return Recipe(weight=replace(INT8_WEIGHT, bits=bits, **changes))  # type: ignore[arg-type]
+
+
+def ready(recipe: Recipe) -> QuantizedGraph:
+    torch.manual_seed(0)
+    graph = prepare(Separable(unequal=False).eval(), recipe)
+    calibrate(graph, images())
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [({}, 0), ({}, 100), ({"narrow": False}, 0), ({"power_of_two": True}, 0)],
+)
+def test_it_beats_nearest_rounding_with_corrected_bias(
+    changes: dict[str, object], steps: int
+) -> None:
+    torch.manual_seed(0)
+    wanted = unseen(Separable(unequal=False).eval())
+    graph = ready(low(3, **changes))
+    correct_bias_(graph, images())
+    nearest = sqnr(graph, wanted)
+    graph = ready(low(3, **changes))
+    scales = {
+        site.name: quantized.quantized_weight(layer, norm)[1]
+        for site, quantized, layer, norm in graph.layers()
+    }
+    assert len(adaround_(graph, images(), steps=steps)) == 6
+    assert sqnr(graph, wanted) > nearest + 1.0
+    for site, quantized, layer, norm in graph.layers():
+        torch.testing.assert_close(
+            quantized.quantized_weight(layer, norm)[1], scales[site.name], rtol=1e-5, atol=0
+        )
+
+
+def test_the_float_weight_is_what_rounding_keeps_and_no_key_is_new() -> None:
+    graph = ready(low(4))
+    keys = list(graph.root.state_dict())
+    adaround_(graph, images(), steps=10)
+    assert list(graph.root.state_dict()) == keys
+    for _, quantized, layer, norm in graph.layers():
+        folded, scale, _ = quantized.quantized_weight(layer, norm)
+        moved = (quantized.weight(folded) - folded).detach().abs().max()
+        assert float(moved) < 1e-4 * float(scale.max())
+
+
+def test_polishing_finds_the_best_of_all_roundings_where_one_weight_decides_each() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 200, 5, generator=generator, dtype=torch.float64)
+    x = x @ torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    weight = torch.randn(1, 3, 5, generator=generator, dtype=torch.float64) * 3
+    gram = x.transpose(1, 2) @ x / 200
+    cross = gram @ weight.transpose(1, 2)
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+
+    def loss(integers: torch.Tensor) -> torch.Tensor:
+        error = integers - weight
+        return ((error @ gram) * error).sum(-1)
+
+    free = torch.ones_like(weight, dtype=torch.bool)
+    low_end, nearest = weight.floor(), weight.round()
+    got = polish(nearest, free, (low_end, low_end + 1), one, 0 * one, gram, cross)
+    every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 5).double()
+    best = torch.stack([loss(low_end + choice) for choice in every]).amin(0)
+    assert (loss(got) <= loss(nearest)).all()
+    assert float(loss(got).sum()) < 1.5 * float(best.sum())
+    assert ((got == low_end) | (got == low_end + 1)).all()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 6, 3, stride=2, padding=1, dilation=2),
+        nn.Conv2d(4, 8, (3, 1), padding=(1, 0), groups=2, bias=False),
+        nn.Conv2d(4, 4, 3, groups=4),
+        nn.Linear(4, 5),
+    ],
+)
+def test_rows_times_weight_is_the_layer(layer: nn.Conv2d | nn.Linear) -> None:
+    x = torch.randn(2, 4, 9, 9)
+    x = x if isinstance(layer, nn.Conv2d) else x.permute(0, 2, 3, 1)
+    y = layer(x)
+    groups = getattr(layer, "groups", 1)
+    weight = layer.weight.reshape(groups, layer.weight.shape[0] // groups, -1)
+    got = rows(x, layer) @ weight.transpose(1, 2)
+    got = got.permute(1, 0, 2).flatten(1)
+    want = y.permute(0, 2, 3, 1).flatten(0, 2) if isinstance(layer, nn.Conv2d) else y.flatten(0, 2)
+    want = want if layer.bias is None else want - layer.bias
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_moments_are_the_loss_of_the_real_layer() -> None:
+    graph = ready(low(3))
+
+    def visit(stop: Stop) -> None:
+        gram, cross = moments(stop)
+        folded, _, _ = stop.quantized.quantized_weight(stop.layer, stop.norm)
+        weight = stop.quantized.weight(folded).double().reshape(len(gram), -1, gram.shape[1])
+        loss = ((weight @ gram) * weight).sum() - 2 * (weight * cross.transpose(1, 2)).sum()
+        error = torch.cat(
+            [t - o for t, o in zip(stop.targets, stop.outputs(), strict=True)]
+        ).double()
+        wanted = torch.cat(stop.targets).double()
+        spread = [
+            (e - e.mean((0, 2, 3), keepdim=True)).square().mean((0, 2, 3)).sum()
+            for e in (error, wanted)
+        ]
+        torch.testing.assert_close(loss, spread[0] - spread[1], rtol=1e-3, atol=1e-6)
+
+    walk(graph, images(), visit)
+
+
+def test_clipping_lessens_the_error_of_weights_with_outliers_and_can_be_undone() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(64, 4, 3), nn.BatchNorm2d(4)).eval()
+    net[1].weight.data = torch.tensor([1.0, -2.0, 0.5, 1e-20])
+    net[0].weight.data.normal_()
+    original = net[0].weight.clone()
+    graph = prepare(net, low(3))
+    set_phase(graph.quantizers, Phase.FROZEN)
+    (entry,) = graph.layers()
+    _, quantized, layer, norm = entry
+    folded, _ = quantized.folded(layer, norm)
+    before = float((quantized.weight(folded) - folded).detach().square().sum())
+    kept = clip_weights_(graph)
+    clipped, _ = quantized.folded(layer, norm)
+    assert float((quantized.weight(clipped) - folded).detach().square().sum()) < 0.8 * before
+    restore_weights_(graph, kept)
+    assert torch.equal(net[0].weight, original)
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_the_best_weight_range_is_no_worse_than_any_other_share(power_of_two: bool) -> None:
+    spec = QuantSpec(bits=4, signed=True, symmetric=True, channel_axis=0, power_of_two=power_of_two)
+    weight = torch.randn(5, 400, generator=torch.Generator().manual_seed(0)) ** 3
+    low_end, high = best_weight_range(weight, spec)
+    assert (high < weight.amax(1)).any()
+
+    def error(share: float) -> torch.Tensor:
+        scale, zero = scale_and_zero_point(weight.amin(1) * share, weight.amax(1) * share, spec)
+        return (fake_quantize(weight, scale, zero, spec) - weight).square().sum(1)
+
+    scale, zero = scale_and_zero_point(low_end, high, spec)
+    found = (fake_quantize(weight, scale, zero, spec) - weight).square().sum(1)
+    for share in (1.0, 0.8, 0.6, 0.4):
+        assert (found <= error(share) * (1 + 1e-5)).all()

@@ -1,0 +1,86 @@
+"""Bias correction: the mean of every layer's output is the float model's again."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from dq.quant.graph.prepare import prepare
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.ptq.bias_correction import channels_last, correct_bias_
+from dq.quant.ptq.layer_walk import Stop, walk
+from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
+from tests.quant.nets import Separable, calibrate, images, sqnr, unseen
+
+LOW = Recipe(weight=replace(INT8_WEIGHT, bits=4))
+
+
+def outputs(graph: QuantizedGraph, *, rounded: bool) -> list[torch.Tensor]:
+    """Return each layer's output, ``(positions, channels)``."""
+    found = []
+
+    def visit(stop: Stop) -> None:
+        ys = stop.outputs() if rounded else stop.targets
+        found.append(torch.cat([channels_last(y, stop.layer) for y in ys]))
+
+    walk(graph, images(), visit)
+    return found
+
+
+def test_mean_errors_vanish_with_and_without_batch_norm_and_the_output_gains() -> None:
+    torch.manual_seed(0)
+    net = Separable(unequal=False).eval()
+    wanted = unseen(net)
+    graph = prepare(net, LOW)
+    calibrate(graph, images())
+    targets = outputs(graph, rounded=False)
+
+    def worst() -> float:
+        pairs = zip(outputs(graph, rounded=True), targets, strict=True)
+        return max(float(((y - t).mean(0) / t.std(0)).abs().max()) for y, t in pairs)
+
+    before = sqnr(graph, wanted)
+    worst_before = worst()
+    assert worst_before > 0.05
+    assert correct_bias_(graph, images()) == 6
+    # What is left is what the rounding of activations does.
+    assert worst() < 0.2 * worst_before
+    with torch.no_grad():
+        assert sqnr(graph, wanted) > before + 0.5
+
+
+def test_a_layer_without_bias_is_left_alone() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    graph = prepare(net.eval(), LOW)
+    calibrate(graph, images())
+    weight = net[0].weight.clone()
+    assert correct_bias_(graph, images()) == 1
+    assert torch.equal(net[0].weight, weight)
+
+
+class Shared(nn.Module):
+    """A head shared by two levels, called level by level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.down = nn.Conv2d(4, 4, 2, stride=2)
+        self.tower = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+        self.out = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x = self.stem(x)
+        return [self.out(self.tower(level)) for level in (x, self.down(x))]
+
+
+def test_a_shared_layer_is_one_stop_with_the_inputs_of_all_levels() -> None:
+    graph = prepare(Shared().eval(), LOW)
+    calibrate(graph, images())
+    stops: dict[str, list[int]] = {}
+
+    def visit(stop: Stop) -> None:
+        assert stop.site.name not in stops
+        stops[stop.site.name] = sorted({x.shape[-1] for x in stop.inputs})
+
+    walk(graph, images(), visit)
+    assert stops == {"stem": [16], "down": [16], "tower/0": [8, 16], "out": [8, 16]}

@@ -1,0 +1,104 @@
+"""Cross-layer equalization: the float function stays, per-tensor weights round far better."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dq.quant.graph.prepare import prepare
+from dq.quant.graph.relu6_limits import ChannelClip
+from dq.quant.ptq.equalization import equalize_, input_extent, output_extent, pairs
+from dq.quant.quantizers.layers import QuantizedLayer
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
+from tests.quant.nets import Separable, calibrated_sqnr, images
+
+PER_TENSOR = Recipe(weight=replace(INT8_WEIGHT, channel_axis=None), free_clips=True)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6])
+def test_the_float_function_stays_and_the_rounded_one_comes_back(
+    activation: type[nn.Module],
+) -> None:
+    torch.manual_seed(0)
+    net = Separable(activation).eval()
+    x = images(5)[0]
+    with torch.no_grad():
+        want = net(x)
+        graph = prepare(net, PER_TENSOR)
+        before = calibrated_sqnr(graph)
+        assert equalize_(graph) == 5
+        set_phase(graph.quantizers, Phase.OFF)
+        got = graph(x)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+    assert calibrated_sqnr(graph) > before + 6
+
+
+def test_afterwards_both_layers_have_the_same_range_in_every_channel() -> None:
+    torch.manual_seed(0)
+    graph = prepare(Separable().eval(), PER_TENSOR)
+    equalize_(graph)
+    for pair in pairs(graph):
+        first, _ = QuantizedLayer.folded(pair.first, pair.norm)
+        second, _ = QuantizedLayer.folded(pair.second, pair.second_norm)
+        given, taken = output_extent(pair.first, first), input_extent(pair.second, second)
+        torch.testing.assert_close(given, taken, rtol=0.02, atol=0)
+
+
+def test_relu6_saturates_where_it_did_and_only_in_the_graph() -> None:
+    torch.manual_seed(0)
+    net = Separable(nn.ReLU6).eval()
+    keys = list(net.state_dict())
+    graph = prepare(net, PER_TENSOR)
+    clips = [m for m in graph.quantizers.modules() if isinstance(m, ChannelClip)]
+    assert len(clips) == 5
+    equalize_(graph)
+    assert any(float((clip.limit - 6).abs().max()) > 1 for clip in clips)
+    assert [k for k in net.state_dict() if not k.startswith("quantizers.")] == keys
+    again = prepare(Separable(nn.ReLU6), PER_TENSOR)
+    again.root.load_state_dict(net.state_dict())
+    set_phase(graph.quantizers, Phase.OFF)
+    x = images()[0]
+    again.root.eval()
+    torch.testing.assert_close(again(x), graph(x))
+
+
+class Awkward(nn.Module):
+    """What may not be equalized: two readers, a shared layer, an activation that bends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.shared, self.d, self.e = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        x = self.b(x) + self.c(x)
+        x = self.shared(self.shared(x).relu()).relu()
+        return self.e(self.act(self.d(x)))
+
+
+def test_what_a_factor_cannot_pass_is_left_alone() -> None:
+    assert pairs(prepare(Awkward(), Recipe())) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (nn.ConvTranspose2d(3, 8, 2, groups=1), nn.Conv2d(8, 4, 1, groups=2)),
+        (nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 4, 2, groups=2)),
+        (nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8)),
+    ],
+)
+def test_transposed_and_grouped_layers(first: nn.Module, second: nn.Module) -> None:
+    net = nn.Sequential(first, nn.ReLU(), second)
+    x = torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        want = net(x)
+        graph = prepare(net, Recipe())
+        before = [p.clone() for p in net.parameters()]
+        assert equalize_(graph) == 1
+        torch.testing.assert_close(graph(x), want, rtol=1e-4, atol=1e-5)
+    assert any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
