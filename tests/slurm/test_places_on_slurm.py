@@ -48,7 +48,8 @@ def places(cluster: Cluster, command: str, **variables: str) -> list[object]:
         stdin=subprocess.DEVNULL,
         env={**os.environ, **cluster.environ, **variables},
     )
-    lines = [line[2:] for line in done.stdout.splitlines() if line.startswith("@ ")]
+    # A terminal may have echoed something before.
+    lines = [line.partition("@ ")[2] for line in done.stdout.splitlines() if "@ " in line]
     assert lines, done.stdout + done.stderr
     return sorted((json.loads(line) for line in lines), key=str)
 
