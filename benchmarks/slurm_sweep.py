@@ -51,13 +51,15 @@ class Grid:
     Attributes:
         presets: Several share a float training, which is an array of its own.
         seeds: One at least.
-        kinds: What strikes each element, an attempt each.
+        kinds: What strikes; element N begins with the Nth.
+        strikes: How often each element is struck.
         checkpoint: A float detector for all, in place of float trainings.
     """
 
     presets: Sequence[str]
     seeds: Sequence[int]
     kinds: Sequence[str] = KINDS
+    strikes: int = len(KINDS)
     checkpoint: Path | None = None
 
     def words(self, config: Path, folder: Path) -> list[str]:
@@ -109,25 +111,26 @@ class Striker:
     Args:
         cluster: Where it runs.
         chain: What was submitted.
-        kinds: What strikes; element N begins with the Nth.
+        grid: What was swept, and what strikes it.
         marker: Where the gate says that an element waits, with ``{element}`` and ``{attempt}``.
     """
 
-    def __init__(self, cluster: Cluster, chain: Chain, kinds: Sequence[str], marker: str) -> None:
-        self.cluster, self.chain, self.kinds, self.marker = cluster, chain, kinds, marker
+    def __init__(self, cluster: Cluster, chain: Chain, grid: Grid, marker: str) -> None:
+        self.cluster, self.chain, self.grid, self.marker = cluster, chain, grid, marker
         self.struck: list[tuple[str, str]] = []
 
     def strike_all(self) -> None:
-        """Go on until every element has been struck with every kind."""
+        """Go on until every element has been struck as often as it is to be."""
         end = time.monotonic() + LIMIT_S
-        while len(self.struck) < len(self.chain.jobs) * len(self.kinds):
+        while len(self.struck) < len(self.chain.jobs) * self.grid.strikes:
             assert time.monotonic() < end, self.state()
             self._refuse_lost()
             for number, job in enumerate(self.chain.jobs):
                 attempt = sum(job_id == job.job_id for job_id, _ in self.struck)
                 waits = self.marker.format(element=job.job_id, attempt=attempt, rank=0)
-                if attempt < len(self.kinds) and Path(waits).exists():
-                    self._strike(job, attempt, self.kinds[(attempt + number) % len(self.kinds)])
+                if attempt < self.grid.strikes and Path(waits).exists():
+                    kinds = self.grid.kinds
+                    self._strike(job, attempt, kinds[(attempt + number) % len(kinds)])
             time.sleep(0.5)
 
     def _refuse_lost(self) -> None:
@@ -135,7 +138,7 @@ class Striker:
         for job in self.chain.jobs:
             state = self.cluster.state(job.job_id)
             struck = sum(job_id == job.job_id for job_id, _ in self.struck)
-            lost = state in ENDED and (state != "COMPLETED" or struck < len(self.kinds))
+            lost = state in ENDED and (state != "COMPLETED" or struck < self.grid.strikes)
             assert not lost, (job.job_id, state, self.chain.log(job, 0).read_text()[-3000:])
 
     def _strike(self, job: Submitted, attempt: int, kind: str) -> None:
@@ -187,26 +190,31 @@ def prove(cluster: Cluster, config: Path, folder: Path, grid: Grid) -> dict[str,
     """
     marker = str(folder / "gate-{element}-{attempt}-{rank}")
     gates = {name: GATE.format(marker=marker, attempts=number)
-             for name, number in (("whole", 0), ("struck", len(grid.kinds)))}  # fmt: skip
+             for name, number in (("whole", 0), ("struck", grid.strikes))}  # fmt: skip
     configs = {name: rich(config, folder / f"{name}-config", steps=1, workers=0, more=more)
                for name, more in gates.items()}  # fmt: skip
     struck = submit(grid.words(configs["struck"], folder / "struck"))
-    striker = Striker(cluster, struck, grid.kinds, marker)
+    striker = Striker(cluster, struck, grid, marker)
     striker.strike_all()
     whole = submit(grid.words(configs["whole"], folder / "whole"))
     for chain in (struck, whole):
         await_all(cluster, chain)
     restarts = striker.restarts()
-    assert set(restarts.values()) == {len(grid.kinds)}, restarts
+    assert set(restarts.values()) == {grid.strikes}, restarts
     for job in struck.jobs:
         name = Path(job.experiment).name
         for stage in ("float", "qat"):
             if (folder / "whole" / name / stage).is_dir():
                 compare(folder / "whole" / name / stage, folder / "struck" / name / stage)
-    before = files_of(folder / "struck")
-    await_all(cluster, submit(grid.words(configs["struck"], folder / "struck")))
-    assert files_of(folder / "struck") == before, "what was done was done again"
     return restarts
+
+
+def prove_done_once(cluster: Cluster, folder: Path, grid: Grid) -> None:
+    """Submit the struck sweep of `prove` anew: nothing of it is done again."""
+    before = files_of(folder / "struck")
+    config = folder / "struck-config/rich.py"
+    await_all(cluster, submit(grid.words(config, folder / "struck")))
+    assert files_of(folder / "struck") == before, "what was done was done again"
 
 
 def main() -> None:
@@ -216,7 +224,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     given = parser.parse_args()
-    grid = Grid(presets=given.presets, seeds=given.seeds, kinds=given.kinds)
+    grid = Grid(
+        presets=given.presets, seeds=given.seeds, kinds=given.kinds, strikes=len(given.kinds)
+    )
     with tempfile.TemporaryDirectory(prefix="slurm-sweep-") as name:
         folder = Path(name)
         digits = write_digits(
@@ -228,6 +238,7 @@ def main() -> None:
         began = time.monotonic()
         with running_cluster() as cluster, surroundings(cluster, folder):
             restarts = prove(cluster, config, folder, grid)
+            prove_done_once(cluster, folder, grid)
         print(f"{len(restarts)} elements, {sum(restarts.values())} restarts, all equal:"
               f" {time.monotonic() - began:.0f} s")  # fmt: skip
 
