@@ -11,6 +11,9 @@ from slurm.record import chains
 from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+# What takes time and is no part of the training.
+LIGHT = ("--no-validate", "--wandb", "disabled", "--cfg-options", "tracking.quantizer_images=0",
+         "tracking.prediction_images=0")  # fmt: skip
 
 
 def test_elements_struck_one_by_one_end_as_if_nothing_had_been(
@@ -23,6 +26,7 @@ def test_elements_struck_one_by_one_end_as_if_nothing_had_been(
         kinds=["warn", "preempt"],
         strikes=1,
         checkpoint=float_checkpoint,
+        options=LIGHT,
     )
     with surroundings(cluster, tmp_path):
         restarts = prove(cluster, config, tmp_path, grid)
