@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -73,7 +74,8 @@ class _Stop:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Be the handler of every signal."""
         if self.asked is None:
-            os.write(2, b"stopping: the job finishes its step and writes a checkpoint\n")
+            with contextlib.suppress(OSError):
+                os.write(2, b"stopping: the job finishes its step and writes a checkpoint\n")
         self.asked = signal.Signals(number).name
         if self.process is not None:
             self.process.terminate()
@@ -108,7 +110,7 @@ def run_here(jobs: Sequence[Job], place: Place) -> int:
             chain = _with(chain, number, begun)
             keep(chain)
             what, log = element.label or job.name, chain.log(begun, 0)
-            print(f"{what}: {log}", flush=True)
+            _print(f"{what}: {log}")
             code = _await(handle, stop)
             say_end(what, log, code)
             if code:
@@ -128,12 +130,18 @@ def say_end(what: str, log: Path, code: int) -> None:
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if code == 0:
         results = [line for line in lines if not _LOGGED.match(line)]
-        print("\n".join(results), flush=True)
+        _print("\n".join(results))
     elif code == STOPPED:
-        print(f"{what}: stopped by a signal; submit again to go on", file=sys.stderr, flush=True)
+        _print(f"{what}: stopped by a signal; submit again to go on", error=True)
     else:
         why = errors[-1] if errors else f"ended with exit code {code}; its log says why: {log}"
-        print(f"error: {what}: {why}", file=sys.stderr, flush=True)
+        _print(f"error: {what}: {why}", error=True)
+
+
+def _print(text: str, *, error: bool = False) -> None:
+    """Print a text where there is still a terminal."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def run_in_process(jobs: Sequence[Job], place: Place) -> int:
