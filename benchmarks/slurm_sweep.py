@@ -54,6 +54,7 @@ class Grid:
         kinds: What strikes; element N begins with the Nth.
         strikes: How often each element is struck.
         checkpoint: A float detector for all, in place of float trainings.
+        options: More of the command line.
     """
 
     presets: Sequence[str]
@@ -61,13 +62,15 @@ class Grid:
     kinds: Sequence[str] = KINDS
     strikes: int = len(KINDS)
     checkpoint: Path | None = None
+    options: Sequence[str] = ()
 
     def words(self, config: Path, folder: Path) -> list[str]:
         """Return the command line that submits it."""
-        words = ["submit", *RESOURCES, "--parallel", "2", "sweep", str(config), "--device", "cpu"]
+        words = ["submit", *RESOURCES, "--parallel", "2", "sweep", str(config)]
+        words += ["--device", "cpu", "--threads", "1"]
         words += ["--presets", *self.presets, "--seeds", *map(str, self.seeds)]
         words += ["--checkpoint", str(self.checkpoint)] if self.checkpoint else []
-        return [*words, "--work-dir", str(folder)]
+        return [*words, "--work-dir", str(folder), *self.options]
 
 
 @contextlib.contextmanager
