@@ -36,6 +36,8 @@ class Terminal:
         self.shown = ""
         if self.pid == 0:
             os.chdir(ROOT)
+            # Tests that run in the background have it ignored, and what is started inherits that.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             command = [sys.executable, "-m", "launcher", *map(str, words)]
             os.execve(sys.executable, command, {**os.environ, **environ})
 
@@ -59,7 +61,7 @@ class Terminal:
             if pid:
                 self.read(0.2)
                 return os.waitstatus_to_exitcode(status)
-        os.kill(self.pid, signal.SIGKILL)
+        os.kill(self.pid, signal.SIGTERM)
         raise AssertionError(f"still at work: {self.shown[-3000:]}")
 
 
