@@ -39,7 +39,16 @@ custom_imports = dict(imports=['tests.slurm.gate'], allow_failed_imports=False)
 custom_hooks = [dict(type='GateHook', step=2, marker={marker!r}, attempts={attempts})]
 """
 # Two CPUs are a node: an element each, so that one can be preempted alone.
-RESOURCES = ("--partition", "low", "--cpus-per-task", "2", "--signal-delay-s", "20", "--time", "15")
+RESOURCES = (
+    "--partition",
+    "swept",
+    "--cpus-per-task",
+    "2",
+    "--signal-delay-s",
+    "20",
+    "--time",
+    "15",
+)
 LIMIT_S = 900.0
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
@@ -102,7 +111,7 @@ def strike(cluster: Cluster, job_id: str, kind: str) -> None:
         cluster.ask("scontrol", "update", f"JobId={job_id}", f"TimeLimit={minutes}")
     elif kind == "preempt":
         node = cluster.ask("squeue", "-h", "-o", "%N", "-j", job_id)
-        wanted = ("-p", "high", "-w", node, "-o", "/dev/null", "--exclusive", "--wrap", "sleep 1")
+        wanted = ("-p", "urgent", "-w", node, "-o", "/dev/null", "--exclusive", "--wrap", "sleep 1")
         cluster.ask("sbatch", *wanted)
     else:
         cluster.ask("scontrol", "requeue", job_id)
