@@ -18,6 +18,7 @@ from slurm.record import Chain, Submitted
 ENDED = (
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "STOPPED",
     "PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED",
+    "GONE",  # Slurm does not know it any more, and it has left nothing.
 )  # fmt: skip
 
 
@@ -45,24 +46,30 @@ def states(chain: Chain) -> dict[str, State]:
     """Return the state of each job of a chain by its number."""
     if chain.executor == "slurm":
         ids = [job.job_id for job in chain.jobs]
-        found = {**_said(_SACCT, ids), **_said(_SQUEUE, ids)}
-        return {j.job_id: found.get(j.job_id) or _left_behind(chain, j) for j in chain.jobs}
+        queue = _said(_SQUEUE, ids)
+        found = {**(_said(_SACCT, ids) or {}), **(queue or {})}
+        unknown = "UNKNOWN" if queue is None else "GONE"
+        return {j.job_id: found.get(j.job_id) or _left_behind(chain, j, unknown)
+                for j in chain.jobs}  # fmt: skip
     return {job.job_id: _here(chain, job) for job in chain.jobs}
 
 
+_NO_SUCH_JOB = "Invalid job id"
 _SQUEUE = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%R|%M", "-j"]
 _SACCT = ["sacct", "-n", "-X", "-P", "-o", "JobID,State,NodeList,Elapsed", "-j"]
 
 
-def _said(command: Sequence[str], ids: Sequence[str]) -> dict[str, State]:
-    """Return what a command of Slurm's says; nothing where there is none or it knows nothing."""
+def _said(command: Sequence[str], ids: Sequence[str]) -> dict[str, State] | None:
+    """Return what a command of Slurm's says of those it knows; None where it does not answer."""
     numbers = sorted({i.split("_")[0] for i in ids})
     try:
         done = subprocess.run(
             [*command, ",".join(numbers)], capture_output=True, text=True, check=False, timeout=30
         )
     except (OSError, subprocess.TimeoutExpired):
-        return {}
+        return None
+    if done.returncode and _NO_SUCH_JOB not in done.stderr:
+        return None
     found = {}
     for line in done.stdout.splitlines():
         number, *rest = (part.strip() for part in line.split("|"))
@@ -80,10 +87,10 @@ def _here(chain: Chain, job: Submitted) -> State:
     return State(name="RUNNING") if _is_alive(chain, job.job_id) else _left_behind(chain, job)
 
 
-def _left_behind(chain: Chain, job: Submitted) -> State:
+def _left_behind(chain: Chain, job: Submitted, unknown: str = "UNKNOWN") -> State:
     end = read_end(Path(chain.folder) / "jobs", job.job_id)
     if end is None:
-        return State(name="UNKNOWN")
+        return State(name=unknown)
     code = int(end["code"])
     name = {0: "COMPLETED", 75: "STOPPED"}.get(code, f"FAILED({code})")
     return State(name=name, elapsed=time.strftime("%d.%m. %H:%M", time.localtime(end["time"])))
@@ -108,8 +115,9 @@ def cancel_chain(chain: Chain) -> list[str]:
         done = subprocess.run(
             ["scancel", *reversed(waiting)], capture_output=True, text=True, check=False, timeout=60
         )
-        if done.returncode:
-            said = " ".join(done.stderr.split())
+        wrong = [line for line in done.stderr.splitlines() if _NO_SUCH_JOB not in line]
+        if done.returncode and wrong:  # One may have ended since.
+            said = " ".join(" ".join(wrong).split())
             raise RuntimeError(f"scancel failed: {said}; `scontrol ping` tells whether it answers")
     return waiting
 

@@ -22,7 +22,7 @@ from dq.tracking.rows import METRICS, QUANTIZERS, Row
 from dq.tracking.run import Run, read_run
 from dq.tracking.sync import mark_sent, number_piece
 from dq.tracking.turn import take_turn
-from dq.tracking.wandb_variables import name_of
+from dq.tracking.wandb_variables import job_type_of, name_of, tags_of
 from dq.whole_file import write_whole
 
 SENT = "wandb/sent.json"
@@ -131,8 +131,8 @@ class Mirror:
             name=name_of(info.experiment, info.stage, os.environ),
             # What is given here wins over W&B's own variables, and a cluster's job sets these.
             group=os.environ.get("WANDB_RUN_GROUP") or info.experiment,
-            job_type=info.stage,
-            tags=[*info.tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(","))],
+            job_type=job_type_of(info.stage, os.environ),
+            tags=tags_of(info.tags, os.environ),
             resume="allow",
             config=_config(info),
             settings=wandb.Settings(**{k: v for k, v in wanted.items() if k in known}),

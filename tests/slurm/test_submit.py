@@ -148,8 +148,8 @@ def test_local_executor_runs_a_job_from_its_snapshot(
 ) -> None:
     work = tmp_path / "it's work"
     code, out, err = launch(
-        "submit", "--cluster", "local", "--tasks-per-node", "2", "eval", config,
-        "--checkpoint", float_checkpoint, "--work-dir", work, "--device", "cpu",
+        "submit", "--cluster", "local", "--tasks-per-node", "2", "--cpus-per-task", "2",
+        "eval", config, "--checkpoint", float_checkpoint, "--work-dir", work, "--device", "cpu",
     )  # fmt: skip
     assert code == 0, out + err
     chain = chains()[-1]
@@ -157,7 +157,7 @@ def test_local_executor_runs_a_job_from_its_snapshot(
     assert re.search(r"^mAP \d", out, re.MULTILINE), out
     assert "checkpoint" not in out.partition("_log.out")[2]
     assert (Path(chain.folder) / "code/launcher/cli.py").is_file()
-    assert "rank 0 of 2" in chain.log(chain.jobs[0], 0).read_text()
+    assert "rank 0 of 2 on cpu, 2 threads" in chain.log(chain.jobs[0], 0).read_text()
     code, out, _ = launch("jobs", chain.name)
     assert "COMPLETED" in out
     assert time.time() > chain.created
