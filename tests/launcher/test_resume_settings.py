@@ -23,7 +23,8 @@ def stopped(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = work / "stopping.py"
     path.write_text(
         f"_base_ = [{str(config)!r}]\n"
-        "custom_imports = dict(imports=['dq.detector.survey.stop_hook'], allow_failed_imports=False)\n"
+        "custom_imports = dict(imports=['dq.detector.survey.stop_hook'],"
+        " allow_failed_imports=False)\n"
         "custom_hooks = [dict(type='StopOnceHook')]\n"
         "runner = dict(max_epochs=2)\n"
     )
