@@ -6,6 +6,7 @@ import argparse
 import difflib
 import importlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -126,6 +127,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV will release v2.0.0")
     words = list(sys.argv[1:] if argv is None else argv)
     debug = wants_debug(words)
+    if not debug:
+        # torch's C++ prints the frames of what it then raises as an error too. It reads this when
+        # it is imported, which is later.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     with quiet_interpreter(debug=debug):
         try:
             arguments = parse(words)

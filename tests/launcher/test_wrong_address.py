@@ -1,0 +1,70 @@
+"""A wrong MASTER_ADDR or MASTER_PORT is one line: no frames of C++, and the address in it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@contextmanager
+def another_service() -> Iterator[int]:
+    """Lend the port of a service that is no store: it answers in another language."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            while True:
+                try:
+                    client, _ = server.accept()
+                except OSError:
+                    return
+                with client:
+                    client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield server.getsockname()[1]
+
+
+@contextmanager
+def nobody() -> Iterator[int]:
+    """Lend a port at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    yield port
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("host", "there"),
+    [("127.0.0.1", another_service), ("127.0.0.1", nobody), ("no.such.host.invalid", nobody)],
+    ids=["another service", "nobody", "no such host"],
+)
+def test_a_wrong_address_is_one_line(
+    host: str, there: object, config: Path, tmp_path: Path
+) -> None:
+    with there() as port:  # type: ignore[operator]
+        place = {"MASTER_ADDR": host, "MASTER_PORT": str(port), "RANK": "1", "WORLD_SIZE": "2"}
+        place |= {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+        environ = {**os.environ, **place, "GROUP_WORLD_SIZE": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "launcher", "train", str(config), "--device", "cpu"]
+        done = subprocess.run(
+            [*command, "--work-dir", str(tmp_path / "w"), "--arrival-timeout", "3"],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 1, done.stderr[-2000:]
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: rank 1")
+    assert f"{host}:{port}" in line
