@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch._C import _functorch as functorch
 
+from dq.whole_file import drafts
+
 log = logging.getLogger(__name__)
 
 # Contraction would make a * b + c another number than torch's operators give.
@@ -141,8 +143,9 @@ def _built(source: Path) -> Path:
     if shutil.which(compiler.split()[0]) is None:
         raise FileNotFoundError(f"{compiler} is not on PATH")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        unlinked, linked = Path(folder, "unlinked.o"), Path(folder, "linked.so")
+    # Several ranks may build at once; each puts a whole file in place.
+    with tempfile.TemporaryDirectory() as folder, drafts(path) as (linked,):
+        unlinked = Path(folder, "unlinked.o")
         # Linked without OpenMP's runtime, so that the one torch has loaded serves both: a second
         # one would compete with its threads.
         for words in (
@@ -150,8 +153,6 @@ def _built(source: Path) -> Path:
             [*compiler.split(), "-shared", str(unlinked), "-o", str(linked)],
         ):
             subprocess.run(words, check=True, capture_output=True, text=True, timeout=LIMIT_S)
-        # Several ranks may build at once; each puts a whole file in place.
-        os.replace(linked, path)
     return path
 
 

@@ -8,6 +8,12 @@ import argparse
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the config and what every stage understands."""
     parser.add_argument("config", metavar="CONFIG", help="an mmdet 2.x config file")
+    parser.add_argument("--seed", type=int, help="default: the config's seed, else 0")
+    add_shared(parser)
+
+
+def add_shared(parser: argparse.ArgumentParser) -> None:
+    """Add what every stage understands and several configs and seeds may share."""
     parser.add_argument(
         "--work-dir",
         metavar="DIR",
@@ -21,7 +27,6 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="override config entries, in mmdet's syntax: optimizer.lr=0.01 data.samples_per_gpu=4",
     )
-    parser.add_argument("--seed", type=int, help="default: the config's seed, else 0")
     parser.add_argument(
         "--device",
         default="auto",
@@ -83,6 +88,14 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         const="auto",
         metavar="FILE.pth",
         help="continue this stage from a checkpoint; without a file from its newest whole one",
+    )
+    parser.add_argument(
+        "--resume-with",
+        action="append",
+        default=[],
+        metavar="KEY[,KEY]",
+        help="settings, such as optimizer.lr, that are to be the config's where the checkpoint was"
+        " made with others",
     )
     parser.add_argument(
         "--resume-from", metavar="FILE.pth", dest="resume", help="mmdet's name of --resume FILE.pth"

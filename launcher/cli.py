@@ -21,6 +21,7 @@ from launcher.failure import (
     report,
     wants_debug,
 )
+from launcher.missing import explained
 from launcher.words import ordered
 
 COMMANDS = (
@@ -132,10 +133,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception as error:
+            return report(explained(error, _command_of(words)), debug=debug)
+        except BaseException as error:
             # Named here alone: this module is imported before torch is.
             if type(error).__name__ == "Stopped":
                 return STOPPED
-            return report(error, debug=debug)
+            raise
+
+
+def _command_of(words: Sequence[str]) -> str:
+    return next((word for word in words if word in COMMANDS), "CONFIG")
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,17 @@ from dq.dist.one_reader import on_main_rank
 from dq.tracking.settings import Tracking
 from dq.tracking.summary import key_of
 from launcher.config import QuantSettings, command_for, guards, quant_settings, tracking
+from launcher.settings import (
+    DEVICE,
+    SEED,
+    START,
+    SYNC_BN,
+    TORCH,
+    Settings,
+    described,
+    described_quantization,
+    names_of,
+)
 
 log = logging.getLogger(__name__)
 # What decides nothing of a float training's result.
@@ -41,11 +52,15 @@ class Asked:
         file: ``--resume FILE``, which goes before all else.
         automatic: ``--resume`` or ``auto_resume``: the stage's newest checkpoint.
         of_config: The config's ``resume_from``, for the training that wrote it.
+        is_shared: The command has several trainings; ``file`` is for the one that wrote it.
+        changing: Settings that ``--resume-with`` names: they may be others than they were.
     """
 
     file: str | None = None
     automatic: bool = False
     of_config: str | None = None
+    is_shared: bool = False
+    changing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +75,7 @@ class Plan:
         text: The config without its quantization as it was read; libraries change what they are
             handed, so it is kept.
         seed: Of everything random, equal on all ranks.
+        described: Each setting of the float and of the quantized training as it was read.
     """
 
     config: Any
@@ -68,6 +84,7 @@ class Plan:
     tracking: Tracking
     text: str
     seed: int
+    described: Mapping[str, Settings]
 
     def key(self, stage: str, device: str, parent: str | None, *more: object) -> str:
         """Return a digest of what decides a stage's result.
@@ -79,6 +96,14 @@ class Plan:
         return key_of(
             stage, self.text, self.seed, device, parent, torch.__version__, *quantized, *more
         )
+
+    def training_settings(
+        self, stage: str, device: str, parent: str | None, sync_bn: str
+    ) -> Settings:
+        """Return what decides a training's result, as text by name, but for its images."""
+        more = {SEED: self.seed, SYNC_BN: sync_bn, DEVICE: device, TORCH: torch.__version__}
+        start = {} if parent is None else {START: parent[:12]}
+        return {**self.described[stage], **{k: repr(v) for k, v in {**more, **start}.items()}}
 
     @property
     def bits(self) -> str:
@@ -112,6 +137,10 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     if note := class_list(config).note:
         log.warning("%s", note)
     text = str({k: v for k, v in config.items() if k not in APART})
+    kept = {
+        "float": described(config),
+        "qat": described(quantized) | described_quantization(settings),
+    }
     seed = arguments.seed if arguments.seed is not None else config.get("seed") or 0
     if not isinstance(seed, int):
         raise ValueError(f"seed is {seed!r}; give a whole number")
@@ -122,6 +151,7 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
         tracking=tracking(config.get("tracking")),
         text=text,
         seed=seed,
+        described=kept,
     )
 
 
@@ -188,11 +218,24 @@ def starting_point(arguments: argparse.Namespace, plan: Plan) -> Path:
 
 
 def asked_to_resume(arguments: argparse.Namespace, plan: Plan) -> Asked:
-    """Return where the command line and the config want a training to go on."""
+    """Return where the command line and the config want a training to go on.
+
+    Raises:
+        ValueError: ``--resume-with`` names no setting, or nothing is gone on with.
+    """
     config = plan.config
     automatic = arguments.resume == "auto" or bool(config.get("auto_resume"))
     file = None if arguments.resume in (None, "auto") else arguments.resume
-    return Asked(file=file, automatic=automatic, of_config=config.resume_from or None)
+    changing = names_of(arguments.resume_with)
+    if changing and not (file or automatic or config.resume_from):
+        raise ValueError("--resume-with goes with --resume; give that too, or leave it out")
+    return Asked(
+        file=file,
+        automatic=automatic,
+        of_config=config.resume_from or None,
+        is_shared=arguments.command == "run",
+        changing=changing,
+    )
 
 
 def _lay_flags_over(config: Any, arguments: argparse.Namespace) -> None:

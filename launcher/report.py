@@ -12,6 +12,7 @@ from dq.quant.recipes.recipe import Recipe
 from dq.tracking.plots import write_plots
 from dq.tracking.summary import StageSummary, read_summary
 from dq.tracking.table import COLUMNS, below_start, markdown_table
+from dq.whole_file import write_whole
 from launcher.failure import WORLD_ERROR
 from launcher.session import Session
 
@@ -141,7 +142,7 @@ def say_table(place: Session, summaries: Mapping[str, StageSummary], recipe: Rec
     table = markdown_table(place.experiment.name, summaries, bits)
     notes = [text for summary in summaries.values() if (text := below_start(summary))]
     table = "\n".join([table, *(f"\n{text}." for text in notes)])
-    (place.experiment / "results.md").write_text(table + "\n")
+    write_whole(place.experiment / "results.md", table + "\n")
     plots = write_plots(place.experiment / "plots", place.experiment, summaries)
     print()
     print(table)

@@ -16,7 +16,7 @@ import torch
 from dq.detector import removed_names
 from dq.detector.guards import Guards
 from dq.detector.supervision import Supervision, Watch
-from dq.dist.agreement import Agreement
+from dq.dist.agreement import Agreement, CudaMarks
 from dq.dist.claim import first_to_claim, linger
 from dq.dist.environment import Environment, read_environment
 from dq.dist.lost import LostRankError, explain_lost_rank
@@ -29,10 +29,9 @@ from launcher.failure import log_traceback, say
 from launcher.logs import logging_to
 from launcher.plan import surroundings
 from launcher.threads import threads_of
+from launcher.work_dir import WorkDir, held
 
 log = logging.getLogger(__name__)
-# A look at what other ranks ask for waits for the device.
-GPU_CHECK_EVERY = 10
 # A collective that times out should end a rank with its message, before the watchdog does.
 WATCH_MARGIN_S = 60.0
 # What was stopped or has failed is soon killed by torchrun or Slurm, or is started again.
@@ -50,6 +49,7 @@ class Session:
         calibration_rank: The rank that calibrates for all.
         signals: Those that end the command.
         watch: Where stacks are written to, and when.
+        work_dir: What this command alone writes.
         wandb: ``online``, ``offline`` or ``disabled``.
     """
 
@@ -59,6 +59,7 @@ class Session:
     calibration_rank: int
     signals: StopSignals
     watch: Watch
+    work_dir: WorkDir
     wandb: str = "disabled"
     _relays: list[Relay] = field(default_factory=list)
 
@@ -80,9 +81,9 @@ class Session:
 
     def supervision(self, guards: Guards) -> Supervision:
         """Return who watches over a training; every rank must call it."""
-        on_gpu = self.device.type == "cuda"
+        marks = CudaMarks(self.device) if self.device.type == "cuda" else None
         return Supervision(
-            agreement=Agreement(check_every=GPU_CHECK_EVERY if on_gpu else 1, device=self.device),
+            agreement=Agreement(marks=marks),
             signals=self.signals,
             watch=self.watch,
             guards=guards,
@@ -132,24 +133,27 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
                     torch.get_num_threads(),
                 )
                 try:
-                    yield Session(
-                        environment=environment,
-                        device=device,
-                        experiment=experiment,
-                        calibration_rank=_calibration_rank(arguments, environment),
-                        signals=signals,
-                        watch=Watch(
-                            stacks=experiment / "logs" / f"rank_{environment.rank}.stacks",
-                            limit_s=arguments.timeout + WATCH_MARGIN_S,
-                        ),
-                        wandb=wandb,
-                        _relays=relays,
-                    )
-                except Exception as error:
+                    with held(arguments, experiment) as work_dir:
+                        yield Session(
+                            environment=environment,
+                            device=device,
+                            experiment=experiment,
+                            calibration_rank=_calibration_rank(arguments, environment),
+                            signals=signals,
+                            watch=Watch(
+                                stacks=experiment / "logs" / f"rank_{environment.rank}.stacks",
+                                limit_s=arguments.timeout + WATCH_MARGIN_S,
+                            ),
+                            work_dir=work_dir,
+                            wandb=wandb,
+                            _relays=relays,
+                        )
+                except (Exception, Stopped) as error:
+                    _stop_if_asked(error, signals)
                     _report(error, log_file, debug=debug)
                     raise
             hurry_s = None
-        except Exception as error:
+        except (Exception, Stopped) as error:
             if not getattr(error, "reported", False):
                 _report(error, log_file, debug=debug)
             raise
@@ -202,7 +206,17 @@ def _quieten_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _report(error: Exception, log_file: Path, *, debug: bool) -> None:
+def _stop_if_asked(error: BaseException, signals: StopSignals) -> None:
+    """Raise Stopped where other ranks were lost because the job was asked to stop, as this one."""
+    is_lost = isinstance(error, LostRankError) or explain_lost_rank(error) is not None
+    if is_lost and signals.first is not None:
+        stopped = Stopped(signals.first[1])
+        log.info("stopped by %s, as other ranks", stopped)
+        stopped.reported = True  # type: ignore[attr-defined]
+        raise stopped from error
+
+
+def _report(error: Exception | Stopped, log_file: Path, *, debug: bool) -> None:
     """Print the error unless another rank has; log it with its traceback in any case."""
     if isinstance(error, Stopped):
         log.info("stopped by %s", error)

@@ -229,7 +229,7 @@ def mmcv_wheel(python: Path, log: Path) -> Path:
         run(wheel, log=log, env=env)
         (built,) = (build / "out").glob("mmcv_full-*.whl")
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / (built.name + ".partial")
+        partial = folder / f".{built.name}.{os.getpid()}.partial"
         shutil.copyfile(built, partial)
         partial.rename(folder / built.name)
     return folder / built.name

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
+
+from dq.whole_file import write_whole
 
 
 def write_end(folder: Path, job_id: str, code: int, attempt: int) -> None:
     """Write the exit code of an attempt of a job, whole or not at all."""
     path = folder / f"{job_id}_end.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"code": code, "attempt": attempt + 1, "time": time.time()}))
-    os.replace(partial, path)
+    write_whole(path, json.dumps({"code": code, "attempt": attempt + 1, "time": time.time()}))
 
 
 def read_end(folder: Path, job_id: str) -> dict[str, float] | None:

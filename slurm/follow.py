@@ -6,8 +6,26 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from slurm.record import Chain, Submitted, chains
+from slurm.state import states
+
 PAUSE_S = 0.5
 STATE_EVERY_S = 5.0
+
+
+def await_begin(chain: Chain, job: Submitted) -> tuple[Chain, Submitted]:
+    """Wait until a local job that waits for others has begun, or will not; return it as it is then.
+
+    Args:
+        chain: That has it.
+        job: Without a number yet.
+    """
+    place = chain.jobs.index(job)
+    while not job.job_id and not states(chain)[""].has_ended:
+        time.sleep(PAUSE_S)
+        chain = next(c for c in chains() if c.folder == chain.folder)
+        job = chain.jobs[place]
+    return chain, job
 
 
 def lines_of(path: Path, *, has_ended: Callable[[], bool] | None = None) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from slurm.profile import Profile
 STAGE_FOLDERS = {
     "train": "float", "calibrate": "calibrated", "qat": "qat", "eval": "eval", "analyze": "analyze",
 }  # fmt: skip
+# Commands that compute: they take --threads.
+COMPUTING = ("train", "calibrate", "qat", "eval", "analyze", "export", "run")
 # Commands in which several ranks share the work; in the others one works.
 PARALLEL = ("train", "qat", "eval", "run")
 
@@ -35,6 +37,11 @@ class Element:
     def stage(self) -> str:
         """Return the folder of its results below the experiment; empty for several."""
         return STAGE_FOLDERS.get(self.words[0], "")
+
+    @property
+    def computes(self) -> bool:
+        """Tell whether its CPUs are a rank's threads."""
+        return self.words[0] in COMPUTING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +91,8 @@ def chain(
     config: str,
     experiment: Path,
     profile: Profile,
-    shared: Sequence[str] = (),
-    training: Sequence[str] = (),
-    checkpoint: Sequence[str] = (),
+    options: Mapping[str, Sequence[str]],
+    checkpoint: str | None = None,
     fresh: bool = False,
 ) -> list[Job]:
     """Return float, calibrate, qat and eval as jobs, each begun from the former's checkpoint.
@@ -95,25 +101,28 @@ def chain(
         config: Its path.
         experiment: The experiment's folder.
         profile: Of all jobs; calibration takes one rank of it.
-        shared: Arguments that every stage understands.
-        training: Those of trainings.
-        checkpoint: ``--checkpoint FILE`` and what belongs to it; there is no float training then.
+        options: Of each command: ``train``, ``calibrate``, ``qat``, ``eval``.
+        checkpoint: A float detector; there is no float training then.
         fresh: Do again what is done, and resume nothing.
     """
     again = () if fresh else ("--reuse",)
-    place = ("--work-dir", str(experiment), *shared)
-    start = list(checkpoint) or ["--checkpoint", str(experiment / "float/float.pth")]
-    trust = tuple(w for w in checkpoint if w == "--trust-checkpoint")
-    going_on = () if fresh or "--resume" in training else ("--resume",)
+    place = ("--work-dir", str(experiment))
+
+    def training(command: str) -> list[str]:
+        given = options[command]
+        resume = () if fresh or "--resume" in given else ("--resume",)
+        return [*place, *given, *again, *resume]
+
+    start = checkpoint or str(experiment / "float/float.pth")
     steps: list[tuple[str, str, list[str]]] = []
-    if not checkpoint:
-        steps.append(("float", "train", [*place, *training, *again, *going_on]))
-    calibrated = ["--checkpoint", str(experiment / "calibrated/calibrated.pth")]
+    if checkpoint is None:
+        steps.append(("float", "train", training("train")))
+    calibrated = str(experiment / "calibrated/calibrated.pth")
     done = ["--checkpoint", str(experiment / "qat/qat.pth"), "--table"]
     steps += [
-        ("calibrate", "calibrate", [*start, *place, *again]),
-        ("qat", "qat", [*calibrated, *trust, *place, *training, *again, *going_on]),
-        ("eval", "eval", [*done, *place]),
+        ("calibrate", "calibrate", ["--checkpoint", start, *place, *options["calibrate"], *again]),
+        ("qat", "qat", ["--checkpoint", calibrated, *training("qat")]),
+        ("eval", "eval", [*done, *place, *options["eval"]]),
     ]
     jobs: list[Job] = []
     for name, command, words in steps:
@@ -131,8 +140,9 @@ def sweep(
     seeds: Sequence[int],
     folder: Path,
     profile: Profile,
-    options: Sequence[str] = (),
-    more: Sequence[str] = (),
+    options: Mapping[str, Sequence[str]],
+    cfg_options: Sequence[str] = (),
+    checkpoint: str | None = None,
 ) -> list[Job]:
     """Return a grid of whole chains as an array.
 
@@ -145,21 +155,23 @@ def sweep(
         seeds: At least one.
         folder: Of all experiments.
         profile: Of each element.
-        options: ``--cfg-options`` for all of them.
-        more: Other arguments for all of them.
+        options: Of each command, ``train`` and ``run``, without what is named here.
+        cfg_options: ``--cfg-options`` for all of them.
+        checkpoint: A float detector for all.
     """
     floats, elements = [], []
-    shares = len(presets) > 1 and "--checkpoint" not in more
+    shares = len(presets) > 1 and checkpoint is None
+    chosen = ("--checkpoint", checkpoint) if checkpoint else ()
     for (name, path), seed in itertools.product(configs, seeds):
         base = f"{name}-seed{seed}"
         if shares:
             words = ["train", path, "--work-dir", str(folder / base), "--seed", str(seed)]
-            words += ["--reuse", "--resume", *more, *_options(options)]
+            words += ["--reuse", "--resume", *options["train"], *_options(cfg_options)]
             floats.append(Element(words=tuple(words), experiment=folder / base, label=base))
         for preset in presets or [""]:
             label = f"{base}-{preset}" if preset else base
-            words = ["run", path, "--work-dir", str(folder / label), "--seed", str(seed), *more]
-            words += ["--resume", *_options([*options, *_preset(preset)])]
+            words = ["run", path, "--work-dir", str(folder / label), "--seed", str(seed), *chosen]
+            words += [*options["run"], "--resume", *_options([*cfg_options, *_preset(preset)])]
             elements.append(Element(words=tuple(words), experiment=folder / label, label=label))
     jobs = []
     if shares:

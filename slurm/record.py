@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dq.whole_file import write_whole
+from slurm.plan import Element, Job
+
 FILE_NAME = "chain.json"
 KEPT = 500
 
@@ -18,7 +21,8 @@ class Submitted:
     """A job, or one element of an array, that a scheduler has taken.
 
     Attributes:
-        job_id: The scheduler's number; ``12_3`` for an element of an array.
+        job_id: The scheduler's number; ``12_3`` for an element of an array; empty before a local
+            job begins.
         name: Of the job within its chain.
         label: Of the element, empty outside of arrays.
         words: The launcher's command line.
@@ -46,6 +50,7 @@ class Chain:
         folder: Of snapshot, logs and this record.
         created: Seconds since 1970.
         jobs: In the order of their beginning.
+        process: Which one runs them, on this machine; see `slurm.own_process`.
     """
 
     name: str
@@ -53,10 +58,31 @@ class Chain:
     folder: str
     created: float
     jobs: tuple[Submitted, ...]
+    process: str = ""
 
     def log(self, job: Submitted, rank: int) -> Path:
         """Return the file with all that a rank has printed."""
         return Path(self.folder, "jobs", f"{job.job_id}_{rank}_log.out")
+
+
+def recorded(job_id: str, job: Job, element: Element, tasks: int) -> Submitted:
+    """Return the record of a job, or of an element of an array.
+
+    Args:
+        job_id: The scheduler's number.
+        job: What is to run.
+        element: Which of it.
+        tasks: How many write a log.
+    """
+    return Submitted(
+        job_id=job_id,
+        name=job.name,
+        label=element.label,
+        words=element.words,
+        experiment=str(element.experiment),
+        stage=element.stage,
+        tasks=tasks,
+    )
 
 
 def index_path() -> Path:
@@ -68,16 +94,12 @@ def index_path() -> Path:
 def keep(chain: Chain) -> None:
     """Write the chain's record, and its folder into the index unless it is there already."""
     folder = Path(chain.folder)
-    partial = folder / f"{FILE_NAME}.partial"
-    partial.write_text(json.dumps(asdict(chain), indent=1))
-    os.replace(partial, folder / FILE_NAME)
+    write_whole(folder / FILE_NAME, json.dumps(asdict(chain), indent=1))
     index = index_path()
     known = _index_lines(index)
     if chain.folder not in known:
         index.parent.mkdir(parents=True, exist_ok=True)
-        partial = index.with_name(f"{index.name}.{os.getpid()}")
-        partial.write_text("".join(f"{line}\n" for line in [*known, chain.folder][-KEPT:]))
-        os.replace(partial, index)
+        write_whole(index, "".join(f"{line}\n" for line in [*known, chain.folder][-KEPT:]))
 
 
 def chains() -> list[Chain]:
@@ -100,7 +122,7 @@ def find_chain(name: str, among: Sequence[Chain]) -> Chain:
         ValueError: There is none.
     """
     for chain in reversed(among):
-        numbers = {job.job_id for job in chain.jobs}
+        numbers = {job.job_id for job in chain.jobs if job.job_id}
         if name == chain.name or name in numbers | {n.split("_")[0] for n in numbers}:
             return chain
     known = ", ".join(chain.name for chain in among[-5:]) or "none"
@@ -127,7 +149,10 @@ def find_job(name: str, among: Sequence[Chain]) -> tuple[Chain, Submitted]:
         fitting = list(chain.jobs)
     if len(fitting) == 1:
         return chain, fitting[0]
-    names = ", ".join(f"{job.job_id} ({job.label or job.name})" for job in chain.jobs)
+    names = ", ".join(
+        f"{job.job_id} ({job.label or job.name})" if job.job_id else f"{chain.name}:{job.name}"
+        for job in chain.jobs
+    )
     raise ValueError(f"{name} does not name one job; give one of {names}")
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 PACKAGES = ("launcher", "dq", "slurm", "configs")
-KEPT = (".py", ".cpp", ".toml", ".json", ".txt", ".md", ".yaml", ".yml")
+# Left out: what Python and version control make anew. All else may be read when the code runs.
+LEFT_OUT = ("__pycache__", ".git", ".hg", ".svn", ".venv", ".mypy_cache", ".ruff_cache",
+            ".pytest_cache", ".ipynb_checkpoints")  # fmt: skip
+COMPILED = (".pyc", ".pyo")
 LIMIT_BYTES = 50 * 2**20
 
 
 def copy_code(target: Path, *, source: Path | None = None, more: tuple[Path, ...] = ()) -> None:
-    """Copy the project's packages into ``target``.
+    """Copy the project's packages into ``target``, with all that lies beside their modules.
 
     Args:
         target: Does not exist yet.
@@ -34,19 +38,26 @@ def copy_code(target: Path, *, source: Path | None = None, more: tuple[Path, ...
             if size > LIMIT_BYTES:
                 raise ValueError(
                     f"the snapshot of {top} would pass {LIMIT_BYTES >> 20} MiB at {path}; give"
-                    " --include the folder with the code alone"
+                    " --include the folder with the code and what it reads alone, without data"
                 )
             files.append((path, target / path.relative_to(top.parent)))
     for path, copy in files:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+        shutil.copy(path, copy)  # Scripts stay executable.
 
 
 def _files(top: Path) -> list[Path]:
+    """Return all files of a package, through links to folders too."""
     if top.is_file():
         return [top]
-    return [
-        path
-        for path in sorted(top.rglob("*"))
-        if path.suffix in KEPT and "__pycache__" not in path.parts and path.is_file()
-    ]
+    found: list[Path] = []
+    seen: set[Path] = set()
+    for name, folders, files in os.walk(top, followlinks=True):
+        here = Path(name).resolve()
+        folders[:] = [] if here in seen else sorted(f for f in folders if f not in LEFT_OUT)
+        if here in seen:  # A link to a folder above it.
+            continue
+        seen.add(here)
+        paths = (Path(name, file) for file in sorted(files))
+        found += [p for p in paths if p.suffix not in COMPILED and p.is_file()]
+    return found

@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slurm.end import read_end
+from slurm.own_process import is_of_this_host, pid_of
 from slurm.record import Chain, Submitted
 
-ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "STOPPED")
+ENDED = (
+    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "STOPPED",
+    "PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +47,8 @@ def states(chain: Chain) -> dict[str, State]:
     if chain.executor == "slurm":
         ids = [job.job_id for job in chain.jobs]
         found = {**_said(_SACCT, ids), **_said(_SQUEUE, ids)}
-    else:
-        found = {job.job_id: State(name="RUNNING") for job in chain.jobs if _is_alive(job.job_id)}
-    return {job.job_id: found.get(job.job_id) or _left_behind(chain, job) for job in chain.jobs}
+        return {j.job_id: found.get(j.job_id) or _left_behind(chain, j) for j in chain.jobs}
+    return {job.job_id: _here(chain, job) for job in chain.jobs}
 
 
 _SQUEUE = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%R|%M", "-j"]
@@ -70,6 +73,14 @@ def _said(command: Sequence[str], ids: Sequence[str]) -> dict[str, State]:
     return found
 
 
+def _here(chain: Chain, job: Submitted) -> State:
+    """Return the state of a job of this machine: its process's, else what it left behind."""
+    if not job.job_id:
+        lives = pid_of(chain.process) is not None or not is_of_this_host(chain.process)
+        return State(name="PENDING" if lives else "CANCELLED")
+    return State(name="RUNNING") if _is_alive(chain, job.job_id) else _left_behind(chain, job)
+
+
 def _left_behind(chain: Chain, job: Submitted) -> State:
     end = read_end(Path(chain.folder) / "jobs", job.job_id)
     if end is None:
@@ -87,11 +98,12 @@ def cancel_chain(chain: Chain) -> list[str]:
     """
     waiting = [number for number, state in states(chain).items() if not state.has_ended]
     if chain.executor != "slurm":
-        for number in waiting:
-            if _is_alive(number):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(number), signal.SIGTERM)
-        return waiting
+        # Whoever runs them hands the signal on, and begins none of those that wait.
+        first = pid_of(chain.process)
+        for pid in [first] if first else [int(n) for n in waiting if n and _is_alive(chain, n)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        return [job.job_id or job.name for job in chain.jobs if job.job_id in waiting]
     if waiting:
         # Those that wait for others first, so that none of them begins.
         done = subprocess.run(
@@ -103,12 +115,13 @@ def cancel_chain(chain: Chain) -> list[str]:
     return waiting
 
 
-def _is_alive(number: str) -> bool:
+def _is_alive(chain: Chain, number: str) -> bool:
     """Tell whether a local job's process lives; numbers are used again, so its command counts."""
     try:
-        return b"submitit.local" in Path(f"/proc/{number}/cmdline").read_bytes()
+        words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
+    return b"submitit.local._local" in words and str(Path(chain.folder, "jobs")).encode() in words
 
 
 def last_metrics(job: Submitted, since: float) -> str:

@@ -19,7 +19,10 @@ import submitit
 from submitit.core.job_environment import JobEnvironment
 
 from slurm.end import write_end
-from slurm.text import mark_name
+from slurm.placeless import RANK_NAMES
+from slurm.plan import Element
+from slurm.profile import Profile
+from slurm.text import mark_name, own_number
 
 # The launcher's exit code for "stopped by a signal, go on with --resume".
 STOPPED = 75
@@ -65,6 +68,8 @@ class Task(submitit.helpers.Checkpointable):
                 file=sys.stderr,
             )
             raise SystemExit(1)
+        for name in RANK_NAMES:  # Of the shell that submitted, perhaps.
+            os.environ.pop(name, None)
         os.environ.update(rank_variables(place, self.ranks_per_node > 0))
         if on_cluster:
             print(f"{_who(place)}, attempt {attempt + 1}", flush=True)
@@ -104,6 +109,19 @@ class Task(submitit.helpers.Checkpointable):
         time.sleep(FAREWELL_S)
 
 
+def task_of(element: Element, profile: Profile) -> Task:
+    """Return what a task of a job does, on a cluster or here."""
+    words = list(element.words)
+    if profile.cpus_per_task and element.computes:
+        # They are the rank's own, and not to be shared again. What the user says comes later.
+        words[1:1] = ["--threads", str(profile.cpus_per_task)]
+    return Task(
+        words=tuple(words),
+        ranks_per_node=profile.ranks_per_node if profile.torchrun else 0,
+        max_restarts=profile.max_restarts,
+    )
+
+
 def rank_variables(place: JobEnvironment, of_torchrun: bool) -> Mapping[str, str]:
     """Return torchrun's variables for this task; none where torchrun itself will set them."""
     if of_torchrun or place.num_tasks == 1:
@@ -129,7 +147,7 @@ def torchrun_words(
         command += [
             *("--nnodes", str(place.num_nodes), "--rdzv-backend", "c10d"),
             *("--rdzv-endpoint", f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}"),
-            *("--rdzv-id", environ["SLURM_JOB_ID"]),
+            *("--rdzv-id", own_number(environ)),
             # It compares the end point's name with its host's to see where the store lives, and a
             # cluster's name for a node need not be the host's.
             *("--rdzv-conf", f"is_host={int(place.node == 0)}"),

@@ -144,6 +144,9 @@ def _setup(job: Job, place: Place) -> list[str]:
         ]
     return [
         *lines,
+        "# An array's last element has the array's own number: by that alone all would be meant.",
+        'self="$SLURM_JOB_ID"',
+        '[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || self="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
         "# Where the ranks meet: the first node, on a port that nobody uses there.",
         'export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
         "MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))",
@@ -158,36 +161,43 @@ def _setup(job: Job, place: Place) -> list[str]:
 
 def _tracking(job: Job, place: Place) -> list[str]:
     """Name the run to W&B by variables that it reads itself, unless the user has."""
-    index = " array index $SLURM_ARRAY_TASK_ID" if job.is_array else ""
-    notes = f"slurm job $SLURM_JOB_ID{index} on $SLURM_JOB_NODELIST"
-    tags = "slurm-$SLURM_JOB_ID" + (",array-$SLURM_ARRAY_TASK_ID" if job.is_array else "")
+    tags = "slurm-$self" + (",array-$SLURM_ARRAY_TASK_ID" if job.is_array else "")
     return [
         "# For W&B, if it is used.",
         f"export WANDB_RUN_GROUP=${{WANDB_RUN_GROUP:-{shlex.quote(place.group)}}}",
         f"export WANDB_JOB_TYPE=${{WANDB_JOB_TYPE:-{job.name}}}",
-        f'export WANDB_NOTES="${{WANDB_NOTES:+$WANDB_NOTES; }}{notes}"',
+        'export WANDB_NOTES="${WANDB_NOTES:+$WANDB_NOTES; }slurm job $self on $SLURM_JOB_NODELIST"',
         f'export WANDB_TAGS="${{WANDB_TAGS:+$WANDB_TAGS,}}{tags}"',
     ]
+
+
+def own_number(environ: Mapping[str, str]) -> str:
+    """Return the job's number, ``12_3`` for an element of an array, as `launcher jobs` has it."""
+    array = environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{environ['SLURM_ARRAY_TASK_ID']}" if array else environ["SLURM_JOB_ID"]
 
 
 def mark_name(environ: Mapping[str, str]) -> str:
     """Return the name of the mark by which an attempt of a job asks to be started again."""
     attempt = environ.get("SLURM_RESTART_COUNT") or "0"
-    return f"{environ['SLURM_JOB_ID']}_{attempt}_{REQUEUE_MARK}"
+    return f"{own_number(environ)}_{attempt}_{REQUEUE_MARK}"
 
 
 def _teardown(job: Job, place: Place) -> list[str]:
-    mark = f'{shlex.quote(str(place.jobs))}/"${{SLURM_JOB_ID}}_${{SLURM_RESTART_COUNT:-0}}'
+    mark = f'{shlex.quote(str(place.jobs))}/"${{self}}_${{SLURM_RESTART_COUNT:-0}}'
     return [
         "code=$?",
         "# The first rank has left a mark if a signal stopped it with a checkpoint written. A job",
         "# that was cancelled, or that Slurm requeues by itself, is not RUNNING any more.",
         f'mark={mark}_{REQUEUE_MARK}"',
-        "# An array's last element has the array's own number: by that alone all would be meant.",
-        'self="$SLURM_JOB_ID"',
-        '[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || self="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
-        'if [ -e "$mark" ] && [ "$(squeue -h -j "$self" -o %T)" = RUNNING ]; then',
-        '    scontrol requeue "$self" && sleep 60  # it ends here',
+        'if [ -e "$mark" ]; then',
+        "    for _ in 1 2 3 4 5 6; do  # Slurm's controller may be away for a while.",
+        '        if state="$(squeue -h -j "$self" -o %T)"; then',
+        '            [ "$state" = RUNNING ] || break',
+        '            scontrol requeue "$self" && sleep 60 && break  # it ends here',
+        "        fi",
+        "        sleep 10",
+        "    done",
         "fi",
         "exit $code",
     ]

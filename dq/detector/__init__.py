@@ -1,4 +1,7 @@
 """The adapter: the only package that imports mmdet and mmcv."""
 
-# Before either is imported, in loader processes too.
-from dq.detector import removed_names as removed_names
+import importlib.util
+
+# Before either is imported, in loader processes too. A login node has none of it.
+if importlib.util.find_spec("numpy") and importlib.util.find_spec("torch"):
+    from dq.detector import removed_names as removed_names

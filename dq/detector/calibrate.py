@@ -43,7 +43,7 @@ def calibrate_and_repair(
     return calibrate_and_repair_(
         graph,
         batches,
-        lambda batch: run_network(detector, graph, batch),
+        lambda batch: run_network(detector, graph, batch.to(device)),
         device,
         weight_range=weight_range,
         repair=repair,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmcv import ConfigDict
 
+from dq.detector.checkpoint_order import newest_first
 from dq.detector.mmdet_keys import CHECKPOINT_KEYS, REFUSED_BY_NAME
 
 log = logging.getLogger(__name__)
-# Not the best ones, which hold no more than weights and optimizer.
-RESUMABLE = ("epoch_[0-9]*.pth", "step_[0-9]*.pth", "iter_[0-9]*.pth")
 MIDDLE_KEPT = 2
 
 
@@ -143,21 +142,19 @@ def checkpoint_folder(config: Any, of_stage: Path) -> Path:
 def remove_old(folder: Path, plan: CheckpointPlan) -> None:
     """Remove checkpoints beyond those to be kept, oldest first, with their checksums.
 
-    The best ones have other names and stay. Of those called ``step_N.pth``, which only serve to go
-    on from, two are kept, so that one is left when the newest turns out damaged.
+    Which are the oldest they say themselves: no clock decides, so the newest always stays. One
+    that does not say is neither counted nor removed. The best ones have other names and stay. Of
+    those called ``step_N.pth``, which only serve to go on from, two are kept, so that one is left
+    when the newest turns out damaged.
     """
-    middle = _newest_first(folder.glob("step_[0-9]*.pth"))
-    others = _newest_first([*folder.glob("epoch_[0-9]*.pth"), *folder.glob("iter_[0-9]*.pth")])
+    middle = newest_first(folder.glob("step_[0-9]*.pth"))
+    others = newest_first([*folder.glob("epoch_[0-9]*.pth"), *folder.glob("iter_[0-9]*.pth")])
     kept = plan.max_keep_ckpts if plan.max_keep_ckpts > 0 else len(others)
     for path in [*middle[MIDDLE_KEPT:], *others[kept:]]:
         path.unlink(missing_ok=True)
     for sidecar in folder.glob("*.pth.sha256"):
         if not sidecar.with_suffix("").exists():
             sidecar.unlink(missing_ok=True)
-
-
-def _newest_first(paths: Iterable[Path]) -> list[Path]:
-    return sorted(paths, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
 
 
 class Age:

@@ -24,6 +24,7 @@ from dq.detector.mmdet_metrics import metrics_of_mmdet
 from dq.detector.results import encoded, own_copy
 from dq.dist import collectives
 from dq.dist.one_reader import on_main_rank
+from dq.dist.signals import Stopped
 
 log = logging.getLogger(__name__)
 PROGRESS_S = 10.0
@@ -139,7 +140,7 @@ def scores(dataset: Any, results: list[Any], settings: Mapping[str, Any]) -> Sco
             found = dataset.evaluate(
                 own_copy(results), logger=tables.logger, **arguments_of(settings)
             )
-        except (ValueError, RuntimeError, OSError):
+        except (ValueError, RuntimeError, OSError, Stopped):
             raise
         except _REFUSALS as error:
             raise ValueError(_not_evaluated(dataset, error)) from error

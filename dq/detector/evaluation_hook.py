@@ -12,8 +12,8 @@ from dq.detector.build import explain
 from dq.detector.evaluate import Scores, detect, scores
 from dq.detector.hooks import averaged
 from dq.detector.metric_settings import COLLECTING, metrics_of
-from dq.dist import collectives
 from dq.dist.data_parallel import unwrap
+from dq.dist.one_reader import on_main_rank
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +76,20 @@ class ShardedEvalHook(EvalHook):  # type: ignore[misc]
         aside = runner.supervision.aside(may_stop=runner.counts_epochs)
         with aside, averaged(runner):
             results = detect(detector, self.dataloader.dataset, device=device, workers=self.workers)
-        if results is not None:
+
+        def conclude() -> dict[str, Any]:
+            assert results is not None
             runner.log_buffer.output["eval_iter_num"] = len(results)
             self.latest_results = results
             score = self.evaluate(runner, results)
             if self.save_best and score is not None:
                 self._save_ckpt(runner, score)
+            messages: dict[str, Any] = runner.meta.get("hook_msgs", {})
+            return messages
+
         # The others must know the best checkpoint too, and must not run ahead while it is written.
-        runner.meta["hook_msgs"] = collectives.broadcast_object(runner.meta.get("hook_msgs", {}))
+        with runner.supervision.aside(may_stop=False):
+            runner.meta["hook_msgs"] = on_main_rank(conclude)
 
     def evaluate(self, runner: Any, results: list[Any]) -> float | None:
         """Log the data set's metrics of these results; return the one that says what is best."""

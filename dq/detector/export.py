@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 import torch
 from mmcv import Config
 from torch import Tensor, fx, nn
-from torch.utils import _pytree
 
 from dq.detector.channels import input_channels
 from dq.detector.config_text import config_text
@@ -22,13 +19,11 @@ from dq.detector.decode import Boxes, decoder_of
 from dq.detector.suppress import Detections, settings_of, write_suppressions_
 from dq.dist.checkpoint import save_checkpoint
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.integer.bias_overflow import fit_biases_
-from dq.quant.integer.convert import integer_network
-from dq.quant.integer.qparams import qparams, specs_of, widths_of
+from dq.quant.integer.bias_overflow import network_for_engines
+from dq.quant.integer.qparams import qparams
 from dq.quant.integer.serialize import INTEGER, integer_content
 from dq.quant.recipes.recipe import Recipe
-
-log = logging.getLogger(__name__)
+from dq.whole_file import drafts
 
 ENDINGS = {"onnx-qdq": ".onnx", "onnx-tidl": ".tidl.onnx", "torch-int": ".int.pth"}
 
@@ -67,8 +62,8 @@ def export_detector(
     Raises:
         ValueError: Something in the network cannot be exported; it is named.
     """
-    network = _integer_network(graph)
-    heads = {part: _integer_network(g) for part, g in graph.parts.items()}
+    network = network_for_engines(graph)
+    heads = {part: network_for_engines(g) for part, g in graph.parts.items()}
     parameters = qparams(network)
     for head in heads.values():
         parameters.update(qparams(head))
@@ -97,17 +92,6 @@ def export_detector(
     return paths
 
 
-def _integer_network(graph: QuantizedGraph) -> fx.GraphModule:
-    """Return a graph's integer network, its biases within 32 bits."""
-    network = integer_network(graph)
-    if coarser := fit_biases_(network):
-        log.warning(
-            "%s: weights have coarser scales in the exported model, so that the bias fits 32 bits",
-            ", ".join(coarser),
-        )
-    return network
-
-
 def _compiled_operator(network: fx.GraphModule) -> str:
     """Return which operator of those that mmcv compiles the network calls; empty for none."""
     for node in network.graph.nodes:
@@ -118,13 +102,6 @@ def _compiled_operator(network: fx.GraphModule) -> str:
     return ""
 
 
-def _is_deformable(network: fx.GraphModule) -> bool:
-    """Say whether a deformable convolution is among the network's layers and functions."""
-    called = [str(node.target) for node in network.graph.nodes if node.op == "call_function"]
-    called += [type(module).__name__ for module in network.modules()]
-    return any("deformconv" in name.replace("_", "").lower() for name in called)
-
-
 def part_path(path: Path, part: str) -> Path:
     """Return the file of a RoI head beside the file of its detector."""
     return path.with_name(f"{path.stem}.{part}.onnx")
@@ -132,15 +109,9 @@ def part_path(path: Path, part: str) -> Path:
 
 def write_whole(files: Mapping[Path, bytes]) -> None:
     """Write all files, or leave all as they were."""
-    partial = {path: path.with_name(f".{path.name}.partial") for path in files}
-    try:
-        for path, content in files.items():
-            partial[path].write_bytes(content)
-        for path in files:
-            os.replace(partial[path], path)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
+    with drafts(*files) as lent:
+        for draft, content in zip(lent, files.values(), strict=True):
+            draft.write_bytes(content)
 
 
 def behind_network(
@@ -169,21 +140,19 @@ def _onnx(
     metadata: Mapping[str, str],
     behind: Boxes | Detections | None = None,
 ) -> bytes:
-    from dq.quant.export.onnx_graph import checked, placeholder_model
-    from dq.quant.export.qdq import to_qdq_
-    from dq.quant.export.tidl import to_tidl_
+    # ONNX takes long to import, and few commands need it.
+    from dq.quant.export.assemble import assembled
+    from dq.quant.export.onnx_graph import checked
 
-    specs = specs_of(network)
-    with torch.no_grad():
-        names = output_names(network(*examples))
-    version = _opset(network, kind, opset)
     try:
-        model = placeholder_model(
+        model = assembled(
             network,
             examples,
-            opset=version,
-            output_names=names if behind is None else [*names, *behind.NAMES],
-            behind=None if behind is None else _Beside(behind),
+            kind=kind,
+            opset=opset,
+            more_outputs=() if behind is None else behind.NAMES,
+            after=None if behind is None else _Beside(behind),
+            rewrite_=write_suppressions_,
         )
     except ValueError as error:
         # torch says of what is compiled that it cannot look inside, and not what it is.
@@ -194,11 +163,9 @@ def _onnx(
             f"{compiled}, an operator that mmcv compiles and ONNX does not have; export"
             " --format torch-int, or replace it in the config"
         ) from error
-    write_suppressions_(model)
-    (to_tidl_ if kind == "onnx-tidl" else to_qdq_)(model, specs)
     if behind is not None:
         # They keep their names inside, by which an evaluation finds them.
-        del model.graph.outputs[: len(names)]
+        del model.graph.outputs[: -len(behind.NAMES)]
     model.metadata_props.update(metadata)
     model.producer_name = "dq-launcher"
     content: bytes = checked(model).SerializeToString()
@@ -214,35 +181,6 @@ class _Beside(nn.Module):
 
     def forward(self, result: Any) -> tuple[Any, Any]:
         return result, self.behind(result)
-
-
-def _opset(network: Any, kind: str, given: int | None) -> int:
-    from dq.quant.export.onnx_graph import DEFAULT_OPSET
-    from dq.quant.export.onnx_operators import OPSET_DEFORMABLE
-    from dq.quant.export.qdq import opset_needed
-
-    needed = opset_needed(widths_of(network)) if kind == "onnx-qdq" else 0
-    needed = max(needed, DEFAULT_OPSET)
-    if _is_deformable(network):
-        needed = max(needed, OPSET_DEFORMABLE)
-    if given is not None and given < needed:
-        raise ValueError(
-            f"--opset {given} is too low: this detector needs {needed} or later (16-bit and 4-bit"
-            " integers came with 21, deformable convolutions with 19)"
-        )
-    return given or needed
-
-
-def output_names(result: Any) -> list[str]:
-    """Return a name for each tensor of a network's result: ``output.0.3`` for ``result[0][3]``."""
-    found, _ = _pytree.tree_flatten_with_path(result)
-    names = []
-    for path, value in found:
-        if value is None:
-            continue
-        keys = [str(getattr(key, "idx", getattr(key, "key", key))) for key in path]
-        names.append(".".join(["output", *keys]))
-    return names
 
 
 def inputs_of_heads(

@@ -30,7 +30,10 @@ from dq.detector.training import is_known
 log = logging.getLogger(__name__)
 # Of mmcv's hook of checkpoints.
 MMCVS_PRIORITY = 50
-TAKEN_OVER = {"SyncBuffersHook": "running statistics are averaged over ranks after each epoch"}
+TAKEN_OVER = {
+    "SyncBuffersHook": "running statistics are averaged over ranks before each evaluation, and in"
+    " each checkpoint"
+}
 
 
 def without_taken_over(hooks: Any) -> list[Any]:

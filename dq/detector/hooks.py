@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from mmcv.runner import Hook, IterBasedRunner
+from mmcv.runner import EvalHook, Hook, IterBasedRunner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -181,23 +181,25 @@ class QuantEMAHook(Hook):  # type: ignore[misc]
 
 
 class SyncBuffersHook(Hook):  # type: ignore[misc]
-    """Average running statistics over ranks before anything reads them from one.
+    """Average running statistics over ranks before each evaluation and at the end of each epoch.
 
-    Args:
-        interval: For runners that count iterations: how often.
+    Checkpoints hold the average without it, and leave each rank its own (`training_state`): when
+    they are written is for the disk's sake, and must not change what is learned.
     """
-
-    def __init__(self, interval: int) -> None:
-        self.interval = interval
 
     def after_train_epoch(self, runner: Any) -> None:
         """Average once an epoch."""
         self._average(runner)
 
     def after_train_iter(self, runner: Any) -> None:
-        """Average every ``interval`` iterations where there are no epochs."""
-        if isinstance(runner, IterBasedRunner) and self.every_n_iters(runner, self.interval):
+        """Average where an evaluation follows in the middle of an epoch."""
+        hooks = [h for h in runner.hooks if isinstance(h, EvalHook) and not h.by_epoch]
+        if any(hook._should_evaluate(runner) for hook in hooks):
             self._average(runner)
+
+    def after_run(self, runner: Any) -> None:
+        """Average once more: the last evaluation may be long past."""
+        self._average(runner)
 
     def _average(self, runner: Any) -> None:
         sync_buffers_(unwrap(runner.model))

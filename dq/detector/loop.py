@@ -20,6 +20,7 @@ from torch import nn
 from dq.detector.addresses import local_file
 from dq.detector.amp import run_under_autocast
 from dq.detector.build import explain
+from dq.detector.checkpoint_order import ATTEMPT, next_attempt
 from dq.detector.checkpoint_plan import CheckpointPlan, checkpoint_plan
 from dq.detector.compile import Network, compilation, compiled
 from dq.detector.config_text import config_text
@@ -77,14 +78,20 @@ class Resume:
     Attributes:
         content: As read, the same on all ranks; tensors of this rank are put into it.
         source: Its name, for messages.
+        new_optimizer_settings: The optimizer's settings are to be the config's, not its own.
+        new_micro_batches: So are the micro-batches of a step.
     """
 
     content: dict[str, Any]
     source: str
+    new_optimizer_settings: bool = False
+    new_micro_batches: bool = False
 
     @property
     def chunks_per_step(self) -> int | None:
-        """Micro-batches of one step over all ranks; None where the checkpoint does not say."""
+        """Micro-batches of one step over all ranks; None for what the config says."""
+        if self.new_micro_batches:
+            return None
         found: int | None = self.content.get("training", {}).get("chunks_per_step")
         return found
 
@@ -198,6 +205,7 @@ def train(
     runner.meta.update(meta or {}, key=key)
     agents = collectives.all_gather_objects(agent())
     runner.meta["agents"] = sorted({name for name in agents if name})
+    runner.meta[ATTEMPT] = on_main_rank(lambda: next_attempt(plan.folder(work_dir)))
     runner.supervise(supervision, plan)
     runner.steps_per_epoch = len(loader)
     if tracker is not None:
@@ -220,7 +228,9 @@ def train(
     check_hooks(runner, detector, dataset, device)
     log_in_time(runner, len(loader))
     if resume is not None:
-        runner.resume_training(resume.content, resume.source, len(loader))
+        new_settings = resume.new_optimizer_settings
+        runner.resume_training(resume.content, resume.source, len(loader), new_settings)
+        runner.say_if_finished(resume.source)
     elif quantization is None and config.load_from:
         content = on_main_rank(lambda: load_checkpoint(local_file(config.load_from)))
         runner.load_weights(content, str(config.load_from))
@@ -375,8 +385,7 @@ def _register_hooks(
     except (KeyError, TypeError, ValueError, ImportError, AssertionError) as error:
         raise ValueError(f"a hook of the config cannot be built: {explain(error)}") from error
     evaluation = {**config.get("evaluation", {}), "by_epoch": runner.counts_epochs}
-    interval = min(plan.interval or 1, evaluation.get("interval", 1))
-    runner.register_hook(SyncBuffersHook(interval), priority="ABOVE_NORMAL")
+    runner.register_hook(SyncBuffersHook(), priority="ABOVE_NORMAL")
     runner.register_hook(StragglerHook(config.log_config.interval), priority="VERY_LOW")
     # The last of all: what the others did to the epoch is in it.
     runner.register_hook(EpochCheckpointHook(), priority="LOWEST")

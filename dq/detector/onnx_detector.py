@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from dq.detector.classes import refuse_other_classes
 from dq.detector.decode import clips
 from dq.detector.exact_detector import run_exactly_
-from dq.detector.export import output_names, part_path
+from dq.detector.export import part_path
 from dq.detector.graph import attach
+from dq.quant.export.assemble import output_names
 from dq.quant.export.onnx_graph import flatten, unflatten
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.verify.onnxruntime_session import OnnxNetwork, ending_at, load_model

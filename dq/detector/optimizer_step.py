@@ -134,6 +134,10 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
         self.in_a_row = self.in_a_row + 1 if self.leave_out else 0
         batches, self._outputs, self._batches = self._batches, [], ()
         if self.leave_out:
+            if self.scales:
+                assert self.scaler is not None
+                # Ends its step. The scale stays: it was the loss, not an overflow of float16.
+                self.scaler.update(self.scaler.get_scale())
             runner.log_buffer.take_back(runner.outputs["log_vars"])
             return
         assert batches, "the step has not been forward"

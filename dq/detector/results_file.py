@@ -17,6 +17,7 @@ from dq.detector.build import explain
 from dq.detector.leaves import leaves
 from dq.detector.mmdet_metrics import metrics_of_mmdet
 from dq.detector.results import own_copy
+from dq.whole_file import drafts
 
 log = logging.getLogger(__name__)
 ENDINGS = (".pkl", ".pickle")
@@ -31,7 +32,8 @@ def check_results_file(path: Path) -> None:
 def write_results(path: Path, results: Sequence[Any]) -> None:
     """Write results for mmdet's ``tools/analysis_tools``, masks as COCO's run lengths."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    mmcv.dump(list(results), str(path))
+    with drafts(path) as (draft,):
+        mmcv.dump(list(results), str(draft), file_format="pkl")
 
 
 def check_format(dataset: Any) -> None:

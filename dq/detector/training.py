@@ -8,12 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import mmcv
 import torch
 from torch import nn
 
 from dq.detector.build import explain, float_state
 from dq.detector.checkpoint import compose
+from dq.detector.checkpoint_order import ATTEMPT, Place
 from dq.detector.checkpoint_plan import Age, CheckpointPlan, remove_old
 from dq.detector.hooks import averaged
 from dq.detector.loss_log import LossLog, LossValues
@@ -31,6 +31,7 @@ from dq.quant.quantizers.phase import Phase
 from dq.quant.recipes.recipe import Recipe
 from dq.quant.training.weight_average import WeightAverage
 from dq.tracking.tracker import Tracker
+from dq.whole_file import link_whole
 
 log = logging.getLogger(__name__)
 CHECKPOINT, STOP = "checkpoint", "stop"
@@ -191,6 +192,7 @@ class Training:
             "iteration": done,
             "phase": self.phase.value,
             "chunks_per_step": getattr(self.data_loader, "chunks_per_step", 1),
+            "steps_per_epoch": self.steps_per_epoch,
             "world_size": collectives.world_size(),
         }
         scaler = None if self.optimizer_step is None else self.optimizer_step.scaler
@@ -205,10 +207,12 @@ class Training:
             if not self.plan.save_optimizer and content is not None:
                 del content["optimizer"]
 
+            place = Place(attempt=self.meta.get(ATTEMPT, 0), step=done, epoch=epoch)
+
             def write() -> None:
-                save_checkpoint(path, content)
+                save_checkpoint(path, content, note=place.note)
                 if self.plan.create_symlink:
-                    mmcv.symlink(name, str(path.with_name("latest.pth")))
+                    link_whole(path.with_name("latest.pth"), name)
                 remove_old(path.parent, self.plan)
 
             on_main_rank(write)
@@ -254,7 +258,7 @@ class Training:
             )
             save_checkpoint(Path(out_dir, name), content)
         if create_symlink:
-            mmcv.symlink(name, str(Path(out_dir, "latest.pth")))
+            link_whole(Path(out_dir, "latest.pth"), name)
 
     def load_checkpoint(self, filename: str, *_: Any, **__: Any) -> dict[str, Any]:
         """Load the weights of a file as ``load_from`` does, for a hook that asks for it."""
@@ -280,24 +284,40 @@ class Training:
             log.warning("load_from %s: %d entries do not fit and are left out", source, left_out)
         detector.load_state_dict(fitting, strict=False)
 
-    def resume_training(self, content: Mapping[str, Any], source: str, steps: int) -> None:
+    def resume_training(
+        self,
+        content: Mapping[str, Any],
+        source: str,
+        steps: int,
+        new_optimizer_settings: bool = False,
+    ) -> None:
         """Continue where a checkpoint was written; every rank must call it, all hooks registered.
 
         Args:
             content: Of the checkpoint.
             source: Its name, for messages.
             steps: Of an epoch.
+            new_optimizer_settings: Keep this optimizer's settings, not the checkpoint's.
+
+        Raises:
+            ValueError: The checkpoint is of another model, recipe or optimizer.
         """
         meta = content.get("meta", {})
-        training = load_training_state(self, content, source)
+        training = load_training_state(
+            self, content, source, new_optimizer_settings=new_optimizer_settings
+        )
         self._iter = int(training.get("iteration", meta.get("iter", 0)))
         self._epoch = int(training.get("epoch", meta.get("epoch", 0)))
         self.position = int(training.get("position", 0))
         if not self.counts_epochs:
             self._epoch, self.position = divmod(self._iter, steps)
+        elif self.position and training.get("steps_per_epoch", steps) != steps:
+            before = training["steps_per_epoch"]
+            log.warning("an epoch has %d steps, not %d: this one begins anew", steps, before)
+            self.position = 0
         self.phase = Phase(training.get("phase", "off"))
         scaler = None if self.optimizer_step is None else self.optimizer_step.scaler
-        if scaler is not None and "scaler" in training:
+        if scaler is not None and training.get("scaler"):
             scaler.load_state_dict(training["scaler"])
         if self.counts_epochs and self.position == 0:
             self.pending = None  # The log of an epoch begins empty.
@@ -307,6 +327,18 @@ class Training:
         if "start" in meta:
             self.meta["start"] = meta["start"]
         log.info("resumed from %s: epoch %d, iteration %d", source, self._epoch, self._iter)
+
+    def say_if_finished(self, source: str) -> None:
+        """Say it where a training that goes on has nothing left to do."""
+        done, unit = (self.epoch, "epochs") if self.counts_epochs else (self.iter, "iterations")
+        wanted = self.max_epochs if self.counts_epochs else self.max_iters
+        if done >= wanted:
+            name = "runner.max_epochs" if self.counts_epochs else "runner.max_iters"
+            log.warning(
+                "nothing is left to train: %d %s are done in %s, and %s is %d; it is evaluated as"
+                " it is",
+                done, unit, source, name, wanted,
+            )  # fmt: skip
 
     def put_back_losses(self) -> None:
         """Let the log's next line average what a resumed training had not logged yet."""

@@ -11,10 +11,12 @@ import logging
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dq.detector.build import load_float_state
 from dq.detector.checkpoint import QUANTIZATION, compose, load_quantization
+from dq.detector.optimizer_state import load_optimizer_
 from dq.detector.rank_state import (
     Plain,
     changed_attributes,
@@ -24,7 +26,7 @@ from dq.detector.rank_state import (
     set_generators,
 )
 from dq.dist import collectives
-from dq.dist.data_parallel import unwrap
+from dq.dist.data_parallel import mean_buffers, unwrap
 from dq.dist.digest import differing_names
 from dq.dist.own_tensors import own_tensors
 from dq.sync import prove_equal
@@ -37,7 +39,9 @@ SEPARATOR = "\t"
 def training_state(runner: Any, meta: Mapping[str, Any], training: Mapping[str, Any]) -> Any:
     """Return the content of a checkpoint to go on from; every rank must call it.
 
-    To be called while the weight average, where there is one, is in the model.
+    To be called while the weight average, where there is one, is in the model. Its running
+    statistics are the mean over ranks, as an evaluation of it needs; each rank goes on with its
+    own, so that a training does not depend on when its checkpoints are written.
 
     Args:
         runner: Of this training.
@@ -59,7 +63,8 @@ def training_state(runner: Any, meta: Mapping[str, Any], training: Mapping[str, 
     )
     content[COMPANIONS] = {k: c.state_dict() for k, c in runner.companions.items()}
     content[TRAINING] = dict(training)
-    own = own_tensors(dict(_tensors(content)))
+    mine = _take_means(content["state_dict"], mean_buffers(unwrap(runner.model)))
+    own = mine | own_tensors(dict(_tensors(content)))
     _refuse_divergence(unwrap(runner.model), list(own))
     parts = collectives.gather_objects(
         {
@@ -75,7 +80,19 @@ def training_state(runner: Any, meta: Mapping[str, Any], training: Mapping[str, 
     return content
 
 
-def load_training_state(runner: Any, content: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _take_means(state: dict[str, Tensor], means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the means into a state dict; return what was there by its path, where it differs."""
+    own = {}
+    for name, mean in means.items():
+        if name in state and not torch.equal(state[name], mean.cpu()):
+            own[f"state_dict{SEPARATOR}{name}"] = state[name]
+            state[name] = mean.cpu()
+    return own
+
+
+def load_training_state(
+    runner: Any, content: Mapping[str, Any], source: str, *, new_optimizer_settings: bool = False
+) -> dict[str, Any]:
     """Put a training where `training_state` found it; every rank must call it.
 
     Losses not logged yet wait in ``runner.pending`` until the log of the epoch is begun.
@@ -84,9 +101,13 @@ def load_training_state(runner: Any, content: Mapping[str, Any], source: str) ->
         runner: Of the same training, all its hooks registered.
         content: Of the checkpoint; tensors of ranks are put in.
         source: Its name, for messages.
+        new_optimizer_settings: Keep the optimizer's settings, such as its learning rate.
 
     Returns:
         What ``training`` was; empty for a checkpoint of mmdet's own, which has no such thing.
+
+    Raises:
+        ValueError: It is of another model, recipe or optimizer.
     """
     ranks = content.get(RANKS, [])
     same = len(ranks) == collectives.world_size()
@@ -98,7 +119,9 @@ def load_training_state(runner: Any, content: Mapping[str, Any], source: str) ->
     if runner.graph is not None:
         load_quantization(runner.graph, content, source)
     if "optimizer" in content:
-        runner.optimizer.load_state_dict(content["optimizer"])
+        load_optimizer_(
+            runner.optimizer, content["optimizer"], source, new_settings=new_optimizer_settings
+        )
     _load_companions(runner, content, source)
     attributes: Plain = mine.get("attributes") or (ranks[0]["attributes"] if ranks else {})
     set_attributes(detector, attributes)

@@ -2,28 +2,59 @@
 
 A rank that is to stop, or wants a checkpoint, must not do so alone. The step's own exchange of
 gradients carries the agreement: at the end of step ``s`` the asking rank writes into the store that
-it is due after step ``s + check_every``, and only then goes on. No rank can end that later step
-before the asking rank has joined it, so every rank that looks at the store then finds it.
+it is due after step ``s + 1``, and only then goes on. No rank can end that later step before the
+asking rank has joined it, so every rank that looks at the store then finds it.
+
+A GPU's host ends a step before the device does, and to wait for the device in each step would leave
+it idle. So before a look at the end of step ``s`` the host waits for the device's step ``s - 1``,
+which is long done or soon will be: then every host has begun that step, and written before it
+whatever it asked for. A request is due after step ``s + 2`` there.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import threading
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
 from dq.dist import collectives
 from dq.dist.lost import LostRankError, reason
-from dq.dist.store import open_store
+from dq.dist.sequence import open_meeting
 
 log = logging.getLogger(__name__)
-_agreements = itertools.count()
 _COUNT = "count"
+
+
+class Marks(Protocol):
+    """What a host that runs ahead of its device knows of how far that is."""
+
+    def pass_one(self) -> None:
+        """Mark the step whose work was just handed on, and wait for the one that was before it."""
+
+
+class CudaMarks:
+    """Marks in a GPU's stream.
+
+    Args:
+        device: Of this rank.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.former: torch.cuda.Event | None = None
+
+    def pass_one(self) -> None:
+        """Mark the step, and wait for the one before; the device stays busy with this one."""
+        mark = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it out
+        mark.record(torch.cuda.current_stream(self.device))
+        if self.former is not None:
+            self.former.synchronize()
+        self.former = mark
 
 
 class Agreement:
@@ -32,19 +63,19 @@ class Agreement:
     Every rank must create its own at the same point of the program.
 
     Args:
-        check_every: Steps between two looks at the store; 1 on a CPU. A GPU's host runs ahead of
-            it, so a look waits for the device, and should be rarer.
-        device: Of this rank.
+        check_every: Steps between two looks at the store.
+        marks: Where the host runs ahead of its device; None where a step is done when it ends.
     """
 
-    def __init__(self, *, check_every: int = 1, device: torch.device | None = None) -> None:
-        self.check_every, self.device = check_every, device
+    def __init__(self, *, check_every: int = 1, marks: Marks | None = None) -> None:
+        self.check_every, self.marks = check_every, marks
+        self.delay = check_every * (1 if marks is None else 2)
         self._asked: dict[str, str] = {}
         self._lock = threading.Lock()
         self._seen = 0
         self._agreed: dict[int, dict[str, str]] = {}
         alone = collectives.world_size() == 1
-        self._store = None if alone else open_store(f"agreement/{next(_agreements)}")
+        self._store = None if alone else open_meeting("agreement")
 
     def ask(self, what: str, why: str = "") -> None:
         """Ask for something; any rank may, at any time, in a signal handler too: nothing waits.
@@ -67,16 +98,16 @@ class Agreement:
         Raises:
             RuntimeError: The store is gone.
         """
-        if step % self.check_every:
-            return {}
         if self._store is None:
             return self._take()
-        if self.device is not None and self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+        if self.marks is not None:
+            self.marks.pass_one()
+        if step % self.check_every:
+            return {}
         try:
             asked = self._take()
             if asked:
-                self._publish(asked, step + self.check_every)
+                self._publish(asked, step + self.delay)
             self._read()
         except dist.DistError as error:
             raise LostRankError(

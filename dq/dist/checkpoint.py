@@ -1,6 +1,5 @@
 """Checkpoints: whole files or none, a checksum beside them, read without running their code."""
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -14,11 +13,14 @@ from typing import Any
 import torch
 
 from dq.dist.safe_globals import numpy_globals
+from dq.whole_file import drafts, flush
 
 log = logging.getLogger(__name__)
 
 
-def save_checkpoint(path: str | os.PathLike[str], content: Mapping[str, object]) -> None:
+def save_checkpoint(
+    path: str | os.PathLike[str], content: Mapping[str, object], *, note: str = ""
+) -> None:
     """Write a checkpoint whole or not at all, with its checksum in `<path>.sha256`.
 
     It is written beside its place, flushed to the disk and then renamed. A file of this name stays
@@ -27,28 +29,26 @@ def save_checkpoint(path: str | os.PathLike[str], content: Mapping[str, object])
     Args:
         path: the file; missing folders are made.
         content: what `torch.save` can write; tensors and plain data can be read back by anyone.
+        note: a line for `note_of`, so that a file of gigabytes need not be read for it. It stands
+            beside the checksum, as a comment to `sha256sum --check`.
 
     Raises:
         RuntimeError: the disk is full or refuses; the line says why.
     """
     path = Path(path)
     sidecar = _sidecar(path)
-    temporary, temporary_sidecar = (p.with_name(f".{p.name}.tmp") for p in (path, sidecar))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary_sidecar.write_text(f"{_sha256(temporary)}  {path.name}\n")
-        # A crash between these lines leaves a whole file without a checksum, never a wrong one.
-        sidecar.unlink(missing_ok=True)
-        temporary.replace(path)
-        temporary_sidecar.replace(sidecar)
+        with drafts(path, sidecar) as (draft, draft_of_sidecar):
+            with draft.open("wb") as file:
+                torch.save(dict(content), file)
+            comment = f"# {note}\n" if note else ""
+            draft_of_sidecar.write_text(f"{_sha256(draft)}  {path.name}\n{comment}")
+            for written in (draft, draft_of_sidecar):
+                flush(written)
+            # A crash from here on leaves a whole file without a checksum, never a wrong one.
+            sidecar.unlink(missing_ok=True)
     except BaseException as error:
-        for leftover in (temporary, temporary_sidecar):
-            with contextlib.suppress(OSError):
-                leftover.unlink(missing_ok=True)
         refusal = _refusal_of_disk(error)
         if refusal is None:
             raise
@@ -56,7 +56,6 @@ def save_checkpoint(path: str | os.PathLike[str], content: Mapping[str, object])
             f"checkpoint {path} could not be written: {refusal}; an older file of this name is "
             "untouched; make room or choose another folder"
         ) from error
-    _flush_folder(path.parent)
 
 
 def load_checkpoint(
@@ -106,28 +105,33 @@ def load_checkpoint(
     return content
 
 
-def latest_checkpoint(folder: str | os.PathLike[str], *patterns: str) -> Path | None:
-    """Find the newest whole checkpoint of a folder, by time of writing.
-
-    A damaged one is skipped with a warning, so that training goes on from the one before it.
-
-    Args:
-        folder: where to look; it may be missing.
-        patterns: globs of file names, of which one is enough; all checkpoints by default.
+def peek_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Read all of a checkpoint but its tensors' values, without proving it whole; any rank may.
 
     Returns:
-        Its path; None when there is none.
+        The content, tensors on the device ``meta``; None for a file that is no checkpoint, is
+        damaged or holds more than data.
     """
-    found = {path for pattern in patterns or ("*.pth",) for path in Path(folder).glob(pattern)}
-    files = [path for path in found if path.is_file()]
-    for path in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True):
+    for mapped in (True, False):  # Files in torch's former format cannot be mapped.
         try:
-            load_checkpoint(path, map_location="meta")
-        except ValueError as error:
-            log.warning("skipped: %s", error)
-        else:
-            return path
+            with torch.serialization.safe_globals(list(numpy_globals())):
+                content = torch.load(path, map_location="meta", weights_only=True, mmap=mapped)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            log.debug("%s cannot be looked into: %s", path, error)
+            continue
+        return content if isinstance(content, dict) else None
     return None
+
+
+def note_of(path: str | os.PathLike[str]) -> str | None:
+    """Return the note that `save_checkpoint` was given, None where there is none."""
+    try:
+        lines = _sidecar(Path(path)).read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((line[2:] for line in lines if line.startswith("# ")), None)
 
 
 def _sidecar(path: Path) -> Path:
@@ -137,16 +141,6 @@ def _sidecar(path: Path) -> Path:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the new names survive a power cut; some network file systems cannot, and say so."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _refusal_of_disk(error: BaseException | None) -> str | None:

@@ -4,7 +4,6 @@ Every rank must call them in the same order. They are meant to be few and large,
 themselves: a test asserts how many a step issues.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dq.dist.lost import LostRankError
-from dq.dist.store import meet, open_store
+from dq.dist.sequence import open_meeting
+from dq.dist.store import meet
 
 Reduction = Literal["sum", "mean", "min", "max"]
 
@@ -23,7 +23,6 @@ _OPERATIONS = {
     "min": dist.ReduceOp.MIN,
     "max": dist.ReduceOp.MAX,
 }
-_barriers = itertools.count()
 _issued = 0
 
 
@@ -207,7 +206,7 @@ def barrier(limit_s: float | None = None) -> None:
     if limit_s is None:
         dist.barrier()
         return
-    late = meet(open_store(f"barrier/{next(_barriers)}"), limit_s=limit_s)
+    late = meet(open_meeting("barrier"), limit_s=limit_s)
     if late:
         raise LostRankError(
             f"rank {', '.join(map(str, late))} did not reach the barrier within {limit_s:g} s of "

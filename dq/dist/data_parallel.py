@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -89,17 +90,38 @@ def sync_buffers_(module: Module, group: dist.ProcessGroup | None = None) -> Non
         module: with the same normalization layers on every rank; changed in place.
         group: the ranks to average over; all by default.
     """
-    buffers = [
-        buffer
-        for layer in module.modules()
-        if isinstance(layer, _NormBase)
-        for buffer in (layer.running_mean, layer.running_var)
-        if buffer is not None
-    ]
-    if collectives.world_size(group) == 1 or not buffers:
-        return
-    parcel = torch.cat([buffer.detach().reshape(-1).double() for buffer in buffers])
+    means = mean_buffers(module, group)
+    for name, buffer in _running_statistics(module).items():
+        buffer.copy_(means[name])
+
+
+def mean_buffers(module: Module, group: dist.ProcessGroup | None = None) -> dict[str, Tensor]:
+    """Return the mean over ranks of each running statistic, which stays as it is; see above.
+
+    Returns:
+        By the names of the module's state dict, on the same device; those of a layer that has
+        several names under each of them.
+    """
+    own = _running_statistics(module)
+    if collectives.world_size(group) == 1 or not own:
+        return {name: buffer.clone() for name, buffer in own.items()}
+    parcel = torch.cat([buffer.reshape(-1).double() for buffer in own.values()])
     collectives.all_reduce_(parcel, "mean", group)
-    pieces = torch.split(parcel, [buffer.numel() for buffer in buffers])
-    for buffer, piece in zip(buffers, pieces, strict=True):
-        buffer.detach().copy_(piece.view_as(buffer))
+    pieces = torch.split(parcel, [buffer.numel() for buffer in own.values()])
+    return {
+        name: piece.view_as(buffer).to(buffer.dtype)
+        for (name, buffer), piece in zip(own.items(), pieces, strict=True)
+    }
+
+
+def _running_statistics(module: Module) -> dict[str, Tensor]:
+    return {
+        f"{name}.{kind}" if name else kind: buffer.detach()
+        for name, layer in module.named_modules(remove_duplicate=False)
+        if isinstance(layer, _NormBase)
+        for kind, buffer in (
+            ("running_mean", layer.running_mean),
+            ("running_var", layer.running_var),
+        )
+        if buffer is not None
+    }

@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dq.dist.slurm_step import SlurmStep, slurm_step
+
 _TORCHRUN = (
     "RANK",
     "WORLD_SIZE",
@@ -13,7 +15,14 @@ _TORCHRUN = (
     "GROUP_RANK",
     "GROUP_WORLD_SIZE",
 )
-_SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NNODES")
+# Starters that say how many they started, but not all that a rank has to know.
+_OTHERS = {
+    "OMPI_COMM_WORLD_SIZE": "Open MPI's mpirun",
+    "PMI_SIZE": "mpiexec",
+    "MV2_COMM_WORLD_SIZE": "MVAPICH's mpirun",
+    "JSM_NAMESPACE_SIZE": "jsrun",
+    "FLUX_JOB_SIZE": "flux",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,23 +72,41 @@ class Environment:
 def read_environment(environ: Mapping[str, str] = os.environ) -> Environment:
     """Read the place of this process as torchrun, else Slurm's srun, wrote it; else it is alone.
 
-    torchrun's variables win, since a torchrun started by srun sees both. Slurm's count only when
-    they speak of more than one task, so that a single process in an allocation is alone.
+    torchrun's variables win, since a torchrun started by srun sees both. Of Slurm's only those of a
+    step count, for an allocation's are in every shell inside it. What another starter of several
+    processes (mpirun) has started is refused: taken for processes alone they would all do the same.
 
     Raises:
-        ValueError: some variables are missing, are not whole numbers or contradict each other.
+        ValueError: some variables are missing, are not whole numbers or contradict each other, or
+            the process was started by something that is not understood.
     """
     if any(name in environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
-        _refuse_missing(environ, _TORCHRUN, "torchrun")
-        rank, world_size, local_rank, local_world_size, node, num_nodes = (
-            _number(environ, name) for name in _TORCHRUN
-        )
-    elif "SLURM_PROCID" in environ and _number(environ, "SLURM_NTASKS", 1) > 1:
-        _refuse_missing(environ, _SLURM, "srun")
-        rank, world_size, local_rank, node, num_nodes = (_number(environ, name) for name in _SLURM)
-        local_world_size = _slurm_tasks_on(node, world_size, num_nodes, environ)
-    else:
+        return _of_torchrun(environ)
+    step = slurm_step(environ)
+    _refuse_others(environ, step)
+    if step is None:
         return Environment()
+    return Environment(
+        rank=step.rank,
+        world_size=step.tasks,
+        local_rank=step.local_rank,
+        local_world_size=step.local_tasks,
+        node=step.node,
+        num_nodes=step.nodes,
+    )
+
+
+def _of_torchrun(environ: Mapping[str, str]) -> Environment:
+    missing = [name for name in _TORCHRUN if name not in environ]
+    if missing:
+        given = [name for name in _TORCHRUN if name in environ]
+        raise ValueError(
+            f"the environment has {', '.join(given)} but not {', '.join(missing)}; "
+            "start the job with torchrun, or unset them all to run alone"
+        )
+    rank, world_size, local_rank, local_world_size, node, num_nodes = (
+        _number(environ, name) for name in _TORCHRUN
+    )
     return Environment(
         rank=rank,
         world_size=world_size,
@@ -90,37 +117,21 @@ def read_environment(environ: Mapping[str, str] = os.environ) -> Environment:
     )
 
 
-def _refuse_missing(environ: Mapping[str, str], names: tuple[str, ...], starter: str) -> None:
-    missing = [name for name in names if name not in environ]
-    if missing:
-        given = [name for name in names if name in environ]
-        raise ValueError(
-            f"the environment has {', '.join(given)} but not {', '.join(missing)}; "
-            f"start the job with {starter}, or unset them all to run alone"
-        )
+def _refuse_others(environ: Mapping[str, str], step: SlurmStep | None) -> None:
+    for name, starter in _OTHERS.items():
+        size = environ.get(name, "").strip()
+        # srun --mpi=pmi2 sets MPICH's variables besides its own.
+        is_of_step = step is not None and name == "PMI_SIZE" and size == str(step.tasks)
+        if size.isdecimal() and int(size) > 1 and not is_of_step:
+            raise ValueError(
+                f"{name} is {size}: {starter} has started {size} processes, which cannot find each"
+                f" other that way; start the job with torchrun or srun, or unset {name} to run"
+                " alone"
+            )
 
 
-def _number(environ: Mapping[str, str], name: str, default: int = 0) -> int:
-    text = environ.get(name, str(default))
+def _number(environ: Mapping[str, str], name: str) -> int:
+    text = environ[name]
     if not re.fullmatch(r"[0-9]+", text.strip()):
         raise ValueError(f"{name} must be a whole number of at least 0, but is {text!r}")
     return int(text)
-
-
-def _slurm_tasks_on(node: int, world_size: int, num_nodes: int, environ: Mapping[str, str]) -> int:
-    """Count the tasks of one node, from a list such as "4(x2),3": 4 on two nodes, 3 on the next."""
-    text = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", ""))
-    counts: list[int] = []
-    for part in text.split(",") if text else []:
-        match = re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", part.strip())
-        if match is None:
-            raise ValueError(f"SLURM_TASKS_PER_NODE must read like 4(x2),3, but is {text!r}")
-        counts += [int(match[1])] * int(match[2] or 1)
-    if not counts and world_size % num_nodes == 0:
-        return world_size // num_nodes
-    if sum(counts) != world_size or len(counts) != num_nodes or node >= num_nodes:
-        raise ValueError(
-            f"SLURM_TASKS_PER_NODE ({text!r}) does not place {world_size} tasks on "
-            f"{num_nodes} nodes; start the job with srun --ntasks-per-node"
-        )
-    return counts[node]

@@ -1,8 +1,9 @@
 """Work that one rank does while the others wait on the store, outside any collective.
 
 Ranks that wait in a collective burn its time-out: an evaluation longer than it, on the main rank
-alone, ends the job. Here they look at a key of the store instead, under gloo and NCCL alike. The
-working rank shows by a heartbeat that it lives, and hands its error to the others.
+alone, ends the job. Here they look at a key of the store instead, under gloo and NCCL alike, and
+watch the working rank's process as `dq.dist.presence` does: a call that holds its interpreter's
+lock for minutes (a long json.load) is life as any other.
 """
 
 import contextlib
@@ -18,24 +19,28 @@ from torch.distributed.distributed_c10d import Store
 
 from dq.dist import collectives
 from dq.dist.lost import LostRankError, reason
-from dq.dist.store import forget, open_store, pauses
+from dq.dist.presence import Connection, presence, says
+from dq.dist.retold import retold, told
+from dq.dist.sequence import NAME, open_meeting
+from dq.dist.store import forget, pauses
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_calls = itertools.count()
-_BEAT, _END, _DONE, _FAILED = "beat", "end", "done", "failed"
-_KEYS = (_BEAT, _END)
+_BEAT, _END, _DONE = "beat", "end", "done"
+_KEYS = (NAME, _BEAT, _END)
+# A process that cannot be watched is judged by beats of a thread, which a lock may stop for long.
+UNSEEN_S = 900.0
 
 
 def run_on_rank(
     work: Callable[[], T],
     *,
     rank: int = 0,
+    name: str | None = None,
     limit_s: float = 86400.0,
     heartbeat_s: float = 2.0,
-    silence_s: float = 30.0,
-    arrival_s: float = 1800.0,
+    hung_s: float = 3600.0,
 ) -> T | None:
     """Do the work on one rank while all others wait, and return when it is done.
 
@@ -44,55 +49,62 @@ def run_on_rank(
     Args:
         work: what to do; called on one rank only.
         rank: the rank that works.
+        name: what is done, the same on all ranks; by default the function's own name and place.
         limit_s: seconds that the others wait in all.
-        heartbeat_s: seconds between two signs of life of the working rank.
-        silence_s: seconds without a sign of life after which the working rank counts as dead.
-            Code that holds the interpreter's lock (a long json.load) is silent too.
-        arrival_s: seconds that the others wait for the working rank to begin.
+        heartbeat_s: seconds between two beats of the working rank's interpreter.
+        hung_s: seconds without a beat, or before the first, after which a process that lives counts
+            as hung.
 
     Returns:
         What the work returned on the working rank, None elsewhere.
 
     Raises:
-        ValueError: there is no such rank, or the silence is not longer than the heartbeat.
+        ValueError: there is no such rank; on a waiting rank also where the work raised one.
         RuntimeError: on a waiting rank: the work failed, or its rank is dead or too late. The
             working rank raises what the work raised.
     """
     if not 0 <= rank < collectives.world_size():
         raise ValueError(f"rank {rank} is not one of the {collectives.world_size()} ranks")
-    if silence_s <= heartbeat_s:
-        raise ValueError(
-            f"silence_s must exceed heartbeat_s, but is {silence_s:g} and that is {heartbeat_s:g}"
-        )
     if collectives.world_size() == 1:
         return work()
-    name = f"run_on_rank/{next(_calls)}"
-    if collectives.rank() == rank:
-        return _work(work, open_store(name), open_store(name), heartbeat_s)
     try:
-        store = open_store(name)
-        verdict = _await_end(store, rank, limit_s, silence_s, arrival_s)
+        store = open_meeting(f"{name or name_of(work)} on rank {rank}")
+        here = presence()
+    except dist.DistError as error:
+        raise _without_store(rank, error) from error
+    if collectives.rank() == rank:
+        return _work(work, store, heartbeat_s)
+    try:
+        verdict = _await_end(store, here.of(rank), rank, limit_s, hung_s)
         forget(store, _KEYS)
     except dist.DistError as error:
-        raise LostRankError(
-            f"rank {rank} was to work, but the store on which ranks meet is gone: the process that "
-            f"held it has ended, and its log says why ({reason(error)})"
-        ) from error
+        raise _without_store(rank, error) from error
     if verdict != _DONE:
-        failure = LostRankError(f"rank {rank} {verdict}")
-        # The working rank has the error itself, and tells it.
-        failure.told_elsewhere = verdict.startswith(_FAILED)
-        raise failure
+        raise retold(verdict, rank)
     return None
 
 
-def _work(work: Callable[[], T], store: Store, heartbeat_store: Store, heartbeat_s: float) -> T:
+def name_of(work: Callable[[], object]) -> str:
+    """Return a function's name and place, which are the same on all ranks."""
+    code = getattr(work, "__code__", None)
+    line = f":{code.co_firstlineno}" if code is not None else ""
+    return f"{work.__module__}.{getattr(work, '__qualname__', type(work).__name__)}{line}"
+
+
+def _without_store(rank: int, error: Exception) -> LostRankError:
+    return LostRankError(
+        f"rank {rank} was to work, but the store on which ranks meet is gone: the process that "
+        f"held it has ended, and its log says why ({reason(error)})"
+    )
+
+
+def _work(work: Callable[[], T], store: Store, heartbeat_s: float) -> T:
     try:
-        with _heartbeat(heartbeat_store, heartbeat_s):
+        with _heartbeat(store, heartbeat_s):
             result = work()
     except BaseException as error:
         try:
-            store.set(_END, f"{_FAILED} ({type(error).__name__}): {error}")
+            store.set(_END, told(error))
             forget(store, _KEYS)
         except RuntimeError as lost:
             log.warning("the other ranks could not be told of the failure: %s", reason(lost))
@@ -108,13 +120,15 @@ def _heartbeat(store: Store, heartbeat_s: float) -> Iterator[None]:
     ended = threading.Event()
 
     def beat() -> None:
+        own: Store | None = None
         for number in itertools.count(1):
+            if ended.wait(heartbeat_s):
+                return
             try:
-                store.set(_BEAT, str(number))
+                own = own or store.clone()
+                own.set(_BEAT, str(number))
             except RuntimeError as error:
                 log.warning("the heartbeat ends, the store is gone: %s", reason(error))
-                return
-            if ended.wait(heartbeat_s):
                 return
 
     thread = threading.Thread(target=beat, name="dq-heartbeat", daemon=True)
@@ -126,11 +140,19 @@ def _heartbeat(store: Store, heartbeat_s: float) -> Iterator[None]:
         thread.join(heartbeat_s)
 
 
-def _await_end(store: Store, rank: int, limit_s: float, silence_s: float, arrival_s: float) -> str:
+def _await_end(store: Store, worker: Connection, rank: int, limit_s: float, hung_s: float) -> str:
     """Return the verdict of the working rank; the clock that judges silence is this rank's own."""
     begin = heard = time.monotonic()
     beat = b""
-    for _ in pauses():
+    for _ in pauses(0.5):
+        if worker.is_gone():
+            word = says(store.clone(), _END)
+            if word is None:
+                raise LostRankError(
+                    f"rank {rank} was lost while the others waited for its work: its process has"
+                    " ended, most likely killed (out of memory?), and its log says why"
+                )
+            return word.decode()
         if store.check([_END]):
             break
         latest = store.get(_BEAT) if store.check([_BEAT]) else b""
@@ -139,13 +161,10 @@ def _await_end(store: Store, rank: int, limit_s: float, silence_s: float, arriva
             beat, heard = latest, now
         if now - begin > limit_s:
             raise LostRankError(f"rank {rank} was still at work after the limit of {limit_s:g} s")
-        if beat and now - heard > silence_s:
+        allowed = hung_s if worker.is_open else min(hung_s, UNSEEN_S)
+        if now - heard > allowed:
             raise LostRankError(
-                f"rank {rank} gave no sign of life for {silence_s:g} s while it worked; it was "
-                "most likely killed (out of memory?), its log says why"
-            )
-        if not beat and now - begin > arrival_s:
-            raise LostRankError(
-                f"rank {rank} did not begin its work within {arrival_s:g} s; look at its log"
+                f"rank {rank} gave no sign of life for {allowed:g} s while the others waited for"
+                " its work; it hangs, and its log says where"
             )
     return store.get(_END).decode()

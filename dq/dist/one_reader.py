@@ -6,17 +6,16 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from dq.dist import collectives
-from dq.dist.foreseen import is_foreseen
+from dq.dist.one_rank import name_of, run_on_rank
 
 T = TypeVar("T")
 
 
 def on_main_rank(work: Callable[[], T]) -> T:
-    """Do quick work on the main rank and return its result on every rank.
+    """Do work on the main rank and return its result on every rank.
 
     So a file need lie on one node alone, is read once, and one that is broken ends all ranks alike.
-    Every rank must call it. The others wait in a collective: long work belongs in
-    `dq.dist.one_rank.run_on_rank`.
+    Every rank must call it. The others wait in no collective, so it may take long.
 
     Args:
         work: Called on the main rank only; it must not contain a collective.
@@ -28,25 +27,7 @@ def on_main_rank(work: Callable[[], T]) -> T:
         ValueError: The work raised one, on every rank.
         RuntimeError: The work failed in another way, on every rank but the main one, which raises
             the error itself.
+        Stopped: A signal ended the work, on every rank.
     """
-    result: T | None = None
-    error: Exception | None = None
-    if collectives.is_main_rank():
-        try:
-            result = work()
-        except Exception as failure:
-            error = failure
-    said = None
-    if error is not None:
-        said = (isinstance(error, ValueError), is_foreseen(error), str(error))
-    outcome: tuple[T, tuple[bool, bool, str] | None] = collectives.broadcast_object((result, said))
-    if error is not None:
-        raise error
-    if outcome[1] is not None:
-        is_value, foreseen, message = outcome[1]
-        same: Exception = ValueError(message) if is_value else RuntimeError(message)
-        same.is_foreseen = foreseen  # type: ignore[attr-defined]
-        # The main rank raises the error itself, which says more: it is told there.
-        same.told_elsewhere = True  # type: ignore[attr-defined]
-        raise same
-    return outcome[0]
+    result: T = collectives.broadcast_object(run_on_rank(work, name=name_of(work)))
+    return result

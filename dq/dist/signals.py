@@ -1,4 +1,4 @@
-"""Signals that ask a job to stop: Slurm's and torchrun's, and Ctrl-C."""
+"""Signals that ask a job to stop: Slurm's and torchrun's, Ctrl-C, and a terminal that is closed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,13 +18,16 @@ log = logging.getLogger(__name__)
 STOP = "stop"
 # sysexits' EX_TEMPFAIL: nothing is wrong, try again later.
 STOPPED_CODE = 75
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 # Slurm signals every process, and torchrun hands its own signal on: that is one request.
 SAME_REQUEST_S = 1.0
 
 
-class Stopped(Exception):  # noqa: N818  (no error: the job was asked to)
-    """A signal ended the job; what there was to keep has been kept."""
+class Stopped(BaseException):
+    """A signal ended the job; what there was to keep has been kept.
+
+    As KeyboardInterrupt it is no Exception: what goes on after any error must not go on after it.
+    """
 
 
 class StopSignals:
@@ -85,12 +87,16 @@ class StopSignals:
         if self._agreement is None:
             raise Stopped(name)
         self._agreement.ask(STOP, name)
-        os.write(sys.stderr.fileno(), f"{name}: stopping after this step\n".encode())
+        with contextlib.suppress(OSError):  # A terminal that was closed.
+            os.write(2, f"{name}: stopping after this step\n".encode())
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Handle SIGTERM, SIGUSR1, SIGUSR2 and SIGINT in the body; the former handlers return after it.
+    """Handle the stop requests among signals in the body; the former handlers return after it.
+
+    They are SIGTERM, SIGUSR1, SIGUSR2, SIGINT and SIGHUP. A SIGHUP that is ignored stays so: that
+    is what ``nohup`` is for. torchrun under it takes SIGHUP all the same and hands it to its ranks.
 
     Outside `StopSignals.deferred` the first one raises `Stopped` where the main thread is. One that
     comes more than a second after the first ends the process at once with code 128 + its number.
@@ -101,7 +107,9 @@ def stop_signals() -> Iterator[StopSignals]:
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    former = {number: signal.signal(number, signals.handle) for number in SIGNALS}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    handled = [n for n in SIGNALS if not (n == signal.SIGHUP and ignored)]
+    former = {number: signal.signal(number, signals.handle) for number in handled}
     try:
         yield signals
     finally:
@@ -133,8 +141,9 @@ def spare_loader_process() -> None:
     Slurm signals every process of a job, and the rank needs its loader until the step is done. The
     second SIGTERM is obeyed, for that is how torch and multiprocessing end a process that is stuck.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
 
     def once(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -64,7 +64,7 @@ def meet(store: Store, *, limit_s: float, unless: str = "called off") -> list[in
     end = time.monotonic() + limit_s
     for _ in pauses(0.2):
         if store.add("count", 0) == world_size:
-            forget(store, [*names, "count"])
+            forget(store, [*names, "count", "name"])
             return []
         if time.monotonic() > end or store.check([unless]):
             return [rank for rank, name in enumerate(names) if not store.check([name])]

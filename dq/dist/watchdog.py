@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import itertools
 import logging
 import sys
 import threading
@@ -17,10 +16,9 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from dq.dist import collectives
-from dq.dist.store import open_store
+from dq.dist.sequence import open_meeting
 
 log = logging.getLogger(__name__)
-_watchdogs = itertools.count()
 _ALARM = "alarm"
 
 
@@ -142,10 +140,9 @@ def watchdog(*, quiet_s: float, limit_s: float, stacks: Path) -> Iterator[Watchd
         stacks: A file; its folder is made. It stays empty where nothing happens.
     """
     stacks.parent.mkdir(parents=True, exist_ok=True)
-    number = next(_watchdogs)
     with stacks.open("a") as file:
         dog = Watchdog(quiet_s, max(limit_s, quiet_s + 1.0), file)
-        store = None if collectives.world_size() == 1 else open_store(f"watchdog/{number}")
+        store = None if collectives.world_size() == 1 else open_meeting("watchdog")
         thread = threading.Thread(target=dog.watch, args=(store,), name="dq-watchdog", daemon=True)
         thread.start()
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from dq.tracking.predictions import MIN_SCORE, Box, Picture, said_of
+from dq.whole_file import drafts
 
 SIDE = 420
 INK = "#1d2433"
@@ -45,7 +46,8 @@ def draw_pair(picture: Picture, classes: Sequence[str], path: Path, *, bits: str
             (left + 2, 5), f"{name}: {shown} boxes", fill=INK, font=_font(14)
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, quality=88)
+    with drafts(path) as (draft,):
+        sheet.save(draft, format="JPEG", quality=88)
     return path
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dq.whole_file import write_whole
+
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write the file, or leave it as it was; see `json_text`."""
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json_text(content, indent=2))
-    os.replace(partial, path)
+    write_whole(path, json_text(content, indent=2))
 
 
 def json_text(content: Any, indent: int | None = None) -> str:

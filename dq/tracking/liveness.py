@@ -18,7 +18,7 @@ def this_process() -> dict[str, Any]:
     """Return what tells this process from all others: number, beginning, machine, its boot."""
     pid = os.getpid()
     return {"host": platform.node(), "boot": _boot(), "space": _space(), "pid": pid,
-            "began": _began(pid)}  # fmt: skip
+            "began": began_of(pid)}  # fmt: skip
 
 
 def state_of(process: Mapping[str, Any], written: float, *, now: float | None = None) -> str:
@@ -37,7 +37,7 @@ def state_of(process: Mapping[str, Any], written: float, *, now: float | None = 
     if process.get("host") == here["host"] and process.get("boot") != here["boot"]:
         return "died"  # The machine has been started anew since.
     if all(process.get(name) == here[name] for name in ("boot", "space")) and here["boot"]:
-        began = _began(int(process.get("pid") or 0))
+        began = began_of(int(process.get("pid") or 0))
         return "running" if began is not None and began == process.get("began") else "died"
     quiet = (time.time() if now is None else now) - written
     return f"silent for {quiet / 3600:.0f} h" if quiet > SILENT_S else "running"
@@ -58,7 +58,7 @@ def _space() -> str:
     return ""
 
 
-def _began(pid: int) -> int | None:
+def began_of(pid: int) -> int | None:
     """Return when a living process began, in ticks since the boot; numbers are used again."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

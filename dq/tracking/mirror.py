@@ -23,6 +23,7 @@ from dq.tracking.run import Run, read_run
 from dq.tracking.sync import MARK
 from dq.tracking.turn import take_turn
 from dq.tracking.wandb_variables import name_of
+from dq.whole_file import write_whole
 
 SENT = "wandb/sent.json"
 # More calls than about one a second make files of gigabytes.
@@ -319,9 +320,7 @@ class Mirror:
         step = max((reader.last_step for reader in self.readers.values()), default=-1)
         content = {"run": self.run_info.id, "step": max(step, self.sent_step)}
         with contextlib.suppress(OSError):
-            partial = self.folder / f"{SENT}.partial"
-            partial.write_text(json.dumps(content))
-            os.replace(partial, self.folder / SENT)
+            write_whole(self.folder / SENT, json.dumps(content))
 
 
 class _Follower:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dq.tracking.summary import StageSummary
+from dq.whole_file import drafts
 
 STAGES = ("float", "qat")
 
@@ -65,7 +66,8 @@ def write_plots(
             axis.legend()
         axis.grid(alpha=0.3)
     path = folder / "training.png"
-    figure.savefig(path, dpi=110)
+    with drafts(path) as (draft,):
+        figure.savefig(draft, format="png", dpi=110)
     pyplot.close(figure)
     return [path]
 

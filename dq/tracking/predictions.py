@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from dq.whole_file import write_whole
 
 FILE_NAME = "predictions.json.gz"
 # Boxes that count, and that match.
@@ -48,9 +49,7 @@ class Predictions:
 def write_predictions(folder: Path, predictions: Predictions) -> Path:
     """Write the file whole or not at all and return its path."""
     path = folder / FILE_NAME
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(gzip.compress(json.dumps(asdict(predictions)).encode(), 6))
-    os.replace(partial, path)
+    write_whole(path, gzip.compress(json.dumps(asdict(predictions)).encode(), 6))
     return path
 
 

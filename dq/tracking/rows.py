@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dq.whole_file import drafts
+
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
@@ -82,13 +84,11 @@ def begin_rows(path: Path, keep: Callable[[Row], bool] | None) -> None:
         if keep is None:
             os.replace(path, path.with_suffix(f".previous{path.suffix}"))
             return
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
+        with drafts(path) as (draft,), draft.open("wb") as file:
             for line in _lines(path):
                 row = _parsed(line)
                 if row is not None and keep(row):
                     file.write(line + b"\n")
-        os.replace(partial, path)
     except OSError as error:
         raise ValueError(
             f"{path} cannot be written: {error.strerror}; choose another --work-dir"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dq.tracking.json_file import json_text
+from dq.whole_file import drafts, write_whole
 
 
 def sensitivity_table(result: Mapping[str, Any], rows: int | None = 20) -> str:
@@ -49,7 +50,7 @@ def write_sensitivity(folder: Path, result: Mapping[str, Any]) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     data, plot = folder / "sensitivity.json", folder / "sensitivity.png"
-    data.write_text(json_text(result, indent=1))
+    write_whole(data, json_text(result, indent=1))
     figure, axes = pyplot.subplots(figsize=(10, 4.5))
     for kind, color in (("weight", "tab:blue"), ("activation", "tab:orange")):
         points = [
@@ -66,7 +67,8 @@ def write_sensitivity(folder: Path, result: Mapping[str, Any]) -> list[Path]:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    figure.savefig(plot, dpi=120)
+    with drafts(plot) as (draft,):
+        figure.savefig(draft, format="png", dpi=120)
     pyplot.close(figure)
     return [data, plot]
 

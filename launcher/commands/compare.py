@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from dq.tracking.comparison import Line
+from launcher.screen import screen_of
 
 HELP = "compare experiments: table, Markdown, CSV, JSON, an HTML report; needs no server"
 
@@ -47,8 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table, write what is asked for, and return 0."""
-    from rich.console import Console
-
     from dq.tracking.comparison import (
         as_json,
         comma_separated,
@@ -64,19 +58,16 @@ def run(arguments: argparse.Namespace) -> int:
         folders.append(arguments.project or Path("runs"))
     experiments = find_experiments(folders)
     lines = lines_of(experiments)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
+    screen = screen_of()
     groups = groups_of(lines)
     for title, group in groups.items():
         if len(groups) > 1:
-            console.print(f"\n{title}", markup=False, highlight=False)
-        console.print(_table(group))
+            screen.say(f"\n{title}")
+        screen.table(group)
     changed = differences(experiments) if 1 < len(experiments) <= 20 else {}
     if len(experiments) == 2:
         for name, values in changed.items():
-            console.print(f"{name}: {'  |  '.join(f'{k}={v}' for k, v in values.items())}",
-                          highlight=False, markup=False)  # fmt: skip
+            screen.say(f"{name}: {'  |  '.join(f'{k}={v}' for k, v in values.items())}")
     texts: dict[Path | None, Callable[[], str]] = {
         arguments.markdown: lambda: markdown(lines),
         arguments.csv: lambda: comma_separated(lines),
@@ -91,31 +82,15 @@ def run(arguments: argparse.Namespace) -> int:
     for path, text in texts.items():
         if path is not None:
             _write(path, text())
-            console.print(str(path), highlight=False, markup=False)
+            screen.say(str(path))
     if arguments.report:
         from dq.tracking.wandb_report import publish
 
         best = lines[: arguments.details]
         names = {line.name for line in best}
         address = publish(best, [e for e in experiments if e.name in names], changed)
-        console.print(address, highlight=False, markup=False)
+        screen.say(address)
     return 0
-
-
-def _table(lines: Sequence[Line]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    from dq.tracking.comparison import HEADS, cells
-
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for number, head in enumerate(HEADS.values()):
-        justify = "left" if number in (0, 6, 10) else "right"
-        table.add_column(head, justify=justify, no_wrap=number > 0, overflow="fold")  # type: ignore[arg-type]
-    for line in lines:
-        # As they stand: a name such as [lr=0.1] is no markup.
-        table.add_row(*map(Text, cells(line)))
-    return table
 
 
 def _write(path: Path, text: str) -> None:

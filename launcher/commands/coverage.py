@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Take the families through the chain, write the table, and return 1 when one crashed."""
+    from dq.whole_file import write_whole
     from launcher.coverage.families import chains
     from launcher.coverage.processes import Limits
     from launcher.coverage.row import CRASHED, DIFFERS
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(said.strip(), file=sys.stderr, flush=True)
             if out is not None:
                 out.parent.mkdir(parents=True, exist_ok=True)
-                out.write_text(table(rows), encoding="utf-8")
+                write_whole(out, table(rows))
     if out is None:
         print(table(rows), end="")
     return int(CRASHED in results or DIFFERS in results)

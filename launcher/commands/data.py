@@ -1,32 +1,30 @@
 """The command `data`: have a data set on the disk, and say what it holds."""
 
-import argparse
-import inspect
-from pathlib import Path
+from __future__ import annotations
 
-from dq.data.describe import describe_voc, summary_text
-from dq.data.digits import write_digits
-from dq.data.voc import NAMES, fetch_voc, voc_folders
+import argparse
+from pathlib import Path
 
 HELP = "have a data set on the disk: digits (made here in seconds) or Pascal VOC (downloaded)"
 
+# What it needs is imported when it runs: a login node has neither numpy nor Pillow.
 _DIGITS_NUMBERS = {
-    "num_train": "images to train on",
-    "num_val": "images to validate on",
-    "num_test": "images to test on",
-    "image_size": "width and height in pixels",
-    "seed": "another seed draws other images",
+    "num_train": (600, "images to train on"),
+    "num_val": (100, "images to validate on"),
+    "num_test": (200, "images to test on"),
+    "image_size": (192, "width and height in pixels"),
+    "seed": (0, "another seed draws other images"),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one sub-command a data set, with its own options."""
+    from dq.data.voc import NAMES, voc_folders
+
     datasets = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     digits = datasets.add_parser("digits", help="handwritten digits over photographs, embedded")
     _add_folder(digits, Path("data/digits"), "where the data set goes")
-    parameters = inspect.signature(write_digits).parameters
-    for name, meaning in _DIGITS_NUMBERS.items():
-        default = parameters[name].default
+    for name, (default, meaning) in _DIGITS_NUMBERS.items():
         digits.add_argument(
             f"--{name.replace('_', '-')}",
             type=int,
@@ -50,6 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
         ValueError: An argument cannot be followed; the line names the mend.
         RuntimeError: The network or the disk fails; the line says what to do by hand.
     """
+    from dq.data.describe import describe_voc, summary_text
+    from dq.data.digits import write_digits
+    from dq.data.voc import fetch_voc, voc_folders
+
     folders: tuple[Path, ...]
     if arguments.dataset == "digits":
         numbers = {name: getattr(arguments, name) for name in _DIGITS_NUMBERS}

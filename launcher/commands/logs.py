@@ -20,11 +20,18 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError: There is no such job or rank.
     """
-    from slurm.follow import lines_of
+    from slurm.follow import await_begin, lines_of
     from slurm.record import chains, find_job
     from slurm.state import states
 
     chain, job = find_job(arguments.job, chains())
+    if arguments.follow and not job.job_id:
+        chain, job = await_begin(chain, job)
+    if not job.job_id:
+        raise ValueError(
+            f"{job.name} of {chain.name} has not begun (it is {states(chain)[''].name}); wait for"
+            " it with --follow"
+        )
     if not 0 <= arguments.rank < job.tasks:
         raise ValueError(f"job {job.job_id} has ranks 0 to {job.tasks - 1}, not {arguments.rank}")
     path = chain.log(job, arguments.rank)

@@ -11,6 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from launcher.arguments import add_checkpoint, add_shared, add_training
+from launcher.failure import DEBUG
+from launcher.forwarded import forwarded
+
 HELP = "run a command, the whole chain (`run`) or a grid (`sweep`) on Slurm, or here as Slurm would"
 RESOURCES = {
     "partition": str, "account": str, "qos": str, "constraint": str, "time": str, "nodes": int,
@@ -65,16 +69,17 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("configs", metavar="CONFIG", nargs="+")
     parser.add_argument("--presets", nargs="+", default=[], metavar="NAME", help="int8 w4a8 ...")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
-    parser.add_argument("--work-dir", metavar="DIR", help="of all (default runs/sweep)")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--checkpoint", metavar="FILE.pth", help="a float detector for all")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    add_shared(parser)
+    add_checkpoint(parser, what="a float detector for all", required=False)
+    add_training(parser)
+    parser.add_argument(DEBUG, action="store_true", help="print the traceback of an error")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the command, copy what it needs, submit it; return the exit code."""
+    from slurm.here import run_here, run_in_process
     from slurm.profile import read_profile
-    from slurm.submission import need_slurm, run_here, run_in_process, submit
+    from slurm.submission import need_slurm, submit
     from slurm.text import job_text
 
     overrides = {name: getattr(arguments, name) for name in (*RESOURCES, "torchrun")}
@@ -233,34 +238,38 @@ def _with_copy(order: _Order, copies: dict[str, str]) -> list[str]:
     return words
 
 
+# What the plan of a chain or a sweep says itself.
+_PLANNED = ("help", "work_dir", "checkpoint", "fresh", "reuse", "table")
+# Only a quantized training on several ranks lets one of them calibrate: calibration is one rank's
+# job, and stages may have different numbers of ranks.
+_OF_QAT = ("calibration_rank",)
+
+
+def _options_for(given: argparse.Namespace, *commands: str, without: Sequence[str]) -> Any:
+    """Return what each of the commands has to be told of what was said to the whole."""
+    from launcher.cli import build_parsers
+
+    if given.resume not in (None, "auto"):
+        raise ValueError(
+            f"--resume {given.resume} is of one training, and these are several; submit that one:"
+            " submit train ... --resume FILE.pth, or submit qat"
+        )
+    parsers = build_parsers()[1]
+    found = {}
+    for command in commands:
+        skipped = [*_PLANNED, *without, *(() if command in ("qat", "run") else _OF_QAT)]
+        found[command] = forwarded(given, parsers[command], without=skipped)
+    return found
+
+
 def _chain(order: _Order, copies: dict[str, str], profile: Any, plan: Any) -> list[Any]:
     given = order.parsed
-    shared: list[str] = []
-    for option in ("seed", "threads"):
-        if getattr(given, option) is not None:
-            shared += [f"--{option}", str(getattr(given, option))]
-    for option in ("device", "timeout", "arrival_timeout"):
-        shared += [f"--{option.replace('_', '-')}", str(getattr(given, option))]
-    if given.cfg_options:
-        shared += ["--cfg-options", *given.cfg_options]
-    training = ["--sync-bn", given.sync_bn]
-    for flag in ("no_validate", "deterministic", "auto_scale_lr"):
-        training += [f"--{flag.replace('_', '-')}"] if getattr(given, flag) else []
-    shared += ["--debug"] if given.debug else []
-    training += ["--resume", *([given.resume] if given.resume != "auto" else [])] if (
-        given.resume
-    ) else []  # fmt: skip
-    checkpoint = (
-        ["--checkpoint", str(Path(given.checkpoint).absolute())] if given.checkpoint else []
-    )
-    checkpoint += ["--trust-checkpoint"] if given.checkpoint and given.trust_checkpoint else []
     jobs: list[Any] = plan.chain(
         config=copies[order.configs[0]],
         experiment=order.experiment,
         profile=profile,
-        shared=shared,
-        training=training,
-        checkpoint=checkpoint,
+        options=_options_for(given, "train", "calibrate", "qat", "eval", without=()),
+        checkpoint=str(Path(given.checkpoint).absolute()) if given.checkpoint else None,
         fresh=given.fresh,
     )
     return jobs
@@ -268,17 +277,15 @@ def _chain(order: _Order, copies: dict[str, str], profile: Any, plan: Any) -> li
 
 def _sweep(order: _Order, copies: dict[str, str], profile: Any, plan: Any) -> list[Any]:
     given = order.parsed
-    more = ["--device", given.device]
-    if given.checkpoint:
-        more += ["--checkpoint", str(Path(given.checkpoint).absolute())]
     jobs: list[Any] = plan.sweep(
         configs=[(Path(config).stem, copies[config]) for config in order.configs],
         presets=given.presets,
         seeds=given.seeds,
         folder=order.experiment,
         profile=profile,
-        options=given.cfg_options,
-        more=more,
+        options=_options_for(given, "train", "run", without=("cfg_options", "seed", "resume")),
+        cfg_options=given.cfg_options,
+        checkpoint=str(Path(given.checkpoint).absolute()) if given.checkpoint else None,
     )
     return jobs
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from launcher.missing import need
+
 HELP = "send runs that were kept offline to W&B; what has been sent is not sent again"
 
 
@@ -31,6 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     runs = pending_runs(arguments.folders)
     if not runs:
         print("nothing to send")
+        return 0
+    need("wandb", "`launcher sync`")
     for folder in runs:
         reason = send(folder, limit_s=arguments.limit)
         print(f"{folder}: {reason or 'sent'}")

@@ -22,7 +22,6 @@ from dq.detector.results_file import Painter, write_results
 from dq.detector.tracking_hook import Figures
 from dq.dist import collectives
 from dq.dist.checkpoint import load_checkpoint, save_checkpoint
-from dq.dist.one_rank import run_on_rank
 from dq.dist.one_reader import on_main_rank
 from dq.quant.analysis.statistics import model_bytes
 from dq.quant.graph.quantized_graph import QuantizedGraph
@@ -36,8 +35,6 @@ from launcher.session import Session
 from launcher.stages.evidence import keep_predictions
 
 log = logging.getLogger(__name__)
-# A metric reads its detections back from a file, and nothing else runs while Python reads JSON.
-SILENCE_S = 900.0
 
 
 def read_checkpoint(path: Path, *, trusted: bool) -> tuple[dict[str, Any], str]:
@@ -159,25 +156,13 @@ def scored(plan: Plan, dataset: Any, results: list[Any] | None) -> tuple[Scores,
 
     The main rank computes them, however long it takes, and what it raises is raised on all.
     """
-    found: list[tuple[Scores, dict[str, float]]] = []
-    failures: list[Exception] = []
 
-    def work() -> None:
-        try:
-            settings = plan.config.get("evaluation") or {}
-            assert results is not None
-            found.append((scores(dataset, results, settings), class_precision(dataset, results)))
-        except Exception as error:
-            failures.append(error)
+    def work() -> tuple[Scores, dict[str, float]]:
+        settings = plan.config.get("evaluation") or {}
+        assert results is not None
+        return scores(dataset, results, settings), class_precision(dataset, results)
 
-    run_on_rank(work, silence_s=SILENCE_S)
-
-    def outcome() -> tuple[Scores, dict[str, float]]:
-        if failures:
-            raise failures[0]
-        return found[0]
-
-    return on_main_rank(outcome)
+    return on_main_rank(work)
 
 
 def track_row(summary: StageSummary) -> dict[str, Any]:
@@ -266,6 +251,7 @@ def conclude(
     content = compose(detector, graph=graph, recipe=recipe, meta=meta)
     on_main_rank(lambda: save_checkpoint(path, content))
     log.info("checkpoint %s", path)
+    place.signals.refuse_to_go_on()
     try:
         measurement = measure(plan, place, detector, graph)
     except (ValueError, RuntimeError) as error:

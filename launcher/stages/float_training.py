@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from dq.detector.build import build_model
 from dq.detector.checkpoint_plan import checkpoint_folder
-from dq.detector.data import check_evaluation, dataset_of
+from dq.detector.data import check_evaluation, dataset_digest, dataset_of
 from dq.detector.leaves import classes_of
 from dq.detector.loop import train
 from dq.detector.rank_state import seed_everything
@@ -15,7 +16,7 @@ from dq.tracking.summary import StageSummary
 from launcher.plan import Asked, Plan
 from launcher.session import Session
 from launcher.stages.conclusion import conclude, reusable
-from launcher.stages.resumption import resumption
+from launcher.stages.resumption import Begun, kept_meta, resumption
 from launcher.stages.synchronized_norms import synchronize_norms
 from launcher.stages.tracked import tracked
 
@@ -29,13 +30,18 @@ def train_float(
     if reuse and (done := reusable(folder, key)):
         return done
     began = time.monotonic()
-    found = resumption(
-        resume,
-        checkpoint_folder(plan.config, folder),
-        key,
+    checkpoints = checkpoint_folder(plan.config, folder)
+    place.work_dir.hold(checkpoints)
+    begun = Begun(
+        folder=folder,
+        checkpoints=checkpoints,
+        key=key,
+        settings=plan.training_settings("float", place.device.type, None, sync_bn),
+        images=partial(dataset_digest, plan.config),
         quantized=False,
-        any_config=not reuse,
+        reuse=reuse,
     )
+    found = resumption(resume, begun)
     with tracked(plan, place, "float", resume=found) as tracker:
         seed_everything(plan.seed)
         dataset = dataset_of(plan.config, "train")
@@ -53,6 +59,7 @@ def train_float(
             seed=plan.seed,
             resume=found,
             key=key,
+            meta=kept_meta(begun, resume, tracker),
             validate=validate,
             supervision=place.supervision(plan.guards),
             tracker=tracker,

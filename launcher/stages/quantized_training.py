@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from dq.detector.checkpoint import load_quantization, recipe_of
 from dq.detector.checkpoint_plan import checkpoint_folder
 from dq.detector.config import training_config
-from dq.detector.data import check_evaluation, dataset_of
+from dq.detector.data import check_evaluation, dataset_digest, dataset_of
 from dq.detector.graph import quantize_detector
 from dq.detector.loop import Quantization, train
 from dq.detector.rank_state import seed_everything
@@ -23,7 +24,7 @@ from launcher.stages.calibration import calibrate_all
 from launcher.stages.conclusion import conclude, read_checkpoint, reusable
 from launcher.stages.evidence import figures_of
 from launcher.stages.float_detector import float_detector
-from launcher.stages.resumption import resumption
+from launcher.stages.resumption import Begun, kept_meta, resumption
 from launcher.stages.synchronized_norms import synchronize_norms
 from launcher.stages.tracked import run_id_of, tracked
 
@@ -49,13 +50,18 @@ def train_quantized(
         return done
     began = time.monotonic()
     config = training_config(plan.config, plan.settings.training)
-    found = resumption(
-        resume,
-        checkpoint_folder(config, folder),
-        key,
+    checkpoints = checkpoint_folder(config, folder)
+    place.work_dir.hold(checkpoints)
+    begins = Begun(
+        folder=folder,
+        checkpoints=checkpoints,
+        key=key,
+        settings=plan.training_settings("qat", place.device.type, parent, sync_bn),
+        images=partial(dataset_digest, plan.config),
         quantized=True,
-        any_config=not reuse,
+        reuse=reuse,
     )
+    found = resumption(resume, begins)
     with tracked(
         plan, place, "qat", parent_run=run_id_of(content), parent=parent, resume=found
     ) as tracker:
@@ -100,7 +106,7 @@ def train_quantized(
                 refinements=plan.settings.refinements,
                 start=begun.on_val,
             ),
-            meta={BEGINNING: dict(begun.metrics)},
+            meta={BEGINNING: dict(begun.metrics), **kept_meta(begins, resume, tracker)},
             resume=found,
             key=key,
             validate=validate,

@@ -1,97 +1,194 @@
-"""From which checkpoint a stage goes on."""
+"""From which checkpoint a stage goes on, and with what settings."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dq.detector.addresses import local_file
 from dq.detector.checkpoint import QUANTIZATION
-from dq.detector.checkpoint_plan import RESUMABLE
+from dq.detector.checkpoint_order import newest_training
 from dq.detector.loop import Resume
 from dq.dist import collectives
-from dq.dist.checkpoint import latest_checkpoint, load_checkpoint
+from dq.dist.checkpoint import load_checkpoint
 from dq.dist.one_reader import on_main_rank
 from dq.dist.restarts import agent, is_one_of, restart_counted
+from dq.tracking.summary import read_summary
+from dq.tracking.tracker import Tracker
 from launcher.plan import Asked
+from launcher.settings import (
+    IMAGES,
+    SETTINGS,
+    START,
+    Applied,
+    Change,
+    Settings,
+    applied,
+    changes_of,
+    shown,
+)
 
 log = logging.getLogger(__name__)
+# Which file a training was told to go on from; started again, it goes on from a newer one.
+ASKED_FILE = "asked_file"
 
 
-def resumption(
-    asked: Asked, folder: Path, key: str, *, quantized: bool, any_config: bool = False
-) -> Resume | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A training that is to begin, or to go on.
+
+    Attributes:
+        folder: Of the stage.
+        checkpoints: Where its checkpoints are.
+        key: Digest of what decides its result.
+        settings: The same in words, but for the images.
+        images: Returns the digest of what it is trained on; reads the annotations.
+        quantized: Whether it is.
+        reuse: It belongs to a chain that does anew whatever is not current.
+    """
+
+    folder: Path
+    checkpoints: Path
+    key: str
+    settings: Settings
+    images: Callable[[], str | None]
+    quantized: bool
+    reuse: bool
+
+    @property
+    def command(self) -> str:
+        """The command that trains so alone."""
+        return "qat" if self.quantized else "train"
+
+
+def resumption(asked: Asked, begun: Begun) -> Resume | None:
     """Return the checkpoint to continue from, None to begin anew; the main rank reads it for all.
 
-    Every rank must call it.
+    Every rank must call it. First comes ``--resume FILE``, then the stage's newest checkpoint, then
+    the config's ``resume_from``. A job that was started again goes on from its newest checkpoint
+    whatever else is said, if all that decides its result is the same.
 
     Args:
-        asked: By the command line and the config. A job that was started again goes on from its
-            newest checkpoint whatever they say.
-        folder: Of the stage's checkpoints.
-        key: What the newest checkpoint must have been made with.
-        quantized: Whether the training is; a checkpoint that ``resume_from`` names is the other
-            training's where it is otherwise.
-        any_config: Take it whatever it was made with when the user asks for it: he may change a
-            training on purpose, to make it longer say. A job that was started again never does,
-            for it may have been stopped before its first checkpoint, and find another training's.
+        asked: By the command line and the config.
+        begun: What is to go on.
 
     Raises:
-        ValueError: The file is missing or damaged.
+        ValueError: The file is missing, damaged or another training's, or it was made with other
+            settings that nobody has asked to apply.
     """
     agents = collectives.all_gather_objects(agent())
 
     def read() -> Resume | None:
+        found = newest_training(begun.checkpoints) if _looks(asked, agents) else None
+        if found is not None and _is_own(found[1], asked, begun, agents):
+            log.info("the job was started again and goes on from its newest checkpoint")
+            return _resume(asked, begun, *found)
         if asked.file is not None:
-            return _from(Path(asked.file))
-        newest = _newest(folder, key, asked, agents, any_config=any_config)
+            return _from_file(asked, begun, Path(asked.file), shared=asked.is_shared)
+        newest = None
+        if found is None and asked.automatic:
+            log.warning("no checkpoint in %s", begun.checkpoints)
+        if found is not None:
+            newest = _from_newest(asked, begun, *found)
         if newest is not None or asked.of_config is None:
             return newest
-        source = local_file(asked.of_config)
-        found = _from(source)
-        if (QUANTIZATION in found.content) is not quantized:
-            of, this = ("float", "quantized") if quantized else ("quantized", "float")
-            log.info("resume_from %s is of a %s training; the %s one begins anew", source, of, this)
-            return None
-        return found
+        return _from_file(asked, begun, local_file(asked.of_config), shared=True)
 
     return on_main_rank(read)
 
 
-def _newest(
-    folder: Path, key: str, asked: Asked, agents: Sequence[str | None], *, any_config: bool
-) -> Resume | None:
-    """Return the newest whole checkpoint of the stage where it is to be taken."""
-    if not asked.automatic and not restart_counted() and not any(agents):
-        return None
-    path = latest_checkpoint(folder, *RESUMABLE)
-    if path is None:
-        log.info("no checkpoint in %s", folder)
-        return None
+def _looks(asked: Asked, agents: list[str | None]) -> bool:
+    return restart_counted() or any(agents) or (asked.automatic and asked.file is None)
+
+
+def _is_own(
+    content: Mapping[str, Any], asked: Asked, begun: Begun, agents: list[str | None]
+) -> bool:
+    """Whether a checkpoint is of this very job, before it was started again."""
+    meta = content["meta"]
+    if not restart_counted() and not is_one_of(agents, meta.get("agents", ())):
+        return False
+    return (meta.get("key"), meta.get(ASKED_FILE)) == (begun.key, asked_file(asked))
+
+
+def kept_meta(begun: Begun, asked: Asked, tracker: Tracker) -> dict[str, Any]:
+    """Return what each checkpoint's ``meta`` is to say, for those that go on from it."""
+    run = tracker.run  # On the main rank, which writes.
+    images = None if run is None else run.source.get("dataset_sha256")
+    settings = {**begun.settings, IMAGES: repr(images)}
+    return {SETTINGS: settings, ASKED_FILE: asked_file(asked)}
+
+
+def asked_file(asked: Asked) -> str | None:
+    """Return the file that the command line names, the same from any folder."""
+    return None if asked.file is None else str(Path(asked.file).resolve())
+
+
+def _from_file(asked: Asked, begun: Begun, path: Path, *, shared: bool) -> Resume | None:
     content = load_checkpoint(path)
-    if not asked.automatic:
-        known = content["meta"].get("agents", ())
-        if not restart_counted() and not is_one_of(agents, known):
-            return None
-        log.info("the job was started again and goes on from its newest checkpoint")
-    strict = not asked.automatic or not any_config
-    if strict and content["meta"].get("key") != key:
-        log.info("%s is of another config, beginning anew", path)
+    if (QUANTIZATION in content) is begun.quantized:
+        return _resume(asked, begun, path, content)
+    of, this = ("float", "quantized") if begun.quantized else ("quantized", "float")
+    if shared:
+        log.info("%s is of a %s training; the %s one does not go on from it", path, of, this)
         return None
-    return _checked(content, path)
+    mend = (
+        f"begin from its weights with --checkpoint {path}, or give --resume a file of a quantized"
+        " training"
+        if begun.quantized
+        else f"go on with it by `qat --resume {path}`, or give --resume a file of a float training"
+    )
+    raise ValueError(f"{path} is of a {of} training, which `{begun.command}` is not; {mend}")
 
 
-def _from(path: Path) -> Resume:
-    return _checked(load_checkpoint(path), path)
+def _from_newest(asked: Asked, begun: Begun, path: Path, content: dict[str, Any]) -> Resume | None:
+    """Return the stage's newest checkpoint, unless a chain is to do the stage anew."""
+    if not asked.automatic:
+        if restart_counted():
+            log.warning("%s is of another config, beginning anew", path)
+        return None
+    changes = _changes(begun, content)
+    if begun.reuse and content["meta"].get("key") != begun.key:
+        summary = read_summary(begun.folder)
+        run = content["meta"].get("run_id")
+        is_finished = summary is not None and run is not None and summary.run_id == run
+        begins_elsewhere = any(change.name == START for change in changes or ())
+        if is_finished or begins_elsewhere or changes is None:
+            said = f": {shown(changes)}" if changes else ""
+            log.warning("%s is of another config, beginning anew%s", path, said)
+            return None
+    return _resume(asked, begun, path, content)
 
 
-def _checked(content: dict[str, Any], path: Path) -> Resume:
+def _changes(begun: Begun, content: Mapping[str, Any]) -> list[Change] | None:
+    """Return what is not as a checkpoint was made with; None where it does not say."""
+    before = content.get("meta", {}).get(SETTINGS)
+    if before is None:
+        return None
+    images = {IMAGES: repr(begun.images())} if IMAGES in before else {}
+    return changes_of(before, {**begun.settings, **images})
+
+
+def _resume(asked: Asked, begun: Begun, path: Path, content: dict[str, Any]) -> Resume:
     if "optimizer" not in content:
         raise ValueError(
             f"{path} has no optimizer's state, so no training can go on from it; give it with"
             " --checkpoint to begin from its weights, or --resume an epoch_N.pth, step_N.pth"
             " or iter_N.pth"
         )
-    return Resume(content=content, source=str(path))
+    changes = _changes(begun, content)
+    apply = Applied()
+    if changes is None:
+        log.warning("%s does not say with which settings it was made: not compared", path)
+    elif changes:
+        apply = applied(changes, asked.changing, str(path), begun.settings)
+        log.warning("goes on with other settings than %s: %s", path.name, shown(changes))
+    return Resume(
+        content=content,
+        source=str(path),
+        new_optimizer_settings=apply.optimizer,
+        new_micro_batches=apply.micro_batches,
+    )

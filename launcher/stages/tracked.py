@@ -44,7 +44,9 @@ def tracked(
 
     Raises:
         ValueError: On all ranks, when the stage's folder cannot be written.
+        Stopped: A signal has come.
     """
+    place.signals.refuse_to_go_on()
     tracker = Tracker()
 
     def begin() -> None:

@@ -1,6 +1,7 @@
 """The command `data`, from its words to what it prints."""
 
 import argparse
+import inspect
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ def digits(folder: Path) -> argparse.Namespace:
 
 
 def test_the_defaults_are_those_of_the_function() -> None:
+    of_function = {
+        name: parameter.default
+        for name, parameter in inspect.signature(write_digits).parameters.items()
+        if name != "folder"
+    }
+    assert vars(parse("digits")) == of_function | {
+        "dataset": "digits",
+        "folder": Path("data/digits"),
+    }
     assert vars(parse("digits")) == {
         "dataset": "digits",
         "folder": Path("data/digits"),
@@ -81,7 +91,7 @@ def test_voc_is_fetched_and_each_year_described(
             )
         return folder / "VOCdevkit"
 
-    monkeypatch.setattr(data, "fetch_voc", pretend)
+    monkeypatch.setattr("dq.data.voc.fetch_voc", pretend)
     arguments = parse("voc0712", "--folder", str(tmp_path))
     assert data.run(arguments) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -96,7 +106,7 @@ def test_a_broken_data_set_is_no_success(
     folder = tmp_path / "VOCdevkit" / "VOC2012"
     write_digits(folder, num_train=1, num_val=1, num_test=1, image_size=64)
     image_path(folder, "test_00000").unlink()
-    monkeypatch.setattr(data, "fetch_voc", lambda name, folder: folder)
+    monkeypatch.setattr("dq.data.voc.fetch_voc", lambda name, folder: folder)
     assert data.run(parse("voc2012", "--folder", str(tmp_path))) == 1
     assert "WRONG   1 images" in capsys.readouterr().out
 

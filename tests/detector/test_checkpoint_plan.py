@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mmcv import ConfigDict
 
-from dq.detector.checkpoint_plan import checkpoint_plan, remove_old
+from dq.detector.checkpoint_order import Place
+from dq.detector.checkpoint_plan import (
+    checkpoint_plan,
+    remove_old,
+)
 from dq.detector.config import finish
+from dq.dist.checkpoint import save_checkpoint
 from tests.detector.minimal import minimal
 
 
@@ -45,10 +51,12 @@ def test_steps_count_where_epochs_do_not() -> None:
 
 def kept(folder: Path, section: dict[str, Any]) -> list[str]:
     """Return which of many files are left."""
-    names = [f"epoch_{n}.pth" for n in range(1, 7)] + [f"step_{n}.pth" for n in range(1, 5)]
-    for number, name in enumerate([*names, "best_mAP_epoch_1.pth"]):
-        (folder / name).write_text("")
-        os.utime(folder / name, ns=(number, number))
+    for number in range(1, 7):
+        save_checkpoint(folder / f"epoch_{number}.pth", {}, note=Place(1, 9 * number, 0).note)
+        save_checkpoint(folder / f"step_{number}.pth", {}, note=Place(1, number, 0).note)
+    save_checkpoint(folder / "best_mAP_epoch_1.pth", {})
+    for number, path in enumerate(sorted(folder.iterdir(), reverse=True)):
+        os.utime(path, (number, number))  # As if the clock had run backwards.
     remove_old(folder, checkpoint_plan(section, counts_epochs=True))
     return sorted(path.name for path in folder.iterdir())
 
@@ -56,16 +64,28 @@ def kept(folder: Path, section: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("more", [{}, {"max_keep_ckpts": -1}, {"max_keep_ckpts": 0}])
 def test_all_are_kept_where_the_config_says_no_number(tmp_path: Path, more: dict[str, Any]) -> None:
     left = kept(tmp_path, {"interval": 1, **more})
-    assert [name for name in left if name.startswith("epoch")] == [
+    assert [name for name in left if re.fullmatch(r"epoch_\d.pth", name)] == [
         f"epoch_{n}.pth" for n in range(1, 7)
     ]
-    assert {"step_3.pth", "step_4.pth", "best_mAP_epoch_1.pth"} <= set(left)
-    assert "step_2.pth" not in left
+    assert {"step_5.pth", "step_6.pth", "best_mAP_epoch_1.pth"} <= set(left)
+    assert "step_4.pth" not in left
+    assert "step_4.pth.sha256" not in left
 
 
 def test_so_many_are_kept_as_the_config_says(tmp_path: Path) -> None:
     left = kept(tmp_path, {"interval": 1, "max_keep_ckpts": 2})
-    assert [name for name in left if name.startswith("epoch")] == ["epoch_5.pth", "epoch_6.pth"]
+    assert [name for name in left if re.fullmatch(r"epoch_\d.pth", name)] == [
+        "epoch_5.pth",
+        "epoch_6.pth",
+    ]
+
+
+def test_what_does_not_say_when_it_was_written_is_neither_counted_nor_removed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "step_9.pth").write_text("no checkpoint")
+    left = kept(tmp_path, {"interval": 1, "max_keep_ckpts": 2})
+    assert {"step_9.pth", "step_6.pth", "step_5.pth"} <= set(left)
 
 
 def test_a_config_that_says_nothing_keeps_three() -> None:

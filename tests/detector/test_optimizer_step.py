@@ -129,3 +129,35 @@ def test_skipped_step_changes_nothing_and_too_many_end_the_training_on_all_ranks
         assert "step 1: " in got[3]
         assert "on rank 1" in got[3]
         assert "2 steps in a row were left out" in got[3]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_step_that_is_left_out_ends_the_scalers_step_too(several: bool) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    net = Net()
+    it = runner(net)
+    step = OptimizerStep(guards=Guards(nonfinite="skip"), scaler=scaler)
+    more = [batch(9)] if several else []
+    do(step, it, [batch(1), *more])
+    before = [p.detach().clone() for p in net.parameters()]
+    for _ in range(2):
+        do(step, it, [batch(2, float("nan")), *more])
+        assert all(map(torch.equal, before, net.parameters()))
+    # Not an overflow: the next step is scaled as it would have been.
+    assert scaler.get_scale() == 1024.0
+    do(step, it, [batch(3), *more])
+    assert not torch.equal(before[0], next(net.parameters()))
+
+
+def test_an_overflow_of_float16_lowers_the_scale_and_is_no_step_left_out() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    net = Net()
+    it = runner(net)
+    step = OptimizerStep(guards=Guards(nonfinite="skip"), scaler=scaler)
+    before = [p.detach().clone() for p in net.parameters()]
+    big = batch(1)
+    big["img"] *= 100
+    do(step, it, [big])
+    assert all(map(torch.equal, before, net.parameters()))
+    assert scaler.get_scale() == 2.0**126
+    assert step.skipped == 0

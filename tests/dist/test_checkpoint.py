@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import logging
 import os
 import pickle
 import subprocess
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from dq.dist.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from dq.dist.checkpoint import load_checkpoint, note_of, peek_checkpoint, save_checkpoint
 
 CONTENT: dict[str, Any] = {
     "state_dict": {"weight": torch.arange(2000.0), "count": torch.tensor(3)},
@@ -45,6 +44,43 @@ def test_what_is_saved_is_loaded_and_the_checksum_reads_like_sha256sum(tmp_path:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert sidecar(path).read_text() == f"{digest}  epoch_1.pth\n"
     assert sorted(os.listdir(path.parent)) == ["epoch_1.pth", "epoch_1.pth.sha256"]
+
+
+def test_a_note_stands_beside_the_checksum_which_sha256sum_still_reads(tmp_path: Path) -> None:
+    path = tmp_path / "epoch_1.pth"
+    save_checkpoint(path, CONTENT)
+    assert note_of(path) is None
+    assert note_of(tmp_path / "none.pth") is None
+    save_checkpoint(path, CONTENT, note="step 7")
+    assert note_of(path) == "step 7"
+    checked = subprocess.run(
+        ["sha256sum", "--check", "--strict", sidecar(path).name],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert checked.stdout == "epoch_1.pth: OK\n", checked.stderr
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_look_reads_all_but_the_values_of_tensors(tmp_path: Path, new_format: bool) -> None:
+    path = tmp_path / "epoch_1.pth"
+    torch.save(CONTENT, path, _use_new_zipfile_serialization=new_format)
+    found = peek_checkpoint(path)
+    assert found is not None
+    assert found["meta"] == CONTENT["meta"]
+    assert found["state_dict"]["weight"].device.type == "meta"
+    assert found["state_dict"]["weight"].shape == (2000,)
+
+
+def test_a_look_at_what_is_no_checkpoint_finds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "epoch_1.pth"
+    assert peek_checkpoint(path) is None
+    for content in (b"", b"hello world\n"):
+        path.write_bytes(content)
+        assert peek_checkpoint(path) is None
+    torch.save({"meta": Stranger()}, path)
+    assert peek_checkpoint(path) is None
+    torch.save([1, 2], path)
+    assert peek_checkpoint(path) is None
 
 
 def test_saving_again_replaces_file_and_checksum(tmp_path: Path) -> None:
@@ -167,29 +203,3 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(small_disk: Path) -> No
     assert "\n" not in str(caught.value)
     assert load_checkpoint(path) == {"step": 1}
     assert sorted(os.listdir(small_disk)) == ["latest.pth", "latest.pth.sha256"]
-
-
-def test_the_latest_whole_checkpoint_is_found_and_damaged_ones_are_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert latest_checkpoint(tmp_path / "none") is None
-    assert latest_checkpoint(tmp_path) is None
-    for epoch in (1, 2, 3, 4):
-        path = tmp_path / f"epoch_{epoch}.pth"
-        save_checkpoint(path, CONTENT | {"epoch": epoch})
-        os.utime(path, (1000 + epoch, 1000 + epoch))
-    (tmp_path / ".epoch_5.pth.tmp").write_bytes(b"half")
-    assert latest_checkpoint(tmp_path) == tmp_path / "epoch_4.pth"
-    flip(tmp_path / "epoch_4.pth", 5000)
-    sidecar(tmp_path / "epoch_3.pth").unlink()
-    flip(tmp_path / "epoch_3.pth", 5000)
-    for number in (4, 3):
-        os.utime(tmp_path / f"epoch_{number}.pth", (1000 + number, 1000 + number))
-    with caplog.at_level(logging.WARNING):
-        assert latest_checkpoint(tmp_path) == tmp_path / "epoch_2.pth"
-    assert [record.message.split()[2].rpartition("/")[2] for record in caplog.records] == [
-        "epoch_4.pth",
-        "epoch_3.pth",
-    ]
-    assert latest_checkpoint(tmp_path, "epoch_1.*") == tmp_path / "epoch_1.pth"
-    assert latest_checkpoint(tmp_path, "step_*", "epoch_1.*") == tmp_path / "epoch_1.pth"

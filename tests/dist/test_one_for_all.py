@@ -43,7 +43,7 @@ def test_all_ranks_raise_what_the_main_rank_raised() -> None:
     assert run_ranks(call, 2, "value") == [wanted, wanted]
     first, second = run_ranks(call, 2, "os")
     assert first == ("OSError", "the disk is gone")
-    assert second == ("RuntimeError", "the disk is gone")
+    assert second == ("LostRankError", "rank 0 failed (OSError): the disk is gone")
 
 
 def test_alone_the_error_is_the_works_own() -> None:

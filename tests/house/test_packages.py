@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What a folder may hold, its __init__.py apart; a subject has no more parts than one can overlook.
 MOST_FILES = 15
 
-# Each package, the lowest first, with those that it may import. dq.quant.gpu lies in kernels.
+# Each package, the lowest first, with those that it may import.
 ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "dq/quant": {
         "numerics": (),
@@ -24,8 +24,9 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "analysis": ("numerics", "quantizers", "graph", "training"),
         "ptq": ("numerics", "observers", "quantizers", "recipes", "graph", "analysis"),
         "integer": ("numerics", "kernels", "quantizers", "graph"),
-        "export": ("numerics", "integer"),
+        "export": ("numerics", "graph", "integer"),
         "verify": ("graph",),
+        "model": ("graph", "recipes", "quantizers", "ptq", "integer", "export"),
     },
 }
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from dq.dist.checkpoint import latest_checkpoint, load_checkpoint
+from dq.detector.checkpoint_order import newest_training
+from dq.dist.checkpoint import load_checkpoint
 from dq.dist.signals import STOPPED_CODE
 from tests.launcher.conftest import Launch
 from tests.launcher.strikes import Ending, run_ranks_alone, run_torchrun, started
@@ -115,9 +116,9 @@ def test_rank_killed_in_training(
     assert ending.codes[1 - victim] == 1
     assert "another rank was lost" in ending.errors[0]
     folder = tmp_path / "w" / ("float" if stage == "train" else "qat")
-    newest = latest_checkpoint(folder, "*_[0-9]*.pth")
+    newest = newest_training(folder)
     assert newest is not None
-    assert load_checkpoint(newest)["training"]["iteration"] == 4
+    assert newest[1]["training"]["iteration"] == 4
     record(f"kill -9 of rank {victim} in `{stage}`", "steps since the last checkpoint", ending)
 
 
@@ -149,9 +150,9 @@ def test_signal_to_one_rank_stops_all_after_the_same_step(
     ending = run_ranks_alone(2, *words, folder=tmp_path)
     must_have_ended(ending, errors=0)
     assert ending.codes == [STOPPED_CODE, STOPPED_CODE], ending.output[-3000:]
-    newest = latest_checkpoint(tmp_path / "w/float", "*_[0-9]*.pth")
+    newest = newest_training(tmp_path / "w/float")
     assert newest is not None
-    assert load_checkpoint(newest)["training"]["iteration"] in (4, 5)
+    assert newest[1]["training"]["iteration"] in (4, 5)
     assert f"stopped by {name}" in ending.output
     record(f"{name} to one rank in training", "nothing", ending, reads="stopped by")
 
@@ -176,11 +177,11 @@ def test_sigterm_to_torchrun_loses_nothing(config: Path, tmp_path: Path) -> None
     )
     must_have_ended(ending, errors=0)
     assert "stopped by SIGTERM" in ending.output
-    newest = latest_checkpoint(tmp_path / "w/float", "*_[0-9]*.pth")
+    newest = newest_training(tmp_path / "w/float")
     assert newest is not None
     said = re.findall(r"Epoch \[(\d+)\]\[(\d+)/3\]", ending.output)
     last = max(3 * (int(epoch) - 1) + int(step) for epoch, step in said)
-    assert load_checkpoint(newest)["training"]["iteration"] == last
+    assert newest[1]["training"]["iteration"] == last
     record("SIGTERM to torchrun", "nothing", ending, reads="stopped by")
 
 
@@ -212,7 +213,7 @@ def test_disk_full_at_a_checkpoint(config: Path, tmp_path: Path) -> None:
         must_have_ended(ending)
         assert ending.codes == [1, 1]
         assert re.search(r"checkpoint .* could not be written: No space left", ending.errors[0])
-        newest = latest_checkpoint(disk / "w/float", "*_[0-9]*.pth")
+        newest = newest_training(disk / "w/float")
         assert newest is not None
         assert not list((disk / "w/float").glob(".*tmp"))
         record("disk full at a checkpoint", "steps since the one before", ending)

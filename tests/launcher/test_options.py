@@ -22,7 +22,11 @@ OTHERS = {
         *("--nproc-per-node", "--nnodes", "--standalone", "--local-addr", "--master-port"),
         *("--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--rdzv-conf", "--signals-to-handle"),
     ),
-    "srun": ("--ntasks-per-node", "--kill-on-bad-exit", "--container-image", "--container-mounts"),
+    "srun": (
+        *("--ntasks-per-node", "--kill-on-bad-exit", "--container-image", "--container-mounts"),
+        *("--pty", "--overlap", "--preserve-env"),
+    ),
+    "sha256sum": ("--check",),
     "wandb": ("--include-online", "--include-synced"),
     "git": ("--porcelain", "--untracked-files"),
 }

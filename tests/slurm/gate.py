@@ -19,7 +19,8 @@ class GateHook(Hook):
 
     Args:
         step: Steps done before it.
-        marker: File that says that a rank waits; ``{attempt}`` and ``{rank}`` are replaced.
+        marker: File that says that a rank waits; ``{attempt}``, ``{rank}`` and, in an array,
+            ``{element}`` (its number and index) are replaced.
         attempts: How many of the job's attempts wait.
     """
 
@@ -28,7 +29,9 @@ class GateHook(Hook):
         self.attempt = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         self.waits = self.attempt < attempts
         rank = os.environ.get("RANK", "0")
-        self.marker = Path(marker.format(attempt=self.attempt, rank=rank))
+        names = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+        element = "_".join(os.environ.get(name, "") for name in names)
+        self.marker = Path(marker.format(attempt=self.attempt, rank=rank, element=element))
 
     def before_train_iter(self, runner: Any) -> None:
         if not self.waits or runner.iter < self.step:

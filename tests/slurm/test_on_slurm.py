@@ -94,7 +94,10 @@ def disturb(scene: Scene) -> None:
     scene.await_gate("frail")
     cluster.ask("scontrol", "requeue", job)
     scene.await_gate("preempted")
-    cluster.ask("sbatch", "-p", "high", "-o", "/dev/null", "--exclusive", "--wrap", "sleep 3")
+    node = cluster.ask("squeue", "-h", "-o", "%N", "-j", scene.job("preempted"))
+    cluster.ask(
+        "sbatch", "-p", "high", "-w", node, "-o", "/dev/null", "--exclusive", "--wrap", "sleep 3"
+    )
     scene.await_gate("frail", attempt=1)
     cluster.ask("scontrol", "update", "NodeName=dqn4", "State=DOWN", "Reason=test")
     end = time.monotonic() + 60

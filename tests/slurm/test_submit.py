@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import re
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,27 +14,7 @@ from slurm.config_files import copy_config
 from slurm.record import chains
 from slurm.snapshot import PACKAGES, copy_code
 from tests.launcher.conftest import ROOT, Launch
-
-LOGIN_NODE = """
-import sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "torchvision", "mmcv", "mmdet"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Blocked())
-import importlib.util as u
-found = u.find_spec
-u.find_spec = lambda n, p=None: None if n in ("torch", "mmcv", "mmdet") else found(n, p)
-from launcher.cli import main
-raise SystemExit(main(sys.argv[1:]))
-"""
-
-
-def login(tmp_path: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", LOGIN_NODE, *map(str, words)], cwd=ROOT, text=True,
-        capture_output=True, check=False, env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
-    )  # fmt: skip
+from tests.slurm.login_node import login
 
 
 def test_login_node_needs_no_torch(tmp_path: Path, config: Path) -> None:
@@ -174,6 +154,8 @@ def test_local_executor_runs_a_job_from_its_snapshot(
     assert code == 0, out + err
     chain = chains()[-1]
     assert (work / "eval/summary.json").is_file()
+    assert re.search(r"^mAP 0\.\d+", out, re.MULTILINE), out
+    assert "checkpoint" not in out.partition("_log.out")[2]
     assert (Path(chain.folder) / "code/launcher/cli.py").is_file()
     assert "rank 0 of 2" in chain.log(chain.jobs[0], 0).read_text()
     code, out, _ = launch("jobs", chain.name)
@@ -192,3 +174,40 @@ def test_a_snapshot_has_all_that_the_packages_have(tmp_path: Path) -> None:
         and not (tmp_path / "code" / path.relative_to(ROOT)).is_file()
     ]
     assert missing == []
+
+
+def test_a_snapshot_has_what_a_package_of_the_user_s_reads(tmp_path: Path) -> None:
+    """Whatever it is called: compiled operators, class names, small weights, a linked folder."""
+    mine = tmp_path / "mine"
+    (mine / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/b.py").touch()
+    (mine / "linked").symlink_to(tmp_path / "elsewhere")
+    (mine / "sub/around").symlink_to(mine)
+    wanted = ["ops.so", "kernel.cu", "op.cpp", "op.h", "names.csv", "LICENSE", "prior.npy", "a.pth",
+              ".hidden", "run.sh", "sub/data.bin"]  # fmt: skip
+    for name in [*wanted, "__pycache__/x.pyc", ".git/config", "old.pyc"]:
+        (mine / name).parent.mkdir(exist_ok=True)
+        (mine / name).touch()
+    (mine / "run.sh").chmod(0o755)
+    copy_code(tmp_path / "code", source=tmp_path / "nothing", more=(mine,))
+    copied = {
+        str(p.relative_to(tmp_path / "code/mine")) for p in (tmp_path / "code").rglob("*")
+        if p.is_file()
+    }  # fmt: skip
+    assert copied == {*wanted, "linked/b.py"}
+    assert os.access(tmp_path / "code/mine/run.sh", os.X_OK)
+
+
+def test_an_installed_package_has_its_data_too() -> None:
+    """What lies beside modules and is no module is named for the wheel as well."""
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = [
+        (package.replace(".", "/"), pattern)
+        for package, found in named["package-data"].items()
+        for pattern in found
+    ]
+    for name in ("launcher", "dq", "slurm"):
+        for path in (ROOT / name).rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc"):
+                assert any(path in (ROOT / folder).glob(p) for folder, p in patterns), path

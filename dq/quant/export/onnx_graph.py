@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from dq.quant.export.onnx_operators import translations
+from dq.quant.graph.inputs import forward_with_inputs
 from dq.quant.integer.convert import export_switch_of
 
 DEFAULT_OPSET, OPSET_16_BITS = 18, 21
@@ -33,16 +34,8 @@ class _Flat(nn.Module):
         super().__init__()
         self.network, self.behind = network, behind
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        result = self.network(images)
-        return _tensors(result if self.behind is None else self.behind(result))
-
-
-class _FlatOfTwo(_Flat):
-    """A network of two inputs."""
-
-    def forward(self, images: Tensor, second: Tensor) -> list[Tensor]:  # type: ignore[override]
-        result = self.network(images, second)
+    def flat(self, *inputs: Tensor) -> list[Tensor]:
+        result = self.network(*inputs)
         return _tensors(result if self.behind is None else self.behind(result))
 
 
@@ -68,16 +61,18 @@ def placeholder_model(
     *,
     opset: int,
     output_names: Sequence[str],
+    input_names: Sequence[str] = (INPUT, SECOND),
     behind: Callable[[Any], Any] | None = None,
 ) -> ir.Model:
     """Return the network as an ONNX model with placeholder nodes, its first dimension free.
 
     Args:
         network: As `dq.quant.integer.convert.integer_network` returns it.
-        example: An input, or both of them; its size but for the first dimension becomes the
-            model's.
+        example: An input, or all of them; its size but for the first dimension becomes the
+            model's. An input whose first dimension is not that of the first input keeps it.
         opset: Version of ONNX's operators, 18 or later.
         output_names: Of the outputs, in the order of `flatten`.
+        input_names: Of the inputs, as many or more.
         behind: Computed on the network's result and exported too.
 
     Raises:
@@ -86,8 +81,13 @@ def placeholder_model(
     emitting = export_switch_of(network)
     # One image alone would make the batch's size a constant.
     examples = [example] if isinstance(example, Tensor) else list(example)
-    inputs = tuple(x[:1].repeat(2, *[1] * (x.dim() - 1)) for x in examples)
-    flat = _Flat if len(inputs) == 1 else _FlatOfTwo
+    batched = [x.dim() > 0 and len(x) == len(examples[0]) for x in examples]
+    inputs = tuple(
+        x[:1].repeat(2, *[1] * (x.dim() - 1)) if free else x
+        for x, free in zip(examples, batched, strict=True)
+    )
+    names = list(input_names)[: len(inputs)]
+    flat = type("_Flat", (_Flat,), {"forward": forward_with_inputs(names, "flat")})
     emitting.on = True
     # torch reports on its progress, and warns of what it does internally.
     quiet = [
@@ -105,8 +105,8 @@ def placeholder_model(
                 inputs,
                 dynamo=True,
                 opset_version=opset,
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) * len(inputs),
-                input_names=[INPUT, SECOND][: len(inputs)],
+                dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} if b else {} for b in batched),
+                input_names=names,
                 output_names=list(output_names),
                 optimize=True,
                 verbose=False,

@@ -94,7 +94,9 @@ class Writer:
 
     def __init__(self, model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
         self.graph, self.specs = model.graph, specs
-        self.uses: dict[str, int] = {}
+        # The model's own inputs and outputs may be called like one of its layers.
+        taken = [*model.graph.inputs, *model.graph.outputs]
+        self.uses: dict[str, int] = {str(value.name): 1 for value in taken}
 
     def constant(self, name: str, array: Array) -> ir.Value:
         """Return the initializer of this name, created from ``array`` if it does not exist."""

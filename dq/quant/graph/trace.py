@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from dq.quant.graph.comparison import Reference
+from dq.quant.graph.inputs import forward_with_inputs
 from dq.quant.graph.nodes import PART_OF_RESULT, SIDE_EFFECT
 from dq.quant.graph.writes import AUGMENTED, WriteError, replace_inplace_writes_
 from dq.quant.kernels.recompute import version_of
@@ -208,6 +209,7 @@ def trace(
     is_leaf: LeafTest = lambda module: False,
     structures: Mapping[str, Any] | None = None,
     examples: Sequence[torch.Tensor] = (),
+    names: Sequence[str] = (),
 ) -> fx.Graph:
     """Trace ``forward(*inputs)`` into a graph whose module names are those of ``root``.
 
@@ -217,8 +219,9 @@ def trace(
         is_leaf: Says whether to keep a module as one node.
         structures: Example results of modules kept as one node, by qualified name, if these return
             more than a tensor.
-        examples: One tensor per input of ``forward``, or none. With examples, a forward pass may
-            ask for a tensor's rank.
+        examples: One tensor per input of ``forward``; a single input needs none. With examples, a
+            forward pass may ask for a tensor's rank.
+        names: Of the inputs; ``x``, ``y``, ``x2``, ``x3``, ... by default.
 
     Returns:
         The graph. After an in-place write, readers use a node of its own that holds the new value
@@ -229,7 +232,8 @@ def trace(
         TraceError: The forward pass depends on data, always changes the model's own buffers, or
             writes in place where that cannot be followed; the message names the place.
     """
-    shell = (_ShellOfTwo if len(examples) == 2 else _Shell)(root, forward or root.forward)
+    names = names or _input_names(len(examples))
+    shell = _shell_with(names)(root, forward or root.forward)
     tracer = _Tracer(is_leaf, structures or {}, examples)
     state = _State(root)
     try:
@@ -306,15 +310,15 @@ class _Shell(nn.Module):
         # Past nn.Module, which would make a child of a function that is a module, as a head is.
         self.__dict__["function"] = function
 
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.function(x)
+
+def _shell_with(names: Sequence[str]) -> type[_Shell]:
+    """Return a shell whose forward pass has inputs of these names."""
+    return type("_Shell", (_Shell,), {"forward": forward_with_inputs(names, "function")})
 
 
-class _ShellOfTwo(_Shell):
-    """A shell with two inputs."""
-
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:  # type: ignore[override]
-        return self.function(x, y)
+def _input_names(number: int) -> list[str]:
+    """Return names for so many inputs, at least one; quantizers of inputs are named by them."""
+    return ["x", "y", *(f"x{n}" for n in range(2, number))][: max(1, number)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -381,6 +385,16 @@ class BoundGraph:
         linecache.cache[name] = (len(code.src), None, code.src.splitlines(keepends=True), name)
         function: Callable[..., Any] = namespace["forward"]
         return function
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a file needs; functions are compiled again from the graphs."""
+        compiled = ("function", "training_function")
+        return {name: value for name, value in vars(self).items() if name not in compiled}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what `__getstate__` returned."""
+        vars(self).update(state)
+        self.recompile()
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the graph on the model's present modules and return its outputs."""

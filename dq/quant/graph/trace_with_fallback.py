@@ -21,6 +21,7 @@ def trace_tolerantly(
     forward: Callable[..., Any],
     *examples: Tensor,
     is_leaf: LeafTest = lambda module: False,
+    names: Sequence[str] = (),
 ) -> Traced:
     """Trace ``forward`` in both modes; keep modules whole that have no static graph or fail.
 
@@ -30,15 +31,16 @@ def trace_tolerantly(
     Args:
         root: The model; its modes are restored.
         forward: What to trace, calling modules of ``root``.
-        examples: One or two inputs on which ``forward`` runs.
+        examples: The inputs on which ``forward`` runs, one or more.
         is_leaf: Says whether to keep a module as one node in any case.
+        names: Of the inputs, as for `dq.quant.graph.trace.trace`.
 
     Raises:
         TraceError: ``forward`` itself, outside of any module, has no static graph, or the graph
             computes something else on noise; the message names the place.
     """
     with undo_additions_on_error(root):
-        return _traced(_Attempt(root, forward, examples, is_leaf))
+        return _traced(_Attempt(root, forward, examples, is_leaf, names))
 
 
 def _traced(attempt: _Attempt) -> Traced:
@@ -84,8 +86,10 @@ class _Attempt:
         forward: Callable[..., Any],
         examples: Sequence[Tensor],
         is_leaf: LeafTest,
+        names: Sequence[str],
     ) -> None:
         self.root, self.forward, self.examples, self.is_leaf = root, forward, examples, is_leaf
+        self.names = names
         self.kept: dict[str, str] = {}
         self.modules: set[nn.Module] = set()
         self.structures: dict[str, Any] = {}
@@ -99,6 +103,7 @@ class _Attempt:
                     is_leaf=self._stays,
                     structures=self._kept_structures(),
                     examples=self.examples,
+                    names=self.names,
                 )
             except TraceError as error:
                 self._keep_innermost(error)

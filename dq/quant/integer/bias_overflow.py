@@ -9,17 +9,40 @@ rounding error.
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, fx
 
+from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.graph.roles import module_of, tensor_inputs
-from dq.quant.integer.convert import quantizer_of_node
+from dq.quant.integer.convert import integer_network, quantizer_of_node
 from dq.quant.integer.modules import IntegerLayer, IntegerWeight
+
+log = logging.getLogger(__name__)
 
 # Half of what 32 bits hold; the other half is for the sum of products.
 LARGEST_BIAS = 2.0**30
 # Engines sum products of wider integers in 64 bits.
 _WIDEST = 16
+
+
+def network_for_engines(graph: QuantizedGraph) -> fx.GraphModule:
+    """Return a graph's integer network, its biases within 32 bits.
+
+    Args:
+        graph: With its ranges; unchanged.
+
+    Raises:
+        ValueError: As `dq.quant.integer.convert.integer_network`.
+    """
+    network = integer_network(graph)
+    if coarser := fit_biases_(network):
+        log.warning(
+            "%s: weights have coarser scales in the exported model, so that the bias fits 32 bits",
+            ", ".join(coarser),
+        )
+    return network
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,8 +32,8 @@ CHECK_IMAGES = 32
 
 def calibrate_and_repair_(
     graph: QuantizedGraph,
-    batches: Iterable[Tensor],
-    run: Callable[[Tensor], int],
+    batches: Iterable[Any],
+    run: Callable[[Any], int],
     device: torch.device,
     *,
     weight_range: str = "min_max",
@@ -46,9 +47,9 @@ def calibrate_and_repair_(
 
     Args:
         graph: Of the prepared model.
-        batches: Inputs ``(N, ...)``, on any device; the repairs use the first ones too.
-        run: Runs the graph and all its parts on a batch on the device, and returns its number of
-            images.
+        batches: Arguments of ``run``. Repairs other than equalization need tensors ``(N, ...)``, on
+            any device, and use the first ones too.
+        run: Runs the graph and all its parts on a batch, and returns its number of images.
         device: Where the model is.
         weight_range: As in `dq.quant.recipes.recipe.Recipe`.
         repair: What to repair; None for nothing.
@@ -64,9 +65,10 @@ def calibrate_and_repair_(
     if "equalize" in repair.steps:
         equalize_(graph)
     kept = _KeepFirst(batches, repair.images)
-    calibrate_(graph, kept, lambda batch: run(batch.to(device)))
-    images = [batch.to(device) for batch in kept.batches]
+    calibrate_(graph, kept, run)
     adjusts_weights = bool({"adaround", "bias"} & set(repair.steps))
+    needs_images = adjusts_weights or repair.mixed is not None
+    images = [batch.to(device) for batch in kept.batches] if needs_images else []
     # The reference is the float network before any weight is clipped; only repairs are judged.
     check = first_images(images, CHECK_IMAGES) if adjusts_weights else []
     wanted = float_outputs(graph, check) if adjusts_weights else []
@@ -117,12 +119,12 @@ def _undone_if_worse(
 class _KeepFirst:
     """Pass batches on and keep the first images."""
 
-    def __init__(self, batches: Iterable[Tensor], num_images: int) -> None:
+    def __init__(self, batches: Iterable[Any], num_images: int) -> None:
         self.source = batches
         self.num_images = num_images
-        self.batches: list[Tensor] = []
+        self.batches: list[Any] = []
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in self.source:
             if sum(len(kept) for kept in self.batches) < self.num_images:
                 self.batches.append(batch)

@@ -1,0 +1,229 @@
+"""A sweep on a real Slurm whose elements are struck one by one, against one that nobody disturbs.
+
+    python -m benchmarks.slurm_sweep [--presets int8 w4a8] [--seeds 0 1] [--kinds warn ...]
+
+Starts the tests' cluster (root and apt-get), submits the sweep twice, and strikes every element of
+the second, of its float array and of its main one, with each kind while its siblings run:
+
+    warn      scancel -s USR2 A_I
+    timeout   its time limit is lowered, and Slurm warns it
+    preempt   a job of a higher partition wants its node
+    requeue   scontrol requeue A_I, of which the element is not told in time
+
+Fails unless every element ends well after as many restarts as it was struck, no sibling was
+restarted meanwhile, all checkpoints and logged losses are those of the undisturbed sweep bit for
+bit, and no file of a finished element was written again, not even by submitting the sweep anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dq.data.digits import write_digits
+from launcher.cli import main as launcher
+from slurm.record import Chain, Submitted, chains
+from tests.launcher.conftest import CONFIG, ROOT
+from tests.launcher.test_resume import compare, rich
+from tests.slurm.cluster import Cluster, running_cluster
+
+KINDS = ("warn", "timeout", "preempt", "requeue")
+GATE = """
+custom_imports = dict(imports=['tests.slurm.gate'], allow_failed_imports=False)
+custom_hooks = [dict(type='GateHook', step=2, marker={marker!r}, attempts={attempts})]
+"""
+# Two CPUs are a node: an element each, so that one can be preempted alone.
+RESOURCES = ("--partition", "low", "--cpus-per-task", "2", "--signal-delay-s", "20", "--time", "15")
+LIMIT_S = 900.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """What is swept.
+
+    Attributes:
+        presets: Several share a float training, which is an array of its own.
+        seeds: One at least.
+        kinds: What strikes each element, an attempt each.
+        checkpoint: A float detector for all, in place of float trainings.
+    """
+
+    presets: Sequence[str]
+    seeds: Sequence[int]
+    kinds: Sequence[str] = KINDS
+    checkpoint: Path | None = None
+
+    def words(self, config: Path, folder: Path) -> list[str]:
+        """Return the command line that submits it."""
+        words = ["submit", *RESOURCES, "--parallel", "2", "sweep", str(config), "--device", "cpu"]
+        words += ["--presets", *self.presets, "--seeds", *map(str, self.seeds)]
+        words += ["--checkpoint", str(self.checkpoint)] if self.checkpoint else []
+        return [*words, "--work-dir", str(folder)]
+
+
+@contextlib.contextmanager
+def surroundings(cluster: Cluster, folder: Path) -> Iterator[None]:
+    """Let the launcher find the cluster, and keep its index of submissions in ``folder``."""
+    former = dict(os.environ)
+    os.environ.update(cluster.environ, XDG_STATE_HOME=str(folder / "state"), OMP_NUM_THREADS="1")
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(former)
+
+
+def submit(words: Sequence[str]) -> Chain:
+    """Submit a sweep and return its record."""
+    assert launcher(list(words)) == 0
+    return chains()[-1]
+
+
+def strike(cluster: Cluster, job_id: str, kind: str) -> None:
+    """Disturb one element of an array."""
+    if kind == "warn":
+        cluster.ask("scancel", "-s", "USR2", job_id)
+    elif kind == "timeout":
+        shown = cluster.ask("scontrol", "-o", "show", "job", job_id)
+        elapsed = shown.split("RunTime=")[1].split()[0].split(":")
+        minutes = 60 * int(elapsed[0]) + int(elapsed[1]) + 1
+        cluster.ask("scontrol", "update", f"JobId={job_id}", f"TimeLimit={minutes}")
+    elif kind == "preempt":
+        node = cluster.ask("squeue", "-h", "-o", "%N", "-j", job_id)
+        wanted = ("-p", "high", "-w", node, "-o", "/dev/null", "--exclusive", "--wrap", "sleep 1")
+        cluster.ask("sbatch", *wanted)
+    else:
+        cluster.ask("scontrol", "requeue", job_id)
+
+
+class Striker:
+    """Strikes each element of a chain, once at each of its first attempts, one at a time.
+
+    Args:
+        cluster: Where it runs.
+        chain: What was submitted.
+        kinds: What strikes; element N begins with the Nth.
+        marker: Where the gate says that an element waits, with ``{element}`` and ``{attempt}``.
+    """
+
+    def __init__(self, cluster: Cluster, chain: Chain, kinds: Sequence[str], marker: str) -> None:
+        self.cluster, self.chain, self.kinds, self.marker = cluster, chain, kinds, marker
+        self.struck: list[tuple[str, str]] = []
+
+    def strike_all(self) -> None:
+        """Go on until every element has been struck with every kind."""
+        end = time.monotonic() + LIMIT_S
+        while len(self.struck) < len(self.chain.jobs) * len(self.kinds):
+            assert time.monotonic() < end, self.state()
+            for number, job in enumerate(self.chain.jobs):
+                attempt = sum(job_id == job.job_id for job_id, _ in self.struck)
+                waits = self.marker.format(element=job.job_id, attempt=attempt, rank=0)
+                if attempt < len(self.kinds) and Path(waits).exists():
+                    self._strike(job, attempt, self.kinds[(attempt + number) % len(self.kinds)])
+            time.sleep(0.2)
+
+    def _strike(self, job: Submitted, attempt: int, kind: str) -> None:
+        began, before = time.monotonic(), self.restarts()
+        strike(self.cluster, job.job_id, kind)
+        while self.restarts()[job.job_id] == attempt:
+            assert time.monotonic() - began < 150, f"{kind} of {job.job_id}: {self.state()}"
+            time.sleep(0.3)
+        if kind == "timeout":
+            self.cluster.ask("scontrol", "update", f"JobId={job.job_id}", "TimeLimit=15")
+        self.struck.append((job.job_id, kind))
+        assert self.restarts() == {**before, job.job_id: attempt + 1}, "a sibling was restarted"
+        print(f"{kind} of {job.job_id}: {time.monotonic() - began:.0f} s", flush=True)
+
+    def restarts(self) -> dict[str, int]:
+        """Return how often each element was started again."""
+        return {job.job_id: self.cluster.restarts(job.job_id) for job in self.chain.jobs}
+
+    def state(self) -> str:
+        """Return what Slurm says of all jobs."""
+        return self.cluster.ask("squeue", "-r", "-t", "all")
+
+
+def await_all(cluster: Cluster, chain: Chain) -> None:
+    """Wait until every element has ended well."""
+    for job in chain.jobs:
+        state = cluster.await_state(
+            job.job_id, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", limit_s=LIMIT_S
+        )
+        assert state == "COMPLETED", (job.job_id, chain.log(job, 0).read_text()[-3000:])
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return what tells whether results were written again: inode and time of each."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name in ("summary.json", "metrics.jsonl") or path.suffix == ".pth":
+            status = path.stat()
+            found[str(path.relative_to(folder))] = (status.st_ino, status.st_mtime_ns)
+    return found
+
+
+def prove(cluster: Cluster, config: Path, folder: Path, grid: Grid) -> dict[str, int]:
+    """Run the sweep undisturbed and struck, compare, and return the restarts of each element.
+
+    Args:
+        cluster: A running one.
+        config: Of a small detector.
+        folder: For all that is written.
+        grid: What is swept.
+    """
+    marker = str(folder / "gate-{element}-{attempt}-{rank}")
+    gates = {name: GATE.format(marker=marker, attempts=number)
+             for name, number in (("whole", 0), ("struck", len(grid.kinds)))}  # fmt: skip
+    configs = {name: rich(config, folder / f"{name}-config", steps=1, workers=0, more=more)
+               for name, more in gates.items()}  # fmt: skip
+    struck = submit(grid.words(configs["struck"], folder / "struck"))
+    striker = Striker(cluster, struck, grid.kinds, marker)
+    striker.strike_all()
+    whole = submit(grid.words(configs["whole"], folder / "whole"))
+    for chain in (struck, whole):
+        await_all(cluster, chain)
+    restarts = striker.restarts()
+    assert set(restarts.values()) == {len(grid.kinds)}, restarts
+    for job in struck.jobs:
+        name = Path(job.experiment).name
+        for stage in ("float", "qat"):
+            if (folder / "whole" / name / stage).is_dir():
+                compare(folder / "whole" / name / stage, folder / "struck" / name / stage)
+    before = files_of(folder / "struck")
+    assert before.keys() >= files_of(folder / "whole").keys() - {"x"}
+    await_all(cluster, submit(grid.words(configs["struck"], folder / "struck")))
+    assert files_of(folder / "struck") == before, "what was done was done again"
+    return restarts
+
+
+def main() -> None:
+    """Prove it on a cluster of this machine."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--presets", nargs="+", default=["int8", "w4a8"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    given = parser.parse_args()
+    grid = Grid(presets=given.presets, seeds=given.seeds, kinds=given.kinds)
+    with tempfile.TemporaryDirectory(prefix="slurm-sweep-") as name:
+        folder = Path(name)
+        digits = write_digits(
+            folder / "digits", num_train=24, num_val=7, num_test=11, image_size=160, seed=3
+        )
+        config = folder / "tiny.py"
+        base = str(ROOT / "configs/digits/ssd_resnet_fpn_160.py")
+        config.write_text(CONFIG.format(base=base, data_root=str(digits)))
+        began = time.monotonic()
+        with running_cluster() as cluster, surroundings(cluster, folder):
+            restarts = prove(cluster, config, folder, grid)
+        print(f"{len(restarts)} elements, {sum(restarts.values())} restarts, all equal:"
+              f" {time.monotonic() - began:.0f} s")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

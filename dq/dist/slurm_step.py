@@ -1,0 +1,186 @@
+"""The place of this process among the tasks of a step of Slurm's, as srun wrote it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_NAMES = (
+    "SLURM_PROCID",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_LOCALID",
+    "SLURM_NODEID",
+    "SLURM_STEP_NUM_NODES",
+)
+# Numbers from here up are steps that Slurm makes by itself: a batch script, an interactive shell.
+_FIRST_SPECIAL = 0xFFFFFFF0
+_ALONE = "unset SLURM_STEP_ID to run alone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlurmStep:
+    """One task of a step with several.
+
+    Attributes:
+        rank: Number of this task among all of the step, from 0.
+        tasks: Of the step.
+        local_rank: Number among those of its node, from 0.
+        local_tasks: Of the step on this node.
+        node: Number of this node among those of the step, from 0.
+        nodes: Of the step.
+    """
+
+    rank: int
+    tasks: int
+    local_rank: int
+    local_tasks: int
+    node: int
+    nodes: int
+
+
+def slurm_step(environ: Mapping[str, str], *, pid: int | None = None) -> SlurmStep | None:
+    """Return this process's place in a step of several tasks, None where it is in none.
+
+    An allocation has variables too (SLURM_NTASKS): they are in the shell of salloc and in a batch
+    script, which even has SLURM_PROCID, and neither is a rank. A step's own are inherited by all
+    that is begun in it, other jobs among them: they are compared with each other and with where
+    this process descends from.
+
+    Args:
+        environ: All variables.
+        pid: This process.
+
+    Raises:
+        ValueError: Variables of a step are missing, are no numbers, contradict each other, or are
+            those of a step that this process is no task of.
+    """
+    text = environ.get("SLURM_STEP_ID", "")
+    if not text or "SLURM_PROCID" not in environ or _is_special(text):
+        return None
+    if _number(environ, "SLURM_STEP_NUM_TASKS", 1) == 1:
+        return None
+    missing = [name for name in _NAMES if name not in environ]
+    if missing:
+        raise ValueError(
+            f"the environment has SLURM_STEP_ID but not {', '.join(missing)}; start the job with"
+            f" srun, or {_ALONE}"
+        )
+    rank, tasks, local_rank, node, nodes = (_number(environ, name) for name in _NAMES)
+    local_tasks = _tasks_on(node, tasks, nodes, environ)
+    _refuse_contradiction(environ, rank, tasks, local_rank, local_tasks, nodes)
+    _refuse_stranger(environ, os.getpid() if pid is None else pid, tasks)
+    return SlurmStep(
+        rank=rank,
+        tasks=tasks,
+        local_rank=local_rank,
+        local_tasks=local_tasks,
+        node=node,
+        nodes=nodes,
+    )
+
+
+def _is_special(step: str) -> bool:
+    """Tell whether a step is none that srun made for ranks."""
+    return not step.isdecimal() or int(step) >= _FIRST_SPECIAL
+
+
+def _refuse_contradiction(
+    environ: Mapping[str, str],
+    rank: int,
+    tasks: int,
+    local_rank: int,
+    local_tasks: int,
+    nodes: int,
+) -> None:
+    """Compare what srun has set twice: a job that is submitted inside a step inherits a half."""
+    for name, wanted, of in (
+        ("SLURM_NTASKS", tasks, "SLURM_STEP_NUM_TASKS"),
+        ("SLURM_NNODES", nodes, "SLURM_STEP_NUM_NODES"),
+    ):
+        found = _number(environ, name, wanted)
+        if found != wanted:
+            raise ValueError(
+                f"{name} is {found} and {of} {wanted}: these variables are left over from another"
+                " step, or srun was told to --preserve-env; start the ranks with srun or torchrun,"
+                f" or {_ALONE}"
+            )
+    of_node = environ.get("SLURM_GTIDS", "").split(",")
+    if of_node != [""] and (len(of_node) != local_tasks or str(rank) not in of_node):
+        raise ValueError(
+            f"SLURM_GTIDS ({environ['SLURM_GTIDS']}) does not have the {local_tasks} tasks of this"
+            f" node with SLURM_PROCID {rank} among them: these variables are left over from"
+            f" another step; start the ranks with srun or torchrun, or {_ALONE}"
+        )
+    if local_rank >= local_tasks:
+        raise ValueError(
+            f"SLURM_LOCALID is {local_rank} on a node with {local_tasks} tasks; start the ranks"
+            f" with srun or torchrun, or {_ALONE}"
+        )
+
+
+def _refuse_stranger(environ: Mapping[str, str], pid: int, tasks: int) -> None:
+    """Refuse a process that only has the variables: of a shell that has outlived its step, say."""
+    task = environ.get("SLURM_TASK_PID", "")
+    if not task.isdecimal():
+        return
+    # A container with process numbers of its own begins inside the task, and has its variables.
+    first = _variables(1).get("SLURM_TASK_PID")
+    above = list(_ancestors(pid))
+    if above and int(task) not in above and first != task:
+        raise ValueError(
+            f"SLURM_PROCID is that of a step of {tasks} tasks (process {task}), which this process"
+            f" does not belong to; start the ranks with srun or torchrun, or {_ALONE}"
+        )
+    if "SLURM_PTY_PORT" in environ and int(task) != pid:
+        raise ValueError(
+            f"this shell is one of {tasks} tasks of srun --pty, and the others are no ranks; start"
+            f" the ranks with srun --overlap or torchrun, or {_ALONE}"
+        )
+
+
+def _ancestors(pid: int) -> Iterable[int]:
+    """Yield a process and those that it descends from; nothing where that cannot be seen."""
+    while pid > 0:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return
+        yield pid
+        pid = int(fields[1])
+
+
+def _variables(pid: int) -> dict[str, str]:
+    try:
+        content = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    except OSError:
+        return {}
+    return dict(part.partition("=")[::2] for part in content.split("\0"))
+
+
+def _number(environ: Mapping[str, str], name: str, default: int = 0) -> int:
+    text = environ.get(name, str(default))
+    if not re.fullmatch(r"[0-9]+", text.strip()):
+        raise ValueError(f"{name} must be a whole number of at least 0, but is {text!r}")
+    return int(text)
+
+
+def _tasks_on(node: int, tasks: int, nodes: int, environ: Mapping[str, str]) -> int:
+    """Count the tasks of one node, from a list such as "4(x2),3": 4 on two nodes, 3 on the next."""
+    text = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    counts: list[int] = []
+    for part in text.split(",") if text else []:
+        match = re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", part.strip())
+        if match is None:
+            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE must read like 4(x2),3, but is {text!r}")
+        counts += [int(match[1])] * int(match[2] or 1)
+    if not counts and nodes > 0 and tasks % nodes == 0:
+        return tasks // nodes
+    if sum(counts) != tasks or len(counts) != nodes or node >= nodes:
+        raise ValueError(
+            f"SLURM_STEP_TASKS_PER_NODE ({text!r}) does not place {tasks} tasks on {nodes} nodes;"
+            " start the job with srun --ntasks-per-node"
+        )
+    return counts[node]

@@ -1,0 +1,264 @@
+"""One process at a time writes a folder; who died, by kill -9 or with its machine, holds nobody up.
+
+The holder has a file ``.writer.N`` in the folder that says who it is and in which a process of its
+own counts (`dq.beat`). Where its process can be looked at, that decides whether it lives; else
+whether the count goes on, by the reader's own clock: clocks of two machines are never compared.
+
+Nothing is asked of the file system but that a name can be given to one file only (`os.link`), which
+NFS does. A dead holder is followed by whoever makes the file of the next number: one alone can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dq import beat
+from dq.tracking.liveness import began_of, this_process
+
+log = logging.getLogger(__name__)
+BEAT_S, SILENCE_S, LOOK_S, RETRY_S = 2.0, 60.0, 5.0, 0.05
+_NAME = re.compile(r"\.writer\.([0-9]+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """Who writes a folder.
+
+    Attributes:
+        token: Unlike every other writer's.
+        process: As `dq.tracking.liveness.this_process` says.
+        since: When it began, for people: seconds since 1970 by its own clock.
+        job: Number of a Slurm job, empty for none.
+        attempt: How often that job had been started before.
+    """
+
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+    process: Mapping[str, Any] = field(default_factory=this_process)
+    since: float = field(default_factory=time.time)
+    job: str = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID", ""))
+    attempt: int = field(default_factory=lambda: int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+
+    def __str__(self) -> str:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"process {self.process.get('pid')} on {self.process.get('host')} since {began}"
+
+    def follows(self, other: Writer) -> bool:
+        """Whether this is the same Slurm job, started again after the other."""
+        return bool(self.job) and self.job == other.job and self.attempt > other.attempt
+
+    def lives(self) -> bool | None:
+        """Whether the process lives; None where it cannot be looked at from here."""
+        here = this_process()
+        if not here["boot"] or any(self.process.get(k) != here[k] for k in ("boot", "space")):
+            return None
+        began = began_of(int(self.process.get("pid") or 0))
+        return began is not None and began == self.process.get("began")
+
+
+class WritersLock:
+    """The right to write a folder; see `hold`.
+
+    Attributes:
+        followed: Who died holding it before, if anybody.
+    """
+
+    def __init__(self, path: Path, me: Writer, file: int, followed: Writer | None) -> None:
+        self.path, self.me, self.followed = path, me, followed
+        self._file = file
+        self._released = threading.Event()
+        self._beat = self._start_beat()
+
+    def watch(self, when_lost: Callable[[str], None]) -> None:
+        """Look now and then, in a thread, whether this is still the holder.
+
+        A machine that stood still for a minute may wake up to find that another has taken over.
+
+        Args:
+            when_lost: Takes a line that says so; called once, in that thread.
+        """
+        thread = threading.Thread(target=self._look, args=(when_lost,), name="dq-writer")
+        thread.daemon = True
+        thread.start()
+
+    def is_lost(self) -> bool:
+        """Whether another process holds the folder now, or the file was removed."""
+        newest = _newest(self.path.parent)
+        if newest is None or newest[1] != self.path:
+            return True
+        found = _read(self.path)
+        return found is not None and found[1].token != self.me.token
+
+    def release(self) -> None:
+        """Let others write the folder."""
+        self._released.set()
+        with contextlib.suppress(OSError):
+            if not self.is_lost():
+                self.path.unlink(missing_ok=True)
+        self._end_beat()
+        os.close(self._file)
+
+    def _look(self, when_lost: Callable[[str], None]) -> None:
+        while not self._released.wait(LOOK_S):
+            with contextlib.suppress(OSError):
+                if self.is_lost() and not self._released.is_set():
+                    when_lost(
+                        f"{self.path.parent} is written by another process now, for this one gave"
+                        " no sign of life for long; it ends so that no file is written by both"
+                    )
+                    return
+                if self._beat.poll() is not None:
+                    self._end_beat()
+                    self._beat = self._start_beat()
+
+    def _start_beat(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", beat.__file__, str(self._file), str(BEAT_S)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[self._file],
+        )
+
+    def _end_beat(self) -> None:
+        assert self._beat.stdin is not None
+        self._beat.stdin.close()
+        self._beat.wait()
+
+
+def hold(folder: Path, *, silence_s: float = SILENCE_S) -> WritersLock:
+    """Return the right to write a folder, which is made where it is missing.
+
+    Args:
+        folder: To be written by one process at a time.
+        silence_s: Seconds without a beat after which a process that cannot be looked at from here
+            counts as dead. So long does it take to find out, and no longer than a beat to find out
+            that it lives.
+
+    Raises:
+        ValueError: Another process writes it, or it cannot be written.
+    """
+    me = Writer()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            newest = _newest(folder)
+            number, followed = 0, None
+            if newest is not None:
+                number, path = newest
+                found = _read(path)
+                if found is None:  # Released in this very moment.
+                    time.sleep(RETRY_S)
+                    continue
+                followed = found[1]
+                if not me.follows(followed) and _is_alive(path, silence_s):
+                    raise ValueError(
+                        f"{folder} is being written by {followed}; wait for its end, or choose"
+                        " another --work-dir"
+                    )
+            mine = folder / f".writer.{number + 1}"
+            file = _make(mine, me)
+            if file is None:
+                continue  # Another one was faster.
+            latest = _newest(folder)
+            if latest is not None and latest[1] == mine:
+                break
+            mine.unlink(missing_ok=True)
+            os.close(file)
+    except OSError as error:
+        raise ValueError(
+            f"work dir {folder} cannot be written: {error.strerror}; choose another --work-dir"
+        ) from error
+    for earlier, path in _all(folder):
+        if earlier <= number:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+    if followed is not None:
+        log.info("%s was held by %s, which has died", folder, followed)
+    return WritersLock(mine, me, file, followed)
+
+
+def _make(path: Path, me: Writer) -> int | None:
+    """Make the file with its content, and return it open; None where there is one already."""
+    # Called like any draft, see `dq.whole_file`: what a kill leaves here is removed like those.
+    draft = path.with_name(f".writer.{me.token}.tmp")
+    content = b"%0*d\n" % (beat.DIGITS, 0) + json.dumps(asdict(me)).encode() + b"\n"
+    file = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(file, content)
+        os.fsync(file)
+        with contextlib.suppress(OSError):
+            os.link(draft, path)
+        # A server's answer may be lost, and a repeated call refused: the count of names decides.
+        if os.fstat(file).st_nlink == 2:
+            return file
+        if path.exists():
+            os.close(file)
+            return None
+        os.close(file)
+        # A file system without second names.
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        os.write(file, content)
+        os.fsync(file)
+        return file
+    except FileExistsError:
+        return None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _all(folder: Path) -> list[tuple[int, Path]]:
+    found = [(_NAME.fullmatch(entry.name), folder / entry.name) for entry in os.scandir(folder)]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _newest(folder: Path) -> tuple[int, Path] | None:
+    found = _all(folder)
+    return found[-1] if found else None
+
+
+def _read(path: Path) -> tuple[bytes, Writer] | None:
+    """Return a lock's count and its holder; None where the file is gone.
+
+    One that cannot be read is nobody's who could be looked at.
+    """
+    try:
+        count, _, text = path.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
+    try:
+        return count, Writer(**json.loads(text))
+    except (ValueError, TypeError):
+        return count, Writer(token="", process={}, since=0.0, job="", attempt=0)
+
+
+def _is_alive(path: Path, silence_s: float) -> bool:
+    """Whether a lock's holder lives; where only its count can tell, that is waited for."""
+    before = _read(path)
+    if before is None:
+        return False
+    alive = before[1].lives()
+    if alive is not None:
+        return alive
+    log.info("looking for up to %.0f s whether %s still lives", silence_s, before[1])
+    end = time.monotonic() + silence_s
+    while time.monotonic() < end:
+        time.sleep(min(0.5, silence_s / 4))
+        now = _read(path)
+        if now is None:
+            return False
+        if now != before:
+            return True
+    return False

@@ -1,0 +1,94 @@
+"""From a calibrated graph to a whole ONNX model: integers, operators, format, check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree
+
+from dq.quant.export.onnx_graph import DEFAULT_OPSET, INPUT, SECOND, placeholder_model
+from dq.quant.export.onnx_operators import OPSET_DEFORMABLE
+from dq.quant.export.qdq import opset_needed, to_qdq_
+from dq.quant.export.tidl import to_tidl_
+from dq.quant.integer.qparams import specs_of, widths_of
+
+# What is written: QuantizeLinear and DequantizeLinear, or what TI's compiler reads.
+FORMATS = {"onnx-qdq": to_qdq_, "onnx-tidl": to_tidl_}
+
+
+def assembled(
+    network: fx.GraphModule,
+    examples: Sequence[Tensor],
+    *,
+    kind: str = "onnx-qdq",
+    opset: int | None = None,
+    input_names: Sequence[str] = (INPUT, SECOND),
+    more_outputs: Sequence[str] = (),
+    after: Callable[[Any], Any] | None = None,
+    rewrite_: Callable[[ir.Model], None] | None = None,
+) -> ir.Model:
+    """Return the network as an ONNX model of one of the `FORMATS`.
+
+    Args:
+        network: As `dq.quant.integer.bias_overflow.network_for_engines` returns it.
+        examples: Its inputs.
+        kind: A key of `FORMATS`.
+        opset: Of ONNX; None for the lowest that has the network's integers.
+        input_names: Of the inputs, as many or more.
+        more_outputs: Names of what ``after`` adds to the outputs.
+        after: Computed on the network's result and exported too; returns it with something added.
+        rewrite_: Replaces placeholders of ``after`` by operators, in place.
+
+    Raises:
+        ValueError: An operator has no ONNX form, or the opset is too low.
+    """
+    with torch.no_grad():
+        names = output_names(network(*examples))
+    model = placeholder_model(
+        network,
+        examples,
+        opset=_opset(network, kind, opset),
+        output_names=[*names, *more_outputs],
+        input_names=input_names,
+        behind=after,
+    )
+    if rewrite_ is not None:
+        rewrite_(model)
+    FORMATS[kind](model, specs_of(network))
+    return model
+
+
+def output_names(result: Any) -> list[str]:
+    """Return a name for each tensor of a network's result: ``output.0.3`` for ``result[0][3]``."""
+    found, _ = _pytree.tree_flatten_with_path(result)
+    names = []
+    for path, value in found:
+        if value is None:
+            continue
+        keys = [str(getattr(key, "idx", getattr(key, "key", key))) for key in path]
+        names.append(".".join(["output", *keys]))
+    return names
+
+
+def _opset(network: fx.GraphModule, kind: str, given: int | None) -> int:
+    needed = opset_needed(widths_of(network)) if kind == "onnx-qdq" else 0
+    needed = max(needed, DEFAULT_OPSET)
+    if _is_deformable(network):
+        needed = max(needed, OPSET_DEFORMABLE)
+    if given is not None and given < needed:
+        raise ValueError(
+            f"opset {given} is too low: this model needs {needed} or later (16-bit and 4-bit"
+            " integers came with 21, deformable convolutions with 19); give a later --opset"
+        )
+    return given or needed
+
+
+def _is_deformable(network: fx.GraphModule) -> bool:
+    """Say whether a deformable convolution is among the network's layers and functions."""
+    called = [str(node.target) for node in network.graph.nodes if node.op == "call_function"]
+    called += [type(module).__name__ for module in network.modules()]
+    return any("deformconv" in name.replace("_", "").lower() for name in called)

@@ -1,0 +1,1 @@
+"""A whole model for anyone's training loop: prepare, calibrate, train, export."""

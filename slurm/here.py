@@ -1,0 +1,204 @@
+"""Run jobs on this machine, one after another, as Slurm would: from the terminal to its end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import submitit
+
+from slurm.end import read_end
+from slurm.own_process import this_process
+from slurm.placeless import placeless
+from slurm.plan import Element, Job
+from slurm.record import Chain, Submitted, keep, recorded
+from slurm.task import STOPPED, Task, task_of
+from slurm.text import Place
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+PAUSE_S = 0.2
+# Lines of a log that are not a stage's result: the launcher's and other loggers', submitit's,
+# torchrun's.
+_LOGGED = re.compile(r"^(\d\d:\d\d:\d\d [A-Z] |submitit |[WEI]\d{4} |\*{5,})")
+
+
+class OwnSession(submitit.LocalExecutor):
+    """submitit's local executor, whose processes are not the terminal's.
+
+    Ctrl-C strikes all that run there: submitit's process would print a traceback, and the ranks
+    would be asked twice.
+    """
+
+    def _submit_command(self, command: str) -> Any:
+        environ = {
+            **os.environ,
+            "SUBMITIT_LOCAL_NTASKS": "1",
+            "SUBMITIT_LOCAL_COMMAND": command,
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(365 * 86400),
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "30",
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+            "SUBMITIT_STDERR_TO_STDOUT": "1",
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_WITH_SHELL": "",
+        }
+        words = [sys.executable, "-m", "submitit.local._local", str(self.folder)]
+        process = subprocess.Popen(
+            words, env=environ, start_new_session=True, stdin=subprocess.DEVNULL
+        )
+        return self.job_class(
+            folder=self.folder, job_id=str(process.pid), process=process, tasks=[0]
+        )
+
+
+class _Stop:
+    """Hand what the user or the system asks of this process on to the job that runs."""
+
+    def __init__(self) -> None:
+        self.asked: str | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Be the handler of every signal."""
+        if self.asked is None:
+            os.write(2, b"stopping: the job finishes its step and writes a checkpoint\n")
+        self.asked = signal.Signals(number).name
+        if self.process is not None:
+            self.process.terminate()
+
+
+def run_here(jobs: Sequence[Job], place: Place) -> int:
+    """Run the jobs one after another on this machine and return the first exit code that is not 0.
+
+    Each is a process of submitit's local executor, with torchrun in it for several ranks, which
+    ends them all when one dies. What a stage has found is printed at its end, or its error.
+    SIGINT, SIGTERM and SIGHUP end the job that runs with a checkpoint, and those after it.
+    """
+    waiting = [(job, element) for job in jobs for element in job.elements]
+    chain = Chain(
+        name=place.chain,
+        executor="local",
+        folder=str(place.folder),
+        created=time.time(),
+        jobs=tuple(recorded("", job, element, 1) for job, element in waiting),
+        process=this_process(),
+    )
+    keep(chain)
+    with _handled() as stop:
+        for number, (job, element) in enumerate(waiting):
+            if stop.asked:
+                return STOPPED
+            handle = _start(job, element, place)
+            stop.process = handle._process
+            if stop.asked:  # Between the two lines above.
+                handle._process.terminate()
+            begun = recorded(handle.job_id, job, element, 1)
+            chain = _with(chain, number, begun)
+            keep(chain)
+            what, log = element.label or job.name, chain.log(begun, 0)
+            print(f"{what}: {log}", flush=True)
+            code = _await(handle, stop)
+            say_end(what, log, code)
+            if code:
+                return code
+    return 0
+
+
+def say_end(what: str, log: Path, code: int) -> None:
+    """Print what a job has found, or why it has ended.
+
+    Args:
+        what: The job.
+        log: Of its first rank.
+        code: Its exit code.
+    """
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if code == 0:
+        results = [line for line in lines if not _LOGGED.match(line)]
+        print("\n".join(results), flush=True)
+    elif code == STOPPED:
+        print(f"{what}: stopped by a signal; submit again to go on", file=sys.stderr, flush=True)
+    else:
+        why = errors[-1] if errors else f"ended with exit code {code}; its log says why: {log}"
+        print(f"error: {what}: {why}", file=sys.stderr, flush=True)
+
+
+def run_in_process(jobs: Sequence[Job], place: Place) -> int:
+    """Run the jobs one after another in this very process, for a debugger; return the exit code."""
+    for job in jobs:
+        for element in job.elements:
+            task = replace(task_of(element, job.profile), ranks_per_node=0)
+            with placeless():
+                handle = submitit.DebugExecutor(place.jobs).submit(task)
+                try:
+                    handle.results()
+                except SystemExit as end:
+                    return int(end.code or 0)
+    return 0
+
+
+def _start(job: Job, element: Element, place: Place) -> Any:
+    ranks = job.profile.ranks_per_node
+    task: Task = replace(task_of(element, job.profile), ranks_per_node=ranks if ranks > 1 else 0)
+    with placeless(_variables(job, place)):
+        return OwnSession(place.jobs).submit(task)
+
+
+def _await(handle: Any, stop: _Stop) -> int:
+    """Return the exit code of a local job."""
+    while handle._process.poll() is None:
+        time.sleep(PAUSE_S)
+    stop.process = None
+    end = read_end(Path(handle.paths.folder), handle.job_id)
+    if end is not None:
+        return int(end["code"])
+    return STOPPED if stop.asked else 1
+
+
+@contextmanager
+def _handled() -> Iterator[_Stop]:
+    stop = _Stop()
+    # What nohup and its like have ignored stays ignored.
+    former = {n: signal.signal(n, stop.handle) for n in SIGNALS
+              if signal.getsignal(n) is not signal.SIG_IGN}  # fmt: skip
+    try:
+        yield stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _with(chain: Chain, number: int, begun: Submitted) -> Chain:
+    jobs = (*chain.jobs[:number], begun, *chain.jobs[number + 1 :])
+    return replace(chain, jobs=jobs)
+
+
+def _variables(job: Job, place: Place) -> dict[str, str]:
+    """Return what a batch script sets on a cluster, as far as a local job needs it."""
+    path = [str(place.folder / "code"), os.environ.get("PYTHONPATH", ""), str(place.cwd)]
+    more = {name: str(value) for name, value in job.profile.environment.items()}
+    if place.snapshot:
+        more |= {"PYTHONPATH": ":".join(filter(None, path)), "PYTHONSAFEPATH": "1"}
+    more |= {
+        name: os.environ.get(name, value)
+        for name, value in {"WANDB_RUN_GROUP": place.group, "WANDB_JOB_TYPE": job.name}.items()
+    }
+    return {**more, "CUDA_VISIBLE_DEVICES": _gpus(job.profile.gpus_per_node)}
+
+
+def _gpus(number: int) -> str:
+    """Return so many of the GPUs that this shell may use."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(n) for n in range(number)] if allowed is None else allowed.split(",")
+    return ",".join(names[:number])

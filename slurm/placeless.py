@@ -1,0 +1,44 @@
+"""The environment without what says which rank, task or job this process is: no job is it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+# torchrun's names of a rank's place; each task of a job gets its own.
+RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK",
+              "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME")  # fmt: skip
+_NAMES = (*RANK_NAMES, "MASTER_ADDR", "MASTER_PORT")
+_PREFIXES = (
+    "SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "TORCHELASTIC_", "OMPI_COMM_WORLD_", "PMI_",
+    "PMIX_", "MV2_COMM_WORLD_", "JSM_NAMESPACE_", "FLUX_JOB_", "FLUX_TASK_",
+)  # fmt: skip
+# How Slurm's commands find and prove themselves to the cluster, wherever they are called.
+_KEPT = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+
+
+def without_place(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables without those of an allocation, a step, a rank or a job."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name in _KEPT or not (name in _NAMES or name.startswith(_PREFIXES))
+    }
+
+
+@contextmanager
+def placeless(more: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Hide them in the body, where others may be added; after it everything is as before.
+
+    A shell may lie in an allocation, or have the variables of one that has ended.
+    """
+    former = dict(os.environ)
+    wanted = {**without_place(former), **(more or {})}
+    os.environ.clear()
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(former)
