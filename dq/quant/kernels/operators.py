@@ -37,7 +37,7 @@ def activate(
     integers_and_clip: tuple[int, int, float, float],
     record: tuple[Tensor, Tensor] | None,
 ) -> None:
-    """Clip ``x``, record its minimum and maximum, fake-quantize it into ``y``: what is given.
+    """Clip ``x``; optionally record its extremes and fake-quantize it into ``y``.
 
     Args:
         x: Dense, like ``y`` and ``mask``.
