@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from dq.detector.guards import Guards
+from dq.names import check_keys
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.ptq.settings import Mixed, Repair
 from dq.quant.recipes.presets import preset
@@ -179,12 +179,3 @@ def _rule(given: Any, number: int, weight: QuantSpec, activation: QuantSpec) -> 
         if values.get(key) is not None:
             values[key] = _spec(values[key], default, f"{where}.{key}")
     return Rule(**values)
-
-
-def check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Raise ValueError for a key that is not known, naming the nearest that is."""
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-            raise ValueError(f"{where}.{key} is not a setting; {hint}")

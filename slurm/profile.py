@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dq.names import hint
 from slurm.time_limit import minutes_of
 
 FOLDER = Path(__file__).parent / "profiles"
@@ -142,9 +142,9 @@ def _with(profile: Profile, values: Mapping[str, Any], where: str) -> Profile:
     known = {f.name: f.type for f in fields(Profile)}
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-            raise ValueError(f"{where}: {key} is not a setting of a cluster profile; {hint}")
+            raise ValueError(
+                f"{where}: {key} is not a setting of a cluster profile; {hint(key, known)}"
+            )
         _check_kind(value, str(known[key]), f"{where}: {key}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return replace(profile, **values)

@@ -13,9 +13,9 @@ from mmdet.utils import rfnext_init_model
 from torch import Tensor, nn
 
 from dq.detector import float_weights
-from dq.detector.config import did_you_mean
 from dq.detector.mended_heads import mend_heads
 from dq.detector.operators.ensure import ensure_operators
+from dq.detector.registry_errors import explain
 from dq.quant.graph.quantized_graph import CONTAINER
 
 
@@ -73,26 +73,6 @@ def _fix_receptive_fields(detector: nn.Module, config: Config) -> None:
         rfnext_init_model(detector, copy.deepcopy(config))
     except Exception as error:  # a file of any content
         raise ValueError(f"custom_hooks: RFSearchHook: {explain(error)}") from error
-
-
-def explain(error: BaseException) -> str:
-    """Return one line for an error of mmcv's registries, with the nearest name where one is off."""
-    text = " ".join(str(error).strip("'\"").split())
-    unknown = re.search(r"(\w+) is not in the ([\w ]+?) registry", text)
-    if unknown:
-        from mmcv.cnn import MODELS
-        from mmcv.runner import HOOKS, OPTIMIZERS
-        from mmdet.core.bbox.builder import BBOX_ASSIGNERS, BBOX_CODERS
-        from mmdet.datasets import DATASETS, PIPELINES
-        from mmdet.models.builder import MODELS as DETECTORS
-
-        registries = [MODELS, DETECTORS, DATASETS, PIPELINES, HOOKS, OPTIMIZERS]
-        registries += [BBOX_ASSIGNERS, BBOX_CODERS]
-        names = {n for r in registries if r.name == unknown[2] for n in r.module_dict}
-        return f"there is no {unknown[1]} among the {unknown[2]}" + (
-            did_you_mean(unknown[1], names) if names else ""
-        )
-    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text
 
 
 def check_num_classes(detector: nn.Module, classes: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ import argparse
 import copy
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -279,13 +279,6 @@ def _check_workflow(workflow: Any) -> None:
             f"workflow is {workflow!r}; use [('train', 1)], or [('train', 1), ('val', 1)] to see"
             " the losses on data.val as well"
         )
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean X?`` for the nearest known name, else a list of them all."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(names)}"
 
 
 def _check_path(config: Mapping[str, Any], key: str, where: str) -> None:

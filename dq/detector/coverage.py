@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mmdet
 
-from dq.detector.config import did_you_mean
+from dq.names import did_you_mean
 
 # Folders that hold no model of their own: parts of configs, and data sets' variants without one.
 NO_FAMILY = ("_base_", "common")

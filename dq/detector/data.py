@@ -19,7 +19,6 @@ from mmdet.datasets import ConcatDataset, build_dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from dq.detector.build import explain
 from dq.detector.classes import class_list, settle_classes_
 from dq.detector.data_section import (
     annotation_files,
@@ -34,6 +33,7 @@ from dq.detector.evaluated_sets import evaluated
 from dq.detector.inspect import inspect
 from dq.detector.leaves import classes_of
 from dq.detector.loader_options import evaluation_workers
+from dq.detector.registry_errors import explain
 from dq.detector.samples import generators_kept, seed_generators_
 from dq.detector.storage import check_storage
 from dq.detector.wrapped_classes import let_wrappers_answer

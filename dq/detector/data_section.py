@@ -18,7 +18,7 @@ from mmcv import Config, ConfigDict
 from mmdet.datasets import DATASETS, CustomDataset
 
 import dq.detector.voc_folder  # noqa: F401  (registers VOCFolderDataset)
-from dq.detector.config import did_you_mean
+from dq.names import did_you_mean
 
 log = logging.getLogger(__name__)
 

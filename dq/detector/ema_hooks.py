@@ -16,7 +16,7 @@ from mmcv.runner.hooks.ema import EMAHook
 from mmdet.core.hook.ema import BaseEMAHook
 from torch import nn
 
-from dq.detector.build import explain
+from dq.detector.registry_errors import explain
 from dq.quant.training.weight_average import WeightAverage
 
 log = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from dq.detector.batch import to_device
-from dq.detector.build import explain
 from dq.detector.data import evaluation_loader
 from dq.detector.evaluated_sets import of_each_set, without_number
 from dq.detector.image_shapes import ImageShapes
 from dq.detector.metric_settings import arguments_of
 from dq.detector.mmdet_metrics import metrics_of_mmdet
+from dq.detector.registry_errors import explain
 from dq.detector.results import encoded, own_copy
 from dq.dist import collectives
 from dq.dist.one_reader import on_main_rank

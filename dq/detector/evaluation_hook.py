@@ -8,10 +8,10 @@ from typing import Any
 from mmcv.runner import Hook
 from mmdet.core import EvalHook
 
-from dq.detector.build import explain
 from dq.detector.evaluate import Scores, detect, scores
 from dq.detector.hooks import averaged
 from dq.detector.metric_settings import COLLECTING, metrics_of
+from dq.detector.registry_errors import explain
 from dq.dist.data_parallel import unwrap
 from dq.dist.one_reader import on_main_rank
 

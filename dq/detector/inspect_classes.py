@@ -10,8 +10,8 @@ from typing import Any
 
 from mmdet.datasets import CocoDataset, XMLDataset
 
-from dq.detector.config import did_you_mean
 from dq.detector.leaves import said_of
+from dq.names import did_you_mean
 
 # So many of the classes that are left out are named.
 NAMED = 4

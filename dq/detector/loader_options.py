@@ -8,7 +8,7 @@ from typing import Any
 
 from mmcv import Config
 
-from dq.detector.config import did_you_mean
+from dq.names import check_keys
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +56,8 @@ class LoaderOptions:
                     f"data.train_dataloader.{name} is {value!r}; give a number from {least} up"
                 )
         if self.class_aware_sampler is not None:
-            for name in self.class_aware_sampler:
-                if name != "num_sample_class":
-                    raise ValueError(
-                        f"data.train_dataloader.class_aware_sampler.{name} is not a setting"
-                        f"{did_you_mean(name, ['num_sample_class'])}"
-                    )
+            where = "data.train_dataloader.class_aware_sampler"
+            check_keys(self.class_aware_sampler, ["num_sample_class"], where)
 
     @classmethod
     def of(cls, config: Config) -> LoaderOptions:
@@ -72,11 +68,7 @@ class LoaderOptions:
         """
         given = dict(config.data.get("train_dataloader") or {})
         known = [field.name for field in fields(cls) if field.name != "opencv_num_threads"]
-        for name in given:
-            if name not in known:
-                raise ValueError(
-                    f"data.train_dataloader.{name} is not a setting{did_you_mean(name, known)}"
-                )
+        check_keys(given, known, "data.train_dataloader")
         return cls(**given, opencv_num_threads=config.get("opencv_num_threads") or 0)
 
     def of_torch(self) -> dict[str, Any]:
@@ -104,10 +96,7 @@ def evaluation_workers(config: Config, split: str) -> int:
     """
     name = f"data.{split}_dataloader"
     given = dict(config.data.get(f"{split}_dataloader") or {})
-    known = [field.name for field in fields(LoaderOptions)]
-    for key in given:
-        if key not in known:
-            raise ValueError(f"{name}.{key} is not a setting{did_you_mean(key, known)}")
+    check_keys(given, [field.name for field in fields(LoaderOptions)], name)
     if given.get("shuffle") or given.get("class_aware_sampler"):
         raise ValueError(f"{name} shuffles, and results are compared in order; leave that out")
     if given.get("samples_per_gpu", 1) != 1:

@@ -19,7 +19,6 @@ from torch import nn
 
 from dq.detector.addresses import local_file
 from dq.detector.amp import run_under_autocast
-from dq.detector.build import explain
 from dq.detector.checkpoint_order import ATTEMPT, next_attempt
 from dq.detector.checkpoint_plan import CheckpointPlan, checkpoint_plan
 from dq.detector.compile import Network, compilation, compiled
@@ -49,6 +48,7 @@ from dq.detector.loader_options import evaluation_workers
 from dq.detector.optimizer_config import optimizer_step
 from dq.detector.optimizer_step import OptimizerStep
 from dq.detector.refine import Refinery, added_losses
+from dq.detector.registry_errors import explain
 from dq.detector.runaway_hook import RunawayHook
 from dq.detector.runner import RUNNER_OF
 from dq.detector.start_hook import StartHook

@@ -19,9 +19,9 @@ from mmdet.datasets import (
     VOCDataset,
 )
 
-from dq.detector.config import did_you_mean
 from dq.detector.data_section import has_section, innermost, section_of
 from dq.detector.voc_folder import METRICS, VOCFolderDataset
+from dq.names import did_you_mean
 
 # Keys that say when to evaluate and what to keep, and are not for the data set.
 TIMING = (

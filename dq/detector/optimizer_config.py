@@ -7,9 +7,9 @@ import logging
 import torch
 from mmcv import Config
 
-from dq.detector.config import did_you_mean
 from dq.detector.optimizer_step import OptimizerStep, gradient_scaler
 from dq.detector.supervision import Supervision
+from dq.names import check_keys
 
 log = logging.getLogger("dq.train")
 # What concerns how mmcv averages gradients over ranks changes nothing: DDP does it here.
@@ -49,11 +49,7 @@ def optimizer_step(
             )
         log.warning("guards against NaN are off: optimizer_config.type=%s steps by itself", kind)
         return None
-    for name in given:
-        if name not in KNOWN:
-            raise ValueError(
-                f"optimizer_config.{name} is not a setting{did_you_mean(name, sorted(KNOWN))}"
-            )
+    check_keys(given, KNOWN, "optimizer_config")
     return OptimizerStep(
         guards=supervision.guards,
         grad_clip=given.get("grad_clip"),

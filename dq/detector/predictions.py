@@ -16,9 +16,9 @@ from PIL import Image
 from torch import nn
 
 from dq.detector.batch import to_device
-from dq.detector.build import explain
 from dq.detector.leaves import annotation_of, files_of, infos_of, leaves, located, name_of
 from dq.detector.mmdet_metrics import metrics_of_mmdet
+from dq.detector.registry_errors import explain
 from dq.detector.results import boxes_by_class
 from dq.tracking.predictions import KEPT_SCORE, MAX_BOXES, MAX_IMAGES, Box, Picture, Predictions
 

@@ -13,9 +13,9 @@ import torch
 from mmcv.image import tensor2imgs
 from torch import nn
 
-from dq.detector.build import explain
 from dq.detector.leaves import leaves
 from dq.detector.mmdet_metrics import metrics_of_mmdet
+from dq.detector.registry_errors import explain
 from dq.detector.results import own_copy
 from dq.whole_file import drafts
 

@@ -11,9 +11,9 @@ import torch
 from mmcv.runner import LoggerHook
 from torch import Tensor, nn
 
-from dq.detector.build import explain
 from dq.detector.calibrate import run_network
 from dq.detector.rank_state import generators, set_generators
+from dq.detector.registry_errors import explain
 from dq.detector.supervision import LOADING
 from dq.dist import collectives
 from dq.dist.data_parallel import unwrap

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dq.detector.build import explain, float_state
+from dq.detector.build import float_state
 from dq.detector.checkpoint import compose
 from dq.detector.checkpoint_order import ATTEMPT, Place
 from dq.detector.checkpoint_plan import Age, CheckpointPlan, remove_old
@@ -19,6 +19,7 @@ from dq.detector.hooks import averaged
 from dq.detector.loss_log import LossLog, LossValues
 from dq.detector.optimizer_step import OptimizerStep
 from dq.detector.rank_state import Plain, plain_attributes, set_pending_logs
+from dq.detector.registry_errors import explain
 from dq.detector.supervision import Supervision
 from dq.detector.training_state import compare_weights, load_training_state, training_state
 from dq.dist import collectives

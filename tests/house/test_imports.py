@@ -25,7 +25,7 @@ FORBIDDEN = {
     "slurm": ("torch", "mmdet", "mmcv", "dq"),
 }
 # Python's own alone is needed for it, so a login node has it.
-WITHOUT_PACKAGES = {("slurm", "dq.whole_file")}
+WITHOUT_PACKAGES = {("slurm", "dq.whole_file"), ("slurm", "dq.names")}
 # mmcv prints through loggers of its own, which only the session that makes ours can quieten.
 EXCEPTIONS = {("launcher/session.py", "mmcv.utils")}
 

@@ -23,7 +23,7 @@ def test_without_a_section_nothing_is_on() -> None:
         ({"distill": {"feature": ["x"]}}, "did you mean features?"),
         ({"ema": True}, r"quant\.ema must be a dict or None, not True"),
         ({"ema": {"momentum": 2.0}}, r"quant\.ema\.momentum is 2.0"),
-        ({"learned": "LSQ"}, "there are lsq"),
+        ({"learned": "LSQ"}, "known are lsq"),
         ({"learned_lr": -1}, r"quant\.learned_lr is -1"),
         ({"schedule": {"round_after": {"step": 3}}}, r"quant\.schedule\.round_after is"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dq.quant.recipes.recipe import nearest
+from dq.names import hint
 
 STEPS = ("equalize", "bias", "adaround")
 
@@ -48,7 +48,7 @@ class Repair:
     def __post_init__(self) -> None:
         for step in self.steps:
             if step not in STEPS:
-                raise ValueError(f"quant.repairs: {step!r} does not exist; {nearest(step, STEPS)}")
+                raise ValueError(f"quant.repairs: {step!r} does not exist; {hint(step, STEPS)}")
         if self.images < 1 or self.rounding_steps < 0:
             raise ValueError(
                 "quant.repair_images must be 1 or more and quant.rounding_steps 0 or more"

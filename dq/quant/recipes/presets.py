@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dq.quant.recipes.recipe import INT8_ACTIVATION, INT8_WEIGHT, Recipe, nearest
+from dq.names import hint
+from dq.quant.recipes.recipe import INT8_ACTIVATION, INT8_WEIGHT, Recipe
 
 _SIGNED = replace(INT8_ACTIVATION, signed=True, symmetric=True)
 
@@ -51,5 +52,5 @@ def preset(name: str) -> Recipe:
         ValueError: There is none; the message names the closest one.
     """
     if name not in PRESETS:
-        raise ValueError(f"quant.preset {name!r} does not exist; {nearest(name, PRESETS)}")
+        raise ValueError(f"quant.preset {name!r} does not exist; {hint(name, PRESETS)}")
     return PRESETS[name]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from dq.names import hint
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.histogram import HistogramObserver, PercentileObserver
 from dq.quant.observers.min_max import MinMaxObserver, MovingAverageObserver
@@ -56,7 +56,7 @@ class Rule:
     def __post_init__(self) -> None:
         if self.position is not None and self.position not in POSITIONS:
             raise ValueError(
-                f"a rule's position is {self.position!r}; {nearest(self.position, POSITIONS)}"
+                f"a rule's position is {self.position!r}; {hint(self.position, POSITIONS)}"
             )
 
     def fits(self, module: str, kind: str, positions: Collection[str]) -> bool:
@@ -106,16 +106,16 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.observer not in OBSERVERS:
             raise ValueError(
-                f"observer {self.observer!r} does not exist; {nearest(self.observer, OBSERVERS)}"
+                f"observer {self.observer!r} does not exist; {hint(self.observer, OBSERVERS)}"
             )
         if self.weight_range not in WEIGHT_RANGES:
             raise ValueError(
                 f"weight_range {self.weight_range!r} does not exist;"
-                f" {nearest(self.weight_range, WEIGHT_RANGES)}"
+                f" {hint(self.weight_range, WEIGHT_RANGES)}"
             )
         if self.learned not in (None, *LEARNED):
             raise ValueError(
-                f"learned {self.learned!r} does not exist; {nearest(self.learned, LEARNED)}"
+                f"learned {self.learned!r} does not exist; {hint(self.learned, LEARNED)}"
             )
 
     def rule_for(self, module: str, kind: str = "", positions: Collection[str] = ()) -> Rule | None:
@@ -193,14 +193,5 @@ class Recipe:
                     continue
                 raise ValueError(
                     f"quant.rules[{number}].{what} {pattern!r} is not in the model;"
-                    f" {nearest(pattern, known)}"
+                    f" {hint(pattern, known)}"
                 )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``did you mean X?`` with the closest known name, else the first known names."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    if near:
-        return f"did you mean {near[0]}?"
-    return f"there are {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"

@@ -1,0 +1,27 @@
+"""What an error of mmcv's registries means, in one line."""
+
+from __future__ import annotations
+
+import re
+
+from dq.names import did_you_mean
+
+
+def explain(error: BaseException) -> str:
+    """Return one line for an error of mmcv's registries, with the nearest name where one is off."""
+    text = " ".join(str(error).strip("'\"").split())
+    unknown = re.search(r"(\w+) is not in the ([\w ]+?) registry", text)
+    if unknown:
+        from mmcv.cnn import MODELS
+        from mmcv.runner import HOOKS, OPTIMIZERS
+        from mmdet.core.bbox.builder import BBOX_ASSIGNERS, BBOX_CODERS
+        from mmdet.datasets import DATASETS, PIPELINES
+        from mmdet.models.builder import MODELS as DETECTORS
+
+        registries = [MODELS, DETECTORS, DATASETS, PIPELINES, HOOKS, OPTIMIZERS]
+        registries += [BBOX_ASSIGNERS, BBOX_CODERS]
+        names = {n for r in registries if r.name == unknown[2] for n in r.module_dict}
+        return f"there is no {unknown[1]} among the {unknown[2]}" + (
+            did_you_mean(unknown[1], names) if names else ""
+        )
+    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text
