@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dq.detector.build import build_model
-from dq.detector.channels import input_channels
-from dq.detector.config import apply_options, finish, read_config
-from dq.detector.data import test_classes
-from dq.detector.data_section import section_of
-from dq.detector.export import image_size
+from dq.detector.config.read import apply_options, finish, read_config
+from dq.detector.data.data_section import section_of
+from dq.detector.data.datasets import test_classes
+from dq.detector.export.write import image_size
+from dq.detector.model.build import build_model
+from dq.detector.model.channels import input_channels
 from launcher.config import quant_settings
 
 PASSES_PER_STEP = 3

@@ -82,7 +82,7 @@ def _profiled(work: speed.Work) -> dict[str, int]:
 
 def num_quantizers(net: str, size: int) -> tuple[int, int]:
     """Return how many activations and weights of a net are rounded."""
-    from dq.detector.graph import quantize_detector
+    from dq.detector.model.graph import quantize_detector
     from dq.quant.recipes.recipe import Recipe
 
     _, detector = build(net, size)

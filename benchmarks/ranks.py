@@ -45,8 +45,8 @@ def on_rank(given: argparse.Namespace) -> dict[str, Any]:
     """Measure on one of the ranks; every rank must call it."""
     from benchmarks.nets import build
     from benchmarks.speed import batch_of, quantized
-    from dq.detector.graph import parameters_outside
-    from dq.detector.step import parse_losses
+    from dq.detector.model.graph import parameters_outside
+    from dq.detector.step.parallel_detector import parse_losses
     from dq.dist import collectives
     from dq.dist.data_parallel import wrap
     from dq.dist.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm

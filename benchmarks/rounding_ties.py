@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from dq.detector.build import build_model, float_state, load_float_state
-from dq.detector.checkpoint import load_quantization, recipe_of
-from dq.detector.config import finish, read_config
-from dq.detector.data import dataset_of, test_classes
-from dq.detector.evaluate import evaluate, main_metric
-from dq.detector.graph import quantize_detector
+from dq.detector.config.read import finish, read_config
+from dq.detector.data.datasets import dataset_of, test_classes
+from dq.detector.evaluation.evaluate import evaluate, main_metric
+from dq.detector.model.build import build_model, float_state, load_float_state
+from dq.detector.model.checkpoint_content import load_quantization, recipe_of
+from dq.detector.model.graph import quantize_detector
 from dq.dist.checkpoint import load_checkpoint
 from dq.quant.quantizers.phase import Phase, set_phase
 

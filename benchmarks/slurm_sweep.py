@@ -39,8 +39,18 @@ custom_imports = dict(imports=['tests.slurm.gate'], allow_failed_imports=False)
 custom_hooks = [dict(type='GateHook', step=2, marker={marker!r}, attempts={attempts})]
 """
 # Two CPUs are a node: an element each, so that one can be preempted alone.
-RESOURCES = ("--partition", "low", "--cpus-per-task", "2", "--signal-delay-s", "20", "--time", "15")
+RESOURCES = (
+    "--partition",
+    "swept",
+    "--cpus-per-task",
+    "2",
+    "--signal-delay-s",
+    "20",
+    "--time",
+    "15",
+)
 LIMIT_S = 900.0
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,21 +60,26 @@ class Grid:
     Attributes:
         presets: Several share a float training, which is an array of its own.
         seeds: One at least.
-        kinds: What strikes each element, an attempt each.
+        kinds: What strikes; element N begins with the Nth.
+        strikes: How often each element is struck.
         checkpoint: A float detector for all, in place of float trainings.
+        options: More of the command line.
     """
 
     presets: Sequence[str]
     seeds: Sequence[int]
     kinds: Sequence[str] = KINDS
+    strikes: int = len(KINDS)
     checkpoint: Path | None = None
+    options: Sequence[str] = ()
 
     def words(self, config: Path, folder: Path) -> list[str]:
         """Return the command line that submits it."""
-        words = ["submit", *RESOURCES, "--parallel", "2", "sweep", str(config), "--device", "cpu"]
+        words = ["submit", *RESOURCES, "--parallel", "2", "sweep", str(config)]
+        words += ["--device", "cpu", "--threads", "1"]
         words += ["--presets", *self.presets, "--seeds", *map(str, self.seeds)]
         words += ["--checkpoint", str(self.checkpoint)] if self.checkpoint else []
-        return [*words, "--work-dir", str(folder)]
+        return [*words, "--work-dir", str(folder), *self.options]
 
 
 @contextlib.contextmanager
@@ -96,7 +111,7 @@ def strike(cluster: Cluster, job_id: str, kind: str) -> None:
         cluster.ask("scontrol", "update", f"JobId={job_id}", f"TimeLimit={minutes}")
     elif kind == "preempt":
         node = cluster.ask("squeue", "-h", "-o", "%N", "-j", job_id)
-        wanted = ("-p", "high", "-w", node, "-o", "/dev/null", "--exclusive", "--wrap", "sleep 1")
+        wanted = ("-p", "urgent", "-w", node, "-o", "/dev/null", "--exclusive", "--wrap", "sleep 1")
         cluster.ask("sbatch", *wanted)
     else:
         cluster.ask("scontrol", "requeue", job_id)
@@ -108,25 +123,35 @@ class Striker:
     Args:
         cluster: Where it runs.
         chain: What was submitted.
-        kinds: What strikes; element N begins with the Nth.
+        grid: What was swept, and what strikes it.
         marker: Where the gate says that an element waits, with ``{element}`` and ``{attempt}``.
     """
 
-    def __init__(self, cluster: Cluster, chain: Chain, kinds: Sequence[str], marker: str) -> None:
-        self.cluster, self.chain, self.kinds, self.marker = cluster, chain, kinds, marker
+    def __init__(self, cluster: Cluster, chain: Chain, grid: Grid, marker: str) -> None:
+        self.cluster, self.chain, self.grid, self.marker = cluster, chain, grid, marker
         self.struck: list[tuple[str, str]] = []
 
     def strike_all(self) -> None:
-        """Go on until every element has been struck with every kind."""
+        """Go on until every element has been struck as often as it is to be."""
         end = time.monotonic() + LIMIT_S
-        while len(self.struck) < len(self.chain.jobs) * len(self.kinds):
+        while len(self.struck) < len(self.chain.jobs) * self.grid.strikes:
             assert time.monotonic() < end, self.state()
+            self._refuse_lost()
             for number, job in enumerate(self.chain.jobs):
                 attempt = sum(job_id == job.job_id for job_id, _ in self.struck)
                 waits = self.marker.format(element=job.job_id, attempt=attempt, rank=0)
-                if attempt < len(self.kinds) and Path(waits).exists():
-                    self._strike(job, attempt, self.kinds[(attempt + number) % len(self.kinds)])
-            time.sleep(0.2)
+                if attempt < self.grid.strikes and Path(waits).exists():
+                    kinds = self.grid.kinds
+                    self._strike(job, attempt, kinds[(attempt + number) % len(kinds)])
+            time.sleep(0.5)
+
+    def _refuse_lost(self) -> None:
+        """Fail as soon as an element has ended that is still to be struck."""
+        for job in self.chain.jobs:
+            state = self.cluster.state(job.job_id)
+            struck = sum(job_id == job.job_id for job_id, _ in self.struck)
+            lost = state in ENDED and (state != "COMPLETED" or struck < self.grid.strikes)
+            assert not lost, (job.job_id, state, self.chain.log(job, 0).read_text()[-3000:])
 
     def _strike(self, job: Submitted, attempt: int, kind: str) -> None:
         began, before = time.monotonic(), self.restarts()
@@ -152,9 +177,7 @@ class Striker:
 def await_all(cluster: Cluster, chain: Chain) -> None:
     """Wait until every element has ended well."""
     for job in chain.jobs:
-        state = cluster.await_state(
-            job.job_id, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", limit_s=LIMIT_S
-        )
+        state = cluster.await_state(job.job_id, *ENDED, limit_s=LIMIT_S)
         assert state == "COMPLETED", (job.job_id, chain.log(job, 0).read_text()[-3000:])
 
 
@@ -179,27 +202,31 @@ def prove(cluster: Cluster, config: Path, folder: Path, grid: Grid) -> dict[str,
     """
     marker = str(folder / "gate-{element}-{attempt}-{rank}")
     gates = {name: GATE.format(marker=marker, attempts=number)
-             for name, number in (("whole", 0), ("struck", len(grid.kinds)))}  # fmt: skip
+             for name, number in (("whole", 0), ("struck", grid.strikes))}  # fmt: skip
     configs = {name: rich(config, folder / f"{name}-config", steps=1, workers=0, more=more)
                for name, more in gates.items()}  # fmt: skip
     struck = submit(grid.words(configs["struck"], folder / "struck"))
-    striker = Striker(cluster, struck, grid.kinds, marker)
+    striker = Striker(cluster, struck, grid, marker)
     striker.strike_all()
     whole = submit(grid.words(configs["whole"], folder / "whole"))
     for chain in (struck, whole):
         await_all(cluster, chain)
     restarts = striker.restarts()
-    assert set(restarts.values()) == {len(grid.kinds)}, restarts
+    assert set(restarts.values()) == {grid.strikes}, restarts
     for job in struck.jobs:
         name = Path(job.experiment).name
         for stage in ("float", "qat"):
             if (folder / "whole" / name / stage).is_dir():
                 compare(folder / "whole" / name / stage, folder / "struck" / name / stage)
-    before = files_of(folder / "struck")
-    assert before.keys() >= files_of(folder / "whole").keys() - {"x"}
-    await_all(cluster, submit(grid.words(configs["struck"], folder / "struck")))
-    assert files_of(folder / "struck") == before, "what was done was done again"
     return restarts
+
+
+def prove_done_once(cluster: Cluster, folder: Path, grid: Grid) -> None:
+    """Submit the struck sweep of `prove` anew: nothing of it is done again."""
+    before = files_of(folder / "struck")
+    config = folder / "struck-config/rich.py"
+    await_all(cluster, submit(grid.words(config, folder / "struck")))
+    assert files_of(folder / "struck") == before, "what was done was done again"
 
 
 def main() -> None:
@@ -209,7 +236,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     given = parser.parse_args()
-    grid = Grid(presets=given.presets, seeds=given.seeds, kinds=given.kinds)
+    grid = Grid(
+        presets=given.presets, seeds=given.seeds, kinds=given.kinds, strikes=len(given.kinds)
+    )
     with tempfile.TemporaryDirectory(prefix="slurm-sweep-") as name:
         folder = Path(name)
         digits = write_digits(
@@ -221,6 +250,7 @@ def main() -> None:
         began = time.monotonic()
         with running_cluster() as cluster, surroundings(cluster, folder):
             restarts = prove(cluster, config, folder, grid)
+            prove_done_once(cluster, folder, grid)
         print(f"{len(restarts)} elements, {sum(restarts.values())} restarts, all equal:"
               f" {time.monotonic() - began:.0f} s")  # fmt: skip
 

@@ -40,8 +40,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks import peers
 from benchmarks.nets import NETS, build
-from dq.detector.graph import attach, quantize_detector, trace_detector
-from dq.detector.step import parse_losses
+from dq.detector.model.graph import attach, quantize_detector, trace_detector
+from dq.detector.step.parallel_detector import parse_losses
 from dq.quant.kernels import native
 from dq.quant.kernels.compile_pass import inductor_options
 from dq.quant.quantizers.factory import initialise_weights_

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmcv.runner import HOOKS, Hook
 
-from dq.detector.tracking_hook import TrackingHook
+from dq.detector.hooks.tracking import TrackingHook
 
 
 @HOOKS.register_module(force=True)

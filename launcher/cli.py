@@ -6,7 +6,6 @@ import argparse
 import difflib
 import importlib
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ from launcher.failure import (
     USER_ERROR,
     quiet_interpreter,
     report,
+    say_line,
+    tell_once,
     wants_debug,
 )
 from launcher.missing import explained
@@ -57,14 +58,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the process with one line."""
-        if os.environ.get("RANK", "0") != "0":
-            raise SystemExit(USER_ERROR)
         mend = self._mend(message) or f"see '{self.prog} --help'"
-        self.exit(USER_ERROR, f"error: {message}; {mend}\n")
+        line = f"{message}; {mend}"
+        tell_once(line, USER_ERROR, lambda: say_line(line))
+        raise SystemExit(USER_ERROR)
 
     def _mend(self, message: str) -> str | None:
         """Return what takes the place of a flag that is not known: mmdet's own, or a misspelt."""
-        from dq.detector.mmdet_flags import REFUSED_FLAGS
+        from dq.detector.config.mmdet_flags import REFUSED_FLAGS
 
         _, _, unknown = message.partition("unrecognized arguments: ")
         known = sorted({name for parser in _family(self) for name in parser._option_string_actions})

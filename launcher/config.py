@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from dq.detector.guards import Guards
+from dq.detector.step.guards import Guards
 from dq.names import check_keys
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.ptq.settings import Mixed, Repair

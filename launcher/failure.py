@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -56,32 +56,53 @@ def report(error: BaseException, *, debug: bool = False, log: Path | None = None
         return code
     if log is None and code != USER_ERROR:
         log = write_traceback(error)
-    if _speaks(error):
-        say(error, log, debug=debug)
+    tell_once(line_of(error, log), code, lambda: say(error, log, debug=debug))
     return code
+
+
+def tell_once(line: str, code: int, print_it: Callable[[], None]) -> None:
+    """Let what this rank met before the ranks had found each other be printed by one of them.
+
+    Args:
+        line: What the user is to read.
+        code: The exit code that it means.
+        print_it: Called here unless another rank prints it, or its own reason to end.
+    """
+    if not any(name in os.environ for name in ("RANK", "SLURM_PROCID")):
+        print_it()
+        return
+    try:
+        from dq.dist.early_failure import EarlyFailure, tell
+        from dq.dist.environment import read_environment
+
+        environment = read_environment()
+    except (ImportError, ValueError):
+        # Without torch, or a place among the ranks, nobody can be asked.
+        print_it()
+        return
+    failure = EarlyFailure(rank=environment.rank, mistake=code == USER_ERROR, line=line)
+    with contextlib.suppress(KeyboardInterrupt):
+        tell(environment, failure, print_it)
 
 
 def say(error: BaseException, log: Path | None, *, debug: bool = False) -> None:
     """Print an error's line, with the rank where it is not the main one's."""
-    rank = os.environ.get("RANK", "0")
-    where = "" if rank == "0" else f"rank {rank}: "
-    print(f"error: {where}{line_of(error, log)}", file=sys.stderr, flush=True)
+    say_line(line_of(error, log))
     if debug:
         text = "".join(traceback.format_exception(error))
         print(text, file=sys.stderr, end="", flush=True)
 
 
-def _speaks(error: BaseException) -> bool:
-    """Whether this rank is to print an error that it met before the ranks had found each other.
+def say_line(line: str) -> None:
+    """Print a line as an error, with the rank where it is not the main one's."""
+    from dq.dist.environment import read_environment
 
-    A mistake in the command line or the config is met by all of them. What nobody foresaw may be
-    one node's alone (a package that is not installed there), and some things are one rank's.
-    """
-    from dq.dist.foreseen import is_foreseen
-
-    if os.environ.get("RANK", "0") == "0" or getattr(error, "of_this_rank", False):
-        return True
-    return not is_foreseen(error) and os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        rank = str(read_environment().rank)
+    except ValueError:
+        rank = os.environ.get("RANK", "0")
+    where = "" if rank == "0" else f"rank {rank}: "
+    print(f"error: {where}{line}", file=sys.stderr, flush=True)
 
 
 def wants_debug(words: Sequence[str]) -> bool:

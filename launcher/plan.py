@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dq.detector.addresses import local_file
-from dq.detector.classes import class_list
-from dq.detector.config import CarriedConfig, finish, read_config, training_config
-from dq.detector.data import calibration_dataset, calibration_images
-from dq.detector.guards import Guards
-from dq.detector.metric_settings import check_metric_settings
-from dq.detector.packages import check_packages
-from dq.detector.processes import set_up_process
+from dq.detector.config.addresses import local_file
+from dq.detector.config.packages import check_packages
+from dq.detector.config.process_settings import set_up_process
+from dq.detector.config.read import CarriedConfig, finish, read_config, training_config
+from dq.detector.data.class_names import class_list
+from dq.detector.data.datasets import calibration_dataset, calibration_images
+from dq.detector.evaluation.metric_settings import check_metric_settings
+from dq.detector.step.guards import Guards
 from dq.dist.one_reader import on_main_rank
 from dq.tracking.settings import Tracking
 from dq.tracking.summary import key_of

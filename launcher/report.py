@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dq.detector.guards import Guards
+from dq.detector.step.guards import Guards
 from dq.quant.recipes.recipe import Recipe
 from dq.tracking.plots import write_plots
 from dq.tracking.summary import StageSummary, read_summary

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from dq.detector import removed_names
-from dq.detector.guards import Guards
-from dq.detector.supervision import Supervision, Watch
+from dq.detector.step.guards import Guards
+from dq.detector.step.supervision import Supervision, Watch
 from dq.dist.agreement import Agreement, CudaMarks
 from dq.dist.claim import first_to_claim, linger
 from dq.dist.environment import Environment, read_environment

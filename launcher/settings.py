@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dq.detector.mmdet_keys import TOP_LEVEL_KEYS
+from dq.detector.config.mmdet_keys import TOP_LEVEL_KEYS
 from dq.quant.recipes.recipe import Recipe
 from dq.tracking.run import flattened
 from dq.tracking.secrets import hide

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -29,7 +30,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 PAUSE_S = 0.2
 # Lines of a log that are not a stage's result: the launcher's and other loggers', submitit's,
 # torchrun's.
-_LOGGED = re.compile(r"^(\d\d:\d\d:\d\d [A-Z] |submitit |[WEI]\d{4} |\*{5,})")
+_LOGGED = re.compile(
+    r"^(\d\d:\d\d:\d\d [A-Z] |submitit |[WEI]\d{4} |Setting OMP_NUM_THREADS|\*{5,})"
+)
 
 
 class OwnSession(submitit.LocalExecutor):
@@ -71,7 +74,8 @@ class _Stop:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Be the handler of every signal."""
         if self.asked is None:
-            os.write(2, b"stopping: the job finishes its step and writes a checkpoint\n")
+            with contextlib.suppress(OSError):
+                os.write(2, b"stopping: the job finishes its step and writes a checkpoint\n")
         self.asked = signal.Signals(number).name
         if self.process is not None:
             self.process.terminate()
@@ -106,7 +110,7 @@ def run_here(jobs: Sequence[Job], place: Place) -> int:
             chain = _with(chain, number, begun)
             keep(chain)
             what, log = element.label or job.name, chain.log(begun, 0)
-            print(f"{what}: {log}", flush=True)
+            _print(f"{what}: {log}")
             code = _await(handle, stop)
             say_end(what, log, code)
             if code:
@@ -126,12 +130,18 @@ def say_end(what: str, log: Path, code: int) -> None:
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if code == 0:
         results = [line for line in lines if not _LOGGED.match(line)]
-        print("\n".join(results), flush=True)
+        _print("\n".join(results))
     elif code == STOPPED:
-        print(f"{what}: stopped by a signal; submit again to go on", file=sys.stderr, flush=True)
+        _print(f"{what}: stopped by a signal; submit again to go on", error=True)
     else:
         why = errors[-1] if errors else f"ended with exit code {code}; its log says why: {log}"
-        print(f"error: {what}: {why}", file=sys.stderr, flush=True)
+        _print(f"error: {what}: {why}", error=True)
+
+
+def _print(text: str, *, error: bool = False) -> None:
+    """Print a text where there is still a terminal."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def run_in_process(jobs: Sequence[Job], place: Place) -> int:
@@ -190,10 +200,7 @@ def _variables(job: Job, place: Place) -> dict[str, str]:
     more = {name: str(value) for name, value in job.profile.environment.items()}
     if place.snapshot:
         more |= {"PYTHONPATH": ":".join(filter(None, path)), "PYTHONSAFEPATH": "1"}
-    more |= {
-        name: os.environ.get(name, value)
-        for name, value in {"WANDB_RUN_GROUP": place.group, "WANDB_JOB_TYPE": job.name}.items()
-    }
+    more |= {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", place.group)}
     return {**more, "CUDA_VISIBLE_DEVICES": _gpus(job.profile.gpus_per_node)}
 
 

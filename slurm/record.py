@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dq.whole_file import write_whole
+from slurm.measured import seen
 from slurm.plan import Element, Job
 
 FILE_NAME = "chain.json"
@@ -29,6 +30,7 @@ class Submitted:
         experiment: Folder that it works in.
         stage: Folder of its results below that; empty for several.
         tasks: How many write a log.
+        before: What lay in its folder then; see `slurm.measured.seen`.
     """
 
     job_id: str
@@ -38,6 +40,7 @@ class Submitted:
     experiment: str
     stage: str
     tasks: int
+    before: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,7 @@ def recorded(job_id: str, job: Job, element: Element, tasks: int) -> Submitted:
         experiment=str(element.experiment),
         stage=element.stage,
         tasks=tasks,
+        before=seen(element.experiment, element.stage),
     )
 
 

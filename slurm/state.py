@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from slurm.record import Chain, Submitted
 ENDED = (
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "STOPPED",
     "PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED",
+    "GONE",  # Slurm does not know it any more, and it has left nothing.
 )  # fmt: skip
 
 
@@ -46,24 +46,30 @@ def states(chain: Chain) -> dict[str, State]:
     """Return the state of each job of a chain by its number."""
     if chain.executor == "slurm":
         ids = [job.job_id for job in chain.jobs]
-        found = {**_said(_SACCT, ids), **_said(_SQUEUE, ids)}
-        return {j.job_id: found.get(j.job_id) or _left_behind(chain, j) for j in chain.jobs}
+        queue = _said(_SQUEUE, ids)
+        found = {**(_said(_SACCT, ids) or {}), **(queue or {})}
+        unknown = "UNKNOWN" if queue is None else "GONE"
+        return {j.job_id: found.get(j.job_id) or _left_behind(chain, j, unknown)
+                for j in chain.jobs}  # fmt: skip
     return {job.job_id: _here(chain, job) for job in chain.jobs}
 
 
+_NO_SUCH_JOB = "Invalid job id"
 _SQUEUE = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%R|%M", "-j"]
 _SACCT = ["sacct", "-n", "-X", "-P", "-o", "JobID,State,NodeList,Elapsed", "-j"]
 
 
-def _said(command: Sequence[str], ids: Sequence[str]) -> dict[str, State]:
-    """Return what a command of Slurm's says; nothing where there is none or it knows nothing."""
+def _said(command: Sequence[str], ids: Sequence[str]) -> dict[str, State] | None:
+    """Return what a command of Slurm's says of those it knows; None where it does not answer."""
     numbers = sorted({i.split("_")[0] for i in ids})
     try:
         done = subprocess.run(
             [*command, ",".join(numbers)], capture_output=True, text=True, check=False, timeout=30
         )
     except (OSError, subprocess.TimeoutExpired):
-        return {}
+        return None
+    if done.returncode and _NO_SUCH_JOB not in done.stderr:
+        return None
     found = {}
     for line in done.stdout.splitlines():
         number, *rest = (part.strip() for part in line.split("|"))
@@ -81,10 +87,10 @@ def _here(chain: Chain, job: Submitted) -> State:
     return State(name="RUNNING") if _is_alive(chain, job.job_id) else _left_behind(chain, job)
 
 
-def _left_behind(chain: Chain, job: Submitted) -> State:
+def _left_behind(chain: Chain, job: Submitted, unknown: str = "UNKNOWN") -> State:
     end = read_end(Path(chain.folder) / "jobs", job.job_id)
     if end is None:
-        return State(name="UNKNOWN")
+        return State(name=unknown)
     code = int(end["code"])
     name = {0: "COMPLETED", 75: "STOPPED"}.get(code, f"FAILED({code})")
     return State(name=name, elapsed=time.strftime("%d.%m. %H:%M", time.localtime(end["time"])))
@@ -109,8 +115,9 @@ def cancel_chain(chain: Chain) -> list[str]:
         done = subprocess.run(
             ["scancel", *reversed(waiting)], capture_output=True, text=True, check=False, timeout=60
         )
-        if done.returncode:
-            said = " ".join(done.stderr.split())
+        wrong = [line for line in done.stderr.splitlines() if _NO_SUCH_JOB not in line]
+        if done.returncode and wrong:  # One may have ended since.
+            said = " ".join(" ".join(wrong).split())
             raise RuntimeError(f"scancel failed: {said}; `scontrol ping` tells whether it answers")
     return waiting
 
@@ -122,44 +129,3 @@ def _is_alive(chain: Chain, number: str) -> bool:
     except OSError:
         return False
     return b"submitit.local._local" in words and str(Path(chain.folder, "jobs")).encode() in words
-
-
-def last_metrics(job: Submitted, since: float) -> str:
-    """Return the newest that a job has measured, in a few words; empty when there is nothing.
-
-    Args:
-        job: Of a chain.
-        since: When that was submitted; what is older is another's.
-    """
-    experiment = Path(job.experiment)
-    stages = [job.stage] if job.stage else ["qat", "calibrated", "float"]
-    for stage in stages:
-        for read in (_summary, _logged):
-            if text := read(experiment / stage, since):
-                return text if job.stage else f"{stage} {text}"
-    return ""
-
-
-def _summary(folder: Path, since: float) -> str:
-    path = folder / "summary.json"
-    try:
-        if path.stat().st_mtime < since:
-            return ""
-        content = json.loads(path.read_text())
-        return f"{content['metric']} {100 * content['value']:.1f} %"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
-def _logged(folder: Path, since: float) -> str:
-    """Return the last line of mmcv's log of a training."""
-    logs = [path for path in folder.glob("*.log.json") if path.stat().st_mtime >= since]
-    logs.sort(key=lambda path: path.stat().st_mtime)
-    for line in reversed(logs[-1].read_text().splitlines() if logs else []):
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if "epoch" in row:
-                names = [n for n in ("mAP", "bbox_mAP", "loss") if n in row]
-                measured = "".join(f" {n} {row[n]:.4g}" for n in names)
-                return f"epoch {row['epoch']} step {row.get('iter', '')}{measured}"
-    return ""

@@ -147,11 +147,12 @@ def _setup(job: Job, place: Place) -> list[str]:
         "# An array's last element has the array's own number: by that alone all would be meant.",
         'self="$SLURM_JOB_ID"',
         '[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || self="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
-        "# Where the ranks meet: the first node, on a port that nobody uses there.",
+        "# Where the ranks meet: the first node, on a port that nobody uses there. The next one up",
+        "# would be that of an array's next element, which may be starting there too.",
         'export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
         "MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))",
         'while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do'
-        " MASTER_PORT=$((MASTER_PORT + 1)); done",
+        " MASTER_PORT=$((20000 + (MASTER_PORT + 1009) % 10000)); done",
         "export MASTER_PORT",
         *_tracking(job, place),
         "# The warning is for the ranks; this script has to outlive it, to requeue the job.",
@@ -165,7 +166,6 @@ def _tracking(job: Job, place: Place) -> list[str]:
     return [
         "# For W&B, if it is used.",
         f"export WANDB_RUN_GROUP=${{WANDB_RUN_GROUP:-{shlex.quote(place.group)}}}",
-        f"export WANDB_JOB_TYPE=${{WANDB_JOB_TYPE:-{job.name}}}",
         'export WANDB_NOTES="${WANDB_NOTES:+$WANDB_NOTES; }slurm job $self on $SLURM_JOB_NODELIST"',
         f'export WANDB_TAGS="${{WANDB_TAGS:+$WANDB_TAGS,}}{tags}"',
     ]

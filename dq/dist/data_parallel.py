@@ -2,13 +2,14 @@
 
 import contextlib
 import inspect
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -23,12 +24,18 @@ def wrap(
     static_graph: bool = False,
     gradient_as_bucket_view: bool = True,
     cls: type[DistributedDataParallel] = DistributedDataParallel,
+    late: Collection[Parameter] = (),
 ) -> Module:
     """Wrap a module in DDP, so that its gradients become their mean over all ranks.
 
     Parameters and buffers become those of rank 0 now; later forwards leave the buffers alone, for
     a broadcast of rank 0's would overwrite what the other ranks observed (see `sync_buffers_`).
     Every rank must call it, at the same step.
+
+    Gradients share buckets in the order of the module's parameters, the last first, from the first
+    step on: torch would order them anew after one step of each start. Three ranks and more add
+    up in an order that depends on a gradient's place, so a training that goes on would go on with
+    other bits.
 
     Args:
         module: on its device already; it is not copied.
@@ -37,6 +44,8 @@ def wrap(
         static_graph: promise that every step uses the same parameters.
         gradient_as_bucket_view: let gradients share the memory of the communication buckets.
         cls: a subclass with the same arguments.
+        late: parameters whose gradients are complete at the end of the backward pass only, wherever
+            they stand in the module; they share the last buckets.
 
     Returns:
         The wrapped module; alone, or when no parameter needs a gradient, the module itself.
@@ -49,7 +58,7 @@ def wrap(
     else:  # Before torch 2.12 this argument also left the buffers alone while wrapping.
         sync = {"broadcast_buffers": False}
         collectives.broadcast_coalesced_(list(module.buffers()))
-    return cls(
+    wrapped = cls(
         module,
         device_ids=[device] if device.type == "cuda" else None,
         find_unused_parameters=find_unused_parameters,
@@ -57,6 +66,40 @@ def wrap(
         gradient_as_bucket_view=gradient_as_bucket_view,
         **sync,
     )
+    orders_anew = hasattr(wrapped, "reducer") and not (find_unused_parameters or static_graph)
+    if orders_anew:
+        _settle_buckets(wrapped, late)
+    return wrapped
+
+
+class _Zero(Module):
+    """Returns a zero that all parameters have a part in, the first of them last in backward.
+
+    Args:
+        parameters: Not registered, for they are another module's.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        super().__init__()
+        self.ordered = tuple(parameters)
+
+    def forward(self) -> Tensor:
+        return torch.stack([parameter.sum().float() * 0 for parameter in self.ordered]).sum()
+
+
+def _settle_buckets(wrapped: DistributedDataParallel, late: Collection[Parameter]) -> None:
+    """Let torch order its buckets now, by a backward pass whose order is always the same."""
+    module, ends = wrapped.module, {id(parameter) for parameter in late}
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    former = [parameter.grad for parameter in parameters]
+    try:
+        wrapped.module = _Zero(sorted(parameters, key=lambda p: id(p) not in ends))
+        with torch.enable_grad():
+            wrapped().backward()
+    finally:
+        wrapped.module = module
+        for parameter, gradient in zip(parameters, former, strict=True):
+            parameter.grad = gradient
 
 
 def unwrap(module: Module) -> Module:
@@ -90,6 +133,8 @@ def sync_buffers_(module: Module, group: dist.ProcessGroup | None = None) -> Non
         module: with the same normalization layers on every rank; changed in place.
         group: the ranks to average over; all by default.
     """
+    if collectives.world_size(group) == 1:
+        return  # A write of the same values would still invalidate a backward pass under way.
     means = mean_buffers(module, group)
     for name, buffer in _running_statistics(module).items():
         buffer.copy_(means[name])

@@ -146,7 +146,7 @@ def _await_end(store: Store, worker: Connection, rank: int, limit_s: float, hung
     beat = b""
     for _ in pauses(0.5):
         if worker.is_gone():
-            word = says(store.clone(), _END)
+            word = says(store, _END)
             if word is None:
                 raise LostRankError(
                     f"rank {rank} was lost while the others waited for its work: its process has"

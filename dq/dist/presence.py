@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -154,24 +155,23 @@ def present() -> Iterator[None]:
 def says(store: Store, key: str, limit_s: float = 3.0) -> bytes | None:
     """Return a key of a store that may be gone together with the rank that was watched.
 
-    A client tries for long to reach a dead server, so it is asked in a thread.
+    A client tries for long to reach a dead server, so another one is made and asked in a thread.
 
     Args:
-        store: To be used by nobody else from now on.
+        store: Where the rank would have left it.
         key: Which.
         limit_s: Seconds that the answer may take.
 
     Returns:
         None where the key is not there, or the store is not.
     """
-    import threading
-
     found: list[bytes] = []
 
     def ask() -> None:
         with contextlib.suppress(DistError, RuntimeError):
-            if store.check([key]):
-                found.append(store.get(key))
+            own = store.clone()
+            if own.check([key]):
+                found.append(own.get(key))
 
     thread = threading.Thread(target=ask, name="dq-last-word", daemon=True)
     thread.start()

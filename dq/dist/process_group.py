@@ -1,7 +1,6 @@
 """Where the process group begins and ends."""
 
 import contextlib
-import itertools
 import logging
 import os
 import threading
@@ -12,15 +11,18 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import Store
 
+from dq.dist.early_failure import MistakeElsewhereError, NotBegunError, refuse_failures
 from dq.dist.environment import Environment
 from dq.dist.lost import LostRankError
+from dq.dist.meeting_place import open_meeting_place
+from dq.dist.presence import present
+from dq.dist.sequence import open_meeting
 from dq.dist.store import meet, open_store, pauses
 
 log = logging.getLogger(__name__)
 
-_groups = itertools.count()
 _FAILED, _GONE = "failed", "gone"
 _END_LIMIT_S = 5.0
 _FAREWELL_S = 1.0
@@ -34,6 +36,7 @@ def process_group(
     shares_device: bool = False,
     timeout_s: float = 1800.0,
     arrival_s: float = 300.0,
+    name: str = "ranks",
 ) -> Iterator[None]:
     """Join all ranks into a process group for the body; alone do nothing at all.
 
@@ -47,20 +50,24 @@ def process_group(
         shares_device: several ranks use this GPU; gloo carries its tensors, since NCCL refuses.
         timeout_s: seconds that each collective may take.
         arrival_s: seconds that the ranks wait for each other at the beginning.
+        name: of the group; a second one of the same processes under one torchrun needs another.
 
     Raises:
-        ValueError: the device is neither the CPU nor a CUDA device with its number.
+        ValueError: the device is neither the CPU nor a CUDA device with its number; or another rank
+            could not begin by the user's mistake.
         RuntimeError: the ranks did not find each other; the line names those that are missing.
     """
     if environment.world_size == 1:
         yield
         return
-    number = next(_groups)
     backend = "gloo" if device.type == "cpu" or shares_device else "cpu:gloo,cuda:nccl"
-    _begin(environment, device, backend, timeout_s, arrival_s, number)
-    store = open_store(f"process_group/{number}")
+    _begin(environment, device, backend, timeout_s, arrival_s, name)
+    store = open_store("process_group")
     try:
-        yield
+        with present():
+            # Clients that are connected now find later at once that their server is dead.
+            open_meeting("the beginning")
+            yield
     except BaseException:
         _leave_at_once(backend, store)
         raise
@@ -73,13 +80,13 @@ def _begin(
     backend: str,
     timeout_s: float,
     arrival_s: float,
-    number: int,
+    name: str,
 ) -> None:
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and device.index is None):
         raise ValueError(f"the device of a rank is cpu or cuda:N, but is {device}")
     address = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     try:
-        store = _open_meeting_place(environment, arrival_s, number)
+        store = open_meeting_place(environment, arrival_s, name)
         _await_all(store, environment, arrival_s)
         store.set_timeout(timedelta(seconds=timeout_s))
         dist.init_process_group(
@@ -90,7 +97,7 @@ def _begin(
             timeout=timedelta(seconds=timeout_s),
             device_id=device if "nccl" in backend else None,
         )
-    except _AbsentError:
+    except (_AbsentError, NotBegunError, MistakeElsewhereError):
         raise
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         reason = str(error).partition("\n")[0]
@@ -108,38 +115,17 @@ class _AbsentError(LostRankError):
     reported = False
 
 
-def _open_meeting_place(environment: Environment, arrival_s: float, number: int) -> Store:
-    """Open the store of torchrun's agent, or one that rank 0 holds.
-
-    torch's own way waits inside the store for all ranks, and cannot say who is missing.
-    """
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        raise ValueError(f"environment variable {missing[0]} expected, but not set")
-    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if of_agent else "0"
-    store = dist.TCPStore(  # type: ignore[attr-defined]  # torch's stubs do not name it
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        environment.world_size,
-        is_master=environment.is_main and not of_agent,
-        timeout=timedelta(seconds=arrival_s),
-        wait_for_workers=False,
-    )
-    # A node that joins makes torchrun start all ranks again under the same attempt.
-    place = f"dq/attempt_{attempt}/of_{environment.world_size}/group_{number}"
-    return PrefixStore(place, store)
-
-
 def _await_all(store: Store, environment: Environment, arrival_s: float) -> None:
     """Wait for every rank, and name those that did not come."""
     names = [f"arrived/{rank}" for rank in range(environment.world_size)]
-    store.set(names[environment.rank], "")
+    if store.add(names[environment.rank], 1) > 1:
+        raise RuntimeError("this rank has been there before under this start of the job")
     store.add("arrivals", 1)
     end = time.monotonic() + arrival_s
     for _ in pauses(0.2):
         if store.add("arrivals", 0) >= environment.world_size:
             return
+        refuse_failures(store, environment)
         if time.monotonic() > end:
             break
     missing = [rank for rank, name in enumerate(names) if not store.check([name])]

@@ -11,7 +11,7 @@ import weakref
 
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
-from torch.distributed.distributed_c10d import Store, _get_default_group
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_group
 
 from dq.dist.store import open_store
 
@@ -19,20 +19,25 @@ NAME = "name"
 
 
 class _Sequence:
-    """How many meetings a group has had; it lives as long as its group."""
+    """How many meetings a group has had; it lives as long as its group.
+
+    All of them share a client: one that has been connected finds at once that its server is dead,
+    where a new one tries for long to reach it.
+    """
 
     def __init__(self) -> None:
         self.number = 0
+        self.client = open_store("meeting")
 
 
 _sequences: weakref.WeakKeyDictionary[ProcessGroup, _Sequence] = weakref.WeakKeyDictionary()
 
 
 def open_meeting(name: str) -> Store:
-    """Open a client of the group's store for the next meeting, whose keys are that one's alone.
+    """Return the group's store for the next meeting, whose keys are that one's alone.
 
-    Every rank must call it, at the same point of the program and with the same name. The client is
-    the caller's own.
+    Every rank must call it, at the same point of the program and with the same name. A thread that
+    uses it needs a clone of its own.
 
     Args:
         name: What the ranks meet for.
@@ -42,9 +47,12 @@ def open_meeting(name: str) -> Store:
         RuntimeError: Another rank is at another meeting.
         DistError: The store is gone.
     """
-    sequence = _sequences.setdefault(_get_default_group(), _Sequence())
+    group = _get_default_group()
+    if group not in _sequences:
+        _sequences[group] = _Sequence()
+    sequence = _sequences[group]
     sequence.number += 1
-    store = open_store(f"meeting/{sequence.number}")
+    store = PrefixStore(str(sequence.number), sequence.client)
     found = store.compare_set(NAME, "", name).decode()
     if found != name:
         raise RuntimeError(

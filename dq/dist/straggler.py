@@ -54,7 +54,7 @@ class PhaseClock:
         """Count the body's wall time; it must hold no collective.
 
         Args:
-            name: The same phases must be entered on every rank between two reports.
+            name: A phase that some rank has not entered between two reports is not in the report.
         """
         began = time.perf_counter()
         try:
@@ -86,13 +86,13 @@ class PhaseClock:
 
         Every rank must call it, at the same step; one small collective. Alone there is none.
         """
-        names = sorted(self.seconds)
-        own = torch.tensor([self.seconds[name] for name in names], dtype=torch.float64)
-        self.seconds = {}
-        if collectives.world_size() == 1 or not names:
+        own, self.seconds = self.seconds, {}
+        if collectives.world_size() == 1:
             return []
-        times = collectives.all_gather(own.to(collectives.host_device())).cpu().t().tolist()
-        return [_slowest(name, row) for name, row in zip(names, times, strict=True)]
+        # By name, for a rank may have been in no phase, or in one more.
+        everywhere: list[dict[str, float]] = collectives.all_gather_objects(own)
+        names = sorted(set.intersection(*(set(found) for found in everywhere)))
+        return [_slowest(name, [found[name] for found in everywhere]) for name in names]
 
 
 def _slowest(name: str, times: Sequence[float]) -> Slow:

@@ -142,7 +142,7 @@ def watchdog(*, quiet_s: float, limit_s: float, stacks: Path) -> Iterator[Watchd
     stacks.parent.mkdir(parents=True, exist_ok=True)
     with stacks.open("a") as file:
         dog = Watchdog(quiet_s, max(limit_s, quiet_s + 1.0), file)
-        store = None if collectives.world_size() == 1 else open_meeting("watchdog")
+        store = None if collectives.world_size() == 1 else open_meeting("watchdog").clone()
         thread = threading.Thread(target=dog.watch, args=(store,), name="dq-watchdog", daemon=True)
         thread.start()
         try:

@@ -32,6 +32,7 @@ def state_of(process: Mapping[str, Any], written: float, *, now: float | None = 
     Returns:
         ``running``; ``died`` where the process is known to be gone; ``silent for 5 h`` where it
         cannot be looked at (another machine, another container) and nothing was written for long.
+        That last one is all that rests on clocks: the reader's, and the file system's.
     """
     here = this_process()
     if process.get("host") == here["host"] and process.get("boot") != here["boot"]:

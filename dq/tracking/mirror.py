@@ -20,9 +20,9 @@ from typing import IO, Any
 
 from dq.tracking.rows import METRICS, QUANTIZERS, Row
 from dq.tracking.run import Run, read_run
-from dq.tracking.sync import MARK
+from dq.tracking.sync import mark_sent, number_piece
 from dq.tracking.turn import take_turn
-from dq.tracking.wandb_variables import name_of
+from dq.tracking.wandb_variables import job_type_of, name_of, tags_of
 from dq.whole_file import write_whole
 
 SENT = "wandb/sent.json"
@@ -92,6 +92,8 @@ class Mirror:
                 self.starts += 1
                 self.run = self._init(wandb, mode)
                 self.mode = mode
+                with contextlib.suppress(OSError):
+                    number_piece(Path(self.run.settings.sync_dir))
                 return
             except Exception as error:
                 if mode == "online":
@@ -129,8 +131,8 @@ class Mirror:
             name=name_of(info.experiment, info.stage, os.environ),
             # What is given here wins over W&B's own variables, and a cluster's job sets these.
             group=os.environ.get("WANDB_RUN_GROUP") or info.experiment,
-            job_type=info.stage,
-            tags=[*info.tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(","))],
+            job_type=job_type_of(info.stage, os.environ),
+            tags=tags_of(info.tags, os.environ),
             resume="allow",
             config=_config(info),
             settings=wandb.Settings(**{k: v for k, v in wanted.items() if k in known}),
@@ -162,12 +164,12 @@ class Mirror:
     def mark(self) -> None:
         """Leave word that the run has arrived whole; W&B's service must have ended by now.
 
-        It writes its file for a moment more after the run's end, and what is newer than the mark
+        It writes its file for a moment more after the run's end, and what has grown since the mark
         counts as not sent.
         """
         if self.arrived is not None:
             with contextlib.suppress(OSError):
-                (self.arrived / MARK).touch()
+                mark_sent(self.arrived)
 
     def _end(self, exit_code: int) -> None:
         self.pump()

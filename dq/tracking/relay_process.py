@@ -19,6 +19,7 @@ from typing import Any
 
 from dq.tracking.mirror import Limits
 from dq.tracking.relay import SCRATCH, children
+from dq.tracking.wandb_variables import IGNORED
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,7 +120,11 @@ class Relay:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,
-                    env={**os.environ, "PYTHONPATH": path, "TMPDIR": self.scratch},
+                    env={
+                        **{k: v for k, v in os.environ.items() if k not in IGNORED},
+                        "PYTHONPATH": path,
+                        "TMPDIR": self.scratch,
+                    },
                     start_new_session=True,
                 )
         except OSError as error:

@@ -9,17 +9,27 @@ from typing import Any
 HIDDEN = "<hidden>"
 # Names whose values are secret, as whole words of a name such as `wandb_api_key`.
 _NAME = re.compile(
-    r"(?:^|[._\-\s])(?:api_?key|access_?key(?:_?id)?|secret(?:_?key)?|private_?key|token"
-    r"|auth_?token|passw(?:or)?d|passphrase|credentials?|bearer|authorization|\w+_(?:token|secret"
-    r"|passw(?:or)?d|api_?key|access_?key))$",
+    r"(?:^|[._\-\s])(?:api_?keys?|access_?keys?(?:_?(?:id|secret))?|secrets?(?:_?(?:key|id))?"
+    r"|private_?keys?|token|(?:api|access|auth|refresh|bearer)_?tokens?|passw(?:or)?ds?|pwd"
+    r"|passphrase|passcode|credentials?|bearer|authorization|cookie|connection_?string|wandb_?key"
+    r"|\w+_(?:token|secret|passw(?:or)?d|pwd|api_?key|access_?key))$",
     re.IGNORECASE,
 )
 # Values that are secret whatever they are called: what services give out has a shape of its own.
 _VALUE = re.compile(
-    r"(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w\-]{20,}"
-    r"|AKIA[A-Z0-9]{16}|sk-[A-Za-z0-9_\-]{20,}|xox[abprs]-[\w\-]{10,}|local-[0-9a-f]{40}"
-    r"|wandb_v\d_\w{40,}|eyJ[\w\-]{10,}\.[\w\-]{10,}\.[\w\-]+)"
+    # At the beginning of a word: mask-rcnn_r50_fpn_1x_coco has an sk- in it.
+    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}"
+    r"|glpat-[\w\-]{20,}|A[KS]IA[A-Z0-9]{16}|AIza[\w\-]{35}|sk-[A-Za-z0-9_\-]{20,}"
+    r"|[sr]k_live_[A-Za-z0-9]{20,}|xox[abprs]-[\w\-]{10,}|npm_[A-Za-z0-9]{36}|pypi-[\w\-]{30,}"
+    r"|dckr_pat_[\w\-]{20,}|ya29\.[\w\-]{20,}|local-[0-9a-f]{40}|wandb_v\d_\w{40,}"
+    r"|eyJ[\w\-]{10,}\.[\w\-]{10,}\.[\w\-]+)"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
 )
+# Inside a text: a dict that is written out, an address's query, a header.
+_QUERY = re.compile(r"(?<=[?&])([\w\-]+)=([^&#\s'\"]+)")
+_SIGNED = ("sig", "signature", "x-amz-signature", "x-amz-security-token", "x-goog-signature")
+_INNER = re.compile(r"""(?<![\w.])(['"]?)([\w.\-]+)\1(\s*[:=]\s*)(['"])(.+?)\4""")
+_BEARER = re.compile(r"\b(Bearer|Basic)\s+[\w\-.~+/]{8,}=*", re.IGNORECASE)
 _IN_ADDRESS = re.compile(r"(?<=://)([^\s/@:]*):([^\s/@]+)(?=@)")
 _ASSIGNED = re.compile(r"""^(?P<name>-{0,2}[\w.\-]+)(?P<sign>=|:\s*)(?P<value>.+)$""", re.DOTALL)
 _WANDB_KEY = re.compile(r"[0-9a-f]{40}")
@@ -52,8 +62,26 @@ def hide(values: Any, name: str = "") -> Any:
 
 
 def hide_in_text(text: str) -> str:
-    """Return a text with `HIDDEN` in place of what has a key's shape or stands in an address."""
-    return _IN_ADDRESS.sub(rf"\1:{HIDDEN}", _VALUE.sub(HIDDEN, text))
+    """Return a text with `HIDDEN` in place of what has a key's shape or stands in an address.
+
+    What is assigned inside it counts too, as in ``hub=dict(token='x')``.
+    """
+    text = _IN_ADDRESS.sub(rf"\1:{HIDDEN}", _VALUE.sub(HIDDEN, text))
+    text = _BEARER.sub(rf"\1 {HIDDEN}", text)
+    text = _QUERY.sub(_without_signature, text)
+    return _INNER.sub(_without_assigned, text)
+
+
+def _without_signature(found: re.Match[str]) -> str:
+    is_secret = is_secret_name(found[1]) or found[1].lower() in _SIGNED
+    return f"{found[1]}={HIDDEN}" if is_secret else found[0]
+
+
+def _without_assigned(found: re.Match[str]) -> str:
+    quote, name, sign, value_quote, _ = found.groups()
+    if not is_secret_name(name):
+        return found[0]
+    return f"{quote}{name}{quote}{sign}{value_quote}{HIDDEN}{value_quote}"
 
 
 def hide_in_words(words: Sequence[str]) -> list[str]:

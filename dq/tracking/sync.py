@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-MARK = "sent-by-launcher"
+MARK, PIECE = "sent-by-launcher", "piece-by-launcher"
 
 
 def pending_runs(folders: Iterable[Path]) -> list[Path]:
@@ -27,8 +27,7 @@ def pending_runs(folders: Iterable[Path]) -> list[Path]:
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder; give a work dir, or a folder that has some")
         found |= {path.parent for path in folder.rglob("wandb/*run-*/run-*.wandb")}
-    # The names hold the time; a mark that is older than the data was of an earlier try.
-    return sorted((f for f in found if not _is_sent(f)), key=lambda f: f.name.split("run-")[-1])
+    return sorted((folder for folder in found if not _is_sent(folder)), key=_place)
 
 
 def send(folder: Path, *, limit_s: float) -> str | None:
@@ -61,8 +60,23 @@ def send(folder: Path, *, limit_s: float) -> str | None:
     wrong = [line for line in lines if _tells_of_failure(line)]
     if process.returncode != 0 or wrong:
         return f"not sent: {(wrong or lines or ['no reason was given'])[-1][:200]}"
-    (folder / MARK).touch()
+    mark_sent(folder)
     return None
+
+
+def mark_sent(folder: Path) -> None:
+    """Leave word in a run's folder that it has been sent as it is now."""
+    (folder / MARK).write_text(f"{_size(folder)} bytes\n")
+
+
+def number_piece(folder: Path) -> None:
+    """Leave word in a run's new folder how many pieces of the run lie beside it already.
+
+    Its name has the time, and a clock may have been set back since the piece before.
+    """
+    run = folder.name.rpartition("-")[2]
+    others = [path for path in folder.parent.glob(f"*run-*-{run}") if path != folder]
+    (folder / PIECE).write_text(f"{len(others)}\n")
 
 
 def _tells_of_failure(line: str) -> bool:
@@ -76,6 +90,22 @@ def _tells_of_failure(line: str) -> bool:
 
 
 def _is_sent(folder: Path) -> bool:
-    data = max((p.stat().st_mtime for p in folder.glob("run-*.wandb")), default=0.0)
-    mark = folder / MARK
-    return mark.is_file() and mark.stat().st_mtime >= data
+    """Say whether it was sent, and has not grown since: an earlier try may have been too early."""
+    try:
+        said = (folder / MARK).read_text().split()
+    except OSError:
+        return False
+    return not said or said[0] == str(_size(folder))
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("run-*.wandb"))
+
+
+def _place(folder: Path) -> tuple[str, int, str]:
+    """Return what puts the pieces of a run in the order in which they were begun."""
+    try:
+        piece = int((folder / PIECE).read_text())
+    except (OSError, ValueError):
+        piece = 0
+    return str(folder.parent), piece, folder.name.split("run-")[-1]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 MODES = ("online", "offline", "disabled")
 _TRUE = ("1", "true", "t", "yes", "y", "on")
-_IGNORED = {
+IGNORED = {
     "WANDB_DIR": "a run lies in its stage's folder, where `launcher sync` finds it",
     "WANDB_RUN_ID": "each stage is a run of its own, with an id that its checkpoints carry",
     "WANDB_RESUME": "a stage that goes on continues its own run, another begins one",
     "WANDB_SWEEP_ID": "W&B's sweeps start runs by themselves",
+    "WANDB_RESUME_FROM": "a stage goes on from its own checkpoint",
+    "WANDB_FORK_FROM": "a stage begins from a checkpoint, and says which by its parent's id",
+    "WANDB_CONSOLE": "what a command prints is in <work dir>/logs",
+    "WANDB_SAVE_CODE": "no code is sent; the commit is in the run's config",
 }
 
 
@@ -40,10 +44,19 @@ def name_of(experiment: str, stage: str, environ: Mapping[str, str]) -> str:
     return f"{environ.get('WANDB_NAME') or experiment}/{stage}"
 
 
+def job_type_of(stage: str, environ: Mapping[str, str]) -> str:
+    """Return the run's job type: ``WANDB_JOB_TYPE``, else the stage."""
+    return environ.get("WANDB_JOB_TYPE") or stage
+
+
+def tags_of(tags: Iterable[str], environ: Mapping[str, str]) -> list[str]:
+    """Return the config's tags and those of ``WANDB_TAGS``, each once."""
+    more = (tag.strip() for tag in environ.get("WANDB_TAGS", "").split(","))
+    return list(dict.fromkeys([*tags, *filter(None, more)]))
+
+
 def ignored(environ: Mapping[str, str]) -> list[str]:
     """Return a line for each variable that is set and cannot be followed."""
     return [
-        f"{name} is not followed: {reason}"
-        for name, reason in _IGNORED.items()
-        if environ.get(name)
+        f"{name} is not followed: {reason}" for name, reason in IGNORED.items() if environ.get(name)
     ]

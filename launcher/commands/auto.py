@@ -32,7 +32,7 @@ def resolve(words: Sequence[str]) -> list[str]:
         ValueError: The config cannot be read, the flag has an unknown value, or an argument is not
             for the command that it asks for.
     """
-    from dq.detector.config import read_config
+    from dq.detector.config.read import read_config
     from launcher.cli import Parser
 
     parser = Parser(prog="launcher", allow_abbrev=False)

@@ -126,8 +126,8 @@ def _overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def _run_in_torch(arguments: argparse.Namespace) -> int:
-    from dq.detector.config import parse_options
-    from dq.detector.results_file import check_results_file
+    from dq.detector.config.read import parse_options
+    from dq.detector.evaluation.results_file import check_results_file
     from launcher import stages
     from launcher.report import say_files, say_metrics, say_table, say_tables, stage_summaries
     from launcher.session import session
@@ -154,7 +154,7 @@ def _run_in_torch(arguments: argparse.Namespace) -> int:
 
 
 def _run_exported(arguments: argparse.Namespace, model: Path, configs: list[str]) -> int:
-    from dq.detector.config import CarriedConfig
+    from dq.detector.config.read import CarriedConfig
     from launcher.report import say_agreement, say_gate, say_speed
     from launcher.session import session
 
@@ -183,7 +183,7 @@ def _run_exported(arguments: argparse.Namespace, model: Path, configs: list[str]
 
 def _metadata(backend: str, model: Path) -> Mapping[str, str]:
     if backend == "torch-int":
-        from dq.detector.integer_detector import read_integer_file
+        from dq.detector.engines.integer_file import read_integer_file
 
         meta: Mapping[str, str] = read_integer_file(model)["meta"]
         return meta

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 HELP = "list submitted jobs: state, nodes, elapsed time, last metrics, log"
 
@@ -17,8 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a table of each chain and return 0."""
+    from slurm.measured import last_metrics
     from slurm.record import chains, find_chain
-    from slurm.state import last_metrics, states
+    from slurm.state import states
 
     known = chains()
     if not known:
@@ -33,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
             log = chain.log(job, 0)
             where = str(log.relative_to(chain.folder)) if log.is_file() else ""
             what = job.label or job.name
-            measured = last_metrics(job, chain.created)
+            measured = last_metrics(Path(job.experiment), job.stage, job.before)
             rows.append((job.job_id, what, state.name, state.nodes, state.elapsed, measured, where))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         for row in rows:

@@ -187,8 +187,8 @@ def _check(order: _Order) -> list[str]:
 
 
 def _read(order: _Order, config: str, preset: str | None) -> None:
-    from dq.detector.build import build_model
-    from dq.detector.data import test_classes
+    from dq.detector.data.datasets import test_classes
+    from dq.detector.model.build import build_model
     from launcher.plan import read_plan
 
     options = [*order.parsed.cfg_options, *([f"quant.preset={preset}"] if preset else [])]

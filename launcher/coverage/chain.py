@@ -123,7 +123,7 @@ class Chain:
         """Load a checkpoint into mmdet; a float one detects there what it detects here."""
         out = self.folder / "mmdet_float.pkl"
         words = [str(self.config), str(self.checkpoint(stage)), str(out)]
-        target, last = "dq.detector.plain:main", 3 if stage == "float" else 2
+        target, last = "dq.detector.survey.plain_mmdet:main", 3 if stage == "float" else 2
         self._judge("mmdet", self._command(words[:last], f"mmdet_{stage}", target), 0)
         if stage == "float":
             own, theirs = (pickle.loads(p.read_bytes()) for p in (self.folder / "float.pkl", out))

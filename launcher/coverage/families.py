@@ -27,7 +27,7 @@ def chains(
         ValueError: There is no such family, or the packages that draw the data are missing.
     """
     from dq.data.tiny_coco import write_tiny_coco
-    from dq.detector.coverage import representatives
+    from dq.detector.survey.families import representatives
 
     data = write_tiny_coco(folder / "data")
     # One after the other: mmcv reads a config by way of sys.path, which all threads share.
@@ -46,7 +46,7 @@ def chains(
 
 def write_config(path: Path, data: Path, folder: Path) -> Path:
     """Return the file of a config of mmdet, made small, in an empty folder of its own."""
-    from dq.detector.tiny_config import tiny_config
+    from dq.detector.survey.tiny_config import tiny_config
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

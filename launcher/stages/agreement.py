@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dq.detector.box_differences import BoxDifferences, box_differences
-from dq.detector.evaluate import as_share, main_metrics, score
+from dq.detector.evaluation.box_differences import BoxDifferences, box_differences
+from dq.detector.evaluation.evaluate import as_share, main_metrics, score
 from dq.tracking.json_file import write_json
 from dq.tracking.summary import FILE_NAME
 from launcher.plan import Plan

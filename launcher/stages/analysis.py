@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dq.detector.calibrate import calibrate_and_repair
-from dq.detector.checkpoint import load_quantization, recipe_of
-from dq.detector.graph import quantize_detector
-from dq.detector.rank_state import seed_everything
+from dq.detector.calibration.calibrate import calibrate_and_repair
+from dq.detector.model.checkpoint_content import load_quantization, recipe_of
+from dq.detector.model.graph import quantize_detector
+from dq.detector.step.rank_state import seed_everything
 from dq.dist.one_rank import run_on_rank
 from dq.quant.ptq.mixed_precision import analyze
 from dq.quant.ptq.repairs import first_images

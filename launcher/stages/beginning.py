@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from dq.detector.evaluate import main_metric
-from dq.detector.loop import Resume
-from dq.detector.rank_state import generators, set_generators
+from dq.detector.evaluation.evaluate import main_metric
+from dq.detector.step.rank_state import generators, set_generators
+from dq.detector.training.train import Resume
 from dq.dist.one_reader import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, Phased, set_phase

@@ -6,13 +6,18 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from dq.detector.calibrate import calibrate_and_repair
-from dq.detector.graph import quantize_detector
-from dq.detector.rank_state import seed_everything
+from dq.detector.calibration.calibrate import calibrate_and_repair
+from dq.detector.model.checkpoint_content import load_quantization, recipe_of
+from dq.detector.model.graph import quantize_detector
+from dq.detector.step.rank_state import seed_everything
 from dq.dist import collectives
+from dq.dist.checkpoint import load_checkpoint
+from dq.dist.one_reader import on_main_rank
+from dq.dist.restarts import restart_counted
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.widths import set_bits_
 from dq.quant.quantizers.phase import Phase, set_phase
@@ -42,9 +47,17 @@ def calibrated(
         plan, place, "calibrated", parent_run=run_id_of(content), parent=parent
     ) as tracker:
         seed_everything(plan.seed)
-        detector = float_detector(plan, place, content, checkpoint)
-        graph = quantize_detector(detector, plan.settings.recipe)
-        recipe = calibrate_all(plan, place, detector, graph)
+        kept = _kept(place.experiment / "calibrated" / "calibrated.pth", key, reuse)
+        recipe = None if kept is None else recipe_of(kept)
+        if kept is None or recipe is None:
+            detector = float_detector(plan, place, content, checkpoint)
+            graph = quantize_detector(detector, plan.settings.recipe)
+            recipe = calibrate_all(plan, place, detector, graph)
+        else:
+            log.info("calibrated before this stage was stopped: that is evaluated")
+            detector = float_detector(plan, place, kept, checkpoint)
+            graph = quantize_detector(detector, recipe)
+            load_quantization(graph, kept, "calibrated.pth")
         return conclude(
             plan,
             place,
@@ -58,6 +71,28 @@ def calibrated(
             tracker=tracker,
             figures=figures_of(plan, place, graph),
         )
+
+
+def _kept(path: Path, key: str, reuse: bool) -> dict[str, Any] | None:
+    """Return what this very calibration wrote before its evaluation was stopped, on all ranks.
+
+    Args:
+        path: The stage's checkpoint.
+        key: Digest of what decides it.
+        reuse: Whether the command takes what is there; a job that was started again does too.
+    """
+
+    def read() -> dict[str, Any] | None:
+        if not (reuse or restart_counted()) or not path.is_file():
+            return None
+        try:
+            content = load_checkpoint(path)
+        except ValueError as error:
+            log.warning("skipped: %s", error)
+            return None
+        return content if content["meta"].get("key") == key else None
+
+    return on_main_rank(read)
 
 
 def calibrate_all(plan: Plan, place: Session, detector: nn.Module, graph: QuantizedGraph) -> Recipe:

@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import nn
 
-from dq.detector.checkpoint import compose
-from dq.detector.config_text import config_text
-from dq.detector.data import dataset_of, test_classes
-from dq.detector.evaluate import Scores, detect, main_metric, scores
-from dq.detector.exact_detector import exact_arithmetic
-from dq.detector.loader_options import evaluation_workers
-from dq.detector.predictions import class_precision
-from dq.detector.results_file import Painter, write_results
-from dq.detector.tracking_hook import Figures
+from dq.detector.config.config_text import config_text
+from dq.detector.data.datasets import dataset_of, test_classes
+from dq.detector.data.loader_options import evaluation_workers
+from dq.detector.engines.exact_torch import exact_arithmetic
+from dq.detector.evaluation.evaluate import Scores, detect, main_metric, scores
+from dq.detector.evaluation.kept_predictions import class_precision
+from dq.detector.evaluation.results_file import Painter, write_results
+from dq.detector.hooks.tracking import Figures
+from dq.detector.model.checkpoint_content import compose
 from dq.dist import collectives
 from dq.dist.checkpoint import load_checkpoint, save_checkpoint
 from dq.dist.one_reader import on_main_rank
@@ -246,6 +246,7 @@ def conclude(
         "CLASSES": tuple(getattr(detector, "CLASSES", None) or test_classes(plan.config)),
         "config": config_text(plan.config),
         "stage": stage,
+        "key": key,
         "run_id": None if run is None else run.id,
     }
     content = compose(detector, graph=graph, recipe=recipe, meta=meta)

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from dq.detector.checkpoint import load_quantization, recipe_of
-from dq.detector.data import dataset_of
-from dq.detector.evaluate import main_metric
-from dq.detector.graph import quantize_detector
-from dq.detector.results_file import check_format, format_results
+from dq.detector.data.datasets import dataset_of
+from dq.detector.evaluation.evaluate import main_metric
+from dq.detector.evaluation.results_file import check_format, format_results
+from dq.detector.model.checkpoint_content import load_quantization, recipe_of
+from dq.detector.model.graph import quantize_detector
 from dq.dist import collectives
 from dq.dist.one_reader import on_main_rank
 from dq.quant.analysis.statistics import model_bytes

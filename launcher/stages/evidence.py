@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from dq.detector.predictions import boxes_of_first, predictions_of
-from dq.detector.tracking_hook import Figures
+from dq.detector.evaluation.kept_predictions import boxes_of_first, predictions_of
+from dq.detector.hooks.tracking import Figures
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.repairs import first_images
 from dq.quant.quantizers.phase import Phase, set_phase

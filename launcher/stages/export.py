@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dq.detector.classes import class_list, classes_of_checkpoint
-from dq.detector.export import export_detector, image_size, metadata_of
+from dq.detector.data.class_names import class_list, classes_of_checkpoint
+from dq.detector.export.write import export_detector, image_size, metadata_of
 from dq.dist.one_reader import on_main_rank
 from launcher.plan import Plan
 from launcher.session import Session

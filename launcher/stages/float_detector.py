@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from dq.detector.build import build_model, float_state, load_float_state
-from dq.detector.data import test_classes
+from dq.detector.data.datasets import test_classes
+from dq.detector.model.build import build_model, float_state, load_float_state
 from launcher.plan import Plan
 from launcher.session import Session
 

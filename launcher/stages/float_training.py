@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from dq.detector.build import build_model
-from dq.detector.checkpoint_plan import checkpoint_folder
-from dq.detector.data import check_evaluation, dataset_digest, dataset_of
-from dq.detector.leaves import classes_of
-from dq.detector.loop import train
-from dq.detector.rank_state import seed_everything
+from dq.detector.data.datasets import check_evaluation, dataset_digest, dataset_of
+from dq.detector.data.leaves import classes_of
+from dq.detector.model.build import build_model
+from dq.detector.step.rank_state import seed_everything
+from dq.detector.training.checkpoint_plan import checkpoint_folder
+from dq.detector.training.train import train
 from dq.dist.sync_batch_norm import revert_sync_batch_norm
 from dq.tracking.summary import StageSummary
 from launcher.plan import Asked, Plan

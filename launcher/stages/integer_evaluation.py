@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from dq.detector.data import dataset_of, evaluation_loader, test_classes
-from dq.detector.evaluate import detect, score
-from dq.detector.export import inputs_of_heads
-from dq.detector.loader_options import evaluation_workers
-from dq.detector.onnx_detector import (
+from dq.detector.data.datasets import dataset_of, evaluation_loader, test_classes
+from dq.detector.data.loader_options import evaluation_workers
+from dq.detector.engines.onnx_runtime import (
     DETECTIONS,
     exported_size,
     load_models,
     run_in_onnx_,
     run_in_torch_,
 )
+from dq.detector.evaluation.evaluate import detect, score
+from dq.detector.export.write import inputs_of_heads
 from dq.dist.one_reader import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.verify.layer_differences import LayerDifference, layer_differences, worst

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from dq.detector.data import dataset_of, test_classes
-from dq.detector.evaluate import detect
-from dq.detector.exact_detector import run_exactly_
-from dq.detector.integer_detector import load_networks, read_integer_file, run_integers_
-from dq.detector.loader_options import evaluation_workers
+from dq.detector.data.datasets import dataset_of, test_classes
+from dq.detector.data.loader_options import evaluation_workers
+from dq.detector.engines.exact_torch import run_exactly_
+from dq.detector.engines.integer_file import load_networks, read_integer_file, run_integers_
+from dq.detector.evaluation.evaluate import detect
 from dq.dist.one_reader import on_main_rank
 from dq.quant.integer.serialize import num_bytes
 from launcher.plan import Plan

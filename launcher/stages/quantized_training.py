@@ -8,13 +8,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from dq.detector.checkpoint import load_quantization, recipe_of
-from dq.detector.checkpoint_plan import checkpoint_folder
-from dq.detector.config import training_config
-from dq.detector.data import check_evaluation, dataset_digest, dataset_of
-from dq.detector.graph import quantize_detector
-from dq.detector.loop import Quantization, train
-from dq.detector.rank_state import seed_everything
+from dq.detector.config.read import training_config
+from dq.detector.data.datasets import check_evaluation, dataset_digest, dataset_of
+from dq.detector.model.checkpoint_content import load_quantization, recipe_of
+from dq.detector.model.graph import quantize_detector
+from dq.detector.step.rank_state import seed_everything
+from dq.detector.training.checkpoint_plan import checkpoint_folder
+from dq.detector.training.train import Quantization, train
 from dq.dist.sync_batch_norm import revert_sync_batch_norm
 from dq.tracking.summary import StageSummary
 from launcher.plan import Asked, Plan

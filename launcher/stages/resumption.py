@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dq.detector.addresses import local_file
-from dq.detector.checkpoint import QUANTIZATION
-from dq.detector.checkpoint_order import newest_training
-from dq.detector.loop import Resume
+from dq.detector.config.addresses import local_file
+from dq.detector.model.checkpoint_content import QUANTIZATION
+from dq.detector.training.checkpoint_order import newest_training
+from dq.detector.training.train import Resume
 from dq.dist import collectives
 from dq.dist.checkpoint import load_checkpoint
 from dq.dist.one_reader import on_main_rank

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from dq.detector.checkpoint import load_quantization, recipe_of
-from dq.detector.graph import quantize_detector
+from dq.detector.model.checkpoint_content import load_quantization, recipe_of
+from dq.detector.model.graph import quantize_detector
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dq.detector.data import dataset_digest
-from dq.detector.loop import Resume
+from dq.detector.data.datasets import dataset_digest
+from dq.detector.training.train import Resume
 from dq.dist import collectives
 from dq.dist.one_reader import on_main_rank
 from dq.dist.signals import Stopped

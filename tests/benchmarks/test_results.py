@@ -30,7 +30,7 @@ def test_commands_are_the_launchers_own(column: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("column", COLUMNS)
 def test_a_cells_config_joins_detector_and_recipe(column: str, tmp_path: Path) -> None:
-    from dq.detector.config import apply_options, finish, read_config
+    from dq.detector.config.read import apply_options, finish, read_config
 
     path = tmp_path / "config.py"
     path.write_text(cell(tmp_path, column).config_text())

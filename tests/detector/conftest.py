@@ -14,7 +14,7 @@ from tests.launcher.conftest import CONFIG, ROOT
 @pytest.fixture(scope="session")
 def tiny(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Return a function: dotted overrides -> the finished config."""
-    from dq.detector.config import apply_options, finish, read_config
+    from dq.detector.config.read import apply_options, finish, read_config
 
     path = tmp_path_factory.mktemp("config") / "tiny.py"
     base = str(ROOT / "configs/digits/ssd_resnet_fpn_160.py")
@@ -33,8 +33,8 @@ def detector(tiny: Callable[..., Any]) -> Any:
     """An untrained float detector."""
     import torch
 
-    from dq.detector.build import build_model
-    from dq.detector.data import test_classes
+    from dq.detector.data.datasets import test_classes
+    from dq.detector.model.build import build_model
 
     torch.manual_seed(0)
     config = tiny()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from dq.detector.mmdet_flags import ACCEPTED_FLAGS, REFUSED_FLAGS
-from dq.detector.mmdet_keys import CHECKPOINT_KEYS, ENVIRONMENT, KEYS, Key
+from dq.detector.config.mmdet_flags import ACCEPTED_FLAGS, REFUSED_FLAGS
+from dq.detector.config.mmdet_keys import CHECKPOINT_KEYS, ENVIRONMENT, KEYS, Key
 from launcher.cli import build_parsers
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/mmdet_keys.md"
@@ -17,7 +17,7 @@ Every key that mmdet 2.28.2 acts on in `tools/train.py`, `tools/test.py`, `mmdet
 `compat_cfg`, `replace_cfg_vals`, `update_data_root`, `setup_multi_processes` and
 `register_training_hooks`, and what it does here. A test reads their code and fails where a key, a
 flag or a variable is in none of these tables; the page is written from the tables that the
-launcher itself uses (`dq/detector/mmdet_keys.py`, `python -m tests.detector.keys_page`).
+launcher itself uses (`dq/detector/config/mmdet_keys.py`, `python -m tests.detector.keys_page`).
 
 `--cfg-options` are laid over the config before anything is read from it: before `quantize`
 decides what `launcher CONFIG` does, before `custom_imports` are imported and `${...}` is

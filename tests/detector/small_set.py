@@ -8,10 +8,10 @@ from typing import Any
 from mmcv import Config
 from mmdet.datasets import build_dataset
 
-import dq.detector.voc_folder  # noqa: F401  (registers VOCFolderDataset)
+import dq.detector.data.voc_folder  # noqa: F401  (registers VOCFolderDataset)
 from dq.data.digits import CLASSES
-from dq.detector.batch import to_device
-from dq.detector.inspect import inspect
+from dq.detector.data.checks.images import inspect
+from dq.detector.loading.to_device import to_device
 
 LOADING: list[dict[str, Any]] = [
     {"type": "LoadImageFromFile"},

@@ -1,10 +1,12 @@
 """DDP: wrapped when it is of use, gradients are means, buffers are left alone until averaged."""
 
+import copy
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dq.dist import collectives, data_parallel
@@ -113,3 +115,46 @@ def test_alone_the_module_stays_itself() -> None:
 def test_a_compiled_module_is_unwrapped() -> None:
     model = nn.Linear(2, 2)
     assert unwrap(torch.compile(model)) is model
+
+
+class Wide(nn.Module):
+    """More parameters than fit into DDP's first bucket, used in another order than they stand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = (400, 700, 300, 500)
+        self.layers = nn.ModuleList(nn.Linear(64, size * 8) for size in sizes)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = (2, 0, 3, 1)
+        return sum(self.layers[i](x * self.scale).square().mean() for i in order)  # type: ignore[return-value]
+
+
+def steps_from(first: int, state: dict[str, Any] | None) -> dict[str, Any]:
+    """Train three steps, or go on after some of them in a module that was wrapped anew."""
+    model = Wide()
+    wrapped = wrap(model, device=CPU, late=[model.scale])
+    assert all(parameter.grad is None for parameter in model.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    for step in range(first, 3):
+        chance = torch.Generator().manual_seed(10 * step + collectives.rank())
+        optimizer.zero_grad()
+        wrapped(torch.randn(4, 64, generator=chance)).backward()
+        optimizer.step()
+        if step == 0:
+            kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            early = copy.deepcopy(kept)
+    return {"early": early if first == 0 else None, "end": model.state_dict()}
+
+
+@pytest.mark.slow
+def test_three_ranks_add_up_in_the_same_order_after_a_new_start() -> None:
+    whole = run_ranks(steps_from, 3, 0, None)
+    again = run_ranks(steps_from, 3, 1, whole[0]["early"])
+    for name, value in whole[0]["end"].items():
+        assert all(torch.equal(value, rank["end"][name]) for rank in [*whole, *again]), name

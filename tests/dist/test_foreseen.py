@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch._utils import ExceptionWrapper
 
-from dq.detector.checkpoint_plan import CheckpointPlan
+from dq.detector.training.checkpoint_plan import CheckpointPlan
 from dq.dist.environment import Environment
 from dq.dist.foreseen import described, is_foreseen, place_of, words_of
 

@@ -15,7 +15,7 @@ import pytest
 from dq.dist.agreement import Agreement
 from dq.dist.signals import STOP, Stopped, spare_loader_process, stop_signals
 
-HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
 @pytest.mark.parametrize("number", HANDLED)
@@ -52,6 +52,30 @@ def test_the_former_handlers_return() -> None:
     assert [signal.getsignal(number) for number in HANDLED] == former
 
 
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # As nohup does.
+    try:
+        with stop_signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.1)
+            assert signals.first is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_what_goes_on_after_any_error_does_not_go_on_after_a_stop_request() -> None:
+    def tolerant() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except Exception:
+            pytest.fail("a stop request was taken for an error")
+
+    with pytest.raises(Stopped), stop_signals():
+        tolerant()
+
+
 TWICE = """
 import os, signal, sys, time
 from dq.dist.agreement import Agreement
@@ -72,6 +96,29 @@ def test_a_second_request_ends_the_process_at_once() -> None:
     )
     assert done.stdout == "still here\n", done.stderr
     assert done.returncode == 128 + signal.SIGTERM
+
+
+CLOSED = """
+import os, signal
+from dq.dist.agreement import Agreement
+from dq.dist.signals import Stopped, stop_signals
+agreement = Agreement()
+try:
+    with stop_signals() as signals, signals.deferred(agreement):
+        os.close(2)
+        os.kill(os.getpid(), signal.SIGHUP)
+        print(dict(agreement.due(1)), flush=True)
+except Stopped:
+    pass
+"""
+
+
+def test_a_closed_terminal_is_a_request_though_nothing_can_be_said_there() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "{'stop': 'SIGHUP'}\n", done.stderr
+    assert done.returncode == 0
 
 
 def test_a_forked_process_is_ended_by_its_parents_signal() -> None:

@@ -1,52 +1,14 @@
-"""The order of the packages inside each part: arrows go one way, and no folder grows too full."""
+"""Arrows between packages go one way, no folder grows too full, and the drawing shows it."""
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.house.drawing import PAGE, page
+from tests.house.order import ORDER, ROOT, imported, packages_of
+
 # What a folder may hold, its __init__.py apart; a subject has no more parts than one can overlook.
 MOST_FILES = 15
-
-# Each package, the lowest first, with those that it may import.
-ORDER: dict[str, dict[str, tuple[str, ...]]] = {
-    "dq/quant": {
-        "numerics": (),
-        "kernels": ("numerics",),
-        "observers": ("numerics",),
-        "quantizers": ("numerics", "kernels", "observers"),
-        "recipes": ("numerics", "observers", "quantizers"),
-        "graph": ("kernels", "quantizers", "recipes"),
-        "training": ("numerics", "quantizers", "graph"),
-        "analysis": ("numerics", "quantizers", "graph", "training"),
-        "ptq": ("numerics", "observers", "quantizers", "recipes", "graph", "analysis"),
-        "integer": ("numerics", "kernels", "quantizers", "graph"),
-        "export": ("numerics", "graph", "integer"),
-        "verify": ("graph",),
-        "model": ("graph", "recipes", "quantizers", "ptq", "integer", "export"),
-    },
-}
-
-
-def packages_of(place: str) -> set[str]:
-    return {p.name for p in (ROOT / place).iterdir() if (p / "__init__.py").is_file()}
-
-
-def imported(path: Path, place: str) -> set[str]:
-    """Return the packages of ``place`` that a file imports, anywhere in it."""
-    prefix = place.replace("/", ".") + "."
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {
-        name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix)
-    }
 
 
 @pytest.mark.parametrize("place", ORDER)
@@ -76,3 +38,7 @@ def test_no_folder_is_too_full(place: str) -> None:
     for folder in {path.parent for path in (ROOT / place).rglob("*.py")}:
         number = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
         assert number <= MOST_FILES, f"{folder.relative_to(ROOT)} has {number} files"
+
+
+def test_the_drawing_is_of_today() -> None:
+    assert PAGE.read_text() == page(PAGE.read_text()), "run python -m tests.house.drawing"

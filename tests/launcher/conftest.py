@@ -188,9 +188,9 @@ def write_untrained(config: Path, path: Path) -> Path:
     """Write a float checkpoint of a config's detector with the weights it begins with."""
     import torch
 
-    from dq.detector.build import build_model
-    from dq.detector.config import finish, read_config
-    from dq.detector.data import test_classes
+    from dq.detector.config.read import finish, read_config
+    from dq.detector.data.datasets import test_classes
+    from dq.detector.model.build import build_model
     from dq.dist.checkpoint import save_checkpoint
 
     torch.manual_seed(0)

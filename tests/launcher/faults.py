@@ -7,6 +7,7 @@ strikes once: the marker it leaves keeps it from striking the resumed training a
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -25,6 +26,7 @@ SIGNALS = {
     "SIGUSR1": signal.SIGUSR1,
     "SIGUSR2": signal.SIGUSR2,
     "SIGINT": signal.SIGINT,
+    "SIGHUP": signal.SIGHUP,
     "freeze": signal.SIGSTOP,
 }
 
@@ -77,6 +79,17 @@ class FaultHook(Hook):
         with torch.no_grad():
             next(module.parameters()).view(-1)[0].add_(1e-3)
 
+    def extra_loss(self, runner: Any) -> None:
+        """Let the head return one loss more from now on, on this rank."""
+        head = getattr(runner.model, "module", runner.model).bbox_head
+        before = head.loss
+
+        def loss(*given: Any, **named: Any) -> Any:
+            found = before(*given, **named)
+            return {**found, "loss_extra": [sum(found["loss_cls"]) * 0]}
+
+        head.loss = loss
+
     def kill_worker(self, runner: Any) -> None:
         workers = multiprocessing.active_children()
         assert workers
@@ -98,18 +111,45 @@ class FaultAtImage:
 
     Args:
         by: The rank that loads.
-        victim: The rank that dies.
+        victim: The rank that dies; -1 for all of two.
         image: How many images ``by`` loads before.
         marker: As for `FaultHook`.
+        what: A key of `SIGNALS`.
+        named: What the names of those images have in them.
     """
 
-    def __init__(self, by: int, victim: int, image: int, marker: str) -> None:
+    def __init__(
+        self, by: int, victim: int, image: int, marker: str, what: str = "kill", named: str = ""
+    ) -> None:
         self.by, self.victim, self.left, self.marker = by, victim, image, Path(marker)
+        self.what, self.named = what, named
 
     def __call__(self, results: Any) -> Any:
-        self.left -= 1
+        self.left -= self.named in str(results["img_info"])
         here = int(os.environ.get("RANK", "0")) == self.by
         if self.left < 0 and here and not self.marker.exists():
             self.marker.write_text(f"{time.time()}")
-            os.kill(int(pid_file(self.victim).read_text()), signal.SIGKILL)
+            victims = [0, 1] if self.victim < 0 else [self.victim]
+            # Itself last: it may be one of them.
+            for victim in sorted(victims, key=lambda rank: rank == self.by):
+                os.kill(int(pid_file(victim).read_text()), SIGNALS[self.what])
+        return results
+
+
+@PIPELINES.register_module(force=True)
+class HoldAtImage:
+    """A step of a test pipeline that lets no other thread of rank 0 run, as a long json.load does.
+
+    Args:
+        seconds: For so long, once.
+        marker: As for `FaultHook`.
+    """
+
+    def __init__(self, seconds: int, marker: str) -> None:
+        self.seconds, self.marker = seconds, Path(marker)
+
+    def __call__(self, results: Any) -> Any:
+        if os.environ.get("RANK", "0") == "0" and not self.marker.exists():
+            self.marker.write_text(f"{time.time()}")
+            ctypes.PyDLL(None).sleep(self.seconds)
         return results

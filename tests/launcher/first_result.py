@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from mmdet.datasets import DATASETS
 
-from dq.detector.voc_folder import VOCFolderDataset
+from dq.detector.data.voc_folder import VOCFolderDataset
 
 
 @DATASETS.register_module(force=True)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from mmdet.datasets import DATASETS
 
-from dq.detector.voc_folder import VOCFolderDataset
+from dq.detector.data.voc_folder import VOCFolderDataset
 from tests.launcher.conftest import Launch, on_ranks, write_untrained
 from tests.launcher.test_errors import only_error
 
@@ -33,7 +33,7 @@ class FailsToEvaluate(VOCFolderDataset):
 def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config of a small Mask R-CNN on files whose categories come in another order."""
     from dq.data.tiny_coco import write_tiny_coco
-    from dq.detector.tiny_config import tiny_config
+    from dq.detector.survey.tiny_config import tiny_config
 
     folder = tmp_path_factory.mktemp("masks")
     data = write_tiny_coco(folder / "data")

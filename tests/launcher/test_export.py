@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from dq.detector.build import build_model, float_state, load_float_state
-from dq.detector.checkpoint import load_quantization, recipe_of
-from dq.detector.config import read_config
-from dq.detector.data import dataset_of
-from dq.detector.data import test_classes as classes_of
-from dq.detector.evaluate import detect
-from dq.detector.graph import quantize_detector
+from dq.detector.config.read import read_config
+from dq.detector.data.datasets import dataset_of
+from dq.detector.data.datasets import test_classes as classes_of
+from dq.detector.evaluation.evaluate import detect
+from dq.detector.model.build import build_model, float_state, load_float_state
+from dq.detector.model.checkpoint_content import load_quantization, recipe_of
+from dq.detector.model.graph import quantize_detector
 from dq.quant.export.onnx_graph import flatten
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, set_phase

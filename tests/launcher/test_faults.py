@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from dq.detector.checkpoint_order import newest_training
+from dq.detector.training.checkpoint_order import newest_training
 from dq.dist.checkpoint import load_checkpoint
 from dq.dist.signals import STOPPED_CODE
 from tests.launcher.conftest import Launch
@@ -42,7 +42,8 @@ quant = dict(training={{'runner.max_epochs': {epochs}}})
 HOOK = "custom_hooks = [dict(type='FaultHook', what={what!r}, rank={rank}, step={step}, marker={marker!r}, argument={argument!r})]"  # noqa: E501
 IMAGE = """
 test_pipeline = [
-    dict(type='FaultAtImage', by={by}, victim={victim}, image={image}, marker={marker!r}),
+    dict(type='FaultAtImage', by={by}, victim={victim}, image={image}, marker={marker!r},
+         what={what!r}, named={named!r}),
     dict(type='LoadImageFromFile'),
     dict(type='MultiScaleFlipAug', img_scale=(96, 96), flip=False, transforms=[
         dict(type='Resize', keep_ratio=False),
@@ -128,7 +129,8 @@ def test_rank_killed_in_training(
 def test_rank_killed_in_calibration_and_evaluation(
     config: Path, float_checkpoint: Path, tmp_path: Path, command: str, victim: int
 ) -> None:
-    more = IMAGE.format(by=0, victim=victim, image=3, marker=str(tmp_path / "struck"))
+    more = IMAGE.format(by=0, victim=victim, image=3, marker=str(tmp_path / "struck"),
+                        what="kill", named="")  # fmt: skip
     path = config_with(config, tmp_path, more)
     ending = run_ranks_alone(
         2, command, path, "--checkpoint", float_checkpoint, "--work-dir", tmp_path / "w",
@@ -141,7 +143,51 @@ def test_rank_killed_in_calibration_and_evaluation(
     record(f"kill -9 of rank {victim} in `{command}`", "the stage, begun anew", ending)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("command", ["calibrate", "eval"])
+def test_a_rank_that_holds_its_interpreters_lock_lives(
+    config: Path, float_checkpoint: Path, tmp_path: Path, command: str
+) -> None:
+    step = f"dict(type='HoldAtImage', seconds=9, marker={str(tmp_path / 'struck')!r})"
+    more = re.sub(r"dict\(type='FaultAtImage'.*?\),\n", f"{step},\n", IMAGE.replace("!r", ""))
+    path = config_with(config, tmp_path, more)
+    words = [command, path, "--checkpoint", float_checkpoint, "--work-dir", tmp_path / "w"]
+    ending = run_ranks_alone(2, *words, "--timeout", "5", folder=tmp_path)
+    must_have_ended(ending, errors=0)
+    assert ending.codes == [0, 0], ending.output[-3000:]
+    assert (tmp_path / "struck").exists()
+    record(f"rank 0 busy in `{command}` with what stops its threads, for longer than `--timeout`",
+           "nothing", ending, reads="mAP", recovered=True)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("named", "kept"),
+    [("train", set()), ("test", {"calibrated.pth"})],
+    ids=["in the calibration", "in its evaluation"],
+)
+def test_sigterm_in_a_stage_without_steps_loses_nothing_that_was_done(
+    config: Path, float_checkpoint: Path, tmp_path: Path, named: str, kept: set[str]
+) -> None:
+    more = IMAGE.format(by=0, victim=-1, image=3, marker=str(tmp_path / "struck"),
+                        what="SIGTERM", named=named)  # fmt: skip
+    path = config_with(config, tmp_path, more)
+    words = ["run", path, "--checkpoint", float_checkpoint, "--work-dir", tmp_path / "w",
+             "--no-validate", "--resume"]  # fmt: skip
+    ending = run_ranks_alone(2, *words, folder=tmp_path, environ={"FAULT_FOLDER": str(tmp_path)})
+    must_have_ended(ending, errors=0)
+    assert ending.codes == [STOPPED_CODE, STOPPED_CODE], ending.output[-3000:]
+    folder = tmp_path / "w/calibrated"
+    assert {p.name for p in folder.glob("*.pth")} == kept
+    assert not (folder / "summary.json").exists()
+    assert not [p for p in folder.iterdir() if "tmp" in p.name or "partial" in p.name]
+    record(f"SIGTERM to all ranks in {'an evaluation' if kept else 'a calibration'}",
+           "nothing that was done", ending, reads="stopped by")  # fmt: skip
+    done = run_ranks_alone(2, *words, folder=tmp_path, environ={"FAULT_FOLDER": str(tmp_path)})
+    assert done.codes == [0, 0], done.output[-3000:]
+    assert ("calibrated before this stage was stopped" in done.output) is bool(kept)
+    assert (tmp_path / "w/qat/summary.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
 def test_signal_to_one_rank_stops_all_after_the_same_step(
     config: Path, tmp_path: Path, name: str
 ) -> None:
@@ -298,6 +344,16 @@ def test_nan_of_one_rank_is_left_out_where_asked_for(config: Path, tmp_path: Pat
     tensors = load_checkpoint(tmp_path / "w/float/float.pth")["state_dict"].values()
     assert all(bool(t.isfinite().all()) for t in tensors)
     record("the same, `nonfinite='skip'`", "that step", ending, reads="left out", recovered=True)
+
+
+def test_losses_of_one_rank_alone_are_refused(config: Path, tmp_path: Path) -> None:
+    path = config_with(config, tmp_path, hook(tmp_path, "extra_loss", rank=1, step=2))
+    ending = run_ranks_alone(2, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
+                             folder=tmp_path)  # fmt: skip
+    must_have_ended(ending)
+    assert ending.codes == [2, 2]
+    assert "losses differ between ranks: loss_extra on rank 1 of 2 alone" in ending.errors[0]
+    record("a loss that one rank alone has", "steps since the last checkpoint", ending)
 
 
 def test_rank_that_diverges_stops_the_job(config: Path, tmp_path: Path) -> None:

@@ -160,8 +160,8 @@ def test_two_ranks_say_a_mistake_once(
 def test_pretrained_weights_of_the_backbone_alone_are_taken(
     changed: Write, untrained: Path
 ) -> None:
-    from dq.detector.build import build_model
-    from dq.detector.config import finish, read_config
+    from dq.detector.config.read import finish, read_config
+    from dq.detector.model.build import build_model
 
     path = changed(
         f"model = dict(backbone=dict(init_cfg=dict({PRETRAINED}, prefix='backbone.',"

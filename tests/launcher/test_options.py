@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dq.detector.mmdet_flags import REFUSED_FLAGS
+from dq.detector.config.mmdet_flags import REFUSED_FLAGS
 from launcher.cli import build_parsers
 from launcher.commands.submit import add_sweep
 

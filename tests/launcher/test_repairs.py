@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dq.detector.build import build_model
-from dq.detector.config import finish, read_config
+from dq.detector.config.read import finish, read_config
+from dq.detector.model.build import build_model
 from dq.dist.checkpoint import load_checkpoint
 from tests.launcher.conftest import Launch
 

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from launcher.cli import COMMANDS, build_parsers, parse
-from slurm.plan import COMPUTING
+from slurm.plan import COMPUTING, Element
+from slurm.profile import Profile
+from slurm.task import task_of
 from tests.launcher.conftest import ROOT, Launch
 
 CONFIG = str(ROOT / "configs/digits/ssd_resnet_fpn_160.py")
@@ -161,6 +163,22 @@ def test_a_flag_of_the_submission_reaches_the_job_s_text(
     code, out, err = launch("submit", "--dry-run", action.option_strings[0], value, *sweep)
     assert code == 0, err
     assert SHOWN[action.dest] in out
+
+
+@pytest.mark.parametrize("command", COMPUTING)
+@pytest.mark.parametrize(
+    ("own", "wanted"), [((), 3), (("--threads", "5"), 5), (("--threads=5",), 5)]
+)
+def test_a_rank_s_cpus_are_its_threads_unless_others_are_asked_for(
+    command: str, own: tuple[str, ...], wanted: int
+) -> None:
+    words = (command, CONFIG, "--checkpoint", "f.pth", *own)
+    words = words[:2] + own if command == "train" else words
+    element = Element(words=words, experiment=Path("/r"))
+    assert parse(task_of(element, Profile(cpus_per_task=3)).words).threads == wanted
+    assert parse(task_of(element, Profile()).words).threads == (wanted if own else None)
+    data = Element(words=("data", "digits"), experiment=Path("/r"))
+    assert task_of(data, Profile(cpus_per_task=3)).words == ("data", "digits")
 
 
 def test_commands_that_compute_take_threads() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.here import _gpus, say_end
+from slurm.here import _gpus, _handled, say_end
 from slurm.own_process import is_of_this_host, pid_of, process_name, this_process
 from slurm.placeless import without_place
 from slurm.record import Chain, Submitted
@@ -36,6 +36,8 @@ class Terminal:
         self.shown = ""
         if self.pid == 0:
             os.chdir(ROOT)
+            # Tests that run in the background have it ignored, and what is started inherits that.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             command = [sys.executable, "-m", "launcher", *map(str, words)]
             os.execve(sys.executable, command, {**os.environ, **environ})
 
@@ -59,7 +61,7 @@ class Terminal:
             if pid:
                 self.read(0.2)
                 return os.waitstatus_to_exitcode(status)
-        os.kill(self.pid, signal.SIGKILL)
+        os.kill(self.pid, signal.SIGTERM)
         raise AssertionError(f"still at work: {self.shown[-3000:]}")
 
 
@@ -145,6 +147,32 @@ def test_results_and_errors_are_told_from_the_rest_of_a_log(
     )
     say_end("qat", tmp_path / "none", 75)
     assert "stopped by a signal; submit again" in capsys.readouterr().err
+
+
+def test_a_closed_terminal_ends_the_job_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked of the process that waits is handed on; to print no more is no error."""
+    with _handled() as stop, subprocess.Popen(["sleep", "60"], start_new_session=True) as job:
+        stop.process = job  # type: ignore[assignment]
+        with monkeypatch.context() as closed:
+            closed.setattr("os.write", lambda *_: (_ for _ in ()).throw(OSError(5, "gone")))
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert job.wait(timeout=20) == -signal.SIGTERM
+        assert stop.asked == "SIGHUP"
+    with monkeypatch.context() as closed:
+        closed.setattr("builtins.print", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "gone")))
+        say_end("qat", tmp_path / "none", 75)
+
+
+def test_what_nohup_has_ignored_stays_ignored() -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _handled() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.asked is None
+    finally:
+        signal.signal(signal.SIGHUP, former)
 
 
 def test_a_process_is_told_from_a_later_one_of_its_number() -> None:

@@ -94,10 +94,7 @@ def disturb(scene: Scene) -> None:
     scene.await_gate("frail")
     cluster.ask("scontrol", "requeue", job)
     scene.await_gate("preempted")
-    node = cluster.ask("squeue", "-h", "-o", "%N", "-j", scene.job("preempted"))
-    cluster.ask(
-        "sbatch", "-p", "high", "-w", node, "-o", "/dev/null", "--exclusive", "--wrap", "sleep 3"
-    )
+    cluster.ask("sbatch", "-p", "high", "-o", "/dev/null", "--exclusive", "--wrap", "sleep 3")
     scene.await_gate("frail", attempt=1)
     cluster.ask("scontrol", "update", "NodeName=dqn4", "State=DOWN", "Reason=test")
     end = time.monotonic() + 60
@@ -156,9 +153,6 @@ def scene(
                "--work-dir", folder / "bad", "--device", "cpu")  # fmt: skip
         qat("whole-2", "", *two)
         qat("whole-1", "")
-        submit("sweep", *SMALL, "--parallel", "1", "sweep", config, "--checkpoint",
-               float_checkpoint, "--presets", "int8", "w4a8", "--work-dir", folder / "sweep",
-               "--device", "cpu")  # fmt: skip
         # Holds both nodes until it is cancelled, so it comes last, and its test too.
         qat("cancelled", gate("cancelled"), "--nodes", "2", "--torchrun")
         made = Scene(cluster=cluster, folder=folder, chains=submitted)
@@ -257,18 +251,6 @@ def test_text_of_a_job_is_what_dry_run_prints(scene: Scene) -> None:
     calibrate = Path(chain.folder, "jobs", f"{chain.jobs[1].job_id}_submission.sh").read_text()
     assert "#SBATCH --gpus-per-node=1\n" in calibrate
     assert "#SBATCH --nodes=1\n" in calibrate
-
-
-def test_sweep_runs_a_grid(scene: Scene) -> None:
-    jobs = scene.chains["sweep"].jobs
-    assert [job.label for job in jobs] == ["tiny-seed0-int8", "tiny-seed0-w4a8"]
-    for number in range(2):
-        scene.ended_well("sweep", number)
-    shown = scene.cluster.ask("scontrol", "show", "job", jobs[0].job_id.split("_")[0])
-    assert "ArrayTaskThrottle=1" in shown or "%1" in shown, shown
-    tables = [(scene.folder / "sweep" / job.label / "results.md").read_text() for job in jobs]
-    assert "int8" in tables[0]
-    assert "W4A8" in tables[1]
 
 
 def test_what_slurm_refuses_is_one_line(scene: Scene, launch: Any, config: Path) -> None:

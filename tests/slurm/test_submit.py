@@ -111,7 +111,7 @@ def test_refusal_of_a_later_stage_cancels_the_former(
 
 
 def test_copied_config_reads_as_the_original(config: Path, tmp_path: Path) -> None:
-    from dq.detector.config import read_config
+    from dq.detector.config.read import read_config
 
     folder = tmp_path / "my own"
     (folder / "sub").mkdir(parents=True)
@@ -148,16 +148,16 @@ def test_local_executor_runs_a_job_from_its_snapshot(
 ) -> None:
     work = tmp_path / "it's work"
     code, out, err = launch(
-        "submit", "--cluster", "local", "--tasks-per-node", "2", "eval", config,
-        "--checkpoint", float_checkpoint, "--work-dir", work, "--device", "cpu",
+        "submit", "--cluster", "local", "--tasks-per-node", "2", "--cpus-per-task", "2",
+        "eval", config, "--checkpoint", float_checkpoint, "--work-dir", work, "--device", "cpu",
     )  # fmt: skip
     assert code == 0, out + err
     chain = chains()[-1]
     assert (work / "eval/summary.json").is_file()
-    assert re.search(r"^mAP 0\.\d+", out, re.MULTILINE), out
+    assert re.search(r"^mAP \d", out, re.MULTILINE), out
     assert "checkpoint" not in out.partition("_log.out")[2]
     assert (Path(chain.folder) / "code/launcher/cli.py").is_file()
-    assert "rank 0 of 2" in chain.log(chain.jobs[0], 0).read_text()
+    assert "rank 0 of 2 on cpu, 2 threads" in chain.log(chain.jobs[0], 0).read_text()
     code, out, _ = launch("jobs", chain.name)
     assert "COMPLETED" in out
     assert time.time() > chain.created

@@ -19,7 +19,7 @@ from dq.tracking.relay import children
 from dq.tracking.relay_process import Relay
 from dq.tracking.rows import METRICS, rows_of_kind
 from dq.tracking.run import Run, read_run
-from dq.tracking.sync import _tells_of_failure, pending_runs, send
+from dq.tracking.sync import _tells_of_failure, mark_sent, number_piece, pending_runs, send
 from dq.tracking.tracker import FolderTracker, Resumed
 from tests.tracking.wandb_stub import Stub, stub_server
 
@@ -193,6 +193,24 @@ def test_pieces_of_a_resumed_run_join_under_one_id(tmp_path: Path, stub: Stub) -
     assert [send(run, limit_s=60) for run in runs] == [None, None]
     assert stub.run_ids() == {RUN.id}
     assert [row["step"] for row in rows_of_kind(folder / METRICS, "train")] == [1, 2, 3, 4, 5]
+
+
+def test_pieces_are_in_order_and_sent_once_whatever_the_clock_said(tmp_path: Path) -> None:
+    place = tmp_path / "exp/qat/wandb"
+    # The clock was set back before the second piece, and again before the third.
+    names = [f"offline-run-2026{day}_101010-abcd" for day in ("0505", "0303", "0404")]
+    for name in names:
+        (place / name).mkdir(parents=True)
+        (place / name / "run-abcd.wandb").write_bytes(b"rows")
+        number_piece(place / name)
+    assert [run.name for run in pending_runs([tmp_path])] == names
+    mark_sent(place / names[1])
+    os.utime(place / names[1] / "run-abcd.wandb", (4e9, 4e9))
+    assert [run.name for run in pending_runs([tmp_path])] == [names[0], names[2]]
+    with (place / names[1] / "run-abcd.wandb").open("ab") as file:
+        file.write(b"more")  # It was not whole when it was sent.
+    os.utime(place / names[1] / "run-abcd.wandb", (1, 1))
+    assert [run.name for run in pending_runs([tmp_path])] == names
 
 
 def test_the_death_of_wandbs_service_ends_nothing(tmp_path: Path, stub: Stub) -> None:

@@ -13,11 +13,13 @@ from dq.tracking.secrets import (
 SECRET = [
     "api_key", "wandb_api_key", "WANDB_API_KEY", "hub.token", "accessToken", "auth-token",
     "password", "db_password", "passwd", "secret", "client_secret", "aws.secret_access_key",
-    "AWS_ACCESS_KEY_ID", "credentials", "privateKey", "authorization",
+    "AWS_ACCESS_KEY_ID", "credentials", "privateKey", "authorization", "access_key_secret", "pwd",
+    "db_pwd", "api_keys", "passwords", "secrets", "auth_tokens", "connection_string", "secretId",
 ]  # fmt: skip
 PLAIN = [
     "num_tokens", "token_size", "keys", "key", "keypoints", "secretary", "passes", "authors",
-    "meta_keys", "optimizer.lr", "tokenizer", "greater_keys", "keep_ratio",
+    "meta_keys", "special_tokens", "tokens", "fork", "optimizer.lr", "tokenizer",
+    "greater_keys", "keep_ratio",
 ]  # fmt: skip
 
 
@@ -46,10 +48,44 @@ def test_what_is_no_text_is_kept() -> None:
         "AKIA" + "Q" * 16,
         "sk-" + "c" * 24,
         "local-" + "0" * 40,
+        "ASIA" + "Q" * 16,
+        "AIza" + "b" * 35,
+        "sk_live_" + "d" * 24,
+        "npm_" + "e" * 36,
+        "-----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----",
     ],
 )
 def test_keys_are_known_by_their_shape(value: str) -> None:
     assert hide({"anything": f"before {value} after"}) == {"anything": f"before {HIDDEN} after"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "work_dirs/mask-rcnn_r50_fpn_1x_coco_with_a_long_name/latest.pth",
+        "/data/shelf_objects0123456789012345678901234567/x.json",
+        "task-aligned_assigner_with_everything_in_it",
+        "dict(type='Adam', lr=0.1)",
+        "https://host/x.pth?download=1&version=3",
+    ],
+)
+def test_what_only_looks_like_a_key_is_kept(text: str) -> None:
+    assert hide({"load_from": text}) == {"load_from": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("hub=dict(token='abc', rev='x')", f"hub=dict(token='{HIDDEN}', rev='x')"),
+        ('{"api_key": "abc", "a": "b"}', f'{{"api_key": "{HIDDEN}", "a": "b"}}'),
+        ("https://h/x?v=1&token=abc", f"https://h/x?v=1&token={HIDDEN}"),
+        ("https://h/x?X-Amz-Signature=ab%2F&v=1", f"https://h/x?X-Amz-Signature={HIDDEN}&v=1"),
+        ("Bearer abcdefghij", f"Bearer {HIDDEN}"),
+    ],
+)
+def test_what_is_assigned_inside_a_text(text: str, left: str) -> None:
+    assert hide_in_text(text) == left
+    assert hide_in_words(["--cfg-options", f"a.b={text}"])[1] == f"a.b={left}"
 
 
 def test_passwords_inside_addresses() -> None:

@@ -1,8 +1,20 @@
 """W&B's variables do what W&B says, or are refused in one line."""
 
+from pathlib import Path
+
 import pytest
 
-from dq.tracking.wandb_variables import ignored, mode_of, name_of, project_of
+from dq.tracking.mirror import Limits
+from dq.tracking.relay_process import Relay
+from dq.tracking.wandb_variables import (
+    IGNORED,
+    ignored,
+    job_type_of,
+    mode_of,
+    name_of,
+    project_of,
+    tags_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +45,10 @@ def test_names() -> None:
     assert project_of(None, {}) == "dq-launcher"
     assert project_of(None, {"WANDB_PROJECT": "p"}) == "p"
     assert project_of("mine", {"WANDB_PROJECT": "p"}) == "mine"
+    assert job_type_of("qat", {}) == "qat"
+    assert job_type_of("qat", {"WANDB_JOB_TYPE": "night"}) == "night"
+    assert tags_of(["a"], {"WANDB_TAGS": "b, a,,c "}) == ["a", "b", "c"]
+    assert tags_of([], {}) == []
     assert name_of("exp", "qat", {}) == "exp/qat"
     assert name_of("exp", "qat", {"WANDB_NAME": "night"}) == "night/qat"
 
@@ -41,3 +57,22 @@ def test_what_cannot_be_followed_is_said() -> None:
     environ = {"WANDB_DIR": "/x", "WANDB_RUN_ID": "a", "WANDB_NOTES": "n", "WANDB_RESUME": ""}
     lines = ignored(environ)
     assert [line.split()[0] for line in lines] == ["WANDB_DIR", "WANDB_RUN_ID"]
+
+
+def test_wandb_does_not_find_what_is_not_followed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It reads its variables itself: a run would join a sweep whatever we say."""
+    seen: dict[str, str] = {}
+
+    def start(*words: object, env: dict[str, str], **options: object) -> None:
+        seen.update(env)
+        raise OSError("not today")
+
+    for name in IGNORED:
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("WANDB_NOTES", "kept")
+    monkeypatch.setattr("dq.tracking.relay_process.subprocess.Popen", start)
+    Relay("offline", tmp_path / "wandb.log", Limits())._start()
+    assert seen["WANDB_NOTES"] == "kept"
+    assert not seen.keys() & IGNORED.keys()

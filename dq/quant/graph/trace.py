@@ -28,6 +28,8 @@ from dq.quant.kernels.recompute import version_of
 from dq.quant.quantizers.layer_types import is_plain_layer
 
 _file_numbers = itertools.count()
+# What a graph is compiled to.
+_COMPILED = ("function", "training_function")
 
 
 class TraceError(RuntimeError):
@@ -386,15 +388,26 @@ class BoundGraph:
         function: Callable[..., Any] = namespace["forward"]
         return function
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy or a file needs; functions are compiled again from the graphs."""
-        compiled = ("function", "training_function")
-        return {name: value for name, value in vars(self).items() if name not in compiled}
+    def __deepcopy__(self, memo: dict[int, Any]) -> BoundGraph:
+        """Return a copy, with a copy of the model; the compiled functions serve both."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update({k: copy.deepcopy(v, memo) for k, v in vars(self).items()})
+        return copied
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what `__getstate__` returned."""
-        vars(self).update(state)
-        self.recompile()
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what goes into a file: all but the compiled functions."""
+        return {name: value for name, value in vars(self).items() if name not in _COMPILED}
+
+    def __getattr__(self, name: str) -> Any:
+        """Compile the graphs of an object that has come from a file, when they are first needed.
+
+        Not before, for the model, which refers to this object, may not be whole yet.
+        """
+        if name in _COMPILED and "graph" in vars(self):
+            self.recompile()
+            return vars(self)[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the graph on the model's present modules and return its outputs."""

@@ -1,0 +1,1 @@
+"""Ranges of a detector, RoI heads included."""

@@ -1,0 +1,84 @@
+"""What mmdet's tools set for the whole process before they do anything else."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import torch
+from mmcv import Config
+
+log = logging.getLogger(__name__)
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+BACKENDS = ("nccl", "gloo")
+
+
+def set_up_process(config: Config) -> None:
+    """Set start method, threads, cuDNN and logging as mmdet's ``tools/train.py`` does.
+
+    The sources are mmdet's ``setup_multi_processes``, ``set_random_seed`` and ``get_root_logger``.
+
+    Args:
+        config: As `dq.detector.config.read.finish` returns it.
+
+    Raises:
+        ValueError: A setting has a value that cannot be.
+    """
+    _set_start_method(config.get("mp_start_method"))
+    threads = config.get("opencv_num_threads") or 0
+    if not isinstance(threads, int):
+        raise ValueError(f"opencv_num_threads is {threads!r}; give a whole number, 0 for none")
+    cv2.setNumThreads(threads)
+    # For processes that are started from here; this one has its threads already.
+    if config.data.get("train_dataloader", {}).get("workers_per_gpu", 1) > 1:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
+    if config.get("cudnn_benchmark"):
+        torch.backends.cudnn.benchmark = True
+    if config.get("deterministic"):
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+    _set_log_level(config.log_level)
+    _check_dist_params(config.get("dist_params"))
+
+
+def _set_start_method(method: Any) -> None:
+    if method is None:
+        return
+    known = multiprocessing.get_all_start_methods()
+    if method not in known:
+        raise ValueError(f"mp_start_method is {method!r}; use one of {', '.join(known)}")
+    multiprocessing.set_start_method(method, force=True)
+    if method != "fork":
+        # Such a process imports everything anew, and its libraries' warnings would be printed.
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+
+
+def _set_log_level(level: Any) -> None:
+    name = logging.getLevelName(level) if isinstance(level, int) else str(level)
+    if name not in LEVELS:
+        raise ValueError(f"log_level is {level!r}; use one of {', '.join(LEVELS)}")
+    for ours in ("dq", "launcher"):
+        logging.getLogger(ours).setLevel(name)
+
+
+def _check_dist_params(section: Any) -> None:
+    """Refuse what would be passed over: the process group is made before the config is read."""
+    if section is None:
+        return
+    if not isinstance(section, Mapping):
+        raise ValueError(f"dist_params is {section!r}; use dict(backend='nccl')")
+    mends = {
+        "port": "set MASTER_PORT, or torchrun --master-port",
+        "timeout": "use --timeout SECONDS",
+    }
+    for key, value in section.items():
+        if key != "backend":
+            mend = mends.get(key, "leave it out")
+            raise ValueError(f"dist_params.{key} is not read here; {mend}")
+        if value not in BACKENDS:
+            raise ValueError(f"dist_params.backend is {value!r}; use one of {', '.join(BACKENDS)}")

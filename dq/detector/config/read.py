@@ -1,0 +1,302 @@
+"""Read an mmdet config file, with overrides, and refuse what is mistyped."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mmcv
+from mmcv import Config
+from mmdet.utils import compat_cfg, replace_cfg_vals
+
+from dq.detector.config.config_file import load_config_file
+from dq.detector.config.config_text import read_config_text, refuse_code
+from dq.detector.config.custom_imports import import_modules
+from dq.detector.config.data_root import move_data_root
+from dq.detector.config.mmdet_keys import REFUSED, TOP_LEVEL_KEYS
+
+# Too short, or too near to what people call their own variables, to be taken for a misspelt key.
+NOT_MISSPELT = ("seed", "device", "launcher", "gpu_ids")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarriedConfig:
+    """A config that came in a file of another kind, such as an exported model.
+
+    Attributes:
+        text: As `dq.detector.config.config_text.config_text` wrote it.
+        trusted: Let it import modules and read pickles.
+    """
+
+    text: str
+    trusted: bool = False
+
+
+def read_config(
+    path: str | Path, options: Sequence[str] = (), carried: CarriedConfig | None = None
+) -> Config:
+    """Return the config in ``path`` with ``options`` laid over it.
+
+    Overrides come before anything is read from the config: its modules are imported, its ``${...}``
+    resolved and its flags acted on as if they stood in the file.
+
+    Args:
+        path: An mmdet 2.x config: Python, JSON or YAML.
+        options: ``key=value`` overrides in mmdet's syntax (``optimizer.lr=0.01``).
+        carried: The config, where ``path`` is a file that carries it. It is read as data.
+
+    Raises:
+        ValueError: The file is missing or broken, or a name is mistyped; the message says which.
+    """
+    path = Path(path)
+    given = parse_options(options)
+    if carried is None:
+        config = _from_file(path)
+    else:
+        config = read_config_text(carried.text, path)
+        if not carried.trusted:
+            refuse_code(config, path)
+    root = move_data_root(config, os.environ.get("MMDET_DATASETS"), given.get("data_root"))
+    if "data_root" in given:
+        given["data_root"] = root
+    apply_options(config, given)
+    check_top_level(config, path)
+    try:
+        config = replace_cfg_vals(config)
+    except (KeyError, AttributeError, TypeError, AssertionError) as error:
+        raise ValueError(
+            f"{path}: a ${{...}} in a string cannot be resolved: {' '.join(str(error).split())}"
+        ) from error
+    import_modules(config.get("custom_imports"))
+    return config
+
+
+def _from_file(path: Path) -> Config:
+    if not path.is_file():
+        raise ValueError(f"config {path} does not exist; {_nearest_file(path)}")
+    try:
+        return load_config_file(path)
+    except (Exception, SystemExit) as error:  # a config is a program, which may do anything
+        reason = " ".join(str(error).split())
+        raise ValueError(f"config {path} cannot be read: {type(error).__name__}: {reason}") from (
+            error
+        )
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """Parse ``key=value`` strings as mmdet's ``--cfg-options`` does.
+
+    Raises:
+        ValueError: A string has no ``=``.
+    """
+    for option in options:
+        if "=" not in option:
+            raise ValueError(f"--cfg-options {option!r} is not of the form key=value")
+    if not options:
+        return {}
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--cfg-options", nargs="+", action=mmcv.DictAction)
+    try:
+        values: dict[str, Any] = parser.parse_args(["--cfg-options", *options]).cfg_options
+    except (AssertionError, IndexError, ValueError, argparse.ArgumentError) as error:
+        raise ValueError(
+            f"--cfg-options {' '.join(options)} cannot be read: {error}; quote lists and tuples:"
+            ' key="[(1,2),(3,4)]"'
+        ) from error
+    return values
+
+
+def apply_options(
+    config: Config, options: Mapping[str, Any], *, where: str = "--cfg-options"
+) -> None:
+    """Lay dotted overrides over ``config``, in place.
+
+    Raises:
+        ValueError: A part of a key does not exist and looks like one that does.
+    """
+    for key in options:
+        _check_path(config._cfg_dict, key, where)
+    try:
+        # mmcv takes `_delete_` out of what it is given, which is to hold a second time as well.
+        config.merge_from_dict(copy.deepcopy(dict(options)))
+    except (KeyError, TypeError, IndexError, AssertionError, ValueError) as error:
+        raise ValueError(f"{where}: an override does not fit the config: {error}") from error
+
+
+# What a training reads from elsewhere than its own config.
+_NOT_OF_TRAINING = (
+    *("model", "train_cfg", "test_cfg", "data.test", "data.test_dataloader", "data_root"),
+    *("load_from", "resume_from", "auto_resume", "seed", "deterministic", "device", "work_dir"),
+    *("quantize", "quant", "guards", "tracking", "log_level", "dist_params", "custom_imports"),
+    *("cudnn_benchmark", "opencv_num_threads", "mp_start_method"),
+)
+# Where mmdet's older names have gone to in a config that is complete.
+_PRESENT_NAMES = {
+    "data.samples_per_gpu": ("data.train_dataloader.samples_per_gpu",),
+    "data.imgs_per_gpu": ("data.train_dataloader.samples_per_gpu",),
+    "data.persistent_workers": ("data.train_dataloader.persistent_workers",),
+    "data.workers_per_gpu": tuple(
+        f"data.{split}_dataloader.workers_per_gpu" for split in ("train", "val", "test")
+    ),
+    "data.val.samples_per_gpu": ("data.val_dataloader.samples_per_gpu",),
+    "total_epochs": ("runner.max_epochs", "total_epochs"),
+}
+
+
+def training_config(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """Return a copy of a complete config with what ``quant.training`` says laid over it.
+
+    Args:
+        config: As `finish` returns it.
+        overrides: Dotted keys, or whole sections, also such as ``_delete_`` what was there.
+
+    Raises:
+        ValueError: A key does not fit, or is one that a quantized training does not read.
+    """
+    changed = copy.deepcopy(config)
+    flat: dict[str, Any] = {}
+    for key, value in overrides.items():
+        is_data = key == "data" and isinstance(value, Mapping)
+        flat |= {f"data.{k}": v for k, v in value.items()} if is_data else {key: value}
+    present: dict[str, Any] = {}
+    for key, value in flat.items():
+        wrong = [n for n in _NOT_OF_TRAINING if key == n or key.startswith(f"{n}.")]
+        if wrong:
+            raise ValueError(
+                f"quant.training: {key} is not read by a quantized training, which is of the same"
+                " detector as the float one; set it outside quant.training"
+            )
+        present |= dict.fromkeys(_PRESENT_NAMES.get(key, (key,)), value)
+    apply_options(changed, present, where="quant.training")
+    if changed.runner != config.runner:
+        changed.pop("total_epochs", None)
+    return finish(changed)
+
+
+def check_top_level(config: Config, path: Path) -> None:
+    """Raise ValueError for a top-level name that is a misspelt key, or one that nobody reads."""
+    for name in config:
+        if name in REFUSED:
+            raise ValueError(f"{path}: {name} is read by nobody; {REFUSED[name]}")
+        if name in TOP_LEVEL_KEYS:
+            continue
+        known = [key for key in TOP_LEVEL_KEYS if key not in NOT_MISSPELT]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        if near:
+            raise ValueError(f"{path}: {name} is not a setting; did you mean {near[0]}?")
+    for key in ("model", "data"):
+        if not isinstance(config.get(key), Mapping):
+            raise ValueError(f"{path} has no '{key}' section; it is not an mmdet config")
+
+
+# What a config that leaves a section out means, and what one means that says None.
+_ABSENT: dict[str, Any] = {
+    "optimizer_config": {},
+    "lr_config": None,
+    "checkpoint_config": {"interval": 1, "max_keep_ckpts": 3},
+    "log_config": {"interval": 50, "hooks": [{"type": "TextLoggerHook"}]},
+    "log_level": "INFO",
+    "load_from": None,
+    "resume_from": None,
+    "workflow": [("train", 1)],
+    "evaluation": {},
+}
+_NONE = {**_ABSENT, "checkpoint_config": None, "log_config": {"interval": 50, "hooks": []}}
+_SECTIONS = ("optimizer_config", "lr_config", "checkpoint_config", "log_config", "evaluation")
+
+
+def finish(config: Config) -> Config:
+    """Return the config with mmdet's defaults for what it leaves out.
+
+    Raises:
+        ValueError: Two of its settings contradict each other, or a section is no section.
+    """
+    for key, value in _ABSENT.items():
+        if key not in config:
+            config[key] = copy.deepcopy(value)
+        elif config[key] is None:
+            config[key] = copy.deepcopy(_NONE[key])
+    for key in _SECTIONS:
+        if config[key] is not None and not isinstance(config[key], Mapping):
+            raise ValueError(f"{key} must be a dict or None, not {config[key]!r}")
+    config.log_config.setdefault("interval", 50)
+    config.log_config.setdefault("hooks", [])
+    _check_workflow(config.workflow)
+    _settle_runner(config)
+    # mmdet's function looks into both, which a config may do without.
+    absent = [split for split in ("val", "test") if config.data.get(split) is None]
+    for split in absent:
+        config.data[split] = {}
+    try:
+        complete = compat_cfg(config)
+    except (AssertionError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"the config contradicts itself: {' '.join(str(error).split())}"
+        ) from error
+    for split in absent:
+        del config.data[split], complete.data[split]
+    # An old name that has been followed, and would be a second time.
+    complete.data.pop("imgs_per_gpu", None)
+    return complete
+
+
+def _settle_runner(config: Config) -> None:
+    """Let ``total_epochs``, mmdet's old name, and ``runner`` say the same."""
+    epochs = config.get("total_epochs")
+    if config.get("runner") is None:
+        if epochs is None:
+            raise ValueError("the config has neither runner nor total_epochs; add runner=dict(...)")
+        config.runner = {"type": "EpochBasedRunner", "max_epochs": epochs}
+    if not isinstance(config.runner, Mapping) or "type" not in config.runner:
+        raise ValueError(
+            f"runner is {config.runner!r}; use dict(type='EpochBasedRunner', max_epochs=12)"
+        )
+    if epochs is not None and epochs != config.runner.get("max_epochs"):
+        raise ValueError(
+            f"total_epochs is {epochs} but runner has"
+            f" {', '.join(f'{k}={v}' for k, v in config.runner.items() if k != 'type')}; leave"
+            " total_epochs out (it is mmdet's old name), or give both the same"
+        )
+    if epochs is None and "total_epochs" in config:
+        del config["total_epochs"]
+
+
+def _check_workflow(workflow: Any) -> None:
+    """Raise ValueError for a workflow that mmdet's tools have no data for."""
+    flows = workflow if isinstance(workflow, list | tuple) else ()
+    modes = [flow[0] if isinstance(flow, list | tuple) and len(flow) == 2 else None
+             for flow in flows]  # fmt: skip
+    counts = [flow[1] for flow in flows if isinstance(flow, list | tuple) and len(flow) == 2]
+    right = modes in (["train"], ["train", "val"])
+    if not right or not all(isinstance(n, int) and n > 0 for n in counts):
+        raise ValueError(
+            f"workflow is {workflow!r}; use [('train', 1)], or [('train', 1), ('val', 1)] to see"
+            " the losses on data.val as well"
+        )
+
+
+def _check_path(config: Mapping[str, Any], key: str, where: str) -> None:
+    here: Any = config
+    for part in key.split("."):
+        if not isinstance(here, Mapping):
+            return
+        if part not in here:
+            near = difflib.get_close_matches(part, [str(k) for k in here], n=1, cutoff=0.8)
+            if near:
+                raise ValueError(f"{where} {key}: {part} is not there; did you mean {near[0]}?")
+            return
+        here = here[part]
+
+
+def _nearest_file(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir():
+        return f"nor does its folder {parent}"
+    near = difflib.get_close_matches(path.name, [p.name for p in parent.glob("*.py")], n=1)
+    return f"did you mean {parent / near[0]}?" if near else f"{parent} has no config of such a name"

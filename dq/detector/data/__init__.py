@@ -1,0 +1,1 @@
+"""The data section of a config: data sets, wrappers, classes, images."""

@@ -1,0 +1,147 @@
+"""Images that cannot be read while a training runs: told from other errors, named, counted."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from dq.detector.data.leaves import leaves
+
+log = logging.getLogger(__name__)
+
+
+class BadImage(NamedTuple):
+    """A file of a sample that cannot be read, and why."""
+
+    path: str
+    reason: str
+
+
+class BadImageError(Exception):
+    """Loading a sample failed.
+
+    Args:
+        path: The file that could not be read.
+        reason: Why.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.image = BadImage(path, reason)
+
+    def __str__(self) -> str:
+        return f"{self.image.path} cannot be read: {self.image.reason}"
+
+
+class _Loading:
+    """A transform that reads files; what it raises names the image it was to read."""
+
+    def __init__(self, transform: Any) -> None:
+        self.transform = transform
+
+    def __call__(self, results: Any) -> Any:
+        try:
+            return self.transform(results)
+        except Exception as error:
+            raise BadImageError(*_described(error, _file_of(results))) from error
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "transform":
+            raise AttributeError(name)
+        return getattr(self.transform, name)
+
+    def __repr__(self) -> str:
+        return repr(self.transform)
+
+
+def name_bad_images(dataset: Any) -> None:
+    """Make every loading transform inside ``dataset`` raise `BadImageError`, whatever it raised.
+
+    Loading transforms are those whose class name begins with ``Load``, as all of mmdet's do.
+
+    Args:
+        dataset: Any mmdet data set, wrappers (repeat, concatenate, mosaic) included; changed.
+    """
+    for leaf in leaves(dataset):
+        transforms = getattr(getattr(leaf, "pipeline", None), "transforms", [])
+        for place, transform in enumerate(transforms):
+            if type(transform).__name__.startswith("Load"):
+                transforms[place] = _Loading(transform)
+
+
+def bad_image_in(error: BaseException, otherwise: str) -> BadImage | None:
+    """Return the image that an error is about, None where it is about something else.
+
+    Besides what loading raises, any error of the operating system counts: annotations are read
+    before the pipeline begins.
+
+    Args:
+        error: What a data set raised.
+        otherwise: What to call the image where the error names no file.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, BadImageError):
+            return cause.image
+        if isinstance(cause, OSError):
+            return _described(cause, otherwise)
+        cause = cause.__cause__
+    return None
+
+
+class BadImages:
+    """Names each bad image once in the log and stops when there are too many of them.
+
+    Args:
+        allowed: How many different ones; 0 stops at the first.
+    """
+
+    def __init__(self, allowed: int) -> None:
+        self.allowed = allowed
+        self.paths: set[str] = set()
+
+    def add(self, images: Iterable[BadImage]) -> None:
+        """Take note of images in whose place others were taken.
+
+        Raises:
+            ValueError: There are more different ones than allowed.
+        """
+        for path, reason in images:
+            if path in self.paths:
+                continue
+            self.paths.add(path)
+            if len(self.paths) <= self.allowed:
+                log.warning(
+                    "image %s cannot be read: %s; others take its place (bad image %d, %d allowed)",
+                    *(path, reason, len(self.paths), self.allowed),
+                )
+                continue
+            number = (
+                f" (bad image {len(self.paths)}, {self.allowed} allowed)" if self.allowed else ""
+            )
+            raise ValueError(
+                f"image {path} cannot be read: {reason}{number};"
+                " mend it or take it out of the image list"
+            )
+
+
+def _file_of(results: Mapping[str, Any]) -> str:
+    """Return the path of the image that a sample is about, before it is loaded."""
+    info = results.get("img_info") or {}
+    name = info.get("filename") or info.get("file_name") or "of unknown name"
+    if isinstance(name, list | tuple):
+        # One file a channel.
+        name = name[0]
+    return os.path.join(results.get("img_prefix") or "", name)
+
+
+def _described(error: Exception, otherwise: str) -> BadImage:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return BadImage(os.fsdecode(error.filename), error.strerror)
+    text = " ".join(str(error).split())
+    if "NoneType" in text or type(error).__module__ == "cv2":
+        # What OpenCV cannot decode is None, or an error of many lines about its own source.
+        return BadImage(otherwise, "it is no image")
+    return BadImage(otherwise, f"{type(error).__name__}: {text}"[:200])

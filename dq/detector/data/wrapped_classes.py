@@ -1,0 +1,26 @@
+"""mmdet's wrappers answer for the data set inside, as those around them expect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmdet.datasets import ClassBalancedDataset, MultiImageMixDataset
+
+from dq.detector.data.leaves import located
+
+
+def let_wrappers_answer() -> None:
+    """Give mmdet's wrappers the method by which a ClassBalancedDataset around them asks.
+
+    mmdet has it on two of its four wrappers only.
+    """
+    for wrapper in (ClassBalancedDataset, MultiImageMixDataset):
+        if not hasattr(wrapper, "get_cat_ids"):
+            wrapper.get_cat_ids = _get_cat_ids
+
+
+def _get_cat_ids(wrapper: Any, index: int) -> list[int]:
+    place = located(wrapper, index)
+    assert place is not None
+    found: list[int] = place.leaf.get_cat_ids(place.at)
+    return found

@@ -1,0 +1,1 @@
+"""Run an exported detector: ONNX Runtime, integers in torch."""

@@ -1,0 +1,215 @@
+"""Evaluate a detector over all ranks: each image on one rank, the metric on the main rank."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dq.detector.config.registry_errors import explain
+from dq.detector.data.datasets import evaluation_loader
+from dq.detector.data.evaluated_sets import of_each_set, without_number
+from dq.detector.data.image_shapes import ImageShapes
+from dq.detector.evaluation.metric_settings import arguments_of
+from dq.detector.loading.to_device import to_device
+from dq.detector.metrics.mmdet_metrics import metrics_of_mmdet
+from dq.detector.metrics.results import encoded, own_copy
+from dq.dist import collectives
+from dq.dist.all_here import await_all
+from dq.dist.one_reader import on_main_rank
+from dq.dist.signals import Stopped
+
+log = logging.getLogger(__name__)
+PROGRESS_S = 10.0
+# LVIS calls it AP.
+_BOXES = ("bbox_mAP", "mAP", "bbox_AP")
+_PERCENT = re.compile(r"[PSR]Q(_th|_st)?|(occluded|separated)_recall")
+# What mmdet's metrics raise where results, settings and packages are not what they expect.
+_REFUSALS = (
+    *(KeyError, TypeError, AssertionError, AttributeError, IndexError, ZeroDivisionError),
+    *(NotImplementedError, ImportError),
+)
+# Takes a batch on the device and the detector's results of it, masks being bitmaps still.
+Watch = Callable[[Mapping[str, Any], list[Any]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """What a data set's metric found.
+
+    Attributes:
+        metrics: Numbers by name, at least one; what cannot be computed is left out.
+        texts: What mmdet returns besides, by name: lines to be copied.
+        tables: What mmdet prints.
+    """
+
+    metrics: dict[str, float]
+    texts: dict[str, str]
+    tables: str
+
+
+@torch.no_grad()
+def detect(
+    detector: nn.Module,
+    dataset: Any,
+    *,
+    device: torch.device,
+    workers: int = 1,
+    watch: Watch | None = None,
+) -> list[Any] | None:
+    """Run the detector over the data set, its images shared out over the ranks.
+
+    Every rank must call it. No image is seen twice, so nothing has to be cut off afterwards and
+    the results are those of one process.
+
+    Args:
+        detector: Unwrapped, equal on all ranks; left in evaluation mode.
+        dataset: In test mode.
+        device: Where the detector is.
+        workers: Loader processes of this rank.
+        watch: Is shown each batch of this rank.
+
+    Returns:
+        On the main rank mmdet's results in the data set's order, masks encoded; elsewhere None.
+    """
+    detector.eval()
+    shapes = ImageShapes(dataset)
+    loader = evaluation_loader(dataset, workers=workers)
+    results: list[Any] = []
+    began = shown = time.monotonic()
+    for number, batch in enumerate(loader, start=1):
+        inputs = to_device(batch, device)
+        found = list(detector(return_loss=False, rescale=True, **inputs))
+        if watch is not None:
+            watch(inputs, found)
+        results.extend(encoded(found))
+        shapes.add(inputs)
+        now = time.monotonic()
+        if now - shown > PROGRESS_S:
+            shown = now
+            remaining = (now - began) / number * (len(loader) - number)
+            log.info("evaluated %d of %d images, %.0f s to go", number, len(loader), remaining)
+    # Its ranks' images may take hours, and of hours one rank may need a half more.
+    await_all("the results of all images")
+    parts = collectives.gather_objects((results, shapes.shapes))
+    if parts is None:
+        return None
+    shapes.give_back(_in_order([part[1] for part in parts], len(dataset)))
+    return _in_order([part[0] for part in parts], len(dataset))
+
+
+def _in_order(parts: list[list[Any]], total: int) -> list[Any]:
+    """Return what all ranks found in the data set's order; rank ``r`` of ``n`` had ``r, r + n``."""
+    if not any(parts):
+        return []
+    ordered: list[Any] = [None] * total
+    for rank, part in enumerate(parts):
+        ordered[rank :: len(parts)] = part
+    return ordered
+
+
+def score(dataset: Any, results: list[Any], settings: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of `scores` alone."""
+    return scores(dataset, results, settings).metrics
+
+
+def scores(dataset: Any, results: list[Any], settings: Mapping[str, Any]) -> Scores:
+    """Return the data set's own metrics of these results.
+
+    A metric that there is nothing to compute from (mmdet says -1 or NaN: no box of that size, no
+    box of that class) is left out. Where that is the first of all, it is 0, for a table needs one.
+
+    Args:
+        dataset: An mmdet data set.
+        results: Of every image, in order; not changed.
+        settings: The config's ``evaluation`` section; what only concerns when to evaluate is
+            ignored.
+
+    Raises:
+        ValueError: The data set cannot evaluate such results, or not with these settings.
+    """
+    if not hasattr(dataset, "evaluate"):
+        raise ValueError(f"{type(dataset).__name__} has no evaluate; it cannot be evaluated on")
+    with metrics_of_mmdet() as tables:
+        try:
+            found = dataset.evaluate(
+                own_copy(results), logger=tables.logger, **arguments_of(settings)
+            )
+        except (ValueError, RuntimeError, OSError, Stopped):
+            raise
+        except _REFUSALS as error:
+            raise ValueError(_not_evaluated(dataset, error)) from error
+        except Exception as error:  # of a metric of the user's own
+            name = type(dataset).__name__
+            raise RuntimeError(
+                f"{name}.evaluate failed: {type(error).__name__}: {explain(error)}"
+            ) from error
+    numeric = int | float | np.floating
+    numbers = {k: float(v) for k, v in (found or {}).items() if isinstance(v, numeric)}
+    kept = {k: v for k, v in numbers.items() if not math.isnan(v) and v != -1}
+    if not numbers:
+        raise ValueError(f"{type(dataset).__name__}.evaluate returns no number")
+    first = main_metric(numbers)[0]
+    if first not in kept:
+        log.warning("%s cannot be computed: there is nothing to be found; it counts as 0", first)
+        kept = {first: 0.0, **kept}
+    texts = {k: v for k, v in (found or {}).items() if isinstance(v, str)}
+    return Scores(metrics=kept, texts=texts, tables=tables.text)
+
+
+def _not_evaluated(dataset: Any, error: Exception) -> str:
+    return (
+        f"{type(dataset).__name__} cannot evaluate these results: {type(error).__name__}:"
+        f" {explain(error)}; see evaluation.metric and the other settings there"
+    )
+
+
+def evaluate(
+    detector: nn.Module,
+    dataset: Any,
+    settings: Mapping[str, Any],
+    *,
+    device: torch.device,
+    workers: int = 1,
+) -> dict[str, float]:
+    """Return the metrics of `detect` and `score`, equal on every rank. Every rank must call it.
+
+    Raises:
+        ValueError: On all ranks: the data set cannot evaluate such results.
+    """
+    results = detect(detector, dataset, device=device, workers=workers)
+    return on_main_rank(lambda: score(dataset, results or [], settings))
+
+
+def main_metric(metrics: Mapping[str, float]) -> tuple[str, float]:
+    """Return name and value of the metric that a result table shows: box mAP, 0 to 1.
+
+    Where COCO's and VOC's are both there, it is the one that was asked for first. Of several data
+    sets it is the first one's.
+    """
+    name = main_metrics(metrics)[0]
+    return name, as_share(name, metrics[name])
+
+
+def main_metrics(metrics: Mapping[str, float]) -> list[str]:
+    """Return the name of each data set's `main_metric`."""
+    return [_main(names) for names in of_each_set(metrics)]
+
+
+def as_share(name: str, value: float) -> float:
+    """Return a metric as a share of 1; panoptic quality and occluded recall are in percent."""
+    return value / 100 if _PERCENT.fullmatch(without_number(name)) else value
+
+
+def _main(names: Sequence[str]) -> str:
+    plain = {name: without_number(name) for name in names}
+    boxes = [name for name in names if plain[name] in _BOXES]
+    return [*boxes, *(n for n in names if plain[n] == "AR@1000"), *names][0]

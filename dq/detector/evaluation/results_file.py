@@ -1,0 +1,128 @@
+"""Results of a test as mmdet's own tools keep them: pickled, in a benchmark's format, painted."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import torch
+from mmcv.image import tensor2imgs
+from torch import nn
+
+from dq.detector.config.registry_errors import explain
+from dq.detector.data.leaves import leaves
+from dq.detector.metrics.mmdet_metrics import metrics_of_mmdet
+from dq.detector.metrics.results import own_copy
+from dq.whole_file import drafts
+
+log = logging.getLogger(__name__)
+ENDINGS = (".pkl", ".pickle")
+
+
+def check_results_file(path: Path) -> None:
+    """Raise ValueError where results cannot be written to such a file."""
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"--out {path} must end with {' or '.join(ENDINGS)}")
+
+
+def write_results(path: Path, results: Sequence[Any]) -> None:
+    """Write results for mmdet's ``tools/analysis_tools``, masks as COCO's run lengths."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with drafts(path) as (draft,):
+        mmcv.dump(list(results), str(draft), file_format="pkl")
+
+
+def check_format(dataset: Any) -> None:
+    """Raise ValueError where a data set, or one inside it, has no format of results."""
+    for leaf in leaves(dataset):
+        _prefix_of(leaf)
+
+
+def format_results(
+    dataset: Any, results: Sequence[Any], folder: Path, settings: Mapping[str, Any]
+) -> list[Path]:
+    """Write results as the data set's benchmark takes them, and return the files.
+
+    Args:
+        dataset: As the results are of; of several concatenated ones each writes its own files.
+        results: Of all images, in order.
+        folder: Where the files go, unless the settings name a prefix (``jsonfile_prefix``,
+            ``txtfile_prefix``).
+        settings: Arguments of the data set's ``format_results``.
+
+    Raises:
+        ValueError: The data set has no such format, or not these settings.
+    """
+    parts, begin = list(leaves(dataset)), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, leaf in enumerate(parts):
+        own = list(results[begin : begin + len(leaf)])
+        begin += len(leaf)
+        key = _prefix_of(leaf)
+        name = "results" if len(parts) == 1 else f"results_{number}"
+        arguments = {key: str(folder / name), **settings}
+        try:
+            with metrics_of_mmdet():
+                leaf.format_results(own_copy(own), **arguments)
+        except (KeyError, TypeError, AssertionError, ImportError) as error:
+            raise ValueError(f"{type(leaf).__name__}: {explain(error)}") from error
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _prefix_of(leaf: Any) -> str:
+    """Return the argument of a data set's ``format_results`` that says where files go."""
+    known = inspect.signature(getattr(leaf, "format_results", len)).parameters
+    found = next((name for name in known if name.endswith("_prefix")), None)
+    if found is None:
+        raise ValueError(f"{type(leaf).__name__} has no format of results to be handed in")
+    return found
+
+
+class Painter:
+    """Paints what a detector finds into its images, as mmdet's ``--show-dir`` does.
+
+    Args:
+        detector: It knows how its results look.
+        dataset: With the colours of its classes, if it has any.
+        folder: Where the images go, by their own names.
+        lowest_score: Boxes below are not painted.
+    """
+
+    def __init__(
+        self, detector: nn.Module, dataset: Any, folder: Path, lowest_score: float
+    ) -> None:
+        self.detector: Any = detector
+        self.colors = getattr(dataset, "PALETTE", None)
+        self.folder, self.lowest_score = folder, lowest_score
+        self.fails = False
+
+    def __call__(self, batch: Mapping[str, Any], results: list[Any]) -> None:
+        """Paint a batch of one image; a failure is one line in the log."""
+        if self.fails:
+            return
+        try:
+            for result in results:
+                self._paint(batch, result)
+        except Exception as error:
+            self.fails = True
+            log.warning("no images are painted: %s: %s", type(error).__name__, explain(error))
+
+    def _paint(self, batch: Mapping[str, Any], result: Any) -> None:
+        images, metas = batch["img"][0], batch["img_metas"][0]
+        meta = metas[0]
+        assert isinstance(images, torch.Tensor)
+        image = tensor2imgs(images, **meta["img_norm_cfg"])[0]
+        height, width = meta["img_shape"][:2]
+        image = mmcv.imresize(image[:height, :width], meta["ori_shape"][:2][::-1])
+        colors = {f"{part}_color": self.colors for part in ("bbox", "text", "mask")}
+        known = inspect.signature(self.detector.show_result).parameters
+        more = colors if "bbox_color" in known else {}
+        if "score_thr" in known:
+            more["score_thr"] = self.lowest_score
+        self.detector.show_result(
+            image, result, show=False, out_file=str(self.folder / meta["ori_filename"]), **more
+        )

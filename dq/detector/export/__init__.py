@@ -1,0 +1,1 @@
+"""Write a detector for engines: networks, decoded boxes, suppression."""

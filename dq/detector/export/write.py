@@ -1,0 +1,296 @@
+"""Write a quantized detector's network for integer engines: ONNX files or a file of integers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmcv import Config
+from torch import Tensor, fx, nn
+
+from dq.detector.config.config_text import config_text
+from dq.detector.data.data_section import steps, test_pipeline
+from dq.detector.export.decode_boxes import Boxes, decoder_of
+from dq.detector.export.suppress_boxes import Detections, settings_of, write_suppressions_
+from dq.detector.model.channels import input_channels
+from dq.dist.checkpoint import save_checkpoint
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.integer.bias_overflow import network_for_engines
+from dq.quant.integer.qparams import qparams
+from dq.quant.integer.serialize import INTEGER, integer_content
+from dq.quant.recipes.recipe import Recipe
+from dq.whole_file import drafts
+
+ENDINGS = {"onnx-qdq": ".onnx", "onnx-tidl": ".tidl.onnx", "torch-int": ".int.pth"}
+
+
+def export_detector(
+    detector: nn.Module,
+    graph: QuantizedGraph,
+    folder: Path,
+    *,
+    name: str,
+    kind: str,
+    size: tuple[int, int],
+    opset: int | None,
+    metadata: Mapping[str, str],
+    decode: str = "none",
+) -> list[Path]:
+    """Write the network, and of a two-stage detector each RoI head, beside a ``qparams.json``.
+
+    One process's work. All files appear, or none.
+
+    Args:
+        detector: In evaluation mode.
+        graph: Its graph with ranges, FROZEN.
+        folder: Made where missing.
+        name: Of the files.
+        kind: A key of `ENDINGS`.
+        size: Height and width of the images.
+        opset: Of ONNX; None for the lowest that has the recipe's integers.
+        metadata: Kept in every file.
+        decode: What is computed behind the network: ``none``, ``boxes`` and scores of all priors,
+            or final detections, ``nms``. ONNX alone.
+
+    Returns:
+        The files, the network's first.
+
+    Raises:
+        ValueError: Something in the network cannot be exported; it is named.
+    """
+    network = network_for_engines(graph)
+    heads = {part: network_for_engines(g) for part, g in graph.parts.items()}
+    parameters = qparams(network)
+    for head in heads.values():
+        parameters.update(qparams(head))
+    ending = ENDINGS[kind] if decode == "none" else f".{decode}{ENDINGS[kind]}"
+    paths = [folder / f"{name}{ending}"]
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "torch-int":
+        content = {"meta": dict(metadata), INTEGER: integer_content(network)}
+        content["parts"] = {part: integer_content(head) for part, head in heads.items()}
+        save_checkpoint(paths[0], content)
+        files: dict[Path, bytes] = {}
+    else:
+        example = torch.zeros(1, input_channels(detector), *size)
+        inputs = all_inputs_of_heads(detector, graph, example)
+        behind = behind_network(detector, network, example, decode)
+        models = {paths[0]: _onnx(network, [example], kind, opset, metadata, behind)}
+        for part, head in heads.items():
+            if part not in inputs:
+                raise ValueError(f"{part} runs on no boxes and cannot be exported")
+            paths.append(part_path(paths[0], part))
+            models[paths[-1]] = _onnx(head, inputs[part], kind, opset, metadata)
+        files = models
+    paths.append(folder / f"{name}.qparams.json")
+    files[paths[-1]] = (json.dumps(parameters, indent=1) + "\n").encode()
+    write_whole(files)
+    return paths
+
+
+def _compiled_operator(network: fx.GraphModule) -> str:
+    """Return which operator of those that mmcv compiles the network calls; empty for none."""
+    for node in network.graph.nodes:
+        if node.op == "call_module":
+            for module in network.get_submodule(str(node.target)).modules():
+                if type(module).__module__.startswith("mmcv.ops."):
+                    return f"{node.target} is a {type(module).__name__}"
+    return ""
+
+
+def part_path(path: Path, part: str) -> Path:
+    """Return the file of a RoI head beside the file of its detector."""
+    return path.with_name(f"{path.stem}.{part}.onnx")
+
+
+def write_whole(files: Mapping[Path, bytes]) -> None:
+    """Write all files, or leave all as they were."""
+    with drafts(*files) as lent:
+        for draft, content in zip(lent, files.values(), strict=True):
+            draft.write_bytes(content)
+
+
+def behind_network(
+    detector: nn.Module, network: nn.Module, example: Tensor, decode: str
+) -> Boxes | Detections | None:
+    """Return what computes boxes or detections from the network's result, None for nothing.
+
+    Raises:
+        ValueError: The detector's boxes cannot be computed so.
+    """
+    if decode == "none":
+        return None
+    with torch.no_grad():
+        size = example.shape[-2], example.shape[-1]
+        decoder = decoder_of(detector, network(example), size)
+    if decode == "boxes":
+        return Boxes(decoder)
+    return Detections(decoder, settings_of(detector.bbox_head))
+
+
+def _onnx(
+    network: Any,
+    examples: Sequence[Tensor],
+    kind: str,
+    opset: int | None,
+    metadata: Mapping[str, str],
+    behind: Boxes | Detections | None = None,
+) -> bytes:
+    # ONNX takes long to import, and few commands need it.
+    from dq.quant.export.assemble import assembled
+    from dq.quant.export.onnx_graph import checked
+
+    try:
+        model = assembled(
+            network,
+            examples,
+            kind=kind,
+            opset=opset,
+            more_outputs=() if behind is None else behind.NAMES,
+            after=None if behind is None else _Beside(behind),
+            rewrite_=write_suppressions_,
+        )
+    except ValueError as error:
+        # torch says of what is compiled that it cannot look inside, and not what it is.
+        compiled = _compiled_operator(network)
+        if not compiled or "data is not allocated" not in str(error):
+            raise
+        raise ValueError(
+            f"{compiled}, an operator that mmcv compiles and ONNX does not have; export"
+            " --format torch-int, or replace it in the config"
+        ) from error
+    if behind is not None:
+        # They keep their names inside, by which an evaluation finds them.
+        del model.graph.outputs[: -len(behind.NAMES)]
+    model.metadata_props.update(metadata)
+    model.producer_name = "dq-launcher"
+    content: bytes = checked(model).SerializeToString()
+    return content
+
+
+class _Beside(nn.Module):
+    """The network's result, and what is computed from it."""
+
+    def __init__(self, behind: nn.Module) -> None:
+        super().__init__()
+        self.behind = behind
+
+    def forward(self, result: Any) -> tuple[Any, Any]:
+        return result, self.behind(result)
+
+
+def inputs_of_heads(
+    detector: nn.Module, graph: QuantizedGraph, images: Tensor
+) -> dict[str, Tensor]:
+    """Return an example of what each RoI head of one input gets, by its name."""
+    found = all_inputs_of_heads(detector, graph, images)
+    return {part: inputs[0] for part, inputs in found.items() if len(inputs) == 1}
+
+
+@torch.no_grad()
+def all_inputs_of_heads(
+    detector: nn.Module, graph: QuantizedGraph, images: Tensor
+) -> dict[str, tuple[Tensor, ...]]:
+    """Return examples of the inputs, one or two, of each RoI head by its name."""
+    if not graph.parts:
+        return {}
+    from dq.detector.model.graph import features_of
+    from dq.detector.model.roi_heads import run_roi_heads
+
+    seen: dict[str, tuple[Tensor, ...]] = {}
+    handles = []
+    for part in graph.parts:
+
+        def record(_: nn.Module, inputs: Any, part: str = part) -> None:
+            seen[part] = tuple(inputs)
+
+        handles.append(detector.get_submodule(part).register_forward_pre_hook(record))
+    try:
+        run_roi_heads(detector, features_of(graph(images)), images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def metadata_of(
+    config: Config,
+    classes: tuple[str, ...],
+    *,
+    kind: str,
+    size: tuple[int, int],
+    sha256: str,
+    recipe: Recipe,
+    checkpoint: str,
+    decode: str = "none",
+) -> dict[str, str]:
+    """Return what whoever runs the exported model needs to know, as text.
+
+    Args:
+        config: Of the detector.
+        classes: In the order of the outputs' channels.
+        kind: A key of `ENDINGS`.
+        size: Height and width of the images.
+        sha256: Of the checkpoint.
+        recipe: Which module has which integers.
+        checkpoint: Where it lies, from the exported file's folder.
+        decode: As `export_detector` takes it.
+    """
+    normalization: Mapping[str, Any] = next(steps(test_pipeline(config), "Normalize"), {})
+    preprocessing = {
+        "mean": [float(x) for x in normalization.get("mean", (0, 0, 0))],
+        "std": [float(x) for x in normalization.get("std", (1, 1, 1))],
+        "to_rgb": bool(normalization.get("to_rgb", False)),
+        "size": list(size),
+    }
+    return {
+        "format": kind,
+        "decode": decode,
+        "classes": json.dumps(classes),
+        "preprocessing": json.dumps(preprocessing),
+        "checkpoint": checkpoint,
+        "checkpoint_sha256": sha256,
+        "recipe": json.dumps(asdict(recipe)),
+        "config": config_text(config),
+    }
+
+
+def image_size(config: Config, given: tuple[int, int] | None) -> tuple[int, int]:
+    """Return height and width of the images: as given, or as the test pipeline makes them.
+
+    Raises:
+        ValueError: The pipeline does not say.
+    """
+    if given is not None:
+        return given
+    pipeline = test_pipeline(config)
+    scale = next((s.get("img_scale") for s in steps(pipeline, "MultiScaleFlipAug")), None)
+    padding: Mapping[str, Any] = next(steps(pipeline, "Pad"), {})
+    if padding.get("size"):
+        return int(padding["size"][0]), int(padding["size"][1])
+    if not isinstance(scale, list | tuple) or not all(isinstance(x, int) for x in scale):
+        raise ValueError("the test pipeline has no single img_scale; give --size HEIGHT WIDTH")
+    width, height = int(scale[0]), int(scale[1])
+    keeps = any(step.get("keep_ratio", True) for step in steps(pipeline, "Resize"))
+    if keeps and width != height:
+        # The longer side may be either one.
+        width = height = max(width, height)
+    divisor = int(padding.get("size_divisor") or 1)
+    height, width = (_rounded_up(side, divisor) for side in (height, width))
+    own: Mapping[str, Any] = next(steps(pipeline, "RandomCenterCropPad"), {})
+    if own.get("test_mode"):
+        mode, value = own.get("test_pad_mode", ("logical_or", 127))
+        added = int(own.get("test_pad_add_pix", 0))
+        # As the step itself pads a test image: CornerNet, CenterNet.
+        if mode == "logical_or":
+            return (height | value) + added, (width | value) + added
+        height, width = (_rounded_up(side, value) for side in (height, width))
+    return height, width
+
+
+def _rounded_up(side: int, divisor: int) -> int:
+    return -(-side // divisor) * divisor

@@ -1,0 +1,1 @@
+"""Hooks of mmcv's runner: quantization, evaluation, statistics, tracking."""

@@ -1,0 +1,148 @@
+"""Look now and then whether the loss or a layer's weights of a quantized training run away."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from typing import Any
+
+import torch
+from mmcv.runner import Hook
+from torch import Tensor, nn
+
+from dq.detector.step.guards import Guards
+from dq.dist import collectives
+from dq.dist.data_parallel import unwrap
+from dq.quant.graph.quantized_graph import CONTAINER
+
+log = logging.getLogger(__name__)
+# So many losses at the beginning are compared with the latest ones.
+WINDOW = 8
+# A loss is judged from this step on: one or two batches say nothing.
+FIRST_JUDGED = 4
+# A further line about the same once it is so many times worse.
+WORSE = 2.0
+MEND = (
+    "lower optimizer.lr (quant.training={'optimizer.lr': ...}), clip with optimizer_config=dict("
+    "grad_clip=dict(max_norm=35, norm_type=2)), or begin with a warm-up"
+)
+
+
+class RunawayHook(Hook):  # type: ignore[misc]
+    """Warn, or end the training, when it leaves what it began with.
+
+    Looks at steps 1, 2, 4, 8, ... and then every ``guards.look_every`` steps; nothing is read from
+    the device in the steps between. Weights are compared with those at the training's beginning,
+    for one that was resumed with those it went on from; the copy lies in the host's memory.
+
+    Args:
+        guards: What is too much, and what is done then.
+    """
+
+    def __init__(self, guards: Guards) -> None:
+        self.guards = guards
+        self.before: dict[str, Tensor] = {}
+        self.first: list[Tensor] = []
+        self.latest: deque[Tensor] = deque(maxlen=WINDOW)
+        self.said: dict[str, float] = {}
+
+    def before_run(self, runner: Any) -> None:
+        """Keep the weights as they are."""
+        self.before = {
+            name: weight.detach().to("cpu", copy=True)
+            for name, weight in _weights(unwrap(runner.model)).items()
+        }
+
+    def after_train_iter(self, runner: Any) -> None:
+        """Note the loss, and look where it is time."""
+        loss = getattr(runner.outputs["log_vars"], "tensors", {}).get("loss")
+        left_out = runner.optimizer_step is not None and runner.optimizer_step.leave_out
+        if loss is not None and not left_out:
+            if len(self.first) < WINDOW:
+                self.first.append(loss)
+            self.latest.append(loss)
+        done = runner.iter + 1
+        every = self.guards.look_every
+        if done % every == 0 or done == runner.max_iters or (done < every and _power_of_two(done)):
+            self._look_at_weights(runner, done)
+            self._look_at_loss(runner, done)
+
+    def _look_at_weights(self, runner: Any, done: int) -> None:
+        moved = movements(unwrap(runner.model), self.before)
+        if not moved:
+            return
+        name, most = max(moved.items(), key=lambda item: item[1])
+        if most > self.guards.max_movement:
+            self._report(
+                "weights",
+                most,
+                f"step {done}: the weights of {name.removesuffix('.weight')} have moved by"
+                f" {most:.3g} times their norm since the training began (guards.max_movement is"
+                f" {self.guards.max_movement:g})",
+                runner,
+            )
+
+    def _look_at_loss(self, runner: Any, done: int) -> None:
+        number = min(WINDOW, len(self.first), len(self.latest), done // 2)
+        if done < FIRST_JUDGED or number == 0:
+            return
+        means = [torch.stack(list(x)).mean() for x in (self.first[:number], self.latest)]
+        pair = collectives.all_reduce_(torch.stack(means).double(), "mean").tolist()
+        growth = pair[1] / pair[0] if pair[0] > 0 else 1.0
+        if not growth <= self.guards.max_loss_growth:
+            self._report(
+                "loss",
+                growth,
+                f"step {done}: the loss is {pair[1]:.4g}, {growth:.3g} times what it began with"
+                f" (guards.max_loss_growth is {self.guards.max_loss_growth:g})",
+                runner,
+            )
+
+    def _report(self, what: str, measure: float, text: str, runner: Any) -> None:
+        if measure <= WORSE * self.said.get(what, 0.0):
+            return
+        self.said[what] = measure
+        rates = runner.current_lr()
+        rate = rates[0] if isinstance(rates, list) else next(iter(rates.values()))[0]
+        text = f"{text}; it runs away at a learning rate of {rate:g}: {MEND}"
+        if self.guards.runaway == "stop":
+            raise RuntimeError(text)
+        log.warning("%s", text)
+        found = {"what": what, "measure": measure, "line": text}
+        runner.tracker.log("runaway", runner.iter + 1, found)
+
+
+def movements(detector: nn.Module, before: dict[str, Tensor]) -> dict[str, float]:
+    """Return how far each layer's weights are from ``before``, in terms of their norm then.
+
+    One copy from the device for all of them. Infinite where a weight is not finite.
+
+    Args:
+        detector: Unwrapped.
+        before: Copies of its weights by name, on the CPU.
+    """
+    names, ratios = [], []
+    for name, weight in _weights(detector).items():
+        if name not in before:
+            continue
+        then = before[name].to(weight.device)
+        names.append(name)
+        ratios.append((weight.detach() - then).norm().float() / then.norm().clamp_min(1e-12))
+    if not names:
+        return {}
+    found = torch.stack(ratios).tolist()
+    return {n: r if math.isfinite(r) else math.inf for n, r in zip(names, found, strict=True)}
+
+
+def _weights(detector: nn.Module) -> dict[str, Tensor]:
+    """Return the trained weights of layers; biases and norms often begin at nought."""
+    return {
+        name: weight
+        for name, weight in detector.named_parameters()
+        if weight.requires_grad and weight.dim() > 1 and not name.startswith(f"{CONTAINER}.")
+    }
+
+
+def _power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0

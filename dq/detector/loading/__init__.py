@@ -1,0 +1,1 @@
+"""Batches of training images: order, processes, and tensors on the device."""

@@ -1,0 +1,1 @@
+"""A detector: built, filled with weights, traced, compiled, run under autocast."""

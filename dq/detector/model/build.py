@@ -1,0 +1,150 @@
+"""Build a detector from a config and fill it with weights."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mmcv import Config
+from mmdet.models import build_detector
+from mmdet.utils import rfnext_init_model
+from torch import Tensor, nn
+
+from dq.detector.config.registry_errors import explain
+from dq.detector.model import float_weights
+from dq.detector.model.mended_heads import mend_heads
+from dq.detector.model.operators.ensure import ensure_operators
+from dq.quant.graph.quantized_graph import CONTAINER
+
+
+def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -> nn.Module:
+    """Return the config's detector on the CPU.
+
+    Args:
+        config: The whole config.
+        classes: The data set's class names; kept as ``detector.CLASSES``.
+        initialise: Draw or load initial weights as the config says; False leaves what the
+            constructors made, for a checkpoint to overwrite.
+
+    Raises:
+        ValueError: A type or argument does not exist, the number of classes differs from the
+            data's, or pretrained weights cannot be had.
+    """
+    mend_heads()
+    ensure_operators()
+    try:
+        # Some heads write tensors into the config that they are built from.
+        detector = build_detector(
+            copy.deepcopy(config.model),
+            train_cfg=config.get("train_cfg"),
+            test_cfg=config.get("test_cfg"),
+        )
+    except Exception as error:  # constructors, the user's own among them, may raise anything
+        raise ValueError(f"model cannot be built: {explain(error)}") from error
+    _fix_receptive_fields(detector, config)
+    check_num_classes(detector, classes)
+    if initialise:
+        float_weights.initialise(detector)
+    detector.CLASSES = classes
+    assert isinstance(detector, nn.Module)
+    return detector
+
+
+def _fix_receptive_fields(detector: nn.Module, config: Config) -> None:
+    """Give convolutions the dilations that an ``RFSearchHook`` in ``custom_hooks`` names.
+
+    Raises:
+        ValueError: It is to search for them, or its file cannot be read.
+    """
+    hooks = [h for h in config.get("custom_hooks") or [] if isinstance(h, Mapping)]
+    searches = [hook for hook in hooks if hook.get("type") == "RFSearchHook"]
+    if not searches:
+        return
+    if searches[0].get("mode", "search") == "search":
+        raise ValueError(
+            "custom_hooks: RFSearchHook(mode='search') changes the network while it trains, which"
+            " no traced graph follows; search with mmdet, then name what it found: mode="
+            "'fixed_single_branch', rfstructure_file=FILE"
+        )
+    try:
+        # It notes in the config that it is done.
+        rfnext_init_model(detector, copy.deepcopy(config))
+    except Exception as error:  # a file of any content
+        raise ValueError(f"custom_hooks: RFSearchHook: {explain(error)}") from error
+
+
+def check_num_classes(detector: nn.Module, classes: tuple[str, ...]) -> None:
+    """Raise ValueError when a head expects another number of classes than the data has."""
+    from mmdet.models.dense_heads import GARPNHead, RPNHead
+    from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
+    from mmdet.models.seg_heads.base_semantic_head import BaseSemanticHead
+
+    # Proposals have one class; maps of what every pixel shows have stuff besides the data's things.
+    others = (RPNHead, GARPNHead, FusedSemanticHead, BaseSemanticHead)
+
+    for name, module in detector.named_modules():
+        expected = getattr(module, "num_classes", None)
+        if not isinstance(expected, int) or isinstance(module, others):
+            continue
+        if "head" not in name.rsplit(".", 1)[-1] and not name.endswith("bbox_head"):
+            continue
+        if expected != len(classes):
+            raise ValueError(
+                f"model.{name}.num_classes is {expected} but the data has {len(classes)} classes"
+                f" ({', '.join(classes[:4])}{', ...' if len(classes) > 4 else ''})"
+            )
+
+
+def float_state(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """Return the weights in a checkpoint under the float detector's own keys.
+
+    Args:
+        content: What was loaded: mmdet's ``{"state_dict": ...}`` or a bare state dict.
+        source: The file's name, for messages.
+
+    Raises:
+        ValueError: There are no weights in it.
+    """
+    state = content.get("state_dict", content.get("model", content))
+    if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{source} holds no weights: neither 'state_dict' nor tensors")
+    return {
+        re.sub(r"^module\.", "", key): value
+        for key, value in state.items()
+        if isinstance(value, Tensor) and not key.startswith(("ema_", f"{CONTAINER}."))
+    }
+
+
+def load_float_state(detector: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load weights into a float or prepared detector; quantizer state is left alone.
+
+    Raises:
+        ValueError: A key is missing or unexpected or a shape differs: another model's checkpoint.
+            The message names the first of each; nothing was loaded.
+    """
+    own = {k: v for k, v in detector.state_dict().items() if not k.startswith(f"{CONTAINER}.")}
+    own = {k: v for k, v in own.items() if not k.startswith("ema_")}
+    missing = [k for k in own if k not in state]
+    unexpected = [k for k in state if k not in own]
+    shapes = [
+        f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}"
+        for k, v in state.items()
+        if k in own and own[k].shape != v.shape
+    ]
+    if missing or unexpected or shapes:
+        parts = [
+            f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+            for what, found in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", shapes),
+            )
+            if found
+        ]
+        raise ValueError(
+            f"{source} is the checkpoint of another model: {'; '.join(parts)}; use the config it"
+            " was trained with"
+        )
+    detector.load_state_dict(dict(state), strict=False)

@@ -1,0 +1,150 @@
+"""Float weights that a detector begins with: from which file, and whether they are its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmcv.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+from dq.detector.config.addresses import local_file
+from dq.dist.one_reader import on_main_rank
+
+log = logging.getLogger(__name__)
+# Weights of a network that is another one share a few names with it all the same.
+LEAST_SHARE = 0.5
+_MEND = (
+    "without internet give a file: --cfg-options model.backbone.init_cfg.checkpoint=FILE.pth, or"
+    " none: model.backbone.init_cfg=None"
+)
+
+
+def initialise(detector: nn.Module) -> None:
+    """Draw or load the detector's initial weights as its ``init_cfg`` say; every rank must call it.
+
+    Whatever a ``Pretrained`` one names is looked at first, by the main rank for all: mmcv loads the
+    keys that happen to fit, and passes over a file that fits nowhere with a line in the log.
+
+    Args:
+        detector: As `mmdet.models.build_detector` made it.
+
+    Raises:
+        ValueError: A file is missing, cannot be read or fetched, or is another network's.
+    """
+    on_main_rank(lambda: check_pretrained(detector))
+    try:
+        with _no_prints():
+            detector.init_weights()  # type: ignore[operator]
+    except Exception as error:  # a network of the user's own may raise anything
+        raise ValueError(f"initial weights cannot be loaded: {_reason(error)}; {_MEND}") from error
+
+
+def check_pretrained(detector: nn.Module) -> None:
+    """Raise ValueError where a ``Pretrained`` init_cfg names no file that fits its module."""
+    for name, module, section in _pretrained(detector):
+        source, prefix = str(section.get("checkpoint")), section.get("prefix")
+        where = f"initial weights of {name or 'the detector'}"
+        state = _state_in(_content(source, where), source, where)
+        if source.startswith("mmcls://"):
+            prefix = "backbone"  # mmcv takes no other part.
+        if prefix:
+            state = _below(state, str(prefix), source, where)
+        # Networks that rename keys by themselves say by themselves what does not fit.
+        if not _renames_keys(module):
+            _refuse_others(module, state, f"{where}: {source}")
+
+
+def _pretrained(detector: nn.Module) -> Iterator[tuple[str, nn.Module, Mapping[str, Any]]]:
+    """Yield every module that loads weights, with its name and its section."""
+    for name, module in detector.named_modules():
+        found = getattr(module, "init_cfg", None)
+        for section in found if isinstance(found, list | tuple) else [found]:
+            if isinstance(section, Mapping) and section.get("type") == "Pretrained":
+                yield name, module, section
+
+
+def _content(source: str, where: str) -> Any:
+    try:
+        path = local_file(source)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; {_MEND}") from error
+    if not path.is_file():
+        raise ValueError(f"{where}: {source} does not exist; {_MEND}")
+    try:
+        return CheckpointLoader.load_checkpoint(str(path), map_location="cpu")
+    except Exception as error:  # files may be damaged in any way
+        raise ValueError(f"{where}: {source} cannot be read: {_reason(error)}; {_MEND}") from error
+
+
+def _state_in(content: Any, source: str, where: str) -> dict[str, Tensor]:
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    found = {
+        key.removeprefix("module."): value
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+    if not found:
+        raise ValueError(f"{where}: {source} holds no weights: neither 'state_dict' nor tensors")
+    return found
+
+
+def _below(state: Mapping[str, Tensor], prefix: str, source: str, where: str) -> dict[str, Tensor]:
+    prefix = prefix if prefix.endswith(".") else f"{prefix}."
+    found = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+    if not found:
+        tops = sorted({key.partition(".")[0] for key in state})
+        raise ValueError(
+            f"{where}: {source} has nothing below prefix {prefix!r}, only"
+            f" {', '.join(tops[:6])}{', ...' if len(tops) > 6 else ''}; set init_cfg.prefix to one"
+            " of these, or to None for all"
+        )
+    return found
+
+
+def _refuse_others(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    own = {k: v for k, v in module.state_dict().items() if "num_batches_tracked" not in k}
+    fitting = [k for k, v in own.items() if k in state and state[k].shape == v.shape]
+    if len(fitting) >= LEAST_SHARE * len(own):
+        if len(fitting) < len(own):
+            log.info("%s fills %d of %d weights", where, len(fitting), len(own))
+        return
+    wrong = [k for k in own if k not in fitting]
+    first = wrong[0]
+    how = (
+        f"{first} is {tuple(state[first].shape)} there and {tuple(own[first].shape)} here"
+        if first in state
+        else f"{first} is not in it"
+    )
+    inside = sorted({k.partition(".")[0] for k in state if k.partition(".")[2] in own})
+    mend = (
+        f"set init_cfg.prefix='{inside[0]}.'"
+        if inside
+        else "give this network's file, or take what fits with load_from"
+    )
+    raise ValueError(
+        f"{where} holds the weights of another network: {len(fitting)} of {len(own)} fit, {how};"
+        f" {mend}"
+    )
+
+
+def _renames_keys(module: nn.Module) -> bool:
+    """Whether the module reads its file by code of its own, as Swin and PVT do."""
+    code = getattr(getattr(type(module), "init_weights", None), "__code__", None)
+    names = code.co_names if code is not None else ()
+    return "load_state_dict" in names or "CheckpointLoader" in names
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def _no_prints() -> Iterator[None]:
+    """mmcv prints where a file comes from, torch how far a download is."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield

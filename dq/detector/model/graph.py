@@ -1,0 +1,313 @@
+"""A detector's backbone, neck and head as one graph that its own losses and decoding run on.
+
+The graph stands in for ``extract_feat``, and the head's ``forward``, which mmdet calls on what
+``extract_feat`` returns, hands the graph's outputs on. So every training and test path of mmdet
+works unchanged on the quantized detector. Single-stage detectors are one graph; of all others
+backbone, neck and the first dense head are. RoI heads have graphs of their own; what else comes
+behind (transformers) runs in float on the graph's rounded features.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mmcv.cnn
+import torch
+from mmcv.cnn.bricks import wrappers
+from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
+from mmcv.cnn.bricks.drop import DropPath
+from torch import Tensor, fx, nn
+
+from dq.detector.model.channels import input_channels
+from dq.detector.model.roi_heads import NORMS, find_roi_heads, quantize_roi_heads
+from dq.quant.graph.prepare import prepare, undo_additions_on_error
+from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
+from dq.quant.graph.roles import is_layer
+from dq.quant.graph.trace import Traced, TraceError
+from dq.quant.graph.trace_with_fallback import trace_tolerantly
+from dq.quant.quantizers.layer_types import declare_padding_layers, declare_plain_layers
+from dq.quant.recipes.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+_ACTIVATIONS = (mmcv.cnn.Swish, mmcv.cnn.HSwish, mmcv.cnn.HSigmoid)
+# Heads that mmdet calls on the features, and on nothing else.
+_HEADS = ("bbox_head", "rpn_head", "mask_head")
+FEATURES = "features"
+# Side of the square image with which modules that cannot be traced are tried once.
+_EXAMPLE_SIZE = 128
+
+
+class Features(tuple[Any, ...]):
+    """A detector's features that know what a head made of them in the same graph.
+
+    Attributes:
+        outputs: What each head in the graph returned, by its name in the detector.
+    """
+
+    outputs: Mapping[str, Any]
+
+
+def trace_detector(detector: nn.Module) -> Traced:
+    """Trace backbone, neck and, where it can be, the dense head behind them into one graph.
+
+    Args:
+        detector: An mmdet detector, float.
+
+    Returns:
+        A graph of one input, images ``(N, C, H, W)``. A single-stage detector's returns the head's
+        outputs; any other's a dict of ``features`` and, by its name, a head's outputs. What stays
+        out of the graph or whole in it is in ``left_float``.
+
+    Raises:
+        ValueError: Not even backbone and neck have a static graph.
+    """
+    declare_plain_layers(
+        wrappers.Conv2d, wrappers.Conv3d, wrappers.ConvTranspose2d, wrappers.Linear
+    )
+    declare_padding_layers(Conv2dAdaptivePadding)
+    if not callable(getattr(detector, "extract_feat", None)):
+        raise ValueError(f"{type(detector).__name__} has no extract_feat; it is no mmdet detector")
+    with _own_methods(detector):
+        return _traced(detector)
+
+
+@contextmanager
+def _own_methods(detector: nn.Module) -> Iterator[None]:
+    """Take away what `attach` has put in place of methods, for one that was trained before."""
+    taken = [
+        (module, name, module.__dict__.pop(name))
+        for module in detector.modules()
+        for name in ("extract_feat", "forward")
+        if isinstance(vars(module).get(name), _ExtractFeat | _HandOn)
+    ]
+    try:
+        yield
+    finally:
+        for module, name, method in taken:
+            module.__dict__[name] = method
+
+
+def _traced(detector: nn.Module) -> Traced:
+    head = _dense_head(detector)
+    reasons: dict[str, str] = {}
+    traced = None
+    if head is not None:
+        try:
+            traced = _trace(detector, head)
+        except TraceError as error:
+            reasons[head] = " ".join(str(error).split())
+        if traced is not None and head in traced.left_float:
+            reasons[head], traced = traced.left_float[head], None
+    if traced is None:
+        try:
+            traced = _trace(detector, None)
+        except TraceError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"this detector cannot be quantized: {reason}") from error
+    if not any(is_layer(detector, node) for node in traced.graph.nodes):
+        first = next(iter(traced.left_float.values()), "it has no convolution")
+        raise ValueError(f"this detector cannot be quantized: {first}")
+    left_float = {**_outside(detector, traced.graph, reasons), **traced.left_float}
+    return replace(traced, left_float=left_float)
+
+
+def _dense_head(detector: nn.Module) -> str | None:
+    """Return the name of the head that is a function of the features alone, if there is one."""
+    for name in _HEADS:
+        head = getattr(detector, name, None)
+        if isinstance(head, nn.Module):
+            break
+    else:
+        return None
+    if "forward" not in {n for c in type(head).__mro__[:-2] for n in vars(c)}:
+        return None  # Stages of a cascade, or queries: called by other names.
+    parameters = inspect.signature(head.forward).parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return name if len(needed) == 1 else None
+
+
+def _trace(detector: nn.Module, head: str | None) -> Traced:
+    extract: Any = detector.extract_feat
+    children = {name for name, _ in detector.named_children()}
+    whole = head is not None and children <= {"backbone", "neck", head} and head == "bbox_head"
+
+    def network(img: Tensor) -> Any:
+        features = extract(img)
+        if head is None:
+            return {FEATURES: features}
+        outputs = getattr(detector, head)(features)
+        return outputs if whole else {FEATURES: features, head: outputs}
+
+    some = next(detector.parameters())
+    shape = (1, input_channels(detector), _EXAMPLE_SIZE, _EXAMPLE_SIZE)
+    example = torch.zeros(shape, device=some.device, dtype=some.dtype)
+    return trace_tolerantly(detector, network, example, is_leaf=_is_leaf)
+
+
+def _outside(detector: nn.Module, graph: fx.Graph, reasons: Mapping[str, str]) -> dict[str, str]:
+    """Return the detector's children, and weights in the graph, that run in float, with why."""
+    found: dict[str, str] = {}
+    targets = {str(n.target) for n in graph.nodes if n.op in {"call_module", "get_attr"}}
+    reached = {target.partition(".")[0] for target in targets}
+    for name, child in detector.named_children():
+        if name not in reached and name != CONTAINER and any(True for _ in child.parameters()):
+            found[name] = reasons.get(name, "runs behind the graph, on its outputs")
+    for node in graph.nodes:
+        if node.op == "call_module" and not is_layer(detector, node):
+            module = detector.get_submodule(str(node.target))
+            if not isinstance(module, NORMS) and any(p.dim() > 1 for p in module.parameters()):
+                found.setdefault(str(node.target), f"{type(module).__name__} stays float by rule")
+    return found
+
+
+def parameters_outside(detector: nn.Module, graph: fx.Graph | Traced) -> list[str]:
+    """Return the names of backbone and neck parameters that the graph never reads.
+
+    Such parameters (the last stage of a backbone whose output nobody takes) never get a gradient,
+    and DistributedDataParallel would wait for one.
+
+    Args:
+        detector: The traced model.
+        graph: Its graph.
+    """
+    traced = graph if isinstance(graph, Traced) else Traced(graph=graph)
+    graphs = [g for g in (traced.graph, traced.training_graph) if g is not None]
+    nodes = [node for g in graphs for node in g.nodes]
+    targets = {str(n.target) for n in nodes if n.op in {"call_module", "get_attr"}}
+    unused = []
+    for name, _ in detector.named_parameters():
+        if name.partition(".")[0] not in {"backbone", "neck"}:
+            continue
+        parts = name.split(".")
+        owners = {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
+        if not owners & targets:
+            unused.append(name)
+    return unused
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Keep activation functions whole, and compiled operators, which tracing cannot enter."""
+    if isinstance(module, (*_ACTIVATIONS, DropPath)):
+        return True
+    return type(module).__module__.startswith("mmcv.ops.")
+
+
+def quantize_detector(detector: nn.Module, recipe: Recipe) -> QuantizedGraph:
+    """Insert quantizers into the detector and make its own methods run on the quantized graph.
+
+    Every quantizer begins in phase OFF. The detector's modules, parameters and float state-dict
+    keys stay as they are; all that is new lies below ``detector.quantizers``. What stays float is
+    in the graph's ``left_float`` and named in a warning.
+
+    Args:
+        detector: A float detector, as mmdet builds it.
+        recipe: Which module gets which integers.
+
+    Raises:
+        ValueError: It cannot be traced, or is quantized already.
+    """
+    traced = trace_detector(detector)
+    heads = find_roi_heads(detector)
+    with undo_additions_on_error(detector):
+        graph = prepare(detector, recipe, traced)
+        quantize_roi_heads(detector, graph, recipe, heads, is_leaf=_is_leaf)
+    if graph.left_float:
+        log.warning(
+            "left in float: %s",
+            "; ".join(f"{name} ({reason})" for name, reason in summary(graph.left_float)),
+        )
+    attach(detector, graph)
+    return graph
+
+
+def summary(left_float: Mapping[str, str], most: int = 6) -> Iterable[tuple[str, str]]:
+    """Return names and reasons with modules left for one reason put together.
+
+    Args:
+        left_float: As `Traced` has it.
+        most: How many entries at most; the last one counts the rest.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, reason in left_float.items():
+        groups.setdefault(reason, []).append(name)
+    entries = [
+        (names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", reason)
+        for reason, names in groups.items()
+    ]
+    if len(entries) > most:
+        entries = [*entries[:most], ("...", f"and {len(entries) - most} other reasons")]
+    return entries
+
+
+def features_of(result: Any) -> Any:
+    """Return what ``extract_feat`` returns, of what the detector's graph returned."""
+    if not (isinstance(result, dict) and FEATURES in result):
+        return result
+    if isinstance(result[FEATURES], Tensor):
+        return result[FEATURES]
+    features = Features(result[FEATURES])
+    features.outputs = {name: part for name, part in result.items() if name != FEATURES}
+    return features
+
+
+def attach(detector: nn.Module, graph: Callable[[Tensor], Any]) -> None:
+    """Let mmdet's methods of ``detector`` take backbone, neck and head from ``graph``.
+
+    Args:
+        detector: An mmdet detector.
+        graph: Callable, images -> what the detector's graph returns, see `trace_detector`.
+    """
+
+    # Plain attributes of the instance: they hide the methods of the class.
+    detector.__dict__["extract_feat"] = _ExtractFeat(graph)
+    name = _dense_head(detector)
+    if name is not None:
+        head = getattr(detector, name)
+        head.__dict__["forward"] = _HandOn(name, head)
+
+
+def attach_all(detector: nn.Module, networks: Mapping[str, Callable[..., Any]]) -> None:
+    """Attach the detector's network, named ``""``, and let RoI heads compute with theirs.
+
+    Args:
+        detector: As `attach` takes it.
+        networks: By the qualified name of the part.
+    """
+    for name, network in networks.items():
+        if name:
+            detector.get_submodule(name).__dict__["forward"] = network
+        else:
+            attach(detector, network)
+
+
+# Objects and not closures: `copy.deepcopy` copies them with the detector, so that a copy runs on
+# its own graph and weights, where it would share a function with the original.
+@dataclass(slots=True)
+class _ExtractFeat:
+    """Stands in for a detector's ``extract_feat``: images -> features, by the graph."""
+
+    graph: Callable[[Tensor], Any]
+
+    def __call__(self, img: Tensor) -> Any:
+        return features_of(self.graph(img))
+
+
+@dataclass(slots=True)
+class _HandOn:
+    """Stands in for a head's ``forward``: what the graph computed, or the head's own work."""
+
+    name: str
+    head: nn.Module
+
+    def __call__(self, features: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(features, Features):
+            if self.name not in features.outputs:
+                return type(self.head).forward(self.head, features, *arguments, **options)
+            return features.outputs[self.name]
+        return features

@@ -1,0 +1,85 @@
+"""Which of mmcv's operators are replaced on which device."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+from mmcv.ops import get_compiling_cuda_version
+from mmcv.ops.carafe import CARAFEFunction, CARAFENaiveFunction
+from mmcv.ops.deform_conv import DeformConv2dFunction
+from mmcv.ops.focal_loss import SigmoidFocalLossFunction, SoftmaxFocalLossFunction
+from mmcv.ops.masked_conv import MaskedConv2dFunction
+from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
+from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+from mmcv.ops.roi_align import RoIAlignFunction
+from mmcv.ops.roi_pool import RoIPoolFunction
+from torch import Tensor
+from torch.autograd import Function
+
+from dq.detector.model.operators import composed
+from dq.detector.model.operators.nms import use_torchvision_nms
+from dq.detector.model.operators.replace import Composed, replace_
+
+log = logging.getLogger(__name__)
+
+# mmcv has compiled these for the CPU.
+ON_CPU: dict[type[Function], Composed] = {
+    RoIAlignFunction: composed.roi_align,
+    DeformConv2dFunction: composed.deform_conv2d,
+    ModulatedDeformConv2dFunction: composed.modulated_deform_conv2d,
+}
+# These have a kernel for CUDA alone.
+ON_CUDA_ALONE: dict[type[Function], Composed] = {
+    SigmoidFocalLossFunction: composed.sigmoid_focal_loss,
+    CARAFEFunction: composed.carafe,
+    CARAFENaiveFunction: composed.carafe,
+    MaskedConv2dFunction: composed.masked_conv2d,
+    MultiScaleDeformableAttnFunction: composed.multi_scale_deformable_attention,
+}
+# No detector of mmdet's own configs uses these.
+WITHOUT_COMPOSITION: dict[type[Function], str] = {
+    RoIPoolFunction: "RoIPool; use RoIAlign",
+    SoftmaxFocalLossFunction: "softmax_focal_loss; use FocalLoss(use_sigmoid=True)",
+}
+
+
+@functools.cache
+def ensure_operators() -> None:
+    """Make mmcv's operators work on CPU and GPU whatever mmcv-full was compiled for.
+
+    Operators that have no kernel for a device are composed of torch's and torchvision's; those
+    without a composition raise an error that names them. Done once a process.
+    """
+    with_cuda = get_compiling_cuda_version() != "not available"
+    if not with_cuda:
+        use_torchvision_nms()
+        if torch.cuda.is_available():
+            log.info(
+                "mmcv-full has no CUDA operators: torchvision's and torch's take their place"
+                " (docs/gpu.md)"
+            )
+
+    def without_cpu_kernel(device: torch.device) -> bool:
+        return device.type == "cpu" or not with_cuda
+
+    def without_cuda_kernel(device: torch.device) -> bool:
+        return device.type != "cpu" and not with_cuda
+
+    for function, composition in ON_CPU.items():
+        replace_(function, composition, without_cuda_kernel)
+    for function, composition in ON_CUDA_ALONE.items():
+        replace_(function, composition, without_cpu_kernel)
+    for function, name in WITHOUT_COMPOSITION.items():
+        replace_(function, _refusing(name), without_cpu_kernel)
+
+
+def _refusing(name: str) -> Composed:
+    def refuse(*_: object) -> Tensor:
+        raise ValueError(
+            f"this mmcv-full has no operator for {name}, or compile mmcv-full with CUDA"
+            " (docs/gpu.md)"
+        )
+
+    return refuse

@@ -1,0 +1,163 @@
+"""RoI heads as graphs of their own: they run on boxes that the first stage has chosen."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dq.detector.model.channels import input_channels
+from dq.quant.graph.prepare import prepare_part
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.graph.roles import is_layer
+from dq.quant.graph.trace import LeafTest, TraceError
+from dq.quant.graph.trace_with_fallback import trace_tolerantly
+from dq.quant.recipes.recipe import Recipe
+
+# They run in float as every activation function does; that needs no mention.
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
+# Boxes of each image that calibration looks at.
+NUM_BOXES = 100
+_EXAMPLE_SIZE = 128
+
+
+def find_roi_heads(detector: nn.Module) -> dict[str, tuple[Tensor, ...]]:
+    """Return an example of the inputs of every RoI head that `run_roi_heads` reaches.
+
+    Such heads take one or two tensors and no option. Heads that are called otherwise, or by
+    training alone, would never be calibrated, so they are not among them.
+
+    Args:
+        detector: A float detector; one without RoI heads has none.
+    """
+    roi_head = getattr(detector, "roi_head", None)
+    if not isinstance(roi_head, nn.Module):
+        return {}
+    seen: dict[str, tuple[Tensor, ...] | None] = {}
+    handles = []
+    for name, module in detector.named_modules():
+        if _is_head(name):
+
+            def record(module: nn.Module, inputs: Any, options: Any, name: str = name) -> None:
+                needed = len(inspect.signature(module.forward).parameters)
+                fits = not options and all(isinstance(x, Tensor) for x in inputs)
+                fits = fits and len(inputs) == needed
+                # Two boxes are enough to learn ranks and structure.
+                seen[name] = tuple(x[:2] for x in inputs) if fits and needed < 3 else None
+
+            handles.append(module.register_forward_pre_hook(record, with_kwargs=True))
+    some = next(detector.parameters())
+    shape = (1, input_channels(detector), _EXAMPLE_SIZE, _EXAMPLE_SIZE)
+    image = torch.zeros(shape, device=some.device, dtype=some.dtype)
+    modes = {module: module.training for module in detector.modules()}
+    detector.eval()
+    extract: Any = detector.extract_feat
+    try:
+        with torch.no_grad():
+            run_roi_heads(detector, extract(image), image)
+    except Exception:
+        return {}  # Its stages are fed in a way of their own; they stay float, and are named.
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return {name: inputs for name, inputs in seen.items() if inputs}
+
+
+def _is_head(name: str) -> bool:
+    """Say whether ``name`` is a head of the RoI head, or one of its stages."""
+    parts = name.split(".")
+    if parts[0] != "roi_head" or len(parts) not in (2, 3) or not parts[1].endswith("_head"):
+        return False
+    return len(parts) == 2 or parts[2].isdigit()
+
+
+def quantize_roi_heads(
+    detector: nn.Module,
+    graph: QuantizedGraph,
+    recipe: Recipe,
+    heads: dict[str, tuple[Tensor, ...]],
+    *,
+    is_leaf: LeafTest,
+) -> None:
+    """Give each head a quantized graph and let the detector run it; update what is left float.
+
+    Args:
+        detector: The prepared detector.
+        graph: Its graph; gets the heads' graphs as ``graph.parts``.
+        recipe: Which module gets which integers.
+        heads: As `find_roi_heads` returns them.
+        is_leaf: Says of a module whether to keep it as one node.
+    """
+    reasons: dict[str, str] = {}
+    for name, examples in heads.items():
+        head = detector.get_submodule(name)
+        try:
+            traced = trace_tolerantly(detector, head, *examples, is_leaf=is_leaf)
+        except TraceError as error:
+            reasons[name] = " ".join(str(error).split())
+            continue
+        if name in traced.left_float:
+            reasons[name] = traced.left_float[name]
+            continue
+        if not any(is_layer(detector, node) for node in traced.graph.nodes):
+            continue
+        part = prepare_part(graph, recipe, traced, name)
+        graph.left_float.update(traced.left_float)
+        head.__dict__["forward"] = part
+    if graph.parts:
+        graph.left_float.pop("roi_head", None)
+        for owner in _float_heads(detector, graph):
+            graph.left_float.setdefault(owner, reasons.get(owner, "is fed in a way of its own"))
+
+
+def _float_heads(detector: nn.Module, graph: QuantizedGraph) -> list[str]:
+    """Return the RoI heads, and other children of the RoI head, that no graph computes."""
+    found = []
+    for name, module in detector.named_modules():
+        if not name.startswith("roi_head.") or any(name.startswith(p) for p in graph.parts):
+            continue
+        if isinstance(module, NORMS):
+            continue
+        if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
+            parts = name.split(".")
+            found.append(".".join(parts[: 3 if len(parts) > 2 and parts[2].isdigit() else 2]))
+    return list(dict.fromkeys(found))
+
+
+@torch.no_grad()
+def run_roi_heads(detector: nn.Module, features: Sequence[Tensor], images: Tensor) -> None:
+    """Run every RoI head on the boxes that the first stage proposes.
+
+    Inference would not do: it runs mask heads on what was detected alone, which may be nothing.
+
+    Args:
+        detector: A two-stage detector in evaluation mode.
+        features: What its ``extract_feat`` returned.
+        images: ``(N, C, H, W)``.
+    """
+    roi_head: Any = detector.roi_head
+    channels, height, width = images.shape[-3:]
+    meta = {
+        "img_shape": (height, width, channels),
+        "ori_shape": (height, width, channels),
+        "pad_shape": (height, width, channels),
+        "scale_factor": np.ones(4, dtype=np.float32),
+        "flip": False,
+        "flip_direction": None,
+    }
+    rpn_head: Any = getattr(detector, "rpn_head", None)
+    if rpn_head is None:
+        corners = torch.rand(NUM_BOXES, 2, 2, device=images.device).sort(1).values
+        size = torch.tensor([width, height], device=images.device)
+        boxes = [(corners * size).flatten(1).to(images.dtype)] * len(images)
+    else:
+        found = rpn_head.simple_test_rpn(features, [meta] * len(images))
+        boxes = [box[:NUM_BOXES, :4] for box in found]
+    for index, proposals in enumerate(boxes):
+        roi_head.forward_dummy(tuple(level[index : index + 1] for level in features), proposals)

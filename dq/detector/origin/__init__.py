@@ -1,0 +1,1 @@
+"""Wrappers with the names of the project that this one reimplements."""

@@ -1,0 +1,273 @@
+"""The origin's three modules as a thin face: train, calibrate and test a quantized detector.
+
+For users of TI's edgeai-torchvision (``torchvision.edgeailite.xnn``): the same names, the same
+arguments where they still mean something, everything behind them this project's own. New code has
+more from `dq.quant.graph.prepare` and the launcher. ``docs/origin.md`` maps the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dq.detector.model.build import float_state, load_float_state
+from dq.detector.model.checkpoint_content import QUANTIZATION, compose, load_quantization
+from dq.detector.model.graph import quantize_detector
+from dq.dist.data_parallel import sync_buffers_
+from dq.quant.graph.quantized_graph import CONTAINER
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.observers.min_max import MovingAverageObserver
+from dq.quant.quantizers.factory import initialise_weights_
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe, Rule
+from dq.sync import agree_
+
+
+def origin_recipe(
+    *,
+    bitwidth_weights: int = 8,
+    bitwidth_activations: int = 8,
+    per_channel_q: bool = False,
+    power2_weight_range: bool | None = None,
+    power2_activation_range: bool | None = None,
+    quantize_in: bool = True,
+    quantize_out: bool = True,
+) -> Recipe:
+    """Return the recipe that the origin's arguments describe.
+
+    Args:
+        bitwidth_weights: 2 to 16.
+        bitwidth_activations: 2 to 16.
+        per_channel_q: A scale for each output channel of a weight; else one for all of it.
+        power2_weight_range: Scales of weights are powers of two; None for unless per channel.
+        power2_activation_range: Likewise for activations.
+        quantize_in: Round the network's input.
+        quantize_out: Round what its last layers return.
+    """
+    power2 = not per_channel_q
+    return Recipe(
+        weight=QuantSpec(
+            bits=bitwidth_weights,
+            signed=True,
+            symmetric=True,
+            narrow=True,
+            channel_axis=0 if per_channel_q else None,
+            power_of_two=power2 if power2_weight_range is None else power2_weight_range,
+        ),
+        activation=QuantSpec(
+            bits=bitwidth_activations,
+            power_of_two=power2 if power2_activation_range is None else power2_activation_range,
+        ),
+        outputs=quantize_out,
+        rules=() if quantize_in else (Rule(module="x", quantize=False),),
+    )
+
+
+class QuantBaseModule(nn.Module):
+    """A detector with quantizers, at ``module`` as in the origin.
+
+    Args:
+        module: A float detector as mmdet builds it, on its device; it is changed in place.
+        dummy_input: Accepted as in the origin; the graph needs no example.
+        recipe: What is quantized how, in place of the origin's arguments.
+        origin: The origin's arguments; see `origin_recipe`.
+
+    Raises:
+        ValueError: The detector cannot be traced or is quantized already.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        dummy_input: object = None,
+        *,
+        recipe: Recipe | None = None,
+        **origin: Any,
+    ) -> None:
+        super().__init__()
+        self.recipe = recipe or origin_recipe(**origin)
+        self.module = module
+        self.graph = quantize_detector(module, self.recipe)
+        self.graph.quantizers.to(next(module.parameters()).device)
+        self.quantizers = list(self.graph.activations().values())
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the detector as mmdet does; with one tensor alone return the head's outputs."""
+        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            return self.graph(args[0])
+        return self.module(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return the float detector's own state dict: mmdet's keys, without quantizer state."""
+        state = self.module.state_dict(*args, **kwargs)
+        prefix = f"{kwargs.get('prefix', '')}{CONTAINER}."
+        return {k: v for k, v in state.items() if not k.startswith(prefix)}
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return the weights and, beside them, all quantizer state, to be saved with torch.save."""
+        return compose(self.module, graph=self.graph, recipe=self.recipe, meta={})
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> None:
+        """Load a float state dict or checkpoint, or what `checkpoint` returned.
+
+        Raises:
+            ValueError: It is that of another model or recipe.
+        """
+        source = "the state dict"
+        load_float_state(self.module, float_state(state_dict, source), source)
+        if QUANTIZATION in state_dict:
+            load_quantization(self.graph, state_dict, source)
+        else:
+            initialise_weights_(self.graph.layers())
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether every quantizer has a range; reads the device."""
+        return all(quantizer.has_range for quantizer in self.quantizers)
+
+
+class QuantTrainModule(QuantBaseModule):
+    """Train quantization-aware: ``loss = model(img=..., img_metas=..., gt_bboxes=..., ...)``.
+
+    Without calibrated ranges the first batch is only observed. As in the origin, batch norms are
+    frozen one epoch before the middle of the training and ranges one after it, an epoch being a
+    call of ``train()``. On several ranks each training forward is one small collective.
+
+    Args:
+        module: As for `QuantBaseModule`.
+        dummy_input: As for `QuantBaseModule`.
+        total_epochs: Length of the training.
+        kwargs: As for `QuantBaseModule`.
+    """
+
+    def __init__(
+        self, module: nn.Module, dummy_input: object = None, *, total_epochs: int, **kwargs: Any
+    ) -> None:
+        super().__init__(module, dummy_input, **kwargs)
+        if total_epochs < 1:
+            raise ValueError(
+                f"total_epochs is {total_epochs}; give the training's length, 1 or more"
+            )
+        self.total_epochs = total_epochs
+        self.num_epochs_tracked = 0
+        self.begun = False
+
+    def train(self, mode: bool = True) -> QuantTrainModule:
+        """Begin an epoch, or evaluate with rounding."""
+        super().train(mode)
+        if mode:
+            middle = self.total_epochs // 2
+            frozen = self.num_epochs_tracked >= middle + 1
+            set_phase(self.module, Phase.FROZEN if frozen else Phase.TRAIN)
+            if self.num_epochs_tracked >= middle - 1:
+                self.freeze_bn()
+            self.num_epochs_tracked += 1
+        else:
+            set_phase(self.module, Phase.FROZEN)
+        return self
+
+    def freeze_bn(self) -> None:
+        """Let batch norms use their running statistics until the next epoch begins."""
+        for child in self.module.modules():
+            if isinstance(child, _BatchNorm):
+                child.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the detector, then let all ranks agree on the ranges of the next step."""
+        if not self.training:
+            return super().forward(*args, **kwargs)
+        if not self.begun and not self.calibrated:
+            set_phase(self.module, Phase.OBSERVE)
+            result = super().forward(*args, **kwargs)
+            agree_(self.quantizers)
+            # Scales of weights come of folded statistics, which each rank may have of its own.
+            sync_buffers_(self.module)
+            initialise_weights_(self.graph.layers())
+            set_phase(self.module, Phase.TRAIN)
+        else:
+            result = super().forward(*args, **kwargs)
+            agree_(self.quantizers)
+        self.begun = True
+        return result
+
+
+class QuantCalibrateModule(QuantBaseModule):
+    """Calibrate on what is passed in training mode; round in evaluation mode.
+
+    ``model.train()``, some batches, ``model.eval()``: the detector itself stays in evaluation mode
+    and gets no gradients, so nothing of it changes. All batches weigh alike.
+    """
+
+    def __init__(self, module: nn.Module, dummy_input: object = None, **kwargs: Any) -> None:
+        super().__init__(module, dummy_input, **kwargs)
+        self.num_batches = 0
+        self.train()
+
+    def train(self, mode: bool = True) -> QuantCalibrateModule:
+        """Begin or end calibrating."""
+        super().train(mode)
+        self.module.eval()
+        set_phase(self.module, Phase.CALIBRATE if mode else Phase.FROZEN)
+        return self
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the detector and, in training mode, take the batch into the ranges.
+
+        In evaluation mode it is the float detector as long as nothing was calibrated or loaded.
+        """
+        if not self.training:
+            set_phase(self.module, Phase.FROZEN if self.calibrated else Phase.OFF)
+            return super().forward(*args, **kwargs)
+        self.num_batches += 1
+        result = super().forward(*args, **kwargs)
+        with self._equal_weights():
+            agree_(self.quantizers)
+        return result
+
+    @contextmanager
+    def _equal_weights(self) -> Iterator[None]:
+        observers = [q.observer for q in self.quantizers]
+        averages = [o for o in observers if isinstance(o, MovingAverageObserver)]
+        momenta = [observer.momentum for observer in averages]
+        for observer in averages:
+            observer.momentum = 1.0 / self.num_batches
+        try:
+            yield
+        finally:
+            for observer, momentum in zip(averages, momenta, strict=True):
+                observer.momentum = momentum
+
+
+class QuantTestModule(QuantBaseModule):
+    """Test with rounding: always in evaluation mode, ranges from a quantized checkpoint."""
+
+    def __init__(self, module: nn.Module, dummy_input: object = None, **kwargs: Any) -> None:
+        super().__init__(module, dummy_input, **kwargs)
+        self.eval()
+        set_phase(self.module, Phase.FROZEN)
+
+    def train(self, mode: bool = True) -> QuantTestModule:
+        """Stay in evaluation mode."""
+        super().train(False)
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the detector.
+
+        Raises:
+            ValueError: No calibrated ranges were loaded.
+        """
+        if not self.calibrated:
+            raise ValueError(
+                "the quantizers have no ranges; load what QuantCalibrateModule.checkpoint() or"
+                " QuantTrainModule.checkpoint() returned"
+            )
+        return super().forward(*args, **kwargs)

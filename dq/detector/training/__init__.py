@@ -1,0 +1,1 @@
+"""A whole training: runner, checkpoints, and how one goes on."""

@@ -1,0 +1,177 @@
+"""When a training writes checkpoints, how they are called and which of them are kept."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmcv import ConfigDict
+
+from dq.detector.config.mmdet_keys import CHECKPOINT_KEYS, REFUSED_BY_NAME
+from dq.detector.training.checkpoint_order import newest_first
+
+log = logging.getLogger(__name__)
+MIDDLE_KEPT = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointPlan:
+    """The config's ``checkpoint_config``: mmcv's hook's settings and meaning, and two of our own.
+
+    Attributes:
+        interval: Epochs between two checkpoints, steps where ``by_epoch`` is False; 0 or less for
+            none but the last.
+        by_epoch: Whether ``interval`` counts epochs.
+        max_keep_ckpts: So many of the newest are kept, and the best beside them; 0 or less for
+            all. Of those that are written besides, to go on from, there are never more than two.
+        save_optimizer: Without the optimizer's state a training cannot go on from it.
+        save_last: Write one at the end whatever the interval.
+        out_dir: Where checkpoints go, below folders of the experiment's and the stage's names;
+            None for the stage's own folder.
+        create_symlink: Let ``latest.pth`` be the newest.
+        meta: Goes into each checkpoint's ``meta``.
+        steps: Steps between two further checkpoints in the middle of an epoch; 0 for none.
+        minutes: A checkpoint is written at the next step when the last is so old; 0 for never.
+    """
+
+    interval: int = -1
+    by_epoch: bool = True
+    max_keep_ckpts: int = -1
+    save_optimizer: bool = True
+    save_last: bool = True
+    out_dir: str | None = None
+    create_symlink: bool = True
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 0
+    minutes: float = 15.0
+
+    def __post_init__(self) -> None:
+        for name in ("interval", "max_keep_ckpts", "steps"):
+            given = getattr(self, name)
+            if not isinstance(given, int) or isinstance(given, bool):
+                raise ValueError(f"checkpoint_config.{name} is {given!r}; use a whole number")
+        for name in ("steps", "minutes"):
+            given = getattr(self, name)
+            if given < 0:
+                raise ValueError(f"checkpoint_config.{name} is {given}; use 0 or more")
+        if self.out_dir is not None and "://" in str(self.out_dir):
+            raise ValueError(
+                f"checkpoint_config.out_dir is {self.out_dir}; checkpoints go to a disk, give a"
+                " folder"
+            )
+        if not isinstance(self.meta, Mapping):
+            raise ValueError(f"checkpoint_config.meta is {self.meta!r}; use a dict")
+
+    def at_epoch(self, finished: int, of: int) -> bool:
+        """Whether one is due after so many epochs."""
+        return self.by_epoch and self._due(finished, of)
+
+    def at_step(self, finished: int, of: int) -> bool:
+        """Whether one is due after so many steps."""
+        return (self.steps > 0 and finished % self.steps == 0) or self.counts_step(finished, of)
+
+    def counts_step(self, finished: int, of: int) -> bool:
+        """Whether one is due after so many steps because ``interval`` counts steps."""
+        return not self.by_epoch and self._due(finished, of)
+
+    def folder(self, of_stage: Path) -> Path:
+        """Return where a stage's checkpoints lie, its last one apart."""
+        if self.out_dir is None:
+            return of_stage
+        return Path(self.out_dir) / of_stage.parent.name / of_stage.name
+
+    def _due(self, finished: int, of: int) -> bool:
+        if finished == of and self.save_last:
+            return True
+        return self.interval > 0 and finished % self.interval == 0
+
+
+def checkpoint_plan(section: Mapping[str, Any] | None, *, counts_epochs: bool) -> CheckpointPlan:
+    """Read the config's ``checkpoint_config``; None is none but those to go on from.
+
+    Raises:
+        ValueError: A key is unknown or refused, or a value makes no sense.
+    """
+    if section is None:
+        return CheckpointPlan(save_last=False)
+    given = dict(section)
+    known = {key.name: key for key in CHECKPOINT_KEYS}
+    for key in given:
+        if key not in known:
+            raise ValueError(
+                f"checkpoint_config.{key} is not a setting; there are {', '.join(known)}"
+            )
+        if known[key].state == REFUSED_BY_NAME:
+            raise ValueError(f"checkpoint_config.{key} cannot be set: {known[key].note}")
+    kind = given.pop("type", "CheckpointHook")
+    if kind != "CheckpointHook":
+        raise ValueError(
+            f"checkpoint_config.type is {kind}; leave it out, and put a hook of your own into"
+            " custom_hooks"
+        )
+    backend = (given.pop("file_client_args", None) or {}).get("backend", "disk")
+    if backend not in ("disk", "local"):
+        raise ValueError(
+            f"checkpoint_config.file_client_args: backend {backend!r} is not there; checkpoints go"
+            " to a disk, leave it out"
+        )
+    given.pop("sync_buffer", None)
+    meta = given.get("meta")
+    if isinstance(meta, ConfigDict):  # A class of mmcv's would be one to be trusted when read.
+        given["meta"] = meta.to_dict()
+    plan = CheckpointPlan(**{"by_epoch": counts_epochs, **given})
+    if not plan.save_optimizer:
+        log.warning("checkpoint_config.save_optimizer=False: such checkpoints cannot be resumed")
+    return plan
+
+
+def checkpoint_folder(config: Any, of_stage: Path) -> Path:
+    """Return where the checkpoints of a config's training lie.
+
+    Raises:
+        ValueError: As `checkpoint_plan`.
+    """
+    counts_epochs = config.runner.type == "EpochBasedRunner"
+    return checkpoint_plan(config.checkpoint_config, counts_epochs=counts_epochs).folder(of_stage)
+
+
+def remove_old(folder: Path, plan: CheckpointPlan) -> None:
+    """Remove checkpoints beyond those to be kept, oldest first, with their checksums.
+
+    Which are the oldest they say themselves: no clock decides, so the newest always stays. One
+    that does not say is neither counted nor removed. The best ones have other names and stay. Of
+    those called ``step_N.pth``, which only serve to go on from, two are kept, so that one is left
+    when the newest turns out damaged.
+    """
+    middle = newest_first(folder.glob("step_[0-9]*.pth"))
+    others = newest_first([*folder.glob("epoch_[0-9]*.pth"), *folder.glob("iter_[0-9]*.pth")])
+    kept = plan.max_keep_ckpts if plan.max_keep_ckpts > 0 else len(others)
+    for path in [*middle[MIDDLE_KEPT:], *others[kept:]]:
+        path.unlink(missing_ok=True)
+    for sidecar in folder.glob("*.pth.sha256"):
+        if not sidecar.with_suffix("").exists():
+            sidecar.unlink(missing_ok=True)
+
+
+class Age:
+    """Tell when the last checkpoint is too old; the main rank's clock decides for all.
+
+    Args:
+        limit_s: Seconds; 0 for never.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew, after a checkpoint."""
+        self.written = time.monotonic()
+
+    def is_too_old(self) -> bool:
+        """Whether the limit is reached."""
+        return 0 < self.limit_s <= time.monotonic() - self.written

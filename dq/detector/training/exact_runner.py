@@ -1,0 +1,397 @@
+"""What both runners share: steps, checkpoints with all that going on needs, stopping when asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from dq.detector.config.registry_errors import explain
+from dq.detector.hooks.quantization import averaged
+from dq.detector.model.build import float_state
+from dq.detector.model.checkpoint_content import compose
+from dq.detector.step.losses import LOSSES, SAME_LOSSES, LossLog, LossValues
+from dq.detector.step.optimizer_step import OptimizerStep
+from dq.detector.step.rank_state import Plain, plain_attributes, set_pending_logs
+from dq.detector.step.supervision import Supervision
+from dq.detector.training.checkpoint_order import ATTEMPT, Place
+from dq.detector.training.checkpoint_plan import Age, CheckpointPlan, remove_old
+from dq.detector.training.resume_state import compare_weights, load_training_state, training_state
+from dq.dist import collectives
+from dq.dist.agreed_names import agreed_names
+from dq.dist.checkpoint import load_checkpoint, save_checkpoint
+from dq.dist.data_parallel import unwrap
+from dq.dist.one_reader import on_main_rank
+from dq.dist.signals import Stopped
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.phase import Phase
+from dq.quant.recipes.recipe import Recipe
+from dq.quant.training.weight_average import WeightAverage
+from dq.tracking.tracker import Tracker
+from dq.whole_file import link_whole
+
+log = logging.getLogger(__name__)
+CHECKPOINT, STOP = "checkpoint", "stop"
+
+
+class Training:
+    """A mixin for mmcv's runners.
+
+    Attributes:
+        graph: The detector's quantized graph; None in float training.
+        recipe: What it was prepared with.
+        average: Of the weights; where there is one, checkpoints hold it as the detector's weights.
+        companions: What else has state that resuming needs, by name: ``state_dict()`` and
+            ``load_state_dict(state)``.
+        optimizer_step: Runs the steps; None where a hook of the config's own does.
+        plan: When checkpoints are written.
+        supervision: Who watches.
+        phase: Of the quantizers.
+        position: Steps of this epoch that are done.
+        steps_per_epoch: Of the training loader.
+        pending: Losses of a resumed training, to be put back into the log.
+        tracker: Takes what is worth keeping of how the training goes.
+    """
+
+    graph: QuantizedGraph | None = None
+    recipe: Recipe | None = None
+    average: WeightAverage | None = None
+    companions: Mapping[str, Any] = MappingProxyType({})
+    optimizer_step: OptimizerStep | None = None
+    phase: Phase = Phase.OFF
+    position: int = 0
+    steps_per_epoch: int = 1
+    pending: Mapping[str, Any] | None = None
+    counts_epochs: bool
+    model: nn.Module
+    optimizer: Any
+    meta: dict[str, Any]
+    work_dir: str
+    data_loader: Any
+    hooks: Any
+    mode: str
+    epoch: int
+    iter: int
+    max_epochs: int
+    max_iters: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.log_buffer = LossLog()
+        self.plan = CheckpointPlan()
+        self.tracker = Tracker()
+        self.supervision = Supervision()
+        self.age = Age(0)
+        self.attributes: Plain = plain_attributes(unwrap(self.model))
+
+    def supervise(self, supervision: Supervision, plan: CheckpointPlan) -> None:
+        """Take on who watches and when checkpoints are written."""
+        self.supervision, self.plan = supervision, plan
+        self.age = Age(60 * plan.minutes)
+
+    def call_hook(self, fn_name: str) -> None:
+        """Call all hooks in the order of their priorities.
+
+        Raises:
+            ValueError: A hook that is not ours misses a package, or asserts what is not so.
+            RuntimeError: Another error of such a hook; the message names it.
+        """
+        for hook in self.hooks:
+            try:
+                getattr(hook, fn_name)(self)
+            except (ImportError, AssertionError) as error:
+                if is_own(hook):
+                    raise
+                raise ValueError(failure(hook, fn_name, error)) from error
+            except (AttributeError, TypeError, LookupError) as error:
+                if is_own(hook):
+                    raise
+                raise RuntimeError(failure(hook, fn_name, error)) from error
+
+    def run_iter(self, data_batch: Any, train_mode: bool, **_: Any) -> None:
+        """Run one step forward on this rank's batch, or on a list of micro-batches."""
+        model: Any = self.model
+        batches = data_batch if isinstance(data_batch, list) else [data_batch]
+        device = next(model.parameters()).device
+        with self.supervision.clock.work("computing", device):
+            if not train_mode:
+                outputs = model.val_step(batches[0], self.optimizer)
+            elif self.optimizer_step is None:
+                outputs = model.train_step(batches[0], self.optimizer)
+            else:
+                outputs = self.optimizer_step.forward(self, batches)
+        if collectives.world_size() > 1 and any(map(may_read_losses, self.hooks)):
+            outputs["log_vars"] = _of_all_ranks(outputs["log_vars"])
+        self.log_buffer.update(outputs["log_vars"], outputs["num_samples"])
+        self.outputs = outputs
+
+    def train_step_(self, batches: list[Any], number: int) -> None:
+        """Do one step with all its hooks; ``number`` counts from the epoch's beginning.
+
+        ``data_batch`` is the batch, as in mmcv; where ``accumulate`` is more than 1, a list of this
+        rank's micro-batches.
+        """
+        self.data_batch = batches[0] if len(batches) == 1 else batches
+        with self.supervision.clock.phase("preparing a step"):
+            self.call_hook("before_train_iter")
+        self.run_iter(batches, train_mode=True)
+        self.call_hook("after_train_iter")
+        del self.data_batch
+        self.position = number + 1
+
+    def end_step(self) -> None:
+        """Write a checkpoint, or stop, where that is due after a step that has been counted."""
+        done, watch = self.iter, self.supervision
+        watch.alive(f"step {done}")
+        guards = watch.guards
+        if guards.compare_every and done % guards.compare_every == 0:
+            compare_weights(unwrap(self.model))
+        if collectives.is_main_rank() and self.age.is_too_old():
+            watch.agreement.ask(CHECKPOINT)
+            self.age.renew()
+        due = watch.agreement.due(done)
+        if self.plan.at_step(done, self.max_iters) or due or self._evaluation_follows():
+            self.save_training()
+        if STOP in due:
+            raise Stopped(due[STOP])
+
+    def _evaluation_follows(self) -> bool:
+        """Whether this was an epoch's last step, and a long evaluation comes before its end."""
+        if not self.counts_epochs or self.position < len(self.data_loader):
+            return False
+        return any(getattr(hook, "is_due", lambda _: False)(self) for hook in self.hooks)
+
+    def save_training(
+        self, *, at_end_of_epoch: bool = False, after_this_step: bool = False
+    ) -> None:
+        """Write a checkpoint to go on from, whole or not at all; every rank must call it.
+
+        It is called after its epoch, after its step where the config asks for one after so many
+        steps, and else ``step_N.pth``.
+
+        Args:
+            at_end_of_epoch: Called by a hook at an epoch's end, which is not counted yet.
+            after_this_step: Called by a hook after a step, which is not counted yet.
+
+        Raises:
+            RuntimeError: On all ranks, when it cannot be written or their weights differ.
+        """
+        epoch = self.epoch + 1 if at_end_of_epoch else self.epoch
+        done = self.iter + 1 if after_this_step else self.iter
+        if at_end_of_epoch:
+            name = f"epoch_{epoch}.pth"
+        else:
+            is_asked_for = self.plan.counts_step(done, self.max_iters)
+            name = f"{'iter' if is_asked_for else 'step'}_{done}.pth"
+        training = {
+            "epoch": epoch,
+            "position": 0 if at_end_of_epoch else self.position,
+            "iteration": done,
+            "phase": self.phase.value,
+            "chunks_per_step": getattr(self.data_loader, "chunks_per_step", 1),
+            "steps_per_epoch": self.steps_per_epoch,
+            "world_size": collectives.world_size(),
+        }
+        scaler = None if self.optimizer_step is None else self.optimizer_step.scaler
+        if scaler is not None:
+            training["scaler"] = scaler.state_dict()
+        if self.optimizer_step is not None:
+            training["skipped"] = [self.optimizer_step.skipped, self.optimizer_step.in_a_row]
+        messages = {"hook_msgs": self._portable_messages()}
+        meta = {**self.plan.meta, **self.meta, "epoch": epoch, "iter": done, **messages}
+        path = self.plan.folder(Path(self.work_dir)) / name
+        # What is written are the model's own tensors, so the average has to stay in it until then.
+        with averaged(self):
+            content = training_state(self, meta, training)
+            if not self.plan.save_optimizer and content is not None:
+                del content["optimizer"]
+
+            place = Place(attempt=self.meta.get(ATTEMPT, 0), step=done, epoch=epoch)
+
+            def write() -> None:
+                save_checkpoint(path, content, note=place.note)
+                if self.plan.create_symlink:
+                    link_whole(path.with_name("latest.pth"), name)
+                remove_old(path.parent, self.plan)
+
+            on_main_rank(write)
+        self.age.renew()
+        self.meta.setdefault("hook_msgs", {})["last_ckpt"] = str(path)
+        log.info("checkpoint %s", path)
+
+    def _portable_messages(self) -> dict[str, Any]:
+        """Return what hooks have left in ``meta`` without the folder, which may be moved."""
+        messages = dict(self.meta.get("hook_msgs", {}))
+        # Of the checkpoint before: another one where a training was gone on with.
+        messages.pop("last_ckpt", None)
+        best = messages.get("best_ckpt")
+        if best and Path(best).is_relative_to(self.work_dir):
+            messages["best_ckpt"] = str(Path(best).relative_to(self.work_dir))
+        return messages
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename_tmpl: str | None = None,
+        save_optimizer: bool = True,
+        meta: Any = None,
+        create_symlink: bool = True,
+    ) -> None:
+        """Write weights and optimizer, as mmcv's runners do for their hooks; one rank calls it.
+
+        To go on exactly from a file, use what `save_training` writes.
+        """
+        finished = self.epoch + 1 if self.counts_epochs else self.iter + 1
+        default = "epoch_{}.pth" if self.counts_epochs else "iter_{}.pth"
+        name = (filename_tmpl or default).format(finished)
+        # A hook calls it at the end of an epoch that is not counted yet, or before the first step.
+        epoch = self.epoch + 1 if self.iter else 0
+        meta = {**(meta or {}), **self.meta, "epoch": epoch, "iter": self.iter}
+        with averaged(self):
+            content = compose(
+                unwrap(self.model),
+                graph=self.graph,
+                recipe=self.recipe,
+                meta=meta,
+                optimizer=self.optimizer if save_optimizer else None,
+            )
+            save_checkpoint(Path(out_dir, name), content)
+        if create_symlink:
+            link_whole(Path(out_dir, "latest.pth"), name)
+
+    def load_checkpoint(self, filename: str, *_: Any, **__: Any) -> dict[str, Any]:
+        """Load the weights of a file as ``load_from`` does, for a hook that asks for it."""
+        content: dict[str, Any] = load_checkpoint(Path(filename))
+        self.load_weights(content, filename)
+        return content
+
+    def resume(self, checkpoint: str, *_: Any, **__: Any) -> None:
+        """Go on from a file, for a hook that asks for it; every rank calls it."""
+        content = on_main_rank(lambda: load_checkpoint(Path(checkpoint)))
+        self.resume_training(content, checkpoint, self.steps_per_epoch)
+
+    def load_weights(self, content: Mapping[str, Any], source: str) -> None:
+        """Load weights, tolerating differences as mmdet's ``load_from`` does, and name them."""
+        detector = unwrap(self.model)
+        own = detector.state_dict()
+        state = float_state(content, source)
+        fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+        if not fitting:
+            raise ValueError(f"load_from {source}: none of its weights fits this model")
+        left_out = len(state) - len(fitting)
+        if left_out:
+            log.warning("load_from %s: %d entries do not fit and are left out", source, left_out)
+        detector.load_state_dict(fitting, strict=False)
+
+    def resume_training(
+        self,
+        content: Mapping[str, Any],
+        source: str,
+        steps: int,
+        new_optimizer_settings: bool = False,
+    ) -> None:
+        """Continue where a checkpoint was written; every rank must call it, all hooks registered.
+
+        Args:
+            content: Of the checkpoint.
+            source: Its name, for messages.
+            steps: Of an epoch.
+            new_optimizer_settings: Keep this optimizer's settings, not the checkpoint's.
+
+        Raises:
+            ValueError: The checkpoint is of another model, recipe or optimizer.
+        """
+        meta = content.get("meta", {})
+        training = load_training_state(
+            self, content, source, new_optimizer_settings=new_optimizer_settings
+        )
+        self._iter = int(training.get("iteration", meta.get("iter", 0)))
+        self._epoch = int(training.get("epoch", meta.get("epoch", 0)))
+        self.position = int(training.get("position", 0))
+        if not self.counts_epochs:
+            self._epoch, self.position = divmod(self._iter, steps)
+        elif self.position and training.get("steps_per_epoch", steps) != steps:
+            before = training["steps_per_epoch"]
+            log.warning("an epoch has %d steps, not %d: this one begins anew", steps, before)
+            self.position = 0
+        self.phase = Phase(training.get("phase", "off"))
+        scaler = None if self.optimizer_step is None else self.optimizer_step.scaler
+        if scaler is not None and training.get("scaler"):
+            scaler.load_state_dict(training["scaler"])
+        if self.optimizer_step is not None and "skipped" in training:
+            self.optimizer_step.skipped, self.optimizer_step.in_a_row = training["skipped"]
+        if self.counts_epochs and self.position == 0:
+            self.pending = None  # The log of an epoch begins empty.
+        self.meta["hook_msgs"] = dict(meta.get("hook_msgs", {}))
+        if best := self.meta["hook_msgs"].get("best_ckpt"):
+            self.meta["hook_msgs"]["best_ckpt"] = str(Path(self.work_dir, best))
+        if "start" in meta:
+            self.meta["start"] = meta["start"]
+        log.info("resumed from %s: epoch %d, iteration %d", source, self._epoch, self._iter)
+
+    def say_if_finished(self, source: str) -> None:
+        """Say it where a training that goes on has nothing left to do."""
+        done, unit = (self.epoch, "epochs") if self.counts_epochs else (self.iter, "iterations")
+        wanted = self.max_epochs if self.counts_epochs else self.max_iters
+        if done >= wanted:
+            name = "runner.max_epochs" if self.counts_epochs else "runner.max_iters"
+            log.warning(
+                "nothing is left to train: %d %s are done in %s, and %s is %d; it is evaluated as"
+                " it is",
+                done, unit, source, name, wanted,
+            )  # fmt: skip
+
+    def put_back_losses(self) -> None:
+        """Let the log's next line average what a resumed training had not logged yet."""
+        if self.pending is not None:
+            device = next(self.model.parameters()).device
+            set_pending_logs(self.log_buffer, self.pending, device)
+            self.pending = None
+
+    @torch.no_grad()
+    def validation_losses(self, batch: Any) -> None:
+        """Compute the losses of a batch of validation images, with all hooks."""
+        self.data_batch = batch
+        self.call_hook("before_val_iter")
+        self.run_iter(batch, train_mode=False)
+        self.call_hook("after_val_iter")
+        del self.data_batch
+
+
+def is_own(hook: Any) -> bool:
+    """Whether a hook is part of this project."""
+    return type(hook).__module__.partition(".")[0] == "dq"
+
+
+def is_known(hook: Any) -> bool:
+    """Whether a hook is this project's, mmcv's or mmdet's: none of them reads a step's losses."""
+    return type(hook).__module__.partition(".")[0] in ("dq", "mmcv", "mmdet")
+
+
+def may_read_losses(hook: Any) -> bool:
+    """Whether a hook may read a step's losses."""
+    return not is_known(hook) and "after_train_iter" in hook.get_triggered_stages()
+
+
+def failure(hook: Any, stage: str, error: BaseException) -> str:
+    """Return in one line which hook failed, where and why."""
+    return f"{type(hook).__name__} fails in {stage}: {explain(error)}"
+
+
+def _of_all_ranks(losses: LossValues) -> LossValues:
+    """Return the means over ranks, as mmdet's losses are; two small collectives.
+
+    Only for hooks of the user's own, which may read them in every step.
+    """
+    names = agreed_names(losses.tensors, LOSSES, SAME_LOSSES)
+    if not names:
+        return losses
+    flat = torch.stack([losses.tensors[name].double() for name in names])
+    collectives.all_reduce_(flat, "mean")
+    means = dict(zip(names, flat.float(), strict=True))
+    return LossValues({name: means[name] for name in losses.tensors})

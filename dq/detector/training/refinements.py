@@ -1,0 +1,133 @@
+"""What a quantized training does besides rounding, built from its settings and put in place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from mmcv.runner import Hook
+from torch import Tensor, nn
+
+from dq.detector.hooks.quantization import OscillationHook, QuantEMAHook
+from dq.detector.hooks.weight_average import AverageRule, averaged_by
+from dq.detector.loading.to_device import to_device
+from dq.dist.data_parallel import sync_buffers_
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.training.distillation import Distillation
+from dq.quant.training.norm_reestimation import reestimate_norms_
+from dq.quant.training.oscillation import OscillationTracker
+from dq.quant.training.refinements import Refinements
+from dq.quant.training.schedule import Schedule
+from dq.quant.training.weight_average import WeightAverage
+
+log = logging.getLogger(__name__)
+
+Terms = Callable[[], Mapping[str, Tensor]]
+
+
+class Refinery:
+    """The extras of one quantized training.
+
+    Args:
+        detector: Prepared, on its device, with the float model's weights still.
+        graph: Its graph.
+        schedule: Of the training.
+        settings: Which extras.
+        rule: Of an EMA hook of the config; the settings' own goes first.
+
+    Attributes:
+        network: What the detector's methods take for the graph.
+        average: Of the weights, or None.
+        companions: What has state to be resumed, by name.
+        hooks: mmcv hooks with their priorities; all come after the optimizer's.
+        terms: Losses beside the detector's own.
+    """
+
+    def __init__(
+        self,
+        detector: nn.Module,
+        graph: QuantizedGraph,
+        schedule: Schedule,
+        settings: Refinements,
+        rule: AverageRule | None = None,
+    ) -> None:
+        self.detector, self.graph, self.schedule = detector, graph, schedule
+        self.network: Callable[[Tensor], Any] = graph
+        self.average: WeightAverage | None = None
+        self.companions: dict[str, Any] = {}
+        self.hooks: list[tuple[Hook, int]] = []
+        self.terms: list[Terms] = []
+        if settings.distill is not None:
+            distillation = Distillation(graph, settings.distill)
+            self.network = distillation
+            self.terms.append(distillation.losses)
+        if settings.oscillation is not None:
+            tracker = OscillationTracker(graph, settings.oscillation)
+            hook = OscillationHook(tracker, schedule)
+            self.hooks.append((hook, 44))
+            self.companions["oscillation"] = tracker
+            if settings.oscillation.dampening:
+                self.terms.append(hook.losses)
+        if settings.ema is not None:
+            self.average = WeightAverage(detector, settings.ema.momentum)
+        elif rule is not None:
+            self.average = averaged_by(rule, detector)
+        if self.average is not None:
+            # After the optimizer (40) and the frozen weights (44), before the checkpoint (50).
+            self.hooks.append((QuantEMAHook(self.average), 45))
+            self.companions["average"] = self.average
+
+    @torch.no_grad()
+    def finish(self, loader: Any, device: torch.device) -> None:
+        """Leave the detector as it is to be used: averaged, its norms estimated anew if asked.
+
+        Every rank must call it, after the last step.
+
+        Args:
+            loader: Of training batches.
+            device: Where the detector is.
+        """
+        if self.average is not None:
+            self.average.swap_()
+            self.average = None
+            sync_buffers_(self.detector)
+        if self.schedule.norm_batches:
+            set_phase(self.graph.quantizers, Phase.FROZEN)
+            steps = chain.from_iterable(loader.steps(0))
+            batches = islice(steps, self.schedule.norm_batches)
+            images = (to_device(batch, device)["img"] for batch in batches)
+            number = reestimate_norms_(self.graph, images, merge_=sync_buffers_)
+            log.info("running statistics are those of %d training batches", number)
+
+
+@contextmanager
+def added_losses(detector: nn.Module, terms: Sequence[Terms]) -> Iterator[None]:
+    """Add loss terms to what the detector's ``forward_train`` returns, in the body.
+
+    They arise inside the forward pass, so data parallelism sees their gradients like any other's.
+
+    Args:
+        detector: Unwrapped.
+        terms: Called after each forward pass; names with ``loss`` in them count.
+    """
+    if not terms:
+        yield
+        return
+    original: Any = detector.forward_train
+
+    def forward_train(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        losses = dict(original(*args, **kwargs))
+        for term in terms:
+            losses.update(term())
+        return losses
+
+    detector.__dict__["forward_train"] = forward_train
+    try:
+        yield
+    finally:
+        del detector.__dict__["forward_train"]

@@ -1,0 +1,124 @@
+"""Exported networks of many detector families load in ONNX Runtime and agree, layer by layer."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dq.detector.calibration.calibrate import calibrate
+from dq.detector.export.write import export_detector, part_path
+from dq.detector.model.graph import quantize_detector
+from dq.quant.export.onnx_graph import flatten
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.integer.engine_graph import exact_network
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe
+from dq.quant.verify.cut_model import CutNetwork
+from dq.quant.verify.layer_differences import called_once, layer_differences
+from dq.quant.verify.onnxruntime_session import OnnxNetwork
+from tests.detector.model.test_graph import detector_of
+
+pytestmark = pytest.mark.slow
+
+SHALLOW = {"model.bbox_head.stacked_convs": 1}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "faster_rcnn": {},
+    "fcos": SHALLOW,
+    "foveabox": SHALLOW,
+    "gfl": SHALLOW,
+    "retinanet": SHALLOW,
+    "yolo": {},  # YOLOv3 with MobileNetV2
+    "yolof": {"model.neck.in_channels": 512},
+    "yolox": {},
+}
+# Those whose layers ONNX Runtime computes in integers, all of them.
+IN_INTEGERS = {"faster_rcnn", "foveabox", "retinanet", "yolof"}
+SIZE = (64, 64)
+# Elsewhere it adds tensors with other instructions.
+ON_X86 = platform.machine() in ("x86_64", "AMD64")
+
+# Each layer reads the fake-quantized network's own input, so nothing grows with depth. In scales,
+# float32 sums in another order move a value by less than this beyond a tie,
+LITERAL_EXCESS = 1e-3
+# and so few of the values lie on ties.
+LITERAL_SHARE = 2e-5
+# Integer engines round biases too, to the product of two scales.
+INTEGER_EXCESS, INTEGER_SHARE = 0.05, 1e-3
+
+
+def settle_norms_(detector: nn.Module, images: Tensor) -> None:
+    """Give batch norms the statistics of these images, so that no activation vanishes."""
+    norms = [m for m in detector.modules() if isinstance(m, _BatchNorm)]
+    for norm in norms:
+        norm.momentum = None  # The average of all passes, of which there is one.
+        norm.reset_running_stats()
+        norm.train()
+    features = detector.extract_feat(images)  # type: ignore[operator]
+    head = getattr(detector, "bbox_head", None) or detector.rpn_head
+    head(features)  # type: ignore[operator]
+    detector.eval()
+
+
+def assert_agrees(graph: QuantizedGraph, model: onnx.ModelProto, images: list[Tensor]) -> None:
+    """Every rounding, every output and every quantized weight of the graph was compared."""
+    cut = CutNetwork(model, called_once(graph))
+    assert cut.network.num_integer == OnnxNetwork(model).num_integer > 0
+    for integers in (False, True):
+        found = layer_differences(graph, model, images, integers=integers)
+        own = {s.name for s in graph.sites if s.kind == "activation"}
+        assert own <= {d.site for d in found}
+        weights = {s.name for s in graph.sites if s.kind != "activation"}
+        assert {layer for d in found for layer in d.layers} == weights
+        excess, share = (
+            (INTEGER_EXCESS, INTEGER_SHARE) if integers else (LITERAL_EXCESS, LITERAL_SHARE)
+        )
+        assert not [d for d in found if not d.excess < excess]
+        # At a tie a value goes to the next integer and no further.
+        assert not [d for d in found if not d.largest < 1.001]
+        num = sum(d.num for d in found)
+        assert sum(d.share * d.num for d in found) <= max(1, share * num)
+
+
+def assert_equal_bits(graph: QuantizedGraph, model: onnx.ModelProto, images: Tensor) -> None:
+    """Integer arithmetic in torch gives what ONNX Runtime gives, where that runs in integers."""
+    network, exact = OnnxNetwork(model), exact_network(graph)
+    assert exact is not graph
+    found = flatten(exact(images))[0]
+    for one, other in zip(found, network.tensors(images), strict=True):
+        assert torch.isfinite(one).all()
+        if network.num_float == 0 and ON_X86:
+            assert torch.equal(one, other), f"{(one != other).sum()} of {one.numel()}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_family_loads_and_agrees(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    detector = detector_of(family, **FAMILIES[family])
+    batch = torch.randn(4, 3, *SIZE)
+    settle_norms_(detector, batch)
+    graph = quantize_detector(detector, Recipe())
+    images = list(batch.split(1))
+    calibrate(detector, graph, images, torch.device("cpu"))
+    set_phase(graph.quantizers, Phase.FROZEN)
+    paths = export_detector(
+        detector, graph, tmp_path, name="net", kind="onnx-qdq", size=SIZE, opset=None, metadata={}
+    )
+    assert paths[-1].suffix == ".json"
+    model = onnx.load(paths[0])
+    assert_agrees(graph, model, [batch[:2]])
+    assert (OnnxNetwork(model).num_float == 0) == (family in IN_INTEGERS)
+    assert_equal_bits(graph, model, batch[:2])
+    for part, own in graph.parts.items():
+        boxes = torch.randn(3, 256, 7, 7).relu()
+        part_model = onnx.load(part_path(paths[0], part))
+        assert_agrees(own, part_model, [boxes])
+        assert_equal_bits(own, part_model, boxes)
+    assert bool(graph.parts) == (family == "faster_rcnn")

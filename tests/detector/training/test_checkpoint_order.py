@@ -1,0 +1,97 @@
+"""Checkpoints are ordered by what they say, whatever the clock said when they were written."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dq.detector.training.checkpoint_order import (
+    Place,
+    newest_first,
+    newest_training,
+    next_attempt,
+    place_of,
+)
+from dq.dist.checkpoint import save_checkpoint
+
+
+def content(attempt: int | None, step: int, epoch: int, **more: Any) -> dict[str, Any]:
+    """Return what a training writes, less its weights; without an attempt what mmdet's own does."""
+    meta: dict[str, Any] = {"epoch": epoch, "iter": step}
+    training = {} if attempt is None else {"training": {"iteration": step, "epoch": epoch}}
+    if attempt is not None:
+        meta["attempt"] = attempt
+    return {"meta": meta, "optimizer": {"state": {}}, **training, **more}
+
+
+def write(
+    folder: Path, name: str, attempt: int | None, step: int, epoch: int = 0, *, noted: bool = True
+) -> Path:
+    note = Place(attempt, step, epoch).note if noted and attempt is not None else ""
+    save_checkpoint(folder / name, content(attempt, step, epoch), note=note)
+    return folder / name
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_order_is_by_attempt_then_step_and_never_by_time(tmp_path: Path, noted: bool) -> None:
+    wanted = [
+        write(tmp_path, "epoch_9.pth", None, 900, 9),
+        write(tmp_path, "epoch_2.pth", 1, 12, 2, noted=noted),
+        # Begun anew, or gone on with from an earlier one: fewer steps, but newer.
+        write(tmp_path, "step_9.pth", 2, 9, 1, noted=noted),
+        write(tmp_path, "step_10.pth", 2, 10, 1, noted=noted),
+        write(tmp_path, "iter_11.pth", 2, 11, 1, noted=noted),
+        write(tmp_path, "step_6.pth", 3, 6, 0, noted=noted),
+        write(tmp_path, "epoch_1.pth", 3, 6, 1, noted=noted),
+    ]
+    for number, path in enumerate(wanted):
+        os.utime(path, (1000 - number, 1000 - number))
+    assert newest_first(tmp_path.glob("*.pth")) == wanted[::-1]
+    assert next_attempt(tmp_path) == 4
+    found = newest_training(tmp_path)
+    assert found is not None
+    assert found[0].name == "epoch_1.pth"
+
+
+def test_a_folder_without_any(tmp_path: Path) -> None:
+    assert next_attempt(tmp_path / "none") == 1
+    assert newest_training(tmp_path / "none") is None
+    assert newest_training(tmp_path) is None
+
+
+def test_damaged_ones_and_those_without_a_trainings_state_are_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = write(tmp_path, "epoch_1.pth", 1, 6, 1)
+    write(tmp_path, "best_mAP_epoch_9.pth", 1, 900, 9)
+    (tmp_path / "latest.pth").symlink_to("epoch_5.pth")
+    cut = write(tmp_path, "epoch_5.pth", 1, 30, 5)
+    cut.write_bytes(cut.read_bytes()[:-9])
+    bare = content(1, 24, 4)
+    del bare["optimizer"]  # checkpoint_config.save_optimizer=False
+    save_checkpoint(tmp_path / "epoch_4.pth", bare, note=Place(1, 24, 4).note)
+    hooks = content(1, 18, 3)
+    del hooks["training"]  # What a hook of the user's own lets the runner write.
+    save_checkpoint(tmp_path / "epoch_3.pth", hooks)
+    (tmp_path / "epoch_2.pth").write_text("no checkpoint")
+    with caplog.at_level(logging.WARNING):
+        found = newest_training(tmp_path)
+    assert found is not None
+    assert found[0] == good
+    named = [word for r in caplog.records for word in r.message.split() if word.endswith(".pth")]
+    assert [Path(word).name for word in named] == [
+        "epoch_2.pth", "epoch_5.pth", "epoch_4.pth", "epoch_3.pth",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "strange", [{"meta": None}, {"meta": {"iter": "x"}}, {"meta": [1]}, {"training": {"epoch": ()}}]
+)
+def test_strange_content_has_no_place_or_the_first(tmp_path: Path, strange: Any) -> None:
+    torch.save(strange, tmp_path / "epoch_1.pth")
+    assert place_of(tmp_path / "epoch_1.pth") in (None, Place(0, 0, 0))

@@ -1,0 +1,129 @@
+"""``checkpoint_config`` means what it means in mmcv, beside what we write to go on from."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmcv import ConfigDict
+
+from dq.detector.config.read import finish
+from dq.detector.training.checkpoint_order import Place
+from dq.detector.training.checkpoint_plan import (
+    checkpoint_plan,
+    remove_old,
+)
+from dq.dist.checkpoint import save_checkpoint
+from tests.detector.minimal import minimal
+
+
+def epochs(section: dict[str, Any] | None, of: int) -> list[int]:
+    """Return after which of so many epochs a checkpoint is written."""
+    plan = checkpoint_plan(section, counts_epochs=True)
+    return [epoch for epoch in range(1, of + 1) if plan.at_epoch(epoch, of)]
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"interval": 1}, [1, 2, 3, 4, 5]),
+        ({"interval": 2}, [2, 4, 5]),
+        ({"interval": 2, "save_last": False}, [2, 4]),
+        ({}, [5]),  # mmcv's interval is -1
+        ({"interval": -1, "save_last": False}, []),
+        ({"interval": 2, "by_epoch": False}, []),
+        (None, []),
+    ],
+)
+def test_when_an_epoch_ends_with_one(section: dict[str, Any] | None, expected: list[int]) -> None:
+    assert epochs(section, 5) == expected
+
+
+def test_steps_count_where_epochs_do_not() -> None:
+    plan = checkpoint_plan({"interval": 3}, counts_epochs=False)
+    assert [step for step in range(1, 9) if plan.at_step(step, 8)] == [3, 6, 8]
+    plan = checkpoint_plan({"interval": 3, "by_epoch": False}, counts_epochs=True)
+    assert [step for step in range(1, 9) if plan.counts_step(step, 8)] == [3, 6, 8]
+
+
+def kept(folder: Path, section: dict[str, Any]) -> list[str]:
+    """Return which of many files are left."""
+    for number in range(1, 7):
+        save_checkpoint(folder / f"epoch_{number}.pth", {}, note=Place(1, 9 * number, 0).note)
+        save_checkpoint(folder / f"step_{number}.pth", {}, note=Place(1, number, 0).note)
+    save_checkpoint(folder / "best_mAP_epoch_1.pth", {})
+    for number, path in enumerate(sorted(folder.iterdir(), reverse=True)):
+        os.utime(path, (number, number))  # As if the clock had run backwards.
+    remove_old(folder, checkpoint_plan(section, counts_epochs=True))
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("more", [{}, {"max_keep_ckpts": -1}, {"max_keep_ckpts": 0}])
+def test_all_are_kept_where_the_config_says_no_number(tmp_path: Path, more: dict[str, Any]) -> None:
+    left = kept(tmp_path, {"interval": 1, **more})
+    assert [name for name in left if re.fullmatch(r"epoch_\d.pth", name)] == [
+        f"epoch_{n}.pth" for n in range(1, 7)
+    ]
+    assert {"step_5.pth", "step_6.pth", "best_mAP_epoch_1.pth"} <= set(left)
+    assert "step_4.pth" not in left
+    assert "step_4.pth.sha256" not in left
+
+
+def test_so_many_are_kept_as_the_config_says(tmp_path: Path) -> None:
+    left = kept(tmp_path, {"interval": 1, "max_keep_ckpts": 2})
+    assert [name for name in left if re.fullmatch(r"epoch_\d.pth", name)] == [
+        "epoch_5.pth",
+        "epoch_6.pth",
+    ]
+
+
+def test_what_does_not_say_when_it_was_written_is_neither_counted_nor_removed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "step_9.pth").write_text("no checkpoint")
+    left = kept(tmp_path, {"interval": 1, "max_keep_ckpts": 2})
+    assert {"step_9.pth", "step_6.pth", "step_5.pth"} <= set(left)
+
+
+def test_a_config_that_says_nothing_keeps_three() -> None:
+    config = finish(minimal())
+    assert checkpoint_plan(config.checkpoint_config, counts_epochs=True).max_keep_ckpts == 3
+    config = finish(minimal(checkpoint_config={"interval": 1}))
+    assert checkpoint_plan(config.checkpoint_config, counts_epochs=True).max_keep_ckpts == -1
+    config = finish(minimal(checkpoint_config=None))
+    assert config.checkpoint_config is None
+
+
+def test_folder_is_below_out_dir() -> None:
+    stage = Path("runs/tiny/float")
+    assert checkpoint_plan({}, counts_epochs=True).folder(stage) == stage
+    plan = checkpoint_plan({"out_dir": "/big"}, counts_epochs=True)
+    assert plan.folder(stage) == Path("/big/tiny/float")
+
+
+def test_meta_is_plain_data() -> None:
+    plan = checkpoint_plan(ConfigDict(meta={"note": {"by": "me"}}), counts_epochs=True)
+    assert type(plan.meta) is dict
+    assert plan.meta == {"note": {"by": "me"}}
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"intervall": 1}, "intervall is not a setting"),
+        ({"interval": "x"}, "interval is 'x'"),
+        ({"filename_tmpl": "m_{}.pth"}, "filename_tmpl cannot be set"),
+        ({"out_dir": "s3://bucket"}, "give a folder"),
+        ({"file_client_args": {"backend": "petrel"}}, "backend 'petrel'"),
+        ({"type": "MyHook"}, "custom_hooks"),
+        ({"meta": 3}, "use a dict"),
+        ({"minutes": -1}, "minutes is -1"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="checkpoint_config") as caught:
+        checkpoint_plan(section, counts_epochs=True)
+    assert message in str(caught.value)

@@ -1,0 +1,61 @@
+"""The order of the packages inside each part, and who imports whom; `drawing` draws it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Each package, the lowest first, with those that it may import.
+ORDER: dict[str, dict[str, tuple[str, ...]]] = {
+    "dq/quant": {
+        "numerics": (),
+        "kernels": ("numerics",),
+        "observers": ("numerics",),
+        "quantizers": ("numerics", "kernels", "observers"),
+        "recipes": ("numerics", "observers", "quantizers"),
+        "graph": ("kernels", "quantizers", "recipes"),
+        "training": ("numerics", "quantizers", "graph"),
+        "analysis": ("numerics", "quantizers", "graph", "training"),
+        "ptq": ("numerics", "observers", "quantizers", "recipes", "graph", "analysis"),
+        "integer": ("numerics", "kernels", "quantizers", "graph"),
+        "export": ("numerics", "graph", "integer"),
+        "verify": ("graph",),
+        "model": ("graph", "recipes", "quantizers", "ptq", "integer", "export"),
+    },
+    "dq/detector": {
+        "config": (),
+        "metrics": (),
+        "data": ("config", "metrics"),
+        "loading": ("data",),
+        "model": ("config",),
+        "calibration": ("model",),
+        "evaluation": ("config", "metrics", "data", "loading"),
+        "export": ("config", "data", "model"),
+        "engines": ("data", "model", "export"),
+        "step": ("loading",),
+        "hooks": ("config", "calibration", "evaluation", "step"),
+        "training": ("config", "data", "loading", "model", "step", "hooks"),
+        "survey": ("config",),
+        "origin": ("model",),
+    },
+}
+
+
+def packages_of(place: str) -> set[str]:
+    return {p.name for p in (ROOT / place).iterdir() if (p / "__init__.py").is_file()}
+
+
+def imported(path: Path, place: str) -> set[str]:
+    """Return the packages of ``place`` that a file imports, anywhere in it."""
+    prefix = place.replace("/", ".") + "."
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {
+        name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix)
+    }
