@@ -44,13 +44,13 @@ def passes() -> dict[str, tuple[float, Callable[[], object]]]:
     return {
         "torch: copy": (8, lambda: y.copy_(x)),
         "torch: ReLU6 in place": (8, lambda: torch.nn.functional.relu6(y, inplace=True)),
-        "torch: smallest and largest value": (4, lambda: torch.aminmax(x)),
+        "torch: minimum and maximum": (4, lambda: torch.aminmax(x)),
         "torch: fake quantize, with mask": (9, lambda: fake(x, 0.02, 3, 0, 255)),
         "torch: gradient times mask": (9, lambda: gradient * mask),
         "ours: ReLU6 and record": (8, lambda: activation(False, False, True)),
-        "ours: ReLU6 and round": (8, lambda: activation(True, False, False)),
-        "ours: ReLU6, round and mask": (9, lambda: activation(True, True, False)),
-        "ours: ReLU6, record, round and mask": (9, lambda: activation(True, True, True)),
+        "ours: ReLU6 and fake quantize": (8, lambda: activation(True, False, False)),
+        "ours: ReLU6, fake quantize and mask": (9, lambda: activation(True, True, False)),
+        "ours: ReLU6, record, fake quantize and mask": (9, lambda: activation(True, True, True)),
         "ours: masked gradient": (9, masked),
         "ours: gradients of a learned scale": (
             12,

@@ -1,4 +1,4 @@
-"""What ranks add to a quantized training: step time, collectives, the price of agreeing.
+"""What ranks add to a quantized training: step time, collectives, the cost of merging ranges.
 
     python -m benchmarks.ranks [--ranks 1 2 4] [--net ssd_mobilenet] [--size 160] [--batch 2]
         [--steps 9] [--write docs/tables/ranks.md]
@@ -123,7 +123,7 @@ def _all_reduce(numel: int, number: int) -> float:
 
 
 def far(found: dict[str, Any], ranks: int) -> float:
-    """Return the computed seconds of agreeing on so many ranks.
+    """Return the computed seconds of merging ranges on this many ranks.
 
     Recursive doubling: log2(ranks) rounds of the latency of one message and the time of its bytes
     (Thakur, Rabenseifner and Gropp 2005, "Optimization of Collective Communication Operations in
@@ -137,8 +137,8 @@ def far(found: dict[str, Any], ranks: int) -> float:
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Return the results as Markdown."""
     lines = [
-        "| ranks | step, ms | agreeing, ms | share | collectives beyond DDP and norms | bytes:"
-        " ranges / norms / gradients |",
+        "| ranks | step, ms | merging ranges, ms | share | collectives beyond DDP and norms |"
+        " bytes: ranges / norms / gradients |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
@@ -157,7 +157,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {r['ranks']} | " + " | ".join(cells) + " |")
     two = [r for r in results if r["ranks"] == 2]
     if two:
-        lines += ["", "| ranks, computed | agreeing, ms |", "|---|---|"]
+        lines += ["", "| ranks, computed | merging ranges, ms |", "|---|---|"]
         lines += [f"| {n} | {1e3 * far(two[0], n):.2f} |" for n in FAR]
     return "\n".join(lines) + "\n"
 

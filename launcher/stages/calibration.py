@@ -19,7 +19,7 @@ from dq.dist.checkpoint import load_checkpoint
 from dq.dist.one_reader import on_main_rank
 from dq.dist.restarts import restart_counted
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.ptq.widths import take_bits_
+from dq.quant.ptq.widths import set_bits_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
 from dq.sync import calibrate_on_one_rank
@@ -114,7 +114,7 @@ def calibrate_all(plan: Plan, place: Session, detector: nn.Module, graph: Quanti
     proof = calibrate_on_one_rank(graph, work, rank=rank)
     names: list[str] = collectives.broadcast_object(raised, source=rank)
     if not raised:  # The ranks that did not calibrate have the others' ranges and scales already.
-        take_bits_(graph, names)
+        set_bits_(graph, names)
     set_phase(graph.quantizers, Phase.FROZEN)
     log.info("all %d ranks have the same ranges, digest %s", collectives.world_size(), proof[:16])
     return replace(plan.settings.recipe, raised=tuple(names))

@@ -18,7 +18,7 @@ from dq.quant.integer.qparams import specs_of, widths_of
 def exported(
     graph: QuantizedGraph, example: Tensor, change_: Callable[[fx.GraphModule], Any] | None = None
 ) -> onnx.ModelProto:
-    """Export the graph for images of the example's size, its integer network changed before."""
+    """Export the graph for images of the example's size, after changing its integer network."""
     network = integer_network(graph)
     if change_ is not None:
         change_(network)

@@ -1,4 +1,4 @@
-"""Small nets that quantize badly in one known way each, and what the repair tests do with them."""
+"""Small nets that quantize badly in one known way each, with helpers for the repair tests."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from dq.quant.quantizers.phase import Phase, set_phase
 
 
 class Separable(nn.Module):
-    """Depthwise separable blocks whose channels differ wildly in size (as after folding)."""
+    """Depthwise separable blocks with channels of very different size (as after folding)."""
 
     def __init__(self, activation: type[nn.Module] = nn.ReLU, *, unequal: bool = True) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def images(seed: int = 0, num: int = 32) -> list[Tensor]:
 
 
 def calibrate(graph: QuantizedGraph, batches: list[Tensor]) -> None:
-    """Give every quantizer the range that it sees."""
+    """Give every quantizer the range of these batches."""
     set_phase(graph.quantizers, Phase.CALIBRATE)
     with torch.no_grad():
         for batch in batches:
@@ -63,11 +63,11 @@ def calibrated_sqnr(graph: QuantizedGraph) -> float:
 
 
 def sqnr(graph: QuantizedGraph, wanted: list[Tensor]) -> float:
-    """Return the SQNR on unseen images relative to what the model gave before any repair."""
+    """Return the SQNR on unseen images, relative to the model before any repair."""
     return decibel(noise(graph, images(1), [flat(y) for y in wanted]))
 
 
 def unseen(net: nn.Module) -> list[Tensor]:
-    """Return what the model gives for the unseen images."""
+    """Return the outputs of the model for the unseen images."""
     with torch.no_grad():
         return [net(batch) for batch in images(1)]

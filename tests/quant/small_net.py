@@ -1,4 +1,4 @@
-"""A small net and its calibration, for the tests of what happens in training."""
+"""A small net and its calibration, for tests of training."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Prepared models in training, and what autograd keeps of them."""
+"""Prepared models in training, and the memory that autograd saves for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dq.quant.recipes.recipe import Recipe
 def prepared(
     model: nn.Module, learned: str | None, x: Tensor, phase: Phase = Phase.TRAIN
 ) -> QuantizedGraph:
-    """Return the model in training mode and the phase, with ranges of ``x``."""
+    """Return the model in training mode and this phase, with ranges from ``x``."""
     graph = prepare(model, Recipe(learned=learned))
     model.eval()
     set_phase(model, Phase.CALIBRATE)
@@ -30,11 +30,10 @@ def prepared(
 
 
 def kept(result: Tensor) -> dict[int, int]:
-    """Return address and bytes of every storage that autograd keeps for a backward pass.
+    """Return address and bytes of every storage that autograd saves for a backward pass.
 
-    Found by what the graph of ``result`` refers to; hooks would not see what operators save under
-    hooks of their own (`dq.quant.kernels.recompute`), and what those have packed away does not
-    count.
+    It searches the autograd graph of ``result``. Saved-tensor hooks would not see what operators
+    save under other hooks (`dq.quant.kernels.recompute`). Tensors that those dropped do not count.
     """
     found: dict[int, int] = {}
     seen, stack = set(), [result.grad_fn]

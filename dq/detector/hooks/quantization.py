@@ -63,7 +63,7 @@ class QuantizationHook(Hook):  # type: ignore[misc]
     def before_train_iter(self, runner: Any) -> None:
         """Enter the phase that this step belongs to."""
         progress = progress_of(runner)
-        if not self.schedule.rounds(progress):
+        if not self.schedule.quantizes(progress):
             phase = Phase.OBSERVE
         elif self.schedule.freezes_ranges(progress):
             phase = Phase.FROZEN
@@ -141,7 +141,7 @@ class OscillationHook(Hook):  # type: ignore[misc]
 
     def after_train_iter(self, runner: Any) -> None:
         """Compare the weights' integers with those of the step before."""
-        if self.schedule.rounds(progress_of(runner)):
+        if self.schedule.quantizes(progress_of(runner)):
             if self.tracker.settings.freeze_above is not None:
                 sync_buffers_(unwrap(runner.model))
             self.tracker.update_()

@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 
 from dq.detector.model.channels import input_channels
 from dq.detector.model.roi_heads import NORMS, find_roi_heads, quantize_roi_heads
-from dq.quant.graph.prepare import prepare, whole_or_not_at_all
+from dq.quant.graph.prepare import prepare, undo_additions_on_error
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.graph.roles import is_layer
 from dq.quant.graph.trace import Traced, TraceError
@@ -214,7 +214,7 @@ def quantize_detector(detector: nn.Module, recipe: Recipe) -> QuantizedGraph:
     """
     traced = trace_detector(detector)
     heads = find_roi_heads(detector)
-    with whole_or_not_at_all(detector):
+    with undo_additions_on_error(detector):
         graph = prepare(detector, recipe, traced)
         quantize_roi_heads(detector, graph, recipe, heads, is_leaf=_is_leaf)
     if graph.left_float:

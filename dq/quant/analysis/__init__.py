@@ -1,1 +1,1 @@
-"""Measures of a quantized graph: sensitivity of each quantizer, statistics for the log."""
+"""Measurements of a quantized graph: sensitivity of each quantizer, statistics for the log."""

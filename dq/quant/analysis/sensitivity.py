@@ -1,8 +1,9 @@
-"""How much each quantizer alone disturbs the outputs, and which few to raise to 16 bit.
+"""How much each quantizer alone disturbs the outputs, to choose a few for 16 bits.
 
-The measure is the signal to quantization noise ratio (SQNR) at the graph's outputs, in decibel:
-noise relative to signal of each output tensor, averaged over the outputs. Noises of small and
-independent roundings add, so the smallest set that leaves a wanted SQNR is made of the loudest.
+The measure is the signal to quantization noise ratio (SQNR) at the graph's outputs, in decibel: the
+noise relative to the signal of each output tensor, averaged over the outputs. The noises of small
+independent errors add up. So the smallest set that reaches a target SQNR consists of the quantizers
+with the most noise.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from torch import Tensor
 
 from dq.quant.graph.quantized_graph import QuantizedGraph, quantizer_of
 from dq.quant.quantizers.phase import Phase, set_phase
-from dq.quant.quantizers.restore import as_it_was
+from dq.quant.quantizers.restore import restored_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
-    """What one quantizer does to the outputs.
+    """The effect of one quantizer on the outputs.
 
     Attributes:
         name: The quantizer's.
         kind: ``weight`` or ``activation``.
         bits: Its width.
-        sqnr: With it alone rounding, in decibel; infinite where nothing changes.
+        sqnr: With only this quantizer on, in decibel; infinite if nothing changes.
     """
 
     name: str
@@ -39,15 +40,15 @@ class Sensitivity:
 
 @torch.no_grad()
 def sensitivities(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[Sensitivity]:
-    """Measure every quantizer alone and return the results, the loudest first.
+    """Measure every quantizer alone and return the results, the most sensitive first.
 
     Args:
-        graph: Prepared, with ranges, in evaluation mode; left FROZEN, or in the phases that it was
-            in where an image fails.
+        graph: Prepared, with ranges, in evaluation mode; left FROZEN, or in its former phases if an
+            image raises an error.
         batches: A few images on the model's device.
     """
     found = []
-    with as_it_was(graph.quantizers, even_when_done=False):
+    with restored_state(graph.quantizers, even_when_done=False):
         wanted = float_outputs(graph, batches)
         set_phase(graph.quantizers, Phase.OFF)
         for site in graph.sites:
@@ -66,16 +67,16 @@ def sensitivities(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[Sens
 
 @torch.no_grad()
 def output_sqnr(graph: QuantizedGraph, batches: Sequence[Tensor]) -> float:
-    """Return the SQNR with all quantizers rounding, in decibel; leaves them FROZEN."""
-    with as_it_was(graph.quantizers, even_when_done=False):
+    """Return the SQNR with all quantizers on, in decibel; leaves them FROZEN."""
+    with restored_state(graph.quantizers, even_when_done=False):
         wanted = float_outputs(graph, batches)
         return decibel(noise(graph, batches, wanted))
 
 
 @torch.no_grad()
 def float_outputs(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Return the outputs of each batch with nothing rounded; leaves the quantizers FROZEN."""
-    with as_it_was(graph.quantizers, even_when_done=False):
+    """Return the outputs of each batch without quantization; leaves the quantizers FROZEN."""
+    with restored_state(graph.quantizers, even_when_done=False):
         set_phase(graph.quantizers, Phase.OFF)
         found = [flat(graph(batch)) for batch in batches]
         set_phase(graph.quantizers, Phase.FROZEN)
@@ -89,9 +90,9 @@ def noise(
     """Return the noise of the outputs relative to their signal, averaged over the outputs.
 
     Args:
-        graph: As it stands.
+        graph: In the phases to measure.
         batches: Images.
-        wanted: What `flat` gave of the float outputs for each batch.
+        wanted: The float outputs of each batch, as `flat` returns them.
     """
     num_outputs = len(wanted[0])
     signal = torch.zeros(num_outputs, dtype=torch.float64, device=batches[0].device)

@@ -1,7 +1,7 @@
-"""What each quantizer does, in numbers: range, scale, clipped share, noise, restless weights.
+"""Statistics of each quantizer: range, scale, clipped share, noise, oscillating weights.
 
-Two passes over a few images, one in float and one rounded. Nothing of the model changes: phases,
-training flags and statistics are as they were.
+Two passes over a few images, one in float and one fake-quantized. The model does not change:
+phases, training flags and statistics are restored.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.numerics.affine import dequantize, fake_quantize, quantize
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 from dq.quant.quantizers.phase import Phase, set_phase
-from dq.quant.quantizers.restore import as_it_was
+from dq.quant.quantizers.restore import restored_state
 from dq.quant.training.oscillation import OscillationTracker
 
-# Of a larger tensor evenly spread values are looked at.
+# Of larger tensors, a sample with even spacing is used.
 MAX_VALUES = 1 << 16
 NUM_BINS = 32
 Integers = dict[str, Tensor]
@@ -30,7 +30,7 @@ Integers = dict[str, Tensor]
 
 @dataclass(slots=True)
 class _Sums:
-    """What is added up of one activation quantizer over all its calls."""
+    """Sums of one activation quantizer over all its calls."""
 
     signal: float = 0.0
     own_noise: float = 0.0
@@ -58,22 +58,22 @@ def quantizer_figures(
     Args:
         graph: Prepared, with ranges.
         batches: A few images on the model's device.
-        run: Runs all of the network on a batch.
-        oscillation: Where weights are watched.
+        run: Runs the whole network on a batch.
+        oscillation: If weights are tracked.
         before: The integers that the last call returned.
 
     Returns:
-        Dicts with ``name``, ``module``, ``kind``, ``bits``, ``low`` and ``high`` (the values that
-        the integers reach), ``scale`` (largest of a layer's channels), ``seen_low``, ``seen_high``,
-        ``clipped`` (share of values beyond them, 0 to 1), ``sqnr`` (of its own rounding, dB),
-        ``network_sqnr`` (of its tensor with everything before it rounding, dB; None for weights),
-        ``oscillating`` (share of weights, None where not watched), ``moved`` (share of weights with
-        another integer than ``before``), ``histogram`` (of values, in `NUM_BINS` bins from
-        ``seen_low`` to ``seen_high``); and the integers of all weights.
+        Dicts with ``name``, ``module``, ``kind``, ``bits``, ``low`` and ``high`` (the smallest and
+        largest representable value), ``scale`` (largest of a layer's channels), ``seen_low``,
+        ``seen_high``, ``clipped`` (share of values beyond the range, 0 to 1), ``sqnr`` (of this
+        quantizer alone, dB), ``network_sqnr`` (of its tensor with all quantizers before it on, dB;
+        None for weights), ``oscillating`` (share of weights, None if not tracked), ``moved`` (share
+        of weights with another integer than ``before``), ``histogram`` (of values, in `NUM_BINS`
+        bins from ``seen_low`` to ``seen_high``); and the integers of all weights.
     """
     activations = graph.activations()
     sums = {name: _Sums() for name in activations}
-    with as_it_was(graph.root):
+    with restored_state(graph.root):
         graph.root.eval()
         for batch in batches:
             set_phase(graph.quantizers, Phase.OFF)
@@ -97,7 +97,7 @@ def quantizer_figures(
 
 
 def model_bytes(model: nn.Module, graph: QuantizedGraph | None) -> int:
-    """Return what the model's numbers take: weights at their width, all else in 32 bits.
+    """Return the bytes of the model's numbers: weights at their width, all others in 32 bits.
 
     Args:
         model: Its parameters and running statistics count; folded norms do not.
@@ -139,7 +139,7 @@ def model_bytes(model: nn.Module, graph: QuantizedGraph | None) -> int:
 def _watching(
     quantizers: Mapping[str, ActivationQuantizer], take: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """Hand some values of each quantizer's input on, in the body."""
+    """Pass a sample of each quantizer's input to a callback, in the body."""
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -157,7 +157,7 @@ def _watching(
 
 
 def _compare(entry: _Sums, quantizer: ActivationQuantizer, rounded_before: Tensor) -> None:
-    """Add up what a call's rounding does, against the same call of the float pass."""
+    """Add up the error of one call, relative to the same call of the float pass."""
     if entry.calls >= len(entry.kept):
         return
     x = entry.kept[entry.calls]
@@ -179,7 +179,7 @@ def _compare(entry: _Sums, quantizer: ActivationQuantizer, rounded_before: Tenso
 
 
 def reach(quantizer: ActivationQuantizer) -> tuple[float, float, float]:
-    """Return the ends of what a quantizer's integers stand for, and its scale."""
+    """Return the smallest and largest representable value of a quantizer, and its scale."""
     scale, zero = float(quantizer.scale), float(quantizer.zero_point)
     spec = quantizer.spec
     return (spec.quant_min - zero) * scale, (spec.quant_max - zero) * scale, scale
@@ -250,5 +250,5 @@ def _histogram(x: Tensor) -> Tensor:
 
 
 def _sqnr(noise: float, signal: float) -> float | None:
-    """Return decibel; None where nothing is lost or there is nothing."""
+    """Return decibel; None if noise or signal is zero."""
     return decibel(noise / signal) if noise > 0 and signal > 0 else None

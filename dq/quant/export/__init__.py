@@ -1,1 +1,1 @@
-"""From a quantized graph to ONNX: QuantizeLinear and DequantizeLinear, and TIDL's form."""
+"""From a quantized graph to ONNX: QuantizeLinear and DequantizeLinear, and TIDL's format."""

@@ -1,8 +1,8 @@
-"""A network of integer modules as an ONNX graph in which placeholders stand for the integers.
+"""A network of integer modules as an ONNX graph with placeholder nodes for the integers.
 
-torch.onnx does the translation, with every operator it knows; each integer module yields one node
-of the domain `dq.quant.integer.modules.DOMAIN`. Simplification runs while these stand there, so
-that it cannot fold a weight's integers away. The writers of formats replace them afterwards.
+torch.onnx translates all its operators; each integer module emits one node of the domain
+`dq.quant.integer.modules.DOMAIN`. The graph is simplified while these nodes are in it, so that
+simplification cannot fold a weight's integers away. The writers of formats replace them afterwards.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils import _pytree
 
 from dq.quant.export.onnx_operators import translations
 from dq.quant.graph.inputs import forward_with_inputs
-from dq.quant.integer.convert import emitting_of
+from dq.quant.integer.convert import export_switch_of
 
 DEFAULT_OPSET, OPSET_16_BITS = 18, 21
 INPUT, SECOND, OUTPUT = "images", "second", "output"
@@ -40,12 +40,12 @@ class _Flat(nn.Module):
 
 
 def _tensors(result: Any) -> list[Tensor]:
-    """Return the tensors of a result; None, which a head without a branch returns, is no output."""
+    """Return the tensors of a result; None, as a head without a branch returns, is no output."""
     return [value for value in flatten(result)[0] if value is not None]
 
 
 def flatten(result: Any) -> tuple[list[Tensor], Any]:
-    """Return the tensors of nested lists, tuples and dicts, and what puts them together again."""
+    """Return the tensors of nested lists, tuples and dicts, and the structure to rebuild them."""
     values, structure = _pytree.tree_flatten(result)
     return values, structure
 
@@ -78,7 +78,7 @@ def placeholder_model(
     Raises:
         ValueError: An operator of the network has no ONNX form; it is named.
     """
-    emitting = emitting_of(network)
+    emitting = export_switch_of(network)
     # One image alone would make the batch's size a constant.
     examples = [example] if isinstance(example, Tensor) else list(example)
     batched = [x.dim() > 0 and len(x) == len(examples[0]) for x in examples]
@@ -123,7 +123,7 @@ def placeholder_model(
 
 
 def reason_of(error: BaseException) -> str:
-    """Return in one line which operator torch.onnx stopped at and why."""
+    """Return in one line the operator at which torch.onnx failed, and why."""
     messages = []
     here: BaseException | None = error
     while here is not None:
@@ -138,10 +138,10 @@ def reason_of(error: BaseException) -> str:
 
 
 def checked(model: ir.Model) -> onnx.ModelProto:
-    """Return the model as ONNX's message after its checker, shape inference included, passed.
+    """Return the model as an ONNX message, checked with shape inference.
 
     Raises:
-        RuntimeError: It did not.
+        RuntimeError: The check failed.
     """
     proto: onnx.ModelProto = ir.to_proto(model)
     try:

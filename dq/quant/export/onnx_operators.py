@@ -1,4 +1,4 @@
-"""ONNX forms of operators for which torch.onnx has none."""
+"""ONNX translations of operators that torch.onnx does not support."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ OPSET_DEFORMABLE = 19
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """Return what torch.onnx takes as ``custom_translation_table``."""
+    """Return torch.onnx's argument ``custom_translation_table``."""
     import torchvision  # noqa: F401  (registers its operators)
 
     return {torch.ops.torchvision.deform_conv2d.default: _deformable}
 
 
 def _deformable(x: Any, weight: Any, offset: Any, mask: Any, bias: Any, *settings: Any) -> Any:
-    """Return ONNX's DeformConv, whose tensors are laid out as torchvision's are."""
+    """Return ONNX's DeformConv, which uses the same tensor layouts as torchvision."""
     from onnxscript import opset19 as op
 
     stride, padding, dilation = (list(settings[start : start + 2]) for start in (0, 2, 4))

@@ -1,8 +1,8 @@
-"""Placeholders of an exported network as QuantizeLinear and DequantizeLinear nodes (QDQ).
+"""Replace the placeholders of an exported network by QuantizeLinear and DequantizeLinear (QDQ).
 
-A weight becomes integers of its own width (int4, int8 or int16) with a DequantizeLinear for each
-place that reads it, an activation's rounding a QuantizeLinear and a DequantizeLinear. Where a
-quantizer uses fewer integers than its type has, a Clip before it keeps the others away.
+A weight becomes integers of its own width (int4, int8 or int16), with a DequantizeLinear for each
+reader. An activation's placeholder becomes a QuantizeLinear and a DequantizeLinear. If a quantizer
+uses fewer integers than its type has, a Clip before it limits the values.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _TYPES = {
 
 
 def width(spec: QuantSpec, *, weight: bool) -> int:
-    """Return the bits of the integer type of ONNX that holds the spec's integers.
+    """Return the bits of the ONNX integer type that holds this integer format.
 
-    Only weights are stored in 4 bits: engines have no pooling or resizing of such activations.
+    Only weights are stored in 4 bits: engines cannot pool or resize 4-bit activations.
     """
     return 4 if weight and spec.bits <= 4 else 8 if spec.bits <= 8 else 16
 
 
 def opset_needed(network: Iterable[tuple[QuantSpec, bool]]) -> int:
-    """Return the first opset whose QuantizeLinear has these widths; 0 where any will do.
+    """Return the first opset whose QuantizeLinear supports these widths; 0 if all do.
 
     Args:
-        network: Each quantizer's integers, and whether it is a weight's.
+        network: Each quantizer's integer format, and whether it is a weight's.
     """
     return OPSET_16_BITS if any(width(s, weight=w) != 8 for s, w in network) else 0
 
@@ -51,8 +51,8 @@ def to_qdq_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
     """Replace the model's placeholders by QDQ nodes, in place.
 
     Args:
-        model: As `dq.quant.export.onnx_graph.placeholder_model` returns it.
-        specs: The integers of every quantizer, by its name.
+        model: Result of `dq.quant.export.onnx_graph.placeholder_model`.
+        specs: The integer format of every quantizer, by its name.
     """
     writer = Writer(model, specs)
     for node in placeholders(model):
@@ -82,7 +82,7 @@ def array_of(value: ir.Value | None) -> Array:
 
 
 def finish_(model: ir.Model) -> None:
-    """Remove our domain and what nothing reads any more; sort the nodes."""
+    """Remove our domain and everything without a reader; sort the nodes."""
     model.opset_imports.pop(DOMAIN, None)
     for name in [n for n, v in model.graph.initializers.items() if not v.uses()]:
         del model.graph.initializers[name]
@@ -90,7 +90,7 @@ def finish_(model: ir.Model) -> None:
 
 
 class Writer:
-    """Writes nodes into one model, and each constant once."""
+    """Writes nodes into one model, and each constant only once."""
 
     def __init__(self, model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
         self.graph, self.specs = model.graph, specs
@@ -99,7 +99,7 @@ class Writer:
         self.uses: dict[str, int] = {str(value.name): 1 for value in taken}
 
     def constant(self, name: str, array: Array) -> ir.Value:
-        """Return the initializer of this name, made of ``array`` where it is not there yet."""
+        """Return the initializer of this name, created from ``array`` if it does not exist."""
         if name not in self.graph.initializers:
             tensor = ir.tensor(array, name=name)
             value = ir.Value(
@@ -118,29 +118,29 @@ class Writer:
         yield self.constant(f"{site}/zero_point", array_of(node.inputs[2]).astype(kind))
 
     def numbered(self, node: ir.Node) -> str:
-        """Return the site's name, with a number where the place is not its first or own."""
+        """Return the site's name, with a number if the place is a repetition or not the first."""
         site = site_of(node)
-        again = "again" in node.attributes and node.attributes["again"].as_int()
-        if not again and site not in self.uses:
+        repeated = "repeated" in node.attributes and node.attributes["repeated"].as_int()
+        if not repeated and site not in self.uses:
             self.uses[site] = 1
             return site
         self.uses[f"{site}#"] = self.uses.get(f"{site}#", 1) + 1
         return f"{site}#{self.uses[f'{site}#']}"
 
     def use(self, node: ir.Node, value: ir.Value) -> None:
-        """Let ``value`` stand in for a node's result; the node goes."""
+        """Replace a node's result by ``value`` and remove the node."""
         node.outputs[0].replace_all_uses_with(value)
         self.graph.remove(node, safe=True)
 
     def write_weight(self, node: ir.Node) -> None:
-        """Write a weight's integers and what makes them real numbers."""
+        """Write a weight's integers and the nodes that dequantize them."""
         site = site_of(node)
         spec, name = self.specs[site], self.numbered(node)
         integers = array_of(node.inputs[0]).astype(_TYPES[width(spec, weight=True), spec.signed][1])
         axis, old, stored = spec.channel_axis, node, f"{site}/integers"
         reader = next(iter(node.outputs[0].uses())).node if node.outputs[0].uses() else node
         if reader.op_type == "Transpose" and len(node.outputs[0].uses()) == 1:
-            # Engines look for the integers right before the product that reads them.
+            # Engines expect the integers directly before the product that reads them.
             order = list(reader.attributes["perm"].as_ints())
             integers, old = np.ascontiguousarray(integers.transpose(order)), reader
             axis = None if axis is None else order.index(axis)
@@ -151,7 +151,7 @@ class Writer:
         self.replace(old, new, name, also=node)
 
     def write_rounding(self, node: ir.Node) -> None:
-        """Write an activation's way to integers and back."""
+        """Write the nodes that quantize and dequantize an activation."""
         site = site_of(node)
         spec, name = self.specs[site], self.numbered(node)
         scale, zero_point = self.parameters(site, node, spec)
@@ -180,7 +180,7 @@ class Writer:
         self.replace(node, last, name)
 
     def replace(self, old: ir.Node, new: ir.Node, name: str, also: ir.Node | None = None) -> None:
-        """Let ``new`` stand in for ``old``; ``also`` goes with it."""
+        """Replace ``old``, and ``also`` if given, by ``new``."""
         before, after = old.outputs[0], new.outputs[0]
         after.shape, after.type = before.shape, before.type
         self.graph.insert_before(old, new)
@@ -195,7 +195,7 @@ class Writer:
 
 
 def clip_bounds(node: ir.Node, spec: QuantSpec) -> tuple[Array, Array]:
-    """Return the smallest and the largest real number of a rounding placeholder, float32 ``()``."""
+    """Return the smallest and largest real value of an activation's placeholder, float32 ``()``."""
     scale = array_of(node.inputs[1]).astype(np.float32)
     shift = array_of(node.inputs[2]).astype(np.float32)
     return (

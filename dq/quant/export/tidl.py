@@ -1,8 +1,8 @@
-"""Placeholders of an exported network as TI's TIDL reads them: Clip nodes and float weights.
+"""Replace the placeholders of an exported network by Clip nodes and float weights, for TI's TIDL.
 
-As in the origin (edgeai-torchvision's PAct2), an activation's range stands in the model as a Clip
-from ``-2^n`` or 0 to ``2^n``, from which TIDL derives the scale, and weights are float numbers
-that lie on their integers' grid already.
+As in the origin (edgeai-torchvision's PAct2), an activation's range is a Clip from ``-2^n`` or 0 to
+``2^n``, from which TIDL derives the scale. Weights are float numbers that are already on their
+quantization grid.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def to_tidl_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
     """Replace the model's placeholders by Clip nodes and float weights, in place.
 
     Args:
-        model: As `dq.quant.export.onnx_graph.placeholder_model` returns it.
-        specs: The integers of every quantizer, by its name.
+        model: Result of `dq.quant.export.onnx_graph.placeholder_model`.
+        specs: The integer format of every quantizer, by its name.
 
     Raises:
         ValueError: A scale is no power of two, or a zero point is not 0; the quantizer is named.
@@ -54,11 +54,11 @@ def _check(site: str, node: ir.Node) -> None:
     scales = array_of(node.inputs[1]).astype(np.float64).ravel().tolist()
     if any(math.frexp(scale)[0] != 0.5 for scale in scales):
         raise ValueError(
-            f"onnx-tidl needs power-of-two scales and that of {site} is {scales[0]:g}; quantize"
+            f"onnx-tidl needs power-of-two scales, but that of {site} is {scales[0]:g}; quantize"
             " with quant.preset=tidl, or export onnx-qdq"
         )
     if array_of(node.inputs[2]).any():
         raise ValueError(
-            f"onnx-tidl has no zero points and that of {site} is not 0; quantize with"
+            f"onnx-tidl has no zero points, but that of {site} is not 0; quantize with"
             " quant.preset=tidl, or export onnx-qdq"
         )

@@ -1,6 +1,6 @@
-"""Does a graph compute what the model computes? One forward pass of each on the same input says so.
+"""Check that a graph computes what the model computes: run both once on the same input.
 
-Tracing sees statements, not memory, so what it has missed shows in numbers alone.
+Tracing records operations, not memory, so a missed in-place write shows only in the numbers.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from dq.quant.quantizers.restore import as_it_was
+from dq.quant.quantizers.restore import restored_state
 
 log = logging.getLogger(__name__)
 
-# The same operators in the same order give the same numbers, but for what a device leaves open.
+# The same operators in the same order give the same numbers, up to a device's own freedom.
 TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """A forward pass with an example of its inputs.
+    """A forward pass with example inputs.
 
     Attributes:
         forward: What was traced.
-        examples: Tensors on which it runs; noise of their shape is compared.
+        examples: Tensors on which it runs; the comparison uses noise of their shape.
     """
 
     forward: Callable[..., Any]
@@ -37,7 +37,7 @@ class Reference:
 
 
 class DifferenceError(RuntimeError):
-    """A graph that does not compute what the model computes; the message names where."""
+    """A graph that does not compute what the model computes; the message names the place."""
 
 
 @torch.no_grad()
@@ -47,16 +47,16 @@ def refuse_difference(
     graph: Callable[..., Any],
     plain: Callable[..., Any] | None = None,
 ) -> None:
-    """Run the model and its graph once, in evaluation mode, and refuse the graph if they differ.
+    """Run the model and its graph once, in evaluation mode, and raise if the results differ.
 
-    Modes, phases, buffers and random generators are as before afterwards. A model that does not run
-    on noise cannot be compared, and passes.
+    Modes, phases, buffers and random generators are restored. A model that does not run on noise
+    cannot be compared and is accepted.
 
     Args:
-        root: The model, whose quantizers round nothing.
+        root: The model, with all quantizers off.
         reference: Its own forward pass.
-        graph: Does the same.
-        plain: The graph before quantizers were inserted, which names places better.
+        graph: The graph to check.
+        plain: The graph before quantizers were inserted; it gives better names to places.
 
     Raises:
         DifferenceError: An output differs, or the graph fails.
@@ -77,8 +77,8 @@ def refuse_difference(
         place = _first_difference(root, reference.forward, plain or graph, inputs)
         raise DifferenceError(
             f"the graph of {type(root).__name__} does not compute what the model computes{reason},"
-            f" first seen {place}; let statements there return new tensors instead of writing into"
-            " those they are given, or leave that module in float with a rule"
+            f" first seen {place}; make the statements there return new tensors instead of writing"
+            " in place, or leave that module in float with a rule"
         )
 
 
@@ -91,7 +91,7 @@ def _noise(examples: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _run(root: nn.Module, forward: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
-    with as_it_was(root), _buffers_kept(root), _generators_kept(inputs):
+    with restored_state(root), _buffers_kept(root), _generators_kept(inputs):
         root.eval()
         return forward(*[x.clone() for x in inputs])
 
@@ -140,21 +140,21 @@ def _first_difference(
     graph: Callable[..., Any],
     inputs: Sequence[Tensor],
 ) -> str:
-    """Return where the model and its graph first differ: of the modules that both call."""
+    """Return where the model and its graph first differ, among the modules that both call."""
     own, other = _results(root, forward, inputs), _results(root, graph, inputs)
     last = ""
     for call, expected in own.items():
         if call in other:
             if not _same(other[call], expected):
-                return f"in what {call[0]} returns"
+                return f"in the result of {call[0]}"
             last = call[0]
-    return f"behind {last}" if last else "in its outputs"
+    return f"after {last}" if last else "in its outputs"
 
 
 def _results(
     root: nn.Module, run: Callable[..., Any], inputs: Sequence[Tensor]
 ) -> dict[tuple[str, int], list[Tensor]]:
-    """Return copies of what each call of each module returned, in the order of the calls' ends."""
+    """Return copies of the results of each module call, in the order in which the calls end."""
     found: dict[tuple[str, int], list[Tensor]] = {}
     calls: dict[str, int] = {}
     handles = []

@@ -1,9 +1,9 @@
-"""Activation functions that only cut off, computed in the same pass as the rounding behind them.
+"""Run a clipping activation function and the fake quantization after it in one pass.
 
-ReLU, its copy for rounding and the rounding itself would each pass over the tensor. The graph that
-is analysed, exported and shown stays as it is; only the function that is run has them merged, and
-writes into the tensor where nothing else needs it: then a quantized training keeps no more
-activations than a float one, but for a byte a value that says where gradients pass.
+ReLU, the copy of its result and fake quantization would each pass over the tensor. Only the
+function that runs is fused; the graph that is analysed, exported and shown does not change. The
+fused pass writes in place if nothing else needs the tensor. So a quantized training saves the same
+activations as a float one, plus one byte per value for the gradient mask.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from dq.quant.quantizers.half_precision import on_the_grid
 from dq.quant.quantizers.layers import QuantizedLayer
 
 RELU: Clip = (0.0, torch.inf)
-# What autocast computes in a narrow dtype, beside layers.
+# What autocast runs in a narrow dtype, apart from layers.
 _PRODUCTS = {*LAYER_FUNCTIONS, operator.matmul, torch.matmul, torch.bmm, torch.einsum}
 _PRODUCTS |= {F.scaled_dot_product_attention}
 _PRODUCT_METHODS: dict[str, Any] = {"matmul": torch.matmul, "bmm": torch.bmm}
-# Their results are new tensors that no backward pass of theirs reads.
+# Their results are new tensors that their own backward pass does not read.
 _SUMS = {operator.add, torch.add, torch.cat}
 
 
 def clip_of(activation: nn.Module) -> Clip | None:
-    """Return the lowest and highest value the module lets through; None if it does more."""
+    """Return the lower and upper bound of a clipping module; None if it does anything else."""
     if type(activation) is nn.ReLU:
         return RELU
     if type(activation) in (nn.ReLU6, nn.Hardtanh):
@@ -42,40 +42,40 @@ def clip_of(activation: nn.Module) -> Clip | None:
     return None
 
 
-def round_behind(
+def activate_and_fake_quantize(
     quantizer: ActivationQuantizer, activation: nn.Module | None, x: Tensor, in_place: bool
 ) -> Tensor:
-    """Return ``quantizer(activation(x))``, in one pass where nobody watches what is in between.
+    """Return ``quantizer(activation(x))``, in one pass unless hooks observe the value in between.
 
     Args:
-        quantizer: Behind the activation function.
-        activation: ReLU, ReLU6 or Hardtanh; None where there is none.
+        quantizer: Comes after the activation function.
+        activation: ReLU, ReLU6 or Hardtanh, or None.
         x: Any shape.
-        in_place: ``x`` may be written into.
+        in_place: ``x`` may be overwritten.
     """
     clip = NO_CLIP if activation is None else clip_of(activation)
-    if clip is None or _watched(quantizer, activation):
+    if clip is None or _has_hooks(quantizer, activation):
         rounded: Tensor = quantizer(x if activation is None else activation(x))
         return rounded
-    return quantizer.behind_clip(x, clip, in_place=in_place)
+    return quantizer.clip_and_fake_quantize(x, clip, in_place=in_place)
 
 
-def _watched(*modules: nn.Module | None) -> bool:
+def _has_hooks(*modules: nn.Module | None) -> bool:
     return any(m is not None and (m._forward_hooks or m._forward_pre_hooks) for m in modules)
 
 
 class MergedGraph(BoundGraph):
-    """A graph of a prepared model that runs each activation function with the rounding behind."""
+    """A graph of a prepared model that fuses each activation function with its quantizer."""
 
     def _compile(self, graph: fx.Graph) -> Callable[..., Any]:
         return super()._compile(_merged(self.root, graph))
 
 
 def _merged(root: nn.Module, graph: fx.Graph) -> fx.Graph:
-    """Return a copy of the graph with every quantizer's call replaced by `round_behind`.
+    """Return a copy of the graph that calls `activate_and_fake_quantize` for every quantizer.
 
-    Layers are told what has rounded their input, and other products of rounded tensors are kept
-    from autocast.
+    Each layer gets the quantizer of its input as an argument. Other products of fake-quantized
+    tensors are protected from autocast.
     """
     copied = fx.Graph()
     result = copied.graph_copy(graph, {})
@@ -88,15 +88,15 @@ def _merged(root: nn.Module, graph: fx.Graph) -> fx.Graph:
             continue
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        activation, behind = _activation(root, source, node)
+        activation, input_node = _activation(root, source, node)
         with copied.inserting_before(node):
             arguments = (
                 copied.get_attr(str(node.target)),
                 None if activation is None else copied.get_attr(activation),
-                behind,
-                _is_free(root, behind, source if activation is not None else node),
+                input_node,
+                _may_overwrite(root, input_node, source if activation is not None else node),
             )
-            new = copied.call_function(round_behind, arguments)
+            new = copied.call_function(activate_and_fake_quantize, arguments)
         node.replace_all_uses_with(new)
         copied.erase_node(node)
         if activation is not None:
@@ -107,7 +107,7 @@ def _merged(root: nn.Module, graph: fx.Graph) -> fx.Graph:
 
 def _keep_on_grid_(root: nn.Module, node: fx.Node) -> None:
     if isinstance(module_of(root, node), QuantizedLayer):
-        source = _rounded_by(root, node.all_input_nodes[0])
+        source = _quantized_by(root, node.all_input_nodes[0])
         if source is not None:
             with node.graph.inserting_before(node):
                 node.kwargs = {**node.kwargs, "source": node.graph.get_attr(str(source.target))}
@@ -117,12 +117,12 @@ def _keep_on_grid_(root: nn.Module, node: fx.Node) -> None:
         function = _PRODUCT_METHODS.get(str(node.target))
     elif node.op != "call_function" or function not in _PRODUCTS:
         return
-    if function is not None and any(_rounded_by(root, n) for n in node.all_input_nodes):
+    if function is not None and any(_quantized_by(root, n) for n in node.all_input_nodes):
         node.op, node.target = "call_function", on_the_grid(function)
 
 
-def _rounded_by(root: nn.Module, node: fx.Node) -> fx.Node | None:
-    """Return the call of the quantizer that rounded the node's value; None where none did."""
+def _quantized_by(root: nn.Module, node: fx.Node) -> fx.Node | None:
+    """Return the quantizer call that made the node's value; None if there is none."""
     while role_of(root, node) is Role.CARRIER:
         (node,) = tensor_inputs(node)
     return node if isinstance(module_of(root, node), ActivationQuantizer) else None
@@ -137,7 +137,7 @@ def _activation(root: nn.Module, source: fx.Node, node: fx.Node) -> tuple[str | 
     return str(source.target), inside
 
 
-def _is_free(root: nn.Module, node: fx.Node, reader: fx.Node) -> bool:
+def _may_overwrite(root: nn.Module, node: fx.Node, reader: fx.Node) -> bool:
     """Say whether only ``reader`` needs the node's value, in the backward pass too."""
     if list(node.users) != [reader]:
         return False

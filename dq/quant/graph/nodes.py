@@ -1,13 +1,13 @@
-"""What a node of a traced graph calls, and whether it yields a size or a tensor."""
+"""What a node of a traced graph calls, and whether its value is a size or a tensor."""
 
 from __future__ import annotations
 
 from torch import fx, nn
 
-# Marks a node, in its meta, that yields one part of what a module kept whole returned.
-PART = "part_of_a_result"
-# Marks a node, in its meta, that writes into the model's own tensors and is never dead.
-EFFECT = "writes_into_the_model"
+# In a node's meta: it is one part of the result of a module that was kept whole.
+PART_OF_RESULT = "part_of_a_result"
+# In a node's meta: it writes into the model's own tensors and must not be removed as dead code.
+SIDE_EFFECT = "writes_into_the_model"
 
 SHAPE_METHODS = {"size", "dim", "numel", "new_tensor", "new_zeros", "new_ones", "new_full"}
 SHAPE_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad"}
@@ -22,7 +22,7 @@ def module_of(root: nn.Module, node: fx.Node) -> nn.Module | None:
 
 
 def is_shape(node: fx.Node) -> bool:
-    """Say whether the node yields a size, a dtype, a device or what is computed of these alone."""
+    """Say whether the value is a size, a dtype or a device, or computed only from these."""
     if "is_shape" not in node.meta:
         node.meta["is_shape"] = _is_shape(node)
     return bool(node.meta["is_shape"])

@@ -1,4 +1,4 @@
-"""Where in the network a node stands: before all layers, behind all layers, or between."""
+"""The position of a node in the network: before all layers, after all layers, or between."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ def positions(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, frozenset[str]]
         graph: Its graph.
     """
     layers = {node for node in graph.nodes if is_layer(root, node)}
-    behind: set[fx.Node] = set()
-    before: set[fx.Node] = set()
+    after_a_layer: set[fx.Node] = set()
+    before_a_layer: set[fx.Node] = set()
     for node in graph.nodes:
-        if any(n in layers or n in behind for n in node.all_input_nodes):
-            behind.add(node)
+        if any(n in layers or n in after_a_layer for n in node.all_input_nodes):
+            after_a_layer.add(node)
     for node in reversed(graph.nodes):
-        if any(n in layers or n in before for n in node.users):
-            before.add(node)
+        if any(n in layers or n in before_a_layer for n in node.users):
+            before_a_layer.add(node)
     return {
         node: frozenset(
-            name for name, beyond in (("first", behind), ("last", before)) if node not in beyond
+            name
+            for name, beyond in (("first", after_a_layer), ("last", before_a_layer))
+            if node not in beyond
         )
         for node in graph.nodes
     }

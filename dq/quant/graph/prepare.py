@@ -1,12 +1,12 @@
 """Insert quantizers into a model's graph.
 
-Weights: every layer is computed by a `QuantizedLayer`, with the batch norm behind it folded in.
-Activations: a tensor is rounded where it is produced, when something that an integer engine
-computes in integers reads it. So convolution, norm, addition and activation function are fused
-without a list of patterns: what lies between them is read by nobody else and is not rounded.
-Carriers (reshape, max pooling, nearest upsampling) hand on the integers of their input, and a
-tensor that only a concatenation reads is rounded once, to the concatenation's range. A layer that
-several pyramid levels share has one weight quantizer and an activation range for each level.
+Weights: a `QuantizedLayer` computes every layer, with the batch norm after it folded in.
+Activations: a tensor is fake-quantized where it is produced, if an operation that an integer engine
+runs in integers reads it. So convolution, norm, addition and activation function are fused without
+a list of patterns: no such operation reads the tensors between them, so these are not quantized.
+Carriers (reshape, max pooling, nearest upsampling) pass on the integers of their input. A tensor
+that only a concatenation reads is fake-quantized once, with the concatenation's range. A layer that
+several pyramid levels share has one weight quantizer, and one activation range per level.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import WeightQuantizer
 from dq.quant.quantizers.layers import QuantizedLayer, num_outputs, output_axis
 from dq.quant.quantizers.phase import Phase
-from dq.quant.quantizers.restore import as_it_was, in_phase
-from dq.quant.quantizers.restore import whole_or_not_at_all as whole_or_not_at_all
+from dq.quant.quantizers.restore import in_phase, restored_state
+from dq.quant.quantizers.restore import undo_additions_on_error as undo_additions_on_error
 from dq.quant.recipes.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -57,26 +57,26 @@ def prepare(
 ) -> QuantizedGraph:
     """Give ``root`` a child ``quantizers`` and return its graph with them inserted.
 
-    The model's own modules, parameters and state-dict keys stay as they are, and every quantizer
-    begins in phase OFF, in which the graph computes exactly what the model computes. With an
-    example that is tried once. A preparation that fails leaves the model as it was.
+    The model's own modules, parameters and state-dict keys do not change. Every quantizer starts in
+    phase OFF, in which the graph computes exactly what the model computes; with examples, this is
+    checked once. If the preparation fails, the model is restored.
 
     Args:
         root: The model. Its norms may become SyncBatchNorm before or afterwards.
-        recipe: Which module gets which integers.
-        graph: What `dq.quant.graph.trace.trace` returned for it, or a graph for each mode; traced
-            here, in both modes, when None. What training alone computes stays float: nothing would
-            calibrate it. Not changed.
-        examples: An input, or two, of ``root.forward``, where it is traced here.
+        recipe: Which module gets which integer format.
+        graph: A graph of the model from `dq.quant.graph.trace.trace`, or one per mode; not changed.
+            None traces both modes here. Operations of the training graph alone stay float, since
+            calibration never runs them.
+        examples: One or two inputs of ``root.forward``, for tracing here.
 
     Raises:
-        ValueError: The model is prepared already, or a rule names what it does not have.
-        dq.quant.graph.trace.TraceError: It has no static graph, or one that computes something
-            else; the place is named.
+        ValueError: The model is prepared already, or a rule names a module it does not have.
+        dq.quant.graph.trace.TraceError: It has no static graph, or the graph computes something
+            else; the message names the place.
     """
     if hasattr(root, CONTAINER):
         raise ValueError(f"{type(root).__name__} is prepared already; prepare a fresh model")
-    with whole_or_not_at_all(root):
+    with undo_additions_on_error(root):
         graph = graph or trace_both_modes(root, examples)
         traced = graph if isinstance(graph, Traced) else Traced(graph=graph)
         work = traced.copied()
@@ -90,14 +90,14 @@ def trace_both_modes(root: nn.Module, examples: Sequence[Tensor] = ()) -> Traced
     """Trace ``root.forward`` in evaluation and in training mode.
 
     Args:
-        root: The model; its modes are as before afterwards. Where one of the modes has no static
-            graph, the other one's serves alone, if the model is in that mode.
+        root: The model; its modes are restored. If one mode has no static graph, the other one's is
+            returned alone, provided that the model is in that mode.
         examples: As for `dq.quant.graph.trace.trace`.
     """
     graphs: dict[bool, fx.Graph] = {}
     for training in (root.training, not root.training):
         try:
-            with as_it_was(root):
+            with restored_state(root):
                 root.train(training)
                 graphs[training] = trace(root, examples=examples)
         except TraceError:
@@ -116,13 +116,13 @@ def _prepared(root: nn.Module, recipe: Recipe, traced: Traced, part: str = "") -
     if traced.training_graph is not None:
         _Preparation(root, recipe, traced.training_graph, create=False, part=part).rewrite()
     prepared = QuantizedGraph(root, traced, tuple(work.sites))
-    _move_beside_weights_(root)
+    _move_to_device_of_weights_(root)
     initialise_weights_(prepared.layers())
     return prepared
 
 
 def _compare(prepared: QuantizedGraph, traced: Traced) -> None:
-    """Refuse a graph with quantizers that is not the model any more."""
+    """Raise if the graph with quantizers does not compute what the model computes."""
     if traced.reference is None:
         return
     root = prepared.root
@@ -137,24 +137,24 @@ def _compare(prepared: QuantizedGraph, traced: Traced) -> None:
 def prepare_part(
     whole: QuantizedGraph, recipe: Recipe, traced: Traced, name: str
 ) -> QuantizedGraph:
-    """Return the graph, with quantizers inserted, of a part that the whole graph does not reach.
+    """Return the graph, with quantizers, of a part of the model outside the whole graph.
 
-    Its quantizers join the model's others.
+    Its quantizers are added to the model's.
 
     Args:
         whole: The prepared model's graph; gets the part as ``whole.parts[name]``.
-        recipe: Which module gets which integers.
+        recipe: Which module gets which integer format.
         traced: The part's graph, traced with the model as root.
         name: Qualified name of the part, for its inputs.
     """
-    with whole_or_not_at_all(whole.root):
+    with undo_additions_on_error(whole.root):
         part = _prepared(whole.root, recipe, traced.copied(), name)
         _compare(part, traced)
     whole.parts[name] = part
     return part
 
 
-def _move_beside_weights_(root: nn.Module) -> None:
+def _move_to_device_of_weights_(root: nn.Module) -> None:
     """Put all quantizers on the device of the model's first parameter."""
     weight = next((p for n, p in root.named_parameters() if not n.startswith(CONTAINER)), None)
     if weight is not None:
@@ -162,14 +162,13 @@ def _move_beside_weights_(root: nn.Module) -> None:
 
 
 class _Preparation:
-    """One graph's rewriting.
+    """Rewrites one graph.
 
     Args:
-        root: The model; its child ``quantizers`` gets what is new.
-        recipe: Which module gets which integers.
+        root: The model; new quantizers go to its child ``quantizers``.
+        recipe: Which module gets which integer format.
         graph: Changed in place.
-        create: Make quantizers; False uses those that another graph of the model has, and leaves
-            float what has none.
+        create: Make quantizers. False uses only those that another graph of the model made.
         part: Name of the part whose graph it is, empty for the model's.
     """
 
@@ -209,16 +208,16 @@ class _Preparation:
     # -- weights
 
     def quantize_layers(self) -> None:
-        """Replace each layer, with its norm, by a call of a quantized layer."""
+        """Replace each layer, with its norm, by a call of a `QuantizedLayer`."""
         self.num_uses = Counter(str(n.target) for n in self.graph.nodes if n.op == "call_module")
         self.rounded: dict[str, fx.Node] = {}
         for node in list(self.graph.nodes):
-            is_constant(node)  # In topological order, so that no answer needs a deep recursion.
+            is_constant(node)  # In topological order, so the cached answers avoid deep recursion.
             if not is_layer(self.root, node):
                 continue
             layer = module_of(self.root, node)
             if layer is None:
-                self._round_parameter(node)
+                self._quantize_parameter(node)
                 continue
             target = str(node.target)
             norm = self._norm_after(node, layer)
@@ -234,7 +233,7 @@ class _Preparation:
         norm = module_of(self.root, users[0])
         if norm is None or not is_foldable(norm) or norm.num_features != num_outputs(layer):
             return None
-        # A linear layer's channels are its last dimension, which is the norm's in 1d alone.
+        # A linear layer's channels are the last dimension, which only BatchNorm1d normalises.
         if isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
             return None
         return users[0]
@@ -266,7 +265,7 @@ class _Preparation:
             if norm is not None:
                 arguments.append(self.graph.get_attr(str(norm.target)))
             elif self.num_uses[target] > 1:
-                arguments += [None, self._rounded_once(site, target)]
+                arguments += [None, self._quantized_once(site, target)]
             new = self.graph.call_module(f"{CONTAINER}.{site.name}", tuple(arguments))
         self.owner[new] = target
         self.positions[new] = self.positions[node]
@@ -275,16 +274,16 @@ class _Preparation:
             self.graph.erase_node(norm)
         self.graph.erase_node(node)
 
-    def _rounded_once(self, site: Site, target: str) -> fx.Node:
-        """Return the node that rounds the weight of a layer which several levels share."""
+    def _quantized_once(self, site: Site, target: str) -> fx.Node:
+        """Return the node that quantizes the weight of a layer shared by several pyramid levels."""
         if site.name not in self.rounded:
             weight = self.graph.get_attr(f"{target}.weight")
             name = f"{CONTAINER}.{site.name}.weight"
             self.rounded[site.name] = self.graph.call_module(name, (weight,))
         return self.rounded[site.name]
 
-    def _round_parameter(self, node: fx.Node) -> None:
-        """Round the weight of a layer called as a function, where the graph has computed it."""
+    def _quantize_parameter(self, node: fx.Node) -> None:
+        """Quantize a weight that the graph computes, of a layer called as a function."""
         weight, owner = weight_node(node), self.owner[node]
         assert weight is not None
         name = _key(f"{owner}.weight")
@@ -305,17 +304,17 @@ class _Preparation:
     # -- activations
 
     def quantize_activations(self) -> None:
-        """Insert a quantizer behind every tensor that something reads as integers."""
+        """Insert a quantizer after every tensor that an integer operation reads."""
         wanted: set[fx.Node] = set()
         for node in self.graph.nodes:
             role = role_of(self.root, node)
             if role is Role.MIXER or (role is Role.LAYER and self._is_quantized(node)):
                 for tensor in tensor_inputs(node):
-                    self._want(tensor, wanted)
+                    self._require_integers(tensor, wanted)
             elif node.op == "output" and self.recipe.outputs:
                 seen: set[fx.Node] = set()
                 for tensor in node.all_input_nodes:
-                    self._want_output(tensor, wanted, seen)
+                    self._require_integer_output(tensor, wanted, seen)
         for node in list(self.graph.nodes):
             if node in wanted:
                 self._insert(node)
@@ -325,8 +324,8 @@ class _Preparation:
         module = module_of(self.root, node if weight is None else weight)
         return isinstance(module, QuantizedLayer | WeightQuantizer)
 
-    def _want(self, node: fx.Node, wanted: set[fx.Node]) -> None:
-        """Ask that ``node``'s value be integers, at the place where they arise."""
+    def _require_integers(self, node: fx.Node, wanted: set[fx.Node]) -> None:
+        """Mark the node where the integers of ``node`` arise: before any carriers."""
         while role_of(self.root, node) is Role.CARRIER:
             (node,) = tensor_inputs(node)
         if node in wanted:
@@ -335,10 +334,12 @@ class _Preparation:
         if role_of(self.root, node) is Role.JOIN:
             for part in tensor_inputs(node):
                 if len([user for user in part.users if not _reads_shape(user)]) > 1:
-                    self._want(part, wanted)
+                    self._require_integers(part, wanted)
 
-    def _want_output(self, node: fx.Node, wanted: set[fx.Node], seen: set[fx.Node]) -> None:
-        """Ask for integers where the last quantized operation before an output ends."""
+    def _require_integer_output(
+        self, node: fx.Node, wanted: set[fx.Node], seen: set[fx.Node]
+    ) -> None:
+        """Mark the last quantized operations before an output."""
         stack = [node]
         while stack:
             node = stack.pop()
@@ -347,7 +348,7 @@ class _Preparation:
             seen.add(node)
             role = role_of(self.root, node)
             if role is Role.MIXER or (role is Role.LAYER and self._is_quantized(node)):
-                self._want(node, wanted)
+                self._require_integers(node, wanted)
             elif role is not Role.INPUT:
                 stack += tensor_inputs(node)
 
@@ -375,15 +376,15 @@ class _Preparation:
 
 
 def _reads_shape(node: fx.Node) -> bool:
-    """Sizes are the same before and after rounding; read before, they keep the graph short."""
+    """Sizes do not change with quantization; reading them before it keeps the graph short."""
     return node.op in {"call_function", "call_method"} and is_shape(node)
 
 
 def _owner(node: fx.Node) -> str:
     """Return the qualified name of what produced the node's value.
 
-    Functions are named by the module they are called in and by themselves, without torch.fx's
-    number, which counts over the whole graph and differs between training and evaluation.
+    A function's name is the module that calls it and its own name. torch.fx's number is left out,
+    because it counts over the whole graph and differs between training and evaluation.
     """
     if node.op == "call_module":
         return str(node.target)
@@ -396,5 +397,5 @@ def _owner(node: fx.Node) -> str:
 
 
 def _key(name: str, separator: str = "/") -> str:
-    """Return a name that nn.Module accepts for a child."""
+    """Return a name that nn.Module accepts for a child module."""
     return name.replace(".", separator)

@@ -1,4 +1,4 @@
-"""The graph of a prepared model, with the list of its quantizers and where each sits."""
+"""The graph of a prepared model, with the list of its quantizers and their places."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ CONTAINER = "quantizers"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Where a quantizer sits.
+    """The place of a quantizer.
 
     Attributes:
         name: Its name below ``model.quantizers``.
-        kind: ``weight``; ``parameter`` for a weight that the graph computes, as by weight
+        kind: ``weight``; ``parameter`` for a weight that the graph computes, as in weight
             standardisation; ``activation``.
-        module: Qualified name of the module that owns the weight or produces the tensor; the
-            graph's own name where no module does.
-        call: How many calls of that module precede this one (levels of a shared head: 0, 1, ...).
+        module: Qualified name of the module that owns the weight or produces the tensor, or the
+            graph's own name.
+        call: Number of earlier calls of that module (pyramid levels of a shared head: 0, 1, ...).
         norm: Qualified name of the folded batch norm, for weights.
     """
 
@@ -44,10 +44,10 @@ class QuantizedGraph(MergedGraph):
     Args:
         root: The model; its child ``quantizers`` holds all quantizer state.
         graph: The rewritten graph.
-        sites: One entry a quantizer, in the order of execution.
+        sites: One per quantizer, in the order of execution.
 
     Attributes:
-        parts: Graphs of parts that run apart (RoI heads), by qualified name.
+        parts: Graphs of parts that run separately (RoI heads), by qualified name.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph | Traced, sites: tuple[Site, ...]) -> None:
@@ -77,7 +77,7 @@ class QuantizedGraph(MergedGraph):
 
 
 def quantizer_of(graph: QuantizedGraph, name: str) -> ActivationQuantizer | WeightQuantizer:
-    """Return the module that rounds at the site of this name."""
+    """Return the quantizer at the site of this name."""
     found: Any = graph.quantizers[name]
     if isinstance(found, ActivationQuantizer | WeightQuantizer):
         return found

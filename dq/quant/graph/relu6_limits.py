@@ -1,9 +1,9 @@
-"""ReLU6 with a limit of its own for each channel, which equalization may change.
+"""ReLU6 with one limit per channel, which cross-layer equalization may change.
 
-Dividing a channel by s before ReLU6 and multiplying by s behind it changes what is cut off, unless
-the limit is divided as well. Nagel et al. 2019 (arXiv 1906.04721, section 5.1.1) replace ReLU6 by
-ReLU, which changes the model; a limit for each channel does not, and integer engines have it as
-the clamp that follows every convolution.
+Dividing a channel by s before ReLU6 and multiplying it by s afterwards changes the clipping, unless
+the limit is divided by s too. Nagel et al. 2019 (arXiv 1906.04721, section 5.1.1) replace ReLU6 by
+ReLU, which changes the model. A limit per channel does not, and integer engines support it as the
+clamp after every convolution.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ def is_relu6(root: nn.Module, node: fx.Node) -> bool:
 
 
 def free_clips_(root: nn.Module, graph: fx.Graph, quantizers: nn.ModuleDict) -> int:
-    """Replace each ReLU6 that a convolution alone feeds by a `ChannelClip`, in the graph.
+    """Replace each ReLU6 that only reads a convolution by a `ChannelClip`, in the graph.
 
     Args:
-        root: The model; its own modules stay.
-        graph: Rewritten in place, layers being quantized layers already.
+        root: The model; its own modules do not change.
+        graph: Changed in place; its layers are quantized layers already.
         quantizers: Gets the clips, named after their layers.
 
     Returns:
-        How many were replaced.
+        The number of replacements.
     """
     replaced = 0
     for node in list(graph.nodes):

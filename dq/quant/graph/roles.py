@@ -2,10 +2,10 @@
 
 A *layer* has a weight. A *mixer* computes new values from whole tensors that an integer engine
 holds as integers: sums, products of two tensors, averages, bilinear interpolation. Its result lies
-between the integers of its inputs, so it is rounded anew. A *carrier* only moves or selects values,
-so its output has the integers of its input. A *join* (concatenation) moves the values of several
-tensors, which therefore share its range. All the rest is *other*: it runs in float, or is fused
-behind a layer (activation functions, group norm, products with a parameter).
+between the integers of its inputs, so it is quantized again. A *carrier* only moves or selects
+values, so its output has the integers of its input. A *join* (concatenation) moves the values of
+several tensors, so they share its range. Everything else is *other*: it runs in float, or is fused
+with the layer before it (activation functions, group norm, products with a parameter).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import fx, nn
 
-from dq.quant.graph.nodes import PART
+from dq.quant.graph.nodes import PART_OF_RESULT
 from dq.quant.graph.nodes import is_shape as is_shape
 from dq.quant.graph.nodes import module_of as module_of
 from dq.quant.quantizers.layer_types import is_plain_layer
@@ -35,7 +35,7 @@ class Role(Enum):
     OTHER = "other"
 
 
-# Layers as functions: a weight computed in the graph, as by weight standardisation.
+# Layers called as functions: their weight is computed in the graph (weight standardisation).
 LAYER_FUNCTIONS = {
     F.conv1d,
     F.conv2d,
@@ -56,7 +56,7 @@ AVERAGE_FUNCTIONS = {
     torch.mean,
 }
 AVERAGE_METHODS = {"mean"}
-# Sums and products; a mixer where two tensors meet.
+# Sums and products; a mixer if two tensors meet.
 MIXER_FUNCTIONS = {
     operator.add,
     operator.iadd,
@@ -181,7 +181,7 @@ COMPARISON_METHODS = {"eq", "ne", "lt", "le", "gt", "ge", "bool"}
 
 
 def is_layer(root: nn.Module, node: fx.Node) -> bool:
-    """Say whether the node has a weight that can be quantized, or has been already."""
+    """Say whether the node has a weight that can be quantized, or is already."""
     module = module_of(root, node)
     if module is None:
         return weight_node(node) is not None
@@ -189,7 +189,7 @@ def is_layer(root: nn.Module, node: fx.Node) -> bool:
 
 
 def weight_node(node: fx.Node) -> fx.Node | None:
-    """Return what yields the weight of a layer called as a function; None for all other nodes."""
+    """Return the weight's node of a layer called as a function; None for all other nodes."""
     if node.op != "call_function" or node.target not in LAYER_FUNCTIONS:
         return None
     weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
@@ -197,7 +197,7 @@ def weight_node(node: fx.Node) -> fx.Node | None:
 
 
 def is_constant(node: fx.Node) -> bool:
-    """Say whether the node's value does not depend on the graph's inputs (a parameter, say)."""
+    """Say whether the node's value does not depend on the graph's inputs (such as a parameter)."""
     if "is_constant" not in node.meta:
         node.meta["is_constant"] = node.op != "placeholder" and (
             node.op == "get_attr" or all(is_constant(n) for n in node.all_input_nodes)
@@ -206,7 +206,7 @@ def is_constant(node: fx.Node) -> bool:
 
 
 def is_mask(node: fx.Node) -> bool:
-    """Say whether the node's values are true and false, or 1 and 0 made of these."""
+    """Say whether the node's values are booleans, or 1 and 0 made from booleans."""
     if node.op == "call_function" and node.target in COMPARISONS:
         return True
     if node.op == "call_method" and node.target in COMPARISON_METHODS:
@@ -217,7 +217,7 @@ def is_mask(node: fx.Node) -> bool:
 
 
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:
-    """Return the inputs that are real tensors depending on the graph's inputs, in order."""
+    """Return the inputs that are real tensors and depend on the graph's inputs, in order."""
     inputs = node.all_input_nodes
     return [n for n in inputs if not (is_constant(n) or is_shape(n) or is_mask(n))]
 
@@ -226,7 +226,7 @@ def role_of(root: nn.Module, node: fx.Node) -> Role:
     """Return the node's role; modules are looked up on ``root``."""
     if node.op == "placeholder":
         return Role.INPUT
-    if is_shape(node) or node.op in {"get_attr", "output"} or PART in node.meta:
+    if is_shape(node) or node.op in {"get_attr", "output"} or PART_OF_RESULT in node.meta:
         return Role.OTHER
     if is_layer(root, node):
         return Role.LAYER
@@ -251,7 +251,7 @@ def _role_of_call(node: fx.Node) -> Role:
     if target in (AVERAGE_FUNCTIONS if function else AVERAGE_METHODS):
         return Role.MIXER if tensor_inputs(node) else Role.OTHER
     if target in (MIXER_FUNCTIONS if function else MIXER_METHODS):
-        # A product with a parameter or a number only rescales: it belongs to what produced it.
+        # A product with a parameter or a number only rescales: it belongs to the layer before it.
         return Role.MIXER if len(tensor_inputs(node)) >= 2 or _squares(node) else Role.OTHER
     if target in (CARRIER_FUNCTIONS if function else CARRIER_METHODS):
         return Role.CARRIER if len(tensor_inputs(node)) == 1 else Role.OTHER
@@ -259,6 +259,6 @@ def _role_of_call(node: fx.Node) -> Role:
 
 
 def _squares(node: fx.Node) -> bool:
-    """``x * x`` or ``x + x``: one input node, two operands, and it is no constant."""
+    """``x * x`` or ``x + x``: one input node used twice, and not a constant."""
     operands = [a for a in node.args if isinstance(a, fx.Node)]
     return len(operands) == 2 and operands[0] is operands[1] and bool(tensor_inputs(node))

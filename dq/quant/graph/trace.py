@@ -1,8 +1,8 @@
-"""A model's forward pass as one torch.fx graph that runs with the model itself as ``self``.
+"""A model's forward pass as a torch.fx graph that runs with the model itself as ``self``.
 
-torch.fx.GraphModule would build a second hierarchy of modules beside the model's. Here the graph's
-code is bound to the model instead: every call looks its module up where the model has it, so a
-layer replaced later is used at once, and the state dict stays the model's own.
+torch.fx.GraphModule would build a second module hierarchy. Here the graph's code is bound to the
+model: every call looks its module up in the model. So a layer that is replaced later is used at
+once, and the state dict is the model's own.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from dq.quant.graph.comparison import Reference
 from dq.quant.graph.inputs import forward_with_inputs
-from dq.quant.graph.nodes import EFFECT, PART
-from dq.quant.graph.writes import AUGMENTED, WriteError, make_writes_values_
+from dq.quant.graph.nodes import PART_OF_RESULT, SIDE_EFFECT
+from dq.quant.graph.writes import AUGMENTED, WriteError, replace_inplace_writes_
 from dq.quant.kernels.recompute import version_of
 from dq.quant.quantizers.layer_types import is_plain_layer
 
@@ -36,7 +36,7 @@ class TraceError(RuntimeError):
     """A model, or a part of it, whose forward pass depends on data and has no static graph.
 
     Attributes:
-        calls: Qualified names of the modules that were being called, from the outermost inwards.
+        calls: Qualified names of the modules being called, the outermost first.
     """
 
     calls: tuple[str, ...] = ()
@@ -46,10 +46,10 @@ LeafTest = Callable[[nn.Module], bool]
 
 
 class _Proxy(fx.Proxy):
-    """A value in tracing that may be written into.
+    """A traced value that supports in-place writes.
 
     Attributes:
-        requires_grad: False, so that code which saves memory by checkpointing computes plainly.
+        requires_grad: False, so that code with activation checkpointing takes its plain path.
     """
 
     tracer: _Tracer
@@ -65,7 +65,7 @@ class _Proxy(fx.Proxy):
 
 
 def _augmented(function: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
-    # Nodes are named as those of the plain operator, which most of them become.
+    # Nodes get the name of the plain operator, which most of them become.
     name = AUGMENTED[function].__name__.strip("_")
 
     def assign(self: _Proxy, other: Any) -> fx.Proxy:
@@ -81,7 +81,7 @@ for _function in AUGMENTED:
 class _ExampleProxy(_Proxy):
     """A value whose rank, or number of parts, is known from the examples.
 
-    Both are the same for every input; a tensor's sizes are not, and stay unknown.
+    Both are the same for every input. The sizes of a tensor are not, and stay unknown.
     """
 
     def dim(self) -> int:
@@ -108,11 +108,11 @@ class _ExampleProxy(_Proxy):
 
 
 class _Tracer(fx.Tracer):
-    """Keep layers, norms and what ``is_leaf`` says as nodes; look into every other module.
+    """Keep layers, norms and ``is_leaf`` modules as nodes; trace into every other module.
 
     Attributes:
-        calls: Names of the modules being called at present.
-        failed: ``calls`` when the first error rose.
+        calls: Names of the modules being called now.
+        failed: ``calls`` at the first error.
     """
 
     def __init__(
@@ -147,9 +147,9 @@ class _Tracer(fx.Tracer):
         return result
 
     def _unpack(self, value: Any, structure: Any) -> Any:
-        """Return a kept module's result in the lists, tuples and dicts that ``structure`` has.
+        """Return a kept module's result with the lists, tuples and dicts of ``structure``.
 
-        Its parts are marked: they are tensors that arise there, not selections from a tensor.
+        Its parts are marked: they are tensors of their own, not selections from a tensor.
         """
         if isinstance(structure, Mapping):
             return {key: self._part(value, key, part) for key, part in structure.items()}
@@ -160,7 +160,7 @@ class _Tracer(fx.Tracer):
 
     def _part(self, value: Any, key: Any, structure: Any) -> Any:
         part = value[key]
-        part.node.meta[PART] = True
+        part.node.meta[PART_OF_RESULT] = True
         return self._unpack(part, structure)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -170,7 +170,7 @@ class _Tracer(fx.Tracer):
 
     @torch.no_grad()
     def example_of(self, node: fx.Node) -> Any:
-        """Return the node's value for the examples, every module in evaluation mode."""
+        """Return the node's value for the examples, with every module in evaluation mode."""
         examples = iter(self.examples)
         modes = {module: module.training for module in self.root.modules()}
         for module in modes:
@@ -198,8 +198,8 @@ class _Tracer(fx.Tracer):
         if self.is_leaf(m):
             return True
         if isinstance(m, _ConvNd | nn.Linear | _BatchNorm):
-            # A subclass with a forward of its own (adaptive padding, weight standardisation)
-            # computes something else than the layer, so it has to be looked into.
+            # A subclass with its own forward (adaptive padding, weight standardisation) computes
+            # something else, so it is traced into.
             return is_plain_layer(m) or isinstance(m, _BatchNorm)
         return bool(super().is_leaf_module(m, module_qualified_name))
 
@@ -218,21 +218,21 @@ def trace(
     Args:
         root: The model.
         forward: What to trace, calling modules of ``root``; ``root.forward`` by default.
-        is_leaf: Says of a module whether to keep it as one node.
-        structures: Examples of what modules kept as one node return, by qualified name, for those
-            that return more than a tensor.
-        examples: One tensor for each input of ``forward``, one where there are none. With them a
+        is_leaf: Says whether to keep a module as one node.
+        structures: Example results of modules kept as one node, by qualified name, if these return
+            more than a tensor.
+        examples: One tensor per input of ``forward``; a single input needs none. With examples, a
             forward pass may ask for a tensor's rank.
         names: Of the inputs; ``x``, ``y``, ``x2``, ``x3``, ... by default.
 
     Returns:
-        The graph, in which all that is read after a write into a tensor is read from a node of its
-        own (`dq.quant.graph.writes`). Tensors that the forward pass makes once are kept on ``root``
-        as buffers outside the state dict.
+        The graph. After an in-place write, readers use a node of its own that holds the new value
+        (`dq.quant.graph.writes`). Constant tensors that the forward pass makes are registered on
+        ``root`` as non-persistent buffers.
 
     Raises:
-        TraceError: The forward pass decides on data, changes the model's own buffers whatever its
-            input, or writes where that cannot be followed; the message names where.
+        TraceError: The forward pass depends on data, always changes the model's own buffers, or
+            writes in place where that cannot be followed; the message names the place.
     """
     names = names or _input_names(len(examples))
     shell = _shell_with(names)(root, forward or root.forward)
@@ -240,9 +240,9 @@ def trace(
     state = _State(root)
     try:
         graph = tracer.trace(shell)
-        if not tracer.values:  # Else modules kept whole have run, which may change their own.
+        if not tracer.values:  # Otherwise modules were run, which may change their own buffers.
             state.refuse_changes()
-        make_writes_values_(root, graph)
+        replace_inplace_writes_(root, graph)
     except Exception as error:
         calls = error.calls if isinstance(error, WriteError) else tracer.failed or ()
         where = f" in {calls[-1]}" if calls else ""
@@ -260,14 +260,14 @@ def trace(
 
 
 def remove_dead_code(graph: fx.Graph) -> None:
-    """Remove every node that no output depends on, in place; what writes into the model stays."""
+    """Remove every node that no output depends on, in place, except writes into the model."""
     graph.eliminate_dead_code(
-        lambda node: node.op in {"placeholder", "output"} or EFFECT in node.meta
+        lambda node: node.op in {"placeholder", "output"} or SIDE_EFFECT in node.meta
     )
 
 
 class _State:
-    """The buffers of a model before it is traced, which runs parts of its forward pass."""
+    """A model's buffers before tracing, which runs parts of its forward pass."""
 
     def __init__(self, root: nn.Module) -> None:
         self.found = [
@@ -278,19 +278,19 @@ class _State:
         ]
 
     def refuse_changes(self) -> None:
-        """Raise WriteError where tracing has changed a buffer: the graph would never do that."""
+        """Raise WriteError if tracing changed a buffer, because the graph would not."""
         for module, prefix, name, buffer, version, _ in self.found:
             if module._buffers.get(name) is not buffer or version_of(buffer) != version:
                 error = WriteError(
                     f"the forward pass changes the buffer {prefix}{'.' if prefix else ''}{name}"
-                    " whatever its input is, which a graph cannot repeat"
+                    " for every input, which a graph cannot repeat"
                 )
                 error.calls = (prefix,) if prefix else ()
                 raise error
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Give every buffer the value that it had."""
+        """Restore the value of every buffer."""
         for module, _, name, buffer, version, value in self.found:
             if version_of(buffer) != version:
                 buffer.copy_(value)
@@ -325,13 +325,13 @@ def _input_names(number: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traced:
-    """What tracing found out about a model.
+    """The result of tracing a model.
 
     Attributes:
         graph: The forward pass in evaluation mode.
-        training_graph: The forward pass in training mode where it differs, else None.
+        training_graph: The forward pass in training mode if it differs, else None.
         left_float: Qualified names of modules that were kept whole, with the reason.
-        reference: What was traced, for a look at whether the graph computes the same.
+        reference: What was traced, to check that the graph computes the same.
     """
 
     graph: fx.Graph
@@ -340,7 +340,7 @@ class Traced:
     reference: Reference | None = None
 
     def copied(self) -> Traced:
-        """Return the same with graphs of its own, to be rewritten."""
+        """Return copies of the graphs, which may be changed."""
         training = None if self.training_graph is None else _copied(self.training_graph)
         return replace(self, graph=_copied(self.graph), training_graph=training)
 
@@ -354,13 +354,12 @@ class BoundGraph:
     """Call a graph with ``root`` as the module that its names refer to.
 
     Args:
-        root: The model; kept by reference, not registered anywhere.
-        graph: The graph, as `trace` returns it, or one for each mode; compiled anew by
-            `recompile` after a change.
+        root: The model; kept by reference, not registered as a child.
+        graph: The graph from `trace`, or one per mode. Call `recompile` after changing it.
 
     Attributes:
-        training_graph: The graph that runs while ``root`` is in training mode; None where
-            ``graph`` serves both.
+        training_graph: The graph that runs while ``root`` is in training mode; None if ``graph``
+            runs in both modes.
         left_float: Modules that tracing kept whole, with the reason.
     """
 
@@ -384,7 +383,7 @@ class BoundGraph:
         name = f"<dq.quant graph {next(_file_numbers)}>"
         namespace = dict(code.globals)
         exec(compile(code.src, name, "exec"), namespace)
-        # So that a traceback through the graph shows its lines.
+        # So that tracebacks through the graph show its lines.
         linecache.cache[name] = (len(code.src), None, code.src.splitlines(keepends=True), name)
         function: Callable[..., Any] = namespace["forward"]
         return function

@@ -1,4 +1,4 @@
-"""Trace what can be traced and keep the rest whole: modules without a static graph stay float."""
+"""Trace what can be traced; modules without a static graph are kept whole and stay float."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, fx, nn
 
 from dq.quant.graph.comparison import DifferenceError, Reference, refuse_difference
 from dq.quant.graph.trace import BoundGraph, LeafTest, Traced, TraceError, trace
-from dq.quant.quantizers.restore import as_it_was, whole_or_not_at_all
+from dq.quant.quantizers.restore import restored_state, undo_additions_on_error
 
-# A model with more untraceable modules than this is not worth its graph.
+# With more untraceable modules than this, a model's graph is not useful.
 MOST_ATTEMPTS = 60
 
 
@@ -23,30 +23,29 @@ def trace_tolerantly(
     is_leaf: LeafTest = lambda module: False,
     names: Sequence[str] = (),
 ) -> Traced:
-    """Trace ``forward`` in both modes; keep whole whatever has no static graph or fails.
+    """Trace ``forward`` in both modes; keep modules whole that have no static graph or fail.
 
-    Tracing is repeated, each time with the innermost module that failed kept as one node, until it
-    succeeds. What such a module returns (a tensor, a list of five) is learned by running the model
-    once.
+    Each time tracing fails, it is repeated with the innermost failing module kept as one node. The
+    structure of that module's result (a tensor, a list of five) comes from running the model once.
 
     Args:
-        root: The model; its modes are as before afterwards.
+        root: The model; its modes are restored.
         forward: What to trace, calling modules of ``root``.
         examples: The inputs on which ``forward`` runs, one or more.
-        is_leaf: Says of a module whether to keep it as one node in any case.
+        is_leaf: Says whether to keep a module as one node in any case.
         names: Of the inputs, as for `dq.quant.graph.trace.trace`.
 
     Raises:
         TraceError: ``forward`` itself, outside of any module, has no static graph, or the graph
-            computes something else on noise; where is named.
+            computes something else on noise; the message names the place.
     """
-    with whole_or_not_at_all(root):
+    with undo_additions_on_error(root):
         return _traced(_Attempt(root, forward, examples, is_leaf, names))
 
 
 def _traced(attempt: _Attempt) -> Traced:
     root = attempt.root
-    with as_it_was(root):
+    with restored_state(root):
         while True:
             num_kept = len(attempt.kept)
             root.train()
@@ -127,7 +126,7 @@ class _Attempt:
 
     def _keep(self, name: str, reason: str) -> None:
         module = self.root.get_submodule(name)
-        # Containers of torch fail because of what they hold; other modules of one type fail alike.
+        # torch's containers fail because of their content; other modules of a type fail alike.
         alike = not type(module).__module__.startswith("torch.")
         for other, candidate in self.root.named_modules():
             if candidate is module or (alike and type(candidate) is type(module)):
@@ -139,7 +138,7 @@ class _Attempt:
 def _run(
     root: nn.Module, forward: Callable[..., Any], examples: Sequence[Tensor], cause: TraceError
 ) -> dict[str, Any]:
-    """Return what every module of ``root`` returned in one forward pass, by name."""
+    """Return the result of every module of ``root`` in one forward pass, by name."""
     seen: dict[str, Any] = {}
     handles = []
     for name, module in root.named_modules():
@@ -150,7 +149,7 @@ def _run(
         if name:
             handles.append(module.register_forward_hook(record))
     try:
-        with as_it_was(root):
+        with restored_state(root):
             root.eval()
             forward(*examples)
     except Exception as error:

@@ -1,12 +1,12 @@
-"""Statements that write into tensors, turned into values: afterwards a graph hides no write.
+"""Replace in-place writes in a graph by operations that return new values.
 
-``y.relu_()`` whose result nobody takes, ``y[:, 0] = 0`` or ``y.view(-1).add_(z)`` change what later
+``y.relu_()`` without using the result, ``y[:, 0] = 0`` or ``y.view(-1).add_(z)`` change what later
 statements read under another name. In a graph of values they would be dead code, and a quantizer
-between a tensor and its reader would hide the write. So whatever is read after a write is read from
-the node that stands for the value after it: the writing node itself, `written` for a tensor of
-which a part was written, the view taken anew for another view of that tensor.
+between a tensor and its reader would hide the write. So after a write, readers use the node of the
+new value: the writing node itself; `written` if only a part of the tensor was written; the same
+view taken again for another view of that tensor.
 
-Where it is not known whether two tensors share memory, a read that depends on it is refused.
+If it is unknown whether two tensors share memory, a read that depends on it raises an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
-from dq.quant.graph.nodes import EFFECT, PART, is_shape, module_of
+from dq.quant.graph.nodes import PART_OF_RESULT, SIDE_EFFECT, is_shape, module_of
 
 AUGMENTED: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.iadd: operator.add,
@@ -40,22 +40,21 @@ AUGMENTED: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 _DUNDERS = {f"__{function.__name__.strip('_')}__": function for function in AUGMENTED}
 _DUNDERS["__setitem__"] = operator.setitem
-# Methods with an underscore that change no value.
+# Methods with an underscore that do not change values.
 _HARMLESS = {"requires_grad_", "share_memory_", "rename_", "is_shared_"}
-# Methods that change shape or memory of their tensor in place.
+# Methods that change their tensor's shape or memory in place.
 _RESHAPING = {"t_", "transpose_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "detach_"}
 _RESHAPING |= {"resize_", "resize_as_", "set_", "as_strided_", "apply_", "map_", "map2_"}
-# Quantizers stand before what computes with two tensors, and such a write would be into their
-# results.
-_ON_ROUNDED = {"add_", "sub_", "mul_"}
+# Never kept in place: a quantizer may come before them, and the write would change its result.
+_NEVER_IN_PLACE = {"add_", "sub_", "mul_"}
 
 _VIEWS = {"view", "view_as", "transpose", "permute", "squeeze", "unsqueeze", "select", "narrow"}
 _VIEWS |= {"expand", "expand_as", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "unflatten"}
 _VIEWS |= {"diagonal", "unfold", "detach", "alias", "swapaxes", "adjoint", "broadcast_to"}
 _VIEWS |= {"requires_grad_", "data", "T", "mT", "H", "mH", "real", "imag"}
-# Views that come as several tensors.
+# Views that are several tensors.
 _MANY = {"chunk", "split", "unbind", "tensor_split", "split_with_sizes"}
-# A view or a copy, as it happens; taken again it is the same of the two.
+# A view or a copy, depending on memory layout; taken again it is the same.
 _PERHAPS = {"reshape", "flatten", "reshape_as", "ravel", "contiguous"}
 # The tensor itself or another one.
 _UNKNOWN = {"to", "float", "half", "double", "bfloat16", "type", "type_as", "cpu", "cuda"}
@@ -88,20 +87,20 @@ class WriteError(ValueError):
     """A write whose effect cannot be followed; the message names it.
 
     Attributes:
-        calls: Qualified names of the modules in whose forward pass it is, from the outermost.
+        calls: Qualified names of the modules whose forward pass contains it, the outermost first.
     """
 
     calls: tuple[str, ...] = ()
 
 
 def written(base: Tensor, value: Any, steps: tuple[Step, ...]) -> Tensor:
-    """Return a copy of ``base`` of which the part that ``steps`` select is ``value``.
+    """Return a copy of ``base`` in which the part selected by ``steps`` is ``value``.
 
     Args:
         base: Not changed.
         value: A tensor or number.
-        steps: Views, one of the other: name of a method, an attribute, or ``getitem``, with the
-            arguments behind the tensor.
+        steps: Successive views: name of a method, an attribute, or ``getitem``, with the arguments
+            after the tensor.
     """
     result = base.clone()
     part = result
@@ -130,7 +129,7 @@ def _step(part: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _one_of_many(part: Tensor, step: Step, index: int) -> Tensor:
-    """Return one of the views that a method returns, as a view that autograd lets be written."""
+    """Return one of the several views of a method, as a view that autograd allows to write."""
     name, args, kwargs = step
     place = 0 if name == "unbind" else 1
     dim: Any = kwargs.get("dim", args[place] if len(args) > place else 0)
@@ -141,31 +140,31 @@ def _one_of_many(part: Tensor, step: Step, index: int) -> Tensor:
     return part.narrow(dim, begin, parts[index].shape[dim])
 
 
-def make_writes_values_(root: nn.Module, graph: fx.Graph) -> None:
+def replace_inplace_writes_(root: nn.Module, graph: fx.Graph) -> None:
     """Rewrite the graph, in place, so that every value it reads is the result of a node.
 
-    Nodes whose results were all that was read of them stay as they are, and so do all names.
+    Nodes that already are so do not change, and no node is renamed.
 
     Args:
         root: The model whose modules the graph calls.
-        graph: As torch.fx has traced it, with no code removed.
+        graph: As traced by torch.fx, without dead code removed.
 
     Raises:
-        WriteError: Something is read that a write may or may not have changed.
+        WriteError: A write may or may not have changed a value that is read.
     """
     _Writes(root, graph).rewrite()
 
 
 class _Writes:
-    """One graph's rewriting.
+    """Rewrites one graph.
 
     Attributes:
-        source: Of each view, what it is a view of.
-        step: How it is taken, None where it cannot be taken again.
-        views: The other way round.
-        now: The node of the present value, for each node whose own value has been written over.
-        stale: Views whose value lies in their source's present value.
-        lost: Nodes whose value is not known any more, with the reason.
+        source: For each view, the node it is a view of.
+        step: For each view, how to take it; None if it cannot be taken again.
+        views: The inverse of ``source``.
+        now: For each node that was written into, the node of its present value.
+        stale: Views that must be taken again from their source's present value.
+        lost: Nodes whose value is no longer known, with the reason.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
@@ -179,8 +178,8 @@ class _Writes:
 
     def rewrite(self) -> None:
         for node in list(self.graph.nodes):
-            is_shape(node)  # In topological order, so that no answer needs a deep recursion.
-            _name_alike(node)
+            is_shape(node)  # In topological order, so the cached answers avoid deep recursion.
+            _dunder_to_function(node)
             try:
                 self._follow(node)
             except WriteError as error:
@@ -193,9 +192,9 @@ class _Writes:
         target = self._target(node)
         given = (node.args, node.kwargs)
         if self.now or self.stale or self.lost:
-            self._read_anew(node)
+            self._read_present(node)
         if target is None:
-            if node.target in AUGMENTED:  # Of a number, which is not written into.
+            if node.target in AUGMENTED:  # Of a number, which cannot be written into.
                 node.target = AUGMENTED[node.target]
             self._note_view(node, given)
         else:
@@ -203,8 +202,8 @@ class _Writes:
 
     # -- reading
 
-    def _read_anew(self, node: fx.Node) -> None:
-        """Let the node read present values."""
+    def _read_present(self, node: fx.Node) -> None:
+        """Replace the node's inputs by their present values."""
         for used in node.all_input_nodes:
             present = self._present(used, node)
             if present is not used:
@@ -219,12 +218,12 @@ class _Writes:
                 return self._present(self.source[node], reader)
             if step is None:
                 raise WriteError(
-                    f"{node.name} is read after a tensor was written into whose memory it may or"
-                    " may not share; write that statement so that it returns a new tensor"
+                    f"{node.name} is read after an in-place write into a tensor that may or may not"
+                    " share its memory; make that statement return a new tensor"
                 )
             source = self._present(self.source[node], reader)
             with self.graph.inserting_before(reader):
-                # Its arguments are those of the first time: a size, say, that was valid then.
+                # Other arguments are the original ones, such as a size that was valid then.
                 again = self.graph.node_copy(node, lambda n: self._argument(n, node, source))
             self.stale.discard(node)
             self.now[node] = again
@@ -242,7 +241,7 @@ class _Writes:
     def _note_view(self, node: fx.Node, given: tuple[Any, Any]) -> None:
         args, kwargs = given
         first = next(iter((*args, *kwargs.values())), None)
-        if not isinstance(first, fx.Node) or is_shape(node) or PART in node.meta:
+        if not isinstance(first, fx.Node) or is_shape(node) or PART_OF_RESULT in node.meta:
             return
         module = module_of(self.root, node)
         if module is not None:
@@ -268,7 +267,7 @@ class _Writes:
         elif name in _VIEWS | _MANY | _PERHAPS:
             rest = tuple(args[1:])
             options = {k: v for k, v in kwargs.items() if v is not first}
-            if "split_size_or_sections" in options:  # Called otherwise by the method.
+            if "split_size_or_sections" in options:  # The method has another name for it.
                 rest = (options.pop("split_size_or_sections"),)
             self._add_view(node, first, (name, rest, options))
         elif name in _UNKNOWN:
@@ -279,7 +278,7 @@ class _Writes:
         self.views.setdefault(source, []).append(node)
 
     def _chain(self, node: fx.Node) -> list[fx.Node]:
-        """Return the tensor that ``node`` is a view of, the views in between, and ``node``."""
+        """Return the base tensor of the view ``node``, the views in between, and ``node``."""
         chain = [node]
         while chain[-1] in self.source:
             chain.append(self.source[chain[-1]])
@@ -296,7 +295,7 @@ class _Writes:
     # -- writing
 
     def _target(self, node: fx.Node) -> fx.Node | None:
-        """Return the node whose value this node writes into, None where it writes into none."""
+        """Return the node that this node writes into, None if it writes into none."""
         target = _target_of(node, module_of(self.root, node))
         if target is None or not is_shape(target):
             return target
@@ -307,8 +306,8 @@ class _Writes:
         chain = self._chain(target)
         base = chain[0]
         if base.op == "get_attr" and _has(self.root, str(base.target)):
-            # The model's own tensor: the write itself is wanted, in each run of the graph.
-            node.meta[EFFECT] = True
+            # The model's own tensor: the write is intended, in each run of the graph.
+            node.meta[SIDE_EFFECT] = True
             if node.target is not operator.setitem:
                 self._add_view(node, target, _ITSELF)
                 self.now.update({base: node} if target is base else {})
@@ -326,31 +325,31 @@ class _Writes:
             value = node.args[2]
             self._change(node, target, chain, value, (region,))
             return
-        self._make_pure(node, target, alone=alone and base.op != "get_attr")
+        self._make_out_of_place(node, target, alone=alone and base.op != "get_attr")
         self._change(node, target, chain, node, ())
         self._add_view(node, target, _ITSELF)
 
-    def _make_pure(self, node: fx.Node, target: fx.Node, *, alone: bool) -> None:
-        """Let the node return its result and leave its input as it is, where that matters."""
+    def _make_out_of_place(self, node: fx.Node, target: fx.Node, *, alone: bool) -> None:
+        """Make the node return its result without changing its input, if others read that."""
         if node.op == "call_function" and node.target in AUGMENTED:
             node.target = AUGMENTED[node.target]
             return
         if "out" in node.kwargs:
             node.kwargs = {k: v for k, v in node.kwargs.items() if k != "out"}
             return
-        if alone and node.target not in _ON_ROUNDED:
-            return  # Nothing else ever reads what is written over.
+        if alone and node.target not in _NEVER_IN_PLACE:
+            return  # Nothing else reads the overwritten value.
         if node.op in ("call_method", "call_function"):
             if _without_inplace(node):
                 return
-            plain = _plain_twin(node)
+            plain = _out_of_place_variant(node)
             if plain is not None:
                 node.target = plain
                 return
         present = self.now.get(target, target)
         is_new = present.op == "call_function" and present.target in AUGMENTED.values()
         if is_new and list(present.users) == [node]:
-            return  # As ResNet's ReLU after `out += identity`, which became a sum of its own.
+            return  # Such as ResNet's ReLU after `out += identity`, which became a new sum.
         with self.graph.inserting_before(node):
             copied = self.graph.call_method("clone", (present,))
         copied.meta = _meta_for_new(node)
@@ -364,7 +363,7 @@ class _Writes:
         value: Any,
         region: tuple[Step, ...],
     ) -> None:
-        """Note that ``target``, or the region of it, is ``value`` from here on."""
+        """Record that ``target``, or the region of it, now has the value ``value``."""
         base = chain[0]
         steps = [self.step[view] for view in chain[1:]]
         if None in steps:
@@ -372,8 +371,7 @@ class _Writes:
                 if other is not target:
                     self.lost[other] = (
                         f"{other.name} is read after {node.name} wrote into {target.name}, which"
-                        " may or may not share its memory; write that statement so that it returns"
-                        " a new tensor"
+                        " may or may not share its memory; make that statement return a new tensor"
                     )
             if region:
                 self.now[target] = self._new_value(node, target, value, region)
@@ -381,7 +379,7 @@ class _Writes:
                 self.now[target] = value
             return
         for view in self._all_views(base):
-            if not self._apart(chain, view):
+            if not self._are_disjoint(chain, view):
                 self.stale.add(view)
                 self.now.pop(view, None)
         whole = (*[step for step in steps if step is not None and step is not _ITSELF], *region)
@@ -402,8 +400,8 @@ class _Writes:
             self.graph.erase_node(node)
         return new
 
-    def _apart(self, chain: list[fx.Node], view: fx.Node) -> bool:
-        """Say whether a view is another one of several parts than the one that was written."""
+    def _are_disjoint(self, chain: list[fx.Node], view: fx.Node) -> bool:
+        """Say whether a view is another one of several parts than the written one."""
         other = self._chain(view)
         for level, (one, two) in enumerate(zip(chain, other, strict=False)):
             if one is not two:
@@ -414,14 +412,14 @@ class _Writes:
         return False
 
 
-def _name_alike(node: fx.Node) -> None:
-    """Turn a method that a real tensor was called with, such as ``__iadd__``, into its function."""
+def _dunder_to_function(node: fx.Node) -> None:
+    """Turn a dunder method call, such as ``__iadd__``, into the call of its function."""
     if node.op == "call_method" and str(node.target) in _DUNDERS:
         node.op, node.target = "call_function", _DUNDERS[str(node.target)]
 
 
 def _has(root: nn.Module, name: str) -> bool:
-    """Say whether the model has an attribute of this name; the constants of a trace are not yet."""
+    """Say whether the model has this attribute; constants of the present trace are not set yet."""
     found: Any = root
     for part in name.split("."):
         if not hasattr(found, part):
@@ -431,7 +429,7 @@ def _has(root: nn.Module, name: str) -> bool:
 
 
 def _meta_for_new(node: fx.Node) -> dict[str, Any]:
-    """Return what a new node has to know of where it is: the module that is being called."""
+    """Return the meta of a new node: which module is being called."""
     kept = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
     return copy.copy(kept)
 
@@ -449,7 +447,7 @@ def _is_torchs(module: nn.Module) -> bool:
 
 
 def _copies(index: Any) -> bool:
-    """Say whether indexing with it returns a copy: with tensors, masks and lists it does."""
+    """Say whether this index makes a copy: tensors, masks and lists do."""
     if isinstance(index, tuple):
         return any(_copies(part) for part in index)
     if isinstance(index, fx.Node):
@@ -474,7 +472,7 @@ def _target_of(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
     name = getattr(node.target, "__name__", "")
     many = isinstance(out, list | tuple) or (name.startswith("_foreach_") and name.endswith("_"))
     if many:
-        raise WriteError(f"{node.name} writes into several tensors; write it for each of them")
+        raise WriteError(f"{node.name} writes into several tensors; write into each one separately")
     if isinstance(out, fx.Node):
         return out
     if name.endswith("_") and not name.startswith("_"):
@@ -483,7 +481,7 @@ def _target_of(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
 
 
 def _inplace_of(node: fx.Node) -> bool:
-    """Say whether a function is called with ``inplace=True``, by name or by place."""
+    """Say whether a function is called with ``inplace=True``, by name or position."""
     if "inplace" in node.kwargs:
         return node.kwargs["inplace"] is True
     place = _place_of_inplace(node.target)
@@ -501,7 +499,7 @@ def _place_of_inplace(function: Any) -> int | None:
 
 
 def _without_inplace(node: fx.Node) -> bool:
-    """Take ``inplace=True`` from a function's arguments; say whether it was there."""
+    """Remove ``inplace=True`` from a function's arguments; say whether it was there."""
     if node.op != "call_function" or not _inplace_of(node):
         return False
     place = _place_of_inplace(node.target)
@@ -513,8 +511,8 @@ def _without_inplace(node: fx.Node) -> bool:
     return True
 
 
-def _plain_twin(node: fx.Node) -> Any:
-    """Return the method or function without an underscore, None where there is none."""
+def _out_of_place_variant(node: fx.Node) -> Any:
+    """Return the method or function without the underscore, None if there is none."""
     if node.op == "call_method":
         name = str(node.target)[:-1]
         return name if hasattr(Tensor, name) else None

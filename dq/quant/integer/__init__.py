@@ -1,1 +1,1 @@
-"""The network that an engine computes: integer weights, integer arithmetic, and its file."""
+"""The integer network: integer weights, the arithmetic of integer engines, and its file."""

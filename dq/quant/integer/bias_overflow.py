@@ -1,10 +1,10 @@
-"""Biases that fit the 32 bits in which integer engines keep them.
+"""Make biases fit the 32 bits in which integer engines store them.
 
-An engine adds the bias to a sum of products of integers, so it rounds the bias to the product of
-the input's and the weight's scale. Where both have vanished (a channel that a batch norm has
-switched off, activations that are almost zero) that number does not fit, and the engine's result
-is wrong. A coarser scale for such a weight mends it: beside so large a bias its products are so
-small that their rounding does not show.
+An engine adds the bias to a sum of integer products, so the bias is quantized with the product of
+the input's and the weight's scale. If both are tiny (a channel switched off by its batch norm,
+activations near zero), that integer overflows and the engine's result is wrong. A coarser scale for
+such a weight fixes it. Next to such a large bias the products are negligible, and so is their
+rounding error.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, fx
 
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.graph.roles import module_of, tensor_inputs
-from dq.quant.integer.convert import integer_network, rounding_of
+from dq.quant.integer.convert import integer_network, quantizer_of_node
 from dq.quant.integer.modules import IntegerLayer, IntegerWeight
 
 log = logging.getLogger(__name__)
 
-# Half of what 32 bits hold; the rest is for the sum of products.
+# Half of what 32 bits hold; the other half is for the sum of products.
 LARGEST_BIAS = 2.0**30
 # Engines sum products of wider integers in 64 bits.
 _WIDEST = 16
@@ -49,22 +49,22 @@ def network_for_engines(graph: QuantizedGraph) -> fx.GraphModule:
 def fit_biases_(network: fx.GraphModule) -> list[str]:
     """Raise the scales of weights whose layer's bias would overflow; return the layers' names.
 
-    Scales grow by powers of two, no more than needed.
+    Scales are multiplied by the smallest sufficient power of two.
 
     Args:
-        network: As `dq.quant.integer.convert.integer_network` returns it.
+        network: Result of `dq.quant.integer.convert.integer_network`.
     """
     changed: dict[str, None] = {}
     for node in network.graph.nodes:
         layer = module_of(network, node)
         if not isinstance(layer, IntegerLayer) or layer.bias is None:
             continue
-        rounding = rounding_of(network, tensor_inputs(node)[0])
+        source = quantizer_of_node(network, tensor_inputs(node)[0])
         weight = layer.weight
-        if rounding is None or rounding.spec.bits + weight.spec.bits > _WIDEST:
+        if source is None or source.spec.bits + weight.spec.bits > _WIDEST:
             continue
         largest = _largest_bias(layer)
-        excess = largest / (LARGEST_BIAS * rounding.scale.double() * weight.scale.double())
+        excess = largest / (LARGEST_BIAS * source.scale.double() * weight.scale.double())
         if bool((excess > 1).any()):
             _coarsen_(weight, 2.0 ** excess.clamp(min=1).log2().ceil())
             changed[weight.site] = None
@@ -81,7 +81,7 @@ def _largest_bias(layer: IntegerLayer) -> Tensor:
 
 
 def _coarsen_(weight: IntegerWeight, factor: Tensor) -> None:
-    """Multiply the weight's scales by powers of two and round its integers to them."""
+    """Multiply the weight's scales by powers of two and requantize its integers."""
     axis = weight.spec.channel_axis
     shape = [1] * weight.integers.dim()
     if axis is not None:

@@ -1,9 +1,9 @@
-"""Modules that hold integers: a weight, a layer with such a weight, an activation's rounding.
+"""Modules that hold integers: a weight, a layer with such a weight, an activation's quantizer.
 
-They compute what the fake-quantized network computes, from the integers that a device would be
-given: weights are stored as int8 (int16 above 8 bits) and turned into real numbers when they are
-used. In an export each of them yields one node of a domain of our own instead, which the writer of
-a format (`dq.quant.export.qdq`, `dq.quant.export.tidl`) replaces by that format's own nodes.
+They compute what the fake-quantized network computes, from the integers that a device gets: weights
+are stored as int8 (int16 above 8 bits) and dequantized when they are used. In an export, each
+module emits one placeholder node of our own domain instead. The writer of a format
+(`dq.quant.export.qdq`, `dq.quant.export.tidl`) replaces it by that format's nodes.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from dq.quant.numerics.affine import dequantize, fake_quantize, quantize
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.quantizers.layers import apply_layer
 
-# Domain and names of the nodes that stand for our modules while a network is exported.
+# Domain and names of the placeholder nodes while a network is exported.
 DOMAIN, ROUND, WEIGHT = "dq", "Round", "Weight"
 
 
 @dataclass(slots=True)
-class Emitting:
-    """Whether modules compute, or yield nodes to be replaced; shared by those of one network."""
+class ExportSwitch:
+    """Whether modules compute, or emit placeholder nodes; shared by one network's modules."""
 
     on: bool = False
 
 
 def storage_dtype(spec: QuantSpec) -> torch.dtype:
-    """Return the smallest integer dtype of torch that holds the spec's integers."""
+    """Return torch's smallest integer dtype for this integer format."""
     if spec.bits <= 8:
         return torch.int8 if spec.signed else torch.uint8
     return torch.int16 if spec.signed else torch.int32
 
 
 class IntegerWeight(nn.Module):
-    """A weight as integers; called, it returns the real numbers.
+    """A weight stored as integers; calling it returns the real weight.
 
     Args:
-        site: Name of the quantizer it comes from.
+        site: Name of its quantizer.
         weight: Real numbers, folded.
-        scale: As `dq.quant.numerics.affine.quantize` takes it.
-        zero_point: Likewise.
-        spec: The integers.
+        scale: As for `dq.quant.numerics.affine.quantize`.
+        zero_point: As for `dq.quant.numerics.affine.quantize`.
+        spec: The integer format.
 
     Buffers ``integers`` (`storage_dtype`, shape of the weight), ``scale`` float32 and
     ``zero_point`` int32.
@@ -61,10 +61,10 @@ class IntegerWeight(nn.Module):
         scale: Tensor,
         zero_point: Tensor,
         spec: QuantSpec,
-        emitting: Emitting,
+        export_switch: ExportSwitch,
     ) -> None:
         super().__init__()
-        self.site, self.spec, self.emitting = site, spec, emitting
+        self.site, self.spec, self.export_switch = site, spec, export_switch
         integers = quantize(weight.detach(), scale, zero_point, spec)
         self.register_buffer("integers", integers.to(storage_dtype(spec)))
         self.register_buffer("scale", scale.detach().clone())
@@ -72,7 +72,7 @@ class IntegerWeight(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the real weight, float32."""
-        if not self.emitting.on:
+        if not self.export_switch.on:
             return dequantize(self.integers.int(), self.scale, self.zero_point, self.spec)
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{WEIGHT}",
@@ -113,46 +113,51 @@ def _shell(layer: nn.Module) -> nn.Module:
     shell = copy.deepcopy(layer, dict(empty))
     for name in [n for n, _ in shell.named_parameters(recurse=False)]:
         delattr(shell, name)
-        # Still there to be stood in for, yet in no state dict.
+        # The attribute must exist for functional calls, but not in the state dict.
         shell.register_buffer(name, torch.empty(0), persistent=False)
     return shell.eval()
 
 
 class IntegerActivation(nn.Module):
-    """Round a tensor to the integers of one quantizer and return the real numbers.
+    """Fake-quantize a tensor with the integers of one quantizer.
 
     Args:
         site: Name of that quantizer.
         scale: float32 ``()``.
         zero_point: int32 ``()``.
-        spec: The integers; per tensor.
+        spec: The integer format; per tensor.
     """
 
     scale: Tensor
     zero_point: Tensor
 
     def __init__(
-        self, site: str, scale: Tensor, zero_point: Tensor, spec: QuantSpec, emitting: Emitting
+        self,
+        site: str,
+        scale: Tensor,
+        zero_point: Tensor,
+        spec: QuantSpec,
+        export_switch: ExportSwitch,
     ) -> None:
         super().__init__()
-        self.site, self.spec, self.emitting = site, spec, emitting
+        self.site, self.spec, self.export_switch = site, spec, export_switch
         self.register_buffer("scale", scale.detach().clone())
         self.register_buffer("zero_point", zero_point.detach().clone())
 
-    def forward(self, x: Tensor, again: bool = False) -> Tensor:
-        """Return ``x`` rounded; same shape, float32.
+    def forward(self, x: Tensor, repeated: bool = False) -> Tensor:
+        """Return ``x`` fake-quantized; same shape, float32.
 
         Args:
             x: Any shape.
-            again: This is not the place where the quantized graph rounds, see
-                `dq.quant.integer.convert`; exports name the other one after the quantizer.
+            repeated: This is a repetition, see `dq.quant.integer.convert`. Exports name only the
+                original place after the quantizer.
         """
-        if not self.emitting.on:
+        if not self.export_switch.on:
             return fake_quantize(x, self.scale, self.zero_point, self.spec)
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{ROUND}",
             (x, self.scale, self.zero_point),
-            attrs={"site": self.site, "again": int(again)},
+            attrs={"site": self.site, "repeated": int(repeated)},
             dtype=torch.float32,
             shape=x.shape,
             version=1,

@@ -13,27 +13,27 @@ from dq.quant.numerics.spec import QuantSpec
 
 
 def integer_modules(network: fx.GraphModule) -> dict[str, IntegerActivation | IntegerWeight]:
-    """Return what holds scales in an integer network, by the name of its quantizer."""
+    """Return the modules of an integer network that have scales, by quantizer name."""
     kinds = IntegerActivation | IntegerWeight
     return {module.site: module for module in network.modules() if isinstance(module, kinds)}
 
 
 def specs_of(network: fx.GraphModule) -> dict[str, QuantSpec]:
-    """Return the integers of every quantizer of an integer network, by its name."""
+    """Return the integer format of every quantizer of an integer network, by its name."""
     return {site: module.spec for site, module in integer_modules(network).items()}
 
 
 def widths_of(network: fx.GraphModule) -> list[tuple[QuantSpec, bool]]:
-    """Return each quantizer's integers, and whether it is a weight's."""
+    """Return each quantizer's integer format, and whether it is a weight's."""
     modules = integer_modules(network).values()
     return [(module.spec, isinstance(module, IntegerWeight)) for module in modules]
 
 
 def qparams(network: fx.GraphModule) -> dict[str, Mapping[str, Any]]:
-    """Return kind, integers, scale and zero point of every quantizer, by its name.
+    """Return kind, integer format, scale and zero point of every quantizer, by its name.
 
-    ``real = scale * (integer - zero_point)``. Scales and zero points are a number per tensor, or
-    a list with one for each index of ``channel_axis``.
+    ``real = scale * (integer - zero_point)``. Scales and zero points are one number per tensor, or
+    a list with one number per index of ``channel_axis``.
     """
     found: dict[str, Mapping[str, Any]] = {}
     for site, module in integer_modules(network).items():

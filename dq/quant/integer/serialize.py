@@ -1,4 +1,4 @@
-"""An integer network in a file of plain tensors, and back from it."""
+"""Save an integer network as plain tensors, and load it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INTEGER = "integer_network"
 
 
 def integer_content(network: fx.GraphModule) -> dict[str, Any]:
-    """Return what is to be saved of an integer network: ``state`` and ``qparams``.
+    """Return what to save of an integer network: ``state`` and ``qparams``.
 
     Plain values and tensors, so that ``torch.load(..., weights_only=True)`` reads the file.
     """
@@ -26,12 +26,12 @@ def load_integers_(network: fx.GraphModule, content: Mapping[str, Any], source: 
     """Load integers and scales into a network of the same detector and recipe.
 
     Args:
-        network: As `dq.quant.integer.convert.integer_network` returns it; ranges do not matter.
+        network: Result of `dq.quant.integer.convert.integer_network`; its ranges do not matter.
         content: As `integer_content` returned it.
         source: The file's name, for messages.
 
     Raises:
-        ValueError: It is another detector's, or was quantized in another way.
+        ValueError: The file is of another detector, or was quantized in another way.
     """
     state: Mapping[str, Tensor] = content["state"]
     own = network.state_dict()

@@ -1,1 +1,1 @@
-"""The same rounding in one pass over memory: C++ on a CPU, Triton on a GPU, and torch.compile."""
+"""Fake quantization in one pass over memory: C++ on a CPU, Triton on a GPU, torch.compile."""

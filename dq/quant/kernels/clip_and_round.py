@@ -1,8 +1,8 @@
-"""An activation function and the rounding behind it as one step of the backward pass.
+"""Clip and fake-quantize in one autograd function, made of torch's operators.
 
-For devices and dtypes that the native kernels do not take, made of torch's operators. Each of the
-two apart would keep something: the activation function its result, four bytes a value, the rounding
-a byte that says where gradients pass. Together one byte says both, and the gradient takes one pass.
+For devices and dtypes that the native kernels do not support. As two functions, each would save
+something for the backward pass: the clip its result (four bytes per value), the fake quantization
+its gradient mask (one byte). Together they save one mask, applied in one pass.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from dq.quant.kernels.rounding import Clip
 from dq.quant.numerics.spec import QuantSpec
 
 
-def round_clipped(
+def fake_quantize_clipped(
     x: Tensor, clipped: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec, clip: Clip
 ) -> Tensor:
-    """Round the result of an activation function that only cuts off, with its gradient.
+    """Fake-quantize the result of a clipping activation function, with the gradient of both.
 
     Args:
-        x: What the activation function was given, any shape and floating dtype.
+        x: Input of the activation function, any shape and floating dtype.
         clipped: Its result, computed without gradient.
         scale: Float32 ``()``.
         zero_point: Int32 ``()``.
-        spec: The integers; per tensor.
-        clip: Lowest and highest value let through; the ends themselves get no gradient.
+        spec: The integer format; per tensor.
+        clip: The bounds of the activation function. Values at a bound get no gradient.
 
     Returns:
-        A tensor of the shape and dtype of ``x``, as `dq.quant.numerics.affine.fake_quantize` of
+        A tensor of the shape and dtype of ``x``: `dq.quant.numerics.affine.fake_quantize` of
         ``clipped``.
     """
     result: Tensor = _Rounding.apply(x, clipped, scale, zero_point, spec, clip)
@@ -53,7 +53,7 @@ class _Rounding(torch.autograd.Function):
         result, mask = torch._fake_quantize_per_tensor_affine_cachemask_tensor_qparams(
             clipped, scale, zero_point, enabled, spec.quant_min, spec.quant_max
         )
-        # As torch's own gradients: a NaN passes the activation function, not the rounding.
+        # Same as torch's gradients: a NaN passes the clip but not the fake quantization.
         low, high = clip
         if low > -torch.inf:
             mask.logical_and_((x <= low).logical_not_())

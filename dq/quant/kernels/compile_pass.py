@@ -1,8 +1,8 @@
-"""What `dq.quant.kernels.recompute` does in eager mode, for graphs that torch.compile makes.
+"""Recompute fake-quantized tensors in the backward pass of graphs made by torch.compile.
 
-Its partition of forward and backward never computes an operator twice that it does not know, such
-as our kernels. Here those that round weights, or values with learned scales, are marked: what they
-round is kept anyway, and one pass over memory rounds it anew.
+The counterpart of `dq.quant.kernels.recompute`, which does it in eager mode. When torch.compile
+splits a graph into forward and backward, it never recomputes custom operators such as our kernels.
+This pass marks those whose input is saved anyway: weights, and values with learned scales.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from dq.quant.kernels import operators  # noqa: F401  (registers them with torch
 _ROUNDING = ("dq::weight", "dq::learned")
 
 
-class ComputeRoundedAgain(CustomGraphPass):
-    """A pass over the joint graph of forward and backward, before it is parted."""
+class RecomputeFakeQuantized(CustomGraphPass):
+    """A pass over the joint graph of forward and backward, before it is partitioned."""
 
     def __call__(self, graph: fx.Graph) -> None:
-        """Mark what is to be computed again."""
+        """Mark the nodes to recompute."""
         for node in graph.nodes:
             target = node.target
             if isinstance(target, torch._ops.OpOverload) and target._schema.name in _ROUNDING:
                 node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
 
     def uuid(self) -> Any:
-        """Return what tells this pass from others in the compiler's cache on disk."""
+        """Return what identifies this pass in the compiler's cache on disk."""
         return get_hash_for_files((__file__,))
 
 
 def inductor_options(mode: str = "default") -> dict[str, Any]:
-    """Return the ``options`` for torch.compile that stand for a mode of it, with this pass.
+    """Return torch.compile ``options`` that correspond to a mode, with this pass added.
 
     Args:
-        mode: One of torch.compile's; it takes a mode or options, not both.
+        mode: A mode of torch.compile, which accepts either a mode or options.
     """
-    return {**list_mode_options(mode), "joint_custom_pre_pass": ComputeRoundedAgain()}
+    return {**list_mode_options(mode), "joint_custom_pre_pass": RecomputeFakeQuantized()}

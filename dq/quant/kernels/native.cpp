@@ -1,9 +1,9 @@
-// Quantization of whole tensors in one pass over memory, for training on a CPU.
+// Fake quantization of whole tensors in one pass over memory, for training on a CPU.
 //
-// Built by dq/native.py and called through ctypes on the data of float32 tensors. Every
-// function computes what the composition of torch's operators computes, in the same order of
-// operations, so that results are equal bit for bit; sums (gradients of scales and factors) are
-// taken in double precision over chunks of fixed size, so they do not depend on the threads.
+// Built by dq/native.py and called through ctypes on the data of float32 tensors. Every function
+// uses the order of operations of torch's operators, so results are equal bit for bit. Sums
+// (gradients of scales and factors) are taken in double precision over chunks of fixed size, so
+// they do not depend on the number of threads.
 
 #include <algorithm>
 #include <cmath>
@@ -13,15 +13,15 @@
 
 namespace {
 
-constexpr int64_t kChunk = 1 << 14;  // Values a thread takes at a time: 64 KiB, half of an L2.
+constexpr int64_t kChunk = 1 << 14;  // Values per work item of a thread: 64 KiB, half of an L2.
 constexpr int kLanes = 16;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-struct Grid {  // The integers of a tensor or channel.
+struct Grid {  // Scale, zero point and integer range of a tensor or channel.
   float scale, inverse, zero_point, quant_min, quant_max;
 };
 
-struct Clip {  // An activation function that only cuts off: ReLU is (0, inf).
+struct Clip {  // Bounds of a clipping activation function: ReLU is (0, inf).
   float low, high;
 };
 
@@ -30,7 +30,7 @@ struct Extremes {
   bool finite = true;
 };
 
-inline float clipped(float x, Clip clip) {  // A NaN stays one.
+inline float clipped(float x, Clip clip) {  // A NaN stays a NaN.
   x = x < clip.low ? clip.low : x;
   return x > clip.high ? clip.high : x;
 }
@@ -49,7 +49,7 @@ inline bool inside(float integer, const Grid& g) {
   return (integer >= g.quant_min) & (integer <= g.quant_max);
 }
 
-inline bool passes(float x, Clip clip) {  // As the gradient of ReLU and Hardtanh.
+inline bool passes(float x, Clip clip) {  // The gradient mask of ReLU and Hardtanh.
   return !((x <= clip.low) | (x >= clip.high));
 }
 
@@ -104,7 +104,7 @@ Activation activation_kind(bool observes, bool rounds, bool masks) {
   return masks ? activation_chunk<false, false, true> : activation_chunk<false, false, false>;
 }
 
-constexpr int64_t kBlock = 64 * kLanes;  // Values summed in float, 64 a lane, before double.
+constexpr int64_t kBlock = 64 * kLanes;  // Values summed in float, 64 per lane, before double.
 
 struct Sums {
   double scale = 0.0, offset = 0.0;
@@ -204,7 +204,7 @@ Range range_of_row(const float* w, float factor, int64_t n) {
     sum += v * 0.0f;  // NaN as soon as a value is not finite.
   }
   Range range{low, high, false};
-  if (sum != 0.0f) {  // Seldom: an infinity has a range, a NaN has none.
+  if (sum != 0.0f) {  // Rare: an infinity has a range, a NaN has none.
     for (int64_t i = 0; i < n; ++i) range.has_nan |= std::isnan(w[i] * factor);
   }
   return range;
@@ -212,7 +212,7 @@ Range range_of_row(const float* w, float factor, int64_t n) {
 
 constexpr float kSmallestFactor = 1e-12f;  // dq.quant.quantizers.batch_norm_fold.SMALLEST_FACTOR
 
-// The integers of each row of a weight: from given scales, or from the range of the folded weight.
+// The grid of each row of a weight: from given scales, or from the range of the folded weight.
 class WeightGrids {
  public:
   WeightGrids(WeightSpec spec, bool per_channel, const float* weight, const float* factor,
@@ -273,13 +273,13 @@ struct WeightRow {
     }
   }
 
-  // Of gradient times what the folded weight gives for one more of the factor.
+  // The gradient of the factor for a folded weight.
   double sum_folded() const {
     if (all_pass) return sum([&](float w) { return w; });
     return sum([&](float w) { return inside(integer_of(w * factor, g), g) ? w : 0.0f; });
   }
 
-  // The same where the rounded weight is divided by the factor again: less the rounded one.
+  // The same if the fake-quantized weight is divided by the factor again.
   double sum_unfolded() const {
     return sum([&](float w) {
       const float integer = integer_of(w * factor, g);
@@ -314,9 +314,9 @@ struct WeightRow {
 
 extern "C" {
 
-// Clip, record the extremes and round, as asked for. `y` may be `x`, or null to record alone.
-// `record` holds the smallest and the largest value so far; a tensor with a value that is not
-// finite leaves it as it is.
+// Clip, record minimum and maximum, and fake-quantize, each if its arguments are given. `y` may be
+// `x`, or null to record only. `record_min` and `record_max` hold the extremes so far; a tensor with
+// a value that is not finite does not change them.
 void dq_activation(const float* x, float* y, uint8_t* mask, int64_t n, float clip_low,
                    float clip_high, const float* scale, const int32_t* zero_point, int quant_min,
                    int quant_max, float* record_min, float* record_max, int num_threads) {
@@ -343,7 +343,7 @@ void dq_activation(const float* x, float* y, uint8_t* mask, int64_t n, float cli
   }
 }
 
-// The gradient where the mask is set, zero elsewhere; as bits, which vectorizes best.
+// The gradient where the mask is 1, zero elsewhere; on integer bits, which vectorizes best.
 void dq_masked(const int32_t* gradient, const uint8_t* mask, int32_t* result, int64_t n,
                int num_threads) {
   const int64_t chunks = num_chunks(n);
@@ -355,7 +355,7 @@ void dq_masked(const int32_t* gradient, const uint8_t* mask, int32_t* result, in
   }
 }
 
-// Gradients of a learned rounding behind a clip: to the values, the scale and the offset.
+// Gradients of a clip and a learned fake quantization: of the values, the scale and the offset.
 void dq_learned_backward(const float* gradient, const float* x, float* result, int64_t n,
                          float clip_low, float clip_high, const float* scale,
                          const int32_t* zero_point, int quant_min, int quant_max, int has_offset,
@@ -385,8 +385,8 @@ void dq_learned_backward(const float* gradient, const float* x, float* result, i
   }
 }
 
-// Round `weight * factor`, a factor a row, with scales from its range or given ones, and divide by
-// the factor again where `unfolds`. Rows are output channels.
+// Fake-quantize `weight * factor` (one factor per row) with given scales or scales from its range,
+// and divide by the factor again if `unfolds`. Rows are output channels.
 void dq_weight(const float* weight, const float* factor, const float* given_scale,
                const int32_t* given_zero_point, int64_t rows, int64_t columns, int quant_min,
                int quant_max, int is_signed, int symmetric, int power_of_two, int per_channel,
@@ -411,8 +411,8 @@ void dq_weight(const float* weight, const float* factor, const float* given_scal
   }
 }
 
-// Gradients of `dq_weight` to the weight, the factor and a given scale; the last two may be null.
-// Nothing of the forward pass is kept but its arguments: what it rounded to is computed again.
+// Gradients of `dq_weight`: of the weight, the factor and a given scale; the last two may be null.
+// The fake-quantized weight is recomputed from the arguments of the forward pass.
 void dq_weight_backward(const float* gradient, const float* weight, const float* factor,
                         const float* given_scale, const int32_t* given_zero_point, int64_t rows,
                         int64_t columns, int quant_min, int quant_max, int is_signed, int symmetric,
@@ -421,7 +421,7 @@ void dq_weight_backward(const float* gradient, const float* weight, const float*
   const WeightSpec spec{quant_min, quant_max, is_signed != 0, symmetric != 0, power_of_two != 0};
   const WeightGrids grids(spec, per_channel != 0, weight, factor, given_scale, given_zero_point,
                           rows, columns);
-  // A symmetric range of the weight's own has every value inside.
+  // A symmetric range computed from the weight contains every value.
   const bool all_inside = given_scale == nullptr && spec.symmetric && spec.is_signed;
 #pragma omp parallel for num_threads(num_threads) if (rows * columns > kChunk && num_threads > 1)
   for (int64_t r = 0; r < rows; ++r) {

@@ -1,8 +1,8 @@
-"""The kernels: quantization of whole tensors in one pass over memory.
+"""The kernels: fake quantization of whole tensors in one pass over memory.
 
-On a CPU they are those of native.cpp, on a GPU those of `dq.quant.kernels.gpu`. Where `takes` says
-no (other dtypes, no compiler, no Triton, inside torch.compile on a GPU) callers compose the same
-results from torch's operators; see `dq.native`.
+On a CPU they are those of native.cpp, on a GPU those of `dq.quant.kernels.gpu`. If `takes` returns
+False (other dtypes, no compiler, no Triton, torch.compile on a GPU), callers compute the same
+results with torch's operators; see `dq.native`.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ library, call = _KERNELS.library, _KERNELS.call
 
 
 def takes(*tensors: Tensor | None) -> bool:
-    """Say whether kernels are to be had and can work on these tensors, in the present context."""
+    """Say whether kernels are available and support these tensors in the present context."""
     given = [x for x in tensors if x is not None]
     kinds = {x.device.type for x in given}
     if kinds not in ({"cpu"}, {"cuda"}) or any(x.dtype not in _DTYPES for x in given):
         return False
     if torch.compiler.is_compiling():
-        # On a GPU the compiler fuses torch's operators by itself.
+        # On a GPU the compiler itself fuses torch's operators.
         return kinds == {"cpu"} and bool(is_there())
     if not has_memory(*given) or not all(map(is_dense, given)):
         return False
@@ -52,9 +52,9 @@ def takes(*tensors: Tensor | None) -> bool:
 
 @functools.cache
 def has_gpu_kernels(device: torch.device) -> bool:
-    """Say whether Triton is there, not switched off, and its kernels pass a look at their results.
+    """Say whether Triton is installed and enabled, and its kernels pass `kernels_work`.
 
-    The answer is found once for each GPU of a process.
+    The answer is found once per GPU and process.
     """
     if os.environ.get(SWITCH) == "0" or importlib.util.find_spec("triton") is None:
         return False
@@ -65,5 +65,5 @@ def has_gpu_kernels(device: torch.device) -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_there() -> bool:
-    """Say whether the kernels can be had; asked while torch.compile traces."""
+    """Say whether the kernels are available; called while torch.compile traces."""
     return library() is not None

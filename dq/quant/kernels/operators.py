@@ -1,9 +1,9 @@
-"""The native kernels as operators of torch, which torch.compile keeps whole in its graph.
+"""The native kernels as custom operators, which torch.compile keeps as one node each.
 
-On a CPU the code that torch.compile makes of fake quantization is several times slower than the
-kernels (torch 2.14: rounding to 64-bit integers is not vectorized). What can be fused there, norms
-and activation functions, still is. Outside of torch.compile `dq.quant.kernels.rounding` calls the
-kernels directly, which costs less and can write in place.
+On a CPU, code that torch.compile generates for fake quantization is several times slower than the
+kernels (torch 2.14: rounding to 64-bit integers is not vectorized). The compiler still fuses norms
+and activation functions. In eager mode `dq.quant.kernels.rounding` calls the kernels directly,
+which costs less and can write in place.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 from dq.native import as_promised, dense, laid_out_like, pointer
 from dq.quant.kernels.native import call
 
-# Any layout will do, so torch.compile need not bring tensors into the one that eager mode has.
+# Any memory layout is accepted, so torch.compile need not restore the one of eager mode.
 LAYOUTS = (torch.Tag.flexible_layout,)
 
 
 def _on_gpu() -> Any:
-    """Return the same functions for tensors on a GPU; Triton is loaded for those alone."""
+    """Return the same functions for tensors on a GPU. Triton is imported only here."""
     from dq.quant.kernels.gpu import ops
 
     return ops
@@ -37,16 +37,16 @@ def activate(
     integers_and_clip: tuple[int, int, float, float],
     record: tuple[Tensor, Tensor] | None,
 ) -> None:
-    """Clip ``x``, record its extremes and round it into ``y``, as far as each is given.
+    """Clip ``x``; optionally record its extremes and fake-quantize it into ``y``.
 
     Args:
         x: Dense, like ``y`` and ``mask``.
         y: The result; None only records.
-        mask: Gets 1 where gradients pass (uint8).
-        scale: ``()``; None does not round.
+        mask: Set to 1 where gradients pass (uint8).
+        scale: ``()``; None does not fake-quantize.
         zero_point: ``()``.
-        integers_and_clip: quant_min, quant_max, lowest and highest value let through.
-        record: The smallest and the largest value so far, widened in place.
+        integers_and_clip: quant_min, quant_max, lower and upper bound of the clip.
+        record: Minimum and maximum so far, updated in place.
     """
     if x.is_cuda:
         _on_gpu().activate(x, y, mask, scale, zero_point, integers_and_clip, record)
@@ -71,11 +71,11 @@ def activation(
     clip_high: float,
     observes: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Clip ``x`` and round it, or only clip it where ``scale`` is None.
+    """Clip ``x`` and fake-quantize it, or only clip it if ``scale`` is None.
 
     Returns:
-        The result, 1 where gradients pass (uint8), and the smallest and largest value, ``(2,)``,
-        neutral where ``observes`` is False or a value is not finite.
+        The result, the gradient mask (uint8), and the minimum and maximum, ``(2,)``. The last is
+        neutral (+inf, -inf) if ``observes`` is False or a value is not finite.
     """
     source = dense(x)
     y, mask = torch.empty_like(source), torch.empty_like(source, dtype=torch.uint8)
@@ -101,7 +101,7 @@ def _(
 
 
 def masked_gradient(gradient: Tensor, mask: Tensor) -> Tensor:
-    """Return the gradient where the mask is set and zero elsewhere, laid out as the mask."""
+    """Return the gradient where the mask is 1, zero elsewhere, in the mask's memory layout."""
     gradient = laid_out_like(gradient, mask)
     if gradient.is_cuda:
         on_gpu: Tensor = _on_gpu().masked_gradient(gradient, mask)
@@ -143,7 +143,7 @@ def learned(
     clip_high: float,
     factor: Tensor,
 ) -> Tensor:
-    """Clip ``x`` and round it with a learned scale, and offset where it is given; per tensor."""
+    """Clip ``x`` and fake-quantize it with a learned scale and, if given, offset; per tensor."""
     source = dense(x)
     y = torch.empty_like(source)
     integers_and_clip = quant_min, quant_max, clip_low, clip_high
@@ -178,7 +178,7 @@ def learned_gradients(
     has_offset: bool,
     factor: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of values, scale ``()`` and offset ``()``."""
+    """Return the gradients of the values, of the scale ``()`` and of the offset ``()``."""
     source = dense(x)
     gradient = laid_out_like(gradient, source)
     if source.is_cuda:
@@ -213,7 +213,7 @@ def learned_backward(
     clip_high: float,
     has_offset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `learned_gradients` returns; the factor is a tensor, float64 ``()``."""
+    """Return the result of `learned_gradients`; the factor is a float64 tensor ``()``."""
     rest = (quant_min, quant_max, clip_low, clip_high, has_offset)
     return learned_gradients(gradient, x, scale, zero_point, *rest, factor.item())
 
@@ -256,7 +256,7 @@ def rounded_weight(
     integers: list[int],
     unfolds: bool,
 ) -> Tensor:
-    """Return what `weight` returns, for a dense weight."""
+    """Return the result of `weight`, for a dense weight."""
     if weight.is_cuda:
         on_gpu: Tensor = _on_gpu().rounded_weight(
             weight, factor, scale, zero_point, integers, unfolds
@@ -281,19 +281,19 @@ def weight(
     unfolds: bool,
     scale_factor: float,
 ) -> Tensor:
-    """Fold, round and unfold a weight; see `dq.quant.kernels.rounding.round_weight`.
+    """Fold, fake-quantize and unfold a weight; see `rounding.fake_quantize_weight`.
 
     Args:
         weight: ``(output channels, ...)``.
         factor: ``(output channels,)`` or None.
-        scale: ``()`` or ``(output channels,)``, or None for the product's own range.
+        scale: ``()`` or ``(output channels,)``; None computes it from the folded weight's range.
         zero_point: Like ``scale``.
         integers: quant_min, quant_max, and as 0 or 1: signed, symmetric, power_of_two, per channel.
         unfolds: Divide by the factor again.
         scale_factor: Multiplies the gradient of ``scale``.
 
     Returns:
-        The result, in the layout of ``weight``.
+        The result, in the memory layout of ``weight``.
     """
     result = rounded_weight(dense(weight), factor, scale, zero_point, integers, unfolds)
     return as_promised(result, weight)
@@ -323,18 +323,18 @@ def weight_gradients(
     scale_factor: float,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of weight, factor and scale; empty ones that are not ``wanted``.
+    """Return the gradients of weight, factor and scale; empty tensors for those not ``wanted``.
 
     Args:
         gradient: Of the result.
-        weight: As for `weight`, like what follows.
-        factor: See `weight`.
-        scale: See `weight`.
-        zero_point: See `weight`.
-        integers: See `weight`.
-        unfolds: See `weight`.
-        scale_factor: See `weight`.
-        wanted: Whether the factor's gradient is, and the scale's.
+        weight: As for `weight`.
+        factor: As for `weight`.
+        scale: As for `weight`.
+        zero_point: As for `weight`.
+        integers: As for `weight`.
+        unfolds: As for `weight`.
+        scale_factor: As for `weight`.
+        wanted: Whether to compute the gradients of the factor and of the scale.
     """
     rows = max(1, len(weight))
     source = dense(weight)

@@ -1,12 +1,12 @@
-"""Rounded tensors that the backward pass computes again instead of keeping.
+"""Fake-quantized tensors that are recomputed in the backward pass instead of saved.
 
-A convolution keeps its input and its weight until its gradient is computed. Rounded ones are
-another copy of what is kept anyway, the parameter or, where scales are learned, the values before
-rounding; one pass over memory makes them anew.
+A convolution saves its input and its weight for the backward pass. If these are fake-quantized,
+the tensor they were computed from is in memory anyway: the parameter, or the unquantized values
+where scales are learned. One pass over memory computes them again.
 
-That holds as long as nobody writes into a tensor. torch counts the writes (``_version``), so a
-rounded tensor that was changed afterwards is kept as it is, as without this file, and a tensor that
-is changed when the backward pass has to read it is an error, as it is everywhere in torch.
+This is correct only while nobody writes into these tensors. torch counts writes (``_version``). A
+fake-quantized tensor that was changed before it is used is saved as usual. If a source was changed
+before the backward pass needs it, that is an error, as elsewhere in torch.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_ATTRIBUTE = "_dq_again"
+_ATTRIBUTE = "_dq_recomputation"
 
 
 def version_of(tensor: Tensor) -> int:
-    """Return how often the tensor's memory was written to; 0 where torch does not count."""
+    """Return the number of writes to the tensor's memory; 0 if torch does not count them."""
     return 0 if tensor.is_inference() else tensor._version
 
 
-class Again:
-    """How to compute a tensor once more; all that need it share the result.
+class Recomputation:
+    """How to recompute a tensor; all operators that need it share the result.
 
-    It lives as long as an operator keeps it for its backward pass, and the result with it.
+    It lives as long as an operator holds it for its backward pass, and so does the result.
 
     Args:
-        compute: Returns the tensor, equal bit for bit and laid out as before.
-        sources: What it is computed from, none of which may change before.
-        version: Of the tensor that it stands for, as it is computed again.
+        compute: Returns the tensor, equal bit for bit and with the same memory layout.
+        sources: Its inputs, which must not change in the meantime.
+        version: Version of the tensor that it stands for, checked when it is recomputed.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Again:
         self.version = version
 
     def tensor(self) -> Tensor:
-        """Return the tensor, computed at the first call.
+        """Return the tensor; the first call computes it.
 
         Raises:
-            RuntimeError: What it is computed from has been changed in place.
+            RuntimeError: A source was changed in place.
         """
         if self._found is None:
             for source, version in self._sources:
@@ -60,55 +60,58 @@ class Again:
         return self._found
 
 
-def offer(tensor: Tensor, compute: Callable[[], Tensor], sources: Sequence[Tensor] = ()) -> None:
-    """Say how a tensor can be computed again by an operator that would keep it.
+def make_recomputable(
+    tensor: Tensor, compute: Callable[[], Tensor], sources: Sequence[Tensor] = ()
+) -> None:
+    """Register how a tensor can be recomputed by an operator that would save it.
 
     Args:
-        tensor: Fresh.
-        compute: As for `Again`; must not refer to ``tensor``, or nothing is saved.
-        sources: As for `Again`.
+        tensor: Just computed.
+        compute: As for `Recomputation`. It must not refer to ``tensor``, or no memory is saved.
+        sources: As for `Recomputation`.
     """
-    setattr(tensor, _ATTRIBUTE, Again(compute, sources, version_of(tensor)))
+    setattr(tensor, _ATTRIBUTE, Recomputation(compute, sources, version_of(tensor)))
 
 
-def keeping_no(*tensors: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which operators keep none of these tensors that can be computed again.
+def recomputing(*tensors: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which operators do not save those of these tensors that are recomputable.
 
     Args:
         tensors: Inputs of the operators, alive until the context ends.
     """
-    # By address and size, since what autograd hands over is another object, or a transposed view.
+    # Found by address and size: autograd passes another object, or a transposed view.
     found = {
-        (t.data_ptr(), t.numel()): again
+        (t.data_ptr(), t.numel()): recomputation
         for t in tensors
-        if (again := getattr(t, _ATTRIBUTE, None)) is not None and again.version == version_of(t)
+        if (recomputation := getattr(t, _ATTRIBUTE, None)) is not None
+        and recomputation.version == version_of(t)
     }
     if not found:
         return contextlib.nullcontext()
 
     def pack(kept: Tensor) -> Any:
-        again = found.get((kept.data_ptr(), kept.numel()))
-        if again is None or again.version != version_of(kept):
-            return _Kept(tensor=kept, version=version_of(kept))
-        return again, kept.size(), kept.stride()
+        recomputation = found.get((kept.data_ptr(), kept.numel()))
+        if recomputation is None or recomputation.version != version_of(kept):
+            return _SavedTensor(tensor=kept, version=version_of(kept))
+        return recomputation, kept.size(), kept.stride()
 
     return torch.autograd.graph.saved_tensors_hooks(pack, _unpack)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Kept:
-    """A tensor that is kept; torch looks at versions itself only where there are no hooks."""
+class _SavedTensor:
+    """A saved tensor. With hooks installed, torch does not check versions, so we do."""
 
     tensor: Tensor
     version: int
 
 
 def _unpack(packed: Any) -> Tensor:
-    if isinstance(packed, _Kept):
+    if isinstance(packed, _SavedTensor):
         _check(packed.tensor, packed.version)
         return packed.tensor
-    again, size, stride = packed
-    found: Tensor = again.tensor().as_strided(size, stride)
+    recomputation, size, stride = packed
+    found: Tensor = recomputation.tensor().as_strided(size, stride)
     return found
 
 

@@ -1,8 +1,8 @@
-"""Rounding of activations and weights in one pass each, with gradients, by native kernels.
+"""Fake quantization of activations and weights in one pass each, with gradients.
 
-The results are those of the compositions in `dq.quant.quantizers.fake_quantize`,
-`dq.quant.quantizers.learned_step` and `dq.quant.quantizers.layers`, bit for bit; the tests hold
-them against each other. Callers ask `dq.quant.kernels.native.takes` first.
+Uses the native kernels. Results are equal bit for bit to those of torch's operators in
+`dq.quant.quantizers.fake_quantize`, `dq.quant.quantizers.learned_step` and
+`dq.quant.quantizers.layers`, as tests show. Callers ask `dq.quant.kernels.native.takes` first.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dq.quant.kernels import operators as native_ops
-from dq.quant.kernels.recompute import offer
+from dq.quant.kernels.recompute import make_recomputable
 from dq.quant.numerics.spec import QuantSpec
 
-# Lowest and highest value that an activation function lets through.
+# Lower and upper bound of a clipping activation function.
 Clip = tuple[float, float]
 NO_CLIP: Clip = (-torch.inf, torch.inf)
 Record = tuple[Tensor, Tensor]
 
 
-def round_activation(
+def fake_quantize_activation(
     x: Tensor,
     scale: Tensor | None,
     zero_point: Tensor | None,
@@ -34,20 +34,20 @@ def round_activation(
     record: Record | None = None,
     in_place: bool = False,
 ) -> Tensor:
-    """Clip ``x``, record its smallest and largest value, and round it, in one pass.
+    """Clip ``x``, record its minimum and maximum, and fake-quantize it, in one pass.
 
     Args:
         x: Any shape, float32, dense.
-        scale: Float32 ``()``; None leaves the values unrounded.
+        scale: Float32 ``()``; None does not fake-quantize.
         zero_point: Int32 ``()``; None with ``scale``.
-        spec: The integers; per tensor.
-        clip: Of the activation function before the rounding; the ends themselves get no gradient.
-        record: Where the extremes after clipping are kept, ``()`` each; None records nothing.
-        in_place: Write into ``x``, which nothing else may need any more.
+        spec: The integer format; per tensor.
+        clip: Bounds of the preceding activation function. Values at a bound get no gradient.
+        record: Minimum and maximum after clipping, ``()`` each, updated; None does not record.
+        in_place: Write into ``x``, which nothing else may need.
 
     Returns:
-        A tensor of the shape, dtype and layout of ``x``; ``x`` itself where there is nothing to do
-        but to record, or in place.
+        A tensor of the shape, dtype and memory layout of ``x``; ``x`` itself if it is only
+        recorded, or in place.
     """
     if torch.compiler.is_compiling():
         return _compiled_activation(x, scale, zero_point, spec, clip, record)
@@ -64,7 +64,7 @@ def round_activation(
 
 
 def clipped(x: Tensor, clip: Clip) -> Tensor:
-    """Return ``x`` behind an activation function that only cuts off: ReLU, ReLU6, Hardtanh."""
+    """Return ``x`` after a clipping activation function (ReLU, ReLU6, Hardtanh)."""
     if clip == NO_CLIP:
         return x
     return F.relu(x) if clip == (0.0, torch.inf) else F.hardtanh(x, *clip)
@@ -107,7 +107,7 @@ def _activation(
 
 
 class _Activation(torch.autograd.Function):
-    """Passes gradients where neither the clip nor the rounding cut a value off."""
+    """Passes gradients of values that neither the clip nor the quantization range cut off."""
 
     @staticmethod
     def forward(
@@ -135,7 +135,7 @@ class _Activation(torch.autograd.Function):
         return (native_ops.masked_gradient(gradients[0], mask), *[None] * 6)
 
 
-def round_learned(
+def fake_quantize_learned(
     x: Tensor,
     scale: Tensor,
     offset: Tensor | None,
@@ -145,19 +145,19 @@ def round_learned(
     clip: Clip = NO_CLIP,
     factor: float | Tensor = 1.0,
 ) -> Tensor:
-    """Clip ``x`` and round it with a learned scale, in one pass.
+    """Clip ``x`` and fake-quantize it with a learned scale, in one pass.
 
     Args:
         x: Any shape, float32, dense.
         scale: Positive, float32 ``()``.
-        offset: What integer 0 stands for, float32 ``()``, where that is learned.
+        offset: Learned real value of integer 0, float32 ``()``; None if it is not learned.
         zero_point: Int32 ``()``.
-        spec: The integers; per tensor.
-        clip: Of the activation function before the rounding.
-        factor: Multiplies the gradients of scale and offset; a tensor under torch.compile alone.
+        spec: The integer format; per tensor.
+        clip: Bounds of the preceding activation function.
+        factor: Multiplies the gradients of scale and offset; a tensor only under torch.compile.
 
     Returns:
-        A tensor of the shape, dtype and layout of ``x``.
+        A tensor of the shape, dtype and memory layout of ``x``.
     """
     if torch.compiler.is_compiling():
         if not isinstance(factor, Tensor):
@@ -168,9 +168,9 @@ def round_learned(
         return compiled
     result: Tensor = _Learned.apply(x, scale, offset, zero_point, spec, clip, factor)
     if result.requires_grad:
-        # The values before rounding are kept for the scale's gradient.
+        # The unquantized values are saved anyway, for the gradient of the scale.
         values, step = x.detach(), scale.detach()
-        offer(
+        make_recomputable(
             result,
             lambda: _learned(values, step, zero_point, spec, clip),
             (values, step, zero_point),
@@ -221,7 +221,7 @@ class _Learned(torch.autograd.Function):
         return d_x, d_scale, d_offset if ctx.has_offset else None, None, None, None, None
 
 
-def round_weight(
+def fake_quantize_weight(
     weight: Tensor,
     factor: Tensor | None,
     spec: QuantSpec,
@@ -231,15 +231,15 @@ def round_weight(
     unfolds: bool = False,
     scale_factor: float = 1.0,
 ) -> Tensor:
-    """Multiply a weight by what folding multiplies it by, and round the product.
+    """Multiply a weight by its fold factor and fake-quantize the product.
 
     Args:
         weight: ``(output channels, ...)``, float32, contiguous.
-        factor: ``(output channels,)``; None where nothing is folded.
-        spec: The integers; per tensor or with channel axis 0.
-        scale: ``()`` or ``(output channels,)``; None takes the product's own range.
+        factor: ``(output channels,)``; None if nothing is folded.
+        spec: The integer format; per tensor or with channel axis 0.
+        scale: ``()`` or ``(output channels,)``; None computes it from the product's range.
         zero_point: Like ``scale``, int32.
-        unfolds: Divide by the factor again; a channel with next to no factor keeps its weight.
+        unfolds: Divide by the factor again; a channel with a factor near zero keeps its weight.
         scale_factor: Multiplies the gradient of ``scale``.
 
     Returns:
@@ -256,7 +256,7 @@ def round_weight(
         w = weight.detach()
         f, s, z = (t if t is None else t.detach() for t in (factor, scale, zero_point))
         integers = _integers(spec)
-        offer(
+        make_recomputable(
             rounded,
             lambda: native_ops.rounded_weight(w, f, s, z, integers, unfolds),
             [t for t in (w, f, s, z) if t is not None],
@@ -265,14 +265,14 @@ def round_weight(
 
 
 def _integers(spec: QuantSpec) -> list[int]:
-    """Return the spec as the kernels for weights take it."""
+    """Return the integer format as the weight kernels take it."""
     per_channel = spec.channel_axis is not None
     flags = (spec.signed, spec.symmetric, spec.power_of_two, per_channel)
     return [spec.quant_min, spec.quant_max, *map(int, flags)]
 
 
 class _Weight(torch.autograd.Function):
-    """Gradients to the weight, to the folded factor and to a given scale."""
+    """Gradients of the weight, of the fold factor and of a given scale."""
 
     @staticmethod
     def forward(

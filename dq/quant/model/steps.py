@@ -117,7 +117,7 @@ def set_phase(model: QuantizedModel, phase: Phase) -> None:
     """
     quantizers = model.graph.quantizers
     observed = any(isinstance(q, Phased) and q.phase is Phase.OBSERVE for q in quantizers.modules())
-    if observed and phase.rounds:
+    if observed and phase.quantizes:
         # The weights have moved since their learned scales were first chosen.
         initialise_weights_(model.graph.layers())
     set_phase_below(quantizers, phase)

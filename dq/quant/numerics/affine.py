@@ -1,7 +1,7 @@
-"""The arithmetic of affine quantization: range -> scale and zero point; quantize; dequantize.
+"""Affine quantization: range to scale and zero point, quantize, dequantize, fake-quantize.
 
 Pure functions. ``real = scale * (integer - zero_point)``, after Jacob et al. 2018 (arXiv
-1712.05877, equation 1). Zero is always representable exactly, as padding and ReLU need.
+1712.05877, equation 1). Zero is always exactly representable, as padding and ReLU need.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from torch import Tensor
 
 from dq.quant.numerics.spec import QuantSpec
 
-# The smallest scale: below it 1 / scale overflows float32 in the kernels of torch.
+# The smallest scale. With a smaller one, 1 / scale overflows float32 in torch's kernels.
 SMALLEST_SCALE = 2.0**-120
 
 
 def scale_and_zero_point(
     range_min: Tensor, range_max: Tensor, spec: QuantSpec
 ) -> tuple[Tensor, Tensor]:
-    """Choose scale and zero point so that the integers cover the range and zero.
+    """Return the scale and the zero point whose integers cover the range and zero.
 
-    No value leaves the device. A range that is empty (minimum +inf, maximum -inf) or a single zero
-    gives scale 1; infinities count as a quarter of the dtype's largest number; a NaN gives a NaN
-    scale, so that a broken weight is seen in the loss and not rounded away.
+    Nothing is read back to the host. An empty range (minimum +inf, maximum -inf), or one that holds
+    only zero, gives scale 1. Infinities are clamped to a quarter of the largest float32. A NaN
+    gives a NaN scale, so a broken weight shows in the loss.
 
     Args:
         range_min: Smallest real value to represent, any shape ``S``.
         range_max: Largest real value, shape ``S``.
-        spec: The integers.
+        spec: The integer format.
 
     Returns:
-        ``(scale, zero_point)``, both of shape ``S``, float32 (as torch's kernels want it, whatever
-        the dtype of the range) and int32, on the device of the range.
+        ``(scale, zero_point)``, both of shape ``S`` and on the device of the range. The scale is
+        float32, as torch's kernels require; the zero point is int32.
     """
     dtype = torch.float64 if range_min.dtype == torch.float64 else torch.float32
     limit = torch.finfo(torch.float32).max / 4
@@ -41,7 +41,7 @@ def scale_and_zero_point(
     high = range_max.to(dtype).clamp(min=0.0, max=limit)
     levels = float(spec.quant_max - spec.quant_min)
     if spec.symmetric and spec.signed:
-        # With the full range the negative side has one integer more; use the smaller side.
+        # The full range has one more negative integer, so the positive side decides.
         width, levels = torch.maximum(-low, high), float(spec.quant_max)
     elif spec.symmetric:
         width = high
@@ -64,8 +64,8 @@ def scale_and_zero_point(
 def next_power_of_two(x: Tensor) -> Tensor:
     """Return the smallest power of two that is not below ``x``, exactly and on any device.
 
-    A logarithm could round across a power of two, and not alike on all devices; carrying the
-    mantissa's bits into the exponent cannot.
+    A logarithm may round across a power of two, and devices round it differently. Adding to the
+    mantissa's bits, which carries into the exponent, is exact.
 
     Args:
         x: Positive normal float32 numbers up to 2**127, any shape; others are returned unchanged.
@@ -76,19 +76,18 @@ def next_power_of_two(x: Tensor) -> Tensor:
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
-    """Round ``x`` to the nearest representable value and return it as a real number.
+    """Quantize ``x`` and dequantize it again: the nearest representable real value.
 
-    The gradient is passed straight through inside the range and is zero outside (Jacob et al.).
-    torch's own kernels do the work where they can: they refuse sizes that torch.compile leaves
-    open, and compare zero points of channels on the host, a synchronisation in every layer. There
-    plain operators compute the same. A NaN becomes the smallest representable value, as it does in
-    the kernels.
+    The gradient is a straight-through estimator: 1 inside the range, 0 outside (Jacob et al.).
+    torch's own kernels are used where possible. They refuse the symbolic sizes of torch.compile,
+    and with per-channel zero points they synchronise with the host. In those cases plain operators
+    compute the same values. A NaN becomes the smallest representable value, as in torch's kernels.
 
     Args:
         x: Any shape and floating dtype.
         scale: Shape ``()`` or ``(1,)`` per tensor, ``(x.shape[channel_axis],)`` per channel.
         zero_point: Like ``scale``, int32.
-        spec: The integers.
+        spec: The integer format.
 
     Returns:
         A tensor of the shape and dtype of ``x``.
@@ -99,26 +98,28 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec)
     low, high = spec.quant_min, spec.quant_max
     if spec.channel_axis is None:
         return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, low, high)
-    # The kernel for channels casts to an integer before it clamps, so large values would wrap.
+    # The per-channel kernel casts to an integer before it clamps, so large values would wrap.
     largest = min(torch.finfo(x.dtype).max, torch.finfo(scale.dtype).max)
     bound = (scale * 2.0**20).clamp(max=largest).to(x.dtype)
     spread = along_channels(x, bound, spec.channel_axis)
     x = torch.clamp(x, -spread, spread)
-    # Zero points that are integers would be compared on the host; these are all zero.
+    # Integer zero points would be compared on the host. These are all zero, so floats do as well.
     axis = spec.channel_axis % x.dim()
     return torch.fake_quantize_per_channel_affine(x, scale, zero_point.float(), axis, low, high)
 
 
-def round_composed(
+def fake_quantize_composed(
     x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec
 ) -> tuple[Tensor, Tensor]:
-    """Return what `fake_quantize` returns, and where gradients pass, by plain operators.
+    """Return the result of `fake_quantize` and its gradient mask, using plain operators.
+
+    No gradient flows through this function.
 
     Args:
-        x: As for `fake_quantize`, like the others; no gradient flows here.
-        scale: See there.
-        zero_point: See there.
-        spec: See there.
+        x: As for `fake_quantize`.
+        scale: As for `fake_quantize`.
+        zero_point: As for `fake_quantize`.
+        spec: As for `fake_quantize`.
     """
     step = along_channels(x, scale, spec.channel_axis)
     shift = along_channels(x, zero_point, spec.channel_axis)
@@ -133,7 +134,7 @@ def round_composed(
 class _Composed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
-        result, inside = round_composed(x, scale, zero_point, spec)
+        result, inside = fake_quantize_composed(x, scale, zero_point, spec)
         ctx.save_for_backward(inside)
         return result
 
@@ -150,27 +151,27 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> T
         x: Any shape; a NaN becomes ``quant_min``.
         scale: As for `fake_quantize`.
         zero_point: As for `fake_quantize`.
-        spec: The integers.
+        spec: The integer format.
     """
     scale, zero_point = (
         along_channels(x, scale, spec.channel_axis),
         along_channels(x, zero_point, spec.channel_axis),
     )
     x = x if x.dtype == torch.float64 else x.float()
-    # torch's fake-quantize kernels multiply by the reciprocal: the same order keeps ties the same.
+    # Multiply by the reciprocal as torch's fake-quantize kernels do, so that ties round the same.
     integers = torch.round(x * (1.0 / scale)) + zero_point
     integers = integers.nan_to_num(nan=spec.quant_min, posinf=spec.quant_max, neginf=spec.quant_min)
     return integers.clamp(spec.quant_min, spec.quant_max).to(torch.int32)
 
 
 def dequantize(integers: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
-    """Return the real numbers that these integers stand for, in the dtype of ``scale``.
+    """Return the real values of these integers, in the dtype of ``scale``.
 
     Args:
         integers: Any shape, as `quantize` returns them.
         scale: As for `fake_quantize`.
         zero_point: As for `fake_quantize`.
-        spec: The integers.
+        spec: The integer format.
     """
     shift = along_channels(integers, zero_point, spec.channel_axis)
     return (integers - shift).to(scale.dtype) * along_channels(integers, scale, spec.channel_axis)
@@ -181,8 +182,8 @@ def along_channels(x: Tensor, parameter: Tensor, channel_axis: int | None) -> Te
 
     Args:
         x: Any shape.
-        parameter: Shape ``(x.shape[channel_axis],)``; of any shape, and returned as it is, when
-            the axis is None.
+        parameter: Shape ``(x.shape[channel_axis],)``. If the axis is None: any shape, returned as
+            it is.
         channel_axis: Dimension of ``x``, or None.
     """
     if channel_axis is None:
@@ -193,10 +194,10 @@ def along_channels(x: Tensor, parameter: Tensor, channel_axis: int | None) -> Te
 
 
 def range_over(x: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:
-    """Return minimum and maximum of ``x``, for each index of ``channel_axis`` or over all.
+    """Return the minimum and maximum of ``x``, per index of ``channel_axis`` or over the tensor.
 
     Args:
-        x: Any shape; where it is empty the result is the neutral range (+inf, -inf).
+        x: Any shape; an empty one gives the neutral range (+inf, -inf).
         channel_axis: Dimension to keep, or None.
 
     Returns:

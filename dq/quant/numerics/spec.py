@@ -1,4 +1,4 @@
-"""What one quantizer's integers look like: bits, sign, symmetry, channel axis, kind of scale."""
+"""The integer format of one quantizer: bits, sign, symmetry, channel axis, kind of scale."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ MIN_BITS, MAX_BITS = 2, 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantSpec:
-    """Describe the integers of one tensor.
+    """The integer format of one tensor.
 
     Attributes:
         bits: Width of the integer, 2 to 16.
         signed: Two's complement (-128 to 127 at 8 bits) instead of unsigned (0 to 255).
         symmetric: The zero point is fixed (0 when signed) and the range is mirrored around zero.
-        channel_axis: Dimension of the tensor that has a scale of its own for each index; None for
-            one scale for the whole tensor.
-        power_of_two: Round the scale up to the next power of two, so that a device without
-            multipliers shifts instead (the scheme of TI's TIDL).
-        narrow: Leave the smallest integer unused; with a signed symmetric spec -x is then
+        channel_axis: Dimension with one scale per index; None for one scale per tensor.
+        power_of_two: Round the scale up to the next power of two, so that a device can shift
+            instead of multiplying (as TI's TIDL does).
+        narrow: Leave out the smallest integer. In a signed symmetric format, -x is then
             representable for every x.
     """
 

@@ -1,1 +1,1 @@
-"""Observers: from the values that calibration sees to a range."""
+"""Observers: they watch the values of a tensor and give a range to quantize."""

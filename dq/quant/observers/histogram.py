@@ -16,7 +16,7 @@ from torch import Tensor
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.min_max import MovingAverageObserver, Range
 
-# Bins in an octave (a power of two), and the octaves; all else joins the outermost bins.
+# Bins per octave (a power of two) and number of octaves; other values count in the outermost bins.
 MANTISSA_BITS = 7
 FIRST_OCTAVE, NUM_OCTAVES = -24, 48
 NUM_MAGNITUDES = NUM_OCTAVES << MANTISSA_BITS
@@ -24,10 +24,10 @@ NUM_BINS = 2 * NUM_MAGNITUDES
 
 
 def bin_index(x: Tensor) -> Tensor:
-    """Return for each value its bin, 0 to ``NUM_BINS - 1`` in ascending order; `NUM_BINS` for NaN.
+    """Return the bin of each value, 0 to ``NUM_BINS - 1`` in ascending order; `NUM_BINS` for NaN.
 
     Args:
-        x: Any shape and floating dtype; infinities count as not a number.
+        x: Any shape and floating dtype; infinities count as NaN.
 
     Returns:
         int64 of the shape of ``x``.
@@ -42,7 +42,7 @@ def bin_index(x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def bin_edges(device: torch.device) -> Tensor:
-    """Return the ``NUM_BINS + 1`` edges, ascending, float64; 0 is the one in the middle."""
+    """Return the ``NUM_BINS + 1`` edges, ascending, float64; the middle one is 0."""
     steps = torch.arange(1, NUM_MAGNITUDES + 1, dtype=torch.float64)
     octave = torch.div(steps, 2**MANTISSA_BITS, rounding_mode="floor")
     fraction = steps / 2**MANTISSA_BITS - octave
@@ -52,20 +52,19 @@ def bin_edges(device: torch.device) -> Tensor:
 
 
 class HistogramObserver(MovingAverageObserver):
-    """Count values in fixed bins while it collects; a moving average of extremes otherwise.
+    """Count values in fixed bins while it collects; otherwise a moving average of extremes.
 
-    Calibration collects: a quantizer that enters the phase CALIBRATE begins it, unless that has
-    been done. Training after it goes on from the calibrated range as a moving average, since
-    reading a range out of a histogram is too slow for every step; then no counts are kept, so
-    checkpoints hold the range alone.
+    Entering the phase CALIBRATE starts collecting. Training afterwards continues from the
+    calibrated range as a moving average, because searching a histogram for a range is too slow for
+    every step. No counts are kept then, so checkpoints hold only the range.
 
     Args:
-        momentum: As for `MovingAverageObserver`; holds while nothing is collected.
-        spec: The integers that the range will be divided into.
-        collects: Begin with `collect_`.
+        momentum: As for `MovingAverageObserver`; used while it does not collect.
+        spec: The integer format that the range is for.
+        collects: Start with `start_collecting_`.
 
-    Buffers ``counts`` and ``batch_counts``, int64 ``(NUM_BINS + 1,)`` (the last one for what is not
-    finite) or empty, ``lowest`` and ``highest``, float32 ``()``; not kept in checkpoints.
+    Buffers ``counts`` and ``batch_counts``, int64 ``(NUM_BINS + 1,)`` (the last one for values that
+    are not finite) or empty, ``lowest`` and ``highest``, float32 ``()``; not in checkpoints.
     """
 
     merge: ClassVar[dict[str, str]] = {
@@ -93,10 +92,10 @@ class HistogramObserver(MovingAverageObserver):
         self.register_buffer("lowest", torch.tensor(torch.inf), persistent=False)
         self.register_buffer("highest", torch.tensor(-torch.inf), persistent=False)
         if collects:
-            self.collect_()
+            self.start_collecting_()
 
-    def collect_(self) -> None:
-        """Begin to count, from nothing."""
+    def start_collecting_(self) -> None:
+        """Start counting, from empty counts."""
         self.collects = True
         device = self.range_min.device
         self.counts = torch.zeros(NUM_BINS + 1, dtype=torch.int64, device=device)
@@ -105,24 +104,24 @@ class HistogramObserver(MovingAverageObserver):
         self.highest.fill_(-torch.inf)
 
     def begin_calibration_(self) -> None:
-        """Begin to count; counts that are there are gone on from."""
+        """Start counting; existing counts are continued."""
         super().begin_calibration_()
         if not self.collects:
-            self.collect_()
+            self.start_collecting_()
 
     def end_calibration_(self) -> None:
-        """Stop counting; see `settle_`."""
+        """Stop counting; see `stop_collecting_`."""
         super().end_calibration_()
-        self.settle_()
+        self.stop_collecting_()
 
-    def settle_(self) -> None:
-        """Stop counting and forget the counts; the range stays."""
+    def stop_collecting_(self) -> None:
+        """Stop counting and drop the counts; the range stays."""
         self.collects = False
         self.num_batches.zero_()
         self.counts, self.batch_counts = self.counts[:0].clone(), self.batch_counts[:0].clone()
 
     def observe(self, x: Tensor) -> None:
-        """Record a batch: several in a row before `update_` count as one.
+        """Record a batch; several calls before `update_` count as one batch.
 
         Args:
             x: Any shape; values that are not finite are left out.
@@ -143,10 +142,10 @@ class HistogramObserver(MovingAverageObserver):
 
     @property
     def key(self) -> tuple[object, ...]:
-        """No two histograms are read together; without counts it is a moving average."""
+        """Unique while there are counts, as histograms are not stacked; else a moving average's."""
         return (id(self),) if self.collects else super().key
 
-    def fold_(self) -> None:
+    def prepare_update_(self) -> None:
         """Add the batch's counts to all counts."""
         if self.collects:
             self.counts += self.batch_counts
@@ -159,11 +158,11 @@ class HistogramObserver(MovingAverageObserver):
         self.batch_counts.zero_()
 
     def updated(self, old: Range, batch: Range, number: Tensor) -> Range:
-        """Return the range that `search` finds, or the averaged one; see `MinMaxObserver`."""
+        """Return the range from `search`, or the averaged one; see `MinMaxObserver`."""
         if not self.collects:
             return super().updated(old, batch, number)
         low, high = self.search(self.counts[:-1].double(), self.lowest, self.highest)
-        # What lies outside all bins was not counted where it belongs.
+        # Values outside all bins were not counted at their true position.
         limit = 2.0 ** (FIRST_OCTAVE + NUM_OCTAVES)
         beyond = (self.lowest < -limit) | (self.highest > limit)
         low = torch.where(beyond, self.lowest, low.to(old[0].dtype))
@@ -174,7 +173,7 @@ class HistogramObserver(MovingAverageObserver):
         """Return the range to represent, two scalars.
 
         Args:
-            counts: float64 ``(NUM_BINS,)``, of the bins of `bin_edges`.
+            counts: float64 ``(NUM_BINS,)``, for the bins of `bin_edges`.
             lowest: The smallest value counted, ``()``.
             highest: The largest value counted, ``()``.
         """
@@ -185,14 +184,14 @@ class PercentileObserver(HistogramObserver):
     """Range that leaves out the outermost values, half of them at each end.
 
     Args:
-        percentile: How many values in a hundred lie inside, such as 99.99.
+        percentile: Percentage of the values inside the range, such as 99.99.
         kwargs: As for `HistogramObserver`.
     """
 
     def __init__(self, *, percentile: float = 99.99, **kwargs: object) -> None:
         super().__init__(**kwargs)  # type: ignore[arg-type]
         if not 50.0 < percentile <= 100.0:
-            raise ValueError(f"percentile is {percentile}; it must lie above 50 and not above 100")
+            raise ValueError(f"percentile is {percentile}; use more than 50 and at most 100")
         self.percentile = percentile
 
     def search(self, counts: Tensor, lowest: Tensor, highest: Tensor) -> Range:
@@ -204,7 +203,7 @@ class PercentileObserver(HistogramObserver):
 
 
 def quantile(counts: Tensor, share: float) -> Tensor:
-    """Return the value below which this share of all counted values lies, scalar float64."""
+    """Return the value below which this share of the counted values lies, scalar float64."""
     edges = bin_edges(counts.device)
     cumulative = counts.cumsum(0)
     target = cumulative[-1:] * share

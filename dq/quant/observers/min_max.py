@@ -1,9 +1,8 @@
-"""Observers: modules that watch tensors and end with the range to represent.
+"""Observers: modules that watch tensors and determine the range to represent.
 
-An observer records a batch with `observe` inside the forward pass and folds it into its range with
-`update_` afterwards. In between the records of several ranks may be merged: ``merge`` says for each
-record how two of them become one, so whoever merges needs to know nothing else. Every buffer
-begins neutral (minimum +inf, maximum -inf): a rank without data changes nothing.
+`observe` records a batch in the forward pass, and `update_` then updates the range. In between, the
+records of several ranks may be merged: ``merge`` names for each record the reduction that merges
+it. Every buffer starts neutral (minimum +inf, maximum -inf): a rank without data changes nothing.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ class MinMaxObserver(nn.Module):
     """Range from the smallest to the largest value ever seen.
 
     Args:
-        channel_axis: Dimension with a range for each index, or None.
-        num_channels: Length of that dimension; 1 with ``channel_axis=None`` gives shape ``()``.
+        channel_axis: Dimension with one range per index, or None.
+        num_channels: Length of that dimension; with ``channel_axis=None`` the shape is ``()``.
 
-    Buffers ``range_min``, ``range_max`` (kept in checkpoints), ``batch_min``, ``batch_max`` and
-    ``num_batches``, how many the range was made of from its beginning or 0 where that is not known
-    (not kept), float32, shape ``()`` or ``(num_channels,)``.
+    Buffers of float32, shape ``()`` or ``(num_channels,)``: ``range_min`` and ``range_max`` (in
+    checkpoints), ``batch_min``, ``batch_max`` and ``num_batches`` (not in checkpoints).
+    ``num_batches`` counts the batches of the range; 0 if that is unknown.
     """
 
     merge: ClassVar[dict[str, str]] = {"batch_min": "min", "batch_max": "max"}
@@ -50,20 +49,20 @@ class MinMaxObserver(nn.Module):
         self.calibrates = False
 
     def begin_calibration_(self) -> None:
-        """Make ready for calibration; a range that is there is gone on from."""
+        """Prepare for calibration; an existing range is continued."""
         self.calibrates = True
 
     def end_calibration_(self) -> None:
-        """Take the range for settled, as if it came from a checkpoint."""
+        """Treat the range as final, as if it came from a checkpoint."""
         self.calibrates = False
         self.num_batches.zero_()
 
     def observe(self, x: Tensor) -> None:
-        """Record a batch: several in a row before `update_` count as one.
+        """Record a batch; several calls before `update_` count as one batch.
 
         Args:
-            x: Any shape; a tensor (or channel) with a value that is not finite is left out whole,
-                since it would ruin the range for good.
+            x: Any shape. A tensor (or channel) with a value that is not finite is left out as a
+                whole, since it would spoil the range for good.
         """
         low, high = range_over(x.detach(), self.channel_axis)
         sound = torch.isfinite(low) & torch.isfinite(high)
@@ -74,46 +73,45 @@ class MinMaxObserver(nn.Module):
 
     @property
     def records_extremes(self) -> bool:
-        """Whether `observe` does no more than widen ``batch_min`` and ``batch_max``, ``()``."""
+        """Whether `observe` only updates ``batch_min`` and ``batch_max`` of shape ``()``."""
         return type(self).observe is MinMaxObserver.observe and self.channel_axis is None
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for observers whose `updated` may be computed in one stacked operation."""
+        """Equal for observers whose `updated` can be computed in one stacked operation."""
         return (type(self), buffers([self], "range_min")[0].shape)
 
     def updated(self, old: Range, batch: Range, number: Tensor) -> Range:
-        """Return the range after a batch; pure and elementwise, so it works on stacks of ranges.
+        """Return the range after a batch; pure and elementwise, so it works on stacked ranges.
 
         Args:
             old: ``(range_min, range_max)`` of any shape.
             batch: ``(batch_min, batch_max)`` of that shape, finite.
-            number: Which batch of the range this is, 1 for the first one; 0 where the range was
-                there before.
+            number: Index of the batch in the range, from 1; 0 if the range existed before.
         """
         return torch.minimum(old[0], batch[0]), torch.maximum(old[1], batch[1])
 
-    def fold_(self) -> None:
-        """Make ready for `updated` what only this kind of observer recorded; here nothing."""
+    def prepare_update_(self) -> None:
+        """Prepare for `updated` the records that only this kind of observer has; none here."""
 
     def forget_(self) -> None:
-        """Drop what only this kind of observer recorded; here nothing."""
+        """Drop the records that only this kind of observer has; none here."""
 
     def update_(self) -> None:
-        """Fold the recorded batch into the range and forget the batch."""
+        """Update the range with the recorded batch and drop the record."""
         update_ranges_([self])
 
 
 class MovingAverageObserver(MinMaxObserver):
-    """Moving average of each batch's minimum and maximum: of all alike, then exponential.
+    """Moving average of each batch's minimum and maximum: first a plain mean, then exponential.
 
-    The first batches weigh alike until the ``n``-th would weigh less than ``momentum``, as in Adam
-    and elsewhere where a mean begins from nothing: with 0.01 the first batch alone would be most of
-    the range for a hundred steps. A range that was there before (calibrated, or loaded) is an
-    average already.
+    The first batches have equal weights, until a weight of ``1 / n`` would be less than
+    ``momentum``. Otherwise, with momentum 0.01, the first batch would dominate the range for a
+    hundred steps (Adam corrects the same bias). A range that existed before (calibrated or loaded)
+    already is an average.
 
     Args:
-        momentum: Weight of a new batch in the long run, 0.01 as in torch and in Jacob et al.
+        momentum: Final weight of a new batch, 0.01 as in torch and in Jacob et al.
         channel_axis: As for `MinMaxObserver`.
         num_channels: As for `MinMaxObserver`.
     """
@@ -123,45 +121,45 @@ class MovingAverageObserver(MinMaxObserver):
     ) -> None:
         super().__init__(channel_axis=channel_axis, num_channels=num_channels)
         if not 0.0 < momentum <= 1.0:
-            raise ValueError(f"momentum is {momentum}; it must lie above 0 and not above 1")
+            raise ValueError(f"momentum is {momentum}; use more than 0 and at most 1")
         self.momentum = momentum
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for observers whose `updated` may be computed in one stacked operation."""
+        """Equal for observers whose `updated` can be computed in one stacked operation."""
         return (type(self), buffers([self], "range_min")[0].shape, self.momentum)
 
     def updated(self, old: Range, batch: Range, number: Tensor) -> Range:
         """Return the averaged range; see `MinMaxObserver.updated`."""
         first = old[0] > old[1]
-        alike = torch.where(number > 0, 1.0 / number.clamp(min=1.0), 0.0)
-        weight = alike.clamp(min=self.momentum).to(old[0].dtype)
+        equal_weight = torch.where(number > 0, 1.0 / number.clamp(min=1.0), 0.0)
+        weight = equal_weight.clamp(min=self.momentum).to(old[0].dtype)
         low = torch.where(first, batch[0], torch.lerp(old[0], batch[0], weight))
         high = torch.where(first, batch[1], torch.lerp(old[1], batch[1], weight))
         return low, high
 
 
 def buffers(modules: Sequence[nn.Module], name: str) -> list[Tensor]:
-    """Return the tensor of that name of each module, as reading the attribute does.
+    """Return the tensor of that name of each module, equal to its attribute.
 
-    With a thousand quantizers nn.Module's own look-up takes longer than all the arithmetic, so
-    this reads buffers where the module keeps them.
+    It reads the module's buffer dict directly: with a thousand quantizers, nn.Module's attribute
+    look-up takes longer than all the arithmetic.
     """
     try:
         return [module._buffers[name] for module in modules]  # type: ignore[misc]
-    except KeyError:  # Some module has a property or a parameter instead.
+    except KeyError:  # Some module has a property or a parameter of this name.
         return [getattr(module, name) for module in modules]
 
 
 @torch.no_grad()
 def update_ranges_(observers: list[MinMaxObserver]) -> None:
-    """Fold the recorded batches of many observers into their ranges, in few stacked operations.
+    """Update the ranges of many observers with their recorded batches, in few stacked operations.
 
-    An observer that saw nothing keeps its range.
+    An observer that recorded nothing keeps its range.
     """
     groups: dict[tuple[object, ...], list[MinMaxObserver]] = {}
     for observer, tensor in zip(observers, buffers(observers, "range_min"), strict=True):
-        observer.fold_()
+        observer.prepare_update_()
         groups.setdefault((*observer.key, tensor.device), []).append(observer)
     for group in groups.values():
         range_min, range_max, batch_min, batch_max, num_batches = (
@@ -185,7 +183,7 @@ def update_ranges_(observers: list[MinMaxObserver]) -> None:
 
 @torch.no_grad()
 def forget_records_(observers: Sequence[MinMaxObserver]) -> None:
-    """Drop what was recorded since the last update; ranges stay."""
+    """Drop the records since the last update; ranges stay."""
     groups: dict[tuple[object, ...], list[MinMaxObserver]] = {}
     for observer, tensor in zip(observers, buffers(observers, "batch_min"), strict=True):
         groups.setdefault((tensor.shape, tensor.device), []).append(observer)
@@ -195,7 +193,7 @@ def forget_records_(observers: Sequence[MinMaxObserver]) -> None:
 
 
 def _forget_(batch_min: list[Tensor], batch_max: list[Tensor]) -> None:
-    # On a GPU a copy of many tensors is one launch, and filling each would be one apiece.
+    # On a GPU, copying many tensors is one launch; filling each one would be one launch per tensor.
     neutral = torch.full_like(batch_min[0], torch.inf)
     torch._foreach_copy_(batch_min, [neutral] * len(batch_min))
     torch._foreach_copy_(batch_max, [-neutral] * len(batch_max))

@@ -1,4 +1,4 @@
-"""Observers that choose the range by what rounding would cost: mean square error or entropy."""
+"""Observers that search the range with the least error: mean square error or entropy."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dq.quant.numerics.affine import scale_and_zero_point
 from dq.quant.observers.histogram import HistogramObserver, bin_edges
 from dq.quant.observers.min_max import Range
 
-# Candidates for one end of the range: shares of the extreme, from all of it down to a percent.
+# Candidates for one end of the range, as shares of the extreme: from 100 % down to 1 %.
 SHARES = tuple(0.5 ** (k / 6) for k in range(40))
 FINE = tuple(1 + k / 100 for k in range(-10, 11))
 ENTROPY_BINS = 2048
 
 
 class MseObserver(HistogramObserver):
-    """Range with the least mean square error of rounding and clipping together.
+    """Range with the least mean square error of rounding and clipping.
 
-    The error is integrated exactly over each bin, taking values as spread evenly inside it.
+    The error is integrated exactly over each bin, with values uniformly distributed inside it.
     """
 
     def search(self, counts: Tensor, lowest: Tensor, highest: Tensor) -> Range:
-        """Return the best range found by turns at both ends; see `HistogramObserver`."""
+        """Return the best range, searching both ends alternately; see `HistogramObserver`."""
         edges = bin_edges(counts.device)
         seen = counts.nonzero().squeeze(1)
         if not len(seen):
@@ -71,7 +71,7 @@ class MseObserver(HistogramObserver):
 def mean_square_error(
     begin: Tensor, end: Tensor, scale: Tensor, low: Tensor, high: Tensor
 ) -> Tensor:
-    """Return the mean of ``(x - rounded(x))^2`` for x spread evenly from ``begin`` to ``end``.
+    """Return the mean of ``(x - quantized(x))^2`` for x uniform between ``begin`` and ``end``.
 
     Args:
         begin: Left edges, float64; all arguments broadcast.
@@ -82,7 +82,7 @@ def mean_square_error(
     """
 
     def integral(x: Tensor) -> Tensor:
-        """From 0 to x, of the saw-tooth inside the range and of the parabola outside."""
+        """Integral from 0 to x: of a saw-tooth inside the range and a parabola outside."""
         inside = torch.minimum(torch.maximum(x, low), high) / scale
         whole = torch.round(inside)
         teeth = scale**3 * (whole / 12 + (inside - whole) ** 3 / 3)
@@ -92,16 +92,16 @@ def mean_square_error(
     mean = (integral(end) - integral(begin)) / width.clamp(min=1e-300)
     clipped = torch.minimum(torch.maximum(begin, low), high)
     point = (begin - torch.round(clipped / scale) * scale) ** 2
-    # A narrow bin is one value: the difference of two integrals would be all cancellation.
+    # A narrow bin counts as one value: the difference of two integrals would be cancellation error.
     return torch.where(width < 1e-3 * scale, point, mean.clamp(min=0.0))
 
 
 class EntropyObserver(HistogramObserver):
-    """Range whose rounded distribution loses the least information (Kullback-Leibler).
+    """Range whose quantized distribution loses the least information (Kullback-Leibler).
 
     After Migacz, 8-bit Inference with TensorRT (GTC 2017), with one threshold for both signs. The
-    values are counted anew in `ENTROPY_BINS` equal bins; with more levels than that nothing is
-    lost, and the range is that of minimum and maximum.
+    values are counted again in `ENTROPY_BINS` equal bins. With at least that many integer levels
+    nothing is lost, and the range is from minimum to maximum.
     """
 
     def search(self, counts: Tensor, lowest: Tensor, highest: Tensor) -> Range:
@@ -112,7 +112,7 @@ class EntropyObserver(HistogramObserver):
         if self.spec.symmetric:
             high = torch.maximum(high, -low)
             low = -high
-        even = evenly(counts, low, high, ENTROPY_BINS)
+        even = rebin(counts, low, high, ENTROPY_BINS)
         zero = int(torch.round(-low / (high - low) * ENTROPY_BINS))
         best, chosen = torch.inf, (0, ENTROPY_BINS)
         for threshold in range(16, max(zero, ENTROPY_BINS - zero) + 16, 16):
@@ -141,8 +141,8 @@ class EntropyObserver(HistogramObserver):
         return terms.sum()
 
 
-def evenly(counts: Tensor, low: Tensor, high: Tensor, num_bins: int) -> Tensor:
-    """Count anew in equal bins from ``low`` to ``high``, float64 ``(num_bins,)``."""
+def rebin(counts: Tensor, low: Tensor, high: Tensor, num_bins: int) -> Tensor:
+    """Rebin the counts into equal bins from ``low`` to ``high``, float64 ``(num_bins,)``."""
     edges = bin_edges(counts.device)
     cumulative = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     share = torch.linspace(0, 1, num_bins + 1, dtype=counts.dtype, device=counts.device)

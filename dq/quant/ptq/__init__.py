@@ -1,1 +1,1 @@
-"""Repairs after calibration: equalization, bias correction, AdaRound, clipping, mixed precision."""
+"""Post-training methods: equalization, bias correction, AdaRound, clipping, mixed precision."""

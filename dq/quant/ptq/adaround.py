@@ -1,14 +1,14 @@
-"""AdaRound: round every weight up or down, whichever lets the layer's output suffer least.
+"""AdaRound: round every weight up or down, whichever gives the least error of the layer's output.
 
-After Nagel et al. 2020 (arXiv 2004.10568): layer by layer, the target being the float model's
-output and the input being rounded already, a relaxed choice in [0, 1] for each weight is driven to
-0 or 1 by a regulariser that sharpens in time. The layer is linear and the loss quadratic, so the
-second moments of its input hold all that the images have to say: they are summed once, over every
-position of every image, and each step is exact and needs no image. The mean error is left to the
-bias, which is corrected at the same stop.
+After Nagel et al. 2020 (arXiv 2004.10568). Layer by layer, the target is the float model's output
+and the input is already fake-quantized. A relaxed choice in [0, 1] for each weight is driven to 0
+or 1 by a regulariser that gets sharper over time. The layer is linear and the loss quadratic, so
+the second moments of the input contain all the images' information. They are summed once, over all
+positions of all images; then each step is exact and needs no image. The mean error is left to the
+bias, which is corrected for the same layer.
 
-The result is written into the float weight, at the very values that rounding keeps. Weights at the
-end of their channel's range are left alone, so that the range, and with it the scale, stays.
+The result is written into the float weight, as values that quantization does not change. The
+extreme weights of a channel are left alone, so that its range, and with it the scale, stays.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.numerics.affine import along_channels, range_over
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.ptq.bias_correction import bias_of, channels_last, correct_layer_
-from dq.quant.ptq.layer_walk import Stop, walk
+from dq.quant.ptq.layer_walk import CapturedLayer, walk
 from dq.quant.quantizers.batch_norm_fold import fold_factor, unfold
 from dq.quant.quantizers.layers import spread_over_weight
 
 log = logging.getLogger(__name__)
 
-# The relaxed choice is a sigmoid stretched beyond [0, 1] and cut there (equation 23).
+# The relaxed choice is a sigmoid stretched beyond [0, 1] and clipped there (equation 23).
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1
 WARM_UP = 0.2
 SHARPNESS = (20.0, 2.0)
-# The largest input of one output value; its moments are a square matrix of that size.
+# The largest number of inputs per output value; the moments are a square matrix of that size.
 MAX_PATCH = 8192
 
 
@@ -50,31 +50,33 @@ def adaround_(
 ) -> list[str]:
     """Write the best rounding of every convolution and linear layer into its weight.
 
-    Layers with several norms (shared over levels), transposed convolutions and others whose input
-    cannot be unfolded keep their nearest rounding; their bias is corrected all the same.
+    Layers with several norms (shared by pyramid levels), transposed convolutions and others whose
+    input cannot be unfolded keep rounding to nearest; their bias is corrected too.
 
     Args:
         graph: Prepared, with ranges, in evaluation mode.
         batches: Images on the model's device.
-        steps: Of Adam, for each layer.
+        steps: Adam steps for each layer.
         learning_rate: Of Adam.
-        strength: Of the regulariser: what a layer of undecided weights costs, in units of what
-            nearest rounding costs.
+        strength: Of the regulariser: the cost of a layer of undecided weights, relative to the cost
+            of rounding to nearest.
 
     Returns:
-        Names of the modules that were rounded so.
+        Names of the modules that AdaRound changed.
     """
     owners = [site.module for site in graph.sites if site.kind == "weight"]
     rounded = []
 
-    def visit(stop: Stop) -> None:
-        if owners.count(stop.site.module) == 1 and can_unfold(stop.layer, stop.inputs):
+    def visit(captured: CapturedLayer) -> None:
+        if owners.count(captured.site.module) == 1 and can_unfold(captured.layer, captured.inputs):
             before, after = round_layer_(
-                stop, steps=steps, learning_rate=learning_rate, strength=strength
+                captured, steps=steps, learning_rate=learning_rate, strength=strength
             )
-            rounded.append(stop.site.module)
-            log.debug("%s: error %.4g of nearest rounding -> %.4g", stop.site.module, before, after)
-        correct_layer_(stop, stop.targets)
+            rounded.append(captured.site.module)
+            log.debug(
+                "%s: error %.4g of nearest rounding -> %.4g", captured.site.module, before, after
+            )
+        correct_layer_(captured, captured.targets)
 
     walk(graph, batches, visit)
     log.info("AdaRound of %d of %d layers", len(rounded), len(owners))
@@ -82,7 +84,7 @@ def adaround_(
 
 
 def can_unfold(layer: nn.Module, inputs: Sequence[Tensor]) -> bool:
-    """Say whether the layer's input can be laid out as one row for each output value."""
+    """Say whether the layer's input can be unfolded to one row per output value."""
     if isinstance(layer, nn.Linear):
         return layer.in_features <= MAX_PATCH
     if not isinstance(layer, nn.Conv2d) or layer.padding_mode != "zeros":
@@ -92,7 +94,7 @@ def can_unfold(layer: nn.Module, inputs: Sequence[Tensor]) -> bool:
 
 
 def rows(x: Tensor, layer: nn.Module) -> Tensor:
-    """Return the layer's input as ``(groups, positions, patch)``, one row for an output value."""
+    """Return the layer's input as ``(groups, positions, patch)``, one row per output value."""
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2).unsqueeze(0)
     assert isinstance(layer, nn.Conv2d)
@@ -108,20 +110,20 @@ def _two(value: Any) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def moments(stop: Stop) -> tuple[Tensor, Tensor]:
-    """Return the second moments of input with input and of input with wanted output.
+def moments(captured: CapturedLayer) -> tuple[Tensor, Tensor]:
+    """Return the second moments of the input with itself and with the target output.
 
-    Where there is a bias to absorb the mean error, both are taken about the mean.
+    If a bias can absorb the mean error, both are central moments.
 
     Returns:
         ``(groups, patch, patch)`` and ``(groups, patch, channels of a group)``, float64.
     """
-    groups = stop.layer.groups if isinstance(stop.layer, nn.Conv2d) else 1
+    groups = captured.layer.groups if isinstance(captured.layer, nn.Conv2d) else 1
     count, sums = 0, [torch.zeros(())] * 4
-    for x, target in zip(stop.inputs, stop.targets, strict=True):
+    for x, target in zip(captured.inputs, captured.targets, strict=True):
         for image, wanted in zip(x.unsqueeze(1), target.unsqueeze(1), strict=True):
-            patches = rows(image, stop.layer).double()
-            y = channels_last(wanted, stop.layer).double()
+            patches = rows(image, captured.layer).double()
+            y = channels_last(wanted, captured.layer).double()
             y = y.reshape(len(y), groups, -1).transpose(0, 1)
             new = [
                 patches.transpose(1, 2) @ patches,
@@ -132,23 +134,23 @@ def moments(stop: Stop) -> tuple[Tensor, Tensor]:
             sums = new if not count else [a + b for a, b in zip(sums, new, strict=True)]
             count += patches.shape[1]
     gram, cross, x_mean, y_mean = [total / count for total in sums]
-    if bias_of(stop) is not None:
+    if bias_of(captured) is not None:
         gram = gram - x_mean.transpose(1, 2) @ x_mean
         cross = cross - x_mean.transpose(1, 2) @ y_mean
     return gram, cross
 
 
 def round_layer_(
-    stop: Stop, *, steps: int, learning_rate: float, strength: float
+    captured: CapturedLayer, *, steps: int, learning_rate: float, strength: float
 ) -> tuple[float, float]:
     """Optimise the rounding of one layer and write it into the float weight.
 
     Returns:
         The layer's mean square error before and after, without a constant.
     """
-    gram, cross = moments(stop)
-    folded, scale, zero_point = stop.quantized.quantized_weight(stop.layer, stop.norm)
-    spec = stop.quantized.weight.spec
+    gram, cross = moments(captured)
+    folded, scale, zero_point = captured.quantized.quantized_weight(captured.layer, captured.norm)
+    spec = captured.quantized.weight.spec
     spread = along_channels(folded, scale, spec.channel_axis).double()
     shift = along_channels(folded, zero_point, spec.channel_axis).double()
     position = folded.double() / spread + shift
@@ -163,7 +165,7 @@ def round_layer_(
         quadratic = ((weight @ gram) * weight).sum()
         return quadratic - 2 * (weight * cross.transpose(1, 2)).sum()
 
-    # The constant makes relative sense of the loss: 0 for the unrounded weight at best.
+    # Subtracting a constant makes the loss relative: at best 0 for the unquantized weight.
     best = float(loss_of(position))
     before = float(loss_of(nearest))
     unit = max(before - best, 1e-12 * abs(before), 1e-30)
@@ -189,7 +191,7 @@ def round_layer_(
         after = float(loss_of(chosen))
         integers = chosen if after < before else nearest
         kept = torch.zeros_like(free) if spec.symmetric else _extremes(folded, spec)
-        _write_(stop, torch.where(kept, folded.double(), (integers - shift) * spread))
+        _write_(captured, torch.where(kept, folded.double(), (integers - shift) * spread))
     return before, min(before, after)
 
 
@@ -204,19 +206,19 @@ def polish(
     *,
     sweeps: int = 20,
 ) -> Tensor:
-    """Return the integers after changing one weight at a time while that lessens the loss.
+    """Return the integers after changing one weight at a time as long as that reduces the loss.
 
-    Exact coordinate descent: with the gradient at hand, a weight's best integer is known at once.
+    Exact coordinate descent: the gradient gives a weight's best integer directly.
 
     Args:
-        integers: Where to begin, float64, of the weight's shape.
+        integers: Initial integers, float64, of the weight's shape.
         free: Which of them may change.
         bounds: Their smallest and largest values.
-        scale: Broadcasts against ``integers``, as does the next one.
-        zero_point: See there.
-        gram: As `moments` returns it.
-        cross: As `moments` returns it.
-        sweeps: How often to go through all weights at most.
+        scale: Broadcasts against ``integers``.
+        zero_point: Broadcasts against ``integers``.
+        gram: From `moments`.
+        cross: From `moments`.
+        sweeps: Largest number of passes over all weights.
     """
     shape = (len(gram), -1, gram.shape[1])
     low, high = [torch.where(free, b, integers).reshape(shape) for b in bounds]
@@ -239,7 +241,7 @@ def polish(
 
 
 def _free(folded: Tensor, position: Tensor, floor: Tensor, spec: QuantSpec) -> Tensor:
-    """Return which weights may go either way without moving the range of their channel."""
+    """Return which weights may round either way without changing the range of their channel."""
     low, high = range_over(position, spec.channel_axis)
     low, high = (
         along_channels(folded, low, spec.channel_axis),
@@ -250,7 +252,7 @@ def _free(folded: Tensor, position: Tensor, floor: Tensor, spec: QuantSpec) -> T
 
 
 def _extremes(folded: Tensor, spec: QuantSpec) -> Tensor:
-    """Return which weights are the smallest or the largest of their channel."""
+    """Return which weights are the smallest or largest of their channel."""
     low, high = range_over(folded, spec.channel_axis)
     return (folded == along_channels(folded, low, spec.channel_axis)) | (
         folded == along_channels(folded, high, spec.channel_axis)
@@ -262,12 +264,12 @@ def _choice(logit: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _write_(stop: Stop, folded: Tensor) -> None:
-    """Make ``folded`` the folded weight of the layer."""
-    weight = stop.layer.weight
+def _write_(captured: CapturedLayer, folded: Tensor) -> None:
+    """Change the layer's parameters so that its folded weight is ``folded``."""
+    weight = captured.layer.weight
     assert isinstance(weight, Tensor)
-    if stop.norm is not None:
-        assert isinstance(stop.norm, _BatchNorm)
-        spread = spread_over_weight(stop.layer, fold_factor(stop.norm)).to(folded.dtype)
+    if captured.norm is not None:
+        assert isinstance(captured.norm, _BatchNorm)
+        spread = spread_over_weight(captured.layer, fold_factor(captured.norm)).to(folded.dtype)
         folded = unfold(folded, weight.to(folded.dtype), spread)
     weight.copy_(folded.to(weight.dtype))

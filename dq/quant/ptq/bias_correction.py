@@ -1,10 +1,10 @@
-"""Bias correction: take the mean error that rounding causes out of each layer's bias.
+"""Bias correction: subtract the mean error of quantization from each layer's bias.
 
-Rounding a weight shifts the mean of what a layer gives, channel by channel, and the shifts add up
+Quantizing a weight shifts the mean of the layer's output, channel by channel, and the shifts add up
 from layer to layer. After Nagel et al. 2019 (arXiv 1906.04721, section 4.2), in the empirical form:
-the shift is what the rounded weight makes of the layer's real input on calibration images, with all
-that comes before already rounded. Errors of the input itself are left alone: those of a clipped
-activation sit in few places, and taking their mean out of the bias would spread them over all.
+the shift is measured on calibration images, with all earlier layers already quantized. Errors of
+the layer's input are not corrected. Those of a clipped activation occur in few places, and a bias
+would spread their mean over all places.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.ptq.layer_walk import Stop, walk
+from dq.quant.ptq.layer_walk import CapturedLayer, walk
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +29,13 @@ def correct_bias_(graph: QuantizedGraph, batches: Sequence[Tensor]) -> int:
         batches: Images on the model's device.
 
     Returns:
-        How many layers were corrected.
+        The number of corrected layers.
     """
     corrected = 0
 
-    def visit(stop: Stop) -> None:
+    def visit(captured: CapturedLayer) -> None:
         nonlocal corrected
-        corrected += correct_layer_(stop, stop.unrounded())
+        corrected += correct_layer_(captured, captured.unquantized_outputs())
 
     walk(graph, batches, visit)
     log.info("bias correction of %d layers", corrected)
@@ -43,32 +43,32 @@ def correct_bias_(graph: QuantizedGraph, batches: Sequence[Tensor]) -> int:
 
 
 @torch.no_grad()
-def correct_layer_(stop: Stop, wanted: Iterable[Tensor]) -> bool:
-    """Take the mean error of the layer's output out of its bias.
+def correct_layer_(captured: CapturedLayer, wanted: Iterable[Tensor]) -> bool:
+    """Subtract the mean error of the layer's output from its bias.
 
     Args:
-        stop: The layer.
-        wanted: What it ought to give for each of its inputs.
+        captured: The layer.
+        wanted: The target output for each of its inputs.
 
     Returns:
-        Whether there is a bias; without one nothing is done.
+        Whether there is a bias; if not, nothing is done.
     """
-    bias = bias_of(stop)
+    bias = bias_of(captured)
     if bias is None:
         return False
     total = torch.zeros_like(bias, dtype=torch.float64)
     count = 0
-    for target, output in zip(wanted, stop.outputs(), strict=True):
-        difference = channels_last(target - output, stop.layer).double()
+    for target, output in zip(wanted, captured.outputs(), strict=True):
+        difference = channels_last(target - output, captured.layer).double()
         total += difference.sum(0)
         count += len(difference)
     bias += (total / max(count, 1)).to(bias.dtype)
     return True
 
 
-def bias_of(stop: Stop) -> Tensor | None:
-    """Return the parameter that is added, as it is, to what the rounded layer gives."""
-    owner = stop.layer if stop.norm is None else stop.norm
+def bias_of(captured: CapturedLayer) -> Tensor | None:
+    """Return the parameter that is added, unchanged, to the quantized layer's output."""
+    owner = captured.layer if captured.norm is None else captured.norm
     bias = owner.bias
     assert bias is None or isinstance(bias, Tensor)
     return bias

@@ -1,4 +1,4 @@
-"""Calibrate a prepared model: run batches through it and keep the ranges that were seen."""
+"""Calibrate a prepared model: run batches through it and keep the observed ranges."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ Batch = TypeVar("Batch")
 def calibrate_(graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[Batch], int]) -> int:
     """Observe every tensor over these batches; leave the quantizers FROZEN with their ranges.
 
-    One process's work. There are no gradients, batch norms are in evaluation mode, and nothing is
-    rounded meanwhile, so every range is that of the float model. Moving averages weigh all batches
-    alike. Histograms go on collecting until they are settled.
+    Runs in one process. There are no gradients, batch norms are in evaluation mode, and nothing is
+    fake-quantized, so all ranges are those of the float model. Moving averages give all batches the
+    same weight. Histograms keep collecting until they are told to stop.
 
     Args:
         graph: Of the prepared model.
-        batches: Anything that ``run`` takes.
-        run: Runs the graph, and all its parts, on a batch, and returns how many images it holds.
+        batches: Anything that ``run`` accepts.
+        run: Runs the graph and all its parts on a batch, and returns its number of images.
 
     Returns:
-        How many images were seen.
+        The number of images.
 
     Raises:
         ValueError: There was no image, or a quantizer has no range afterwards.
     """
     graph.root.eval()
     quantizers = graph.activations()
-    # The others fold all batches at once in the end, as if they were one.
+    # The other observers update once at the end, as if all batches were one.
     averages = [q for q in quantizers.values() if type(q.observer) is MovingAverageObserver]
     for quantizer in quantizers.values():
         if isinstance(quantizer.observer, HistogramObserver):
-            quantizer.observer.collect_()
+            quantizer.observer.start_collecting_()
     set_phase(graph.quantizers, Phase.CALIBRATE)
     images, began = 0, time.monotonic()
     with _equal_weights(averages) as weigh:
@@ -76,7 +76,7 @@ def calibrate_(graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[B
 
 @contextmanager
 def _equal_weights(quantizers: Sequence[ActivationQuantizer]) -> Iterator[Callable[[int], None]]:
-    """Let moving averages weigh all batches alike in the body: call with 1, 2, ..."""
+    """Make moving averages weigh all batches alike in the body: call with 1, 2, ..."""
     observers = [q.observer for q in quantizers if isinstance(q.observer, MovingAverageObserver)]
     momenta = [observer.momentum for observer in observers]
 

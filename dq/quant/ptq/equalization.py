@@ -1,10 +1,10 @@
-"""Cross-layer equalization: even out the channels between two layers without changing the model.
+"""Cross-layer equalization: balance the channels of two layers without changing the model.
 
-ReLU lets a positive factor through, so one layer may give a channel s times smaller and the next
-take it s times larger. After Nagel et al. 2019 (arXiv 1906.04721, section 4.1): s is chosen so that
-the channel's weights have the same range in both layers, and all pairs are gone through until
-nothing moves. The factors go into the float parameters (of the batch norm, where one is folded) and
-into the limits of ReLU6, which have to be free for it (`Recipe.free_clips`).
+ReLU commutes with a positive factor. So one layer's channel may be divided by s if the next layer's
+is multiplied by s. After Nagel et al. 2019 (arXiv 1906.04721, section 4.1): s gives the channel's
+weights the same range in both layers, and all pairs are repeated until nothing changes. The
+factors go into the float parameters (of the batch norm, if one is folded) and into the limits of
+ReLU6, which must be free for that (`Recipe.free_clips`).
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from dq.quant.quantizers.layers import QuantizedLayer, spread_over_weight
 
 log = logging.getLogger(__name__)
 
-# Modules that let a positive factor of a channel through; so do the functions below.
+# Modules that commute with a positive factor per channel, as do the functions below.
 _LINEAR: tuple[type[nn.Module], ...] = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout)
 _LINEAR += (nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d)
 _LINEAR += (nn.AdaptiveMaxPool2d, ChannelClip, ActivationQuantizer)
 _LINEAR_FUNCTIONS = {F.relu, torch.relu, F.leaky_relu, F.max_pool2d, F.avg_pool2d, F.dropout}
 _LINEAR_METHODS = {"relu", "relu_", "contiguous", "clone"}
-# A channel's factor; beyond, rounding noise of dead channels would be blown up.
+# Limit of a channel's factor; a larger one would amplify the rounding noise of dead channels.
 LARGEST_FACTOR = 2.0**12
 _FLOATS = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Two layers with nothing but factor-preserving nodes between them."""
+    """Two layers with only nodes between them that commute with a factor per channel."""
 
     first: nn.Module
     norm: nn.Module | None
@@ -50,7 +50,7 @@ class Pair:
 def pairs(graph: QuantizedGraph) -> list[Pair]:
     """Return the pairs that can be equalized, in the order of execution.
 
-    Layers that are called more than once, and norms without factor and bias, are left out.
+    Layers that are called more than once, and norms without affine parameters, are left out.
     """
     layers = {f"{CONTAINER}.{entry[0].name}": entry for entry in graph.layers()}
     calls = [str(n.target) for n in graph.graph.nodes if n.op == "call_module"]
@@ -68,15 +68,15 @@ def pairs(graph: QuantizedGraph) -> list[Pair]:
     for node in graph.graph.nodes:
         if node.op != "call_module" or not alone(node):
             continue
-        behind, clips = _next_layer(graph, node)
-        if behind is None or not alone(behind):
+        next_layer, clips = _next_layer(graph, node)
+        if next_layer is None or not alone(next_layer):
             continue
         _, _, first, norm = layers[str(node.target)]
-        _, _, second, second_norm = layers[str(behind.target)]
+        _, _, second, second_norm = layers[str(next_layer.target)]
         if norm is not None and (norm.weight is None or norm.bias is None):
             continue
         if isinstance(first, nn.Linear) != isinstance(second, nn.Linear):
-            continue  # their channels are different dimensions
+            continue  # The channels are different dimensions.
         found.append(
             Pair(
                 first=first,
@@ -90,7 +90,7 @@ def pairs(graph: QuantizedGraph) -> list[Pair]:
 
 
 def _next_layer(graph: QuantizedGraph, node: fx.Node) -> tuple[fx.Node | None, list[ChannelClip]]:
-    """Return the only layer behind ``node`` that a channel's factor reaches, and clips between."""
+    """Return the only layer after ``node`` that gets its channels, and the clips in between."""
     clips: list[ChannelClip] = []
     while len(node.users) == 1:
         node = next(iter(node.users))
@@ -111,15 +111,15 @@ def _next_layer(graph: QuantizedGraph, node: fx.Node) -> tuple[fx.Node | None, l
 
 @torch.no_grad()
 def equalize_(graph: QuantizedGraph, *, rounds: int = 40, tolerance: float = 1e-3) -> int:
-    """Equalize all pairs, in place; ranges observed before no longer hold.
+    """Equalize all pairs, in place; ranges observed before are no longer valid.
 
     Args:
-        graph: Prepared; its float function stays the same to rounding.
-        rounds: How often to go through all pairs at most.
-        tolerance: Stop when no factor differs more from 1.
+        graph: Prepared; its float function does not change, up to float rounding.
+        rounds: Largest number of passes over all pairs.
+        tolerance: Stop when no factor differs from 1 by more.
 
     Returns:
-        How many pairs there are.
+        The number of pairs.
     """
     found = pairs(graph)
     for _ in range(rounds):

@@ -1,8 +1,8 @@
-"""Run a prepared graph twice at once, in float and rounded, and stop at every layer.
+"""Run a prepared graph twice at once, in float and fake-quantized, and visit every layer.
 
-One pass over the graph carries all images' tensors from node to node. So a repair sees of each
-layer what comes in and what ought to come out, after everything before it has been repaired, and
-nothing is computed twice. A tensor is dropped when its last reader has run.
+One pass over the graph carries the tensors of all images from node to node. So a method sees each
+layer's input and target output after all earlier layers were changed, and nothing is computed
+twice. A tensor is freed after its last reader has run.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from dq.quant.quantizers.restore import in_phase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    """A layer, with norm, that is about to be computed in the rounded run.
+class CapturedLayer:
+    """A layer, with its norm, that is about to be computed in the fake-quantized run.
 
     Attributes:
         site: Of its weight.
         quantized: Computes it.
-        layer: The float layer, to be repaired in place.
+        layer: The float layer, to be changed in place.
         norm: The folded batch norm, or None.
-        inputs: What comes in when everything before is rounded; one tensor for each batch of
-            images and each call of the layer.
-        targets: What the float model gives there; as long as ``inputs``.
+        inputs: Its inputs with all earlier layers quantized; one tensor per batch of images and
+            call of the layer.
+        targets: The float model's outputs there; as many as ``inputs``.
     """
 
     site: Site
@@ -46,12 +46,12 @@ class Stop:
     targets: list[Tensor]
 
     def outputs(self) -> Iterator[Tensor]:
-        """Yield what the rounded layer gives at present for each of the inputs."""
+        """Yield the present output of the quantized layer for each input."""
         for x in self.inputs:
             yield self.quantized(x, self.layer, self.norm)
 
-    def unrounded(self) -> Iterator[Tensor]:
-        """Yield what the layer gives for each of the inputs with its weight not rounded."""
+    def unquantized_outputs(self) -> Iterator[Tensor]:
+        """Yield the output for each input with an unquantized weight."""
         weight = self.quantized.weight
         for x in self.inputs:
             with in_phase(weight, Phase.OFF):
@@ -60,22 +60,24 @@ class Stop:
 
 
 @torch.no_grad()
-def walk(graph: QuantizedGraph, batches: Sequence[Tensor], visit: Callable[[Stop], None]) -> None:
+def walk(
+    graph: QuantizedGraph, batches: Sequence[Tensor], visit: Callable[[CapturedLayer], None]
+) -> None:
     """Call ``visit`` for every quantized layer, in the order of execution.
 
-    All calls of a shared layer make one stop where the graph allows it.
+    All calls of a shared layer are one visit if the graph allows it.
 
     Args:
-        graph: Prepared, with ranges, in evaluation mode; phases are put back afterwards.
+        graph: Prepared, with ranges, in evaluation mode; phases are restored.
         batches: Images ``(N, 3, H, W)`` on the model's device.
         visit: May change the layer's parameters.
     """
-    reference = _float_twin(graph.root)
+    reference = _float_copy(graph.root)
     layers = {f"{CONTAINER}.{entry[0].name}": entry for entry in graph.layers()}
     readers = Counter(n for node in graph.graph.nodes for n in node.all_input_nodes)
     plain: dict[fx.Node, list[Any]] = {}
-    rounded: dict[fx.Node, list[Any]] = {}
-    with rounding(graph):
+    fake_quantized: dict[fx.Node, list[Any]] = {}
+    with fake_quantizing(graph):
         for group in _groups(graph):
             inputs: list[Tensor] = []
             targets: list[Tensor] = []
@@ -84,12 +86,12 @@ def walk(graph: QuantizedGraph, batches: Sequence[Tensor], visit: Callable[[Stop
                 if node.op == "call_module" and node.target in layers:
                     first = node.args[0]
                     assert isinstance(first, fx.Node)
-                    inputs += rounded[first]
+                    inputs += fake_quantized[first]
                     targets += plain[node]
             if inputs:
                 site, quantized, layer, norm = layers[str(group[0].target)]
                 visit(
-                    Stop(
+                    CapturedLayer(
                         site=site,
                         quantized=quantized,
                         layer=layer,
@@ -99,27 +101,27 @@ def walk(graph: QuantizedGraph, batches: Sequence[Tensor], visit: Callable[[Stop
                     )
                 )
             for node in group:
-                rounded[node] = [
-                    _run(node, graph.root, rounded, b, x) for b, x in enumerate(batches)
+                fake_quantized[node] = [
+                    _run(node, graph.root, fake_quantized, b, x) for b, x in enumerate(batches)
                 ]
             for node in group:
                 for used in node.all_input_nodes:
                     readers[used] -= 1
                     if not readers[used]:
-                        del plain[used], rounded[used]
+                        del plain[used], fake_quantized[used]
 
 
 @contextmanager
-def rounding(graph: QuantizedGraph) -> Iterator[None]:
-    """Let every quantizer round and none observe inside the block."""
+def fake_quantizing(graph: QuantizedGraph) -> Iterator[None]:
+    """Make every quantizer fake-quantize, and none observe, in the body."""
     with in_phase(graph.quantizers, Phase.FROZEN):
         yield
 
 
-def _float_twin(root: nn.Module) -> nn.Module:
-    """Return a copy of the model that stays as it is now and rounds nothing."""
+def _float_copy(root: nn.Module) -> nn.Module:
+    """Return a copy of the model as it is now, with all quantizers off."""
     twin = copy.deepcopy(root)
-    twin.eval()  # A detector's own, that of distillation, returns nothing.
+    twin.eval()  # A detector overrides train() for distillation and returns nothing.
     set_phase(twin, Phase.OFF)
     return twin
 
@@ -153,7 +155,7 @@ def _run(
 
 
 def _groups(graph: QuantizedGraph) -> Iterator[list[fx.Node]]:
-    """Yield all nodes in an order of execution, the calls of one quantized layer together."""
+    """Yield all nodes in an order of execution, with the calls of one quantized layer together."""
     calls: dict[str, list[fx.Node]] = {}
     for node in graph.graph.nodes:
         if isinstance(module_of(graph.root, node), QuantizedLayer):
@@ -176,7 +178,7 @@ def _groups(graph: QuantizedGraph) -> Iterator[list[fx.Node]]:
                 done.update(siblings)
                 progress = True
         if not progress:
-            # A layer that feeds itself: take the first call alone.
+            # A layer that feeds itself: take only the first call.
             node = next(n for n in waiting if n not in done and ready(n))
             yield [node]
             done.add(node)

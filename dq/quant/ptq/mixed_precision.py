@@ -1,4 +1,4 @@
-"""Automatic mixed precision: raise the few quantizers that disturb the outputs most to 16 bit."""
+"""Automatic mixed precision: raise the few most sensitive quantizers to 16 bits."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ log = logging.getLogger(__name__)
 def choose_raised_(
     graph: QuantizedGraph, batches: Sequence[Tensor], found: Sequence[Sensitivity], mixed: Mixed
 ) -> tuple[str, ...]:
-    """Raise the loudest quantizers to `RAISED_BITS`, as few as reach the target.
+    """Raise the most sensitive quantizers to `RAISED_BITS`, as few as reach the target.
 
     Args:
         graph: Prepared, with ranges, in evaluation mode; left FROZEN.
         batches: A few images on the model's device.
-        found: What `sensitivities` returned.
-        mixed: How many, and the target.
+        found: Result of `sensitivities`.
+        mixed: Largest number to raise, and the target.
 
     Returns:
-        Their names, the loudest first.
+        Their names, the most sensitive first.
     """
     candidates = [s for s in found if s.bits < RAISED_BITS]
     before = reached = output_sqnr(graph, batches)
@@ -47,16 +47,16 @@ def choose_raised_(
 
 
 def analyze(graph: QuantizedGraph, batches: Sequence[Tensor], mixed: Mixed) -> dict[str, Any]:
-    """Measure all quantizers and raise the loudest; return plain values for a table.
+    """Measure all quantizers and raise the most sensitive; return plain values for a table.
 
     Args:
         graph: Prepared, with ranges, in evaluation mode; left FROZEN, some quantizers raised.
         batches: A few images on the model's device.
-        mixed: How many, and the target.
+        mixed: Largest number to raise, and the target.
 
     Returns:
-        ``quantizers`` (dicts of `Sensitivity`, the loudest first), ``sqnr`` with all rounding,
-        ``raised`` (names) and ``sqnr_raised``.
+        ``quantizers`` (dicts of `Sensitivity`, the most sensitive first), ``sqnr`` with all
+        quantizers on, ``raised`` (names) and ``sqnr_raised``.
     """
     found = sensitivities(graph, batches)
     before = output_sqnr(graph, batches)

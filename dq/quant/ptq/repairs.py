@@ -1,4 +1,4 @@
-"""Calibration with everything that mends what plain ranges lose."""
+"""Calibration with all methods that reduce the loss of plain post-training quantization."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from dq.quant.ptq.equalization import equalize_
 from dq.quant.ptq.mixed_precision import choose_raised_
 from dq.quant.ptq.settings import Repair
 from dq.quant.ptq.weight_clipping import clip_weights_, restore_weights_
-from dq.quant.ptq.widths import give_headroom_
+from dq.quant.ptq.widths import add_headroom_
 from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.phase import Phase, set_phase
 
 log = logging.getLogger(__name__)
 
-# On so many calibration images a repair has to show that it helps.
+# A repair must show on this many calibration images that it helps.
 CHECK_IMAGES = 32
 
 
@@ -39,17 +39,17 @@ def calibrate_and_repair_(
     weight_range: str = "min_max",
     repair: Repair | None = None,
 ) -> tuple[str, ...]:
-    """Calibrate, with all repairs that are asked for; leave the quantizers FROZEN.
+    """Calibrate, with all requested repairs; leave the quantizers FROZEN.
 
-    One process's work. Equalization comes first, as it moves the ranges; then ranges, clipped
-    weights, mixed precision; then AdaRound or bias correction, which mend what is left. All that
-    they change lies in the model's parameters and in quantizer state.
+    Runs in one process. Equalization comes first, as it changes the ranges; then ranges, clipped
+    weights and mixed precision; then AdaRound or bias correction, which reduce the remaining error.
+    All changes are in the model's parameters and in quantizer state.
 
     Args:
         graph: Of the prepared model.
-        batches: What ``run`` takes. For repairs other than equalization tensors ``(N, ...)``, on
-            any device, of which the first ones serve the repairs too.
-        run: Runs the graph, and all its parts, on a batch and returns how many images it holds.
+        batches: Arguments of ``run``. Repairs other than equalization need tensors ``(N, ...)``, on
+            any device, and use the first ones too.
+        run: Runs the graph and all its parts on a batch, and returns its number of images.
         device: Where the model is.
         weight_range: As in `dq.quant.recipes.recipe.Recipe`.
         repair: What to repair; None for nothing.
@@ -64,14 +64,14 @@ def calibrate_and_repair_(
     graph.root.eval()
     if "equalize" in repair.steps:
         equalize_(graph)
-    kept = _Keeper(batches, repair.images)
+    kept = _KeepFirst(batches, repair.images)
     calibrate_(graph, kept, run)
-    mends = bool({"adaround", "bias"} & set(repair.steps))
-    looks = mends or repair.mixed is not None
-    images = [batch.to(device) for batch in kept.batches] if looks else []
-    # The reference is the float network, before any weight is clipped; only a repair is judged.
-    check = first_images(images, CHECK_IMAGES) if mends else []
-    wanted = float_outputs(graph, check) if mends else []
+    adjusts_weights = bool({"adaround", "bias"} & set(repair.steps))
+    needs_images = adjusts_weights or repair.mixed is not None
+    images = [batch.to(device) for batch in kept.batches] if needs_images else []
+    # The reference is the float network before any weight is clipped; only repairs are judged.
+    check = first_images(images, CHECK_IMAGES) if adjusts_weights else []
+    wanted = float_outputs(graph, check) if adjusts_weights else []
     originals = clip_weights_(graph) if weight_range == "mse" else {}
     if originals:
         initialise_weights_(graph.layers())
@@ -80,14 +80,14 @@ def calibrate_and_repair_(
         few = first_images(images, repair.mixed.images)
         raised = choose_raised_(graph, few, sensitivities(graph, few), repair.mixed)
         restore_weights_(graph, {name: originals[name] for name in raised if name in originals})
-        # Learned scales of what was raised were chosen for the clipped weights.
+        # Learned scales of raised quantizers were chosen for the clipped weights.
         initialise_weights_(graph.layers())
     for quantizer in graph.activations().values():
         if isinstance(quantizer.observer, HistogramObserver):
-            quantizer.observer.settle_()
-    give_headroom_(graph)
+            quantizer.observer.stop_collecting_()
+    add_headroom_(graph)
     set_phase(graph.quantizers, Phase.FROZEN)
-    if mends:
+    if adjusts_weights:
         with _undone_if_worse(graph, check, wanted):
             if "adaround" in repair.steps:
                 adaround_(graph, images, steps=repair.rounding_steps)
@@ -100,9 +100,9 @@ def calibrate_and_repair_(
 def _undone_if_worse(
     graph: QuantizedGraph, batches: Sequence[Tensor], wanted: Sequence[Sequence[Tensor]]
 ) -> Iterator[None]:
-    """Put the model back as it was when the body has moved its outputs away from what is wanted.
+    """Restore the model if the body has increased the error of its outputs.
 
-    Repairs work layer by layer; what is better for each layer may be worse for the whole.
+    Repairs work layer by layer; an improvement of each layer may be worse for the whole.
     """
     state = {name: tensor.clone() for name, tensor in graph.root.state_dict().items()}
     set_phase(graph.quantizers, Phase.FROZEN)
@@ -116,8 +116,8 @@ def _undone_if_worse(
         log.warning("AdaRound or bias correction made the outputs worse and is undone")
 
 
-class _Keeper:
-    """Hand batches on and keep the first images."""
+class _KeepFirst:
+    """Pass batches on and keep the first images."""
 
     def __init__(self, batches: Iterable[Any], num_images: int) -> None:
         self.source = batches
@@ -132,7 +132,7 @@ class _Keeper:
 
 
 def first_images(batches: Iterable[Tensor], num_images: int) -> list[Tensor]:
-    """Return batches, the last one cut, that hold so many images together."""
+    """Return the first batches with this many images in total; the last batch may be cut."""
     found = []
     for batch in batches:
         found.append(batch[:num_images])

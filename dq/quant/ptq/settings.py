@@ -1,4 +1,4 @@
-"""What post-training repair is asked for; plain settings, the work is done elsewhere."""
+"""Settings of post-training repairs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ STEPS = ("equalize", "bias", "adaround")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixed:
-    """Automatic mixed precision: the smallest set of quantizers raised to 16 bit.
+    """Automatic mixed precision: the smallest set of quantizers raised to 16 bits.
 
     Attributes:
-        max_raised: How many quantizers at most.
-        target_sqnr: Raise no more once the outputs' signal to quantization noise, in decibel, is
-            this high; None raises as many as allowed.
-        images: How many images sensitivity is measured on.
+        max_raised: Largest number of quantizers to raise.
+        target_sqnr: Stop when the outputs' signal to quantization noise ratio, in decibel, is this
+            high; None raises as many as allowed.
+        images: Number of images to measure sensitivity on.
     """
 
     max_raised: int = 5
@@ -31,12 +31,12 @@ class Mixed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
-    """What calibration mends besides finding ranges.
+    """What calibration repairs in addition to finding ranges.
 
     Attributes:
-        steps: Of `STEPS`; carried out in an order of their own, whatever the order here.
+        steps: Of `STEPS`; they run in a fixed order, whatever the order here.
         mixed: Automatic mixed precision; None for none.
-        images: How many calibration images bias correction and AdaRound work with.
+        images: Number of calibration images for bias correction and AdaRound.
         rounding_steps: Steps of AdaRound for each layer.
     """
 

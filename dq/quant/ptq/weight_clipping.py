@@ -1,8 +1,8 @@
-"""Clip each weight where that lessens the square error of its rounding.
+"""Clip each weight if that reduces its squared quantization error.
 
-A range narrower than the weight's extremes rounds the many small weights finer at the cost of
-clipping the few large ones; at 4 bits that pays. The clipped values are written into the float
-weight itself, whose extremes then are the range: no state of its own, and rounding is unchanged.
+A range narrower than the weight's extremes quantizes the many small weights more finely but clips
+the few large ones; at 4 bits that pays. The clipped values are written into the float weight, so
+its extremes are the range. No extra state is needed, and quantization itself does not change.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ SHARES = tuple(1 - k / 100 for k in range(0, 81, 2))
 
 @torch.no_grad()
 def best_weight_range(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """Return the range of least mean square error, for each channel or over all.
+    """Return the range of least mean square error, per channel or per tensor.
 
     Both ends are shrunk by the same share.
 
     Args:
         weight: Folded weight, any shape.
-        spec: Its integers.
+        spec: Its integer format.
 
     Returns:
         Two tensors of shape ``()`` or ``(channels,)``.
@@ -58,10 +58,10 @@ def clip_weights_(graph: QuantizedGraph) -> dict[str, Tensor]:
     """Clip every quantized weight to its best range.
 
     Args:
-        graph: Prepared. A weight that several norms share is left alone.
+        graph: Prepared. A weight with several norms is left alone.
 
     Returns:
-        What the changed weights were before, by quantizer name.
+        The former values of the changed weights, by quantizer name.
     """
     owners = [site.module for site in graph.sites if site.kind == "weight"]
     changed: dict[str, Tensor] = {}
@@ -93,7 +93,7 @@ def clip_weights_(graph: QuantizedGraph) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore_weights_(graph: QuantizedGraph, weights: Mapping[str, Tensor]) -> None:
-    """Put weights back, as `clip_weights_` returned them, by quantizer name."""
+    """Restore the weights that `clip_weights_` returned, by quantizer name."""
     for site, _, layer, _ in graph.layers():
         if site.name in weights:
             weight = layer.weight

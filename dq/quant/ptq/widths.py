@@ -1,6 +1,6 @@
-"""Other bits or more room for quantizers that are calibrated already, of whatever kind.
+"""Change the width of calibrated quantizers of any kind, or widen their ranges.
 
-A width is more than a number in a spec: the scale, learned or not, was chosen for the old one.
+The spec alone is not enough: the scale, learned or not, was chosen for the old width.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dq.quant.quantizers.fake_quantize import (
 )
 from dq.quant.recipes.recipe import RAISED_BITS
 
-# From so many bits on clipping is all the loss there is, and half as much again costs half a bit.
+# From this many bits on, clipping is the only loss, and 1.5 times the range costs half a bit.
 WIDE_BITS, HEADROOM = 12, 1.5
 
 
-def take_bits_(graph: QuantizedGraph, names: Iterable[str], bits: int = RAISED_BITS) -> None:
-    """Give these quantizers another width and nothing else.
+def set_bits_(graph: QuantizedGraph, names: Iterable[str], bits: int = RAISED_BITS) -> None:
+    """Set the width of these quantizers and change nothing else.
 
-    For a rank that has the state of one where `raise_bits_` has run.
+    For a rank that gets its state from one that ran `raise_bits_`.
 
     Args:
         graph: Prepared.
@@ -45,10 +45,10 @@ def take_bits_(graph: QuantizedGraph, names: Iterable[str], bits: int = RAISED_B
 
 
 def raise_bits_(graph: QuantizedGraph, names: Sequence[str]) -> None:
-    """Give these quantizers `RAISED_BITS`; activations then cover all that was ever seen.
+    """Set these quantizers to `RAISED_BITS`; activations then cover all observed values.
 
-    Every scale begins anew, learned ones too: that of an activation from its range, or from what
-    it reached where training has moved it further; that of a weight from the weight.
+    Every scale is initialised again, learned ones too. An activation's comes from its range, or
+    from the learned range if training has widened it; a weight's comes from the weight.
 
     Args:
         graph: Prepared.
@@ -58,9 +58,9 @@ def raise_bits_(graph: QuantizedGraph, names: Sequence[str]) -> None:
         quantizer = quantizer_of(graph, name)
         if isinstance(quantizer, ActivationQuantizer):
             _cover_all_seen_(quantizer)
-        take_bits_(graph, [name])
+        set_bits_(graph, [name])
         if isinstance(quantizer, ActivationQuantizer):
-            quantizer.take_range_()
+            quantizer.initialise_from_range_()
     chosen = set(names)
     parts = (graph, *graph.parts.values())
     initialise_weights_(
@@ -70,7 +70,7 @@ def raise_bits_(graph: QuantizedGraph, names: Sequence[str]) -> None:
 
 @torch.no_grad()
 def _cover_all_seen_(quantizer: ActivationQuantizer) -> None:
-    """Widen the observer's range to all that was counted, or that a learned scale reaches."""
+    """Widen the observer's range to all counted values, or to the range of a learned scale."""
     observer = quantizer.observer
     if isinstance(observer, HistogramObserver) and observer.collects:
         observer.range_min.copy_(torch.minimum(observer.range_min, observer.lowest))
@@ -90,10 +90,10 @@ def _widen_(end: Tensor, wider: Tensor, where: Tensor) -> None:
 
 
 @torch.no_grad()
-def give_headroom_(graph: QuantizedGraph) -> None:
-    """Widen the ranges of activations with many bits: unseen images go beyond what was seen.
+def add_headroom_(graph: QuantizedGraph) -> None:
+    """Widen the ranges of activations with many bits, as unseen images exceed observed ranges.
 
-    Learned scales begin anew from the wider range.
+    Learned scales are initialised again from the wider range.
 
     Args:
         graph: Calibrated.
@@ -102,4 +102,4 @@ def give_headroom_(graph: QuantizedGraph) -> None:
         if quantizer.spec.bits >= WIDE_BITS:
             quantizer.observer.range_min.mul_(HEADROOM)
             quantizer.observer.range_max.mul_(HEADROOM)
-            quantizer.take_range_()
+            quantizer.initialise_from_range_()

@@ -1,12 +1,12 @@
 """Batch norm folded into the layer before it, for training and for inference.
 
-In inference a batch norm is one factor and one shift for each channel, and both go into the layer:
-``weight * factor`` and ``(bias - mean) * factor + beta``. In training the layer must round that
-folded weight while the norm still normalises by the batch. As in Krishnamoorthi 2018 (arXiv
-1806.08342, section 3.2.2) the folded weight is rounded; here it is then divided by the same factor
-again, which commutes with the layer and is cheaper than dividing its output, and the norm module
-itself does the rest. So with rounding off the result, the gradients and the running statistics are
-the unfused model's, and the norm may be any subclass (SyncBatchNorm).
+In inference a batch norm is a factor and a shift per channel, which are folded into the layer:
+``weight * factor`` and ``(bias - mean) * factor + beta``. In training, the folded weight must be
+fake-quantized while the norm still normalises by the batch. As in Krishnamoorthi 2018 (arXiv
+1806.08342, section 3.2.2) the folded weight is fake-quantized. Here it is then divided by the same
+factor again: that is equal to dividing the layer's output, but cheaper. The norm module itself does
+the rest. So without fake quantization, the result, the gradients and the running statistics are
+those of the unfused model, and the norm may be any subclass (SyncBatchNorm).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# Below this a channel is dead; dividing by its factor would only produce infinities.
+# With a smaller factor a channel is dead: dividing by the factor would give infinities.
 SMALLEST_FACTOR = 1e-12
 
 
@@ -28,8 +28,8 @@ def is_foldable(norm: nn.Module) -> bool:
 def snapshot(x: Tensor) -> Tensor:
     """Return a copy of ``x`` that torch.compile keeps for the backward pass.
 
-    It would otherwise compute the factor again there, from running statistics that the batch norm
-    has moved on meanwhile, and the gradients would be wrong (torch 2.14, aot_eager and inductor).
+    Otherwise torch.compile recomputes the factor there, from running statistics that the batch norm
+    has updated in the meantime. The gradients would be wrong (torch 2.14, aot_eager and inductor).
     """
     return x.clone()
 
@@ -42,7 +42,7 @@ def _(x: Tensor) -> Tensor:
 def fold_factor(norm: _BatchNorm) -> Tensor:
     """Return ``gamma / sqrt(running_var + eps)``, shape ``(channels,)``.
 
-    No gradient reaches the running statistics; one reaches gamma.
+    The gradient goes to gamma, not to the running statistics.
     """
     assert norm.running_var is not None
     variance = norm.running_var
@@ -53,13 +53,13 @@ def fold_factor(norm: _BatchNorm) -> Tensor:
 
 
 def unfold(rounded: Tensor, weight: Tensor, spread: Tensor) -> Tensor:
-    """Return the rounded folded weight divided by the factor that was folded in.
+    """Return the fake-quantized folded weight divided by the fold factor.
 
-    A dead channel, whose factor is next to nothing, keeps its float weight: the integers of its
-    folded weight are zero and would stop its statistics and the gradient of its gamma.
+    A dead channel, whose factor is close to zero, keeps its float weight. All integers of its
+    folded weight are zero, which would freeze its statistics and the gradient of its gamma.
 
     Args:
-        rounded: The rounded folded weight.
+        rounded: The fake-quantized folded weight.
         weight: The float weight, of the same shape.
         spread: The factor, in a shape that broadcasts against the weight.
     """

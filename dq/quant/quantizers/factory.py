@@ -1,4 +1,4 @@
-"""What a recipe's ``learned`` stands for: which quantizers, how they begin and are trained."""
+"""The quantizers for a recipe's ``learned`` setting, and how their parameters are trained."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KINDS = (LsqActivationQuantizer, LsqWeightQuantizer, PactActivationQuantizer)
 def activation_quantizer(
     learned: str | None, spec: QuantSpec, observer: MinMaxObserver
 ) -> ActivationQuantizer:
-    """Return a new activation quantizer of this kind; None for ranges that are only observed."""
+    """Return a new activation quantizer of this kind; None for ranges that are observed only."""
     if learned == "pact":
         return PactActivationQuantizer(spec, observer)
     if learned in ("lsq", "lsq+"):
@@ -31,11 +31,11 @@ def activation_quantizer(
 
 
 def weight_quantizer(learned: str | None, spec: QuantSpec, *, num_channels: int) -> WeightQuantizer:
-    """Return a new weight quantizer of this kind; PACT leaves the weights' ranges alone.
+    """Return a new weight quantizer of this kind; PACT does not learn weight ranges.
 
     Args:
         learned: As in the recipe.
-        spec: The integers.
+        spec: The integer format.
         num_channels: Length of the weight's channel axis.
     """
     if learned in ("lsq", "lsq+"):
@@ -46,9 +46,9 @@ def weight_quantizer(learned: str | None, spec: QuantSpec, *, num_channels: int)
 def initialise_weights_(
     layers: Iterable[tuple[object, QuantizedLayer, nn.Module, nn.Module | None]],
 ) -> None:
-    """Begin every learned weight scale anew from the weight as it is now.
+    """Initialise every learned weight scale from the present weight.
 
-    To be called when the float weights are in place: after calibration.
+    Call it when the float weights are final: after calibration.
 
     Args:
         layers: As `dq.quant.graph.quantized_graph.QuantizedGraph.layers` yields them.
@@ -69,19 +69,19 @@ def learned_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def regroup_(optimizer: Optimizer, module: nn.Module, *, lr_factor: float = 1.0) -> int:
-    """Move the learned quantizer parameters into groups of their own, at the end of the list.
+    """Move the learned quantizer parameters into parameter groups of their own, at the end.
 
-    Scales and offsets get no weight decay, which would pull them to zero; PACT's clipping values
-    keep it, as their paper wants. The result depends on the model alone, so that an optimizer's
-    state loads again.
+    Scales and offsets get no weight decay, which would pull them to zero. PACT's clipping values
+    keep it, as in the paper. The result depends only on the model, so an optimizer state can be
+    loaded again.
 
     Args:
         optimizer: Holds the module's parameters; changed in place.
         module: The model.
-        lr_factor: Learning rate of these groups in terms of the group they come from.
+        lr_factor: Learning rate of these groups, relative to the group they come from.
 
     Returns:
-        How many parameters were moved.
+        The number of moved parameters.
     """
     learned = {id(p): name for name, p in learned_parameters(module).items()}
     moved = 0
@@ -99,16 +99,17 @@ def regroup_(optimizer: Optimizer, module: nn.Module, *, lr_factor: float = 1.0)
                 if not decays:
                     own["weight_decay"] = 0.0
                 optimizer.add_param_group(own)
-    # mmcv's constructor with paramwise settings makes one group a parameter.
+    # mmcv's constructor with paramwise settings makes one group per parameter.
     optimizer.param_groups[:] = [g for g in optimizer.param_groups if g["params"]]
-    hold_frozen_(optimizer, module)
+    skip_frozen_(optimizer, module)
     return moved
 
 
-class _Holding:
-    """What an optimizer does before each step: pass over parameters of quantizers at rest.
+class _SkipFrozen:
+    """A hook before each optimizer step: skip parameters of quantizers that do not learn now.
 
-    A gradient of zero would not do: weight decay and momentum move a parameter without one.
+    It removes their gradients. A gradient of zero is not enough, because weight decay and momentum
+    would still change the parameter.
 
     Args:
         owned: Quantizers with the parameters that they learn.
@@ -118,26 +119,26 @@ class _Holding:
         self.owned = owned
 
     def __call__(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        """Take the gradients away where nothing is learned in the present phase."""
+        """Remove the gradients of quantizers whose phase does not train them."""
         for quantizer, parameters in self.owned:
             if quantizer.phase is not Phase.TRAIN:
                 for parameter in parameters:
                     parameter.grad = None
 
 
-def hold_frozen_(optimizer: Optimizer, module: nn.Module) -> None:
-    """Let no step of the optimizer move what a quantizer learns, in any phase but TRAIN.
+def skip_frozen_(optimizer: Optimizer, module: nn.Module) -> None:
+    """Make the optimizer skip learned quantizer parameters in every phase but TRAIN.
 
-    Frozen means frozen, whatever the optimizer does: decay, momentum, any state of its own. A
-    second call changes nothing.
+    Weight decay, momentum and other optimizer state do not change them then. A second call has no
+    effect.
 
     Args:
-        optimizer: Of torch's kind, which passes over parameters without a gradient.
+        optimizer: Of torch's kind, which skips parameters without a gradient.
         module: The model, whose parameters it holds.
     """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     hooks = optimizer._optimizer_step_pre_hooks.values()
-    done = {id(q) for hook in hooks if isinstance(hook, _Holding) for q, _ in hook.owned}
+    done = {id(q) for hook in hooks if isinstance(hook, _SkipFrozen) for q, _ in hook.owned}
     owned = []
     for child in module.modules():
         if isinstance(child, _KINDS) and id(child) not in done:
@@ -145,15 +146,15 @@ def hold_frozen_(optimizer: Optimizer, module: nn.Module) -> None:
             if parameters:
                 owned.append((child, parameters))
     if owned:
-        optimizer.register_step_pre_hook(_Holding(owned))
+        optimizer.register_step_pre_hook(_SkipFrozen(owned))
 
 
 def forget_momentum_(optimizer: Optimizer, module: nn.Module) -> None:
-    """Drop the optimizer's memory of the learned parameters, and let none of them move on.
+    """Drop the optimizer state of the learned parameters, and skip them from now on.
 
-    For the phase in which ranges are frozen; see `hold_frozen_`.
+    For the phase in which ranges are frozen; see `skip_frozen_`.
     """
-    hold_frozen_(optimizer, module)
+    skip_frozen_(optimizer, module)
     for group in optimizer.param_groups:
         frozen = {id(p) for p in learned_parameters(module).values()}
         for parameter in group["params"]:

@@ -1,4 +1,4 @@
-"""The two quantizers: activations round with an agreed scale, weights with their own range."""
+"""Quantizers: activations use a stored scale, weights a scale computed from their own range."""
 
 from __future__ import annotations
 
@@ -10,30 +10,36 @@ import torch
 from torch import Tensor, nn
 
 from dq.quant.kernels import native
-from dq.quant.kernels.clip_and_round import round_clipped
-from dq.quant.kernels.rounding import NO_CLIP, Clip, clipped, round_activation, round_weight
+from dq.quant.kernels.clip_and_round import fake_quantize_clipped
+from dq.quant.kernels.rounding import (
+    NO_CLIP,
+    Clip,
+    clipped,
+    fake_quantize_activation,
+    fake_quantize_weight,
+)
 from dq.quant.numerics.affine import fake_quantize, range_over, scale_and_zero_point
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.min_max import MinMaxObserver, buffers, forget_records_, update_ranges_
-from dq.quant.quantizers.half_precision import widened
+from dq.quant.quantizers.half_precision import in_representable_dtype
 from dq.quant.quantizers.phase import Phase, Phased
 
 
 class ActivationQuantizer(Phased):
-    """Observe a tensor's range in one act and round to the scale agreed so far in the other.
+    """Observe a tensor's range, or fake-quantize it with the stored scale, or both.
 
-    The scale changes only in `update_scales_`, after the step, so the forward pass holds no
-    decision on data and no collective, and every rank that agreed rounds alike.
+    The scale changes only in `update_scales_`, after the step. So the forward pass has neither
+    data-dependent branches nor collectives, and all ranks use the same scale.
 
     Args:
-        spec: The integers; per tensor.
-        observer: What turns batches into a range.
+        spec: The integer format; per tensor.
+        observer: Determines the range from the batches.
 
     Attributes:
-        site: Its name below the model's quantizers, for messages; empty for one that stands alone.
+        site: Its name below the model's quantizers, for messages; empty without a model.
 
-    Buffers ``scale`` float32 ``()`` and ``zero_point`` int32 ``()``; a subclass that learns them
-    has parameters instead and computes both from those.
+    Buffers ``scale`` float32 ``()`` and ``zero_point`` int32 ``()``. A subclass that learns them
+    computes both from parameters instead.
     """
 
     scale: Tensor
@@ -48,45 +54,47 @@ class ActivationQuantizer(Phased):
         self._add_state(torch.ones_like(observer.range_min))
 
     def _add_state(self, scale: Tensor) -> None:
-        """Register what the scale and the zero point are kept in."""
+        """Register the state of the scale and the zero point."""
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", torch.zeros_like(scale, dtype=torch.int32))
 
     def entered(self, phase: Phase) -> None:
-        """Let the observer calibrate in the phase CALIBRATE, and no more in a training after it."""
+        """Start the observer's calibration in CALIBRATE and end it when training starts."""
         if phase is Phase.CALIBRATE and not self.observer.calibrates:
             self.observer.begin_calibration_()
         elif phase in (Phase.OBSERVE, Phase.TRAIN) and self.observer.calibrates:
             self.observer.end_calibration_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x``, rounded when the phase rounds.
+        """Return ``x``, fake-quantized if the phase says so.
 
         Returns:
-            A tensor of the shape of ``x`` and its dtype; float32 for a rounded one whose dtype
-            could not hold the rounded values, see `dq.quant.quantizers.half_precision`.
+            A tensor of the shape and dtype of ``x``. It is float32 if it is fake-quantized and its
+            dtype cannot represent the result, see `dq.quant.quantizers.half_precision`.
 
         Raises:
             ValueError: The phase is FROZEN and no range was ever observed or loaded.
         """
-        return self.behind_clip(x)
+        return self.clip_and_fake_quantize(x)
 
-    def behind_clip(self, x: Tensor, clip: Clip = NO_CLIP, *, in_place: bool = False) -> Tensor:
-        """Clip ``x`` and do with the result what `forward` does, in one pass where possible.
+    def clip_and_fake_quantize(
+        self, x: Tensor, clip: Clip = NO_CLIP, *, in_place: bool = False
+    ) -> Tensor:
+        """Clip ``x``, then do the same as `forward`, in one pass if possible.
 
         Args:
             x: Any shape.
-            clip: What the activation function before the quantizer does.
-            in_place: ``x`` may be written into; only native kernels make use of it.
+            clip: Bounds of the activation function before the quantizer.
+            in_place: ``x`` may be overwritten; only native kernels use this.
         """
         self.require_range()
-        observes, rounds = self.phase.observes(self.training), self.phase.rounds
+        observes, rounds = self.phase.observes(self.training), self.phase.quantizes
         if rounds:
-            x = widened(x, self.spec)
+            x = in_representable_dtype(x, self.spec)
         if native.takes(x, self.observer.range_min) and (
             not observes or self.observer.records_extremes
         ):
-            return round_activation(
+            return fake_quantize_activation(
                 x,
                 self.scale if rounds else None,
                 self.zero_point if rounds else None,
@@ -95,7 +103,7 @@ class ActivationQuantizer(Phased):
                 record=(self.observer.batch_min, self.observer.batch_max) if observes else None,
                 in_place=in_place,
             )
-        # torch.compile finds by itself what need not be kept.
+        # torch.compile decides by itself what to save for the backward pass.
         merges = rounds and clip != NO_CLIP and not torch.compiler.is_compiling()
         merges = merges and torch.is_grad_enabled() and x.requires_grad
         with torch.no_grad() if merges else contextlib.nullcontext():
@@ -103,36 +111,36 @@ class ActivationQuantizer(Phased):
         if observes:
             self.observer.observe(y)
         if merges:
-            return round_clipped(x, y, self.scale, self.zero_point, self.spec, clip)
+            return fake_quantize_clipped(x, y, self.scale, self.zero_point, self.spec, clip)
         return fake_quantize(y, self.scale, self.zero_point, self.spec) if rounds else y
 
     @property
     def has_range(self) -> bool:
-        """Whether anything was observed; reads the device, so not for use inside a step."""
+        """Whether anything was observed. Reads the device, so do not call it inside a step."""
         return bool((self.observer.range_min <= self.observer.range_max).all())
 
     @property
-    def is_as_made(self) -> bool:
-        """Whether scale and zero point are still those of a new quantizer; reads the device."""
+    def is_uninitialised(self) -> bool:
+        """Whether scale and zero point still have their initial values; reads the device."""
         return bool((self.scale == 1).all()) and not bool(self.zero_point.any())
 
     def require_range(self) -> None:
-        """Raise ValueError where the phase is FROZEN and there is nothing to round with.
+        """Raise ValueError if the phase is FROZEN and there is no range.
 
-        The device is read once, in the first forward pass that is frozen.
+        The device is read once, in the first FROZEN forward pass.
         """
         if self._was_calibrated or self.phase is not Phase.FROZEN or torch.compiler.is_compiling():
             return
-        if not self.has_range and self.is_as_made:
+        if not self.has_range and self.is_uninitialised:
             raise ValueError(
-                f"the quantizer {self.site or '(without a name)'} has no range to round with;"
-                " calibrate the model first, or load a calibrated checkpoint"
+                f"the quantizer {self.site or '(without a name)'} has no range; calibrate the"
+                " model first, or load a calibrated checkpoint"
             )
         self._was_calibrated = True
 
     @torch.no_grad()
-    def take_range_(self) -> None:
-        """Begin anew from the observer's range, whatever the phase; an empty one gives scale 1."""
+    def initialise_from_range_(self) -> None:
+        """Set scale and zero point from the observer's range; an empty range gives scale 1."""
         scale, zero_point = scale_and_zero_point(
             self.observer.range_min, self.observer.range_max, self.spec
         )
@@ -140,40 +148,40 @@ class ActivationQuantizer(Phased):
         self.zero_point.copy_(zero_point)
 
     def extra_repr(self) -> str:
-        """Name bits and phase in the printed model."""
+        """Show bits and phase in the printed model."""
         return f"bits={self.spec.bits}, phase={self.phase.value}"
 
 
 class LearnedActivationQuantizer(ActivationQuantizer):
-    """An activation quantizer whose scale is a parameter that training moves.
+    """An activation quantizer whose scale is a trained parameter.
 
-    Until the phase rounds, the scale follows the observed range like any other; from then on the
-    range is left alone and the optimizer decides. Ranks need no agreement on it: data parallelism
-    averages its gradient like any parameter's, so it is equal on all of them.
+    Until the phase fake-quantizes, the scale follows the observed range. After that the range stays
+    and the optimizer changes the scale. Data parallelism averages its gradient like any other, so
+    it is equal on all ranks.
     """
 
-    def take_range_(self) -> None:
-        """Begin anew from the observer's range; a range that is empty gives scale 1."""
+    def initialise_from_range_(self) -> None:
+        """Set the parameters from the observer's range; an empty range gives scale 1."""
         raise NotImplementedError
 
     @property
-    def is_as_made(self) -> bool:
-        """Whether the parameters are still those of a new quantizer; reads the device."""
+    def is_uninitialised(self) -> bool:
+        """Whether the parameters still have their initial values; reads the device."""
         raise NotImplementedError
 
     def observe(self, x: Tensor) -> None:
-        """Record ``x`` where the phase observes and does not round yet."""
-        if self.phase.observes(self.training) and not self.phase.rounds:
+        """Record ``x`` if the phase observes and does not fake-quantize yet."""
+        if self.phase.observes(self.training) and not self.phase.quantizes:
             self.observer.observe(x)
 
 
 class WeightQuantizer(Phased):
-    """Round a weight to a scale computed from that weight, in every forward pass.
+    """Fake-quantize a weight with a scale computed from it in every forward pass.
 
-    A weight is equal on all ranks, so its range needs neither observer nor agreement.
+    A weight is equal on all ranks, so its range needs neither an observer nor communication.
 
     Args:
-        spec: The integers; usually symmetric and per channel.
+        spec: The integer format; usually symmetric and per channel.
     """
 
     def __init__(self, spec: QuantSpec) -> None:
@@ -181,47 +189,47 @@ class WeightQuantizer(Phased):
         self.spec = spec
 
     def scale_and_zero_point(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what `forward` rounds ``weight`` with, shape ``()`` or ``(channels,)``."""
+        """Return the scale and zero point for ``weight``, shape ``()`` or ``(channels,)``."""
         low, high = range_over(weight.detach(), self.spec.channel_axis)
         return scale_and_zero_point(low, high, self.spec)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight, rounded when the phase rounds.
+        """Return the weight, fake-quantized if the phase says so.
 
         Returns:
             A tensor of the shape of ``weight``; of its dtype or, as for activations, float32.
         """
-        if not self.phase.rounds:
+        if not self.phase.quantizes:
             return weight
-        weight = widened(weight, self.spec)
-        if self.rounds_natively(weight):
-            return self.round_natively(weight, None)
+        weight = in_representable_dtype(weight, self.spec)
+        if self.has_native_kernel(weight):
+            return self.fake_quantize_natively(weight, None)
         scale, zero_point = self.scale_and_zero_point(weight)
         return fake_quantize(weight, scale, zero_point, self.spec)
 
-    def rounds_natively(self, weight: Tensor) -> bool:
-        """Say whether `round_natively` can take this weight, and stands for this `forward`."""
+    def has_native_kernel(self, weight: Tensor) -> bool:
+        """Say whether `fake_quantize_natively` supports this weight and equals `forward`."""
         owner = next(kind for kind in type(self).__mro__ if "forward" in vars(kind))
         return (
-            "round_natively" in vars(owner)
+            "fake_quantize_natively" in vars(owner)
             and self.spec.channel_axis in (None, 0)
             and native.takes(weight)
         )
 
-    def round_natively(
+    def fake_quantize_natively(
         self, weight: Tensor, factor: Tensor | None, *, unfolds: bool = False
     ) -> Tensor:
-        """Fold, round and unfold in one pass; to be called in a phase that rounds.
+        """Fold, fake-quantize and unfold in one pass; only in a phase that fake-quantizes.
 
         Args:
             weight: ``(output channels, ...)``.
-            factor: What folding multiplies it by, ``(output channels,)``, or None.
+            factor: The fold factor, ``(output channels,)``, or None.
             unfolds: Divide by the factor again.
         """
-        return round_weight(weight, factor, self.spec, unfolds=unfolds)
+        return fake_quantize_weight(weight, factor, self.spec, unfolds=unfolds)
 
     def extra_repr(self) -> str:
-        """Name bits and phase in the printed model."""
+        """Show bits and phase in the printed model."""
         return f"bits={self.spec.bits}, phase={self.phase.value}"
 
 
@@ -232,22 +240,22 @@ def activation_quantizers(module: nn.Module) -> dict[str, ActivationQuantizer]:
 
 
 def observers_of(quantizers: Sequence[ActivationQuantizer]) -> list[MinMaxObserver]:
-    """Return each quantizer's observer, without the time that nn.Module's look-up takes.
+    """Return each quantizer's observer, without nn.Module's slow attribute look-up.
 
-    `dq.quant.observers.min_max.buffers` says why that matters.
+    See `dq.quant.observers.min_max.buffers`.
 
     Args:
-        quantizers: In any order, which the result has too.
+        quantizers: In any order; the result has the same order.
     """
     return [cast(MinMaxObserver, quantizer._modules["observer"]) for quantizer in quantizers]
 
 
 @torch.no_grad()
 def update_scales_(quantizers: list[ActivationQuantizer]) -> None:
-    """Fold each observer's batch into its range, then derive all scales, in few operations.
+    """Update each range with its recorded batch, then compute all scales, in few operations.
 
-    A learned scale follows its range only while its phase does not round. A quantizer that is
-    FROZEN keeps range and scale, and what it had recorded before is forgotten.
+    A learned scale follows its range only while its phase does not fake-quantize. A FROZEN
+    quantizer keeps its range and scale and drops its records.
     """
     frozen = [quantizer for quantizer in quantizers if quantizer.phase is Phase.FROZEN]
     forget_records_(observers_of(frozen))
@@ -258,8 +266,8 @@ def update_scales_(quantizers: list[ActivationQuantizer]) -> None:
     for quantizer in quantizers:
         if not isinstance(quantizer, LearnedActivationQuantizer):
             followers.append(quantizer)
-        elif not quantizer.phase.rounds:
-            quantizer.take_range_()
+        elif not quantizer.phase.quantizes:
+            quantizer.initialise_from_range_()
     groups: dict[tuple[QuantSpec, torch.device], list[ActivationQuantizer]] = {}
     for quantizer, tensor in zip(followers, buffers(followers, "scale"), strict=True):
         groups.setdefault((quantizer.spec, tensor.device), []).append(quantizer)

@@ -1,10 +1,10 @@
-"""Rounding under autocast and in half precision: in float32 where the dtype cannot hold the grid.
+"""Fake quantization in half precision: in float32 if the dtype cannot represent the result.
 
-A rounded value is an integer times a scale. bfloat16 keeps 8 bits of it and float16 11, so nearly
-every such product would move off the grid when it is kept so: at 8 bits in bfloat16 by up to half a
-step, at 16 bits in float16 by many. Quantizers therefore round in float32 and return float32, and
-what computes with rounded values does so in float32 where autocast would take a dtype that moves
-them by more than an eighth of a step.
+A fake-quantized value is an integer times a scale. bfloat16 keeps 8 significant bits of it and
+float16 keeps 11, so nearly every value would move off the quantization grid: at 8 bits in bfloat16
+by up to half a step, at 16 bits in float16 by many steps. Quantizers therefore compute in float32
+and return float32. Operators that read such values run in float32 under autocast, if autocast's
+dtype would move them by more than an eighth of a step.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from torch import Tensor
 
 from dq.quant.numerics.spec import QuantSpec
 
-# Bits of the significand, the leading one included.
+# Bits of the significand, including the leading one.
 SIGNIFICANDS = {torch.float16: 11, torch.bfloat16: 8}
 
 
 def largest_integer(spec: QuantSpec) -> int:
-    """Return the largest distance of the spec's integers from their zero point."""
+    """Return the largest distance of an integer of this format from the zero point."""
     if spec.symmetric:
         return max(-spec.quant_min, spec.quant_max)
     return spec.quant_max - spec.quant_min
 
 
-def holds(dtype: torch.dtype, spec: QuantSpec) -> bool:
-    """Say whether every representable value is a number of this dtype, whatever its scale.
+def represents(dtype: torch.dtype, spec: QuantSpec) -> bool:
+    """Say whether this dtype represents every quantized value exactly, whatever its scale.
 
-    Powers of two times integers that fit the significand are, where the exponent is float32's.
+    That needs a power-of-two scale, integers that fit the significand, and float32's exponent.
     """
     if dtype not in SIGNIFICANDS:
         return True
@@ -41,18 +41,18 @@ def holds(dtype: torch.dtype, spec: QuantSpec) -> bool:
     return fits and spec.power_of_two and dtype is torch.bfloat16
 
 
-def nearly_holds(dtype: torch.dtype, spec: QuantSpec) -> bool:
-    """Say whether no representable value moves by more than an eighth of a step in this dtype."""
+def nearly_represents(dtype: torch.dtype, spec: QuantSpec) -> bool:
+    """Say whether this dtype moves no quantized value by more than an eighth of a step."""
     return dtype not in SIGNIFICANDS or largest_integer(spec) <= 1 << (SIGNIFICANDS[dtype] - 3)
 
 
-def widened(x: Tensor, spec: QuantSpec) -> Tensor:
-    """Return ``x``, as float32 where its dtype cannot hold what it is rounded to."""
-    return x if holds(x.dtype, spec) else x.float()
+def in_representable_dtype(x: Tensor, spec: QuantSpec) -> Tensor:
+    """Return ``x``, in float32 if its dtype cannot represent the quantized values."""
+    return x if represents(x.dtype, spec) else x.float()
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """Return what autocast computes with where ``x`` is; None where there is none."""
+    """Return autocast's dtype on the device of ``x``; None without autocast."""
     kind = x.device.type
     if not torch.is_autocast_enabled(kind):
         return None
@@ -60,7 +60,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Return a context in which ``x``'s device computes in the dtypes that it is given."""
+    """Return a context without autocast on the device of ``x``."""
     if autocast_dtype(x) is None:
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
@@ -68,12 +68,12 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
 
 @functools.cache
 def on_the_grid(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that autocast leaves in float32 where all its tensors are float32.
+    """Return a function that autocast leaves in float32 if all its tensors are float32.
 
-    Quantizers return float32 when they round, so such tensors lie on their grids.
+    Quantizers return float32 when they fake-quantize, so such tensors stay on their grids.
 
     Args:
-        function: One that autocast computes in a narrow dtype, such as ``torch.matmul``.
+        function: One that autocast runs in a narrow dtype, such as ``torch.matmul``.
     """
 
     def computed(*args: Any, **kwargs: Any) -> Any:
@@ -83,6 +83,6 @@ def on_the_grid(function: Callable[..., Any]) -> Callable[..., Any]:
         with without_autocast(given[0]):
             return function(*args, **kwargs)
 
-    # The name alone: torch.fx would take what has torch's module for torch's function.
+    # Only the name: with torch's module name too, torch.fx would take it for torch's function.
     computed.__name__ = function.__name__
     return computed

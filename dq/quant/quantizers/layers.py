@@ -1,8 +1,8 @@
-"""Convolution, transposed convolution and linear with a rounded, batch-norm-folded weight.
+"""Convolution, transposed convolution and linear with a folded, fake-quantized weight.
 
-The float layer and its norm stay where the model's author put them, with their own state-dict
-keys; the module here holds only the weight quantizer and receives both as arguments. Whatever
-replaces the norm later (a SyncBatchNorm, say) is therefore used at once.
+The float layer and its norm stay where they are in the model, with their own state-dict keys. The
+module here holds only the weight quantizer and gets both as arguments. So a norm that is replaced
+later (by a SyncBatchNorm, for example) is used at once.
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from dq.quant.kernels import native
-from dq.quant.kernels.recompute import keeping_no
+from dq.quant.kernels.recompute import recomputing
 from dq.quant.quantizers.batch_norm_fold import fold_factor, folded_bias, unfold
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, WeightQuantizer
-from dq.quant.quantizers.half_precision import autocast_dtype, holds, nearly_holds, without_autocast
+from dq.quant.quantizers.half_precision import (
+    autocast_dtype,
+    nearly_represents,
+    represents,
+    without_autocast,
+)
 from dq.quant.quantizers.layer_types import pads_by_itself
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -38,7 +43,7 @@ def num_outputs(layer: nn.Module) -> int:
 
 
 def spread_over_weight(layer: nn.Module, factor: Tensor) -> Tensor:
-    """Return a factor for each output channel in a shape that broadcasts against the weight.
+    """Return one factor per output channel in a shape that broadcasts against the weight.
 
     Args:
         layer: Convolution, transposed convolution or linear.
@@ -57,11 +62,11 @@ def spread_over_weight(layer: nn.Module, factor: Tensor) -> Tensor:
 def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute the layer with another weight and bias.
 
-    What is rounded is not kept for the backward pass where it can be computed again.
+    Fake-quantized tensors are recomputed in the backward pass, if they can be, instead of saved.
     """
     if torch.compiler.is_compiling():
         return _apply(layer, x, weight, bias)
-    with keeping_no(x, weight):
+    with recomputing(x, weight):
         return _apply(layer, x, weight, bias)
 
 
@@ -93,7 +98,7 @@ def _apply(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 
 class QuantizedLayer(nn.Module):
-    """Apply a layer, and the batch norm behind it if any, with a rounded weight.
+    """Apply a layer, and the batch norm after it if any, with a fake-quantized weight.
 
     Args:
         weight: The quantizer; its channel axis is `output_axis` of the layer.
@@ -111,18 +116,18 @@ class QuantizedLayer(nn.Module):
         rounded: Tensor | None = None,
         source: ActivationQuantizer | None = None,
     ) -> Tensor:
-        """Return ``norm(layer(x))`` computed with the rounded weight.
+        """Return ``norm(layer(x))`` computed with the fake-quantized weight.
 
-        Under autocast that is done in float32 where its dtype moves the rounded weight or input
-        off the grid, see `dq.quant.quantizers.half_precision`.
+        Under autocast it is computed in float32 if autocast's dtype would move the weight or the
+        input off the grid, see `dq.quant.quantizers.half_precision`.
 
         Args:
             x: The layer's input, ``(N, C, ...)``.
             layer: Convolution, transposed convolution or linear.
             norm: The batch norm that follows, or None.
-            rounded: The rounded weight where the graph has computed it already, once for all the
-                levels that share a layer without norm.
-            source: What has rounded ``x``; None where that is not known.
+            rounded: The fake-quantized weight, if the graph computes it once for all pyramid levels
+                that share a layer without norm.
+            source: The quantizer of ``x``; None if it is unknown.
         """
         weight, bias = layer.weight, layer.bias
         assert isinstance(weight, Tensor)
@@ -131,11 +136,11 @@ class QuantizedLayer(nn.Module):
             used = self.weight(weight) if rounded is None else rounded
             return self._computed(layer, x, used, bias, source)
         assert isinstance(norm, _BatchNorm)
-        if not self.weight.phase.rounds:
+        if not self.weight.phase.quantizes:
             plain: Tensor = norm(apply_layer(layer, x, self.weight(weight), bias))
             return plain
         if isinstance(layer, nn.Linear) and x.dim() != 2:
-            # The norm's channels are dimension 1 and the layer's the last one: nothing folds.
+            # The norm's channels are dimension 1, the layer's the last dimension: no folding.
             apart: Tensor = norm(self._computed(layer, x, self.weight(weight), bias, source))
             return apart
         factor = fold_factor(norm)
@@ -153,14 +158,14 @@ class QuantizedLayer(nn.Module):
         bias: Tensor | None,
         source: ActivationQuantizer | None,
     ) -> Tensor:
-        """Compute the layer in a dtype that keeps its operands on their grids."""
-        if not self.weight.phase.rounds or self._is_held(x, weight, bias, source):
+        """Compute the layer in a dtype that represents its quantized operands."""
+        if not self.weight.phase.quantizes or self._is_held(x, weight, bias, source):
             return apply_layer(layer, x, weight, bias)
         casts = autocast_dtype(x) is not None
         with without_autocast(x):
             wide = None if bias is None else bias.float()
             y = apply_layer(layer, x.float(), weight.float(), wide)
-        # Without autocast what follows wants the dtype of the model.
+        # Without autocast the next module expects the dtype of the model.
         own = layer.weight
         assert isinstance(own, Tensor)
         return y if casts else y.to(own.dtype)
@@ -168,21 +173,25 @@ class QuantizedLayer(nn.Module):
     def _is_held(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, source: ActivationQuantizer | None
     ) -> bool:
-        """Say whether the layer may be computed as it comes, by autocast or by itself."""
+        """Say whether the layer may run in its usual dtype, of autocast or its own."""
         narrow = autocast_dtype(x)
         if narrow is None:
             return all(t is None or t.dtype == weight.dtype for t in (x, bias))
         return source is not None and all(
-            holds(narrow, spec) or nearly_holds(narrow, spec)
+            represents(narrow, spec) or nearly_represents(narrow, spec)
             for spec in (self.weight.spec, source.spec)
         )
 
     def _rounded(
         self, layer: nn.Module, weight: Tensor, factor: Tensor, *, unfolds: bool
     ) -> Tensor:
-        """Return the rounded folded weight, divided by the factor again where asked."""
-        if output_axis(layer) == 0 and self.weight.rounds_natively(weight) and native.takes(factor):
-            return self.weight.round_natively(weight, factor, unfolds=unfolds)
+        """Return the fake-quantized folded weight, divided by the factor again if asked."""
+        if (
+            output_axis(layer) == 0
+            and self.weight.has_native_kernel(weight)
+            and native.takes(factor)
+        ):
+            return self.weight.fake_quantize_natively(weight, factor, unfolds=unfolds)
         spread = spread_over_weight(layer, factor)
         rounded: Tensor = self.weight(weight * spread)
         return unfold(rounded, weight, spread) if unfolds else rounded
@@ -202,7 +211,7 @@ class QuantizedLayer(nn.Module):
     def quantized_weight(
         self, layer: nn.Module, norm: nn.Module | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``(folded weight, scale, zero_point)`` as inference rounds them."""
+        """Return ``(folded weight, scale, zero_point)`` for inference."""
         with torch.no_grad():
             weight, _ = self.folded(layer, norm)
             return weight, *self.weight.scale_and_zero_point(weight)

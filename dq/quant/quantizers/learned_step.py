@@ -18,20 +18,26 @@ import torch
 from torch import Tensor, nn
 
 from dq.quant.kernels import native
-from dq.quant.kernels.recompute import offer
-from dq.quant.kernels.rounding import NO_CLIP, Clip, clipped, round_learned, round_weight
+from dq.quant.kernels.recompute import make_recomputable
+from dq.quant.kernels.rounding import (
+    NO_CLIP,
+    Clip,
+    clipped,
+    fake_quantize_learned,
+    fake_quantize_weight,
+)
 from dq.quant.numerics.affine import (
     SMALLEST_SCALE,
     along_channels,
     fake_quantize,
+    fake_quantize_composed,
     range_over,
-    round_composed,
     scale_and_zero_point,
 )
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.min_max import MinMaxObserver
 from dq.quant.quantizers.fake_quantize import LearnedActivationQuantizer, WeightQuantizer
-from dq.quant.quantizers.half_precision import widened
+from dq.quant.quantizers.half_precision import in_representable_dtype
 from dq.quant.quantizers.phase import Phase
 
 
@@ -39,20 +45,20 @@ def gradient_factor(num_values: int, spec: QuantSpec) -> float:
     """Return ``1 / sqrt(num_values * quant_max)``, which makes scales learn as fast as weights.
 
     Args:
-        num_values: How many values share the scale.
-        spec: The integers.
+        num_values: Number of values that share the scale.
+        spec: The integer format.
     """
     return float((max(1, num_values) * max(1, spec.quant_max)) ** -0.5)
 
 
 def factor_of(num_values: int, share: int, like: Tensor) -> float | Tensor:
-    """Return ``1 / sqrt(num_values * share)``; a float64 tensor where the size is left open.
+    """Return ``1 / sqrt(num_values * share)``; a float64 tensor if the size is symbolic.
 
-    torch.compile leaves sizes open with ``dynamic=True``; a Python number would fix them.
+    With ``dynamic=True``, torch.compile makes sizes symbolic; a Python number would fix them.
 
     Args:
-        num_values: How many values share a parameter.
-        share: What else they are divided by.
+        num_values: Number of values that share a parameter.
+        share: Second factor under the root, such as ``quant_max``.
         like: Gives the device.
     """
     if not torch.compiler.is_compiling():
@@ -62,14 +68,14 @@ def factor_of(num_values: int, share: int, like: Tensor) -> float | Tensor:
 
 
 def positive(raw: Tensor, spec: QuantSpec) -> Tensor:
-    """Return the scale that a parameter stands for: above zero, a power of two where asked.
+    """Return the scale of a raw parameter: positive, and a power of two if the spec asks for it.
 
-    A step of the optimizer that crosses zero is mirrored, so no scale dies. The power of two is
-    the nearest in the logarithm, with the gradient passed straight through.
+    If an optimizer step crosses zero, the scale is mirrored, so no scale dies. The power of two is
+    the nearest one in the logarithm; its gradient is a straight-through estimator.
 
     Args:
         raw: The parameter, any shape.
-        spec: The integers.
+        spec: The integer format.
     """
     scale = raw.abs().clamp(min=SMALLEST_SCALE)
     if spec.power_of_two:
@@ -79,13 +85,13 @@ def positive(raw: Tensor, spec: QuantSpec) -> Tensor:
 
 
 def zero_point_of(offset: Tensor, scale: Tensor, spec: QuantSpec) -> Tensor:
-    """Return the integer that stands for zero when integer 0 stands for ``offset``, int32."""
+    """Return the zero point if integer 0 has the real value ``offset``, int32."""
     integer = torch.round(-offset.detach() / scale.detach())
     return integer.clamp(spec.quant_min, spec.quant_max).to(torch.int32)
 
 
 class _LearnedRounding(torch.autograd.Function):
-    """Round as torch does; pass gradients to the values, the scale and the offset."""
+    """Fake-quantize as torch does, with gradients of the values, the scale and the offset."""
 
     @staticmethod
     def forward(
@@ -102,7 +108,7 @@ class _LearnedRounding(torch.autograd.Function):
         ctx.spec, ctx.factor, ctx.has_offset = spec, factor, offset is not None
         if factors:
             ctx.factor = None
-        return rounded(x, scale, zero_point, spec)
+        return fake_quantize_no_grad(x, scale, zero_point, spec)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
@@ -114,7 +120,7 @@ class _LearnedRounding(torch.autograd.Function):
         steps = x.to(scale.dtype) * (1.0 / step)
         integer = torch.round(steps) + shift
         inside = (integer >= spec.quant_min) & (integer <= spec.quant_max)
-        # With a learned offset a clipped value is scale * integer + offset, else
+        # With a learned offset, a clipped value is scale * integer + offset; otherwise it is
         # scale * (integer - zero_point).
         clipped = integer.clamp(spec.quant_min, spec.quant_max)
         outside = clipped if ctx.has_offset else clipped - shift
@@ -127,10 +133,10 @@ class _LearnedRounding(torch.autograd.Function):
         return gradient * inside, d_scale, d_offset, None, None, None
 
 
-def rounded(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
-    """Return what `dq.quant.numerics.affine.fake_quantize` returns, without a gradient."""
+def fake_quantize_no_grad(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
+    """Return the result of `dq.quant.numerics.affine.fake_quantize`, without a gradient."""
     if torch.compiler.is_compiling():
-        return round_composed(x, scale, zero_point, spec)[0]
+        return fake_quantize_composed(x, scale, zero_point, spec)[0]
     return fake_quantize(x, scale, zero_point, spec)
 
 
@@ -149,15 +155,15 @@ def learned_fake_quantize(
     offset: Tensor | None = None,
     factor: float | Tensor = 1.0,
 ) -> Tensor:
-    """Round as `dq.quant.numerics.affine.fake_quantize` does, with gradients to scale and offset.
+    """Fake-quantize ``x``, with gradients of the values, the scale and the offset.
 
     Args:
         x: Any shape and floating dtype.
         scale: Positive, float32, shape ``()`` or ``(x.shape[channel_axis],)``.
         zero_point: Like ``scale``, int32.
-        spec: The integers.
-        offset: What the integer 0 stands for, ``zero_point`` being `zero_point_of` it; None where
-            the zero point is fixed.
+        spec: The integer format.
+        offset: Real value of integer 0, from which `zero_point_of` gave ``zero_point``; None if the
+            zero point is fixed.
         factor: Multiplies the gradients of scale and offset; see `gradient_factor`.
 
     Returns:
@@ -165,9 +171,9 @@ def learned_fake_quantize(
     """
     result: Tensor = _LearnedRounding.apply(x, scale, offset, zero_point, spec, factor)
     if result.requires_grad and not torch.compiler.is_compiling():
-        # The values before rounding are kept for the scale's gradient.
+        # The unquantized values are saved anyway, for the gradient of the scale.
         values, step = x.detach(), scale.detach()
-        offer(
+        make_recomputable(
             result,
             lambda: fake_quantize(values, step, zero_point, spec),
             (values, step, zero_point),
@@ -175,10 +181,10 @@ def learned_fake_quantize(
     return result
 
 
-class _Touch(torch.autograd.Function):
+class _ZeroGradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
-        # Not saved for backward: a parameter may follow its range before that.
+        # Not saved for backward: a parameter may be updated from its range before that.
         ctx.kinds = [(p.shape, p.dtype, p.device) for p in parameters]
         return x.view_as(x)
 
@@ -188,27 +194,27 @@ class _Touch(torch.autograd.Function):
         return (gradients[0], *zeros)
 
 
-def touch(x: Tensor, *parameters: Tensor) -> Tensor:
+def with_zero_gradients(x: Tensor, *parameters: Tensor) -> Tensor:
     """Return ``x`` and give the parameters a gradient of zero.
 
-    DistributedDataParallel waits for a gradient of every parameter, also in phases in which a
-    scale is not learned.
+    DistributedDataParallel waits for a gradient of every parameter, even in phases that do not
+    learn the scale.
     """
     if not torch.is_grad_enabled():
         return x
-    result: Tensor = _Touch.apply(x, *parameters)
+    result: Tensor = _ZeroGradients.apply(x, *parameters)
     return result
 
 
 class LsqActivationQuantizer(LearnedActivationQuantizer):
-    """Round an activation with a learned scale, and a learned offset as in LSQ+ where asked.
+    """Fake-quantize an activation with a learned scale and, for LSQ+, a learned offset.
 
     Args:
-        spec: The integers; per tensor.
-        observer: Gives the range to begin with.
-        learn_offset: LSQ+; else the calibrated zero point stays.
+        spec: The integer format; per tensor.
+        observer: Gives the initial range.
+        learn_offset: LSQ+; if False, the calibrated zero point stays.
 
-    Parameters ``learned_scale`` and, for LSQ+, ``learned_offset`` (what integer 0 stands for),
+    Parameters ``learned_scale`` and, for LSQ+, ``learned_offset`` (real value of integer 0),
     float32 ``()``; for LSQ the buffer ``fixed_zero_point`` int32 ``()``.
     """
 
@@ -233,27 +239,27 @@ class LsqActivationQuantizer(LearnedActivationQuantizer):
 
     @property
     def scale(self) -> Tensor:  # type: ignore[override]  # computed here, a buffer above
-        """The scale that is rounded with, float32 ``()``."""
+        """The present scale, float32 ``()``."""
         return positive(self.learned_scale, self.spec).detach()
 
     @property
     def zero_point(self) -> Tensor:  # type: ignore[override]  # computed here, a buffer above
-        """The zero point that is rounded with, int32 ``()``."""
+        """The present zero point, int32 ``()``."""
         if self.learned_offset is None:
             assert self.fixed_zero_point is not None
             return self.fixed_zero_point
         return zero_point_of(self.learned_offset, self.scale, self.spec)
 
     @property
-    def is_as_made(self) -> bool:
-        """Whether the parameters are still those of a new quantizer; reads the device."""
+    def is_uninitialised(self) -> bool:
+        """Whether the parameters still have their initial values; reads the device."""
         shift = self.fixed_zero_point if self.learned_offset is None else self.learned_offset
         assert shift is not None
         return bool((self.learned_scale == 1).all()) and not bool(shift.any())
 
     @torch.no_grad()
-    def take_range_(self) -> None:
-        """Begin anew from the observer's range; see the base class."""
+    def initialise_from_range_(self) -> None:
+        """Set the parameters from the observer's range; see the base class."""
         low, high = self.observer.range_min, self.observer.range_max
         scale, zero_point = scale_and_zero_point(low, high, self.spec)
         self.learned_scale.copy_(scale)
@@ -263,30 +269,36 @@ class LsqActivationQuantizer(LearnedActivationQuantizer):
         else:
             self.learned_offset.copy_(-zero_point * scale)
 
-    def behind_clip(self, x: Tensor, clip: Clip = NO_CLIP, *, in_place: bool = False) -> Tensor:
-        """Return ``x`` behind ``clip``, rounded when the phase rounds; see the base class."""
+    def clip_and_fake_quantize(
+        self, x: Tensor, clip: Clip = NO_CLIP, *, in_place: bool = False
+    ) -> Tensor:
+        """Clip ``x`` and fake-quantize it if the phase says so; see the base class."""
         if self.phase is not Phase.TRAIN:
-            # Observing, where the phase does, and rounding are those of any quantizer.
-            return touch(super().behind_clip(x, clip, in_place=in_place), *self.parameters())
-        x = widened(x, self.spec)
+            # These phases do the same as for a quantizer without learned parameters.
+            return with_zero_gradients(
+                super().clip_and_fake_quantize(x, clip, in_place=in_place), *self.parameters()
+            )
+        x = in_representable_dtype(x, self.spec)
         scale = positive(self.learned_scale, self.spec)
         factor = factor_of(x.numel(), self.spec.quant_max, scale)
         offset, zero_point = self.learned_offset, self.zero_point
         if native.takes(x, scale):
-            return round_learned(x, scale, offset, zero_point, self.spec, clip=clip, factor=factor)
+            return fake_quantize_learned(
+                x, scale, offset, zero_point, self.spec, clip=clip, factor=factor
+            )
         return learned_fake_quantize(
             clipped(x, clip), scale, zero_point, self.spec, offset=offset, factor=factor
         )
 
 
 class LsqWeightQuantizer(WeightQuantizer):
-    """Round a weight with a learned scale, one for each output channel where the spec says so.
+    """Fake-quantize a weight with a learned scale, per tensor or per output channel.
 
-    The scale is state: training, evaluation and export round with the same one, whatever the
-    weight has become meanwhile.
+    The scale is stored: training, evaluation and export use the same one, even if the weight has
+    changed since.
 
     Args:
-        spec: The integers.
+        spec: The integer format.
         num_channels: Length of the channel axis; ignored per tensor.
 
     Parameter ``learned_scale`` float32 and buffer ``fixed_zero_point`` int32, shape ``()`` or
@@ -303,12 +315,12 @@ class LsqWeightQuantizer(WeightQuantizer):
         self.register_buffer("fixed_zero_point", zero_point)
 
     def scale_and_zero_point(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what `forward` rounds with; ``weight`` is not looked at."""
+        """Return the stored scale and zero point; ``weight`` is not used."""
         return positive(self.learned_scale, self.spec).detach(), self.fixed_zero_point
 
     @torch.no_grad()
     def initialise_(self, weight: Tensor) -> None:
-        """Begin anew with the scale that rounds ``weight`` with the least squared error."""
+        """Set the scale to the one with the least squared quantization error of ``weight``."""
         scale, zero_point = least_squares_scale(weight, self.spec)
         self.learned_scale.copy_(scale)
         self.fixed_zero_point.copy_(zero_point)
@@ -318,14 +330,14 @@ class LsqWeightQuantizer(WeightQuantizer):
         """Multiply the scale, after the weight was multiplied by ``ratio``; shape of the scale."""
         self.learned_scale.mul_(ratio.abs())
 
-    def round_natively(
+    def fake_quantize_natively(
         self, weight: Tensor, factor: Tensor | None, *, unfolds: bool = False
     ) -> Tensor:
-        """Fold, round with the learned scale and unfold in one pass; see the base class."""
+        """Fold, fake-quantize with the learned scale and unfold in one pass; see the base class."""
         learns = self.phase is Phase.TRAIN
         scale = positive(self.learned_scale, self.spec)
         num_values = weight.numel() // max(1, scale.numel())
-        y = round_weight(
+        y = fake_quantize_weight(
             weight,
             factor,
             self.spec,
@@ -334,36 +346,36 @@ class LsqWeightQuantizer(WeightQuantizer):
             unfolds=unfolds,
             scale_factor=gradient_factor(num_values, self.spec),
         )
-        return y if learns else touch(y, self.learned_scale)
+        return y if learns else with_zero_gradients(y, self.learned_scale)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight, rounded when the phase rounds; same shape and dtype."""
-        if self.phase.rounds:
-            weight = widened(weight, self.spec)
-        if self.phase.rounds and self.rounds_natively(weight):
-            return self.round_natively(weight, None)
+        """Return the weight, fake-quantized if the phase says so; same shape and dtype."""
+        if self.phase.quantizes:
+            weight = in_representable_dtype(weight, self.spec)
+        if self.phase.quantizes and self.has_native_kernel(weight):
+            return self.fake_quantize_natively(weight, None)
         if self.phase is Phase.TRAIN:
             scale = positive(self.learned_scale, self.spec)
             factor = gradient_factor(weight.numel() // max(1, scale.numel()), self.spec)
             return learned_fake_quantize(
                 weight, scale, self.fixed_zero_point, self.spec, factor=factor
             )
-        return touch(super().forward(weight), self.learned_scale)
+        return with_zero_gradients(super().forward(weight), self.learned_scale)
 
 
 @torch.no_grad()
 def least_squares_scale(
     weight: Tensor, spec: QuantSpec, *, num_candidates: int = 40
 ) -> tuple[Tensor, Tensor]:
-    """Return the scale and zero point that lose least when ``weight`` is rounded.
+    """Return the scale and zero point with the least squared quantization error of ``weight``.
 
-    LSQ's own beginning, ``2 * mean(|w|) / sqrt(quant_max)``, leaves most of 8 bits unused; this
-    search is right for every width.
+    LSQ's own initial value, ``2 * mean(|w|) / sqrt(quant_max)``, leaves most of 8 bits unused. This
+    search works for every width.
 
     Args:
         weight: Any shape.
-        spec: The integers.
-        num_candidates: Shares of the full range that are tried, down to a tenth.
+        spec: The integer format.
+        num_candidates: Number of shares of the full range to try, down to a tenth.
 
     Returns:
         ``(scale, zero_point)`` of shape ``()`` or ``(weight.shape[channel_axis],)``.

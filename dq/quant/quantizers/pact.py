@@ -1,8 +1,8 @@
-"""PACT: activations clipped to a learned range, rounded evenly inside it.
+"""PACT: activations clipped to a learned range and fake-quantized inside it.
 
 After Choi et al. 2018 (arXiv 1805.06085, equations 1 to 3): the gradient of a clipping value is
-the sum of the gradients of the values it clips, and weight decay pulls the range together. There
-the lower bound is zero; here both bounds are learned, so it fits activations without a ReLU too.
+the sum of the gradients of the values it clips, and weight decay shrinks the range. The paper's
+lower bound is zero. Here both bounds are learned, for activations without a ReLU.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dq.quant.kernels.rounding import NO_CLIP, Clip, clipped
 from dq.quant.numerics.affine import fake_quantize, scale_and_zero_point
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.quantizers.fake_quantize import LearnedActivationQuantizer
-from dq.quant.quantizers.half_precision import widened
-from dq.quant.quantizers.learned_step import factor_of, rounded, touch
+from dq.quant.quantizers.half_precision import in_representable_dtype
+from dq.quant.quantizers.learned_step import factor_of, fake_quantize_no_grad, with_zero_gradients
 from dq.quant.quantizers.phase import Phase
 
 
@@ -36,7 +36,7 @@ class _LearnedClipping(torch.autograd.Function):
         factors = (factor,) if isinstance(factor, Tensor) else ()
         ctx.save_for_backward(x, scale, zero_point, *factors)
         ctx.spec, ctx.factor = spec, None if factors else factor
-        return rounded(x, scale, zero_point, spec)
+        return fake_quantize_no_grad(x, scale, zero_point, spec)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
@@ -54,13 +54,13 @@ class _LearnedClipping(torch.autograd.Function):
 def learned_clip(
     x: Tensor, low: Tensor, high: Tensor, spec: QuantSpec, *, factor: float | Tensor
 ) -> Tensor:
-    """Clip ``x`` to ``[low, high]`` and round it, with gradients to all three.
+    """Clip ``x`` to ``[low, high]`` and fake-quantize it, with gradients for all three.
 
     Args:
         x: Any shape and floating dtype.
         low: Lower bound, float32 ``()``; a positive one counts as zero.
         high: Upper bound, float32 ``()``; a negative one counts as zero.
-        spec: The integers; per tensor.
+        spec: The integer format; per tensor.
         factor: Multiplies the gradients of the bounds.
 
     Returns:
@@ -72,7 +72,7 @@ def learned_clip(
 
 
 class PactActivationQuantizer(LearnedActivationQuantizer):
-    """Round an activation inside a learned range.
+    """Fake-quantize an activation inside a learned range.
 
     Parameters ``clip_min`` and ``clip_max``, float32 ``()``. Their gradient, a sum over a whole
     feature map, is divided by the square root of its size.
@@ -86,41 +86,43 @@ class PactActivationQuantizer(LearnedActivationQuantizer):
         self.clip_max = nn.Parameter(scale * float(self.spec.quant_max))
 
     def scale_and_zero_point(self) -> tuple[Tensor, Tensor]:
-        """Return what is rounded with, both of shape ``()``."""
+        """Return scale and zero point, both of shape ``()``."""
         return scale_and_zero_point(self.clip_min.detach(), self.clip_max.detach(), self.spec)
 
     @property
     def scale(self) -> Tensor:  # type: ignore[override]  # computed here, a buffer above
-        """The scale that is rounded with, float32 ``()``."""
+        """The present scale, float32 ``()``."""
         return self.scale_and_zero_point()[0]
 
     @property
     def zero_point(self) -> Tensor:  # type: ignore[override]  # computed here, a buffer above
-        """The zero point that is rounded with, int32 ``()``."""
+        """The present zero point, int32 ``()``."""
         return self.scale_and_zero_point()[1]
 
     @property
-    def is_as_made(self) -> bool:
-        """Whether the parameters are still those of a new quantizer; reads the device."""
+    def is_uninitialised(self) -> bool:
+        """Whether the parameters still have their initial values; reads the device."""
         full = float(self.spec.quant_max)
         return not bool(self.clip_min.any()) and bool((self.clip_max == full).all())
 
     @torch.no_grad()
-    def take_range_(self) -> None:
-        """Begin anew from the observer's range; see the base class."""
+    def initialise_from_range_(self) -> None:
+        """Set the clipping values from the observer's range; see the base class."""
         low, high = self.observer.range_min, self.observer.range_max
         empty = low > high
         self.clip_min.copy_(torch.where(empty, torch.zeros_like(low), low.clamp(max=0.0)))
         full = torch.full_like(high, float(self.spec.quant_max))
         self.clip_max.copy_(torch.where(empty, full, high.clamp(min=0.0)))
 
-    def behind_clip(self, x: Tensor, clip: Clip = NO_CLIP, *, in_place: bool = False) -> Tensor:
-        """Return ``x`` behind ``clip``, rounded when the phase rounds; see the base class."""
+    def clip_and_fake_quantize(
+        self, x: Tensor, clip: Clip = NO_CLIP, *, in_place: bool = False
+    ) -> Tensor:
+        """Clip ``x`` and fake-quantize it if the phase says so; see the base class."""
         self.require_range()
-        x = clipped(widened(x, self.spec) if self.phase.rounds else x, clip)
+        x = clipped(in_representable_dtype(x, self.spec) if self.phase.quantizes else x, clip)
         self.observe(x)
         if self.phase is Phase.TRAIN:
             factor = factor_of(x.numel(), 1, self.clip_min)
             return learned_clip(x, self.clip_min, self.clip_max, self.spec, factor=factor)
-        y = fake_quantize(x, *self.scale_and_zero_point(), self.spec) if self.phase.rounds else x
-        return touch(y, self.clip_min, self.clip_max)
+        y = fake_quantize(x, *self.scale_and_zero_point(), self.spec) if self.phase.quantizes else x
+        return with_zero_gradients(y, self.clip_min, self.clip_max)

@@ -1,4 +1,4 @@
-"""Which of its two acts, observing and rounding, a quantizer performs at present."""
+"""The phase of a quantizer: whether it observes, fake-quantizes, or both."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from torch import nn
 
 
 class Phase(Enum):
-    """State of every quantizer of a model, changed between steps and never inside one.
+    """The state of all quantizers of a model, changed between steps only.
 
-    OFF: the float model. CALIBRATE: observe, do not round (post-training calibration).
-    OBSERVE: observe in training mode, do not round (the beginning of a training).
-    TRAIN: round with the scale agreed so far and observe in training mode. FROZEN: round only.
+    OFF: the float model. CALIBRATE: observe only (post-training calibration).
+    OBSERVE: observe in training mode (the beginning of a training).
+    TRAIN: fake-quantize with the present scale, and observe in training mode.
+    FROZEN: fake-quantize only.
     """
 
     OFF = "off"
@@ -22,19 +23,19 @@ class Phase(Enum):
     FROZEN = "frozen"
 
     @property
-    def rounds(self) -> bool:
-        """Whether values are rounded."""
+    def quantizes(self) -> bool:
+        """Whether values are fake-quantized."""
         return self in (Phase.TRAIN, Phase.FROZEN)
 
     def observes(self, training: bool) -> bool:
-        """Whether ranges are recorded, given the module's training flag."""
+        """Whether ranges are observed, given the module's training flag."""
         if self is Phase.CALIBRATE:
             return True
         return training and self in (Phase.OBSERVE, Phase.TRAIN)
 
 
 class Phased(nn.Module):
-    """A module that behaves by its `phase`."""
+    """A module whose behaviour depends on its `phase`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class Phased(nn.Module):
 
     @property
     def phase(self) -> Phase:
-        """Which acts it performs at present."""
+        """The present phase."""
         return self._phase
 
     @phase.setter
@@ -51,7 +52,7 @@ class Phased(nn.Module):
         self.entered(phase)
 
     def entered(self, phase: Phase) -> None:
-        """Make ready for a phase that was set; here nothing."""
+        """Prepare for the phase that was set; nothing to do here."""
 
 
 def set_phase(module: nn.Module, phase: Phase) -> None:

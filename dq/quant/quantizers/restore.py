@@ -1,4 +1,4 @@
-"""Modes, phases and parts of a model that are put back, whatever happens in between."""
+"""Context managers that restore a model's modes, phases and modules."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dq.quant.quantizers.phase import Phase, Phased
 
 
 @contextmanager
-def as_it_was(root: nn.Module, *, even_when_done: bool = True) -> Iterator[None]:
-    """Give every module below ``root`` its own training flag and phase back after the body.
+def restored_state(root: nn.Module, *, even_when_done: bool = True) -> Iterator[None]:
+    """Restore the training flag and the phase of every module below ``root`` after the body.
 
-    ``root.train()`` would not do: some modules may have been in another mode than the whole.
+    ``root.train()`` is not enough: some modules may have had another mode than the root.
 
     Args:
         root: The model, or a part of it.
-        even_when_done: Put back after success too; False only when the body raises, for a body
-            whose purpose it is to change modes or phases.
+        even_when_done: Restore after success too. Pass False if the body is meant to change modes
+            or phases; then they are restored only if it raises.
     """
     put_back = _recorded(root)
     try:
@@ -33,14 +33,14 @@ def as_it_was(root: nn.Module, *, even_when_done: bool = True) -> Iterator[None]
 
 @contextmanager
 def in_phase(root: nn.Module, phase: Phase, *, training: bool | None = None) -> Iterator[None]:
-    """Let every quantizer below ``root`` be in this phase in the body, and as it was afterwards.
+    """Put every quantizer below ``root`` into this phase in the body, and restore it afterwards.
 
     Args:
         root: The model, or its quantizers.
-        phase: For the body.
-        training: Mode of every module in the body; None leaves modes alone.
+        phase: In the body.
+        training: Training flag of every module in the body; None does not change it.
     """
-    with as_it_was(root):
+    with restored_state(root):
         for module in root.modules():
             if isinstance(module, Phased):
                 module.phase = phase
@@ -50,8 +50,8 @@ def in_phase(root: nn.Module, phase: Phase, *, training: bool | None = None) -> 
 
 
 @contextmanager
-def whole_or_not_at_all(root: nn.Module) -> Iterator[None]:
-    """Take every module and buffer that was added to the model away when the body raises.
+def undo_additions_on_error(root: nn.Module) -> Iterator[None]:
+    """Remove every module and buffer that the body added to the model, if the body raises.
 
     Args:
         root: The model.

@@ -1,1 +1,1 @@
-"""Which tensor gets which integers: rules, and presets by name."""
+"""Recipes: which tensor is quantized to which integer format, by rules or by preset name."""

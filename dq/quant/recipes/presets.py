@@ -1,4 +1,4 @@
-"""Recipes by name: usual bit widths, and what the integer engines compute with."""
+"""Recipes by name: common bit widths, and the formats of the integer engines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SIGNED = replace(INT8_ACTIVATION, signed=True, symmetric=True)
 
 
 def _bits(weight: int, activation: int) -> Recipe:
-    """Few bits need clipped ranges; 16 bits can afford to cover all that was ever seen."""
+    """At few bits ranges must be clipped; at 16 bits they can cover all observed values."""
     observer = {4: "mse", 16: "min_max"}.get(activation, "moving_average")
     return Recipe(
         weight=replace(INT8_WEIGHT, bits=weight),
@@ -33,11 +33,11 @@ PRESETS: dict[str, Recipe] = {
     "w8a16": _bits(8, 16),
     "w4a8": _bits(4, 8),
     "w4a4": _bits(4, 4),
-    # TensorRT takes no zero points: activations -128 to 127.
+    # TensorRT supports no zero points: activations -128 to 127.
     "tensorrt": Recipe(activation=_SIGNED),
     # ONNX Runtime's QLinearConv: unsigned activations with zero points, signed symmetric weights.
     "onnxruntime": Recipe(),
-    # TIDL by default: one power-of-two scale a tensor, weights too, no zero points.
+    # TIDL's default: one power-of-two scale per tensor, for weights too, and no zero points.
     "tidl": Recipe(
         weight=replace(INT8_WEIGHT, channel_axis=None, power_of_two=True),
         activation=replace(_SIGNED, power_of_two=True),
@@ -49,7 +49,7 @@ def preset(name: str) -> Recipe:
     """Return the recipe of this name.
 
     Raises:
-        ValueError: There is none; the message names the nearest.
+        ValueError: There is none; the message names the closest one.
     """
     if name not in PRESETS:
         raise ValueError(f"quant.preset {name!r} does not exist; {hint(name, PRESETS)}")

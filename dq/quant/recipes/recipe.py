@@ -1,4 +1,4 @@
-"""Which module gets which integers: a default for weights and activations, and rules for some."""
+"""Which module gets which integer format: defaults for weights and activations, and rules."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ OBSERVERS: dict[str, type[MinMaxObserver]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """Other integers, or float, for the modules that fit every condition given.
+    """Another integer format, or float, for the modules that match every given condition.
 
     Attributes:
         module: Shell pattern of the qualified name, such as ``bbox_head.*``.
-        type: Shell pattern of the class's name, such as ``Conv2d``, or of a function's (``cat``).
-        position: ``first``: no layer comes before, so the input images and the first layers;
-            ``last``: no layer comes behind, so the last layers and the outputs.
-        weight: Integers of the weight; None keeps the default.
-        activation: Integers of the output; None keeps the default.
-        bits: Width of both, all else as it is.
+        type: Shell pattern of the name of the class, such as ``Conv2d``, or function (``cat``).
+        position: ``first``: no layer comes before it, so input images and first layers;
+            ``last``: no layer comes after it, so last layers and outputs.
+        weight: Integer format of the weight; None keeps the default.
+        activation: Integer format of the output; None keeps the default.
+        bits: Width of both; the rest of the format stays.
         quantize: False leaves weight and output in float.
     """
 
@@ -60,7 +60,7 @@ class Rule:
             )
 
     def fits(self, module: str, kind: str, positions: Collection[str]) -> bool:
-        """Say whether the rule speaks of this module."""
+        """Say whether the rule applies to this module."""
         return (
             fnmatchcase(module, self.module)
             and (self.type is None or fnmatchcase(kind, self.type))
@@ -73,22 +73,22 @@ class Recipe:
     """How to quantize a model.
 
     Attributes:
-        weight: Integers of every weight; the channel axis is set for each layer.
-        activation: Integers of every activation, per tensor.
+        weight: Integer format of every weight; the channel axis is set for each layer.
+        activation: Integer format of every activation, per tensor.
         observer: Key of `OBSERVERS`.
         momentum: Weight of a new batch in the moving average.
         percentile: For the observer of that name.
-        weight_range: ``min_max``, or ``mse``: calibration clips each weight where that lessens the
-            square error of its rounding.
-        outputs: Quantize what the last layers return too; the tail behind them (decoding,
+        weight_range: ``min_max``, or ``mse``: calibration clips each weight if that reduces its
+            squared quantization error.
+        outputs: Also quantize the outputs of the last layers. What follows them (decoding,
             non-maximum suppression) is float in any case.
-        learned: What training learns of the ranges: ``lsq`` (scales), ``lsq+`` (scales, and the
-            offsets of activations), ``pact`` (clipping values of activations), None for nothing.
-        rules: Exceptions; the last one that fits counts.
-        free_clips: Compute ReLU6 with a limit of its own for each channel, which cross-layer
-            equalization may change.
-        raised: Names of quantizers that have `RAISED_BITS` whatever else is said: what automatic
-            mixed precision chose.
+        learned: What training learns: ``lsq`` (scales), ``lsq+`` (scales, and the offsets of
+            activations), ``pact`` (clipping values of activations), None for nothing.
+        rules: Exceptions; the last matching rule wins.
+        free_clips: Compute ReLU6 with one limit per channel, which cross-layer equalization may
+            change.
+        raised: Names of quantizers that get `RAISED_BITS` in any case: the choice of automatic
+            mixed precision.
     """
 
     weight: QuantSpec = INT8_WEIGHT
@@ -119,12 +119,12 @@ class Recipe:
             )
 
     def rule_for(self, module: str, kind: str = "", positions: Collection[str] = ()) -> Rule | None:
-        """Return the last rule that fits, or None.
+        """Return the last matching rule, or None.
 
         Args:
             module: Qualified name.
-            kind: Name of its class, or of the function.
-            positions: Those of `POSITIONS` that hold for it.
+            kind: Name of its class or function.
+            positions: Those of `POSITIONS` that apply to it.
         """
         fitting = [rule for rule in self.rules if rule.fits(module, kind, positions)]
         return fitting[-1] if fitting else None
@@ -132,12 +132,12 @@ class Recipe:
     def weight_spec(
         self, module: str, kind: str = "", positions: Collection[str] = (), quantizer: str = ""
     ) -> QuantSpec | None:
-        """Return the integers of the module's weight; None for float.
+        """Return the integer format of the module's weight; None for float.
 
         Args:
-            module: As for `rule_for`, like the next two.
-            kind: See there.
-            positions: See there.
+            module: As for `rule_for`.
+            kind: As for `rule_for`.
+            positions: As for `rule_for`.
             quantizer: The quantizer's name, for `raised`.
         """
         rule = self.rule_for(module, kind, positions)
@@ -146,7 +146,7 @@ class Recipe:
     def activation_spec(
         self, module: str, kind: str = "", positions: Collection[str] = (), quantizer: str = ""
     ) -> QuantSpec | None:
-        """Return the integers of the module's output; None for float. See `weight_spec`."""
+        """Return the integer format of the module's output; None for float. See `weight_spec`."""
         rule = self.rule_for(module, kind, positions)
         return self._spec(
             rule, self.activation, None if rule is None else rule.activation, quantizer
@@ -175,14 +175,14 @@ class Recipe:
         return activation_quantizer(self.learned, spec, kind(**options))
 
     def weight_quantizer(self, spec: QuantSpec, *, num_channels: int) -> WeightQuantizer:
-        """Return a new quantizer for one weight, its channel axis being set in ``spec``."""
+        """Return a new quantizer for one weight; ``spec`` has the channel axis."""
         return weight_quantizer(self.learned, spec, num_channels=num_channels)
 
     def check_rules(self, kinds: Mapping[str, str]) -> None:
-        """Raise ValueError for a rule that names a module or type which the model does not have.
+        """Raise ValueError for a rule whose module or type is not in the model.
 
         Args:
-            kinds: Class or function name of everything that a rule may name, by qualified name.
+            kinds: Class or function name of everything a rule may name, by qualified name.
         """
         for number, rule in enumerate(self.rules):
             for what, pattern, known in (

@@ -1,1 +1,1 @@
-"""What quantization-aware training adds: schedule, distillation, averages, oscillation."""
+"""Parts of quantization-aware training: schedule, distillation, weight average, oscillation."""

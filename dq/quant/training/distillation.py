@@ -1,7 +1,7 @@
-"""Distillation: the float model teaches its quantized twin what its outputs and features are.
+"""Distillation: the float model is the teacher of its quantized copy, on outputs and features.
 
-The teacher is a copy of the prepared model with all quantizers off, which computes exactly the
-float model; teacher and student run the same graph, so each tensor has its twin by construction.
+The teacher is a copy of the prepared model with all quantizers off, so it computes exactly the
+float model. Teacher and student run the same graph, so their tensors correspond one to one.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.graph.trace import BoundGraph, Traced
 from dq.quant.quantizers.phase import Phase, set_phase
 
-# Below this mean square a teacher's tensor says nothing.
+# A teacher's tensor with a smaller mean square is ignored.
 SMALLEST_POWER = 1e-8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distill:
-    """What the float model teaches.
+    """What the student learns from the float model.
 
     Attributes:
         weight: Of the loss on the network's outputs.
-        features: Shell patterns of modules whose rounded outputs are compared too, such as
+        features: Shell patterns of modules whose quantized outputs are compared too, such as
             ``neck.*``.
         feature_weight: Of the loss on those.
     """
@@ -51,7 +51,7 @@ class Distill:
 def relative_error(student: Any, teacher: Any) -> Tensor:
     """Return the mean over tensors of ``|student - teacher|^2 / |teacher|^2``, shape ().
 
-    A ratio, so that its weight means the same for logits, offsets and features.
+    A ratio, so its weight means the same for logits, offsets and features.
 
     Args:
         student: A tensor, or lists and tuples of tensors.
@@ -78,16 +78,16 @@ def flatten(value: Any) -> list[Tensor]:
 
 
 class Distillation:
-    """A student that also records its features, its teacher, and the losses between them.
+    """A student that records its features, its teacher, and the losses between them.
 
-    Calling it runs the student and returns what the graph returns, so it stands in for the graph.
+    Calling it runs the student and returns what the graph returns, so it can replace the graph.
 
     Args:
         graph: The student, while its weights are still the float model's.
         settings: What is compared.
 
     Raises:
-        ValueError: A pattern of ``features`` matches no module with a rounded output.
+        ValueError: A pattern of ``features`` matches no module with a quantized output.
     """
 
     def __init__(self, graph: QuantizedGraph, settings: Distill) -> None:
@@ -104,7 +104,7 @@ class Distillation:
         return outputs
 
     def losses(self) -> dict[str, Tensor]:
-        """Return the loss terms of the last call, and forget it; the teacher runs now."""
+        """Run the teacher, return the loss terms of the last call, and forget that call."""
         assert self.recorded is not None, "the student has not run"
         x, outputs, features = self.recorded
         self.recorded = None
@@ -120,22 +120,22 @@ class Distillation:
 def _float_copy(root: nn.Module) -> nn.Module:
     teacher = copy.deepcopy(root)
     set_phase(teacher, Phase.OFF)
-    teacher.eval()  # A detector's own, that of distillation, returns nothing.
+    teacher.eval()  # A detector overrides train() for distillation and returns nothing.
     return teacher.requires_grad_(False)
 
 
 def feature_names(graph: QuantizedGraph, patterns: Sequence[str]) -> list[str]:
-    """Return the names of the activation quantizers behind the modules that match.
+    """Return the names of the activation quantizers after the modules that match.
 
     Raises:
-        ValueError: A pattern matches none.
+        ValueError: A pattern matches no module.
     """
     activations = [site for site in graph.sites if site.kind == "activation"]
     for pattern in patterns:
         if not any(fnmatchcase(site.module, pattern) for site in activations):
             some = ", ".join(sorted({site.module for site in activations})[:8])
             raise ValueError(
-                f"quant.distill.features: {pattern!r} matches no module with a rounded output;"
+                f"quant.distill.features: {pattern!r} matches no module with a quantized output;"
                 f" there are {some}, ..."
             )
     return [
@@ -154,7 +154,7 @@ def with_features(
         graph: The prepared model.
         root: The model or a copy of it.
         names: Of quantizers.
-        training: Run what the model runs in training mode, whatever mode ``root`` is in.
+        training: Run the training graph, whatever mode ``root`` is in.
 
     Returns:
         A callable that returns ``(what the graph returns, list of tensors)``.

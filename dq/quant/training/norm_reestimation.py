@@ -1,9 +1,9 @@
-"""Running statistics of batch norms, estimated anew with rounding on.
+"""Running statistics of batch norms, estimated again with fake quantization on.
 
-Statistics that were averaged while weights, scales and phases still moved describe no model in
-particular. As in precise batch norm (Wu and Johnson 2021, arXiv 2105.07576, section 3) they are
-replaced by those of a fixed model over many batches. Until the last batch the old ones stay in
-place, since the rounded weights have them folded in.
+Statistics averaged while weights, scales and phases still changed fit no single model. As in
+precise batch norm (Wu and Johnson 2021, arXiv 2105.07576, section 3) they are replaced by those of
+a fixed model over many batches. The old ones stay in place until the last batch, because the
+fake-quantized weights have them folded in.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.batch_norm_fold import SMALLEST_FACTOR, fold_factor, is_foldable
 from dq.quant.quantizers.learned_step import LsqWeightQuantizer
-from dq.quant.quantizers.restore import as_it_was
+from dq.quant.quantizers.restore import restored_state
 
 
 class _Moments:
-    """Count, mean and sum of squared deviations of all that a norm was given, in float64."""
+    """Count, mean and sum of squared deviations of all inputs of a norm, in float64."""
 
     def __init__(self, norm: _BatchNorm) -> None:
         assert norm.running_mean is not None
@@ -45,7 +45,7 @@ class _Moments:
 
 
 def _unmerged(root: nn.Module) -> None:
-    """One process has nothing to merge with."""
+    """Do nothing: one process has nothing to merge."""
 
 
 @torch.no_grad()
@@ -57,17 +57,17 @@ def reestimate_norms_(
 ) -> int:
     """Replace the running statistics of all batch norms by those over ``batches``.
 
-    The phase stays: a quantizer rounds or not as it did. Learned weight scales are multiplied by
-    what folding multiplies their weight by, so each weight keeps its integers. The model's other
-    modules are in evaluation mode meanwhile; all modes are restored.
+    The phase stays. Learned weight scales are multiplied by the change of the fold factor, so each
+    weight keeps its integers. Other modules are in evaluation mode meanwhile; all modes are
+    restored.
 
     Args:
         graph: The prepared model.
         batches: Images ``(N, 3, H, W)`` on the model's device.
-        merge_: Called with the model when its new statistics are in place: the mean over ranks.
+        merge_: Called with the model after its statistics were replaced, to average over ranks.
 
     Returns:
-        How many batches there were; with none, nothing has changed.
+        The number of batches; with none, nothing changed.
     """
     root = graph.root
     norms = [m for m in root.modules() if isinstance(m, _BatchNorm) and is_foldable(m)]
@@ -85,10 +85,10 @@ def reestimate_norms_(
     handles = [norm.register_forward_pre_hook(watch) for norm in norms]
     number = 0
     try:
-        with as_it_was(root):
+        with restored_state(root):
             root.eval()
             for norm in norms:
-                # Normalise by the batch, and leave the running statistics as they are.
+                # Normalise by the batch without changing the running statistics.
                 norm.train()
                 norm.momentum = 0.0
             for batch in batches:
@@ -118,11 +118,11 @@ def reestimate_norms_(
 
 
 def _factors(graph: QuantizedGraph) -> list[tuple[LsqWeightQuantizer, _BatchNorm, Tensor]]:
-    """Return learned weight quantizers with their norms and the norms' present factors."""
+    """Return learned weight quantizers with their norms and the present fold factors."""
     found = []
     for _, quantized, _, norm in graph.layers():
         quantizer = quantized.weight
-        # One scale for all channels cannot follow each channel's factor.
+        # One scale for all channels cannot follow the factor of each channel.
         if isinstance(quantizer, LsqWeightQuantizer) and isinstance(norm, _BatchNorm):
             factor = fold_factor(norm)
             if quantizer.learned_scale.shape == factor.shape:

@@ -1,9 +1,9 @@
-"""Weights that jump between two integers: how many, and two remedies.
+"""Weights that oscillate between two integers: how many, and two remedies.
 
-After Nagel et al. 2022 (arXiv 2203.11086): near a rounding threshold the straight-through gradient
-pushes a weight back and forth for ever, which at 4 bits and below ruins batch statistics and the
-result. Measured is the frequency of reversals (section 3, equation 6); the remedies are freezing
-weights that oscillate often (algorithm 1) and a loss that pulls weights into the middle of their
+After Nagel et al. 2022 (arXiv 2203.11086). Near a rounding threshold the straight-through estimator
+pushes a weight back and forth without end. At 4 bits and below this spoils batch norm statistics
+and the result. Measured is the frequency of reversals (section 3, equation 6). The remedies freeze
+weights that oscillate often (algorithm 1), or add a loss that pulls weights to the middle of their
 rounding interval (equation 5).
 """
 
@@ -26,15 +26,15 @@ from dq.quant.quantizers.layers import QuantizedLayer, spread_over_weight
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Oscillation:
-    """What is done about oscillating weights.
+    """What to do about oscillating weights.
 
     Attributes:
         momentum: Weight of a new step in the averages of reversals and integers.
-        counts_above: A weight with a higher frequency of reversals counts as oscillating.
-        freeze_above: A weight with a higher frequency keeps its integer for the rest of the
+        counts_above: A weight with more frequent reversals counts as oscillating.
+        freeze_above: A weight with more frequent reversals keeps its integer for the rest of the
             training; None for never.
-        dampening: Weight of the dampening loss at the end of the training, to which it rises from
-            zero in half a cosine; 0 for none.
+        dampening: Final weight of the dampening loss. It rises from zero in half a cosine; 0 for no
+            such loss.
     """
 
     momentum: float = 0.01
@@ -57,7 +57,7 @@ class Oscillation:
 
 @dataclass(slots=True)
 class _Record:
-    """What is known of one weight; all tensors have its shape."""
+    """The state of one weight; all tensors have its shape."""
 
     integers: Tensor
     direction: Tensor
@@ -68,9 +68,9 @@ class _Record:
 
 
 class OscillationTracker:
-    """Watch the integers of all weights from step to step, and freeze those that oscillate.
+    """Track the integers of all weights over the steps, and freeze those that oscillate.
 
-    Its state belongs to the training and not to the model; a checkpoint carries it apart.
+    Its state belongs to the training, not to the model; checkpoints store it separately.
 
     Args:
         graph: The prepared model.
@@ -83,9 +83,9 @@ class OscillationTracker:
 
     @torch.no_grad()
     def update_(self) -> None:
-        """Compare the integers with those of the step before; hold frozen weights in place.
+        """Compare the integers with those of the last step; reset frozen weights.
 
-        To be called after each step of the optimizer in which weights are rounded.
+        Call it after each optimizer step in which weights are fake-quantized.
         """
         momentum = self.settings.momentum
         for site, quantized, layer, norm in self.graph.layers():
@@ -129,7 +129,7 @@ class OscillationTracker:
         return self._share(lambda record: record.frequency > self.settings.counts_above)
 
     def share_of(self, name: str) -> float | None:
-        """Return the share of one layer's weights that oscillate; None for one never watched."""
+        """Return the share of one layer's weights that oscillate; None if it was never tracked."""
         record = self.records.get(name)
         if record is None:
             return None
@@ -173,10 +173,10 @@ def _first(integers: Tensor) -> _Record:
 
 
 def dampening_loss(graph: QuantizedGraph) -> Tensor:
-    """Return the summed squared distance of all weights from what they are rounded to, shape ().
+    """Return the summed squared quantization error of all weights, shape ().
 
-    Folded weights are measured; a gradient reaches the layers' weights alone, and none the weights
-    beyond the ends of their range.
+    It is measured on folded weights. The gradient goes only to the layers' weights, and not to
+    those beyond the ends of their range.
 
     Args:
         graph: The prepared model.

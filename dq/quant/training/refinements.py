@@ -1,4 +1,4 @@
-"""What a quantized training may do besides rounding, all of it off unless asked for."""
+"""Optional parts of a quantized training, all off by default."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dq.quant.training.weight_average import Ema
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refinements:
-    """Extras of a quantized training.
+    """Optional parts of a quantized training.
 
     Attributes:
-        learned_lr: Learning rate of learned scales, offsets and clipping values, in terms of the
-            weights'. Their gradients are scaled to fit the weights' rate already.
+        learned_lr: Learning rate of learned scales, offsets and clipping values, relative to the
+            weights'. Their gradients already are scaled to fit the weights' rate.
         oscillation: Measure oscillating weights, freeze or dampen them.
-        ema: Average the weights; the average is what is evaluated and kept.
+        ema: Average the weights; the average is evaluated and saved.
         distill: Learn from the float model.
     """
 

@@ -1,4 +1,4 @@
-"""When a quantized training calibrates, observes, rounds, freezes ranges and batch norms."""
+"""When a training calibrates, observes, fake-quantizes, freezes ranges and batch norms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNITS = ("epoch", "iteration")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a training is.
+    """The progress of a training.
 
     Attributes:
         iteration: Steps done.
@@ -34,18 +34,19 @@ class Progress:
 class Schedule:
     """The phases of a quantized training.
 
-    Each moment is a share of the steps (one recipe serves runs of any length), or
-    ``dict(epoch=3)`` or ``dict(iteration=500)``: after so many epochs or steps.
+    Each time is a share of the steps (so one recipe fits runs of any length), or ``dict(epoch=3)``
+    or ``dict(iteration=500)``: after that many epochs or steps.
 
     Attributes:
-        calibration_batches: Batches that calibration looks at.
+        calibration_batches: Number of batches for calibration.
         calibration_batch_size: Images in each.
-        round_after: Before it ranges are observed and nothing is rounded; 0 for rounding at once.
-        freeze_norm_after: From it on batch norms use and keep their running statistics; the share
-            1 for never.
-        freeze_ranges_after: From it on ranges and learned scales stay; the share 1 for never.
-        norm_batches: Batches over which running statistics are estimated anew, with rounding on,
-            after the last step; 0 for not at all.
+        round_after: Before it ranges are only observed; fake quantization starts then. 0 starts at
+            once.
+        freeze_norm_after: From then on batch norms use their running statistics and do not update
+            them; 1 for never.
+        freeze_ranges_after: From then on ranges and learned scales are fixed; 1 for never.
+        norm_batches: Number of batches to estimate running statistics again after the last step,
+            with fake quantization on; 0 for none.
     """
 
     calibration_batches: int = 32
@@ -67,19 +68,19 @@ class Schedule:
         for name in ("round_after", "freeze_norm_after", "freeze_ranges_after"):
             object.__setattr__(self, name, _checked(name, getattr(self, name)))
         if self.round_after == 1.0:
-            raise ValueError("quant.schedule.round_after is 1: a training that never rounds")
+            raise ValueError("quant.schedule.round_after is 1: the training would never quantize")
 
-    def rounds(self, progress: Progress) -> bool:
-        """Whether the step that follows ``progress`` rounds."""
+    def quantizes(self, progress: Progress) -> bool:
+        """Whether the step after ``progress`` fake-quantizes."""
         return self.round_after == 0.0 or _reached(self.round_after, progress)
 
     def freezes_norm(self, progress: Progress) -> bool:
-        """Whether batch norms stay as they are in the step that follows."""
+        """Whether batch norm statistics are fixed in the step after ``progress``."""
         return _reached(self.freeze_norm_after, progress)
 
     def freezes_ranges(self, progress: Progress) -> bool:
-        """Whether ranges stay as they are in the step that follows."""
-        return self.rounds(progress) and _reached(self.freeze_ranges_after, progress)
+        """Whether ranges are fixed in the step after ``progress``."""
+        return self.quantizes(progress) and _reached(self.freeze_ranges_after, progress)
 
 
 def _checked(name: str, when: When) -> When:

@@ -1,9 +1,9 @@
-"""An exponential moving average of a model's weights that leaves its quantizers whole.
+"""An exponential moving average of a model's weights that keeps its quantizers consistent.
 
-Parameters, learned scales among them, and the running statistics of norms are averaged. All other
-state is copied: a scale, an integer zero point and the range they come from belong together, a
-range may still be infinite, and observed ranges are moving averages already. What a quantizer has
-learned is copied too while a training leaves it alone: an average would follow a frozen scale.
+Parameters, including learned scales, and running statistics of norms are averaged. Other state is
+copied: a scale, its integer zero point and its range must match, a range may still be infinite, and
+observed ranges already are moving averages. Learned quantizer parameters are copied too while their
+phase does not train them, because an average would drift away from a frozen scale.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Ema:
     """How weights are averaged.
 
     Attributes:
-        momentum: Weight of a new step; larger ones are used in the first steps, ``9 / (10 + n)``
-            at the ``n``-th, so that a short training forgets where it began.
+        momentum: Weight of a new step. The first steps use larger ones, ``9 / (10 + n)`` in the
+            ``n``-th, so that a short training forgets its start.
     """
 
     momentum: float = 0.001
@@ -37,12 +37,12 @@ class Ema:
 
 
 class WeightAverage:
-    """Average a model's state over steps and exchange it with the model's own.
+    """Average a model's state over steps, and swap the average with the model's state.
 
     Args:
         model: On its device, prepared or not; its tensors must stay the same objects.
-        momentum: As in `Ema`; or a function of a step's number, counted from 0, that returns the
-            weight of that step, None for one that is passed over.
+        momentum: As in `Ema`; or a function from the step number, counted from 0, to the weight of
+            that step, or to None if the step is skipped.
         skip_buffers: Copy running statistics instead of averaging them.
     """
 
@@ -73,10 +73,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def update_(self, step: int | None = None) -> None:
-        """Take the model's present state into the average; after the optimizer's step.
+        """Update the average with the model's present state; call it after the optimizer step.
 
         Args:
-            step: The training's number of this step; by default the average's own.
+            step: The training's number of this step; by default the average's own count.
         """
         assert not self.swapped
         weight = self._weight(self.num_updates if step is None else step)
@@ -101,7 +101,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def swap_(self) -> None:
-        """Exchange average and model: a second call restores both."""
+        """Swap average and model; a second call swaps back."""
         for name, value in self.values.items():
             own = self.live[name].clone()
             self.live[name].copy_(value)
@@ -110,7 +110,7 @@ class WeightAverage:
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
-        """Let the model be its average while the body runs."""
+        """Put the average into the model in the body."""
         self.swap_()
         try:
             yield
@@ -118,16 +118,16 @@ class WeightAverage:
             self.swap_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what resuming needs beside the model; to be called while swapped.
+        """Return what resuming needs in addition to the model; call it while swapped.
 
-        The model's own state dict holds the average then, and this holds the training's weights.
+        The model's own state dict then holds the average, and this holds the training's weights.
         """
         assert self.swapped
         return {"values": dict(self.values), "num_updates": self.num_updates}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint whose weights, the average, the model has loaded already."""
+        """Continue from a checkpoint; the model must have loaded it, and so holds the average."""
         for name, value in self.values.items():
             value.copy_(state["values"][name])
         self.num_updates = state["num_updates"]
@@ -136,7 +136,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def begin_(self) -> None:
-        """Begin anew from the model's present state."""
+        """Restart from the model's present state."""
         self.num_updates = 0
         for name, value in self.values.items():
             value.copy_(self.live[name])

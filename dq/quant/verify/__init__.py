@@ -1,1 +1,1 @@
-"""An exported model beside its graph: run it, cut it, compare layer by layer."""
+"""Verify an exported model against its graph: run it, cut it, compare layer by layer."""

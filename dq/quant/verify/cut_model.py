@@ -1,8 +1,8 @@
-"""An exported model cut at its roundings, so that each layer can be given the input it should have.
+"""Cut an exported model at its quantized activations, to give each layer a chosen input.
 
-Compared end to end, one value that falls on the other side of a tie moves all values behind it,
-and after some layers nobody can tell that from an error. Cut, what reads a rounded tensor reads an
-input of the model instead: no difference gets past one rounding.
+If two models are compared end to end, one value that rounds the other way at a tie changes all
+later values. After some layers this looks the same as an error. In the cut model, readers of a
+quantized tensor read a model input instead, so no difference passes beyond one quantizer.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ GIVEN, DEQUANTIZE = "/given", "/dequantize"
 
 
 class CutNetwork:
-    """A QDQ model in ONNX Runtime whose roundings' readers read what they are given.
+    """A QDQ model in ONNX Runtime that is cut at its activation quantizers.
 
     Args:
-        model: As `dq.quant.export.qdq` writes it.
-        sites: Names of the activation quantizers to cut at; those that the model lacks are left.
-        integers: As `dq.quant.verify.onnxruntime_session.OnnxNetwork` takes it.
+        model: As written by `dq.quant.export.qdq`.
+        sites: Names of the activation quantizers to cut at; names not in the model are ignored.
+        integers: As for `dq.quant.verify.onnxruntime_session.OnnxNetwork`.
 
     Attributes:
         network: The cut model.
         values: Name of the model's value for each quantizer that was cut at.
         outputs: Names of the model's outputs.
-        layers: Names of the quantized weights that each value is computed with, behind the cuts.
+        layers: Names of the quantized weights that compute each value, back to the next cuts.
     """
 
     def __init__(
@@ -45,18 +45,18 @@ class CutNetwork:
         self._inputs = {given.name for given in cut.graph.input}
 
     def run(self, images: Tensor, given: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
-        """Return the value of every cut rounding, and the outputs, by the names in the model.
+        """Return the values at all cuts, and the outputs, by their names in the model.
 
         Args:
             images: ``(N, C, H, W)``.
-            given: What to read in place of each rounding, by the quantizer's name.
+            given: The values to read at each cut, by the quantizer's name.
         """
         feed = {site + GIVEN: given[site] for site in self.values if site + GIVEN in self._inputs}
         return self.network.run(images, feed)
 
 
 def rounded_values(model: onnx.ModelProto, sites: Collection[str]) -> dict[str, str]:
-    """Return the name of the value that each activation quantizer yields in a QDQ model."""
+    """Return the name of each activation quantizer's result in a QDQ model."""
     stored = {tensor.name for tensor in model.graph.initializer}
     found = {}
     for node in model.graph.node:
@@ -69,8 +69,8 @@ def rounded_values(model: onnx.ModelProto, sites: Collection[str]) -> dict[str, 
 def cut_model(model: onnx.ModelProto, values: Mapping[str, str]) -> onnx.ModelProto:
     """Return a copy in which readers of these values read inputs called ``<site>/given``.
 
-    Given values pass through QuantizeLinear and DequantizeLinear once more, which does not change
-    a rounded value, so that engines compute the same layers in integers as without the cut.
+    The inputs pass through QuantizeLinear and DequantizeLinear again, which does not change
+    quantized values. So engines compute the same layers in integers as without the cuts.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -102,7 +102,7 @@ def cut_model(model: onnx.ModelProto, values: Mapping[str, str]) -> onnx.ModelPr
 
 
 def _layers_of(model: onnx.ModelProto, values: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Return the names of the weight quantizers behind each value, as far as the model's inputs."""
+    """Return the names of the weight quantizers before each value, back to the model's inputs."""
     stored = {tensor.name for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
     found: dict[str, tuple[str, ...]] = {}

@@ -1,4 +1,4 @@
-"""How far each layer of an exported network is from the fake-quantized one, on the same input."""
+"""Compare each layer of an exported network with the fake-quantized one, on the same input."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 if TYPE_CHECKING:
     import onnx
 
-# Values in the range of 8 bits: the unit of outputs, which no quantizer rounds.
+# Levels of 8 bits: the unit of outputs, which have no quantizer.
 NUM_LEVELS = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerDifference:
-    """One rounded tensor, or output, computed in both networks from the same input.
+    """One quantized tensor, or output, computed in both networks from the same input.
 
     Attributes:
         site: Name of its quantizer, or of the output.
-        layers: Names of the quantized weights that it is computed with.
-        num: Its values.
-        share: Share of them that differ by half a scale or more, 0 to 1.
-        largest: Largest difference, in scales; of outputs in 255ths of their range.
-        excess: How far a value lies beyond the half scale that rounding may move it from the
-            fake-quantized network's value before rounding; in scales, the largest. Rounding ties
-            alone leave it at zero, or as far above as sums of float32 differ.
+        layers: Names of the quantized weights that compute it.
+        num: Number of its values.
+        share: Share of values that differ by half a scale or more, 0 to 1.
+        largest: Largest difference, in scales; for outputs in 255ths of their range.
+        excess: Rounding moves a value by at most half a scale from the fake-quantized network's
+            value before rounding. This is the largest distance beyond that, in scales. With
+            rounding ties only, it is zero, or as small as the error of float32 sums.
     """
 
     site: str
@@ -50,16 +50,16 @@ def layer_differences(
     *,
     integers: bool = True,
 ) -> list[LayerDifference]:
-    """Return the difference of every rounded tensor and every output, in the order of execution.
+    """Return the difference of every quantized tensor and every output, in the order of execution.
 
-    Every layer of the model gets the fake-quantized network's own input, so that no difference
-    reaches the next layer.
+    Every layer of the model gets the fake-quantized network's own input, so no difference reaches
+    the next layer.
 
     Args:
         graph: The fake-quantized network, its quantizers FROZEN.
-        model: Exported from it, as `dq.quant.export.qdq` writes it.
+        model: Exported from it, as written by `dq.quant.export.qdq`.
         images: Batches of the network's input.
-        integers: As `dq.quant.verify.onnxruntime_session.OnnxNetwork` takes it.
+        integers: As for `dq.quant.verify.onnxruntime_session.OnnxNetwork`.
     """
     from dq.quant.verify.cut_model import CutNetwork
 
@@ -81,7 +81,7 @@ def layer_differences(
 
 
 def called_once(graph: QuantizedGraph) -> list[str]:
-    """Return the names of the activation quantizers that the graph calls at one place alone."""
+    """Return the names of the activation quantizers that the graph calls only once."""
     counts = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
     return [name for name in graph.activations() if counts[f"{CONTAINER}.{name}"] == 1]
 
@@ -97,7 +97,7 @@ def _observed(
     for name in sites:
 
         def record(_: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
-            # Copies: what follows may write into them.
+            # Copies, because later nodes may write in place.
             before[name], after[name] = inputs[0].clone(), output.clone()
 
         handles.append(graph.quantizers[name].register_forward_hook(record))
@@ -118,7 +118,7 @@ class _Total:
         self.largest = self.excess = 0.0
 
     def add_rounded(self, quantizer: Any, before: Tensor, after: Tensor, other: Any) -> None:
-        """Count a tensor that a quantizer rounds."""
+        """Add a tensor with a quantizer."""
         scale, shift = quantizer.scale.double().item(), int(quantizer.zero_point)
         spec = quantizer.spec
         got = torch.from_numpy(other).double() / scale
@@ -127,7 +127,7 @@ class _Total:
         self._add((after.double() / scale - got).abs(), (unrounded - got).abs() - 0.5)
 
     def add_output(self, output: Tensor, other: Any) -> None:
-        """Count a tensor that nothing rounds."""
+        """Add a tensor without a quantizer."""
         unit = float(output.max() - output.min()) / NUM_LEVELS or 1.0
         steps = (output.double() - torch.from_numpy(other).double()).abs() / unit
         self._add(steps, steps)
@@ -135,12 +135,12 @@ class _Total:
     def _add(self, steps: Tensor, excess: Tensor) -> None:
         self.num += steps.numel()
         self.differing += int((~(steps < 0.5)).sum())
-        # A NaN is as far away as can be.
+        # A NaN counts as an infinite difference.
         self.largest = max(self.largest, float(steps.nan_to_num(nan=torch.inf).max()))
         self.excess = max(self.excess, float(excess.nan_to_num(nan=torch.inf).max()))
 
     def difference(self, name: str) -> LayerDifference:
-        """Return what was counted."""
+        """Return the difference of all tensors that were added."""
         return LayerDifference(
             site=name,
             layers=self.layers,
@@ -152,5 +152,5 @@ class _Total:
 
 
 def worst(differences: Sequence[LayerDifference], most: int = 3) -> list[LayerDifference]:
-    """Return those that rounding explains least, the worst first."""
+    """Return the differences that rounding explains least, the worst first."""
     return sorted(differences, key=lambda d: (-d.excess, -d.share))[:most]

@@ -1,4 +1,4 @@
-"""An exported model in ONNX Runtime: opened, run on torch's tensors, its layers counted."""
+"""Run an exported model in ONNX Runtime on torch's tensors, and count its layers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ EXACT_INSTRUCTIONS = ("vnni", "asimddp", "i8mm", "amx_int8")
 
 
 def sums_exactly(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
-    """Say whether this CPU sums 8-bit products without saturating at 16 bits on the way.
+    """Say whether this CPU sums 8-bit products without saturating at 16 bits.
 
-    AVX2 and AVX-512 without VNNI add two products of uint8 and int8 into 16 bits, which
-    saturates: 2 * 255 * 127 does not fit.
+    AVX2 and AVX-512 without VNNI add two products of uint8 and int8 in 16 bits, which saturates:
+    2 * 255 * 127 does not fit.
     """
     try:
         text = cpu_info.read_text()
@@ -37,20 +37,20 @@ def sums_exactly(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 class OnnxNetwork:
-    """A model in ONNX Runtime on the CPU, called with images as the traced network is.
+    """A model in ONNX Runtime on the CPU, called with images like the traced network.
 
     Args:
         model: The model.
-        integers: Compute with integers; False computes what the QDQ nodes say literally, in float
-            between them, without any optimization.
-        exact: Do not let sums of products saturate where the CPU's fastest instructions would.
+        integers: Compute with integers. False computes the QDQ nodes literally, in float between
+            them, without any optimization.
+        exact: Do not let sums of products saturate, even if the CPU's fastest instructions would.
         threads: Of one call.
         keep: Names of values in the model to return as well.
 
     Attributes:
         metadata: Of the model.
-        num_integer: Layers that are computed in integers.
-        num_float: Layers that are computed in float.
+        num_integer: Number of layers computed in integers.
+        num_float: Number of layers computed in float.
         exact: Whether no sum can have saturated.
     """
 
@@ -81,14 +81,14 @@ class OnnxNetwork:
     def _open(
         self, model: onnx.ModelProto, threads: int, *, integers: bool, slower: bool
     ) -> collections.Counter[str]:
-        """Open the session; return how many nodes of each operator it runs."""
+        """Open the session; return the number of nodes of each operator that it runs."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         if slower:
-            # Products of uint8 and uint8 instead of uint8 and int8. It rewrites the weights, and
-            # fails where it meets one again.
+            # Products of uint8 and uint8 instead of uint8 and int8. This rewrites the weights, and
+            # fails if it meets the same weight again.
             model = with_own_weights(model)
             options.add_session_config_entry("session.x64quantprecision", "1")
         if not integers:
@@ -104,12 +104,12 @@ class OnnxNetwork:
 
     @property
     def size(self) -> tuple[int | str, ...]:
-        """What the input's size must be; a name stands for any."""
+        """The required size of the input; a name stands for any size."""
         return tuple(self.session.get_inputs()[0].shape)
 
     @property
     def sizes(self) -> list[tuple[int | str, ...]]:
-        """What the sizes of all inputs must be."""
+        """The required sizes of all inputs."""
         return [tuple(own.shape) for own in self.session.get_inputs()]
 
     def run(
@@ -119,7 +119,7 @@ class OnnxNetwork:
 
         Args:
             images: The first input.
-            given: The other inputs by name, where the model has any.
+            given: The other inputs by name, if the model has any.
 
         Raises:
             ValueError: The model was exported for another size.
@@ -151,7 +151,7 @@ def _sizes(shape: Sequence[int | str]) -> str:
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Return a copy of the model that returns these values, float32, besides its outputs."""
+    """Return a copy of the model that returns these values, float32, in addition to its outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     there = {output.name for output in copy.graph.output}
@@ -163,7 +163,7 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 
 def ending_at(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Return a copy of the model that returns these values, float32, and computes no others.
+    """Return a copy of the model that returns these values, float32, and computes nothing else.
 
     Raises:
         ValueError: The model has no value of such a name.
@@ -198,7 +198,7 @@ def ending_at(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
 
 
 def with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy in which no two layers read the same integers."""
+    """Return a copy in which no two layers share the same integers."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     stored = {tensor.name: tensor for tensor in copy.graph.initializer}
@@ -232,7 +232,7 @@ def with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def float_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with float weights and nothing rounded, to compare size and speed with."""
+    """Return the model with float weights and without quantization, to compare size and speed."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     initializers = {tensor.name: tensor for tensor in copy.graph.initializer}
@@ -308,5 +308,5 @@ def load_model(path: Path) -> onnx.ModelProto:
 
 
 def metadata_of(model: onnx.ModelProto) -> Mapping[str, str]:
-    """Return what the export wrote about the model."""
+    """Return the metadata that the export wrote."""
     return {entry.key: entry.value for entry in model.metadata_props}

@@ -1,4 +1,4 @@
-"""Sensitivity: the loudest quantizer is found, and as few are raised as reach the target."""
+"""Sensitivity: the worst quantizer is found, and as few are raised as reach the target."""
 
 import math
 
@@ -17,7 +17,7 @@ from tests.quant.nets import calibrate, images
 
 
 class OneBadTensor(nn.Module):
-    """The sum has a huge channel that the head does not read: 8 bits waste nearly all levels."""
+    """The sum has a huge channel that the head does not read, so 8 bits waste nearly all levels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,17 +41,17 @@ def ready(**changes: object) -> QuantizedGraph:
     return graph
 
 
-def test_the_loudest_quantizer_comes_first_and_each_is_measured_alone() -> None:
+def test_the_most_sensitive_quantizer_comes_first_and_each_is_measured_alone() -> None:
     graph = ready()
     found = sensitivities(graph, images(1))
     assert len(found) == len(graph.sites)
-    loud = {s.name for s in found[:2]}
-    assert loud == {BAD, "stem/out"}
+    worst = {s.name for s in found[:2]}
+    assert worst == {BAD, "stem/out"}
     assert found[2].sqnr > found[0].sqnr + 15
     assert [s.sqnr for s in found] == sorted(s.sqnr for s in found)
 
 
-def test_noises_add_up_to_the_noise_of_all_together() -> None:
+def test_single_noises_add_up_to_the_noise_of_all_quantizers() -> None:
     graph = ready()
     few = images(1)
     alone = sum(10 ** (-s.sqnr / 10) for s in sensitivities(graph, few))
@@ -71,7 +71,7 @@ def test_no_more_are_raised_than_the_target_needs() -> None:
 
 
 @pytest.mark.parametrize("observer", ["min_max", "mse"])
-def test_a_graph_prepared_with_the_raised_names_rounds_the_same(observer: str) -> None:
+def test_a_graph_prepared_with_the_raised_names_quantizes_the_same(observer: str) -> None:
     graph = ready(observer=observer)
     names = (BAD, "head")
     raise_bits_(graph, names)
@@ -83,7 +83,7 @@ def test_a_graph_prepared_with_the_raised_names_rounds_the_same(observer: str) -
         assert torch.equal(a, b)
 
 
-def test_analysis_is_plain_values() -> None:
+def test_analysis_returns_plain_values() -> None:
     result = analyze(ready(), images(1), Mixed(max_raised=2))
     assert result["quantizers"][0].keys() == {"name", "kind", "bits", "sqnr"}
     assert len(result["raised"]) == 2

@@ -1,4 +1,4 @@
-"""Figures of quantizers: true numbers, and a model that is as it was."""
+"""Statistics of quantizers: the numbers are right and the model does not change."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def test_figures_are_those_of_the_tensors_themselves() -> None:
     assert sum(entry["histogram"]) == x.numel()
 
 
-def test_wider_integers_are_quieter_and_tighter_ranges_clip() -> None:
+def test_wider_integers_have_less_noise_and_tighter_ranges_clip() -> None:
     eight, four = calibrated(), calibrated(Recipe(weight=W4))
-    loud, quiet = (
+    noisy, clean = (
         {r["name"]: r["sqnr"] for r in quantizer_figures(g, [images()], g)[0] if r["kind"] == kind}
         for g, kind in ((four, "weight"), (eight, "weight"))
     )
-    assert all(quiet[name] > loud[name] + 15 for name in loud)
+    assert all(clean[name] > noisy[name] + 15 for name in noisy)
     name, quantizer = next(iter(eight.activations().items()))
     quantizer.scale.div_(4)
     rows, _ = quantizer_figures(eight, [images()], eight)
     assert next(row["clipped"] for row in rows if row["name"] == name) > 0.1
 
 
-def test_nothing_of_the_model_and_no_generator_changes_and_moved_weights_are_seen() -> None:
+def test_model_and_generators_do_not_change_and_moved_weights_are_counted() -> None:
     graph = calibrated()
     graph.root.train()
     next(iter(graph.activations().values())).phase = Phase.TRAIN
@@ -70,6 +70,6 @@ def test_bytes_of_a_model_follow_its_bits() -> None:
     eight, four = calibrated(), calibrated(Recipe(weight=W4))
     weights = 3 * 8 * 9 + 8 * 8 * 9 + 8 * 2
     assert model_bytes(eight.root, eight) - model_bytes(four.root, four) == weights // 2
-    # 18 biases and 18 scales of channels, scale and zero point of each activation.
+    # 18 biases and 18 channel scales; scale and zero point of each activation.
     others = 4 * (8 + 8 + 2 + 18 + 2 * len(eight.activations()))
     assert model_bytes(eight.root, eight) == weights + others + 0

@@ -1,4 +1,4 @@
-"""A quantized net as integers and as ONNX: the same results, and what cannot be is refused."""
+"""Export to integers and ONNX: the same results, or an error that names the reason."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.cpu
 
 
 class Net(nn.Module):
-    """Every kind of place that rounding has: carriers, a join, a sum, a shared layer, linear."""
+    """Every kind of place for a quantizer: carriers, a join, a sum, a shared layer, linear."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,9 +99,9 @@ RECIPES = {
 }  # fmt: skip
 
 
-# By bits and whether integers compute: how many scales a value may lie beyond rounding, and the
-# share of values that may fall the other way. Float32 sums in another order move 16-bit values by
-# more scales; ONNX Runtime rounds biases to the product of two scales, coarse at few bits.
+# By bits and integer arithmetic: the largest excess over rounding, in scales, and the share of
+# values that may round the other way. Float32 sums in another order move 16-bit values by more
+# scales. ONNX Runtime rounds biases to the product of two scales, which is coarse at few bits.
 LIMITS = {
     (4, False): (1e-4, 2e-5),
     (6, False): (1e-4, 2e-5),
@@ -115,7 +115,7 @@ LIMITS = {
 
 
 def assert_computes_the_same(graph: QuantizedGraph, model: onnx.ModelProto) -> None:
-    """The integer network, and each layer of the model given the right input, agree."""
+    """The integer network agrees, and so does each layer of the model with the same input."""
     network = integer_network(graph)
     with torch.no_grad():
         for a, b in zip(graph(images(5)), network(images(5)), strict=True):
@@ -144,7 +144,7 @@ def test_other_recipes_compute_the_same(name: str) -> None:
     assert_computes_the_same(graph, qdq(graph))
 
 
-def test_four_bits_have_their_types_and_scales_and_compute_the_same() -> None:
+def test_four_bits_have_the_right_types_and_scales_and_compute_the_same() -> None:
     graph = quantized(preset("w4a4"))
     model = qdq(graph)
     assert_computes_the_same(graph, model)
@@ -161,7 +161,7 @@ def test_four_bits_have_their_types_and_scales_and_compute_the_same() -> None:
 
 
 class Vanishing(nn.Module):
-    """Layers with one channel's weights, or all, next to nothing, and biases that are not."""
+    """Layers where one channel's weights, or all, are near zero, with large biases."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class Vanishing(nn.Module):
         return y
 
 
-def test_bias_beside_vanishing_products_fits_the_engines_integers() -> None:
+def test_large_bias_with_tiny_weights_fits_the_engines_integers() -> None:
     torch.manual_seed(0)
     graph = prepare(Vanishing().eval(), Recipe())
     calibrate(graph, [images(seed) for seed in range(4)])
@@ -189,9 +189,9 @@ def test_bias_beside_vanishing_products_fits_the_engines_integers() -> None:
         found = layer_differences(graph, model, [images(7)])
         excesses.append(max(d.excess for d in found))
         assert OnnxNetwork(model).num_integer == 3
-    assert excesses[0] > 1  # ONNX Runtime's own way.
+    assert excesses[0] > 1  # Without the fix.
     assert excesses[1] < 0.05
-    # What need not be coarser is not.
+    # Other scales do not change.
     before, after = qparams(integer_network(graph)), qparams(fitted_network(graph))
     changed = {k for k in before if before[k] != after[k]}
     assert changed == {"one", "all"}
@@ -227,13 +227,13 @@ def test_wrong_scale_is_found_in_its_layer_alone(integers: bool) -> None:
         if "left" in difference.layers:
             assert difference.excess > 2
             assert difference.share > 0.2
-        else:  # Before it and behind it.
+        else:  # Before it and after it.
             assert difference.excess < 0.05
     assert sum("left" in d.layers for d in found) == 2  # It is called twice.
     assert worst(found, most=1)[0].layers == ("left",)
 
 
-def test_wrong_bias_is_found_in_an_output_that_nothing_rounds() -> None:
+def test_wrong_bias_is_found_in_an_output_without_quantizer() -> None:
     recipe = Recipe(rules=(Rule(module="last", quantize=False),))
     graph = quantized(recipe)
     model = qdq(graph)
@@ -280,7 +280,7 @@ def test_tidl_refuses_what_tidl_cannot_compute(recipe: Recipe, what: str) -> Non
         to_tidl_(model, specs_of(network))
 
 
-def test_integer_file_is_plain_small_and_comes_back(tmp_path: Path) -> None:
+def test_integer_file_is_plain_small_and_loads_again(tmp_path: Path) -> None:
     network = integer_network(quantized(Recipe()))
     torch.save(integer_content(network), tmp_path / "net.pth")
     content: Any = torch.load(tmp_path / "net.pth", weights_only=True)
@@ -305,7 +305,7 @@ def test_qparams_name_every_quantizer() -> None:
     assert found["x/out"]["kind"] == "activation"
 
 
-def test_operator_without_a_form_in_onnx_is_refused_by_name() -> None:
+def test_operator_without_onnx_form_is_refused_by_name() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -325,7 +325,7 @@ def test_uncalibrated_net_is_refused() -> None:
         integer_network(prepare(Net().eval(), Recipe()))
 
 
-def test_damaged_model_and_wrong_size_are_told(tmp_path: Path) -> None:
+def test_damaged_model_and_wrong_size_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     with pytest.raises(ValueError, match="does not exist"):
         load_model(path)
@@ -348,7 +348,7 @@ def test_instructions_that_saturate_are_known(tmp_path: Path) -> None:
     assert not sums_exactly(tmp_path / "none")
 
 
-def test_exact_mode_takes_layers_that_share_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_mode_supports_layers_that_share_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, model = int8()[0], int8_model()
     monkeypatch.setattr("dq.quant.verify.onnxruntime_session.sums_exactly", lambda: False)
     assert OnnxNetwork(model).exact
@@ -357,7 +357,7 @@ def test_exact_mode_takes_layers_that_share_a_weight(monkeypatch: pytest.MonkeyP
     assert not [d for d in layer_differences(graph, model, [images(7)]) if not d.excess < excess]
 
 
-def test_without_exact_mode_it_goes_on_and_says_so(
+def test_without_exact_mode_it_warns_and_continues(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("dq.quant.verify.onnxruntime_session.sums_exactly", lambda: False)

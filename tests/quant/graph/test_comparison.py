@@ -1,4 +1,4 @@
-"""A prepared graph is tried against its model once, and a failed preparation leaves no trace."""
+"""A prepared graph is compared with its model once; a failed preparation changes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.quant import small_net as nets
 
 
 class Secret(nn.Module):
-    """Writes where no graph can see it: into memory behind numpy's back."""
+    """Writes where tracing cannot see it: through a numpy view of its memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def untouched(model: nn.Module) -> list[object]:
 
 
 @pytest.mark.parametrize("way", ["tolerantly", "prepare"])
-def test_what_differs_is_refused_by_name_and_nothing_is_left_behind(way: str) -> None:
+def test_a_difference_is_refused_by_name_and_the_model_is_restored(way: str) -> None:
     model = Secret().train()
     model.drop.eval()
     before, x = untouched(model), torch.randn(1, 3, 4, 4)
@@ -58,7 +58,7 @@ def test_what_differs_is_refused_by_name_and_nothing_is_left_behind(way: str) ->
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_a_model_that_is_random_by_itself_is_no_difference() -> None:
+def test_a_random_model_is_not_a_difference() -> None:
     class Noisy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -91,7 +91,7 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("given", [False, True])
-def test_a_mistyped_rule_can_be_mended_and_tried_again(rule: str, given: bool) -> None:
+def test_a_mistyped_rule_can_be_corrected_and_tried_again(rule: str, given: bool) -> None:
     model = nets.Net().eval()
     x = nets.images()
     traced = trace_tolerantly(model, model.forward, x) if given else None
@@ -105,7 +105,7 @@ def test_a_mistyped_rule_can_be_mended_and_tried_again(rule: str, given: bool) -
     assert list(graph.quantizers) == list(wanted.quantizers)
 
 
-def test_a_part_that_fails_leaves_the_whole_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_fails_does_not_change_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.ModuleDict({"a": nn.Conv2d(3, 4, 1), "b": nn.Linear(4, 2)})
     whole = prepare(model, Recipe(), tracing.trace(model, model["a"]))
     traced = trace_tolerantly(model, model["b"], torch.randn(3, 4))  # type: ignore[arg-type]
@@ -124,7 +124,7 @@ def test_a_part_that_fails_leaves_the_whole_as_it_was(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("mode", [True, False])
-def test_a_graph_serves_both_modes(mode: bool) -> None:
+def test_a_graph_works_in_both_modes(mode: bool) -> None:
     class Dropping(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -146,7 +146,7 @@ def test_a_graph_serves_both_modes(mode: bool) -> None:
 
 
 @pytest.mark.parametrize("convert", [integer_network, exact_network])
-def test_an_integer_network_leaves_the_live_model_in_its_mode(convert) -> None:
+def test_an_integer_network_does_not_change_the_mode_of_the_model(convert) -> None:
     class Sided(nets.Net):
         def __init__(self) -> None:
             super().__init__()
@@ -161,7 +161,7 @@ def test_an_integer_network_leaves_the_live_model_in_its_mode(convert) -> None:
         for quantizer in graph.activations().values():
             quantizer.observer.range_min.fill_(-3.0)
             quantizer.observer.range_max.fill_(3.0)
-            quantizer.take_range_()
+            quantizer.initialise_from_range_()
     graph.root.train()
     before = [module.training for module in graph.root.modules()]
     network = convert(graph)

@@ -1,4 +1,4 @@
-"""Where quantizers sit: the exact set of sites for small nets, and that OFF is the float model."""
+"""The places of quantizers: the exact set of sites in small nets; OFF is the float model."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_group_norm_is_fused_in_float() -> None:
     assert sites(net) == {"0", "3", "x/out", "2/out", "3/out"}
 
 
-def test_activation_before_convolution_keeps_norm_apart() -> None:
+def test_norm_after_activation_stays_separate_before_a_convolution() -> None:
     """mmcv's order act, norm, conv: the norm has no layer before it."""
     net = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), conv())
     assert sites(net) == {"2", "1/out", "2/out"}
@@ -82,7 +82,7 @@ def test_output_read_twice_is_not_folded() -> None:
     assert sites(net) == {"a", "b", "x/out", "a/out", "b/out", "norm/out", "add/out"}
 
 
-def test_shared_head_has_one_weight_and_a_range_for_each_level() -> None:
+def test_shared_head_has_one_weight_and_one_range_per_level() -> None:
     def forward(net: Net, x: Tensor) -> object:
         levels = (x, F.max_pool2d(x, 2))
         return [net.last(net.act(net.head(level))) for level in levels]
@@ -104,7 +104,7 @@ def test_shared_head_has_one_weight_and_a_range_for_each_level() -> None:
     assert calls.count("quantizers.head") == 2
 
 
-def test_shared_head_rounds_its_weight_once_and_trains_alike() -> None:
+def test_shared_head_quantizes_its_weight_once_and_trains_the_same() -> None:
     net = Net(lambda n, x: n.head(x) + n.head(x * 0.5), head=conv())
     graph = prepare(net, Recipe())
     set_phase(graph.quantizers["head"], Phase.TRAIN)
@@ -124,8 +124,8 @@ def test_shared_head_rounds_its_weight_once_and_trains_alike() -> None:
     torch.testing.assert_close(net.head.weight.grad, rounded.grad)
 
 
-def test_norm_of_each_level_gives_a_folded_weight_of_each() -> None:
-    """As in RetinaSepBN: one convolution, a batch norm for each level."""
+def test_one_norm_per_level_gives_one_folded_weight_per_level() -> None:
+    """As in RetinaSepBN: one convolution, one batch norm per level."""
 
     def forward(net: Net, x: Tensor) -> object:
         return net.norm0(net.head(x)), net.norm1(net.head(F.max_pool2d(x, 2)))
@@ -161,7 +161,7 @@ def test_concatenation_gives_its_parts_one_range() -> None:
     assert sites(net) == {"a", "b", "last", "x/out", "cat/out", "last/out"}
 
 
-def test_part_of_a_concatenation_that_others_read_is_rounded_for_them() -> None:
+def test_part_of_a_concatenation_with_other_readers_has_its_own_quantizer() -> None:
     def forward(net: Net, x: Tensor) -> object:
         a = net.a(x)
         return net.last(torch.cat([a, net.b(a)], 1)), a.shape[2]
@@ -188,11 +188,11 @@ def test_addition_reads_and_writes_integers() -> None:
         nn.ReflectionPad2d(1),
     ],
 )
-def test_carriers_pass_the_range_on(carry: nn.Module) -> None:
+def test_carriers_keep_the_range(carry: nn.Module) -> None:
     assert sites(nn.Sequential(conv(), carry, conv(4))) == {"0", "2", "x/out", "0/out", "2/out"}
 
 
-def test_pixel_shuffle_passes_the_range_on() -> None:
+def test_pixel_shuffle_keeps_the_range() -> None:
     net = nn.Sequential(conv(3, 8), nn.PixelShuffle(2), conv(2))
     assert sites(net) == {"0", "2", "x/out", "0/out", "2/out"}
 
@@ -205,7 +205,7 @@ def test_pixel_shuffle_passes_the_range_on() -> None:
         nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
     ],
 )
-def test_averages_are_rounded_anew(average: nn.Module) -> None:
+def test_averages_are_quantized_again(average: nn.Module) -> None:
     """Their values lie between the integers of the input."""
     net = nn.Sequential(conv(), average, conv(4))
     assert sites(net) == {"0", "2", "x/out", "0/out", "1/out", "2/out"}
@@ -221,7 +221,7 @@ def test_interpolation_to_another_size_reads_only_the_shape() -> None:
     assert sites(net) == {"a", "b", "last"} | tensors
 
 
-def test_coordinates_made_of_shapes_are_no_tensors_to_round() -> None:
+def test_coordinates_computed_from_shapes_are_not_quantized() -> None:
     def forward(net: Net, x: Tensor) -> object:
         grid = x.new_zeros(x.shape[0], 1, x.shape[2], x.shape[3])
         return net.last(net.a(x) + grid)
@@ -232,7 +232,7 @@ def test_coordinates_made_of_shapes_are_no_tensors_to_round() -> None:
     }
 
 
-def test_product_with_a_parameter_belongs_to_what_produced_it() -> None:
+def test_product_with_a_parameter_belongs_to_the_layer_before_it() -> None:
     class Scale(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -245,7 +245,7 @@ def test_product_with_a_parameter_belongs_to_what_produced_it() -> None:
     assert sites(net) == {"0", "2", "x/out", "1/mul/out", "2/out"}
 
 
-def test_weight_standardisation_is_rounded_after_it() -> None:
+def test_standardised_weight_is_quantized_after_standardisation() -> None:
     class Standardised(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
             weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
@@ -317,7 +317,7 @@ def test_off_is_the_float_model_and_keys_stay() -> None:
 
 
 def test_training_and_evaluation_may_differ() -> None:
-    """As FCOS scales its boxes by the stride in evaluation alone."""
+    """As in FCOS, which scales its boxes by the stride only in evaluation."""
 
     def forward(net: Net, x: Tensor) -> object:
         y = net.b(F.relu(net.a(x)))
@@ -350,7 +350,7 @@ def _deep(x: Tensor) -> Tensor:
     return x
 
 
-def test_part_apart_has_quantizers_of_its_own_in_the_same_model() -> None:
+def test_separate_part_has_its_own_quantizers_in_the_same_model() -> None:
     net = Net(lambda n, x: n.a(x), a=conv(), b=nn.Linear(4, 2))
     whole = prepare(net, Recipe())
     x = torch.randn(3, 4)
@@ -364,8 +364,8 @@ def test_part_apart_has_quantizers_of_its_own_in_the_same_model() -> None:
     assert float((quantized(part, x) - expected).detach().abs().max()) < 0.1
 
 
-def test_mask_is_not_rounded_and_only_selects() -> None:
-    """As SOLO keeps the local maxima of its scores."""
+def test_mask_is_not_quantized_and_only_selects() -> None:
+    """As in SOLO, which keeps the local maxima of its scores."""
 
     def forward(net: Net, x: Tensor) -> object:
         y = net.a(x)

@@ -1,4 +1,4 @@
-"""Tracing: what is kept whole, what is named when it fails, what the graph runs on."""
+"""Tracing: modules that are kept whole, names in errors, and the modules that a graph runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dq.quant.recipes.recipe import Recipe
 
 
 class Deciding(nn.Module):
-    """Decides on data, and returns two levels."""
+    """Branches on data, and returns two levels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,14 +39,14 @@ class Model(nn.Module):
         return [head(level) for head, level in zip(self.heads, [first, *rest], strict=True)]
 
 
-def test_what_has_no_static_graph_is_named() -> None:
+def test_a_module_without_static_graph_is_named() -> None:
     model = Model()
     with pytest.raises(TraceError, match="Model has no static graph in deciding") as caught:
         trace(model)
     assert caught.value.calls == ("deciding",)
 
 
-def test_what_has_no_static_graph_stays_whole_and_float() -> None:
+def test_a_module_without_static_graph_stays_whole_and_float() -> None:
     model = Model()
     x = torch.randn(1, 3, 4, 4)
     expected = model(x)
@@ -60,7 +60,7 @@ def test_what_has_no_static_graph_stays_whole_and_float() -> None:
     }
     for got, value in zip(graph(x), expected, strict=True):
         assert torch.equal(got, value)
-    # What the module returned is rounded part by part, where integers are read.
+    # The parts of the module's result are quantized one by one, if integers are read.
     inputs = {s.name for s in graph.sites if s.kind == "activation" and "heads" not in s.name}
     assert inputs == {"x/out", "getitem/out", "getitem#1/out", "getitem#2/out"}
     set_phase(graph.quantizers, Phase.CALIBRATE)
@@ -79,7 +79,7 @@ def test_modules_of_one_type_stay_whole_together() -> None:
     assert set(traced.left_float) == {"0", "2"}
 
 
-def test_decision_outside_of_any_module_is_refused() -> None:
+def test_a_branch_on_data_outside_of_any_module_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1))
 
     def forward(x: Tensor) -> Tensor:
@@ -97,14 +97,14 @@ def test_modes_of_modules_are_as_before() -> None:
     assert model.training
 
 
-def test_graph_uses_what_a_module_is_replaced_by() -> None:
+def test_graph_uses_a_replaced_module() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
     graph = BoundGraph(model, trace(model))
     model[0] = nn.Conv2d(3, 5, 1)
     assert graph(torch.randn(1, 3, 2, 2)).shape[1] == 5
 
 
-def test_constant_of_the_forward_pass_is_kept_out_of_the_state_dict() -> None:
+def test_constant_of_the_forward_pass_is_not_in_the_state_dict() -> None:
     class Shifting(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.tensor([1.0, 2.0])

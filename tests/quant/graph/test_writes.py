@@ -1,6 +1,6 @@
-"""Writes into tensors: the graph computes what the model computes, or preparation names the write.
+"""In-place writes: the graph computes what the model computes, or preparation names the write.
 
-Each case is a forward pass that reads after a write what the write has changed, by whatever name.
+Each case is a forward pass that reads a tensor after a write has changed it, under some name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Write = Callable[["Net", Tensor, Tensor], object]
 
 
 class Net(nn.Module):
-    """Two convolutions, a write into the first one's result, a layer that reads it afterwards."""
+    """Two convolutions, a write into the first one's result, and a layer that reads it later."""
 
     def __init__(self, write: Write) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def _statement(run: Callable[[Tensor, Tensor], object]) -> Write:
 
 
 def _augmented(run: Callable[[Tensor, Tensor], Tensor]) -> Write:
-    """Read the tensor by the name that it had before ``y += z``."""
+    """Read the tensor under its name from before ``y += z``."""
 
     def write(net: Net, y: Tensor, z: Tensor) -> Tensor:
         other = y
@@ -217,8 +217,8 @@ def test_the_graph_computes_what_the_model_computes(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("learned", [None, "lsq+", "pact"])
-def test_it_is_rounded_where_it_is_read(name: str, learned: str | None) -> None:
-    """In every phase, with gradients: close to the model, for 16 bits are nearly float."""
+def test_it_is_quantized_where_it_is_read(name: str, learned: str | None) -> None:
+    """In every phase, with gradients: close to the model, since 16 bits are nearly float."""
     net, x = Net(CASES[name]).eval(), torch.randn(2, 3, 5, 5)
     recipe = Recipe(learned=learned)
     wide = {kind: _bits(getattr(recipe, kind), 16) for kind in ("weight", "activation")}
@@ -255,7 +255,7 @@ def _calibrate(graph: QuantizedGraph, x: Tensor) -> None:
 
 REFUSED: dict[str, Write] = {
     "perhaps a view, read later": lambda net, y, z: (
-        # Whether dropout returns its input depends on the mode and on nothing in the graph.
+        # Whether dropout returns its input depends on the mode, not on the graph.
         _then(nn.functional.dropout(y, 0.0, training=False), lambda v: y.relu_(), y)
     ),
     "perhaps a view, written": lambda net, y, z: (y.to(torch.float32).relu_(), y * 1.0)[1],
@@ -266,16 +266,18 @@ REFUSED: dict[str, Write] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_followed_is_refused_by_name(name: str) -> None:
+def test_a_write_that_cannot_be_followed_is_refused_by_name(name: str) -> None:
     net = Net(REFUSED[name]).eval()
     before = [name for name, _ in net.named_modules()]
-    with pytest.raises(TraceError, match=r"Net has no static graph.*(write|use|assigned)"):
+    with pytest.raises(
+        TraceError, match=r"Net has no static graph.*(return a new|write|use|assigned)"
+    ):
         prepare(net, Recipe())
     assert [name for name, _ in net.named_modules()] == before
 
 
 class Counting(nn.Module):
-    """Moves buffers of its own: by its input, or by nothing."""
+    """Changes its own buffers: depending on its input, or always."""
 
     def __init__(self, *, by_input: bool) -> None:
         super().__init__()
@@ -303,7 +305,7 @@ def test_the_models_own_buffers_are_written_as_the_model_writes_them() -> None:
         torch.testing.assert_close(model.mean, twin.mean)
 
 
-def test_a_buffer_that_moves_whatever_comes_in_is_refused_and_keeps_its_value() -> None:
+def test_a_buffer_that_always_changes_is_refused_and_keeps_its_value() -> None:
     model = Counting(by_input=False)
     with pytest.raises(TraceError, match="changes the buffer mean"):
         trace(model)

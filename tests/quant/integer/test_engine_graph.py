@@ -1,4 +1,4 @@
-"""Integer arithmetic in torch: what ONNX Runtime computes, bit for bit."""
+"""Integer arithmetic in torch gives the results of ONNX Runtime, bit for bit."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.integer.bias_overflow import fit_biases_
 from dq.quant.integer.convert import integer_network
 from dq.quant.integer.engine_graph import compute_exactly_, exact_network
-from dq.quant.integer.engine_modules import ExactLayer, ExactRounding, ExactSum
-from dq.quant.integer.modules import Emitting, IntegerActivation
+from dq.quant.integer.engine_modules import ExactLayer, ExactQuantizer, ExactSum
+from dq.quant.integer.modules import ExportSwitch, IntegerActivation
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import Recipe, Rule
@@ -30,15 +30,15 @@ from tests.quant.nets import calibrate
 
 pytestmark = pytest.mark.cpu
 
-# ONNX Runtime adds with other instructions, and another order, on other processors.
+# On other processors ONNX Runtime adds with other instructions and in another order.
 on_x86 = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"),
-    reason="ONNX Runtime's sums are known bit for bit on x86 alone",
+    reason="ONNX Runtime's sums are known bit for bit only on x86",
 )
 
 
 class Detector(nn.Module):
-    """What the detectors are made of: stem, blocks with sums, a pyramid, a shared head."""
+    """The parts of a detector: stem, blocks with sums, a pyramid, a shared head."""
 
     def __init__(self, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Detector(nn.Module):
         self.linear = nn.Sequential(nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16))
         self.down = nn.Sequential(nn.Conv2d(16, 32, 3, stride=2, padding=1), activation())
         self.lateral = nn.Conv2d(32, 16, 1)
-        self.beside = nn.Conv2d(16, 16, 1)
+        self.side = nn.Conv2d(16, 16, 1)
         self.joined = nn.Conv2d(32, 16, 3, padding=2, dilation=2)
         self.head = nn.Sequential(
             nn.Conv2d(16, 16, 3, padding=1), activation(), nn.Conv2d(16, 6, 1)
@@ -64,7 +64,7 @@ class Detector(nn.Module):
         c2 = self.down(c1)
         p2 = self.lateral(c2)
         p1 = torch.relu(F.interpolate(p2, scale_factor=2.0, mode="nearest") + c1)
-        joined = torch.relu(self.joined(torch.cat([p1, torch.relu(self.beside(p1))], 1)))
+        joined = torch.relu(self.joined(torch.cat([p1, torch.relu(self.side(p1))], 1)))
         return [self.head(joined), self.head(p2)]
 
 
@@ -135,7 +135,7 @@ def test_all_layers_and_sums_are_exact_and_near_the_fake_quantized_ones() -> Non
 
 
 @torch.no_grad()
-def test_the_graph_itself_is_left_alone() -> None:
+def test_the_graph_itself_does_not_change() -> None:
     graph = quantized(Recipe())
     before, state = graph(images(5)), {k: v.clone() for k, v in graph.root.state_dict().items()}
     exact_network(graph)
@@ -145,7 +145,7 @@ def test_the_graph_itself_is_left_alone() -> None:
 
 
 @torch.no_grad()
-def test_what_engines_compute_in_float_stays_as_it_is() -> None:
+def test_layers_that_engines_compute_in_float_do_not_change() -> None:
     network = integer_network(quantized(Recipe(), Detector(nn.SiLU)))
     assert compute_exactly_(network) > 0
     kinds = kinds_of(network)
@@ -154,7 +154,7 @@ def test_what_engines_compute_in_float_stays_as_it_is() -> None:
     mixed = Recipe(rules=(Rule(module="depthwise.*", bits=16), Rule(module="lateral", bits=4)))
     network = integer_network(quantized(mixed))
     compute_exactly_(network)
-    # The depthwise layer, the layer of 4 bits, and what reads each of them.
+    # The depthwise layer, the 4-bit layer, and the readers of both.
     assert kinds_of(network).count("IntegerLayer") == 4
 
 
@@ -170,7 +170,7 @@ def test_graph_without_ranges_is_its_own_exact_network() -> None:
 
 
 @torch.no_grad()
-def test_limit_that_the_rounding_does_not_have_is_kept() -> None:
+def test_activation_limit_inside_the_range_is_kept() -> None:
     graph = quantized(Recipe())
     graph.activations()["depthwise/2/out"].scale.fill_(10 / 255)  # Beyond the 6 of ReLU6.
     network = integer_network(graph)
@@ -185,7 +185,7 @@ def test_sums_are_those_of_integers(num_inputs: int, dtype: torch.dtype) -> None
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(num_inputs, 4, 3, padding=1)
-            # The largest sums that there can be.
+            # The largest possible sums.
             self.conv.weight.data = torch.full_like(self.conv.weight, 0.5).copysign(
                 torch.randn(4, 1, 1, 1)
             )
@@ -202,23 +202,23 @@ def test_sums_are_those_of_integers(num_inputs: int, dtype: torch.dtype) -> None
     assert isinstance(network, fx.GraphModule)
     (layer,) = [m for m in network.modules() if isinstance(m, ExactLayer)]
     assert layer.weight.dtype == dtype
-    before, behind = layer.before, layer.behind
+    before, after = layer.input_quantizer, layer.output_quantizer
     integers = before.shifted(before(x)).long()
     assert layer.bias is not None
     total = F.conv2d(F.pad(integers, [1] * 4), layer.weight.long(), layer.bias.long())
     if num_inputs > 8:
         assert total.abs().max() > 2**24
     expected = (total.float() * layer.multiplier).round()
-    expected = expected.clamp(behind.lowest, behind.highest) * behind.scale
+    expected = expected.clamp(after.lowest, after.highest) * after.scale
     assert torch.equal(network(x), expected)
 
 
-def rounding(scale: float, zero_point: int, *, signed: bool) -> ExactRounding:
+def exact_quantizer(scale: float, zero_point: int, *, signed: bool) -> ExactQuantizer:
     spec = QuantSpec(bits=8, signed=signed)
     integer = IntegerActivation(
-        "it", torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), spec, Emitting()
+        "it", torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), spec, ExportSwitch()
     )
-    return ExactRounding(integer)
+    return ExactQuantizer(integer)
 
 
 @on_x86
@@ -237,15 +237,15 @@ def test_sum_of_any_two_integers_is_that_of_onnxruntime(signed: bool) -> None:
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         feed = {"a": left.astype(dtype), "b": right.astype(dtype)}
         expected = session.run(None, feed)[0].astype(np.int64)
-        one, other, behind = (
-            rounding(float(scale), int(shift), signed=signed)
+        one, other, after = (
+            exact_quantizer(float(scale), int(shift), signed=signed)
             for scale, shift in zip(scales, shifts, strict=True)
         )
-        found = ExactSum(one, other, behind)(
+        found = ExactSum(one, other, after)(
             (torch.from_numpy(left) - shifts[0]).float() * one.scale,
             (torch.from_numpy(right) - shifts[1]).float() * other.scale,
         )
-        integers = behind.shifted(found).numpy() + shifts[2]
+        integers = after.shifted(found).numpy() + shifts[2]
         assert (integers == expected).all()
 
 

@@ -1,4 +1,4 @@
-"""Clip and rounding as one step against the two operators of torch apart."""
+"""Clip and fake quantization in one function give the results of two separate ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from dq.quant.kernels.clip_and_round import round_clipped
+from dq.quant.kernels.clip_and_round import fake_quantize_clipped
 from dq.quant.kernels.rounding import clipped
 from dq.quant.numerics.affine import fake_quantize
 from dq.quant.numerics.spec import QuantSpec
@@ -33,16 +33,16 @@ def test_results_and_gradients_are_torchs(
     spec = QuantSpec()
     step, zero_point = torch.tensor(scale), torch.tensor(3, dtype=torch.int32)
 
-    def apart(values: Tensor) -> Tensor:
+    def separate(values: Tensor) -> Tensor:
         return fake_quantize(CLIPS[clip](values), step, zero_point, spec)
 
-    def together(values: Tensor) -> Tensor:
+    def fused(values: Tensor) -> Tensor:
         with torch.no_grad():
             cut = clipped(values, clip)
-        return round_clipped(values, cut, step, zero_point, spec, clip)
+        return fake_quantize_clipped(values, cut, step, zero_point, spec, clip)
 
     results = []
-    for run in (apart, together):
+    for run in (separate, fused):
         values = x.clone().requires_grad_()
         y = run(values)
         y.backward(upstream)

@@ -19,7 +19,7 @@ from tests.quant.trained import prepared
 def test_gradients_are_those_of_the_statistics_before_the_step(
     phase: Phase, learned: str | None, native_kernels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch.compile may compute the folding factor again after the norm has moved on."""
+    """torch.compile might recompute the fold factor after the norm has updated its statistics."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
     # A large momentum, so that the statistics before and after the step differ much.
@@ -56,7 +56,7 @@ def test_gradients_are_those_of_the_statistics_before_the_step(
 @pytest.mark.parametrize(
     ("native_kernels", "learned"), [(True, "lsq+"), (False, None), (False, "lsq"), (False, "pact")]
 )
-def test_sizes_stay_open(
+def test_sizes_stay_symbolic(
     learned: str | None, native_kernels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not native_kernels:

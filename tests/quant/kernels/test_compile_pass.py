@@ -1,4 +1,4 @@
-"""Compiled by inductor, rounded tensors are computed again in the backward pass."""
+"""Compiled by inductor, fake-quantized tensors are recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.quant.trained import kept, prepared
 
 
 @pytest.mark.slow
-def test_a_compiled_step_keeps_no_rounded_copies_and_has_the_same_gradients() -> None:
+def test_a_compiled_step_saves_no_quantized_copies_and_has_the_same_gradients() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 32, 3, bias=False),
@@ -31,11 +31,11 @@ def test_a_compiled_step_keeps_no_rounded_copies_and_has_the_same_gradients() ->
         compiled = torch.compile(graph, fullgraph=True, options=options)
         found.append(gradients(compiled, model, x))
         sizes.append(sum(kept(compiled(x)).values()))
-    # With each other, not with eager mode: the compiled norm's last bits can turn a tie.
+    # Compared with each other, not with eager mode: last bits of the compiled norm can flip a tie.
     for one, two in zip(*found, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
     plain, again = sizes
-    # The weights of the last two, which are the large ones, and two of the rounded inputs.
+    # The weights of the last two layers, which are large, and two of the quantized inputs.
     weights = sum(model[i].weight.numel() for i in (3, 4))  # type: ignore[union-attr, operator]
     values = x.new_empty(2, 32, 18, 18).numel() + x.new_empty(2, 64, 16, 16).numel()
     assert again <= plain - 4 * (weights + values)

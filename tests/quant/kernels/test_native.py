@@ -1,4 +1,4 @@
-"""The native kernels against the compositions of torch's operators that they stand for."""
+"""The native kernels give the results of torch's operators that they replace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from dq.quant.graph.prepare import prepare
 from dq.quant.kernels import native
-from dq.quant.kernels.rounding import NO_CLIP, round_activation, round_learned, round_weight
+from dq.quant.kernels.rounding import (
+    NO_CLIP,
+    fake_quantize_activation,
+    fake_quantize_learned,
+    fake_quantize_weight,
+)
 from dq.quant.numerics.affine import fake_quantize, range_over, scale_and_zero_point
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.quantizers.batch_norm_fold import unfold
@@ -53,7 +58,7 @@ def values(seed: int, shape: tuple[int, ...], odd: bool) -> Tensor:
     st.booleans(),
     st.sampled_from([1, 2]),
 )
-def test_an_activation_is_clipped_recorded_and_rounded_like_torch(
+def test_an_activation_is_clipped_recorded_and_quantized_like_torch(
     spec: QuantSpec,
     shape: tuple[int, ...],
     clip: tuple[float, float],
@@ -74,7 +79,7 @@ def test_an_activation_is_clipped_recorded_and_rounded_like_torch(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        got = round_activation(
+        got = fake_quantize_activation(
             got_in * 1.0,
             scale,
             zero_point,
@@ -97,11 +102,11 @@ def test_an_activation_is_clipped_recorded_and_rounded_like_torch(
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-def test_without_rounding_the_tensor_is_only_clipped(clip: tuple[float, float]) -> None:
+def test_without_quantization_the_tensor_is_only_clipped(clip: tuple[float, float]) -> None:
     x = values(3, (2, 3, 8, 8), odd=False)
     record = (torch.tensor(-0.25), torch.tensor(0.25))
     leaf = x.clone().requires_grad_()
-    got = round_activation(leaf, None, None, QuantSpec(), clip=clip, record=record)
+    got = fake_quantize_activation(leaf, None, None, QuantSpec(), clip=clip, record=record)
     wanted_leaf = x.clone().requires_grad_()
     wanted = CLIPS[clip](wanted_leaf)
     got.sum().backward()
@@ -115,19 +120,19 @@ def test_without_rounding_the_tensor_is_only_clipped(clip: tuple[float, float]) 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("other", [torch.contiguous_format, torch.channels_last])
-def test_layouts_of_value_and_gradient_may_differ(
+def test_memory_layouts_of_value_and_gradient_may_differ(
     layout: torch.memory_format, other: torch.memory_format
 ) -> None:
     spec = QuantSpec(bits=4)
     x = values(2, (2, 3, 4, 5), odd=False).contiguous(memory_format=layout).requires_grad_()
     gradient = values(5, (2, 3, 4, 5), odd=False).contiguous(memory_format=other)
     scale, zero_point = torch.tensor(0.5), torch.tensor(3, dtype=torch.int32)
-    got = round_activation(x, scale, zero_point, spec)
+    got = fake_quantize_activation(x, scale, zero_point, spec)
     assert got.is_contiguous(memory_format=layout)
     (grad,) = torch.autograd.grad(got, x, gradient)
     (wanted,) = torch.autograd.grad(fake_quantize(x, scale, zero_point, spec), x, gradient)
     assert torch.equal(grad, wanted)
-    (expanded,) = torch.autograd.grad(round_activation(x, scale, zero_point, spec).sum(), x)
+    (expanded,) = torch.autograd.grad(fake_quantize_activation(x, scale, zero_point, spec).sum(), x)
     (same,) = torch.autograd.grad(fake_quantize(x, scale, zero_point, spec).sum(), x)
     assert torch.equal(expanded, same)
 
@@ -140,7 +145,7 @@ def test_layouts_of_value_and_gradient_may_differ(
     st.integers(0, 1000),
     st.booleans(),
 )
-def test_learned_rounding_has_the_gradients_of_the_composition(
+def test_learned_fake_quantization_has_the_gradients_of_the_composition(
     spec: QuantSpec,
     shape: tuple[int, ...],
     clip: tuple[float, float],
@@ -154,7 +159,7 @@ def test_learned_rounding_has_the_gradients_of_the_composition(
         leaf, s = x.clone().requires_grad_(), scale.clone().requires_grad_()
         offset = torch.zeros(()).requires_grad_() if learns_offset else None
         if native_one:
-            y = round_learned(leaf, s, offset, zero_point, spec, clip=clip, factor=0.1)
+            y = fake_quantize_learned(leaf, s, offset, zero_point, spec, clip=clip, factor=0.1)
         else:
             y = learned_fake_quantize(
                 CLIPS[clip](leaf).double(), s, zero_point, spec, offset=offset, factor=0.1
@@ -179,7 +184,7 @@ def test_learned_rounding_has_the_gradients_of_the_composition(
     st.booleans(),
     st.integers(0, 1000),
 )
-def test_a_weight_is_folded_rounded_and_unfolded_like_torch(
+def test_a_weight_is_folded_quantized_and_unfolded_like_torch(
     data: st.DataObject,
     shape: tuple[int, ...],
     axis: int | None,
@@ -203,7 +208,7 @@ def test_a_weight_is_folded_rounded_and_unfolded_like_torch(
         s = (own[0] * 0.6).requires_grad_()
         product = w if kind == "none" else w * f.reshape(spread.shape)
         if native_one:
-            y = round_weight(
+            y = fake_quantize_weight(
                 w,
                 None if kind == "none" else f,
                 spec,
@@ -223,7 +228,7 @@ def test_a_weight_is_folded_rounded_and_unfolded_like_torch(
     (y, dw, df, ds), (got, got_dw, got_df, got_ds) = results
     assert torch.equal(got.nan_to_num(7e7), y.nan_to_num(7e7))
     if not bool(y.isfinite().all() & weight.isfinite().all()):
-        return  # What gradients of a broken weight are is nobody's business.
+        return  # The gradients of a NaN weight do not matter.
     torch.testing.assert_close(got_dw, dw, rtol=1e-5, atol=0)
     large = float(gradient.abs().max()) * max(float(weight.abs().max()), 1.0)
     if kind != "none":
@@ -240,7 +245,7 @@ def test_a_weight_is_folded_rounded_and_unfolded_like_torch(
 
 
 class Net(nn.Module):
-    """Each kind of place that the graph merges: ReLU, ReLU6, sums, a tensor with two readers."""
+    """Each kind of place that the graph fuses: ReLU, ReLU6, sums, a tensor with two readers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -299,7 +304,7 @@ def test_a_whole_training_step_is_that_of_torch(
         assert torch.equal(tensor, other[name]), name
 
 
-def test_a_hook_sees_what_it_would_see_in_the_plain_graph() -> None:
+def test_a_hook_sees_the_values_of_the_unfused_graph() -> None:
     torch.manual_seed(0)
     model = Net().eval()
     graph = prepare(model, Recipe())
@@ -312,10 +317,10 @@ def test_a_hook_sees_what_it_would_see_in_the_plain_graph() -> None:
         handle.remove()
         graph(torch.randn(1, 3, 9, 9))
     assert len(seen) == 1
-    assert float(seen[0].min()) >= 0  # Behind ReLU6, not before it.
+    assert float(seen[0].min()) >= 0  # After ReLU6, not before it.
 
 
-def test_the_merged_graph_keeps_one_tensor_and_a_mask_a_layer() -> None:
+def test_the_fused_graph_saves_one_tensor_and_one_mask_per_layer() -> None:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for _ in range(4):
@@ -330,10 +335,10 @@ def test_the_merged_graph_keeps_one_tensor_and_a_mask_a_layer() -> None:
     plain = size_of(model(x))
     graph = prepare(model, Recipe())
     set_phase(model, Phase.TRAIN)
-    assert size_of(graph(x)) <= plain + 5 * size // 4 + size  # A mask each; the rounded input.
+    assert size_of(graph(x)) <= plain + 5 * size // 4 + size  # One mask each; the quantized input.
 
 
-def test_without_a_compiler_the_same_is_computed_and_said(tmp_path) -> None:
+def test_without_a_compiler_results_are_the_same_with_a_warning(tmp_path) -> None:
     code = (
         "import logging, torch; logging.basicConfig()\n"
         "from dq.quant.kernels import native\n"

@@ -1,4 +1,4 @@
-"""What the backward pass computes again: kept no more, and the same to the last bit."""
+"""Tensors recomputed in the backward pass are not saved, and are equal bit for bit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from dq.quant.kernels import native
-from dq.quant.kernels.recompute import Again, keeping_no, offer
+from dq.quant.kernels.recompute import Recomputation, make_recomputable, recomputing
 from dq.quant.quantizers import layers
 from dq.quant.quantizers.fake_quantize import update_scales_
 from dq.quant.quantizers.layers import QuantizedLayer
@@ -51,7 +51,7 @@ def gradients(run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> l
 @pytest.mark.parametrize("learned", [None, "lsq", "lsq+"])
 @pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_gradients_are_those_of_kept_tensors(
+def test_gradients_are_those_of_saved_tensors(
     learned: str | None, kernels: bool, channels_last: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
@@ -75,7 +75,7 @@ def test_gradients_are_those_of_kept_tensors(
 
 
 @pytest.mark.parametrize("learned", [None, "lsq"])
-def test_a_rounded_weight_is_not_kept(learned: str | None) -> None:
+def test_a_fake_quantized_weight_is_not_saved(learned: str | None) -> None:
     model = nn.Sequential(*[nn.Linear(256, 256, bias=False) for _ in range(4)])
     x = torch.randn(2, 256)
     run = prepared(model, learned, x)
@@ -85,15 +85,15 @@ def test_a_rounded_weight_is_not_kept(learned: str | None) -> None:
     assert beyond < 256 * 256 * 4, "less than a single weight, of four"
 
 
-def test_values_with_a_learned_scale_are_kept_once() -> None:
+def test_values_with_a_learned_scale_are_saved_once() -> None:
     model = nn.Sequential(*[nn.Conv2d(8, 8, 1, bias=False) for _ in range(6)])
     x = torch.randn(2, 8, 32, 32)
     run, size = prepared(model, "lsq", x), x.numel() * 4
     total = sum(number for number in kept(run(x)).values() if number >= size)
-    assert total <= 7 * size  # The images and six results, each before rounding.
+    assert total <= 7 * size  # The images and six results, each before quantization.
 
 
-def test_the_graph_can_be_gone_through_twice_and_each_value_is_computed_once() -> None:
+def test_backward_may_run_twice_and_each_value_is_computed_once() -> None:
     x, weight = torch.randn(4, 8), torch.randn(6, 8, requires_grad=True)
     made, calls = weight * 2, []
     given = weight.detach()
@@ -102,9 +102,9 @@ def test_the_graph_can_be_gone_through_twice_and_each_value_is_computed_once() -
         calls.append(1)
         return given * 2
 
-    offer(made, compute)
+    make_recomputable(made, compute)
     images = x.clone().requires_grad_()
-    with keeping_no(made):
+    with recomputing(made):
         y = F.linear(images, made) + F.linear(images * 2, made)
     first = torch.autograd.grad(y.sum(), [images, weight], retain_graph=True)
     second = torch.autograd.grad(y.sum(), [images, weight])
@@ -114,20 +114,20 @@ def test_the_graph_can_be_gone_through_twice_and_each_value_is_computed_once() -
     assert len(calls) == 1
 
 
-def test_a_tensor_that_nobody_offered_is_kept() -> None:
+def test_a_tensor_that_is_not_recomputable_is_saved() -> None:
     x = torch.randn(3, requires_grad=True)
-    with keeping_no(x):
+    with recomputing(x):
         y = x * x
     y.sum().backward()
     assert torch.equal(x.grad, 2 * x.detach())
 
 
-def test_computing_again_makes_no_graph() -> None:
+def test_recomputing_makes_no_autograd_graph() -> None:
     weight = torch.randn(3, requires_grad=True)
-    assert not Again(lambda: weight * 2).tensor().requires_grad
+    assert not Recomputation(lambda: weight * 2).tensor().requires_grad
 
 
-# Writes into a rounded tensor, between the rounding and the layer that keeps it or behind it.
+# Writes into a fake-quantized tensor, before or after the layer that saves it.
 WRITES: dict[str, Callable[[Tensor], object]] = {
     "relu_": lambda y: F.relu_(y),
     "dropout": lambda y: F.dropout(y, 0.5, inplace=True),
@@ -157,7 +157,7 @@ def _quantizers(learned: str | None, x: Tensor, phase: Phase):
 @pytest.mark.parametrize("learned", [None, "lsq", "lsq+", "pact"])
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("kernels", [True, False])
-def test_a_write_into_a_rounded_tensor_is_in_the_gradients(
+def test_a_write_into_a_fake_quantized_tensor_is_in_the_gradients(
     write: str, learned: str | None, phase: Phase, kernels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
@@ -171,8 +171,8 @@ def test_a_write_into_a_rounded_tensor_is_in_the_gradients(
         images = x.clone().requires_grad_()
         torch.manual_seed(1)
         y = activation(images * 1.0)
-        # Zero gradients, as a phase that does not learn gives them, come as a view.
-        y = y.clone() if copies or y._is_view() or not phase.rounds else y
+        # In a phase that does not learn, the function for zero gradients returns a view.
+        y = y.clone() if copies or y._is_view() or not phase.quantizes else y
         WRITES[write](y)
         out = weight(y, layer)
         return list(torch.autograd.grad(out.square().sum(), [images, *parameters]))
@@ -184,7 +184,7 @@ def test_a_write_into_a_rounded_tensor_is_in_the_gradients(
 
 
 @pytest.mark.parametrize("learned", [None, "lsq"])
-def test_a_write_behind_the_layer_is_right_or_an_error_but_never_wrong(
+def test_a_write_after_the_layer_is_right_or_an_error_but_never_wrong(
     learned: str | None,
 ) -> None:
     torch.manual_seed(0)
@@ -197,21 +197,21 @@ def test_a_write_behind_the_layer_is_right_or_an_error_but_never_wrong(
     kept = activation(given)
     y = weight(kept, layer)
     kept.mul_(3.0)
-    if learned is None:  # Kept, and torch's own check holds for it.
+    if learned is None:  # Saved, with torch's own check.
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             y.square().sum().backward()
-    else:  # Computed again from the values before rounding, which nobody has changed.
+    else:  # Recomputed from the unquantized values, which did not change.
         y.square().sum().backward()
         torch.testing.assert_close(layer.weight.grad, wanted)
 
 
-def test_what_it_is_computed_from_may_not_change_before() -> None:
+def test_a_source_may_not_change_before_the_backward_pass() -> None:
     weight = torch.randn(3, 4, requires_grad=True)
     source = weight.detach().clone()
     made = weight * 2
-    offer(made, lambda: source * 2, (source,))
+    make_recomputable(made, lambda: source * 2, (source,))
     images = torch.randn(2, 4, requires_grad=True)
-    with keeping_no(made):
+    with recomputing(made):
         y = F.linear(images, made)
     source.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

@@ -1,4 +1,4 @@
-"""Property tests of the arithmetic: against a float64 reference, against torch.ao, on its edges."""
+"""Property tests of affine quantization: a float64 reference, torch.ao, and edge cases."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ranges(draw: st.DrawFn) -> tuple[float, float]:
 
 
 def reference(x: Tensor, scale: float, zero_point: int, spec: QuantSpec) -> np.ndarray:
-    """Round in float64, half to even, with the reciprocal in float32 as the kernels have it."""
+    """Quantize in float64, half to even, with the float32 reciprocal of the kernels."""
     inverse = float(np.float32(1.0) / np.float32(scale))
     product = np.float32(x.double().numpy() * inverse).astype(np.float64)
     integers = np.clip(np.rint(product) + zero_point, spec.quant_min, spec.quant_max)
@@ -61,14 +61,14 @@ def test_scale_is_positive_finite_and_zero_is_representable(
 
 @EXAMPLES
 @given(specs(), ranges())
-def test_range_is_covered_to_half_a_level(spec: QuantSpec, bounds: tuple[float, float]) -> None:
+def test_range_is_covered_up_to_half_a_level(spec: QuantSpec, bounds: tuple[float, float]) -> None:
     low, high = (torch.tensor(b) for b in bounds)
     scale, zero_point = scale_and_zero_point(low, high, spec)
     ends = torch.stack([low, high]).clamp(-8e37, 8e37)
     if spec.symmetric and not spec.signed:
         ends = ends.clamp(min=0)
     error = (fake_quantize(ends, scale, zero_point, spec).double() - ends.double()).abs()
-    # One level and not half of one at the ends: the zero point itself was rounded.
+    # A whole level at the ends, because the zero point itself was rounded.
     assert float(error.max()) <= float(scale) * 1.001 + float(ends.abs().max()) * 1e-5
 
 
@@ -153,13 +153,13 @@ def test_torch_ao_agrees(bits: int, signed: bool, symmetric: bool, values: list[
         theirs = oracle.calculate_qparams()
     scale, zero_point = scale_and_zero_point(low, high, spec)
     if float(low) == float(high) == 0:
-        return  # All zeros: any scale will do; ours is 1.
+        return  # All zeros: any scale is right; ours is 1.
     torch.testing.assert_close(scale, theirs[0].reshape(()), rtol=1e-6, atol=0)
     ours = fake_quantize(x, scale, zero_point, spec)
     other = torch.fake_quantize_per_tensor_affine(
         x, float(theirs[0]), int(theirs[1]), spec.quant_min, spec.quant_max
     )
-    # Scales one bit apart may break a tie or the rounding of a zero point the other way.
+    # Scales that differ by one bit may round a tie or a zero point the other way.
     assert float((ours - other).abs().max()) <= float(scale) * 1.01
 
 
@@ -212,7 +212,7 @@ def test_nan_range_gives_nan_scale_and_a_defined_zero_point() -> None:
 
 @pytest.mark.parametrize("value", [0.3, -7.0, 1e-42, 0.0])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_constant_tensor_is_kept(value: float, symmetric: bool) -> None:
+def test_constant_tensor_is_representable(value: float, symmetric: bool) -> None:
     spec = QuantSpec(signed=symmetric, symmetric=symmetric)
     x = torch.full((5,), value)
     scale, zero_point = scale_and_zero_point(*range_over(x, None), spec)
@@ -223,7 +223,7 @@ def test_constant_tensor_is_kept(value: float, symmetric: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("axis", [None, 1])
-def test_other_dtypes_round_like_their_integers(dtype: torch.dtype, axis: int | None) -> None:
+def test_other_dtypes_quantize_like_their_integers(dtype: torch.dtype, axis: int | None) -> None:
     spec = QuantSpec(signed=True, symmetric=True, channel_axis=axis)
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[0, 0] = torch.inf
@@ -262,7 +262,7 @@ def test_one_compiled_graph_gives_the_same(axis: int | None, power_of_two: bool)
 
 
 @pytest.mark.parametrize("bits", [1, 17])
-def test_bits_outside_are_refused(bits: int) -> None:
+def test_bits_outside_2_to_16_are_refused(bits: int) -> None:
     with pytest.raises(ValueError, match="2 to 16"):
         QuantSpec(bits=bits)
 
@@ -274,8 +274,8 @@ def test_spec_without_zero_is_refused() -> None:
 
 @pytest.mark.parametrize("axis", [None, 0])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_rounding_never_asks_the_device(axis: int | None, symmetric: bool) -> None:
-    """A fake tensor has no values, so whatever would look at one fails."""
+def test_fake_quantize_never_reads_the_device(axis: int | None, symmetric: bool) -> None:
+    """A fake tensor has no values, so reading one raises an error."""
     spec = QuantSpec(signed=symmetric, symmetric=symmetric, channel_axis=axis)
     with FakeTensorMode(allow_non_fake_inputs=False):
         x = torch.empty(4, 5, requires_grad=True)
@@ -285,7 +285,7 @@ def test_rounding_never_asks_the_device(axis: int | None, symmetric: bool) -> No
 
 @pytest.mark.parametrize("bits", [2, 4, 8, 16])
 @pytest.mark.parametrize("axis", [0, 1, -1])
-def test_affine_channels_are_rounded_as_torchs_kernel_rounds_them(bits: int, axis: int) -> None:
+def test_affine_channels_are_quantized_like_torchs_kernel(bits: int, axis: int) -> None:
     spec = QuantSpec(bits=bits, channel_axis=axis)
     x = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(bits)) * 3
     scale, zero_point = scale_and_zero_point(*range_over(x * 0.8, axis), spec)

@@ -1,4 +1,4 @@
-"""Observers: what is merged from any split of the batches equals what one observer sees alone."""
+"""Observers: merging any split of the batches equals observing them all."""
 
 import copy
 from functools import partial
@@ -57,7 +57,7 @@ def batches(seed: int, sizes: list[int], spoiled: bool) -> list[Tensor]:
     owners=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=6),
     spoiled=st.booleans(),
 )
-def test_any_split_of_the_batches_merges_to_seeing_them_all(
+def test_any_split_of_the_batches_merges_to_observing_them_all(
     name: str, seed: int, owners: list[tuple[int, int]], spoiled: bool
 ) -> None:
     data = batches(seed, [size for _, size in owners], spoiled)
@@ -75,7 +75,7 @@ def test_any_split_of_the_batches_merges_to_seeing_them_all(
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_not_a_number_and_infinities_do_not_poison_a_range(name: str) -> None:
+def test_nan_and_infinities_do_not_spoil_a_range(name: str) -> None:
     observer = MAKERS[name]()
     good = torch.linspace(-1, 3, 600).reshape(100, 3, 2)
     observer.observe(good)
@@ -95,7 +95,7 @@ def test_not_a_number_and_infinities_do_not_poison_a_range(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_nothing_seen_leaves_a_neutral_range(name: str) -> None:
+def test_without_data_the_range_is_neutral(name: str) -> None:
     observer = MAKERS[name]()
     observer.observe(torch.zeros(0, 3, 2))
     observer.update_()
@@ -105,7 +105,7 @@ def test_nothing_seen_leaves_a_neutral_range(name: str) -> None:
 
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("value", [0.0, 2.5, -1e-30, 1e30])
-def test_a_constant_tensor_gives_a_range_that_holds_it(name: str, value: float) -> None:
+def test_a_constant_tensor_gives_a_range_that_contains_it(name: str, value: float) -> None:
     observer = MAKERS[name]()
     observer.observe(torch.full((4, 3, 2), value))
     observer.update_()
@@ -115,7 +115,7 @@ def test_a_constant_tensor_gives_a_range_that_holds_it(name: str, value: float) 
     assert low * 1.1 <= covered <= high * 1.1 or abs(value) < 1e-20
 
 
-def test_bins_are_ascending_and_every_value_lies_in_its_own() -> None:
+def test_bins_are_ascending_and_every_value_is_inside_its_bin() -> None:
     edges = bin_edges(torch.zeros(1).device)
     assert edges.shape == (NUM_BINS + 1,)
     assert (edges.diff() > 0).all()
@@ -179,11 +179,11 @@ def test_entropy_clips_a_lonely_outlier_and_keeps_a_flat_distribution() -> None:
 
 
 @pytest.mark.parametrize("name", HISTOGRAMS)
-def test_settled_it_is_a_moving_average_that_goes_on_from_its_range(name: str) -> None:
+def test_after_collecting_a_moving_average_continues_from_the_range(name: str) -> None:
     observer = MAKERS[name](momentum=0.5)
     observer.observe(torch.linspace(0, 4, 1000))
     observer.update_()
-    observer.settle_()
+    observer.stop_collecting_()
     before = observer.range_max.clone()
     assert set(observer.state_dict()) == {"range_min", "range_max"}
     observer.observe(torch.tensor([0.0, 8.0]))
@@ -209,13 +209,13 @@ def test_observing_compiles_as_one_graph_and_is_right_for_half_precision(name: s
     torch.testing.assert_close(half.range_max, plain.range_max, rtol=0.02, atol=0.02)
 
 
-def test_many_observers_together_end_as_each_alone() -> None:
+def test_many_observers_together_give_the_ranges_of_each_alone() -> None:
     alone = [make() for make in MAKERS.values() for _ in range(2)]
     together = copy.deepcopy(alone)
     for step in range(3):
         for number, pair in enumerate(zip(alone, together, strict=True)):
             if (number + step) % 3 == 0:
-                continue  # Saw nothing in this step.
+                continue  # Recorded nothing in this step.
             x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(10 * number + step))
             for observer in pair:
                 observer.observe(x)
@@ -227,7 +227,7 @@ def test_many_observers_together_end_as_each_alone() -> None:
                 assert torch.equal(tensor, two.get_buffer(name)), name
 
 
-def test_a_tensor_is_found_where_a_module_keeps_it_elsewhere() -> None:
+def test_a_tensor_is_found_if_it_is_not_a_buffer() -> None:
     plain, learned = MinMaxObserver(), MinMaxObserver()
     del learned.range_min
     learned.range_min = torch.nn.Parameter(torch.tensor(3.0))

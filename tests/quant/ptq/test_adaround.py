@@ -1,4 +1,4 @@
-"""AdaRound: rounding chosen for the output beats nearest rounding, which then keeps it."""
+"""AdaRound: rounding chosen for the output beats rounding to nearest."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from dq.quant.numerics.affine import fake_quantize, scale_and_zero_point
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.ptq.adaround import adaround_, moments, polish, rows
 from dq.quant.ptq.bias_correction import correct_bias_
-from dq.quant.ptq.layer_walk import Stop, walk
+from dq.quant.ptq.layer_walk import CapturedLayer, walk
 from dq.quant.ptq.weight_clipping import best_weight_range, clip_weights_, restore_weights_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
@@ -55,7 +55,7 @@ def test_it_beats_nearest_rounding_with_corrected_bias(
         )
 
 
-def test_the_float_weight_is_what_rounding_keeps_and_no_key_is_new() -> None:
+def test_the_float_weight_is_on_the_grid_and_there_are_no_new_keys() -> None:
     graph = ready(low(4))
     keys = list(graph.root.state_dict())
     adaround_(graph, images(), steps=10)
@@ -66,7 +66,7 @@ def test_the_float_weight_is_what_rounding_keeps_and_no_key_is_new() -> None:
         assert float(moved) < 1e-4 * float(scale.max())
 
 
-def test_polishing_finds_the_best_of_all_roundings_where_one_weight_decides_each() -> None:
+def test_polishing_finds_the_best_rounding_of_independent_weights() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 200, 5, generator=generator, dtype=torch.float64)
     x = x @ torch.randn(5, 5, generator=generator, dtype=torch.float64)
@@ -114,15 +114,15 @@ def test_rows_times_weight_is_the_layer(layer: nn.Conv2d | nn.Linear) -> None:
 def test_moments_are_the_loss_of_the_real_layer() -> None:
     graph = ready(low(3))
 
-    def visit(stop: Stop) -> None:
-        gram, cross = moments(stop)
-        folded, _, _ = stop.quantized.quantized_weight(stop.layer, stop.norm)
-        weight = stop.quantized.weight(folded).double().reshape(len(gram), -1, gram.shape[1])
+    def visit(captured: CapturedLayer) -> None:
+        gram, cross = moments(captured)
+        folded, _, _ = captured.quantized.quantized_weight(captured.layer, captured.norm)
+        weight = captured.quantized.weight(folded).double().reshape(len(gram), -1, gram.shape[1])
         loss = ((weight @ gram) * weight).sum() - 2 * (weight * cross.transpose(1, 2)).sum()
         error = torch.cat(
-            [t - o for t, o in zip(stop.targets, stop.outputs(), strict=True)]
+            [t - o for t, o in zip(captured.targets, captured.outputs(), strict=True)]
         ).double()
-        wanted = torch.cat(stop.targets).double()
+        wanted = torch.cat(captured.targets).double()
         spread = [
             (e - e.mean((0, 2, 3), keepdim=True)).square().mean((0, 2, 3)).sum()
             for e in (error, wanted)
@@ -132,7 +132,7 @@ def test_moments_are_the_loss_of_the_real_layer() -> None:
     walk(graph, images(), visit)
 
 
-def test_clipping_lessens_the_error_of_weights_with_outliers_and_can_be_undone() -> None:
+def test_clipping_reduces_the_error_of_weights_with_outliers_and_can_be_undone() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(64, 4, 3), nn.BatchNorm2d(4)).eval()
     net[1].weight.data = torch.tensor([1.0, -2.0, 0.5, 1e-20])

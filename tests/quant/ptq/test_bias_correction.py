@@ -1,4 +1,4 @@
-"""Bias correction: the mean of every layer's output is the float model's again."""
+"""Bias correction restores the mean of every layer's output."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from torch import nn
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.bias_correction import channels_last, correct_bias_
-from dq.quant.ptq.layer_walk import Stop, walk
+from dq.quant.ptq.layer_walk import CapturedLayer, walk
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
 from tests.quant.nets import Separable, calibrate, images, sqnr, unseen
 
@@ -19,9 +19,9 @@ def outputs(graph: QuantizedGraph, *, rounded: bool) -> list[torch.Tensor]:
     """Return each layer's output, ``(positions, channels)``."""
     found = []
 
-    def visit(stop: Stop) -> None:
-        ys = stop.outputs() if rounded else stop.targets
-        found.append(torch.cat([channels_last(y, stop.layer) for y in ys]))
+    def visit(captured: CapturedLayer) -> None:
+        ys = captured.outputs() if rounded else captured.targets
+        found.append(torch.cat([channels_last(y, captured.layer) for y in ys]))
 
     walk(graph, images(), visit)
     return found
@@ -43,13 +43,13 @@ def test_mean_errors_vanish_with_and_without_batch_norm_and_the_output_gains() -
     worst_before = worst()
     assert worst_before > 0.05
     assert correct_bias_(graph, images()) == 6
-    # What is left is what the rounding of activations does.
+    # The quantization of activations causes the rest.
     assert worst() < 0.2 * worst_before
     with torch.no_grad():
         assert sqnr(graph, wanted) > before + 0.5
 
 
-def test_a_layer_without_bias_is_left_alone() -> None:
+def test_a_layer_without_bias_does_not_change() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1))
     graph = prepare(net.eval(), LOW)
     calibrate(graph, images())
@@ -73,14 +73,14 @@ class Shared(nn.Module):
         return [self.out(self.tower(level)) for level in (x, self.down(x))]
 
 
-def test_a_shared_layer_is_one_stop_with_the_inputs_of_all_levels() -> None:
+def test_a_shared_layer_is_visited_once_with_the_inputs_of_all_levels() -> None:
     graph = prepare(Shared().eval(), LOW)
     calibrate(graph, images())
-    stops: dict[str, list[int]] = {}
+    visited: dict[str, list[int]] = {}
 
-    def visit(stop: Stop) -> None:
-        assert stop.site.name not in stops
-        stops[stop.site.name] = sorted({x.shape[-1] for x in stop.inputs})
+    def visit(captured: CapturedLayer) -> None:
+        assert captured.site.name not in visited
+        visited[captured.site.name] = sorted({x.shape[-1] for x in captured.inputs})
 
     walk(graph, images(), visit)
-    assert stops == {"stem": [16], "down": [16], "tower/0": [8, 16], "out": [8, 16]}
+    assert visited == {"stem": [16], "down": [16], "tower/0": [8, 16], "out": [8, 16]}

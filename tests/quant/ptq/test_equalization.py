@@ -1,4 +1,4 @@
-"""Cross-layer equalization: the float function stays, per-tensor weights round far better."""
+"""Cross-layer equalization: same float function, much less error of per-tensor weights."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ PER_TENSOR = Recipe(weight=replace(INT8_WEIGHT, channel_axis=None), free_clips=T
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6])
-def test_the_float_function_stays_and_the_rounded_one_comes_back(
+def test_the_float_function_stays_and_the_quantized_one_recovers(
     activation: type[nn.Module],
 ) -> None:
     torch.manual_seed(0)
@@ -46,7 +46,7 @@ def test_afterwards_both_layers_have_the_same_range_in_every_channel() -> None:
         torch.testing.assert_close(given, taken, rtol=0.02, atol=0)
 
 
-def test_relu6_saturates_where_it_did_and_only_in_the_graph() -> None:
+def test_relu6_saturates_as_before_and_changes_only_in_the_graph() -> None:
     torch.manual_seed(0)
     net = Separable(nn.ReLU6).eval()
     keys = list(net.state_dict())
@@ -65,7 +65,7 @@ def test_relu6_saturates_where_it_did_and_only_in_the_graph() -> None:
 
 
 class Awkward(nn.Module):
-    """What may not be equalized: two readers, a shared layer, an activation that bends."""
+    """Cases that cannot be equalized: two readers, a shared layer, a nonlinear activation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Awkward(nn.Module):
         return self.e(self.act(self.d(x)))
 
 
-def test_what_a_factor_cannot_pass_is_left_alone() -> None:
+def test_layers_that_a_factor_cannot_pass_do_not_change() -> None:
     assert pairs(prepare(Awkward(), Recipe())) == []
 
 

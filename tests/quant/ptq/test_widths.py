@@ -1,4 +1,4 @@
-"""Other bits after calibration: for observed and for learned scales, of activations and weights."""
+"""Changing the width after calibration, with observed and learned scales."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from dq.quant.analysis.sensitivity import output_sqnr, sensitivities
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph, quantizer_of
-from dq.quant.ptq.widths import give_headroom_, raise_bits_, take_bits_
+from dq.quant.ptq.widths import add_headroom_, raise_bits_, set_bits_
 from dq.quant.quantizers.factory import LEARNED, initialise_weights_
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, update_scales_
 from dq.quant.quantizers.phase import Phase, set_phase
@@ -75,13 +75,13 @@ def test_sixteen_bits_are_sixteen_bits_for_every_kind(learned: str | None, obser
     assert all(quantizer_of(graph, name).spec.bits == RAISED_BITS for name in names_of(graph))
     after = output_sqnr(graph, few)
     assert before < 50
-    assert after > 65, "clipping is all that would be left, and nothing of these images is"
+    assert after > 65, "the only remaining loss would be clipping, and these images are not clipped"
     again = calibrated(learned, bits=16)
     assert after > output_sqnr(again, few) - 6
 
 
 @pytest.mark.parametrize("learned", ["lsq", "lsq+", "pact"])
-def test_what_training_has_moved_is_covered_too(learned: str) -> None:
+def test_ranges_that_training_has_widened_are_covered_too(learned: str) -> None:
     graph = calibrated(learned)
     quantizer = graph.activations()["x/out"]
     with torch.no_grad():
@@ -98,27 +98,27 @@ def _range(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("learned", KINDS)
-def test_headroom_reaches_every_kind(learned: str | None) -> None:
+def test_headroom_works_for_every_kind(learned: str | None) -> None:
     graph = calibrated(learned, bits=16)
     quantizer = graph.activations()["x/out"]
     before = float(quantizer.scale)
-    give_headroom_(graph)
+    add_headroom_(graph)
     assert float(quantizer.scale) == pytest.approx(1.5 * before, rel=1e-3)
     beyond = images()[0]
     beyond = beyond / beyond.abs().max() * 1.4 * float(quantizer.observer.range_max) / 1.5
     assert (quantizer(beyond) - beyond).abs().max() < 1e-3
     narrow = calibrated(learned)
     scale = float(narrow.activations()["x/out"].scale)
-    give_headroom_(narrow)
+    add_headroom_(narrow)
     assert float(narrow.activations()["x/out"].scale) == scale
 
 
 @pytest.mark.parametrize("learned", KINDS)
-def test_a_rank_that_has_the_state_takes_the_bits_alone(learned: str | None) -> None:
+def test_a_rank_with_the_state_sets_only_the_bits(learned: str | None) -> None:
     graph, other = calibrated(learned), calibrated(learned)
     raise_bits_(graph, names_of(graph))
     other.root.load_state_dict(graph.root.state_dict())
-    take_bits_(other, names_of(graph))
+    set_bits_(other, names_of(graph))
     assert torch.equal(graph(images()[0]), other(images()[0]))
     state = graph.root.state_dict()
     assert all(torch.equal(t, state[n]) for n, t in other.root.state_dict().items())
@@ -133,7 +133,7 @@ def test_weights_that_the_graph_computes_have_a_sensitivity(learned: str | None)
 
 
 @pytest.mark.parametrize("function", [sensitivities, output_sqnr])
-def test_phases_are_put_back_when_an_image_fails(function) -> None:
+def test_phases_are_restored_when_an_image_fails(function) -> None:
     graph = calibrated(None)
     set_phase(graph.quantizers, Phase.TRAIN)
     for batches in ([torch.zeros(1, 5, 8, 8)], [images()[0], torch.zeros(1, 5, 8, 8)]):

@@ -1,4 +1,4 @@
-"""Frozen means frozen: no optimizer, average or update moves what a quantizer rounds with."""
+"""Frozen means frozen: no optimizer, average or update changes a scale or zero point."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def state_of(graph) -> dict[str, torch.Tensor]:
     ("optimizer", "way"),
     [*((name, "regrouped") for name in OPTIMIZERS), ("sgd", "told when frozen")],
 )
-def test_nothing_of_a_frozen_quantizer_moves(learned: str | None, optimizer: str, way: str) -> None:
+def test_nothing_of_a_frozen_quantizer_changes(
+    learned: str | None, optimizer: str, way: str
+) -> None:
     graph = nets.calibrated(Recipe(learned=learned))
     graph.root.train()
     steps = OPTIMIZERS[optimizer](list(graph.root.parameters()))
@@ -57,7 +59,7 @@ def test_nothing_of_a_frozen_quantizer_moves(learned: str | None, optimizer: str
     set_phase(graph.root, Phase.TRAIN)
     for seed in range(3):
         step(seed)
-    graph(nets.images(7) * 9)  # Recorded and not yet folded in when the ranges freeze.
+    graph(nets.images(7) * 9)  # Recorded, but the range is not updated yet when it freezes.
     if way == "told when frozen":
         forget_momentum_(steps, graph.root)
     set_phase(graph.root, Phase.FROZEN)
@@ -75,7 +77,7 @@ def test_nothing_of_a_frozen_quantizer_moves(learned: str | None, optimizer: str
 
 
 @pytest.mark.parametrize("learned", LEARNED)
-def test_learning_goes_on_when_the_phase_goes_back(learned: str) -> None:
+def test_learning_continues_when_the_phase_returns_to_train(learned: str) -> None:
     graph = nets.calibrated(Recipe(learned=learned))
     graph.root.train()
     optimizer = OPTIMIZERS["sgd"](list(graph.root.parameters()))
@@ -107,7 +109,7 @@ def test_a_frozen_quantizer_without_a_range_raises_and_is_named(learned: str | N
 
 
 @pytest.mark.parametrize("learned", [None, *LEARNED])
-def test_a_scale_that_was_set_by_hand_is_enough(learned: str | None) -> None:
+def test_a_scale_set_by_hand_is_enough(learned: str | None) -> None:
     quantizer = make(learned, QuantSpec(), MovingAverageObserver())
     quantizer.phase = Phase.FROZEN
     with pytest.raises(ValueError, match="without a name"):
@@ -121,10 +123,8 @@ def test_a_scale_that_was_set_by_hand_is_enough(learned: str | None) -> None:
 
 @pytest.mark.parametrize("observer", ["mse", "percentile", "entropy"])
 @pytest.mark.parametrize("learned", [None, "lsq"])
-def test_an_observer_is_what_it_is_called_without_being_told(
-    observer: str, learned: str | None
-) -> None:
-    """A heavy outlier: a moving average covers it, a search does not."""
+def test_an_observer_collects_without_an_explicit_call(observer: str, learned: str | None) -> None:
+    """With a large outlier: a moving average covers it, a search does not."""
     x = torch.randn(4000, generator=torch.Generator().manual_seed(0))
     x[0] = 400.0
     recipe = Recipe(observer=observer, learned=learned, percentile=99.0)
@@ -140,7 +140,7 @@ def test_an_observer_is_what_it_is_called_without_being_told(
     assert torch.equal(quantizer.observer.range_min, alone.range_min)
     assert quantizer.observer.range_max < 200 or observer == "mse"
     quantizer.phase = Phase.FROZEN
-    quantizer.phase = Phase.CALIBRATE  # As a look at the rounded net in between does.
+    quantizer.phase = Phase.CALIBRATE  # As after an evaluation of the quantized net in between.
     assert quantizer.observer.counts.sum() == len(x)  # type: ignore[attr-defined]
     quantizer.phase = Phase.TRAIN
     assert not quantizer.observer.counts.numel()  # type: ignore[attr-defined]
@@ -162,13 +162,13 @@ def test_a_moving_average_is_not_its_first_batch() -> None:
     quantizer.phase = Phase.CALIBRATE
     values = [100.0, 1.0, 2.0, 3.0, 4.0]
     assert averaged(values, quantizer) == pytest.approx(sum(values) / 5)
-    # In the long run it forgets them all, at the rate of its momentum.
+    # In the long run the momentum decides.
     assert averaged([1.0] * 95, quantizer) == pytest.approx(sum([*values, *[1.0] * 95]) / 100)
     before = float(quantizer.observer.range_max)
     assert averaged([1.0], quantizer) == pytest.approx(0.99 * before + 0.01)
 
 
-def test_a_training_goes_on_from_a_calibrated_range_as_from_a_loaded_one() -> None:
+def test_a_training_continues_from_a_calibrated_range_as_from_a_loaded_one() -> None:
     one, other = (make(None, QuantSpec(), MovingAverageObserver(momentum=0.01)) for _ in range(2))
     one.phase = Phase.CALIBRATE
     averaged([3.0, 5.0], one)

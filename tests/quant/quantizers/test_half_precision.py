@@ -1,4 +1,4 @@
-"""In half precision and under autocast every rounded value stays on its grid."""
+"""In half precision and under autocast every quantized value stays on its grid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dq.quant.graph.prepare import prepare
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.quantizers.factory import LEARNED, initialise_weights_
 from dq.quant.quantizers.fake_quantize import update_scales_
-from dq.quant.quantizers.half_precision import SIGNIFICANDS, holds, nearly_holds
+from dq.quant.quantizers.half_precision import SIGNIFICANDS, nearly_represents, represents
 from dq.quant.quantizers.learned_step import LsqWeightQuantizer
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import INT8_ACTIVATION, INT8_WEIGHT, Recipe
@@ -46,7 +46,7 @@ def test_activations_of_every_width(
             given = x.clone().requires_grad_()
             y = quantizer(given)
             assert off_grid(y.detach(), quantizer.scale, quantizer.zero_point) < 0.01, bits
-            assert y.dtype == (dtype if holds(dtype, spec) else torch.float32)
+            assert y.dtype == (dtype if represents(dtype, spec) else torch.float32)
             y.sum().backward()
             assert given.grad is not None
             assert given.grad.dtype == dtype
@@ -76,16 +76,16 @@ def test_weights_of_every_width(
             assert off_grid(y.detach(), scale, zero_point) < 0.01, bits
 
 
-def test_what_a_dtype_holds() -> None:
+def test_which_formats_a_dtype_represents() -> None:
     eight, four = QuantSpec(power_of_two=True), QuantSpec(bits=4)
-    assert holds(torch.float32, QuantSpec(bits=16))
-    assert holds(torch.bfloat16, eight)
-    assert not holds(torch.bfloat16, QuantSpec(bits=9, power_of_two=True))
-    assert not holds(torch.bfloat16, four), "the scale itself has more digits"
-    assert nearly_holds(torch.float16, QuantSpec())
-    assert not nearly_holds(torch.float16, QuantSpec(bits=9))
-    assert nearly_holds(torch.bfloat16, four)
-    assert not nearly_holds(torch.bfloat16, QuantSpec())
+    assert represents(torch.float32, QuantSpec(bits=16))
+    assert represents(torch.bfloat16, eight)
+    assert not represents(torch.bfloat16, QuantSpec(bits=9, power_of_two=True))
+    assert not represents(torch.bfloat16, four), "the scale itself has more digits"
+    assert nearly_represents(torch.float16, QuantSpec())
+    assert not nearly_represents(torch.float16, QuantSpec(bits=9))
+    assert nearly_represents(torch.bfloat16, four)
+    assert not nearly_represents(torch.bfloat16, QuantSpec())
 
 
 class Net(nn.Module):
@@ -106,7 +106,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("learned", [None, "lsq"])
 @pytest.mark.parametrize("training", [True, False])
-def test_layers_under_autocast_compute_with_what_was_rounded(
+def test_layers_under_autocast_compute_with_quantized_values(
     bits: int, learned: str | None, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe(
@@ -129,11 +129,11 @@ def test_layers_under_autocast_compute_with_what_was_rounded(
         assert torch.allclose(graph(x), exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max()))
         graph(x).sum().backward()
         set_phase(graph.quantizers, Phase.OFF)
-        assert graph(x).dtype == torch.bfloat16, "what does not round is autocast's"
+        assert graph(x).dtype == torch.bfloat16, "autocast runs layers that are not quantized"
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-def test_a_model_in_half_precision_hands_its_dtype_on(dtype: torch.dtype) -> None:
+def test_a_model_in_half_precision_keeps_its_dtype(dtype: torch.dtype) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
     graph, x = prepare(net.to(dtype).eval(), Recipe(outputs=False)), torch.randn(2, 3, 6, 6)
     set_phase(graph.quantizers, Phase.CALIBRATE)

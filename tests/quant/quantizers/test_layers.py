@@ -1,4 +1,4 @@
-"""A quantized layer with its batch norm is the float model once rounding is the identity."""
+"""A quantized layer with its batch norm equals the float model without quantization error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 class Unrounded(WeightQuantizer):
-    """A weight quantizer that takes part in every phase and changes nothing."""
+    """A weight quantizer that works in every phase and changes nothing."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * 1.0
@@ -86,7 +86,7 @@ def float_pair(
 
 
 def prepared(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return the prepared model's forward, in which phase and place are right and values float."""
+    """Return the prepared model's forward pass in phase TRAIN, with float values."""
     graph = prepare(model, Recipe())
     for child in graph.quantizers.values():
         if isinstance(child, QuantizedLayer):
@@ -177,7 +177,7 @@ def test_norm_may_be_replaced_after_prepare() -> None:
     assert norm.num_batches_tracked == 2
 
 
-def test_dead_channel_keeps_statistics_and_gradient_when_rounded() -> None:
+def test_dead_channel_keeps_statistics_and_gradient_when_quantized() -> None:
     model, shape = float_pair("conv2d", False, True, torch.float32)
     twin = copy.deepcopy(model)
     graph = prepare(twin, Recipe())
@@ -190,8 +190,8 @@ def test_dead_channel_keeps_statistics_and_gradient_when_rounded() -> None:
 
 
 @pytest.mark.parametrize("kind", ["conv2d", "transposed_grouped", "linear", "depthwise"])
-def test_training_rounds_what_inference_rounds(kind: str) -> None:
-    """The weight that training applies is the folded, rounded weight of inference, unfolded."""
+def test_training_quantizes_the_weight_of_inference(kind: str) -> None:
+    """Training applies the folded, fake-quantized weight of inference, unfolded."""
     model, shape = float_pair(kind, False, True, torch.float32)
     layer, norm = model
     assert isinstance(norm, _BatchNorm)
@@ -202,7 +202,7 @@ def test_training_rounds_what_inference_rounds(kind: str) -> None:
     x = torch.randn(shape)
     quantized.train()
     model.train()
-    norm.momentum = 0.0  # The statistics stay, and the batch's own normalise.
+    norm.momentum = 0.0  # Running statistics stay; the batch's own statistics normalise.
     trained = quantized(x, layer, norm)
     weight, scale, zero_point = quantized.quantized_weight(layer, norm)
     integers = quantized.weight(weight) / scale.reshape(
@@ -241,7 +241,7 @@ def test_autocast_and_one_compiled_graph() -> None:
 
 
 class SamePadding(nn.Conv2d):
-    """Pads by the size of its input, as TensorFlow's SAME does."""
+    """Pads depending on the size of its input, like TensorFlow's SAME."""
 
     def forward(self, x: Tensor) -> Tensor:
         missing = [(-size) % stride for size, stride in zip(x.shape[2:], self.stride, strict=True)]

@@ -1,4 +1,4 @@
-"""Learned scales are worth their while where bits are few."""
+"""Learned scales reduce the loss at few bits."""
 
 from __future__ import annotations
 
@@ -42,9 +42,8 @@ class Digits(nn.Module):
 def losses(seed: int) -> Callable[[str | None], float]:
     """Return a function: kind of learned scales -> test loss at two bits, after the same training.
 
-    One network of 2-bit integers is a matter of chance, and of the processor's last digits, so the
-    test takes the mean of several, trained for long: after half as many steps some have not
-    settled.
+    The result of one 2-bit network depends on chance and on the processor's last digits. So the
+    test averages several, trained for long: after half as many steps some have not converged.
     """
     data = pytest.importorskip("sklearn.datasets").load_digits()
     images = torch.tensor(data.images).float()[:, None] / 8 - 1

@@ -54,19 +54,23 @@ def calibrated(recipe: Recipe, *, train: bool = True):
     return model, graph
 
 
-def round_through(x: torch.Tensor) -> torch.Tensor:
+def round_straight_through(x: torch.Tensor) -> torch.Tensor:
     return x + (torch.round(x) - x).detach()
 
 
 def reference(x, scale, zero_point, spec, offset=None):
-    """LSQ and LSQ+ as their papers write them, by autograd in float64."""
+    """LSQ and LSQ+ as in their papers, by autograd in float64."""
     if spec.channel_axis is not None:
         scale, zero_point = scale[:, None], zero_point[:, None]
     shift = -zero_point * scale.detach() if offset is None else offset
     if offset is None:
-        integer = round_through(torch.clamp(x / scale + zero_point, spec.quant_min, spec.quant_max))
+        integer = round_straight_through(
+            torch.clamp(x / scale + zero_point, spec.quant_min, spec.quant_max)
+        )
         return (integer - zero_point) * scale
-    integer = round_through(torch.clamp((x - shift) / scale, spec.quant_min, spec.quant_max))
+    integer = round_straight_through(
+        torch.clamp((x - shift) / scale, spec.quant_min, spec.quant_max)
+    )
     return integer * scale + shift
 
 
@@ -74,8 +78,8 @@ def reference(x, scale, zero_point, spec, offset=None):
 def test_the_gradients_per_tensor_are_the_papers_in_float64(learn_offset: bool) -> None:
     torch.manual_seed(0)
     x = (torch.randn(500) * 3).double()
-    # The papers clip before they round, torch's kernels after: values less than half a step beyond
-    # an end would count as clipped there and as rounded here.
+    # The papers clip before rounding, torch's kernels after it: values less than half a step beyond
+    # an end count as clipped there and as inside here.
     integer = x / 0.37 + 5
     x = x[~(((integer > -0.51) & (integer < 0)) | ((integer > 15) & (integer < 15.51)))]
     x.requires_grad_()
@@ -121,7 +125,7 @@ def test_the_gradients_agree_with_torchs_learnable_kernels() -> None:
         assert torch.allclose(ours[1].grad, theirs[1].grad, rtol=1e-5)
 
 
-def test_the_offset_gets_the_gradient_of_the_clipped_values_alone() -> None:
+def test_the_offset_gets_only_the_gradient_of_clipped_values() -> None:
     x = torch.tensor([-10.0, 0.1, 0.2, 10.0, 20.0], requires_grad=True)
     offset = torch.tensor(-0.5, requires_grad=True)
     scale = torch.tensor(0.1, requires_grad=True)
@@ -133,7 +137,7 @@ def test_the_offset_gets_the_gradient_of_the_clipped_values_alone() -> None:
     assert x.grad.tolist() == [0, 100, 100, 0, 0]
 
 
-def test_rounding_is_that_of_evaluation_and_export() -> None:
+def test_fake_quantization_is_that_of_evaluation_and_export() -> None:
     model, graph = calibrated(Recipe(weight=S4, activation=U4, learned="lsq+"))
     quantizer = next(iter(graph.activations().values()))
     x = torch.randn(4, 3, 8, 8)
@@ -150,7 +154,7 @@ def test_rounding_is_that_of_evaluation_and_export() -> None:
         set_phase(model, Phase.TRAIN)
         assert torch.equal(quantized.weight(weight), rounded)
         set_phase(model, Phase.FROZEN)
-        # The scale is state: another weight does not change it.
+        # The scale is stored: another weight does not change it.
         assert torch.equal(quantized.weight.scale_and_zero_point(weight * 3)[0], scale)
 
 
@@ -184,7 +188,7 @@ def test_the_scale_stays_positive_and_a_power_of_two_where_asked() -> None:
     assert torch.allclose(raw.grad, scale.detach() / raw.detach())
 
 
-def test_the_scale_follows_the_range_until_the_phase_rounds_and_is_learned_then() -> None:
+def test_the_scale_follows_the_range_until_the_phase_quantizes_and_is_learned_then() -> None:
     quantizer = LsqActivationQuantizer(U4, MinMaxObserver(), learn_offset=True)
     for phase in (Phase.CALIBRATE, Phase.OBSERVE):
         quantizer.phase = phase
@@ -255,7 +259,7 @@ def test_float_keys_stay_and_state_loads_into_another_prepared_model() -> None:
 
 
 @pytest.mark.parametrize(("learned", "training"), [("lsq+", True), ("pact", True), ("lsq+", False)])
-def test_it_compiles_whole_with_the_same_outputs_and_gradients(
+def test_it_compiles_as_one_graph_with_the_same_outputs_and_gradients(
     learned: str, training: bool
 ) -> None:
     model, graph = calibrated(Recipe(weight=S4, activation=U4, learned=learned), train=training)
@@ -314,7 +318,7 @@ def test_learned_parameters_get_groups_of_their_own() -> None:
     assert len(weights["params"]) + len(scales["params"]) == count
     assert all(p.dim() > 1 or len(p) for p in weights["params"])
 
-    # One group a parameter, as mmcv's paramwise settings make.
+    # One group per parameter, as with mmcv's paramwise settings.
     single = torch.optim.AdamW([{"params": [p]} for p in model.parameters()], lr=0.1)
     regroup_(single, model)
     assert sum(len(g["params"]) for g in single.param_groups) == count

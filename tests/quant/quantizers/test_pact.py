@@ -11,7 +11,7 @@ from dq.quant.quantizers.phase import Phase
 U4 = QuantSpec(bits=4)
 
 
-def test_each_bound_gets_the_gradients_of_what_it_clips() -> None:
+def test_each_bound_gets_the_gradients_of_the_values_it_clips() -> None:
     x = torch.tensor([-9.0, -1.0, 0.5, 1.0, 7.0, 8.0], requires_grad=True)
     low, high = torch.tensor(-1.0, requires_grad=True), torch.tensor(2.0, requires_grad=True)
     y = learned_clip(x, low, high, U4, factor=0.5)
@@ -22,7 +22,7 @@ def test_each_bound_gets_the_gradients_of_what_it_clips() -> None:
     assert x.grad.tolist() == [0, 10, 10, 10, 0, 0]
 
 
-def test_it_begins_at_the_observed_range_and_keeps_it_while_nothing_clips() -> None:
+def test_it_starts_at_the_observed_range_and_keeps_it_while_nothing_clips() -> None:
     quantizer = PactActivationQuantizer(U4, MinMaxObserver())
     quantizer.phase = Phase.CALIBRATE
     quantizer(torch.tensor([0.0, 3.0]))
@@ -44,7 +44,7 @@ def test_weight_decay_stays_on_the_clipping_values() -> None:
     assert (group["weight_decay"], group["lr"]) == (1e-3, pytest.approx(0.01))
 
 
-def test_training_and_evaluation_round_alike() -> None:
+def test_training_and_evaluation_quantize_the_same() -> None:
     quantizer = PactActivationQuantizer(U4, MinMaxObserver())
     with torch.no_grad():
         quantizer.clip_min.fill_(-0.7)
@@ -56,7 +56,7 @@ def test_training_and_evaluation_round_alike() -> None:
     assert torch.equal(train, quantizer.eval()(x))
 
 
-def test_an_empty_range_leaves_something_to_round_with() -> None:
+def test_an_empty_range_still_gives_a_scale() -> None:
     quantizer = PactActivationQuantizer(U4, MinMaxObserver())
     update_scales_([quantizer])
     assert quantizer.scale.item() == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""Presets: bits, symmetry and scales as the name says, on every one of them."""
+"""Presets: every one has the bits, symmetry and scales of its name."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_bits_are_those_of_the_name(name: str, weight: int, activation: int) -> 
     assert (recipe.weight.bits, recipe.activation.bits) == (weight, activation)
 
 
-def test_engines_get_the_integers_they_compute_with() -> None:
+def test_engines_get_the_formats_they_support() -> None:
     assert preset("tensorrt").activation.symmetric
     assert preset("tensorrt").activation.signed
     assert preset("onnxruntime").activation.quant_max == 255
@@ -31,7 +31,7 @@ def test_engines_get_the_integers_they_compute_with() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_more_bits_less_error_and_scales_as_promised(name: str) -> None:
+def test_more_bits_give_less_error_and_scales_are_as_promised(name: str) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
     x = torch.randn(8, 3, 12, 12)
@@ -51,6 +51,6 @@ def test_more_bits_less_error_and_scales_as_promised(name: str) -> None:
             assert float(torch.log2(quantizer.scale)).is_integer()
 
 
-def test_an_unknown_preset_is_refused_with_the_nearest() -> None:
+def test_an_unknown_preset_is_refused_with_the_closest_name() -> None:
     with pytest.raises(ValueError, match="did you mean w4a8"):
         preset("w4a9")

@@ -1,4 +1,4 @@
-"""Recipes: rules by name, type and position; presets; what is unknown is refused."""
+"""Recipes: rules by name, type and position; presets; unknown names are refused."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def test_first_and_last_are_the_ends_of_the_network_with_input_and_output() -> N
     assert {width for name, width in found.items() if name not in high | last} == {8}
 
 
-def test_rules_by_type_reach_layers_and_functions_and_the_last_one_counts() -> None:
+def test_rules_by_type_match_layers_and_functions_and_the_last_one_wins() -> None:
     rules = (
         Rule(type="Conv2d", bits=6),
         Rule(type="cat", bits=5),
@@ -70,12 +70,12 @@ def test_raised_quantizers_have_16_bits_whatever_the_rules_say() -> None:
         (Rule(type="Conv2D"), "type 'Conv2D' is not in the model; did you mean Conv2d?"),
     ],
 )
-def test_a_rule_for_what_is_not_there_is_refused(rule: Rule, message: str) -> None:
+def test_a_rule_that_matches_nothing_is_refused(rule: Rule, message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         prepare(Net(), Recipe(rules=(rule,)))
 
 
-def test_unknown_names_are_refused_with_the_nearest() -> None:
+def test_unknown_names_are_refused_with_the_closest_name() -> None:
     with pytest.raises(ValueError, match="did you mean percentile"):
         Recipe(observer="percentil")
     with pytest.raises(ValueError, match="did you mean mse"):
@@ -85,7 +85,7 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("name", OBSERVERS)
-def test_every_observer_serves_an_activation_quantizer(name: str) -> None:
+def test_every_observer_works_in_an_activation_quantizer(name: str) -> None:
     spec = QuantSpec(bits=5)
     quantizer = Recipe(observer=name, momentum=0.25).activation_quantizer(spec)
     assert type(quantizer.observer) is OBSERVERS[name]

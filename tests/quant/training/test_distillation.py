@@ -7,7 +7,7 @@ from dq.quant.training.distillation import Distill, Distillation, feature_names,
 from tests.quant import small_net as nets
 
 
-def test_the_teacher_is_the_float_model_and_stays_it() -> None:
+def test_the_teacher_is_and_stays_the_float_model() -> None:
     graph = nets.calibrated(Recipe(weight=nets.W4))
     set_phase(graph.root, Phase.OFF)
     x = nets.images(3)
@@ -20,7 +20,7 @@ def test_the_teacher_is_the_float_model_and_stays_it() -> None:
     assert not any(p.requires_grad for p in distillation.teacher.root.parameters())
 
 
-def test_with_rounding_off_there_is_nothing_to_learn() -> None:
+def test_without_quantization_the_losses_are_zero() -> None:
     graph = nets.calibrated()
     distillation = Distillation(graph, Distill(features=("re*",)))
     set_phase(graph.root, Phase.OFF)
@@ -30,7 +30,7 @@ def test_with_rounding_off_there_is_nothing_to_learn() -> None:
     assert all(value == 0 for value in losses.values())
 
 
-def test_its_outputs_are_the_graphs_and_the_losses_reach_the_student_alone() -> None:
+def test_outputs_are_the_graphs_and_gradients_reach_only_the_student() -> None:
     graph = nets.calibrated(Recipe(weight=nets.W4, learned="lsq"))
     distillation = Distillation(graph, Distill(weight=2.0, features=("re*",), feature_weight=3.0))
     set_phase(graph.root, Phase.TRAIN)
@@ -64,7 +64,7 @@ def test_learning_from_the_teacher_lowers_the_error() -> None:
     assert sum(history[-4:]) < 0.5 * sum(history[:4])
 
 
-def test_a_pattern_without_a_match_is_refused_with_what_there_is() -> None:
+def test_a_pattern_without_a_match_is_refused_with_existing_names() -> None:
     graph = nets.calibrated()
     with pytest.raises(ValueError, match=r"'neckk\.\*' matches no module .* there are head, "):
         Distillation(graph, Distill(features=("neckk.*",)))
@@ -79,7 +79,7 @@ def test_the_error_is_a_ratio_over_nested_outputs() -> None:
     assert relative_error([torch.ones(2)], [torch.zeros(2)]).isfinite()
 
 
-def test_the_student_compiles_whole() -> None:
+def test_the_student_compiles_as_one_graph() -> None:
     graph = nets.calibrated(Recipe(learned="lsq"))
     distillation = Distillation(graph, Distill(features=("re*",)))
     set_phase(graph.root, Phase.TRAIN)

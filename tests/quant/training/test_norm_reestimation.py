@@ -16,7 +16,7 @@ def spoil(graph) -> None:
             norm.running_var.mul_(1.5)
 
 
-def test_without_rounding_they_are_the_moments_of_what_each_norm_is_given() -> None:
+def test_without_quantization_they_are_the_moments_of_each_norms_input() -> None:
     graph = nets.calibrated()
     root = graph.root
     set_phase(root, Phase.OFF)
@@ -28,7 +28,7 @@ def test_without_rounding_they_are_the_moments_of_what_each_norm_is_given() -> N
     assert torch.allclose(root.norm.running_var.double(), x.var(1), rtol=1e-5)
 
 
-def test_spoilt_statistics_of_a_rounded_net_recover() -> None:
+def test_wrong_statistics_of_a_quantized_net_recover() -> None:
     graph = nets.calibrated()
     x = nets.images(50)
     with torch.no_grad():
@@ -36,8 +36,8 @@ def test_spoilt_statistics_of_a_rounded_net_recover() -> None:
         spoil(graph)
         spoilt = graph(x)[0]
         reestimate_norms_(graph, [nets.images(seed) for seed in range(16)])
-        mended = graph(x)[0]
-    assert (mended - good).square().mean() < 0.2 * (spoilt - good).square().mean()
+        repaired = graph(x)[0]
+    assert (repaired - good).square().mean() < 0.2 * (spoilt - good).square().mean()
 
 
 def test_nothing_else_changes() -> None:
@@ -83,7 +83,7 @@ def test_no_batch_changes_nothing_and_an_error_leaves_no_hook() -> None:
     assert not graph.root.norm._forward_pre_hooks
 
 
-def test_ranks_merge_before_scales_follow() -> None:
+def test_ranks_merge_before_scales_are_updated() -> None:
     graph = nets.calibrated(Recipe(learned="lsq"))
     called = []
     scale = graph.quantizers["stem+norm"].weight.learned_scale.clone()

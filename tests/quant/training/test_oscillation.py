@@ -8,14 +8,14 @@ from tests.quant import small_net as nets
 
 
 def prepared():
-    """LSQ, so that a scale does not follow the weight that the test moves."""
+    """LSQ, so that the scale does not follow the weight that the test changes."""
     graph = nets.calibrated(Recipe(weight=nets.W4, learned="lsq"))
     set_phase(graph.root, Phase.TRAIN)
     return graph
 
 
 def move(graph, steps: float) -> None:
-    """Move one weight of the head by so many integers."""
+    """Move one weight of the head by this many integers."""
     with torch.no_grad():
         scale = graph.quantizers["head"].weight.learned_scale[0]
         graph.root.head.weight[0, 0, 0, 0] = steps * scale
@@ -45,7 +45,7 @@ def test_the_frequency_of_a_weight_that_flips_each_step_goes_to_one() -> None:
     assert tracker.records["head"].frequency.flatten()[1:].max() == 0
 
 
-def test_an_oscillating_weight_is_frozen_where_it_was_most() -> None:
+def test_an_oscillating_weight_is_frozen_at_its_most_frequent_integer() -> None:
     graph = prepared()
     tracker = OscillationTracker(graph, Oscillation(momentum=0.1, freeze_above=0.3))
     for step in range(30):
@@ -61,7 +61,7 @@ def test_an_oscillating_weight_is_frozen_where_it_was_most() -> None:
     assert changed == 1
 
 
-def test_a_frozen_weight_of_a_folded_layer_keeps_its_integer_when_the_norm_moves() -> None:
+def test_a_frozen_weight_of_a_folded_layer_keeps_its_integer_when_the_norm_changes() -> None:
     graph = prepared()
     tracker = OscillationTracker(graph, Oscillation(momentum=0.5, freeze_above=0.01))
     tracker.update_()
@@ -115,6 +115,6 @@ def test_dampening_rises_over_the_training() -> None:
 
 
 @pytest.mark.parametrize("given", [{"momentum": 0}, {"freeze_above": 1.0}, {"dampening": -1}])
-def test_nonsense_is_refused(given) -> None:
+def test_invalid_settings_are_refused(given) -> None:
     with pytest.raises(ValueError, match=f"quant.oscillation.{next(iter(given))}"):
         Oscillation(**given)

@@ -54,7 +54,7 @@ def test_infinite_ranges_stay_infinite_and_scales_fit_their_ranges() -> None:
             assert torch.equal(value, graph.root.state_dict()[name])
 
 
-def test_the_average_evaluates_sensibly_and_the_training_goes_on_unharmed() -> None:
+def test_the_average_can_be_evaluated_and_the_training_continues_unchanged() -> None:
     graph = nets.calibrated(Recipe(learned="lsq+"))
     average = WeightAverage(graph.root, 0.01)
     train(graph, average)

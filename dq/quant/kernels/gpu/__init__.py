@@ -1,1 +1,1 @@
-"""Quantization of whole tensors in one pass over memory, for training on a GPU."""
+"""Fake quantization in one pass over memory, for training on a GPU."""

@@ -1,4 +1,4 @@
-"""A look, once a process, whether the kernels compute on this GPU what torch's operators do."""
+"""A check, once per process, that the kernels on this GPU give the results of torch's operators."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _INTEGERS = [-127, 127, 1, 1, 0, 1]
 
 
 def kernels_work(device: torch.device) -> bool:
-    """Say whether small tensors come out equal; where not, a warning says why.
+    """Say whether results on small tensors are equal to torch's; if not, warn with the reason.
 
-    A driver, a Triton or a GPU that nobody has tried must cost speed and never a number.
+    An untested driver, Triton or GPU may cost speed but must never change a result.
 
     Args:
         device: The GPU.
     """
     try:
         wrong = _first_difference(device)
-    except Exception as error:  # Whatever a compiler or a driver may raise.
+    except Exception as error:  # A compiler or driver may raise anything.
         reason = " ".join(str(error).split())[:200]
         wrong = f"{type(error).__name__}: {reason}"
     if wrong is None:
@@ -44,13 +44,13 @@ def _first_difference(device: torch.device) -> str | None:
     ops.activate(x, y, mask, scale, zero_point, (0, 255, 0.0, 6.0), record)
     cut = x.clamp(0.0, 6.0)
     if not torch.equal(y, torch.fake_quantize_per_tensor_affine(cut, scale, zero_point, 0, 255)):
-        return "rounded activations differ from torch's"
+        return "fake-quantized activations differ from torch's"
     if [float(r) for r in record] != [float(cut.min()), float(cut.max())]:
         return "observed ranges differ from torch's"
     weight = x[:4995].reshape(15, 333)
     expected = _rounded(weight)
     if not torch.equal(ops.rounded_weight(weight, None, None, None, _INTEGERS, False), expected):
-        return "rounded weights differ from torch's"
+        return "fake-quantized weights differ from torch's"
     return None
 
 

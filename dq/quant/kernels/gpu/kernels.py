@@ -1,8 +1,8 @@
 """The kernels of `dq.quant.kernels.native` for a GPU, written in Triton.
 
-They compute in the order of torch's operators, so that forward results are equal bit for bit;
-sums (gradients of scales and factors) differ by rounding. Two things keep them so: quotients are
-rounded to nearest (``tl.div_rn``), and callers forbid fused multiply-adds
+They use the order of operations of torch's operators, so forward results are equal bit for bit;
+sums (gradients of scales and factors) differ by rounding. Two things are needed for this: division
+rounds to nearest (``tl.div_rn``), and callers disable fused multiply-add
 (``enable_fp_fusion=False``). With ``TRITON_INTERPRET=1`` the same source runs on a CPU.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Added and taken away again, it rounds a float32 below 2**22 to an integer, half to even.
+# Adding and subtracting it rounds a float32 below 2**22 to an integer, half to even.
 _ROUNDER = tl.constexpr(12582912.0)
 _ROUNDER_LIMIT = tl.constexpr(4194304.0)
 _LARGEST = tl.constexpr(3.4028234663852886e38)
@@ -20,19 +20,19 @@ _SMALLEST_FACTOR = tl.constexpr(1e-12)
 
 
 @triton.jit
-def _clipped(x, low, high):  # A NaN stays one.
+def _clipped(x, low, high):  # A NaN stays a NaN.
     x = tl.where(x < low, low, x)
     return tl.where(x > high, high, x)
 
 
 @triton.jit
-def _passes(x, low, high):  # As the gradient of ReLU and Hardtanh.
+def _passes(x, low, high):  # The gradient mask of ReLU and Hardtanh.
     return ((x <= low) | (x >= high)) == 0
 
 
 @triton.jit
 def _rounded(x):
-    # Larger values lie outside every grid and are cut off whatever their fraction.
+    # Larger values lie outside every quantization range and are clamped in any case.
     return tl.where(tl.abs(x) < _ROUNDER_LIMIT, (x + _ROUNDER) - _ROUNDER, x)
 
 
@@ -54,7 +54,7 @@ def activation(
     ROUNDS: tl.constexpr, WRITES: tl.constexpr, MASKS: tl.constexpr, OBSERVES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Clip, round and mask a block of values; leave its smallest and largest value."""
+    """Clip and fake-quantize a block of values, with its gradient mask, minimum and maximum."""
     block = tl.program_id(0)
     offsets = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = offsets < n
@@ -76,7 +76,7 @@ def activation(
             passes = _passes(x, clip_low, clip_high)
             tl.store(mask_ptr + offsets, passes.to(tl.uint8), mask=here)
     if OBSERVES:
-        # Of a block with a value that is not finite the range is empty the wrong way round.
+        # If a value of the block is not finite, min > max marks the block.
         sound = tl.min((tl.abs(c) <= _LARGEST).to(tl.int32), axis=0) > 0
         lowest = tl.min(tl.where(here & (c == c), c, float("inf")), axis=0)
         highest = tl.max(tl.where(here & (c == c), c, float("-inf")), axis=0)
@@ -86,7 +86,7 @@ def activation(
 
 @triton.jit
 def record(partial_ptr, min_ptr, max_ptr, num_blocks, BLOCK: tl.constexpr):
-    """Widen a record by the ranges of all blocks, unless one of them is not finite."""
+    """Widen the recorded range by the ranges of all blocks, unless one of them is not finite."""
     lowest = tl.full((BLOCK,), float("inf"), tl.float32)
     highest = tl.full((BLOCK,), float("-inf"), tl.float32)
     for begin in range(0, num_blocks, BLOCK):
@@ -104,7 +104,7 @@ def record(partial_ptr, min_ptr, max_ptr, num_blocks, BLOCK: tl.constexpr):
 
 @triton.jit
 def masked(gradient_ptr, mask_ptr, result_ptr, n, BLOCK: tl.constexpr):
-    """Write the gradient where the mask is set and zero elsewhere."""
+    """Write the gradient where the mask is 1 and zero elsewhere."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = offsets < n
     mask = tl.load(mask_ptr + offsets, mask=here, other=0)
@@ -118,7 +118,7 @@ def learned_backward(
     n, quant_min, quant_max, clip_low, clip_high,
     HAS_OFFSET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write gradients of values; leave a block's part of the sums for scale and offset."""
+    """Write the gradient of the values, and a block's part of the sums for scale and offset."""
     block = tl.program_id(0)
     offsets = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = offsets < n
@@ -149,7 +149,7 @@ def _next_power_of_two(x):
 
 @triton.jit
 def _row_range(weight_ptr, factor, row, columns, BLOCK: tl.constexpr):
-    """Return smallest and largest value of a folded row, and how many of its values are NaN."""
+    """Return the minimum and maximum of a folded row, and its number of NaNs."""
     low = tl.full((BLOCK,), float("inf"), tl.float32)
     high = tl.full((BLOCK,), float("-inf"), tl.float32)
     nans = tl.zeros((BLOCK,), tl.int32)
@@ -192,7 +192,7 @@ def _grid_of_row(
     if not SYMMETRIC:
         zero_point = tl.where(empty, 0.0, _rounded(quant_min - tl.div_rn(low, scale)))
         zero_point = tl.minimum(tl.maximum(zero_point, quant_min), quant_max)
-    # A NaN must be seen in the loss and not rounded away.
+    # A NaN must show in the loss.
     return tl.where(nans > 0, float("nan"), scale), tl.where(nans > 0, 0.0, zero_point)
 
 
@@ -203,7 +203,7 @@ def weight(
     SYMMETRIC: tl.constexpr, POWER_OF_TWO: tl.constexpr,
     FOLDS: tl.constexpr, UNFOLDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Fold, round and unfold a row of a weight."""
+    """Fold, fake-quantize and unfold one row of a weight."""
     row = tl.program_id(0).to(tl.int64)
     low, high = quant_min.to(tl.float32), quant_max.to(tl.float32)
     factor = tl.load(factor_ptr + row) if FOLDS else 1.0
@@ -219,7 +219,7 @@ def weight(
         integer = _integer_of(w * factor, inverse, zero_point)
         y = (_limited(integer, low, high) - zero_point) * scale
         if UNFOLDS:
-            # A dead channel keeps its weight: its integers would all be zero.
+            # A dead channel keeps its float weight: all its integers would be zero.
             y = tl.where(tl.abs(factor) < _SMALLEST_FACTOR, w, tl.div_rn(y, y * 0.0 + factor))
         tl.store(result_ptr + row * columns + offsets, y, mask=here)
 
@@ -233,7 +233,7 @@ def weight_backward(
     FOLDS: tl.constexpr, UNFOLDS: tl.constexpr,
     WANTS_FACTOR: tl.constexpr, WANTS_SCALE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of a row of a weight, its factor, and its part of the scale's."""
+    """Write the gradients of a row of a weight and of its factor, and its part of the scale's."""
     row = tl.program_id(0).to(tl.int64)
     low, high = quant_min.to(tl.float32), quant_max.to(tl.float32)
     factor = tl.load(factor_ptr + row) if FOLDS else 1.0
@@ -257,7 +257,7 @@ def weight_backward(
         if UNFOLDS:
             passes = tl.where(tl.abs(factor) < _SMALLEST_FACTOR, here, passes)
         if SYMMETRIC and SIGNED and not GIVEN:
-            passes = here  # The weight's own range has every value inside.
+            passes = here  # The range comes from the weight, so every value lies inside.
         kept = tl.where(passes, upstream, 0.0)
         tl.store(d_weight_ptr + place, kept if UNFOLDS else kept * factor, mask=here)
         if WANTS_FACTOR:

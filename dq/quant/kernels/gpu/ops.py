@@ -1,6 +1,6 @@
-"""The kernels for a GPU, called as those for a CPU are: the same functions of the same arguments.
+"""The GPU kernels, with the functions and arguments of the CPU kernels.
 
-See `dq.quant.kernels.operators` for what each returns; tensors here lie on one GPU.
+See `dq.quant.kernels.operators` for what each returns. All tensors lie on one GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dq.quant.numerics.affine import range_over, scale_and_zero_point
 from dq.quant.numerics.spec import QuantSpec
 
 BLOCK = 2048
-# A multiply-add that rounds once would give other numbers than torch's operators.
+# A fused multiply-add rounds once and would differ from torch's operators.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
 
 
@@ -29,7 +29,7 @@ def activate(
     integers_and_clip: tuple[int, int, float, float],
     record: tuple[Tensor, Tensor] | None,
 ) -> None:
-    """Clip ``x``, record its extremes and round it into ``y``, as far as each is given."""
+    """Clip ``x``; optionally record its extremes and fake-quantize it into ``y``."""
     n = x.numel()
     if n == 0:
         return
@@ -45,7 +45,7 @@ def activate(
 
 
 def masked_gradient(gradient: Tensor, mask: Tensor) -> Tensor:
-    """Return the gradient, laid out as the mask, where that is set and zero elsewhere."""
+    """Return the gradient where the mask is 1, zero elsewhere, in the mask's memory layout."""
     result = torch.empty_like(gradient)
     n = gradient.numel()
     if n:
@@ -62,7 +62,7 @@ def learned_gradients(
     integers_and_clip: tuple[int, int, float, float],
     has_offset: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of dense values, and the sums for scale and offset, ``(2,)``."""
+    """Return the gradient of dense values, and the sums for scale and offset, ``(2,)``."""
     result = torch.empty_like(gradient)
     n = x.numel()
     if n == 0:
@@ -84,7 +84,7 @@ def rounded_weight(
     integers: list[int],
     unfolds: bool,
 ) -> Tensor:
-    """Return a dense weight folded, rounded and unfolded."""
+    """Return a dense weight folded, fake-quantized and unfolded."""
     result = torch.empty_like(weight)
     if weight.numel() == 0:
         return result
@@ -107,7 +107,7 @@ def weight_gradients(
     unfolds: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of a dense weight, its factor and, a row each, the scale."""
+    """Return the gradients of a dense weight, of its factor and, per row, of the scale."""
     rows = len(weight)
     d_weight = torch.empty_like(weight)
     d_factor = weight.new_zeros(rows if wanted[0] else 0)
@@ -132,7 +132,7 @@ def _given_scale(
     zero_point: Tensor | None,
     integers: list[int],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return scale and zero point, those of the whole weight where it has one range alone."""
+    """Return scale and zero point; compute them if the weight has one range for all its rows."""
     quant_min, quant_max, signed, symmetric, power_of_two, per_channel = integers
     if scale is not None or per_channel:
         return scale, zero_point

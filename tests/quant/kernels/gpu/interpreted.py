@@ -1,6 +1,6 @@
-"""The kernels for a GPU, in Triton's interpreter on a CPU, against the kernels for a CPU.
+"""Compare the GPU kernels, in Triton's interpreter on a CPU, with the CPU kernels.
 
-Run by `test_kernels.py` in a process of its own: Triton decides at its import that it interprets.
+Run by `test_kernels.py` in a process of its own, because Triton chooses its interpreter at import.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GRIDS = [(0.02, 0, 0, 255), (0.031, 117, 0, 255), (0.5, 0, -8, 7), (0.001, 0, -3
 
 
 def _values(number: int, seed: int = 0) -> Tensor:
-    """Values over many sizes, ties between two integers among them."""
+    """Values of many magnitudes, including ties between two integers."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(number, generator=generator) * 3
     x[::7] = (torch.randint(-300, 300, (len(x[::7]),), generator=generator) + 0.5) * 0.02
@@ -62,10 +62,10 @@ def test_odd_values(bad: float) -> None:
         found.append((y, mask, *record))
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
-    assert found[0][2] == -1.0, "a tensor with such a value leaves the record alone"
+    assert found[0][2] == -1.0, "a tensor with such a value does not change the record"
 
 
-def test_in_place_without_mask_and_record_alone() -> None:
+def test_in_place_without_mask_and_record_only() -> None:
     x = _values(300)
     expected, found = x.clone(), x.clone()
     scale, zero_point = torch.tensor(0.05), torch.tensor(3, dtype=torch.int32)
@@ -157,7 +157,7 @@ def test_weights_and_their_gradients(integers: list[int], unfolds: bool, kind: s
         torch.testing.assert_close(sums, d_scale, rtol=1e-4, atol=1e-2)
 
 
-def test_a_broken_weight_is_seen() -> None:
+def test_a_nan_weight_gives_a_nan_result() -> None:
     weight = torch.randn(3, 40, generator=torch.Generator().manual_seed(5))
     weight[1, 7] = torch.nan
     weight[2, 3] = torch.inf
@@ -167,7 +167,7 @@ def test_a_broken_weight_is_seen() -> None:
     assert torch.equal(ops.rounded_weight(*given)[2], expected[2])
 
 
-def test_the_look_at_the_kernels_finds_them_well_and_a_fault_in_them(
+def test_the_check_accepts_the_kernels_and_finds_a_wrong_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = torch.device("cpu")
@@ -175,7 +175,7 @@ def test_the_look_at_the_kernels_finds_them_well_and_a_fault_in_them(
     with monkeypatch.context() as patch:
         patch.setattr(ops, "rounded_weight", lambda weight, *rest: weight)
         assert not kernels_work(device)
-    assert "rounded weights differ" in caplog.text
+    assert "fake-quantized weights differ" in caplog.text
 
     def broken(*_: object) -> None:
         raise RuntimeError("no such\nGPU")

@@ -1,4 +1,4 @@
-"""The kernels compile for GPUs that are not here, without fused multiply-adds."""
+"""The kernels compile for GPUs that are not installed, without fused multiply-add."""
 
 import itertools
 import re

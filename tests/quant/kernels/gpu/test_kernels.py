@@ -1,4 +1,4 @@
-"""The kernels for a GPU compute what those for a CPU do."""
+"""The GPU kernels give the results of the CPU kernels."""
 
 import os
 import re
@@ -16,9 +16,9 @@ LEAST = 80
 
 @pytest.mark.cpu
 def test_interpreted_kernels_equal_those_for_a_cpu() -> None:
-    pytest.importorskip("triton", reason="the kernels for a GPU need Triton")
+    pytest.importorskip("triton", reason="the GPU kernels need Triton")
     if not native.is_there():
-        pytest.skip("there are no kernels for a CPU to compare with")
+        pytest.skip("there are no CPU kernels to compare with")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, "tests/quant/kernels/gpu/interpreted.py"],
