@@ -13,7 +13,7 @@ from dq.quant.recipes.recipe import Recipe
 
 _EXPORT = (
     "torch cannot export a prepared model: its own forward pass is the float one, and quantizers"
-    " are no operators of an engine; use dq.quant.export.onnx_graph(model, 'model.onnx', example)"
+    " are no operators of an engine; use dq.quant.export_onnx(model, 'model.onnx', example)"
 )
 
 
