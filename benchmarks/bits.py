@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dq.tracking.summary import StageSummary, read_summary
+from dq.tracking.record.stage_summary import StageSummary, read_summary
 
 # What each row sets; below 8 bits training learns the scales (LSQ).
 ROWS = {

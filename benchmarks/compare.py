@@ -11,11 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from dq.tracking.comparison import lines_of, markdown
-from dq.tracking.experiments import STAGES, find_experiments
-from dq.tracking.html_report import html_report
-from dq.tracking.run import Run, write_run
-from dq.tracking.summary import StageSummary, write_summary
+from dq.tracking.record.run import Run, write_run
+from dq.tracking.record.stage_summary import StageSummary, write_summary
+from dq.tracking.reports.comparison import lines_of, markdown
+from dq.tracking.reports.experiments import STAGES, find_experiments
+from dq.tracking.reports.html_report import html_report
 
 
 def fill(folder: Path, runs: int, rows: int) -> None:

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from dq.data.digits import write_digits
-from dq.dist.checkpoint import load_checkpoint
+from dq.dist.files.checkpoint import load_checkpoint
 from tests.warm import WarmProcess, session
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dq.tracking.summary import read_summary
+from dq.tracking.record.stage_summary import read_summary
 
 CONFIG = """
 _base_ = [{base!r}]

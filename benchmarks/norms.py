@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels import milliseconds, table
-from dq.dist import native_batch_norm, torch_batch_norm
+from dq.dist.norm import native_passes as native_batch_norm
+from dq.dist.norm import torch_passes as torch_batch_norm
 
 SHAPES = ((4, 64, 64, 64), (4, 32, 128, 128), (2, 96, 40, 40), (2, 256, 10, 10))
 LAYOUTS = {"as it is": torch.contiguous_format, "channels last": torch.channels_last}

@@ -47,9 +47,9 @@ def on_rank(given: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.speed import batch_of, quantized
     from dq.detector.model.graph import parameters_outside
     from dq.detector.step.parallel_detector import parse_losses
-    from dq.dist import collectives
-    from dq.dist.data_parallel import wrap
-    from dq.dist.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
+    from dq.dist.exchange import collectives
+    from dq.dist.exchange.data_parallel import wrap
+    from dq.dist.norm.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
     from dq.sync import agree_
 
     config, detector = build(given.net, given.size)
@@ -116,7 +116,7 @@ def _agreement(number: int) -> float:
 
 
 def _all_reduce(numel: int, number: int) -> float:
-    from dq.dist import collectives
+    from dq.dist.exchange import collectives
 
     flat = torch.zeros(numel)
     return median_s(lambda: collectives.all_reduce_(flat), number)
@@ -196,9 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure_here(given: argparse.Namespace) -> None:
-    from dq.dist import collectives
-    from dq.dist.environment import read_environment
-    from dq.dist.process_group import process_group
+    from dq.dist.exchange import collectives
+    from dq.dist.group.process_group import process_group
+    from dq.dist.rendezvous.environment import read_environment
 
     torch.set_num_threads(1)
     with process_group(read_environment(), device=torch.device(given.device)):

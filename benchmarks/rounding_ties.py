@@ -24,7 +24,7 @@ from dq.detector.evaluation.evaluate import evaluate, main_metric
 from dq.detector.model.build import build_model, float_state, load_float_state
 from dq.detector.model.checkpoint_content import load_quantization, recipe_of
 from dq.detector.model.graph import quantize_detector
-from dq.dist.checkpoint import load_checkpoint
+from dq.dist.files.checkpoint import load_checkpoint
 from dq.quant.quantizers.phase import Phase, set_phase
 
 

@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dq.tracking.run import Run
+from dq.tracking.record.run import Run
 from dq.tracking.tracker import FolderTracker
 
 CONFIG = """

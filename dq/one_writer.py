@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from dq import beat
-from dq.tracking.liveness import began_of, this_process
+from dq.tracking.record.liveness import began_of, this_process
 
 log = logging.getLogger(__name__)
 BEAT_S, SILENCE_S, LOOK_S, RETRY_S = 2.0, 60.0, 5.0, 0.05
@@ -39,7 +39,7 @@ class Writer:
 
     Attributes:
         token: Unlike every other writer's.
-        process: As `dq.tracking.liveness.this_process` says.
+        process: As `dq.tracking.record.liveness.this_process` says.
         since: When it began, for people: seconds since 1970 by its own clock.
         job: Number of a Slurm job, empty for none.
         attempt: How often that job had been started before.

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors as flatten
 from torch._utils import _unflatten_dense_tensors as unflatten
 
-from dq.dist import collectives
-from dq.dist.digest import differing_names, digest
-from dq.dist.one_rank import run_on_rank
+from dq.dist.equality.digest import differing_names, digest
+from dq.dist.exchange import collectives
+from dq.dist.work.on_one_rank import run_on_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.observers.min_max import MinMaxObserver, buffers
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, observers_of, update_scales_

@@ -17,7 +17,7 @@ from dq.quant.training.oscillation import Oscillation
 from dq.quant.training.refinements import Refinements
 from dq.quant.training.schedule import Schedule
 from dq.quant.training.weight_average import Ema
-from dq.tracking.settings import Tracking
+from dq.tracking.record.settings import Tracking
 
 MODES = {False: "train", None: "train", True: "qat", "training": "qat", "calibration": "calibrate"}
 

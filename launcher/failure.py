@@ -20,7 +20,7 @@ DEBUG = "--debug"
 
 def exit_code(error: BaseException) -> int:
     """Return 2 for the user's mistake, 1 for the world's and for what nobody foresaw."""
-    from dq.dist.foreseen import is_foreseen
+    from dq.dist.errors.foreseen import is_foreseen
 
     return USER_ERROR if isinstance(error, ValueError) and is_foreseen(error) else WORLD_ERROR
 
@@ -32,7 +32,7 @@ def line_of(error: BaseException, log: Path | None) -> str:
         error: As it was caught.
         log: The file, or the folder of files, that has its traceback.
     """
-    from dq.dist.foreseen import described, is_foreseen, words_of
+    from dq.dist.errors.foreseen import described, is_foreseen, words_of
 
     if not is_foreseen(error):
         where = f"; the traceback is in {log}" if log is not None else ""
@@ -72,8 +72,8 @@ def tell_once(line: str, code: int, print_it: Callable[[], None]) -> None:
         print_it()
         return
     try:
-        from dq.dist.early_failure import EarlyFailure, tell
-        from dq.dist.environment import read_environment
+        from dq.dist.group.early_failure import EarlyFailure, tell
+        from dq.dist.rendezvous.environment import read_environment
 
         environment = read_environment()
     except (ImportError, ValueError):
@@ -95,7 +95,7 @@ def say(error: BaseException, log: Path | None, *, debug: bool = False) -> None:
 
 def say_line(line: str) -> None:
     """Print a line as an error, with the rank where it is not the main one's."""
-    from dq.dist.environment import read_environment
+    from dq.dist.rendezvous.environment import read_environment
 
     try:
         rank = str(read_environment().rank)
@@ -174,7 +174,7 @@ def _destructor_failed(arguments: Any) -> None:
 
 
 def _warn(error: BaseException, what: str) -> None:
-    from dq.dist.foreseen import described
+    from dq.dist.errors.foreseen import described
 
     if not log_traceback(error):
         write_traceback(error)

@@ -20,9 +20,9 @@ from dq.detector.data.class_names import class_list
 from dq.detector.data.datasets import calibration_dataset, calibration_images
 from dq.detector.evaluation.metric_settings import check_metric_settings
 from dq.detector.step.guards import Guards
-from dq.dist.one_reader import on_main_rank
-from dq.tracking.settings import Tracking
-from dq.tracking.summary import key_of
+from dq.dist.work.on_main_rank import on_main_rank
+from dq.tracking.record.settings import Tracking
+from dq.tracking.record.stage_summary import key_of
 from launcher.config import QuantSettings, command_for, guards, quant_settings, tracking
 from launcher.settings import (
     DEVICE,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from dq.detector.step.guards import Guards
 from dq.quant.recipes.recipe import Recipe
-from dq.tracking.plots import write_plots
-from dq.tracking.summary import StageSummary, read_summary
-from dq.tracking.table import COLUMNS, below_start, markdown_table
+from dq.tracking.record.stage_summary import StageSummary, read_summary
+from dq.tracking.reports.plots import write_plots
+from dq.tracking.reports.table import COLUMNS, below_start, markdown_table
 from dq.whole_file import write_whole
 from launcher.failure import WORLD_ERROR
 from launcher.session import Session

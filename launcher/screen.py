@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dq.tracking.comparison import Line
+    from dq.tracking.reports.comparison import Line
 
 # Columns of words; all others are numbers and stand to the right.
 _WORDS = (0, 6, 10)
@@ -22,7 +22,7 @@ class Screen:
 
     def table(self, lines: Sequence[Line]) -> None:
         """Print a table of experiments."""
-        from dq.tracking.comparison import HEADS, cells
+        from dq.tracking.reports.comparison import HEADS, cells
 
         rows = [list(HEADS.values()), *map(cells, lines)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -53,7 +53,7 @@ class RichScreen(Screen):
         from rich.table import Table
         from rich.text import Text
 
-        from dq.tracking.comparison import HEADS, cells
+        from dq.tracking.reports.comparison import HEADS, cells
 
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         for number, head in enumerate(HEADS.values()):

@@ -16,15 +16,15 @@ import torch
 from dq.detector import removed_names
 from dq.detector.step.guards import Guards
 from dq.detector.step.supervision import Supervision, Watch
-from dq.dist.agreement import Agreement, CudaMarks
-from dq.dist.claim import first_to_claim, linger
-from dq.dist.environment import Environment, read_environment
-from dq.dist.lost import LostRankError, explain_lost_rank
-from dq.dist.process_group import process_group
-from dq.dist.signals import Stopped, StopSignals, stop_signals
-from dq.tracking.mirror import Limits
-from dq.tracking.relay_process import Relay
-from dq.tracking.wandb_variables import ignored, mode_of
+from dq.dist.errors.lost import LostRankError, explain_lost_rank
+from dq.dist.group.claim import first_to_claim, linger
+from dq.dist.group.process_group import process_group
+from dq.dist.rendezvous.environment import Environment, read_environment
+from dq.dist.watch.agreement import Agreement, CudaMarks
+from dq.dist.watch.signals import Stopped, StopSignals, stop_signals
+from dq.tracking.wandb_copy.mirror import Limits
+from dq.tracking.wandb_copy.relay_process import Relay
+from dq.tracking.wandb_copy.variables import ignored, mode_of
 from launcher.failure import log_traceback, say
 from launcher.logs import logging_to
 from launcher.plan import surroundings

@@ -15,8 +15,8 @@ from typing import Any
 
 from dq.detector.config.mmdet_keys import TOP_LEVEL_KEYS
 from dq.quant.recipes.recipe import Recipe
-from dq.tracking.run import flattened
-from dq.tracking.secrets import hide
+from dq.tracking.record.run import flattened
+from dq.tracking.record.secrets import hide
 from launcher.config import QuantSettings
 
 Settings = Mapping[str, str]

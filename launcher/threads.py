@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from dq.dist.environment import Environment
+from dq.dist.rendezvous.environment import Environment
 
 VARIABLE = "OMP_NUM_THREADS"
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from dq.dist.one_reader import on_main_rank
+from dq.dist.work.on_main_rank import on_main_rank
 from dq.one_writer import hold
 from dq.whole_file import remove_drafts
 from launcher.failure import WORLD_ERROR

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dq.dist import collectives
-from dq.dist.data_parallel import wrap
-from dq.dist.sync_batch_norm import convert_sync_batch_norm, revert_sync_batch_norm
+from dq.dist.exchange import collectives
+from dq.dist.exchange.data_parallel import wrap
+from dq.dist.norm.sync_batch_norm import convert_sync_batch_norm, revert_sync_batch_norm
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.factory import initialise_weights_

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from dq.dist import collectives
+from dq.dist.exchange import collectives
 from dq.quant.graph.prepare import prepare
 from dq.quant.ptq.equalization import equalize_
 from dq.quant.quantizers.phase import Phase, set_phase

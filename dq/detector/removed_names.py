@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dq.dist.safe_globals import numpy_globals
+from dq.dist.files.safe_globals import numpy_globals
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dq.tracking.liveness import this_process
-from dq.tracking.relay_process import Relay
-from dq.tracking.rows import METRICS, QUANTIZERS, RowFile, begin_rows, rows_of_kind
-from dq.tracking.run import Run, write_run
+from dq.tracking.record.liveness import this_process
+from dq.tracking.record.rows import METRICS, QUANTIZERS, RowFile, begin_rows, rows_of_kind
+from dq.tracking.record.run import Run, write_run
+from dq.tracking.wandb_copy.relay_process import Relay
 
 log = logging.getLogger(__name__)
 # Of validation, the greater the better; losses and counts are not called so.

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write ``analyze/sensitivity.json`` and ``.png``; return 0."""
     from dq.quant.ptq.settings import Mixed
-    from dq.tracking.sensitivity import sensitivity_table, write_sensitivity
+    from dq.tracking.reports.sensitivity import sensitivity_table, write_sensitivity
     from launcher import stages
     from launcher.session import session
 

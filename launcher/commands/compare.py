@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table, write what is asked for, and return 0."""
-    from dq.tracking.comparison import (
+    from dq.tracking.reports.comparison import (
         as_json,
         comma_separated,
         differences,
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         lines_of,
         markdown,
     )
-    from dq.tracking.experiments import find_experiments
+    from dq.tracking.reports.experiments import find_experiments
 
     folders = [*arguments.folders]
     if arguments.project is not None or not folders:
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.json: lambda: as_json(lines, changed),
     }
     if arguments.html is not None:
-        from dq.tracking.html_report import html_report
+        from dq.tracking.reports.html_report import html_report
 
         chosen = {line.name: number for number, line in enumerate(lines[: arguments.details])}
         shown = sorted((e for e in experiments if e.name in chosen), key=lambda e: chosen[e.name])
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             _write(path, text())
             screen.say(str(path))
     if arguments.report:
-        from dq.tracking.wandb_report import publish
+        from dq.tracking.reports.wandb_report import publish
 
         best = lines[: arguments.details]
         names = {line.name for line in best}

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Send them one after another, and return 1 when one could not be sent."""
-    from dq.tracking.sync import pending_runs, send
+    from dq.tracking.wandb_copy.send_offline import pending_runs, send
 
     failed = 0
     runs = pending_runs(arguments.folders)

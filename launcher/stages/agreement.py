@@ -9,8 +9,8 @@ from typing import Any
 
 from dq.detector.evaluation.box_differences import BoxDifferences, box_differences
 from dq.detector.evaluation.evaluate import as_share, main_metrics, score
-from dq.tracking.json_file import write_json
-from dq.tracking.summary import FILE_NAME
+from dq.tracking.record.json_file import write_json
+from dq.tracking.record.stage_summary import FILE_NAME
 from launcher.plan import Plan
 
 # Of the metric, 0 to 1: a tenth of a percentage point.

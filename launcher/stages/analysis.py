@@ -10,7 +10,7 @@ from dq.detector.calibration.calibrate import calibrate_and_repair
 from dq.detector.model.checkpoint_content import load_quantization, recipe_of
 from dq.detector.model.graph import quantize_detector
 from dq.detector.step.rank_state import seed_everything
-from dq.dist.one_rank import run_on_rank
+from dq.dist.work.on_one_rank import run_on_rank
 from dq.quant.ptq.mixed_precision import analyze
 from dq.quant.ptq.repairs import first_images
 from dq.quant.ptq.settings import Mixed
@@ -26,7 +26,8 @@ def analyzed(
     """Measure each quantizer's effect on the outputs; one rank works, the others wait.
 
     Returns:
-        On the main rank what `dq.tracking.sensitivity.sensitivity_table` takes, elsewhere None.
+        On the main rank what `dq.tracking.reports.sensitivity.sensitivity_table` takes, elsewhere
+        None.
     """
     content, _ = read_checkpoint(checkpoint, trusted=trusted)
     seed_everything(plan.seed)

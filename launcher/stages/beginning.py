@@ -13,10 +13,10 @@ from torch import nn
 from dq.detector.evaluation.evaluate import main_metric
 from dq.detector.step.rank_state import generators, set_generators
 from dq.detector.training.train import Resume
-from dq.dist.one_reader import on_main_rank
+from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, Phased, set_phase
-from dq.tracking.summary import StageSummary, read_summary, write_summary
+from dq.tracking.record.stage_summary import StageSummary, read_summary, write_summary
 from launcher.plan import Plan
 from launcher.session import Session
 from launcher.stages.conclusion import measure

@@ -14,16 +14,16 @@ from dq.detector.calibration.calibrate import calibrate_and_repair
 from dq.detector.model.checkpoint_content import load_quantization, recipe_of
 from dq.detector.model.graph import quantize_detector
 from dq.detector.step.rank_state import seed_everything
-from dq.dist import collectives
-from dq.dist.checkpoint import load_checkpoint
-from dq.dist.one_reader import on_main_rank
-from dq.dist.restarts import restart_counted
+from dq.dist.exchange import collectives
+from dq.dist.files.checkpoint import load_checkpoint
+from dq.dist.rendezvous.restarts import restart_counted
+from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.widths import set_bits_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
 from dq.sync import calibrate_on_one_rank
-from dq.tracking.summary import StageSummary
+from dq.tracking.record.stage_summary import StageSummary
 from launcher.plan import Plan
 from launcher.session import Session
 from launcher.stages.conclusion import conclude, read_checkpoint, reusable

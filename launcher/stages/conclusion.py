@@ -20,15 +20,15 @@ from dq.detector.evaluation.kept_predictions import class_precision
 from dq.detector.evaluation.results_file import Painter, write_results
 from dq.detector.hooks.tracking import Figures
 from dq.detector.model.checkpoint_content import compose
-from dq.dist import collectives
-from dq.dist.checkpoint import load_checkpoint, save_checkpoint
-from dq.dist.one_reader import on_main_rank
+from dq.dist.exchange import collectives
+from dq.dist.files.checkpoint import load_checkpoint, save_checkpoint
+from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.analysis.statistics import model_bytes
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
 from dq.sync import prove_equal
-from dq.tracking.summary import StageSummary, is_current, sha256_of, write_summary
+from dq.tracking.record.stage_summary import StageSummary, is_current, sha256_of, write_summary
 from dq.tracking.tracker import Tracker
 from launcher.plan import Plan
 from launcher.session import Session

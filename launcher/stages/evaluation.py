@@ -14,13 +14,13 @@ from dq.detector.evaluation.evaluate import main_metric
 from dq.detector.evaluation.results_file import check_format, format_results
 from dq.detector.model.checkpoint_content import load_quantization, recipe_of
 from dq.detector.model.graph import quantize_detector
-from dq.dist import collectives
-from dq.dist.one_reader import on_main_rank
+from dq.dist.exchange import collectives
+from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.analysis.statistics import model_bytes
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.sync import prove_equal
-from dq.tracking.summary import StageSummary, write_summary
+from dq.tracking.record.stage_summary import StageSummary, write_summary
 from launcher.plan import Plan
 from launcher.session import Session
 from launcher.stages.conclusion import NOTHING, Keep, detected, measure, read_checkpoint, track_row

@@ -14,8 +14,8 @@ from dq.detector.hooks.tracking import Figures
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.repairs import first_images
 from dq.quant.quantizers.phase import Phase, set_phase
-from dq.tracking.drawing import draw_pair
-from dq.tracking.predictions import (
+from dq.tracking.pictures.drawing import draw_pair
+from dq.tracking.pictures.predictions import (
     Box,
     most_different,
     read_predictions,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dq.detector.data.class_names import class_list, classes_of_checkpoint
 from dq.detector.export.write import export_detector, image_size, metadata_of
-from dq.dist.one_reader import on_main_rank
+from dq.dist.work.on_main_rank import on_main_rank
 from launcher.plan import Plan
 from launcher.session import Session
 from launcher.stages.conclusion import read_checkpoint

@@ -11,8 +11,8 @@ from dq.detector.model.build import build_model
 from dq.detector.step.rank_state import seed_everything
 from dq.detector.training.checkpoint_plan import checkpoint_folder
 from dq.detector.training.train import train
-from dq.dist.sync_batch_norm import revert_sync_batch_norm
-from dq.tracking.summary import StageSummary
+from dq.dist.norm.sync_batch_norm import revert_sync_batch_norm
+from dq.tracking.record.stage_summary import StageSummary
 from launcher.plan import Asked, Plan
 from launcher.session import Session
 from launcher.stages.conclusion import conclude, reusable

@@ -23,7 +23,7 @@ from dq.detector.engines.onnx_runtime import (
 )
 from dq.detector.evaluation.evaluate import detect, score
 from dq.detector.export.write import inputs_of_heads
-from dq.dist.one_reader import on_main_rank
+from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.verify.layer_differences import LayerDifference, layer_differences, worst
 from dq.quant.verify.onnxruntime_session import OnnxNetwork, float_model, load_model, metadata_of

@@ -12,7 +12,7 @@ from dq.detector.data.loader_options import evaluation_workers
 from dq.detector.engines.exact_torch import run_exactly_
 from dq.detector.engines.integer_file import load_networks, read_integer_file, run_integers_
 from dq.detector.evaluation.evaluate import detect
-from dq.dist.one_reader import on_main_rank
+from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.integer.serialize import num_bytes
 from launcher.plan import Plan
 from launcher.session import Session

@@ -12,11 +12,11 @@ from dq.detector.config.addresses import local_file
 from dq.detector.model.checkpoint_content import QUANTIZATION
 from dq.detector.training.checkpoint_order import newest_training
 from dq.detector.training.train import Resume
-from dq.dist import collectives
-from dq.dist.checkpoint import load_checkpoint
-from dq.dist.one_reader import on_main_rank
-from dq.dist.restarts import agent, is_one_of, restart_counted
-from dq.tracking.summary import read_summary
+from dq.dist.exchange import collectives
+from dq.dist.files.checkpoint import load_checkpoint
+from dq.dist.rendezvous.restarts import agent, is_one_of, restart_counted
+from dq.dist.work.on_main_rank import on_main_rank
+from dq.tracking.record.stage_summary import read_summary
 from dq.tracking.tracker import Tracker
 from launcher.plan import Asked
 from launcher.settings import (

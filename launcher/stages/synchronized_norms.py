@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from dq.dist import collectives
-from dq.dist.node_group import node_group
-from dq.dist.sync_batch_norm import convert_sync_batch_norm
+from dq.dist.exchange import collectives
+from dq.dist.exchange.node_group import node_group
+from dq.dist.norm.sync_batch_norm import convert_sync_batch_norm
 from launcher.session import Session
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from dq.detector.data.datasets import dataset_digest
 from dq.detector.training.train import Resume
-from dq.dist import collectives
-from dq.dist.one_reader import on_main_rank
-from dq.dist.signals import Stopped
-from dq.tracking.run import Run, flattened, new_run_id, read_run, source
+from dq.dist.exchange import collectives
+from dq.dist.watch.signals import Stopped
+from dq.dist.work.on_main_rank import on_main_rank
+from dq.tracking.record.run import Run, flattened, new_run_id, read_run, source
 from dq.tracking.tracker import FolderTracker, Resumed, Tracker
-from dq.tracking.wandb_variables import project_of
+from dq.tracking.wandb_copy.variables import project_of
 from launcher.failure import STOPPED, WORLD_ERROR, exit_code
 from launcher.plan import Plan
 from launcher.session import Session

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.yolox_nano_ptq import ROWS, launch, table
-from dq.dist.checkpoint import load_checkpoint
+from dq.dist.files.checkpoint import load_checkpoint
 
 
 @pytest.mark.slow

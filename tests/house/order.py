@@ -40,6 +40,23 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "survey": ("config",),
         "origin": ("model",),
     },
+    "dq/dist": {
+        "errors": (),
+        "rendezvous": ("errors",),
+        "exchange": ("errors", "rendezvous"),
+        "group": ("errors", "rendezvous", "exchange"),
+        "norm": ("exchange",),
+        "equality": ("exchange",),
+        "watch": ("errors", "rendezvous", "exchange"),
+        "work": ("errors", "rendezvous", "exchange", "group", "watch"),
+        "files": (),
+    },
+    "dq/tracking": {
+        "record": (),
+        "wandb_copy": ("record",),
+        "pictures": (),
+        "reports": ("record", "pictures"),
+    },
 }
 
 

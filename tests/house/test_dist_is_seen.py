@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_ruff_reads_dq_dist() -> None:
     command = [sys.executable, "-m", "ruff", "check", "--show-files", "."]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "dq/dist/collectives.py" in done.stdout
-    assert "tests/dist/test_collectives.py" in done.stdout
+    assert "dq/dist/exchange/collectives.py" in done.stdout
+    assert "tests/dist/exchange/test_collectives.py" in done.stdout
 
 
 def test_git_does_not_ignore_dq_dist() -> None:
@@ -25,4 +25,4 @@ def test_git_does_not_ignore_dq_dist() -> None:
 def test_pytest_collects_tests_of_dq_dist() -> None:
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "tests/dist/test_collectives.py" in done.stdout, done.stdout[-2000:]
+    assert "tests/dist/exchange/test_collectives.py" in done.stdout, done.stdout[-2000:]

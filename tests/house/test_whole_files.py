@@ -12,11 +12,11 @@ IMPLEMENTATION = "dq/whole_file.py"
 # Who renames or names something else, and what.
 OTHERS = {
     ("dq/data/disk.py", "rename"): "a whole folder, under a name by chance",
-    ("dq/tracking/rows.py", "replace"): "moves a finished file aside",
+    ("dq/tracking/record/rows.py", "replace"): "moves a finished file aside",
     ("launcher/commands/coverage.py", "TemporaryDirectory"): "a scratch folder of its own",
     ("dq/native.py", "TemporaryDirectory"): "a scratch folder of its own",
     ("dq/quant/verify/onnxruntime_session.py", "TemporaryDirectory"): "a scratch folder of its own",
-    ("dq/tracking/relay_process.py", "mkdtemp"): "a scratch folder of its own",
+    ("dq/tracking/wandb_copy/relay_process.py", "mkdtemp"): "a scratch folder of its own",
     ("dq/data/download.py", ".tmp"): "a part that the next attempt goes on with, under a lock",
     ("dq/data/download.py", "replace"): "a part that has come whole",
     ("dq/data/voc.py", "replace"): "moves a finished file into a folder that nobody has yet",

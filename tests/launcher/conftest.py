@@ -191,7 +191,7 @@ def write_untrained(config: Path, path: Path) -> Path:
     from dq.detector.config.read import finish, read_config
     from dq.detector.data.datasets import test_classes
     from dq.detector.model.build import build_model
-    from dq.dist.checkpoint import save_checkpoint
+    from dq.dist.files.checkpoint import save_checkpoint
 
     torch.manual_seed(0)
     read = finish(read_config(config))

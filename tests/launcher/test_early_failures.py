@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dq.dist import early_failure
+from dq.dist.group import early_failure
 from launcher.cli import main
 from tests.launcher.conftest import rank_environments, torchrun
 from tests.warm import WarmProcess

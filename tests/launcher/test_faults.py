@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from dq.detector.training.checkpoint_order import newest_training
-from dq.dist.checkpoint import load_checkpoint
-from dq.dist.signals import STOPPED_CODE
+from dq.dist.files.checkpoint import load_checkpoint
+from dq.dist.watch.signals import STOPPED_CODE
 from tests.launcher.conftest import Launch
 from tests.launcher.strikes import Ending, run_ranks_alone, run_torchrun, started
 from tests.warm import session

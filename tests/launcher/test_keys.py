@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dq.dist.checkpoint import load_checkpoint
+from dq.dist.files.checkpoint import load_checkpoint
 from tests.launcher.conftest import Launch, on_ranks, write_untrained
 
 Write = Callable[..., Path]

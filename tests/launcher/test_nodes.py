@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dq.dist.checkpoint import load_checkpoint
+from dq.dist.files.checkpoint import load_checkpoint
 from tests.launcher.conftest import on_ranks
 from tests.launcher.test_resume import differences
 from tests.nodes import Node, two_nodes

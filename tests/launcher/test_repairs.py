@@ -10,7 +10,7 @@ import torch
 
 from dq.detector.config.read import finish, read_config
 from dq.detector.model.build import build_model
-from dq.dist.checkpoint import load_checkpoint
+from dq.dist.files.checkpoint import load_checkpoint
 from tests.launcher.conftest import Launch
 
 pytestmark = pytest.mark.slow

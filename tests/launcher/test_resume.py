@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dq.dist.checkpoint import load_checkpoint
+from dq.dist.files.checkpoint import load_checkpoint
 from tests.launcher.conftest import Launch, on_ranks
 from tests.warm import WarmProcess
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dq.dist.environment import Environment
+from dq.dist.rendezvous.environment import Environment
 from launcher.threads import threads_of, wanted_by_user
 
 OF_TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dq.dist.checkpoint import load_checkpoint
+from dq.dist.files.checkpoint import load_checkpoint
 from tests.launcher.conftest import Launch, write_untrained
 
 pytestmark = pytest.mark.slow

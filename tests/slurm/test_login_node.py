@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dq.tracking.run import Run, write_run
-from dq.tracking.summary import StageSummary, read_summary
+from dq.tracking.record.run import Run, write_run
+from dq.tracking.record.stage_summary import StageSummary, read_summary
 from launcher.cli import COMMANDS
 from tests.launcher.conftest import ROOT
 from tests.slurm.login_node import login

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 # Prints [rank, world size, local rank, local world size, node, nodes], or the error's line.
 WHO = """
 import dataclasses, json
-from dq.dist.environment import read_environment
+from dq.dist.rendezvous.environment import read_environment
 try:
     print("@", json.dumps(list(dataclasses.asdict(read_environment()).values())), flush=True)
 except ValueError as error:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dq.tracking.rows import METRICS, RowFile, read_rows, rows_of_kind, sample_rows
-from dq.tracking.run import Run, flattened, new_run_id, read_run
+from dq.tracking.record.rows import METRICS, RowFile, read_rows, rows_of_kind, sample_rows
+from dq.tracking.record.run import Run, flattened, new_run_id, read_run
 from dq.tracking.tracker import FolderTracker, Resumed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +70,7 @@ def test_a_run_that_begins_keeps_the_former_one_beside_it(tmp_path: Path) -> Non
 
 def test_a_kill_loses_no_row(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from dq.tracking.rows import RowFile\n"
+        "import sys; from pathlib import Path; from dq.tracking.record.rows import RowFile\n"
         "file = RowFile(Path(sys.argv[1]))\n"
         "for i in range(10**9):\n"
         "    file.write({'kind': 'train', 'step': i}); print(i, flush=True)"

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmcv import Config
 
-from dq.tracking.secrets import hide
+from dq.tracking.record.secrets import hide
 
 # How Python writes floats that have no literal.
 _FLOATS = {"inf": float("inf"), "nan": float("nan")}

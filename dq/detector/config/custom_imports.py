@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from dq.dist.foreseen import place_of
+from dq.dist.errors.foreseen import place_of
 
 log = logging.getLogger(__name__)
 EXAMPLE = "dict(imports=['my_package.my_module'], allow_failed_imports=False)"

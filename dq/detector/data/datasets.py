@@ -37,7 +37,7 @@ from dq.detector.data.loader_options import evaluation_workers
 from dq.detector.data.seeded_samples import generators_kept, seed_generators_
 from dq.detector.data.storage import check_storage
 from dq.detector.data.wrapped_classes import let_wrappers_answer
-from dq.dist import collectives
+from dq.dist.exchange import collectives
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from dq.detector.data.class_names import refuse_other_classes
 from dq.detector.model.graph import attach_all
-from dq.dist.checkpoint import load_checkpoint
+from dq.dist.files.checkpoint import load_checkpoint
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.integer.bias_overflow import fit_biases_
 from dq.quant.integer.convert import integer_network

@@ -22,10 +22,10 @@ from dq.detector.evaluation.metric_settings import arguments_of
 from dq.detector.loading.to_device import to_device
 from dq.detector.metrics.mmdet_metrics import metrics_of_mmdet
 from dq.detector.metrics.results import encoded, own_copy
-from dq.dist import collectives
-from dq.dist.all_here import await_all
-from dq.dist.one_reader import on_main_rank
-from dq.dist.signals import Stopped
+from dq.dist.exchange import collectives
+from dq.dist.watch.signals import Stopped
+from dq.dist.work.all_here import await_all
+from dq.dist.work.on_main_rank import on_main_rank
 
 log = logging.getLogger(__name__)
 PROGRESS_S = 10.0

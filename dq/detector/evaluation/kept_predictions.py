@@ -20,7 +20,14 @@ from dq.detector.data.leaves import annotation_of, files_of, infos_of, leaves, l
 from dq.detector.loading.to_device import to_device
 from dq.detector.metrics.mmdet_metrics import metrics_of_mmdet
 from dq.detector.metrics.results import boxes_by_class
-from dq.tracking.predictions import KEPT_SCORE, MAX_BOXES, MAX_IMAGES, Box, Picture, Predictions
+from dq.tracking.pictures.predictions import (
+    KEPT_SCORE,
+    MAX_BOXES,
+    MAX_IMAGES,
+    Box,
+    Picture,
+    Predictions,
+)
 
 log = logging.getLogger(__name__)
 

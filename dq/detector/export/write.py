@@ -17,7 +17,7 @@ from dq.detector.data.data_section import steps, test_pipeline
 from dq.detector.export.decode_boxes import Boxes, decoder_of
 from dq.detector.export.suppress_boxes import Detections, settings_of, write_suppressions_
 from dq.detector.model.channels import input_channels
-from dq.dist.checkpoint import save_checkpoint
+from dq.dist.files.checkpoint import save_checkpoint
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.integer.bias_overflow import network_for_engines
 from dq.quant.integer.qparams import qparams

@@ -12,8 +12,8 @@ from dq.detector.config.registry_errors import explain
 from dq.detector.evaluation.evaluate import Scores, detect, scores
 from dq.detector.evaluation.metric_settings import COLLECTING, metrics_of
 from dq.detector.hooks.quantization import averaged
-from dq.dist.data_parallel import unwrap
-from dq.dist.one_reader import on_main_rank
+from dq.dist.exchange.data_parallel import unwrap
+from dq.dist.work.on_main_rank import on_main_rank
 
 log = logging.getLogger(__name__)
 

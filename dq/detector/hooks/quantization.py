@@ -11,8 +11,8 @@ from mmcv.runner import EvalHook, Hook, IterBasedRunner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dq.dist.data_parallel import sync_buffers_, unwrap
-from dq.dist.straggler import line
+from dq.dist.exchange.data_parallel import sync_buffers_, unwrap
+from dq.dist.watch.straggler import line
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.factory import forget_momentum_, initialise_weights_
 from dq.quant.quantizers.phase import Phase, set_phase

@@ -12,8 +12,8 @@ from mmcv.runner import Hook
 from torch import Tensor, nn
 
 from dq.detector.step.guards import Guards
-from dq.dist import collectives
-from dq.dist.data_parallel import unwrap
+from dq.dist.exchange import collectives
+from dq.dist.exchange.data_parallel import unwrap
 from dq.quant.graph.quantized_graph import CONTAINER
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from dq.detector.evaluation.evaluate import as_share, evaluate, main_metric
 from dq.detector.hooks.evaluation import ShardedEvalHook
 from dq.detector.step.guards import Guards
 from dq.detector.step.rank_state import generators, set_generators
-from dq.dist import collectives
-from dq.dist.data_parallel import unwrap
-from dq.dist.one_reader import on_main_rank
+from dq.dist.exchange import collectives
+from dq.dist.exchange.data_parallel import unwrap
+from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, set_phase
 

@@ -15,8 +15,8 @@ from dq.detector.calibration.calibrate import run_network
 from dq.detector.config.registry_errors import explain
 from dq.detector.step.rank_state import generators, set_generators
 from dq.detector.step.supervision import LOADING
-from dq.dist import collectives
-from dq.dist.data_parallel import unwrap
+from dq.dist.exchange import collectives
+from dq.dist.exchange.data_parallel import unwrap
 from dq.quant.analysis.statistics import Integers, quantizer_figures
 from dq.quant.graph.quantized_graph import QuantizedGraph
 

@@ -27,7 +27,7 @@ from dq.detector.loading.epoch_order import (
     chunks_of_rank,
     class_aware_indices,
 )
-from dq.dist import collectives
+from dq.dist.exchange import collectives
 
 log = logging.getLogger(__name__)
 LOSSES_SURVIVED = 3

@@ -37,7 +37,7 @@ def begin_worker(number: int, *, opencv_threads: int = 0) -> None:
         opencv_threads: What the config says of OpenCV's; a process that is not forked from its
             rank would not know.
     """
-    from dq.dist.signals import spare_loader_process
+    from dq.dist.watch.signals import spare_loader_process
 
     spare_loader_process()
     cv2.setNumThreads(opencv_threads)

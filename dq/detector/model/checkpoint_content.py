@@ -10,7 +10,7 @@ import mmdet
 from mmcv.runner import weights_to_cpu
 from torch import Tensor, nn
 
-from dq.dist.digest import digest
+from dq.dist.equality.digest import digest
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.recipes.recipe import Recipe, Rule

@@ -12,7 +12,7 @@ from mmcv.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from dq.detector.config.addresses import local_file
-from dq.dist.one_reader import on_main_rank
+from dq.dist.work.on_main_rank import on_main_rank
 
 log = logging.getLogger(__name__)
 # Weights of a network that is another one share a few names with it all the same.

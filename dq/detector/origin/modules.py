@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dq.detector.model.build import float_state, load_float_state
 from dq.detector.model.checkpoint_content import QUANTIZATION, compose, load_quantization
 from dq.detector.model.graph import quantize_detector
-from dq.dist.data_parallel import sync_buffers_
+from dq.dist.exchange.data_parallel import sync_buffers_
 from dq.quant.graph.quantized_graph import CONTAINER
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.min_max import MovingAverageObserver

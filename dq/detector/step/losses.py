@@ -11,8 +11,8 @@ import torch
 from mmcv.runner.log_buffer import LogBuffer
 from torch import Tensor
 
-from dq.dist import collectives
-from dq.dist.agreed_names import agreed_names
+from dq.dist.exchange import collectives
+from dq.dist.exchange.agreed_names import agreed_names
 
 NUM_KEPT = 2000
 LOSSES = "losses"

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from dq.detector.step.guards import Guards
 from dq.detector.step.losses import LOSSES, SAME_LOSSES, LossValues
-from dq.dist import collectives
-from dq.dist.data_parallel import no_sync, unwrap
-from dq.dist.straggler import PhaseClock
+from dq.dist.exchange import collectives
+from dq.dist.exchange.data_parallel import no_sync, unwrap
+from dq.dist.watch.straggler import PhaseClock
 
 log = logging.getLogger(__name__)
 CLIP_DEFAULT_NORM = 2.0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dq.detector.step.losses import LossLog
-from dq.dist import collectives
+from dq.dist.exchange import collectives
 
 Plain = dict[str, dict[str, Any]]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from dq.detector.step.guards import Guards
-from dq.dist.agreement import Agreement
-from dq.dist.signals import StopSignals
-from dq.dist.straggler import PhaseClock
-from dq.dist.watchdog import Watchdog, watchdog
+from dq.dist.watch.agreement import Agreement
+from dq.dist.watch.signals import StopSignals
+from dq.dist.watch.straggler import PhaseClock
+from dq.dist.watch.watchdog import Watchdog, watchdog
 
 T = TypeVar("T")
 LOADING = "loading data"

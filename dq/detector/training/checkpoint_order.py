@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dq.dist.checkpoint import load_checkpoint, note_of, peek_checkpoint
+from dq.dist.files.checkpoint import load_checkpoint, note_of, peek_checkpoint
 
 log = logging.getLogger(__name__)
 # Not the best ones, which hold no more than weights and optimizer.

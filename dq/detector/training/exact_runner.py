@@ -22,12 +22,12 @@ from dq.detector.step.supervision import Supervision
 from dq.detector.training.checkpoint_order import ATTEMPT, Place
 from dq.detector.training.checkpoint_plan import Age, CheckpointPlan, remove_old
 from dq.detector.training.resume_state import compare_weights, load_training_state, training_state
-from dq.dist import collectives
-from dq.dist.agreed_names import agreed_names
-from dq.dist.checkpoint import load_checkpoint, save_checkpoint
-from dq.dist.data_parallel import unwrap
-from dq.dist.one_reader import on_main_rank
-from dq.dist.signals import Stopped
+from dq.dist.exchange import collectives
+from dq.dist.exchange.agreed_names import agreed_names
+from dq.dist.exchange.data_parallel import unwrap
+from dq.dist.files.checkpoint import load_checkpoint, save_checkpoint
+from dq.dist.watch.signals import Stopped
+from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase
 from dq.quant.recipes.recipe import Recipe

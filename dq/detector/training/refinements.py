@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dq.detector.hooks.quantization import OscillationHook, QuantEMAHook
 from dq.detector.hooks.weight_average import AverageRule, averaged_by
 from dq.detector.loading.to_device import to_device
-from dq.dist.data_parallel import sync_buffers_
+from dq.dist.exchange.data_parallel import sync_buffers_
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.training.distillation import Distillation

@@ -26,10 +26,10 @@ from dq.detector.step.rank_state import (
     set_generators,
 )
 from dq.detector.training.optimizer_state import load_optimizer_
-from dq.dist import collectives
-from dq.dist.data_parallel import mean_buffers, unwrap
-from dq.dist.digest import differing_names
-from dq.dist.own_tensors import own_tensors
+from dq.dist.equality.digest import differing_names
+from dq.dist.equality.own_tensors import own_tensors
+from dq.dist.exchange import collectives
+from dq.dist.exchange.data_parallel import mean_buffers, unwrap
 from dq.sync import prove_equal
 
 log = logging.getLogger(__name__)

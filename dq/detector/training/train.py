@@ -55,12 +55,12 @@ from dq.detector.training.hook_checks import (
 )
 from dq.detector.training.refinements import Refinery, added_losses
 from dq.detector.training.runners import RUNNER_OF
-from dq.dist import collectives
-from dq.dist.all_here import await_all
-from dq.dist.checkpoint import load_checkpoint
-from dq.dist.data_parallel import sync_buffers_, unwrap, wrap
-from dq.dist.one_reader import on_main_rank
-from dq.dist.restarts import agent
+from dq.dist.exchange import collectives
+from dq.dist.exchange.data_parallel import sync_buffers_, unwrap, wrap
+from dq.dist.files.checkpoint import load_checkpoint
+from dq.dist.rendezvous.restarts import agent
+from dq.dist.work.all_here import await_all
+from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.graph.trace import BoundGraph
 from dq.quant.quantizers.factory import regroup_

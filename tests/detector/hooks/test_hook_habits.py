@@ -14,7 +14,7 @@ from dq.detector.data.datasets import dataset_of
 from dq.detector.model.build import build_model
 from dq.detector.step.rank_state import seed_everything
 from dq.detector.training.train import train
-from dq.dist.checkpoint import load_checkpoint
+from dq.dist.files.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
 SEEN: list[Any] = []

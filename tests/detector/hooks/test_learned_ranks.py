@@ -14,8 +14,8 @@ def _train() -> dict[str, Any]:
     from types import SimpleNamespace
 
     from dq.detector.hooks.quantization import AgreementHook, OscillationHook, QuantizationHook
-    from dq.dist import collectives
-    from dq.dist.data_parallel import wrap
+    from dq.dist.exchange import collectives
+    from dq.dist.exchange.data_parallel import wrap
     from dq.quant.quantizers.factory import learned_parameters, regroup_
     from dq.quant.recipes.recipe import Recipe
     from dq.quant.training.oscillation import Oscillation, OscillationTracker

@@ -22,7 +22,7 @@ import torch
 from mmdet.core.hook import YOLOXModeSwitchHook
 
 from dq.detector.loading.training_loader import TrainingLoader, training_loader
-from dq.dist import collectives
+from dq.dist.exchange import collectives
 from tests.conftest import ROOT
 from tests.detector.small_set import built, config, content, mixed, names, section
 
@@ -220,8 +220,8 @@ def test_a_process_that_hangs_ends_the_run_after_the_time_out(digits: Path) -> N
 LEFT_WITH_PROCESSES_AT_WORK = """
 import os, signal, sys
 from pathlib import Path
-import dq.dist.signals
-dq.dist.signals.spare_loader_process = lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+import dq.dist.watch.signals
+dq.dist.watch.signals.spare_loader_process = lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)
 from tests.detector.loading.test_training_loader import loader, workers
 own = loader(Path(sys.argv[1]), workers_per_gpu=2, persistent_workers=True)
 steps = own.steps(0)
@@ -337,7 +337,7 @@ def test_processes_use_one_thread_and_are_spared_the_ranks_signals(
 ) -> None:
     import cv2
 
-    from dq.dist import signals
+    from dq.dist.watch import signals
 
     spared: list[bool] = []
     monkeypatch.setattr(signals, "spare_loader_process", lambda: spared.append(True))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dq.detector.step.losses import LossLog, LossValues
-from dq.dist import collectives
-from dq.dist.collectives import collective_count
+from dq.dist.exchange import collectives
+from dq.dist.exchange.collectives import collective_count
 from tests.ranks import run_ranks
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dq.detector.step.guards import Guards
 from dq.detector.step.losses import LossLog, LossValues
 from dq.detector.step.optimizer_step import OptimizerStep
-from dq.dist import collectives
-from dq.dist.data_parallel import wrap
+from dq.dist.exchange import collectives
+from dq.dist.exchange.data_parallel import wrap
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")

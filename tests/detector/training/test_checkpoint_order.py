@@ -17,7 +17,7 @@ from dq.detector.training.checkpoint_order import (
     next_attempt,
     place_of,
 )
-from dq.dist.checkpoint import save_checkpoint
+from dq.dist.files.checkpoint import save_checkpoint
 
 
 def content(attempt: int | None, step: int, epoch: int, **more: Any) -> dict[str, Any]:

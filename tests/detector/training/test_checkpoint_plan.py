@@ -16,7 +16,7 @@ from dq.detector.training.checkpoint_plan import (
     checkpoint_plan,
     remove_old,
 )
-from dq.dist.checkpoint import save_checkpoint
+from dq.dist.files.checkpoint import save_checkpoint
 from tests.detector.minimal import minimal
 
 

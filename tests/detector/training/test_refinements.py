@@ -19,7 +19,7 @@ from dq.detector.model.graph import quantize_detector
 from dq.detector.step.rank_state import seed_everything
 from dq.detector.training.refinements import added_losses
 from dq.detector.training.train import Quantization, Resume, train
-from dq.dist.checkpoint import load_checkpoint
+from dq.dist.files.checkpoint import load_checkpoint
 from dq.quant.graph.quantized_graph import CONTAINER
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.quantizers.factory import learned_parameters

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dq.dist.checkpoint import load_checkpoint
+from dq.dist.files.checkpoint import load_checkpoint
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Digests that show whether all ranks hold the same tensors."""

@@ -1,0 +1,1 @@
+"""Collectives, data parallelism, and what ranks must have in common before either."""

@@ -1,0 +1,46 @@
+"""Names that must be the same on all ranks before what they name is put into one collective."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+
+from dq.dist.exchange import collectives
+
+
+def agreed_names(names: Iterable[str], what: str, mend: str) -> list[str]:
+    """Return the names in the order in which all ranks have them.
+
+    Values that are laid one after the other for a collective are mixed up where ranks have them in
+    another order, and hang where one rank has more. Every rank must call it, at the same step; one
+    collective of 32 bytes a rank.
+
+    Args:
+        names: On this rank, in any order.
+        what: What is named, for the message: ``losses``.
+        mend: What the user is to do.
+
+    Raises:
+        ValueError: On all ranks, where the names differ; the line names them and their ranks.
+    """
+    own = sorted(set(names))
+    if collectives.world_size() == 1:
+        return own
+    digest = hashlib.sha256("\0".join(own).encode()).digest()
+    mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+    digests = collectives.all_gather(mine.to(collectives.host_device()))
+    if bool((digests == digests[0]).all()):
+        return own
+    everywhere = [set(found) for found in collectives.all_gather_objects(own)]
+    differing = sorted(set.union(*everywhere) - set.intersection(*everywhere))
+    said = [f"{name} on {_ranks(name, everywhere)}" for name in differing[:4]]
+    more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+    raise ValueError(f"{what} differ between ranks: {'; '.join(said)}{more}; {mend}")
+
+
+def _ranks(name: str, everywhere: list[set[str]]) -> str:
+    having = [rank for rank, found in enumerate(everywhere) if name in found]
+    shown = ", ".join(map(str, having[:4])) + (", ..." if len(having) > 4 else "")
+    return f"rank {shown} of {len(everywhere)} alone"

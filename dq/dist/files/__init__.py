@@ -1,0 +1,1 @@
+"""Checkpoints: whole, with a checksum, and read as data."""

@@ -1,0 +1,221 @@
+"""Whether another rank's process lives, from where no lock of its interpreter can stop the answer.
+
+Each rank has a socket to which the others connect. It accepts nothing and sends nothing: the kernel
+keeps the connection, answers for it, and ends it at the moment in which the process ends, however
+that happens. A machine that vanishes is found by TCP's own probes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch.distributed import DistError, ProcessGroup
+from torch.distributed.distributed_c10d import Store, _get_default_group
+
+from dq.dist.exchange import collectives
+from dq.dist.rendezvous.store import open_store
+
+CONNECT_S, AGAIN_S = 3.0, 30.0
+# Silent so long, asked so often in between: a machine counts as gone after 90 seconds.
+PROBES = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
+LOCAL = "127.0.0.1"
+
+
+class Presence:
+    """This rank's socket, and its connections to those of others; they live as long as the group.
+
+    Args:
+        store: A client that is this object's own.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._connections: dict[int, Connection] = {}
+        self._socket = _listener(collectives.world_size())
+        # A forked process that outlives this one would keep the socket, and so pretend.
+        mine = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _close(mine()))
+        port = self._socket.getsockname()[1]
+        place = {"machine": _machine(), "address": _own_address(), "port": port}
+        store.set(str(collectives.rank()), json.dumps(place))
+
+    def of(self, rank: int) -> Connection:
+        """Return the connection to another rank, the same at each call."""
+        if rank not in self._connections:
+            self._connections[rank] = Connection(self._store, rank)
+        return self._connections[rank]
+
+    def close(self) -> None:
+        """Close all sockets."""
+        self._socket.close()
+        for connection in self._connections.values():
+            connection.close()
+
+
+class Connection:
+    """What is known of another rank's process.
+
+    Args:
+        store: Has the address.
+        rank: Whose.
+    """
+
+    def __init__(self, store: Store, rank: int) -> None:
+        self._store, self._rank = store, rank
+        self._socket: socket.socket | None = None
+        self._gone = False
+        self._next_try = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the process can be watched at all: a network may not let us through."""
+        return self._socket is not None
+
+    def is_gone(self) -> bool:
+        """Whether the process is known to have ended; False where that is not known.
+
+        Raises:
+            DistError: The store, which has the address, is gone.
+        """
+        if self._socket is None and not self._gone and time.monotonic() >= self._next_try:
+            self._connect()
+        if self._socket is not None:
+            try:
+                self._gone = self._socket.recv(1) == b""
+            except BlockingIOError:
+                self._gone = False
+            except OSError:
+                self._gone = True
+        return self._gone
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._socket is not None:
+            self._socket.close()
+
+    def _connect(self) -> None:
+        if not self._store.check([str(self._rank)]):
+            return  # It will come, or the caller's own limit ends.
+        place = json.loads(self._store.get(str(self._rank)))
+        same = place["machine"] == _machine()
+        address = LOCAL if same else place["address"]
+        self._next_try = time.monotonic() + AGAIN_S
+        if not address:
+            return
+        try:
+            found = socket.create_connection((address, place["port"]), timeout=CONNECT_S)
+        except ConnectionRefusedError:
+            # Elsewhere it may be another machine that has the address, too.
+            self._gone = same
+            return
+        except OSError:
+            return
+        found.setblocking(False)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in PROBES:
+            with contextlib.suppress(AttributeError, OSError):
+                found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self._socket = found
+
+
+_presences: weakref.WeakKeyDictionary[ProcessGroup, Presence] = weakref.WeakKeyDictionary()
+
+
+def presence() -> Presence:
+    """Return this rank's presence in the group, made at the first call.
+
+    Raises:
+        ValueError: There is no process group.
+        DistError: The store is gone.
+    """
+    group = _get_default_group()
+    if group not in _presences:
+        _presences[group] = Presence(open_store("presence"))
+    return _presences[group]
+
+
+@contextlib.contextmanager
+def present() -> Iterator[None]:
+    """Let others watch this process from now on, and until the body ends."""
+    here = presence()
+    try:
+        yield
+    finally:
+        here.close()
+
+
+def says(store: Store, key: str, limit_s: float = 3.0) -> bytes | None:
+    """Return a key of a store that may be gone together with the rank that was watched.
+
+    A client tries for long to reach a dead server, so another one is made and asked in a thread.
+
+    Args:
+        store: Where the rank would have left it.
+        key: Which.
+        limit_s: Seconds that the answer may take.
+
+    Returns:
+        None where the key is not there, or the store is not.
+    """
+    found: list[bytes] = []
+
+    def ask() -> None:
+        with contextlib.suppress(DistError, RuntimeError):
+            own = store.clone()
+            if own.check([key]):
+                found.append(own.get(key))
+
+    thread = threading.Thread(target=ask, name="dq-last-word", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    return found[0] if found else None
+
+
+def _close(found: Presence | None) -> None:
+    if found is not None:
+        found.close()
+
+
+def _listener(backlog: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        with contextlib.suppress(OSError):
+            return socket.create_server(
+                ("", 0), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
+            )
+    return socket.create_server(("", 0), backlog=backlog)
+
+
+def _machine() -> list[str]:
+    """Return what is equal where two processes reach each other at the local address."""
+    found = []
+    with contextlib.suppress(OSError):
+        found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with contextlib.suppress(OSError):
+        found.append(os.readlink("/proc/self/ns/net"))
+    return found if len(found) == 2 else [socket.gethostname(), str(os.getpid())]
+
+
+def _own_address() -> str:
+    """Return at which address other machines reach this one: where ranks meet, they have a way.
+
+    It is the address from which this machine would call the store's. On the store's own machine
+    that is a local one, and the others know that machine by the name under which they meet.
+    """
+    name = os.environ.get("MASTER_ADDR", "")
+    if not name:
+        return ""
+    with contextlib.suppress(OSError, ValueError):
+        kind, _, _, _, target = socket.getaddrinfo(name, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(kind, socket.SOCK_DGRAM) as probe:
+            probe.connect(target)  # Of datagrams: nothing is sent.
+            own = str(probe.getsockname()[0])
+        return name if own.startswith("127.") or own in ("::1", target[0]) else own
+    return ""

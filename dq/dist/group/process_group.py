@@ -1,0 +1,185 @@
+"""Where the process group begins and ends."""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+from torch.distributed.distributed_c10d import Store
+
+from dq.dist.errors.lost import LostRankError
+from dq.dist.group.early_failure import MistakeElsewhereError, NotBegunError, refuse_failures
+from dq.dist.group.presence import present
+from dq.dist.rendezvous.environment import Environment
+from dq.dist.rendezvous.meeting_place import open_meeting_place
+from dq.dist.rendezvous.sequence import open_meeting
+from dq.dist.rendezvous.store import meet, open_store, pauses
+
+log = logging.getLogger(__name__)
+
+_FAILED, _GONE = "failed", "gone"
+_END_LIMIT_S = 5.0
+_FAREWELL_S = 1.0
+
+
+@contextlib.contextmanager
+def process_group(
+    environment: Environment,
+    *,
+    device: torch.device,
+    shares_device: bool = False,
+    timeout_s: float = 1800.0,
+    arrival_s: float = 300.0,
+    name: str = "ranks",
+) -> Iterator[None]:
+    """Join all ranks into a process group for the body; alone do nothing at all.
+
+    Every rank must call it. The ranks find each other through MASTER_ADDR and MASTER_PORT. After
+    the body they leave together, rank 0 last, for it may hold the store of the others. When the
+    body raised, this rank leaves at once, waits for nobody and tells those that already wait.
+
+    Args:
+        environment: the place of this process.
+        device: the CPU for gloo; "cuda:N" for NCCL, with gloo beside it for tensors of the host.
+        shares_device: several ranks use this GPU; gloo carries its tensors, since NCCL refuses.
+        timeout_s: seconds that each collective may take.
+        arrival_s: seconds that the ranks wait for each other at the beginning.
+        name: of the group; a second one of the same processes under one torchrun needs another.
+
+    Raises:
+        ValueError: the device is neither the CPU nor a CUDA device with its number; or another rank
+            could not begin by the user's mistake.
+        RuntimeError: the ranks did not find each other; the line names those that are missing.
+    """
+    if environment.world_size == 1:
+        yield
+        return
+    backend = "gloo" if device.type == "cpu" or shares_device else "cpu:gloo,cuda:nccl"
+    _begin(environment, device, backend, timeout_s, arrival_s, name)
+    store = open_store("process_group")
+    try:
+        with present():
+            # Clients that are connected now find later at once that their server is dead.
+            open_meeting("the beginning")
+            yield
+    except BaseException:
+        _leave_at_once(backend, store)
+        raise
+    _leave_together(environment, backend, store, timeout_s)
+
+
+def _begin(
+    environment: Environment,
+    device: torch.device,
+    backend: str,
+    timeout_s: float,
+    arrival_s: float,
+    name: str,
+) -> None:
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and device.index is None):
+        raise ValueError(f"the device of a rank is cpu or cuda:N, but is {device}")
+    address = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    try:
+        store = open_meeting_place(environment, arrival_s, name)
+        _await_all(store, environment, arrival_s)
+        store.set_timeout(timedelta(seconds=timeout_s))
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=environment.rank,
+            world_size=environment.world_size,
+            timeout=timedelta(seconds=timeout_s),
+            device_id=device if "nccl" in backend else None,
+        )
+    except (_AbsentError, NotBegunError, MistakeElsewhereError):
+        raise
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RuntimeError(
+            f"rank {environment.rank} of {environment.world_size} found no process group at "
+            f"MASTER_ADDR:MASTER_PORT {address!r} ({reason}); check that both are set, the same on "
+            "every rank, that the port is free on that node and open between nodes, and that "
+            "every rank has started"
+        ) from error
+
+
+class _AbsentError(LostRankError):
+    """Some ranks did not arrive."""
+
+    reported = False
+
+
+def _await_all(store: Store, environment: Environment, arrival_s: float) -> None:
+    """Wait for every rank, and name those that did not come."""
+    names = [f"arrived/{rank}" for rank in range(environment.world_size)]
+    if store.add(names[environment.rank], 1) > 1:
+        raise RuntimeError("this rank has been there before under this start of the job")
+    store.add("arrivals", 1)
+    end = time.monotonic() + arrival_s
+    for _ in pauses(0.2):
+        if store.add("arrivals", 0) >= environment.world_size:
+            return
+        refuse_failures(store, environment)
+        if time.monotonic() > end:
+            break
+    missing = [rank for rank, name in enumerate(names) if not store.check([name])]
+    shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+    error = _AbsentError(
+        f"rank {shown} of {environment.world_size} did not arrive within {arrival_s:g} s; look at"
+        " the log of that rank and node, or wait longer with --arrival-timeout"
+    )
+    # One of those that are here says so; without a group they cannot ask each other who does.
+    error.reported = environment.rank != min(set(range(len(names))) - set(missing))
+    if environment.is_main:
+        time.sleep(_FAREWELL_S)  # The others read the same from the store, which is rank 0's.
+    raise error
+
+
+def _leave_together(environment: Environment, backend: str, store: Store, timeout_s: float) -> None:
+    server = distributed_c10d._get_default_store()
+    try:
+        late = meet(store, limit_s=timeout_s, unless=_FAILED)
+        if late:
+            log.warning("rank %s did not reach the end with this one", ", ".join(map(str, late)))
+            _leave_at_once(backend, store)
+            return
+        dist.destroy_process_group()
+        store.add(_GONE, 1)
+        others = environment.world_size - 1
+        end = time.monotonic() + _END_LIMIT_S
+        for _ in pauses(0.2):
+            if not environment.is_main or store.add(_GONE, 0) > others or time.monotonic() > end:
+                break
+    except dist.DistError as error:
+        log.warning("the store ended before this rank: %s", str(error).partition("\n")[0])
+    del server  # On rank 0 the server itself, perhaps: it had to outlive the group.
+
+
+def _leave_at_once(backend: str, store: Store) -> None:
+    """Tell those that wait at the end, and drop the group, in a thread: both may block for long.
+
+    Gloo waits for collectives under way, which no other rank may ever join; the process can go on,
+    or end, while the thread still waits.
+    """
+
+    def leave() -> None:
+        try:
+            store.set(_FAILED, "")
+            if "nccl" in backend:
+                distributed_c10d._abort_process_group()
+            else:
+                dist.destroy_process_group()
+        except (RuntimeError, ValueError) as error:
+            log.warning("the process group did not end well: %s", str(error).partition("\n")[0])
+
+    thread = threading.Thread(target=leave, name="dq-leave", daemon=True)
+    thread.start()
+    thread.join(_END_LIMIT_S)
+    if thread.is_alive():
+        log.warning("the process group still waits for a collective; it is left behind")

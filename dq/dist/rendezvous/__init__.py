@@ -1,0 +1,1 @@
+"""Where ranks meet: their places from the environment, the store, numbered meetings."""

@@ -1,0 +1,1 @@
+"""Signals, agreement on the step to stop at, a watchdog, and slow ranks."""

@@ -1,0 +1,158 @@
+"""Signals that ask a job to stop: Slurm's and torchrun's, Ctrl-C, and a terminal that is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+from dq.dist.watch.agreement import Agreement
+
+log = logging.getLogger(__name__)
+STOP = "stop"
+# sysexits' EX_TEMPFAIL: nothing is wrong, try again later.
+STOPPED_CODE = 75
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+# Slurm signals every process, and torchrun hands its own signal on: that is one request.
+SAME_REQUEST_S = 1.0
+
+
+class Stopped(BaseException):
+    """A signal ended the job; what there was to keep has been kept.
+
+    As KeyboardInterrupt it is no Exception: what goes on after any error must not go on after it.
+    """
+
+
+class StopSignals:
+    """Turn the first signal into an orderly end; see `stop_signals`.
+
+    Attributes:
+        first: When the first signal came, and which, or None.
+    """
+
+    def __init__(self) -> None:
+        self.first: tuple[float, str] | None = None
+        self._agreement: Agreement | None = None
+
+    @contextlib.contextmanager
+    def deferred(self, agreement: Agreement) -> Iterator[None]:
+        """Let a signal in the body ask all ranks to stop after a step, in place of `Stopped`.
+
+        Args:
+            agreement: That the body looks at; a request under the name ``stop`` goes there.
+
+        Raises:
+            Stopped: At the end, when a signal came too late for a last step.
+        """
+        self._agreement = agreement
+        try:
+            yield
+        finally:
+            self._agreement = None
+        self.refuse_to_go_on()
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let a signal raise `Stopped` in the body, inside `deferred` too.
+
+        For what takes long, has no steps and leaves nothing worth waiting for.
+        """
+        agreement, self._agreement = self._agreement, None
+        try:
+            self.refuse_to_go_on()
+            yield
+        finally:
+            self._agreement = agreement
+
+    def refuse_to_go_on(self) -> None:
+        """Raise `Stopped` when a signal has come."""
+        if self.first is not None:
+            raise Stopped(self.first[1])
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Be the handler of every signal."""
+        name, now = signal.Signals(number).name, time.monotonic()
+        if self.first is not None:
+            if now - self.first[0] > SAME_REQUEST_S:
+                _end_at_once(number)
+            return
+        self.first = (now, name)
+        if self._agreement is None:
+            raise Stopped(name)
+        self._agreement.ask(STOP, name)
+        with contextlib.suppress(OSError):  # A terminal that was closed.
+            os.write(2, f"{name}: stopping after this step\n".encode())
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """Handle the stop requests among signals in the body; the former handlers return after it.
+
+    They are SIGTERM, SIGUSR1, SIGUSR2, SIGINT and SIGHUP. A SIGHUP that is ignored stays so: that
+    is what ``nohup`` is for. torchrun under it takes SIGHUP all the same and hands it to its ranks.
+
+    Outside `StopSignals.deferred` the first one raises `Stopped` where the main thread is. One that
+    comes more than a second after the first ends the process at once with code 128 + its number.
+    In another thread than the main one, where Python allows no handlers, nothing is done.
+    """
+    signals = StopSignals()
+    _let_forked_processes_be()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    handled = [n for n in SIGNALS if not (n == signal.SIGHUP and ignored)]
+    former = {number: signal.signal(number, signals.handle) for number in handled}
+    try:
+        yield signals
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@functools.cache
+def _let_forked_processes_be() -> None:
+    """Give processes that are forked from now on the signals' usual effects.
+
+    A parent ends them by SIGTERM, as multiprocessing's pools do. A handler in Python would run only
+    once the interpreter does, which a process that has just begun to wait for a lock never will.
+    """
+
+    def restore() -> None:
+        for number in SIGNALS:
+            handler = signal.getsignal(number)
+            if isinstance(getattr(handler, "__self__", None), StopSignals):
+                usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+                signal.signal(number, usual)
+
+    os.register_at_fork(after_in_child=restore)
+
+
+def spare_loader_process() -> None:
+    """Let a loader process outlive the first SIGTERM; to be called in it, at its beginning.
+
+    Slurm signals every process of a job, and the rank needs its loader until the step is done. The
+    second SIGTERM is obeyed, for that is how torch and multiprocessing end a process that is stuck.
+    """
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+
+    def once(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, once)
+
+
+def _end_at_once(number: int) -> None:
+    for handler in logging.getLogger().handlers:
+        with contextlib.suppress(Exception):
+            handler.flush()
+    os._exit(128 + number)

@@ -1,0 +1,1 @@
+"""What one rank does while the others wait, outside any collective."""

@@ -1,0 +1,1 @@
+"""Predictions worth looking at, and drawings of them."""

@@ -1,0 +1,1 @@
+"""What a stage leaves in its folder: run, rows, summary; without secrets."""

@@ -1,0 +1,1 @@
+"""Experiments side by side: tables, plots, HTML, and W&B's reports."""

@@ -1,0 +1,222 @@
+"""Experiments as rows of one table, and the differences of their configs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dq.tracking.record.json_file import json_text
+from dq.tracking.record.run import read_run
+from dq.tracking.reports.experiments import Experiment
+
+HEADS = {
+    "name": "experiment",
+    "acc_float": "Acc Float",
+    "acc_calibrated": "Acc 8bit Calib",
+    "acc_qat": "Acc 8bit QAT",
+    "drop_calibrated": "drop Calib",
+    "drop_qat": "drop QAT",
+    "bits": "bits",
+    "model_bytes": "model MB",
+    "images_per_s": "images/s",
+    "rank_hours": "rank hours",
+    "state": "state",
+}
+MAX_DIFFERENCES = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One experiment in the table.
+
+    Attributes:
+        name: Its name.
+        metric: What is compared.
+        data: Begins the digest of the annotations evaluated on; None where the run does not say.
+        acc_float: In percent, as all that begin so; None for a stage that there is not.
+        acc_calibrated: After calibration.
+        acc_qat: After quantization-aware training.
+        drop_calibrated: Less than float by so much; negative for a gain.
+        drop_qat: As that.
+        bits: Of the last stage.
+        model_bytes: Of the last stage.
+        images_per_s: Of the last stage's evaluation.
+        rank_hours: Cost: hours of all stages times their ranks.
+        state: ``finished``, or what the open stage does.
+    """
+
+    name: str
+    metric: str
+    data: str | None
+    acc_float: float | None
+    acc_calibrated: float | None
+    acc_qat: float | None
+    drop_calibrated: float | None
+    drop_qat: float | None
+    bits: str | None
+    model_bytes: int | None
+    images_per_s: float | None
+    rank_hours: float
+    state: str
+
+
+def lines_of(experiments: Sequence[Experiment]) -> list[Line]:
+    """Return a line an experiment: those of one metric and data set together, the best first.
+
+    The largest group comes first, experiments without a result last.
+    """
+    found = [_line(experiment) for experiment in experiments]
+    sizes = Counter((line.metric, line.data) for line in found)
+
+    def best(line: Line) -> float:
+        values = (line.acc_qat, line.acc_calibrated, line.acc_float)
+        return next((v for v in values if v is not None), -1.0)
+
+    def place(line: Line) -> tuple[Any, ...]:
+        group = (line.metric, line.data or "")
+        return (not line.metric, -sizes[line.metric, line.data], *group, -best(line))
+
+    return sorted(found, key=place)
+
+
+def groups_of(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """Return the lines that may be ranked against each other, by what they were measured with.
+
+    Args:
+        lines: As `lines_of` returns them.
+    """
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        title = line.metric or "no result yet"
+        if line.metric:
+            title += f" on data set {line.data}" if line.data else " on a data set that is not said"
+        found.setdefault(title, []).append(line)
+    return found
+
+
+def _line(experiment: Experiment) -> Line:
+    values = {
+        stage: None if experiment.value(stage) is None else 100 * (experiment.value(stage) or 0.0)
+        for stage in ("float", "calibrated", "qat")
+    }
+    own = [s for s in experiment.stages.values() if s is not None]
+    last = own[-1] if own else None
+    reference = values["float"]
+
+    def drop(stage: str) -> float | None:
+        value = values[stage]
+        return None if value is None or reference is None else round(reference - value, 4)
+
+    unfinished = [f"{stage} {state}" for stage, state in experiment.open_stages.items()]
+    return Line(
+        name=experiment.name,
+        metric="" if last is None else last.metric,
+        data=_data_of(experiment),
+        acc_float=reference,
+        acc_calibrated=values["calibrated"],
+        acc_qat=values["qat"],
+        drop_calibrated=drop("calibrated"),
+        drop_qat=drop("qat"),
+        bits=None if last is None else last.bits,
+        model_bytes=None if last is None else last.model_bytes,
+        images_per_s=None if last is None else last.images_per_s,
+        rank_hours=sum(s.seconds * s.world_size for s in own) / 3600,
+        state=", ".join(unfinished) or "finished",
+    )
+
+
+def _data_of(experiment: Experiment) -> str | None:
+    """Return how the digest of the annotations begins that the last stage was evaluated on."""
+    for stage in reversed(list(experiment.stages)):
+        run = read_run(experiment.folder / stage)
+        digest = None if run is None else run.source.get("test_sha256")
+        if isinstance(digest, str):
+            return digest[:8]
+    return None
+
+
+def cells(line: Line) -> list[str]:
+    """Return a line's texts in the order of `HEADS`."""
+    found = []
+    for name in HEADS:
+        value = getattr(line, name)
+        if value is None:
+            found.append("")
+        elif name.startswith("acc_"):
+            found.append(f"{value:.2f}")
+        elif name.startswith("drop_"):
+            found.append(f"{value:+.2f}")
+        elif name == "model_bytes":
+            found.append(f"{value / 1e6:.2f}")
+        elif name == "images_per_s":
+            found.append(f"{value:.1f}")
+        elif name == "rank_hours":
+            found.append(f"{value:.3f}" if value < 10 else f"{value:.1f}")
+        else:
+            found.append(str(value))
+    return found
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """Return the table in Markdown; a table each for what cannot be ranked together."""
+    groups = groups_of(lines)
+    if len(groups) == 1:
+        return _markdown(lines)
+    return "\n".join(f"**{title}**\n\n{_markdown(group)}" for title, group in groups.items())
+
+
+def _markdown(lines: Sequence[Line]) -> str:
+    rows = [list(HEADS.values()), *(cells(line) for line in lines)]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
+    texts = ["| " + " | ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) + " |"
+             for r in rows]  # fmt: skip
+    rule = "| " + " | ".join("-" * width for width in widths) + " |"
+    return "\n".join([texts[0], rule, *texts[1:]]) + "\n"
+
+
+def comma_separated(lines: Sequence[Line]) -> str:
+    """Return the table as CSV, numbers with all their digits."""
+    text = io.StringIO()
+    names = list(Line.__dataclass_fields__)
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(line) for line in lines)
+    return text.getvalue()
+
+
+def as_json(lines: Sequence[Line], differences: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return table and differences as JSON."""
+    content = {"experiments": [asdict(line) for line in lines], "differences": differences}
+    return json_text(content, indent=1)
+
+
+def differences(experiments: Sequence[Experiment]) -> dict[str, dict[str, Any]]:
+    """Return the config's values that are not the same in all experiments, by dotted name.
+
+    Args:
+        experiments: Two or more; of each the last stage that was begun counts.
+
+    Returns:
+        For each name the value of each experiment that has one; those that tell most first.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    for experiment in experiments:
+        stage = [s for s in ("float", "calibrated", "qat")
+                 if s in experiment.stages or s in experiment.open_stages]  # fmt: skip
+        run = read_run(experiment.folder / stage[-1]) if stage else None
+        if run is None:
+            continue
+        source = {f"source.{k}": v for k, v in run.source.items() if k not in ("command", "host")}
+        for name, value in {**run.config, **source}.items():
+            values.setdefault(name, {})[experiment.name] = value
+    found = {}
+    for name, by_name in values.items():
+        texts = Counter(json_text(v) for v in by_name.values())
+        if len(texts) > 1 or len(by_name) < len(experiments):
+            found[name] = by_name
+    return dict(list(found.items())[:MAX_DIFFERENCES])

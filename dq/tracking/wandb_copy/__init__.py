@@ -1,0 +1,1 @@
+"""The copy of a run that goes to Weights & Biases, from a process of its own."""

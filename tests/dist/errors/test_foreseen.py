@@ -1,0 +1,72 @@
+"""An error of ours is told from a library's, and the place of one is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from torch._utils import ExceptionWrapper
+
+from dq.detector.training.checkpoint_plan import CheckpointPlan
+from dq.dist.errors.foreseen import described, is_foreseen, place_of, words_of
+from dq.dist.rendezvous.environment import Environment
+
+
+def caught(action: Callable[[], Any]) -> BaseException:
+    try:
+        action()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def ours() -> None:
+    Environment(rank=3)
+
+
+def test_error_of_ours_is_foreseen() -> None:
+    for action in (ours, lambda: CheckpointPlan(steps=-1)):
+        assert is_foreseen(caught(action))
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda: json.loads("{"),  # ValueError of a library
+        lambda: int("x"),  # of Python itself, in a file that is not ours
+        lambda: CheckpointPlan(minutes="x"),  # type: ignore[arg-type]  # TypeError in a file of ours
+        lambda: [].pop(),
+    ],
+)
+def test_other_errors_are_not(action: Callable[[], Any]) -> None:
+    assert not is_foreseen(caught(action))
+
+
+def test_place_is_short_where_the_file_is_a_librarys() -> None:
+    assert place_of(caught(lambda: json.loads("{"))).startswith("json/decoder.py:")
+    assert place_of(caught(ours)).startswith("dq/dist/rendezvous/environment.py:")
+
+
+def as_loader_process(action: Callable[[], Any]) -> BaseException:
+    """Return what torch's loader raises where an action failed in one of its processes."""
+    try:
+        action()
+    except Exception:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    return caught(wrapped.reraise)
+
+
+def test_error_of_a_loader_process() -> None:
+    error = as_loader_process(lambda: json.loads("{"))
+    assert not is_foreseen(error)
+    assert "Traceback" in str(error)
+    text = described(error)
+    assert text.startswith("JSONDecodeError: Expecting property name")
+    assert "raised at json/decoder.py:" in text
+    assert text.endswith("in a loader process")
+    assert "\n" not in text
+    mine = as_loader_process(ours)
+    assert is_foreseen(mine)
+    assert words_of(mine).startswith("rank does not fit world size")

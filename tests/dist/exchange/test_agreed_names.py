@@ -1,0 +1,54 @@
+"""Names are agreed on before what they name travels in one collective."""
+
+from __future__ import annotations
+
+import pytest
+
+from dq.dist.exchange import collectives
+from dq.dist.exchange.agreed_names import agreed_names
+from dq.dist.watch.straggler import PhaseClock
+from tests.ranks import run_ranks
+
+
+def agree(of_rank: list[list[str]]) -> list[str] | str:
+    try:
+        return agreed_names(of_rank[collectives.rank()], "losses", "log the same")
+    except ValueError as error:
+        return str(error)
+
+
+def test_another_order_is_none() -> None:
+    assert run_ranks(agree, 2, [["b", "a"], ["a", "b"]]) == [["a", "b"]] * 2
+
+
+def test_names_of_single_ranks_are_refused_on_all_with_rank_and_name() -> None:
+    said = run_ranks(agree, 3, [["a", "b"], ["a"], ["a", "b", "c"]])
+    assert said[0] == (
+        "losses differ between ranks: b on rank 0, 2 of 3 alone; c on rank 2 of 3 alone;"
+        " log the same"
+    )
+    assert said == [said[0]] * 3
+
+
+def test_none_at_all_is_a_set_of_names_too() -> None:
+    said = run_ranks(agree, 2, [[], ["a"]])
+    assert said[0] == "losses differ between ranks: a on rank 1 of 2 alone; log the same"
+
+
+@pytest.mark.parametrize("names", [["b", "a"], []])
+def test_alone_there_is_nothing_to_agree_on(names: list[str]) -> None:
+    assert agreed_names(names, "losses", "") == sorted(names)
+
+
+def other_phases() -> list[str]:
+    clock = PhaseClock()
+    with clock.phase("loading"):
+        pass
+    if collectives.rank() == 1:
+        with clock.phase("another"):
+            pass
+    return [slow.phase for slow in clock.report()]
+
+
+def test_a_phase_of_one_rank_alone_hangs_nobody() -> None:
+    assert run_ranks(other_phases, 2) == [["loading"]] * 2

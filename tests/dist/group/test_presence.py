@@ -1,0 +1,80 @@
+"""How a rank finds the way to another, and what it goes by where there is none."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from dq.dist.exchange import collectives
+from dq.dist.group import presence
+from dq.dist.work import on_one_rank as one_rank
+from dq.dist.work.all_here import await_all
+from dq.dist.work.on_one_rank import run_on_rank
+from tests.ranks import rank_outcomes
+
+DIST = Path(presence.__file__).parent
+
+
+def die_on_another_machine(address: str) -> str:
+    """Watch a rank on what looks like another machine, which is killed at work."""
+    os.environ.pop("MASTER_ADDR", None)
+    if address:
+        os.environ["MASTER_ADDR"] = address
+    presence._machine = lambda: [f"machine {collectives.rank()}"]
+    one_rank.UNSEEN_S = 3.0
+    await_all("the beginning")
+
+    def die() -> None:
+        time.sleep(1.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        run_on_rank(die, rank=1, heartbeat_s=0.2)
+    except RuntimeError as error:
+        return f"{presence.presence().of(1).is_open} {error}"
+    return "no error"
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1", "True rank 1 was lost while the others waited"),
+        ("", "False rank 1 gave no sign of life for 3 s"),
+    ],
+)
+def test_a_rank_elsewhere_is_watched_where_the_network_lets_us_through(
+    address: str, said: str
+) -> None:
+    first, killed = rank_outcomes(die_on_another_machine, 2, address)
+    assert killed.error == "died with exit code -9"
+    assert first.error is None
+    assert first.result.startswith(said)
+
+
+def test_the_machine_of_the_store_is_known_by_the_name_under_which_ranks_meet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert presence._own_address() == ""
+    for name in ("localhost", "127.0.0.1", socket.gethostname()):
+        monkeypatch.setenv("MASTER_ADDR", name)
+        assert presence._own_address() == name
+    monkeypatch.setenv("MASTER_ADDR", "no.such.host.invalid")
+    assert presence._own_address() == ""
+
+
+def test_no_order_is_hidden_in_a_counter_of_a_module() -> None:
+    looked = 0
+    for path in DIST.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            looked += 1
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                text = ast.unparse(node.value)
+                assert "count(" not in text, f"{path.name}: {ast.unparse(node)}"
+    assert looked

@@ -1,0 +1,69 @@
+"""A rank that stands still makes all write their stacks, and ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from dq.dist.exchange import collectives
+from dq.dist.watch.watchdog import watchdog
+from tests.ranks import run_ranks
+
+
+def stand_still_on_rank_1(folder: Path) -> None:
+    stacks = folder / f"rank_{collectives.rank()}.stacks"
+    with watchdog(quiet_s=0.6, limit_s=60, stacks=stacks) as dog, dog.watching("the start"):
+        for step in range(20):
+            if collectives.rank() == 1 and step == 2:
+                stuck_here()
+            time.sleep(0.1)
+            dog.alive(f"step {step}")
+
+
+def stuck_here() -> None:
+    time.sleep(2.0)
+
+
+def test_all_ranks_write_where_they_stand(tmp_path: Path) -> None:
+    run_ranks(stand_still_on_rank_1, 2, tmp_path)
+    own, other = ((tmp_path / f"rank_{rank}.stacks").read_text() for rank in (1, 0))
+    assert "nothing since step 1 for" in own
+    assert "stuck_here" in own
+    assert "another rank raised the alarm" in other
+    assert "stand_still_on_rank_1" in other
+
+
+def test_who_gives_signs_of_life_writes_nothing(tmp_path: Path) -> None:
+    stacks = tmp_path / "logs/rank_0.stacks"
+    with watchdog(quiet_s=0.4, limit_s=60, stacks=stacks) as dog:
+        time.sleep(0.6)  # nobody asked to watch yet
+        with dog.watching("the start"):
+            for step in range(4):
+                time.sleep(0.15)
+                dog.alive(f"step {step}")
+            with dog.paused():
+                time.sleep(0.7)
+        time.sleep(0.6)
+    assert not stacks.exists()
+
+
+ENDS = """
+import sys, time
+from pathlib import Path
+from dq.dist.watch.watchdog import watchdog
+with watchdog(quiet_s=0.2, limit_s=0.1, stacks=Path(sys.argv[1])) as dog, dog.watching("all"):
+    time.sleep(60)
+"""
+
+
+def test_a_process_that_stands_still_for_good_ends(tmp_path: Path) -> None:
+    stacks = tmp_path / "stacks"
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS, str(stacks)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "has not finished a step" in done.stderr
+    assert "Timeout" in stacks.read_text()

@@ -1,0 +1,96 @@
+"""One rank does or says what is for all; and which tensors are a rank's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from dq.dist.equality.own_tensors import own_tensors
+from dq.dist.exchange import collectives
+from dq.dist.group.claim import ANSWER_S, first_to_claim
+from dq.dist.work.on_main_rank import on_main_rank
+from tests.ranks import rank_outcomes, run_ranks
+
+
+def work(kind: str) -> tuple[int, str]:
+    """Return a pid, or fail in a way."""
+    if kind == "value":
+        raise ValueError("the file is broken; make a new one")
+    if kind == "os":
+        raise OSError("the disk is gone")
+    return os.getpid(), kind
+
+
+def call(kind: str) -> tuple[str, object]:
+    try:
+        return "result", on_main_rank(lambda: work(kind))
+    except Exception as error:
+        return type(error).__name__, str(error)
+
+
+def test_all_ranks_get_what_the_main_rank_did() -> None:
+    first, second = run_ranks(call, 2, "fine")
+    assert first == second
+    assert first[0] == "result"
+
+
+def test_all_ranks_raise_what_the_main_rank_raised() -> None:
+    wanted = ("ValueError", "the file is broken; make a new one")
+    assert run_ranks(call, 2, "value") == [wanted, wanted]
+    first, second = run_ranks(call, 2, "os")
+    assert first == ("OSError", "the disk is gone")
+    assert second == ("LostRankError", "rank 0 failed (OSError): the disk is gone")
+
+
+def test_alone_the_error_is_the_works_own() -> None:
+    with pytest.raises(OSError, match="the disk is gone"):
+        on_main_rank(lambda: work("os"))
+
+
+def claim() -> tuple[bool, bool, bool]:
+    return first_to_claim("report"), first_to_claim("report"), first_to_claim("other")
+
+
+def test_one_rank_alone_is_first() -> None:
+    got = run_ranks(claim, 3)
+    assert sum(first for first, _, _ in got) == 1
+    assert not any(again for _, again, _ in got)
+    assert sum(other for _, _, other in got) == 1
+    assert first_to_claim("report"), "alone"
+
+
+def claim_after_rank_0_died() -> tuple[bool, float]:
+    collectives.barrier()
+    if collectives.rank() == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.5)
+    began = time.monotonic()
+    return first_to_claim("report"), time.monotonic() - began
+
+
+def test_a_dead_store_delays_nobody_for_long() -> None:
+    _, outcome = rank_outcomes(claim_after_rank_0_died, 2, limit_s=ANSWER_S + 30)
+    assert outcome.error is None
+    said, seconds = outcome.result
+    assert said
+    assert seconds < ANSWER_S + 10
+
+
+def own() -> list[str]:
+    rank = float(collectives.rank())
+    tensors = {
+        "equal": torch.arange(3.0),
+        "mean": torch.tensor([1.0, rank]),
+        "nan": torch.tensor(float("nan")),
+        "zero": torch.tensor(0.0 if rank == 0 else -0.0),
+    }
+    return sorted(own_tensors(tensors))
+
+
+def test_a_tensor_is_a_ranks_own_when_its_bytes_are() -> None:
+    assert run_ranks(own, 2) == [[], ["mean", "zero"]]
+    assert own() == []
