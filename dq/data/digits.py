@@ -101,21 +101,21 @@ def _is_written(folder: Path, arguments: Mapping[str, int]) -> bool:
     """Say whether the folder holds this data set whole; refuse one that holds something else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    mend = "delete it, or name another folder"
+    fix = "delete it, or name another folder"
     if not (folder / STAMP).is_file():
-        raise ValueError(f"{folder} holds something else than the digits: {mend}")
+        raise ValueError(f"{folder} holds something else than the digits: {fix}")
     try:
         stamp = dict(json.loads((folder / STAMP).read_text()))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / STAMP} cannot be read ({error}): {mend}") from error
+        raise ValueError(f"{folder / STAMP} cannot be read ({error}): {fix}") from error
     digest = stamp.pop("sha256", None)
     for name, value in arguments.items():
         if stamp.get(name) != value:
             raise ValueError(
-                f"{folder} was written with {name} {stamp.get(name)}, not {value}: {mend}"
+                f"{folder} was written with {name} {stamp.get(name)}, not {value}: {fix}"
             )
     if digest != _digest(folder):
-        raise ValueError(f"{folder} has been changed since it was written: {mend}")
+        raise ValueError(f"{folder} has been changed since it was written: {fix}")
     return True
 
 

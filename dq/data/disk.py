@@ -17,7 +17,7 @@ _NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses inside the block into one line that names the mend.
+    """Convert disk errors inside the block to one line that names the fix.
 
     Raises:
         ValueError: The folder cannot be written by this user: name another one.
@@ -36,7 +36,7 @@ def explained(folder: Path) -> Iterator[None]:
                 f"{folder} cannot be written ({reason}): name a folder you may write to"
             ) from error
         raise RuntimeError(
-            f"the disk failed under {folder} ({reason}): mend it, or name another folder"
+            f"the disk failed under {folder} ({reason}): repair it, or name another folder"
         ) from error
 
 

@@ -99,13 +99,13 @@ def test_names_are_what_they_were() -> None:
     assert found.tolist() == [False, True, True, False]
     assert np.product([2, 3]) == 6  # type: ignore[attr-defined]
     assert {"int", "float", "object", "float_", "Inf", "product"} <= set(removed_names.NUMPY)
-    assert removed_names.mend() == ()  # There is nothing left to mend.
+    assert removed_names.restore() == ()  # A second call restores nothing.
 
 
 def test_what_is_there_is_left_alone() -> None:
     module = types.ModuleType("numpy_of_another_year")
     module.int = "its own"  # type: ignore[attr-defined]
-    assert "int" not in removed_names.give_back(module, removed_names.NUMPY)
+    assert "int" not in removed_names.restore_names(module, removed_names.NUMPY)
     assert module.int == "its own"
     assert module.float is float
 

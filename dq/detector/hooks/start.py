@@ -128,7 +128,7 @@ class StartHook(Hook):  # type: ignore[misc]
         kept = runner.meta["hook_msgs"].get("best_ckpt")
         text = (
             f"after {when} {name} is {100 * value:.2f} %, {100 * (start - value):.2f} points below"
-            f" the start ({100 * start:.2f} %); if that does not mend, lower optimizer.lr"
+            f" the start ({100 * start:.2f} %); if it does not recover, lower optimizer.lr"
             " (quant.training={'optimizer.lr': ...})"
         )
         if kept:

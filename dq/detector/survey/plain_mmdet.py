@@ -46,7 +46,7 @@ def _results(model: Any, loader: Any) -> Any:
     try:
         return single_gpu_test(model, loader)
     except (RuntimeError, AssertionError) as error:
-        # An operator that is compiled for GPUs alone, or one of what `mended_heads` mends.
+        # An operator that is compiled only for GPUs, or a bug that `mended_heads` fixes.
         return f"mmdet itself cannot detect here: {' '.join(str(error).split())}"
 
 

@@ -98,10 +98,10 @@ def _switches(runner: Any, hook: Any) -> bool:
     return bool(runner.counts_epochs and runner.max_epochs > hook.num_last_epochs)
 
 
-def _need(owner: Any, method: str, hook: str, mend: str) -> None:
+def _need(owner: Any, method: str, hook: str, fix: str) -> None:
     if not hasattr(owner, method):
         raise ValueError(
-            f"custom_hooks: {hook} needs {method}, which {type(owner).__name__} has not; use {mend}"
+            f"custom_hooks: {hook} needs {method}, which {type(owner).__name__} has not; use {fix}"
         )
 
 

@@ -110,7 +110,7 @@ def test_custom_import_that_fails_names_module_and_reason(
     [
         ("1 / 0", "ZeroDivisionError"),
         ("raise RuntimeError('mine')", "RuntimeError: mine"),
-        ("timer_config = dict(type='X')", "timer_config is read by nobody"),
+        ("timer_config = dict(type='X')", "nothing reads timer_config"),
         ("path = '${nothing}/x'", "cannot be resolved"),
         ("custom_imports = dict(import_=['x'])", "custom_imports is"),
         ("custom_imports = dict(imports=3)", "imports is 3"),

@@ -102,8 +102,8 @@ def test_the_generators_of_the_rank_are_left_as_they_were(index: int, copy: Path
 
 DAMAGES = {
     "deleted": (lambda path: path.unlink(), "No such file or directory"),
-    "empty": (lambda path: path.write_bytes(b""), "it is no image"),
-    "no image": (lambda path: path.write_bytes(b"\0" * 4000), "it is no image"),
+    "empty": (lambda path: path.write_bytes(b""), "it is not an image"),
+    "no image": (lambda path: path.write_bytes(b"\0" * 4000), "it is not an image"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
 }
 

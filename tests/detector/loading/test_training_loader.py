@@ -168,7 +168,7 @@ def test_killed_processes_are_replaced_and_no_batch_is_lost(
                     torch.ones(10).sum()
     assert seen == expected
     lost = 3 if persistent else 2
-    assert f"signal 9, Killed); begun anew where it was, {lost} of 3 times" in caplog.text
+    assert f"signal 9, Killed); restarted at the same batch, {lost} of 3 times" in caplog.text
     assert len(caplog.records) == lost
 
 
@@ -190,7 +190,7 @@ def test_a_process_killed_while_its_batch_is_waited_for_is_replaced(
     began = time.monotonic()
     assert flat(own.steps(0)) == expected
     assert time.monotonic() - began < 30
-    assert "begun anew where it was, 1 of 3 times" in caplog.text
+    assert "restarted at the same batch, 1 of 3 times" in caplog.text
 
 
 def test_a_process_that_is_killed_again_and_again_ends_the_run(
@@ -199,7 +199,7 @@ def test_a_process_that_is_killed_again_and_again_ends_the_run(
     dataset = built(section(digits))
     dataset.pipeline.transforms.insert(0, lambda _: os.kill(os.getpid(), signal.SIGKILL))
     own = training_loader(config(workers_per_gpu=1), dataset, seed=7)
-    said = r"^a loader process was lost 4 times, last process \d+: signal 9, Killed; if memory or"
+    said = r"^a worker process was lost 4 times, last process \d+: signal 9, Killed; if memory or"
     with pytest.raises(RuntimeError, match=said) as raised:
         next(own.steps(0))
     assert "\n" not in str(raised.value)
@@ -211,7 +211,7 @@ def test_a_process_that_hangs_ends_the_run_after_the_time_out(digits: Path) -> N
     dataset.pipeline.transforms.insert(0, lambda _: time.sleep(600))
     own = training_loader(config(workers_per_gpu=1, timeout=1), dataset, seed=7)
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match="no loader process gave a batch within 1 s") as raised:
+    with pytest.raises(RuntimeError, match="no worker process returned a batch") as raised:
         next(own.steps(0))
     assert "\n" not in str(raised.value)
     assert time.monotonic() - began < 20
@@ -272,7 +272,7 @@ def test_images_that_vanish_are_named_once_and_the_epoch_goes_on(
     told = sorted(record.getMessage() for record in caplog.records)
     assert len(told) == 2
     assert f"image {gone[0]} cannot be read: No such file or directory; others take its" in told[0]
-    assert f"image {gone[1]} cannot be read: it is no image; others take its place" in told[1]
+    assert f"image {gone[1]} cannot be read: it is not an image; others take its place" in told[1]
     assert "(bad image 2, 2 allowed)" in "".join(told)
 
 
@@ -284,7 +284,7 @@ def test_too_many_bad_images_end_the_run(
     own = loader(copy, workers_per_gpu=number, max_bad=max_bad)
     for path in sorted((copy / "JPEGImages").glob("train_*"))[: max_bad + 1]:
         path.unlink()
-    with pytest.raises(ValueError, match="mend it or take it out of the image list") as raised:
+    with pytest.raises(ValueError, match="repair it or remove it from the image list") as raised:
         list(own.steps(0))
     assert "\n" not in str(raised.value)
     assert str(copy / "JPEGImages") in str(raised.value)

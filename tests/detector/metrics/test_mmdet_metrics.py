@@ -233,7 +233,7 @@ def test_where_nothing_is_to_be_found_the_metric_is_zero(
     file.write_text(json.dumps({**content, "annotations": []}))
     dataset = build_dataset(section(file), {"test_mode": True})
     assert score(dataset, found(CLASSES), {"metric": "bbox"}) == {"bbox_mAP": 0.0}
-    assert "nothing to be found" in caplog.text
+    assert "no annotated objects" in caplog.text
     voc = dataset_of(lambda f: xml(f, type="VOCFolderDataset"), tmp_path / "voc")
     for path in (tmp_path / "voc/Annotations").glob("*.xml"):
         path.write_text(f"<annotation><size><width>{SIZE}</width></size></annotation>")

@@ -69,7 +69,7 @@ RIGHT = [90.0, 10.0, 25.0, 40.0]  # In the lying photo; the upright one is only 
 def test_boxes_of_a_photo_turned_by_its_tag_are_found_and_named(tmp_path: Path) -> None:
     config = coco(tmp_path, [RIGHT])
     photo(tmp_path / "photo.jpg", turned=True)
-    with pytest.raises(ValueError, match="turned by its EXIF tag") as error:
+    with pytest.raises(ValueError, match="rotated by its EXIF tag") as error:
         dataset_of(config, "train")
     text = str(error.value)
     assert f"1 of 1 boxes of image {tmp_path / 'photo.jpg'} lie outside it, which is 80x" in text
@@ -85,7 +85,7 @@ def test_boxes_of_a_photo_that_is_not_turned_are_found(tmp_path: Path) -> None:
     unturned = {"color_type": "unchanged"}
     config = coco(tmp_path, [upright], size=(HEIGHT, WIDTH), loading=unturned)
     photo(tmp_path / "photo.jpg", turned=True)
-    with pytest.raises(ValueError, match=r"not turned as its EXIF tag asks.*color_type='color'"):
+    with pytest.raises(ValueError, match=r"not rotated by its EXIF tag.*color_type='color'"):
         dataset_of(config, "train")
     assert len(dataset_of(coco(tmp_path, [upright], size=(HEIGHT, WIDTH)), "train")) == 2
 
@@ -104,7 +104,7 @@ def test_a_wrong_size_is_named_with_its_file(
 ) -> None:
     config = coco(tmp_path, [[1.0, 1.0, 9.0, 9.0], box], size=size)
     photo(tmp_path / "photo.jpg")
-    mend = r"; mend the width, height and boxes of this image in .*list\.json"
+    mend = r"; correct the width, height and boxes of this image in .*list\.json"
     for split in ("train", "test"):
         with pytest.raises(ValueError, match=rf"1 of 2 boxes of image .*photo\.jpg {said}.*{mend}"):
             dataset_of(config, split, test_mode=split == "test")
