@@ -42,8 +42,8 @@ and exit code 2. mmcv would load the weights that fit and log the rest. To load 
 `load_from`, which loads the weights that fit and logs how many did not. Addresses (`https://`,
 `torchvision://`, `open-mmlab://`, `mmcls://`) are downloaded once, into torch's cache.
 
-**EMA hooks.** `ExpMomentumEMAHook`, `LinearMomentumEMAHook` and mmcv's `EMAHook` are replaced by one
-average with the hook's own rule (momentum, warm-up, interval, `skip_buffers`), in float and in
+**EMA hooks.** `ExpMomentumEMAHook`, `LinearMomentumEMAHook` and mmcv's `EMAHook` are replaced by
+one average with the hook's own rule (momentum, warm-up, interval, `skip_buffers`), in float and in
 quantized training. As in mmdet, the average is evaluated and written as the detector's weights.
 Unlike in mmdet, the state dict has no `ema_*` entries, so that plain mmdet loads it strictly. A
 resumed training continues with its own weights, not with the averaged ones. `quant.ema` has

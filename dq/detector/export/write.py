@@ -78,8 +78,8 @@ def export_detector(
     else:
         example = torch.zeros(1, input_channels(detector), *size)
         inputs = all_inputs_of_heads(detector, graph, example)
-        behind = decoding_of(detector, network, example, decode)
-        models = {paths[0]: _onnx(network, [example], kind, opset, metadata, behind)}
+        decoding = decoding_of(detector, network, example, decode)
+        models = {paths[0]: _onnx(network, [example], kind, opset, metadata, decoding)}
         for part, head in heads.items():
             if part not in inputs:
                 raise ValueError(f"{part} runs on no boxes and cannot be exported")
@@ -138,7 +138,7 @@ def _onnx(
     kind: str,
     opset: int | None,
     metadata: Mapping[str, str],
-    behind: Boxes | Detections | None = None,
+    decoding: Boxes | Detections | None = None,
 ) -> bytes:
     # ONNX is slow to import, and few commands need it.
     from dq.quant.export.assemble import assembled
@@ -150,8 +150,8 @@ def _onnx(
             examples,
             kind=kind,
             opset=opset,
-            more_outputs=() if behind is None else behind.NAMES,
-            after=None if behind is None else _WithDecoding(behind),
+            more_outputs=() if decoding is None else decoding.NAMES,
+            after=None if decoding is None else _WithDecoding(decoding),
             rewrite_=write_suppressions_,
         )
     except ValueError as error:
@@ -163,9 +163,9 @@ def _onnx(
             f"{compiled}, an operator that mmcv compiles and ONNX does not have; export"
             " --format torch-int, or replace it in the config"
         ) from error
-    if behind is not None:
+    if decoding is not None:
         # The files keep their names inside, because evaluation finds them by name.
-        del model.graph.outputs[: -len(behind.NAMES)]
+        del model.graph.outputs[: -len(decoding.NAMES)]
     model.metadata_props.update(metadata)
     model.producer_name = "dq-launcher"
     content: bytes = checked(model).SerializeToString()
@@ -175,12 +175,12 @@ def _onnx(
 class _WithDecoding(nn.Module):
     """A network's result, together with boxes or detections computed from it."""
 
-    def __init__(self, behind: nn.Module) -> None:
+    def __init__(self, decoding: nn.Module) -> None:
         super().__init__()
-        self.behind = behind
+        self.decoding = decoding
 
     def forward(self, result: Any) -> tuple[Any, Any]:
-        return result, self.behind(result)
+        return result, self.decoding(result)
 
 
 def inputs_of_heads(

@@ -117,7 +117,7 @@ def test_settings_that_make_no_sense_are_refused_before_the_training(tmp_path: P
     for settings, said in (
         ({"interval": 0}, "positive"),
         ({"save_best": "whatever"}, "rule"),
-        ({"metric": ["bbox", "segm"]}, "needs masks, and Detector finds boxes alone"),
+        ({"metric": ["bbox", "segm"]}, "needs masks, but Detector finds only boxes"),
     ):
         with pytest.raises(ValueError, match=said):
             hook_and_runner(tmp_path, **settings)  # type: ignore[arg-type]
