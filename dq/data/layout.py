@@ -97,7 +97,7 @@ def read_boxes(path: Path) -> tuple[VocBox, ...]:
         root = ElementTree.parse(path).getroot()
         return tuple(_read_box(thing) for thing in root.iter("object"))
     except (ElementTree.ParseError, ValueError) as error:
-        raise ValueError(f"{path} is not a VOC annotation ({error}): write it anew") from error
+        raise ValueError(f"{path} is not a VOC annotation ({error}): write it again") from error
 
 
 def _add(parent: ElementTree.Element, name: str, value: object = None) -> ElementTree.Element:

@@ -228,7 +228,7 @@ def finish(config: Config) -> Config:
     config.log_config.setdefault("interval", 50)
     config.log_config.setdefault("hooks", [])
     _check_workflow(config.workflow)
-    _settle_runner(config)
+    _merge_total_epochs(config)
     # mmdet's function needs both, but a config may lack them.
     absent = [split for split in ("val", "test") if config.data.get(split) is None]
     for split in absent:
@@ -246,7 +246,7 @@ def finish(config: Config) -> Config:
     return complete
 
 
-def _settle_runner(config: Config) -> None:
+def _merge_total_epochs(config: Config) -> None:
     """Make ``total_epochs``, mmdet's old name, and ``runner`` agree."""
     epochs = config.get("total_epochs")
     if config.get("runner") is None:

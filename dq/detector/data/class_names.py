@@ -29,8 +29,8 @@ from mmdet.datasets import (
 )
 from mmdet.datasets.objects365 import Objects365V1Dataset, Objects365V2Dataset
 
-from dq.detector.data.data_section import classes_said, has_section, innermost, section_of
-from dq.detector.data.leaves import said_of
+from dq.detector.data.data_section import configured_classes, has_section, innermost, section_of
+from dq.detector.data.leaves import set_name
 
 log = logging.getLogger(__name__)
 Names = tuple[str, ...]
@@ -72,7 +72,7 @@ def class_list(config: Config) -> ClassList:
         names
         for split in splits
         for section in sections[split]
-        if (names := classes_said(section, f"data.{split}") or _built_order(section))
+        if (names := configured_classes(section, f"data.{split}") or _built_order(section))
     )
     declared = next(said, None) or _numbered(config)
     first = {split: parts[0] for split, parts in sections.items()}
@@ -109,7 +109,7 @@ def classes_of_checkpoint(found: ClassList, content: Mapping[str, Any]) -> Names
     return found.names
 
 
-def settle_classes_(dataset: Any, names: Names | None) -> None:
+def set_classes_(dataset: Any, names: Names | None) -> None:
     """Make a data set use these class names, and label its boxes in this order.
 
     Args:
@@ -121,10 +121,10 @@ def settle_classes_(dataset: Any, names: Names | None) -> None:
     """
     children = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
     if children[0] is None:
-        _settle_leaf_(dataset, names)
+        _set_leaf_classes_(dataset, names)
         return
     for child in children:
-        settle_classes_(child, names)
+        set_classes_(child, names)
     dataset.CLASSES = children[0].CLASSES
 
 
@@ -178,7 +178,7 @@ def _order(section: Mapping[str, Any]) -> Names | None:
     """Return the names by label of a data set; None if its annotations are missing."""
     kind = DATASETS.get(section["type"])
     if not isinstance(kind, type) or not issubclass(kind, CocoDataset):
-        return classes_said(section, "data") or _built_order(section)
+        return configured_classes(section, "data") or _built_order(section)
     reader = cast(Any, kind).load_annotations
     if not any(reader is known.load_annotations for known in _READ_AS_COCO):
         return _built_order(section)
@@ -191,7 +191,7 @@ def _order(section: Mapping[str, Any]) -> Names | None:
         return None
     if issubclass(kind, Objects365V1Dataset):
         categories = sorted(categories, key=lambda category: category["id"])
-    chosen = None if issubclass(kind, _TAKE_ALL) else classes_said(section, "data")
+    chosen = None if issubclass(kind, _TAKE_ALL) else configured_classes(section, "data")
     return tuple(c["name"] for c in categories if chosen is None or c["name"] in chosen)
 
 
@@ -253,14 +253,14 @@ def names_by_label(leaf: Any) -> Names | None:
     return tuple(leaf.CLASSES) if getattr(leaf, "CLASSES", None) else None
 
 
-def _settle_leaf_(leaf: Any, names: Names | None) -> None:
+def _set_leaf_classes_(leaf: Any, names: Names | None) -> None:
     own = names_by_label(leaf)
     if own is None:
         leaf.CLASSES = names
         return
     twice = next((name for number, name in enumerate(own) if name in own[:number]), None)
     if twice is not None:
-        raise ValueError(f"{said_of(leaf)} has the category {twice!r} twice; give each its name")
+        raise ValueError(f"{set_name(leaf)} has the category {twice!r} twice; give each its name")
     takes_all = isinstance(leaf, _TAKE_ALL)
     if not takes_all and set(own) != set(leaf.CLASSES):
         return  # The checks report which class is missing.
@@ -292,10 +292,10 @@ def _reorder_categories_(leaf: Any, names: Names) -> None:
     """
     if isinstance(leaf, CityscapesDataset):
         raise ValueError(
-            f"{said_of(leaf)} has the classes in another order than data.train, and mmdet reads it"
+            f"{set_name(leaf)} has the classes in another order than data.train, and mmdet reads it"
             " again for evaluation; use the same order of categories in both files"
         )
-    log.info("%s is read with its classes in the order %s", said_of(leaf), _few(names))
+    log.info("%s is read with its classes in the order %s", set_name(leaf), _few(names))
     ids = {category["name"]: number for number, category in leaf.coco.cats.items()}
     order = [ids[name] for name in names]
     order += [number for number in leaf.coco.cats if number not in order]
@@ -310,7 +310,7 @@ def _reorder_categories_(leaf: Any, names: Names) -> None:
 def _rename_labels_(leaf: Any, names: Names) -> None:
     if not isinstance(getattr(leaf, "cat2label", None), Mapping) or hasattr(leaf, "index_dict"):
         raise ValueError(
-            f"{said_of(leaf)} has the classes in another order than data.train:"
+            f"{set_name(leaf)} has the classes in another order than data.train:"
             f" {_few(tuple(leaf.CLASSES))}, not {_few(names)}; use the same order in both"
         )
     leaf.cat2label = {name: label for label, name in enumerate(names)}

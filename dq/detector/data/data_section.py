@@ -71,7 +71,7 @@ def _plain(section: Any, where: str) -> ConfigDict:
     elif isinstance(found.get("dataset"), Mapping | list | tuple):
         found["dataset"] = _plain(found["dataset"], f"{where}.dataset")
     elif isinstance(found.get("ann_file"), list | tuple):
-        return _one_a_file(found, where)
+        return _split_by_file(found, where)
     else:
         # mmdet reads these itself; they are not arguments of the data set.
         for name in ("separate_eval", "samples_per_gpu", "workers_per_gpu"):
@@ -80,7 +80,7 @@ def _plain(section: Any, where: str) -> ConfigDict:
     return found
 
 
-def _one_a_file(section: ConfigDict, where: str) -> ConfigDict:
+def _split_by_file(section: ConfigDict, where: str) -> ConfigDict:
     """Split a section with several annotation files into several sections, as mmdet does."""
     files = section["ann_file"]
     separate = section.pop("separate_eval", True)
@@ -190,17 +190,17 @@ def training_section(config: Config) -> ConfigDict:
     """Return ``data.train`` as training reads it."""
     section = section_of(config, "train")
 
-    def never_evaluated(part: ConfigDict) -> ConfigDict:
+    def not_evaluated(part: ConfigDict) -> ConfigDict:
         found = ConfigDict(part)
         # Evaluation settings do not matter here, and mmdet refuses some of them.
         found.pop("separate_eval", None)
         if _is_several(part):
-            found["datasets"] = [never_evaluated(each) for each in part["datasets"]]
+            found["datasets"] = [not_evaluated(each) for each in part["datasets"]]
         elif isinstance(part.get("dataset"), Mapping):
-            found["dataset"] = never_evaluated(part["dataset"])
+            found["dataset"] = not_evaluated(part["dataset"])
         return found
 
-    return never_evaluated(section)
+    return not_evaluated(section)
 
 
 def evaluation_section(config: Config, split: str) -> ConfigDict:
@@ -333,7 +333,7 @@ def _own_methods(kind: type) -> set[str]:
     return {name for each in kinds for name in vars(each)}
 
 
-def classes_said(section: Mapping[str, Any], where: str) -> tuple[str, ...]:
+def configured_classes(section: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """Return the class names of an innermost section without reading its annotations.
 
     Returns:

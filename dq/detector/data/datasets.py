@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Subset
 
 from dq.detector.config.registry_errors import explain
 from dq.detector.data.checks.images import inspect
-from dq.detector.data.class_names import class_list, settle_classes_
+from dq.detector.data.class_names import class_list, set_classes_
 from dq.detector.data.data_section import (
     annotation_files,
     calibration_sections,
@@ -36,7 +36,7 @@ from dq.detector.data.leaves import classes_of
 from dq.detector.data.loader_options import evaluation_workers
 from dq.detector.data.seeded_samples import generators_kept, seed_generators_
 from dq.detector.data.storage import check_storage
-from dq.detector.data.wrapped_classes import let_wrappers_answer
+from dq.detector.data.wrapped_classes import add_get_cat_ids
 from dq.dist.exchange import collectives
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def dataset_of(config: Config, split: str, *, test_mode: bool = False, quiet: bo
     """
     section = evaluation_section(config, split) if test_mode else _trained_on(config, split)
     dataset = _built(section, split)
-    settle_classes_(dataset, class_list(config).names)
+    set_classes_(dataset, class_list(config).names)
     inspect(dataset, split, quiet=quiet)
     classes_of(dataset, split)
     return evaluated(dataset) if test_mode else dataset
@@ -69,7 +69,7 @@ def validation_loss_dataset(config: Config) -> Any:
         ValueError: As `dataset_of`.
     """
     dataset = _built(validation_loss_section(config), "val")
-    settle_classes_(dataset, class_list(config).names)
+    set_classes_(dataset, class_list(config).names)
     inspect(dataset, "val")
     return dataset
 
@@ -79,7 +79,7 @@ def _trained_on(config: Config, split: str) -> ConfigDict:
 
 
 def _built(section: Mapping[str, Any], split: str) -> Any:
-    let_wrappers_answer()
+    add_get_cat_ids()
     for part in innermost(section):
         check_storage(part, split)
     try:
@@ -89,7 +89,7 @@ def _built(section: Mapping[str, Any], split: str) -> Any:
     except FileNotFoundError as error:
         raise ValueError(
             f"data.{split}: {error.filename or error} does not exist; set the data set's folder,"
-            " e.g. --cfg-options data_root=DIR where the config has it, or"
+            " e.g. --cfg-options data_root=DIR if the config has it, or"
             f" data.{split}.img_prefix and data.{split}.ann_file"
         ) from error
     except (
@@ -146,7 +146,7 @@ def calibration_dataset(config: Config) -> Any:
     """
     parts = [_built(section, "train") for section in calibration_sections(config)]
     for part in parts:
-        settle_classes_(part, class_list(config).names)
+        set_classes_(part, class_list(config).names)
         inspect(part, "train")
     return parts[0] if len(parts) == 1 else ConcatDataset(parts)
 
@@ -169,7 +169,7 @@ def calibration_images(
         Tensors ``(N, C, H, W)``, float32, on the CPU.
     """
     waiting: dict[tuple[int, ...], list[Tensor]] = {}
-    for place, index in enumerate(in_turns(dataset, seed)[:num_images]):
+    for place, index in enumerate(interleaved(dataset, seed)[:num_images]):
         with generators_kept():
             # A pipeline or a custom data set may use random numbers.
             seed_generators_(seed, 0, place)
@@ -182,7 +182,7 @@ def calibration_images(
         yield torch.stack(batch)
 
 
-def in_turns(dataset: Any, seed: int) -> list[int]:
+def interleaved(dataset: Any, seed: int) -> list[int]:
     """Return all indices, shuffled; the parts of a concatenation take turns."""
     generator = np.random.default_rng(seed)
     ends = list(dataset.cumulative_sizes) if isinstance(dataset, ConcatDataset) else [len(dataset)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmdet.datasets import ConcatDataset
 
-from dq.detector.data.leaves import said_of
+from dq.detector.data.leaves import set_name
 
 log = logging.getLogger(__name__)
 # mmdet prefixes a metric with the number of its set: ``1_bbox_mAP``.
@@ -43,7 +43,7 @@ class EvaluatedSets(ConcatDataset):  # type: ignore[misc]
         begin = 0
         for number, part in enumerate(self.datasets):
             end = self.cumulative_sizes[number]
-            log.debug("evaluating set %d, %s", number, said_of(part))
+            log.debug("evaluating set %d, %s", number, set_name(part))
             metrics = part.evaluate(results[begin:end], logger=logger, **kwargs)
             found |= {f"{number}_{name}": value for name, value in metrics.items()}
             begin = end
@@ -96,7 +96,7 @@ def without_number(name: str) -> str:
     return NUMBER.sub("", name)
 
 
-def of_each_set(names: Iterable[str]) -> list[list[str]]:
+def grouped_by_set(names: Iterable[str]) -> list[list[str]]:
     """Return the names of metrics, grouped by data set, in order."""
     groups: dict[str, list[str]] = {}
     for name in names:

@@ -26,9 +26,9 @@ class ImageShapes:
 
     def __init__(self, dataset: Any) -> None:
         self.leaves = list(leaves(dataset))
-        self.is_asked = any(_asks(leaf) for leaf in self.leaves)
+        self.is_asked = any(_needs_shapes(leaf) for leaf in self.leaves)
         self.shapes: list[Shape] = []
-        for leaf in filter(_asks, self.leaves):
+        for leaf in filter(_needs_shapes, self.leaves):
             # An attribute of the instance overrides the method of the class.
             leaf.__dict__["get_meta_from_pipeline"] = _collect_nothing
 
@@ -41,13 +41,13 @@ class ImageShapes:
         """Give each data set the shapes of its images, from those of all images in order."""
         begin = 0
         for leaf in self.leaves:
-            if _asks(leaf):
+            if _needs_shapes(leaf):
                 own = list(shapes[begin : begin + len(leaf)])
                 leaf.__dict__["get_img_shape"] = partial(_fill, leaf, own)
             begin += len(leaf)
 
 
-def _asks(leaf: Any) -> bool:
+def _needs_shapes(leaf: Any) -> bool:
     return bool(getattr(leaf, "get_metas", False) and getattr(leaf, "load_from_pipeline", False))
 
 

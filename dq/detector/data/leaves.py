@@ -76,10 +76,10 @@ def name_of(leaf: Any, index: int) -> str:
     except (TypeError, IndexError, KeyError, AttributeError):
         files = []
     prefix = getattr(leaf, "img_prefix", None) or ""
-    return str(Path(prefix, files[0])) if files else f"number {index} of {said_of(leaf)}"
+    return str(Path(prefix, files[0])) if files else f"number {index} of {set_name(leaf)}"
 
 
-def said_of(leaf: Any) -> str:
+def set_name(leaf: Any) -> str:
     """Return a name for a data set in messages: its annotation file, else its class."""
     file = getattr(leaf, "ann_file", None)
     return str(file) if isinstance(file, str | Path) and str(file) else type(leaf).__name__
@@ -118,7 +118,7 @@ def classes_of(dataset: Any, split: str) -> tuple[str, ...]:
     for other, leaf in found.items():
         if other and other != names:
             raise ValueError(
-                f"data.{split}: {said_of(leaf)} has the classes {_few(other)} and another set has"
+                f"data.{split}: {set_name(leaf)} has the classes {_few(other)} and another set has"
                 f" {_few(names)}; a detector has one list, so give all of them the same classes"
             )
     return names

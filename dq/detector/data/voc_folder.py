@@ -1,4 +1,4 @@
-"""A data set of one's own in Pascal VOC's layout."""
+"""A custom data set in Pascal VOC's layout."""
 
 from __future__ import annotations
 

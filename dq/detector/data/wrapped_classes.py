@@ -9,7 +9,7 @@ from mmdet.datasets import ClassBalancedDataset, MultiImageMixDataset
 from dq.detector.data.leaves import located
 
 
-def let_wrappers_answer() -> None:
+def add_get_cat_ids() -> None:
     """Give mmdet's wrappers the method that a ClassBalancedDataset around them calls.
 
     In mmdet only two of the four wrappers have it.

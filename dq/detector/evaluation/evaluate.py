@@ -16,7 +16,7 @@ from torch import nn
 
 from dq.detector.config.registry_errors import explain
 from dq.detector.data.datasets import evaluation_loader
-from dq.detector.data.evaluated_sets import of_each_set, without_number
+from dq.detector.data.evaluated_sets import grouped_by_set, without_number
 from dq.detector.data.image_shapes import ImageShapes
 from dq.detector.evaluation.metric_settings import arguments_of
 from dq.detector.loading.to_device import to_device
@@ -200,7 +200,7 @@ def main_metric(metrics: Mapping[str, float]) -> tuple[str, float]:
 
 def main_metrics(metrics: Mapping[str, float]) -> list[str]:
     """Return the name of each data set's `main_metric`."""
-    return [_main(names) for names in of_each_set(metrics)]
+    return [_main(names) for names in grouped_by_set(metrics)]
 
 
 def as_share(name: str, value: float) -> float:

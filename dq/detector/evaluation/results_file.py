@@ -78,7 +78,7 @@ def _prefix_of(leaf: Any) -> str:
     known = inspect.signature(getattr(leaf, "format_results", len)).parameters
     found = next((name for name in known if name.endswith("_prefix")), None)
     if found is None:
-        raise ValueError(f"{type(leaf).__name__} has no format of results to be handed in")
+        raise ValueError(f"{type(leaf).__name__} has no format of results")
     return found
 
 

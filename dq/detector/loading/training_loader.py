@@ -141,7 +141,7 @@ class TrainingLoader(DataLoader[Any]):
             samples,
             batch_sampler=self._pending,
             collate_fn=partial(collate_samples, samples_per_gpu=options.samples_per_gpu),
-            worker_init_fn=partial(workers.begin_worker, opencv_threads=options.opencv_num_threads),
+            worker_init_fn=partial(workers.init_worker, opencv_threads=options.opencv_num_threads),
             # torch draws a seed for its workers, which must not use the training's generator.
             generator=torch.Generator(),
             **options.of_torch(),
@@ -213,7 +213,7 @@ class TrainingLoader(DataLoader[Any]):
                 try:
                     if iterator is None:
                         iterator = self._begin(epoch, chunks, mine[done:])
-                    content, bad = workers.take(iterator)
+                    content, bad = workers.next_batch(iterator)
                 except workers.WorkerLostError as error:
                     self._recover(error, iterator)
                     iterator = None

@@ -29,7 +29,7 @@ class WorkerLostError(RuntimeError):
     """A worker process ended too early; the text says how."""
 
 
-def begin_worker(number: int, *, opencv_threads: int = 0) -> None:
+def init_worker(number: int, *, opencv_threads: int = 0) -> None:
     """Prepare a worker process: it ignores the signals that its rank handles, and uses one thread.
 
     Args:
@@ -71,7 +71,7 @@ def restart(iterator: Any, loader: DataLoader[Any]) -> None:
     _watched(iterator, lambda: iterator._reset(loader))
 
 
-def take(iterator: Any) -> Any:
+def next_batch(iterator: Any) -> Any:
     """Return the next batch.
 
     Raises:

@@ -192,7 +192,7 @@ class LossLog(LogBuffer):  # type: ignore[misc]
                 del self.val_history[name][: NUM_KEPT // 2]
                 del self.n_history[name][: NUM_KEPT // 2]
 
-    def take_back(self, names: Iterable[str]) -> None:
+    def remove_last(self, names: Iterable[str]) -> None:
         """Remove the last value of each name, because its step was skipped."""
         self.is_averaged = self._means = None
         for name in self.val_history.keys() & set(names):

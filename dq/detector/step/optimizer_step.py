@@ -94,7 +94,7 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
             pass of a single micro-batch is still to come; those of several ones are done.
         """
         runner.optimizer.zero_grad()
-        self._remember(runner)
+        self._save_buffers(runner)
         self._batches, self._outputs = batches, []
         if len(batches) == 1:
             outputs: dict[str, Any] = runner.model.train_step(batches[0], runner.optimizer)
@@ -138,7 +138,7 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
             finite = bool(torch.isfinite(self.norm))
         self.leave_out = False
         if not finite:
-            self._judge(runner)
+            self._find_cause(runner)
         self.in_a_row = self.in_a_row + 1 if self.leave_out else 0
         batches, self._outputs, self._batches = self._batches, [], ()
         if self.leave_out:
@@ -147,7 +147,7 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
                 # End the scaler's step. The scale does not change: the loss caused it, not a
                 # float16 overflow.
                 self.scaler.update(self.scaler.get_scale())
-            runner.log_buffer.take_back(runner.outputs["log_vars"])
+            runner.log_buffer.remove_last(runner.outputs["log_vars"])
             return
         assert batches, "the step has had no forward pass"
         if self.grad_clip is not None:
@@ -178,7 +178,7 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
         else:
             self.clip_grads(parameters)
 
-    def _remember(self, runner: Any) -> None:
+    def _save_buffers(self, runner: Any) -> None:
         """Save the buffers, because the forward pass of a skipped step changes them too."""
         if self.guards.nonfinite != "skip":
             return
@@ -187,7 +187,7 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
             self.before = [torch.empty_like(b) for b in self.buffers]
         torch._foreach_copy_(self.before, self.buffers)
 
-    def _judge(self, runner: Any) -> None:
+    def _find_cause(self, runner: Any) -> None:
         """Find the cause of the NaN; all ranks call this, because all have the same gradients."""
         logged = [outputs["log_vars"] for outputs in self._outputs]
         bad = {k: v for losses in logged for k, v in _not_finite(losses).items()}

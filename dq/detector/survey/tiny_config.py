@@ -68,8 +68,8 @@ def tiny_config(path: Path, data: Path) -> str:
     _use_teacher_of(path, model)
     if family not in WIDE:
         _narrow(model, heads=family not in WIDE_HEADS)
-    _thaw(model)
-    _count_less(model)
+    _use_batch_statistics(model)
+    _reduce_counts(model)
     _use_classes(model)
     if "panoptic_on" in (model.get("test_cfg") or {}):
         model["test_cfg"].update(panoptic_on=False, semantic_on=False, instance_on=True)
@@ -224,7 +224,7 @@ def _default(kind: str, name: str) -> Any:
     return None
 
 
-def _thaw(model: dict[str, Any]) -> None:
+def _use_batch_statistics(model: dict[str, Any]) -> None:
     """Let batch norms use their batch statistics, because they are not trained."""
     for part in _sections(model):
         kind = str(part.get("type"))
@@ -247,7 +247,7 @@ def _divided(value: Any, least: int = _WIDE_FROM) -> Any:
     return value
 
 
-def _count_less(model: dict[str, Any]) -> None:
+def _reduce_counts(model: dict[str, Any]) -> None:
     """Reduce the numbers of queries, proposals, samples and transformer layers."""
     for part in _sections(model):
         for key, most in _COUNTS.items():

@@ -163,5 +163,5 @@ def log_in_time(runner: Any, steps: int) -> None:
     most = max(1, steps if runner.counts_epochs else runner.max_iters)
     for hook in runner.hooks:
         if isinstance(hook, LoggerHook) and hook.interval > most:
-            log.info("%s logs every %d steps: there are no more", type(hook).__name__, most)
+            log.info("%s logs every %d steps: an epoch has no more", type(hook).__name__, most)
             hook.interval = most

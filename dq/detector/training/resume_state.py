@@ -131,7 +131,7 @@ def load_training_state(
         runner.pending = mine["losses"]
     elif ranks:
         log.info(
-            "%s was written by %d ranks: weights, schedule and samples go on as they were; random"
+            "%s was written by %d ranks: weights, schedule and samples continue unchanged; random"
             " generators and running statistics of single ranks do not",
             source,
             len(ranks),
@@ -195,7 +195,7 @@ def differ(names: list[str], ranks: list[int] | None = None) -> str:
     return (
         f"{len(names)} weights or ranges differ between {where}, first {', '.join(names[:3])}; this"
         " is a fault of the cluster or of this program: the checkpoints written before are sound,"
-        " go on from the last with --resume"
+        " resume from the last with --resume"
     )
 
 

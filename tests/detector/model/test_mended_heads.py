@@ -1,4 +1,4 @@
-"""mmdet's heads on a CPU, with boxes outside the image and with no mask at all."""
+"""mmdet's heads on a CPU, with boxes outside the image and without masks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.detector.model.test_graph import detector_of
 META = {"pad_shape": (64, 64, 3)}
 
 
-def test_points_are_where_they_are_asked_for() -> None:
+def test_points_are_on_the_requested_device() -> None:
     fix_heads()
     head: Any = detector_of("reppoints").bbox_head
     sizes = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
@@ -40,7 +40,7 @@ def test_a_mask_outside_its_image_is_empty() -> None:
     assert found[0, 3, 3] == 1
 
 
-def test_no_mask_is_resized_to_no_mask() -> None:
+def test_zero_masks_are_resized_to_zero_masks() -> None:
     fix_heads()
     resized = solov2_head.F.interpolate(torch.zeros(1, 0, 8, 8), size=(16, 12), mode="bilinear")
     assert resized.shape == (1, 0, 16, 12)

@@ -17,7 +17,7 @@ from dq.detector.data.checks.image_size import (
     loader_of,
     sizes_of,
 )
-from dq.detector.data.leaves import annotation_of, files_of, infos_of, name_of, said_of
+from dq.detector.data.leaves import annotation_of, files_of, infos_of, name_of, set_name
 
 Boxes = np.ndarray[Any, Any]
 # Maximum number of files to open, spread over the data set.
@@ -54,7 +54,7 @@ def inside(boxes: Boxes, size: Size) -> Boxes:
     return np.clip(boxes[:, :4], 0, [*size, *size])
 
 
-def lies_in(boxes: Boxes, size: Size) -> Boxes:
+def mostly_inside(boxes: Boxes, size: Size) -> Boxes:
     """Return for each box whether at least half of it is in an image of this width and height."""
     return _areas(inside(boxes, size)) >= 0.5 * _areas(boxes)
 
@@ -88,13 +88,13 @@ class WithoutUselessBoxes:
                 keep &= has_area(inside(found, self.sizes[index]))
             if keep.all():
                 continue
-            beside = [labels] if boxes.endswith("_ignore") else _beside(annotation, len(found))
-            for name in {boxes, *beside} & set(annotation):
+            keys = [labels] if boxes.endswith("_ignore") else _per_box_keys(annotation, len(found))
+            for name in {boxes, *keys} & set(annotation):
                 annotation[name] = _chosen(annotation[name], keep)
         return annotation
 
 
-def _beside(annotation: Mapping[str, Any], number: int) -> list[str]:
+def _per_box_keys(annotation: Mapping[str, Any], number: int) -> list[str]:
     """Return the keys with one entry per box: labels, masks, keypoints."""
     return [
         name
@@ -125,7 +125,7 @@ def check_boxes(leaf: Any, split: str, say: Callable[[str], None], *, opens: boo
     """
     infos = infos_of(leaf)
     if infos is None or annotation_of(leaf, 0) is None:
-        say(f"data.{split}: boxes of {said_of(leaf)} are not looked at, which has no list of them")
+        say(f"data.{split}: boxes of {set_name(leaf)} are not checked: it has no list of them")
         return
     real = _real_sizes(leaf, split, infos, say) if opens else {}
     empty, stray, other = Count(), Count(), Count()
@@ -139,7 +139,7 @@ def check_boxes(leaf: Any, split: str, say: Callable[[str], None], *, opens: boo
         _check_labels(leaf, split, annotation, name)
         area = has_area(boxes)
         empty.add(int((~area).sum()), name)
-        said, size = _said_size(info), real.get(index)
+        said, size = _annotated_size(info), real.get(index)
         if said and size and said != size:
             size = _refuse_other_size(leaf, split, index, said, size)
             other.add(int(size != said), name)
@@ -161,7 +161,7 @@ def check_boxes(leaf: Any, split: str, say: Callable[[str], None], *, opens: boo
         say(f"data.{split}: {stray.boxes} boxes outside their image {stray}")
     if other.boxes:
         say(
-            f"data.{split}: {other.images} images have another size than {said_of(leaf)} says"
+            f"data.{split}: {other.images} images have another size than {set_name(leaf)} says"
             f" (first {other.first}); their boxes fit both, but may be made for the other"
         )
     if empty.boxes or (outside and not tested):
@@ -176,7 +176,7 @@ def _all_boxes(annotation: Mapping[str, Any]) -> Boxes:
     return np.concatenate(known) if known else np.zeros((0, 4), np.float32)
 
 
-def _said_size(info: Mapping[str, Any]) -> Size | None:
+def _annotated_size(info: Mapping[str, Any]) -> Size | None:
     width, height = info.get("width"), info.get("height")
     if not isinstance(width, int | float) or not isinstance(height, int | float):
         return None
@@ -189,7 +189,7 @@ def _real_sizes(
     """Return width and height of the images as the pipeline loads them, by index."""
     stride = -(-len(infos) // MAX_OPENED)
     if stride > 1:
-        say(f"data.{split}: the size of one in {stride} images is looked at, {said_of(leaf)}")
+        say(f"data.{split}: the size of one in {stride} images is checked, {set_name(leaf)}")
     chosen = range(0, len(infos), max(1, stride))
     sizes = sizes_of([name_of(leaf, index) for index in chosen], loader_of(leaf))
     return {i: size for i, size in zip(chosen, sizes, strict=True) if size is not None}
@@ -203,7 +203,7 @@ def _check_labels(leaf: Any, split: str, annotation: Mapping[str, Any], name: st
     if labels.min() < 0 or labels.max() >= len(classes):
         worst = int(labels.min() if labels.min() < 0 else labels.max())
         raise ValueError(
-            f"data.{split}: image {name} has a box of label {worst} in {said_of(leaf)}; labels of"
+            f"data.{split}: image {name} has a box of label {worst} in {set_name(leaf)}; labels of"
             f" {len(classes)} classes go from 0 to {len(classes) - 1}"
         )
 
@@ -216,7 +216,7 @@ def _refuse_other_size(leaf: Any, split: str, index: int, said: Size, size: Size
             it. If they fit neither or both, it stays undecided.
     """
     boxes = _boxes_of_file(leaf, index)
-    fit_said, fit = lies_in(boxes, said), lies_in(boxes, size)
+    fit_said, fit = mostly_inside(boxes, said), mostly_inside(boxes, size)
     lost = has_area(boxes) & fit_said & ~fit
     # Only COCO boxes are checked against the annotated size; in Pascal VOC files it is often wrong.
     unseen = has_area(boxes) & fit & ~fit_said & isinstance(leaf, CocoDataset)
@@ -227,7 +227,7 @@ def _refuse_other_size(leaf: Any, split: str, index: int, said: Size, size: Size
     if loaded != size:  # Only OpenCV knows which tags it applies in which kinds of files.
         return loaded or size
     where = f"data.{split}: {int((lost | unseen).sum())} of {len(boxes)} boxes of image {path}"
-    fix = f"correct the width, height and boxes of this image in {said_of(leaf)}"
+    fix = f"correct the width, height and boxes of this image in {set_name(leaf)}"
     if unseen.any():
         raise ValueError(
             f"{where} lie outside the {said[0]}x{said[1]} that its annotation says, so mmdet leaves"

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmdet.datasets import CocoDataset, XMLDataset
 
-from dq.detector.data.leaves import said_of
+from dq.detector.data.leaves import set_name
 from dq.names import did_you_mean
 
 # Maximum number of unused classes to name in a message.
@@ -38,8 +38,8 @@ def check_classes(leaf: Any, split: str, say: Callable[[str], None]) -> None:
             _check_coco(leaf, split, say)
     except (OSError, ET.ParseError, KeyError, AttributeError, TypeError) as error:
         say(
-            f"data.{split}: classes of {said_of(leaf)} are not compared with its annotations, which"
-            f" have a format of their own ({type(error).__name__})"
+            f"data.{split}: classes of {set_name(leaf)} are not compared with its annotations,"
+            f" which have a format of their own ({type(error).__name__})"
         )
 
 
@@ -80,7 +80,7 @@ def _check_coco(leaf: Any, split: str, say: Callable[[str], None]) -> None:
 def _left_out(split: str, leaf: Any, others: Counter[str]) -> str:
     return (
         f"data.{split}: {others.total()} boxes of {len(others)} other classes in"
-        f" {said_of(leaf)} are left out ({_named(others)})"
+        f" {set_name(leaf)} are left out ({_named(others)})"
     )
 
 

@@ -13,7 +13,7 @@ from mmdet.datasets import CustomDataset
 from dq.detector.data.checks.boxes import check_boxes
 from dq.detector.data.checks.classes import check_classes
 from dq.detector.data.checks.image_size import has_sizes, is_on_disk, loader_of
-from dq.detector.data.leaves import files_of, infos_of, leaves, said_of
+from dq.detector.data.leaves import files_of, infos_of, leaves, set_name
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +46,16 @@ def inspect(dataset: Any, split: str, *, quiet: bool = False) -> None:
     for leaf in leaves(dataset):
         if not len(leaf):
             raise ValueError(
-                f"data.{split}: no images in {said_of(leaf)} (with the boxes asked for)"
+                f"data.{split}: no images in {set_name(leaf)} (with the boxes that it needs)"
             )
         has_files = _check_files(leaf, split, say)
         check_classes(leaf, split, say)
         check_boxes(leaf, split, say, opens=has_files and has_sizes(leaf))
         if has_files:
-            leaf.pipeline = _NamesBadImages(leaf.pipeline)
+            leaf.pipeline = _NamingPipeline(leaf.pipeline)
 
 
-class _NamesBadImages:
+class _NamingPipeline:
     """A pipeline that names the image if it cannot be decoded."""
 
     def __init__(self, pipeline: Any) -> None:
@@ -115,7 +115,7 @@ def _check_files(leaf: Any, split: str, say: Callable[[str], None]) -> bool:
             return True
         if not names:
             reason = "it names none"
-        elif _prepares_itself(leaf):
+        elif _has_own_loading(leaf):
             reason = f"{type(leaf).__name__} prepares samples in its own way"
         elif step is None and transforms is not None:
             reason = "no LoadImageFromFile is in its pipeline"
@@ -124,11 +124,11 @@ def _check_files(leaf: Any, split: str, say: Callable[[str], None]) -> bool:
                 f"data.{split}: {len(missing)} of {len(names)} images are missing, first"
                 f" {prefix / missing[0]}; set img_prefix to the folder that has them"
             )
-    say(f"data.{split}: image files of {said_of(leaf)} are not looked for: {reason}")
+    say(f"data.{split}: image files of {set_name(leaf)} are not looked for: {reason}")
     return False
 
 
-def _prepares_itself(leaf: Any) -> bool:
+def _has_own_loading(leaf: Any) -> bool:
     """Return whether a class from outside mmdet loads samples in its own way."""
     for kind in type(leaf).__mro__:
         if kind is CustomDataset:
