@@ -12,7 +12,7 @@ from mmcv import Config
 
 from dq.tracking.record.secrets import hide
 
-# Floats that Python prints without a literal for them.
+# Floats whose text in Python is not a literal.
 _FLOATS = {"inf": float("inf"), "nan": float("nan")}
 _PICKLES = (".pkl", ".pickle")
 

@@ -34,7 +34,7 @@ from dq.detector.data.leaves import set_name
 
 log = logging.getLogger(__name__)
 Names = tuple[str, ...]
-# Bytes at the start or end of a COCO file in which its categories are looked for.
+# Maximum length of the categories in a COCO file, in bytes.
 _LONGEST = 1 << 23
 # All their categories are used, regardless of ``classes``.
 _TAKE_ALL = (CocoPanopticDataset, LVISDataset, LVISV1Dataset)

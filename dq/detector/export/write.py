@@ -164,7 +164,7 @@ def _onnx(
             " --format torch-int, or replace it in the config"
         ) from error
     if decoding is not None:
-        # The files keep their names inside, because evaluation finds them by name.
+        # The network's results stay in the graph by name, so that evaluation finds them.
         del model.graph.outputs[: -len(decoding.NAMES)]
     model.metadata_props.update(metadata)
     model.producer_name = "dq-launcher"

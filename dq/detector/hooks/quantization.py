@@ -136,7 +136,7 @@ class OscillationHook(Hook):  # type: ignore[misc]
         self.share = 0.0
 
     def before_train_iter(self, runner: Any) -> None:
-        """Store the progress of the training, which the dampening loss increases with."""
+        """Store the progress of the training; the dampening loss increases with it."""
         self.share = progress_of(runner).share
 
     def after_train_iter(self, runner: Any) -> None:

@@ -146,7 +146,7 @@ class TrainingLoader(DataLoader[Any]):
             generator=torch.Generator(),
             **options.of_torch(),
         )
-        # torch stores no sampler if there is a batch sampler, and forbids setting it later.
+        # torch stores no batch size if there is a batch sampler, and forbids setting it later.
         self.__dict__["batch_size"] = options.samples_per_gpu
 
     @property

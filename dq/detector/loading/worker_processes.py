@@ -30,7 +30,7 @@ class WorkerLostError(RuntimeError):
 
 
 def init_worker(number: int, *, opencv_threads: int = 0) -> None:
-    """Prepare a worker process: it ignores the signals that its rank handles, and uses one thread.
+    """Prepare a worker process: it survives the signals that its rank handles, and uses one thread.
 
     Args:
         number: Number of the process.
@@ -57,7 +57,8 @@ def start(loader: DataLoader[Any]) -> Any:
         raise
     _forget(iterator)
     iterator._worker_pids_set = False
-    # At exit, multiprocessing sends SIGTERM and waits forever. Skip that for these processes.
+    # At exit, multiprocessing sends SIGTERM and waits forever, but workers may ignore it: kill
+    # them.
     weakref.finalize(iterator, _kill, _workers_of(iterator), os.getpid())
     return iterator
 
@@ -137,7 +138,7 @@ def _workers_of(iterator: Any) -> Sequence[BaseProcess]:
 
 
 def _how_lost(workers: Sequence[BaseProcess]) -> str:
-    """Describe how the first process that has ended did end."""
+    """Describe how the first process ended that is no longer alive."""
     # Its pipes may close a moment before its exit code is available.
     wait([worker.sentinel for worker in workers], timeout=1.0)
     for worker in workers:

@@ -20,7 +20,7 @@ from dq.detector.config.config_file import load_config_file
 
 # Side of the square images, in pixels.
 SIDE = 128
-# Detectors that need another size: a pyramid level would be empty, or deformable kernels.
+# Larger images, for pyramids whose last level would be empty and for deformable kernels.
 SIDES = {"ddod": 384, "ssd": 160, "vfnet": 384, "wider_face": 300}
 # Families in which the code derives some widths from others: these keep their widths,
 WIDE = frozenset({"detectors", "ssd", "tridentnet", "wider_face"})

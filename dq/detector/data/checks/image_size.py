@@ -14,7 +14,7 @@ from PIL import Image
 ORIENTATION = 0x0112
 # EXIF orientations that swap width and height.
 ON_THEIR_SIDE = (5, 6, 7, 8)
-# OpenCV applies the EXIF orientation unless this flag is used.
+# Values of ``color_type`` for which OpenCV applies the EXIF orientation.
 TURNING = ("color", "grayscale")
 THREADS = 8
 
