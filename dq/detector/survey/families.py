@@ -11,7 +11,7 @@ from dq.names import did_you_mean
 
 # Folders without their own model: parts of configs, and variants of data sets.
 NO_FAMILY = ("_base_", "common")
-# Families in which the shortest name is not the smallest or simplest model.
+# Families in which `_size` does not choose the smallest or simplest model.
 CHOSEN = {
     "dcn": "mask_rcnn_r50_fpn_dconv_c3-c5_1x_coco.py",
     "dcnv2": "faster_rcnn_r50_fpn_mdconv_c3-c5_1x_coco.py",
@@ -24,7 +24,7 @@ CHOSEN = {
     "yolo": "yolov3_mobilenetv2_320_300e_coco.py",
     "yolox": "yolox_tiny_8x8_300e_coco.py",
 }
-# Names with the smaller of these numbers are smaller models.
+# Parts of the names of configs, the smallest models first.
 _SIZES = (
     "nano",
     "tiny",
