@@ -84,7 +84,7 @@ class Refinery:
 
     @torch.no_grad()
     def finish(self, loader: Any, device: torch.device) -> None:
-        """Make the detector final: average its weights, and re-estimate its norms if requested.
+        """Load the weight average into the detector, and re-estimate its norms if requested.
 
         Every rank must call it, after the last step.
 
