@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from dq.detector.data.class_names import class_list, classes_of_checkpoint
-from dq.detector.export.write import export_detector, image_size, metadata_of
+from dq.detector.export.write import ExportFormat, export_detector, image_size, metadata_of
 from dq.detector.model.stored_detector import rounding_detector
 from dq.dist.work.on_main_rank import on_main_rank
 from launcher.plan import Plan
@@ -27,30 +27,20 @@ def exported(
 ) -> list[Path]:
     """Write the exported files into ``<work dir>/export`` and return their paths."""
     parent = read_checkpoint(checkpoint, trusted=trusted)
-    pixels = image_size(plan.config, size)
+    form = ExportFormat(kind=kind, size=image_size(plan.config, size), opset=opset, decode=decode)
     detector, graph, recipe = rounding_detector(plan.config, parent.content, parent.source)
+    folder = place.experiment / "export"
     metadata = metadata_of(
         plan.config,
         classes_of_checkpoint(class_list(plan.config), parent.content),
-        kind=kind,
-        size=pixels,
+        form,
         sha256=parent.sha256,
         recipe=recipe,
-        checkpoint=os.path.relpath(checkpoint, place.experiment / "export"),
-        decode=decode,
+        checkpoint=os.path.relpath(checkpoint, folder),
     )
 
     def work() -> list[Path]:
-        return export_detector(
-            detector,
-            graph,
-            place.experiment / "export",
-            name=place.experiment.name,
-            kind=kind,
-            size=pixels,
-            opset=opset,
-            metadata=metadata,
-            decode=decode,
-        )
+        name = place.experiment.name
+        return export_detector(detector, graph, folder, name=name, form=form, metadata=metadata)
 
     return on_main_rank(work)
