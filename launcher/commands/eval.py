@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.arguments import add_checkpoint, add_common
+from launcher.command_line.arguments import add_checkpoint, add_common
 
 if TYPE_CHECKING:
     from dq.detector.engines.agreement import Agreement

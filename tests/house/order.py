@@ -57,6 +57,13 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "pictures": (),
         "reports": ("record", "pictures"),
     },
+    "launcher": {
+        "command_line": (),
+        "stages": (),
+        "coverage": (),
+        "commands": ("command_line", "stages", "coverage"),
+    },
+    "slurm": {"copies": ()},
 }
 
 
