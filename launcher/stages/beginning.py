@@ -15,7 +15,8 @@ from dq.detector.step.rank_state import generators, set_generators
 from dq.detector.training.train import Resume
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.quantizers.phase import Phase, Phased, set_phase
+from dq.quant.quantizers.phase import Phase
+from dq.quant.quantizers.restore import in_phase
 from dq.tracking.record.stage_summary import StageSummary, read_summary, write_summary
 from launcher.stages.stage import Stage
 
@@ -59,10 +60,8 @@ def beginning(
     if metrics is None:
         log.info("evaluating what the training begins with")
         state = generators()
-        phase = next(m.phase for m in graph.quantizers.modules() if isinstance(m, Phased))
-        set_phase(graph.quantizers, Phase.FROZEN)
-        metrics = measure(config, detector, graph, stage.place.device).metrics
-        set_phase(graph.quantizers, phase)
+        with in_phase(graph.quantizers, Phase.FROZEN):
+            metrics = measure(config, detector, graph, stage.place.device).metrics
         set_generators(state)
     same = _plain(config.data.get("val")) == _plain(config.data.get("test"))
     return Beginning(metrics=metrics, on_val=metrics if same else None)

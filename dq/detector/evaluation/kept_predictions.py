@@ -21,7 +21,8 @@ from dq.detector.loading.to_device import to_device
 from dq.detector.metrics.mmdet_metrics import metrics_of_mmdet
 from dq.detector.metrics.results import boxes_by_class
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.quantizers.phase import Phase
+from dq.quant.quantizers.restore import in_phase
 from dq.tracking.pictures.predictions import (
     KEPT_SCORE,
     MAX_BOXES,
@@ -135,13 +136,10 @@ def boxes_unrounded(
 ) -> dict[str, list[Box]]:
     """Return what a quantized detector finds on the first images when nothing is rounded.
 
-    One rank's work. The quantizers are FROZEN afterwards.
+    One rank's work.
     """
-    set_phase(graph.quantizers, Phase.OFF)
-    try:
+    with in_phase(graph.quantizers, Phase.OFF):
         return boxes_of_first(detector, dataset, number, device)
-    finally:
-        set_phase(graph.quantizers, Phase.FROZEN)
 
 
 def _can_be_matched(dataset: Any) -> bool:
