@@ -19,13 +19,10 @@ from typing import Any
 import torch
 
 from dq.detector.config.read import finish, read_config
-from dq.detector.data.datasets import dataset_of, test_classes
+from dq.detector.data.datasets import dataset_of
 from dq.detector.evaluation.evaluate import evaluate, main_metric
-from dq.detector.model.build import build_model, float_state, load_float_state
-from dq.detector.model.checkpoint_content import load_quantization, recipe_of
-from dq.detector.model.graph import quantize_detector
+from dq.detector.model.stored_detector import rounding_detector
 from dq.dist.files.checkpoint import load_checkpoint
-from dq.quant.quantizers.phase import Phase, set_phase
 
 
 def move_ties_(graph: Any, largest: float, seed: int) -> list[Any]:
@@ -50,14 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     config = finish(read_config(arguments.config, arguments.cfg_options))
     content, name = load_checkpoint(arguments.checkpoint), str(arguments.checkpoint)
-    recipe = recipe_of(content)
-    if recipe is None:
-        raise ValueError(f"{name} is a float checkpoint")
-    detector = build_model(config, test_classes(config), initialise=False)
-    load_float_state(detector, float_state(content, name), name)
-    graph = quantize_detector(detector.eval(), recipe)
-    load_quantization(graph, content, name)
-    set_phase(graph.quantizers, Phase.FROZEN)
+    detector, graph, _ = rounding_detector(config, content, name)
     dataset = dataset_of(config, "test", test_mode=True)
     for seed in range(-1, arguments.times):
         hooks = [] if seed < 0 else move_ties_(graph, arguments.move, seed)

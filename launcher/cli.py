@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
+from launcher.command_line.missing import explained
+from launcher.command_line.words import ordered
 from launcher.failure import (
     DEBUG,
     INTERRUPTED,
@@ -23,8 +25,6 @@ from launcher.failure import (
     tell_once,
     wants_debug,
 )
-from launcher.missing import explained
-from launcher.words import ordered
 
 COMMANDS = (
     "train",
@@ -171,7 +171,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser, children = build_parsers()
     words = ordered(words, children)
     if words[:1] == ["auto"]:
-        from launcher.commands import auto
+        from launcher.command_line import auto
 
         words = auto.resolve(words[1:])
     arguments = parser.parse_args(words)

@@ -17,8 +17,8 @@ from launcher.failure import WORLD_ERROR
 from launcher.session import Session
 
 if TYPE_CHECKING:
-    from launcher.stages.agreement import Agreement
-    from launcher.stages.integer_evaluation import IntegerResult
+    from dq.detector.engines.agreement import Agreement
+    from dq.detector.engines.onnx_evaluation import IntegerResult
 
 
 def say_result(place: Session, summary: StageSummary) -> None:

@@ -98,7 +98,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
     every rank in its own file.
 
     Args:
-        arguments: With what `launcher.arguments.add_common` adds.
+        arguments: With what `launcher.command_line.arguments.add_common` adds.
     """
     environment = read_environment()
     wandb = mode_of(arguments.wandb, os.environ)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launcher.arguments import add_checkpoint, add_common
+from launcher.command_line.arguments import add_checkpoint, add_common
 
 HELP = "measure each quantizer's effect on the outputs (SQNR); table, plot and JSON"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launcher.arguments import add_checkpoint, add_common, add_reuse
+from launcher.command_line.arguments import add_checkpoint, add_common, add_reuse
 
 HELP = "calibrate a float checkpoint on one rank (PTQ), evaluate the quantized detector"
 

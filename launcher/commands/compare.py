@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher.screen import screen_of
+from launcher.command_line.screen import screen_of
 
 HELP = "compare experiments: table, Markdown, CSV, JSON, an HTML report; needs no server"
 

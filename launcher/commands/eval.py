@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.arguments import add_checkpoint, add_common
+from launcher.command_line.arguments import add_checkpoint, add_common
 
 if TYPE_CHECKING:
+    from dq.detector.engines.agreement import Agreement
+    from dq.detector.engines.onnx_evaluation import IntegerResult
     from launcher.session import Session
-    from launcher.stages.agreement import Agreement
-    from launcher.stages.integer_evaluation import IntegerResult
 
 HELP = "evaluate a checkpoint on data.test, rounded where it is quantized; or an exported model"
 GATE_MISSED = 1
@@ -187,7 +187,7 @@ def _metadata(backend: str, model: Path) -> Mapping[str, str]:
 
         meta: Mapping[str, str] = read_integer_file(model)["meta"]
         return meta
-    from launcher.stages.integer_evaluation import exported_metadata
+    from dq.detector.engines.onnx_evaluation import exported_metadata
 
     return exported_metadata(model)
 
@@ -197,8 +197,10 @@ def _evaluated(
 ) -> tuple[Agreement, IntegerResult | None]:
     """Return what the evaluation found, and once more where it is ONNX Runtime's."""
     from launcher.plan import begin_plan
-    from launcher.stages.integer_evaluation import evaluated_in_onnxruntime
-    from launcher.stages.integer_file_evaluation import evaluated_integer_file
+    from launcher.stages.exported_evaluation import (
+        evaluated_in_onnxruntime,
+        evaluated_integer_file,
+    )
 
     plan, trusted = begin_plan(arguments), arguments.trust_checkpoint
     if arguments.backend == "torch-int":

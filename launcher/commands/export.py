@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launcher.arguments import add_checkpoint, add_common
+from launcher.command_line.arguments import add_checkpoint, add_common
 
 HELP = "export a quantized checkpoint: QDQ ONNX, TIDL's ONNX, or integers for torch"
 FORMATS = ("onnx-qdq", "onnx-tidl", "torch-int")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launcher.arguments import add_checkpoint, add_common, add_reuse, add_training
+from launcher.command_line.arguments import add_checkpoint, add_common, add_reuse, add_training
 
 HELP = "train quantization-aware from a float or calibrated checkpoint, evaluate the result"
 

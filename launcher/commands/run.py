@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launcher.arguments import add_checkpoint, add_common, add_training
+from launcher.command_line.arguments import add_checkpoint, add_common, add_training
 
 HELP = "train in float, calibrate, train quantization-aware; evaluate each and print the table"
 

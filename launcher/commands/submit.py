@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from launcher.arguments import add_checkpoint, add_shared, add_training
+from launcher.command_line.arguments import add_checkpoint, add_shared, add_training
+from launcher.command_line.forwarded import forwarded
 from launcher.failure import DEBUG
-from launcher.forwarded import forwarded
 
 HELP = "run a command, the whole chain (`run`) or a grid (`sweep`) on Slurm, or here as Slurm would"
 RESOURCES = {
@@ -141,7 +141,7 @@ def _work_dir_of(parsed: argparse.Namespace) -> str | None:
             return str(option.partition("=")[2])
     if not getattr(parsed, "config", None):
         return None
-    from slurm.config_files import check_config, literal_setting
+    from slurm.copies.config_files import check_config, literal_setting
 
     check_config(Path(parsed.config))
     return literal_setting(Path(parsed.config), "work_dir")
@@ -167,7 +167,7 @@ def _check(order: _Order) -> list[str]:
     Raises:
         ValueError: A config or a checkpoint is wrong or missing.
     """
-    from slurm.config_files import check_config
+    from slurm.copies.config_files import check_config
 
     checkpoint = getattr(order.parsed, "checkpoint", None)
     if checkpoint and not Path(checkpoint).is_file():
@@ -317,9 +317,9 @@ def _reserved(folder: Path) -> bool:
 
 def _write(arguments: argparse.Namespace, order: _Order, jobs: Sequence[Any], place: Any) -> None:
     """Copy code and configs, and make the folders that jobs expect."""
-    from slurm.config_files import copy_config
+    from slurm.copies.config_files import copy_config
+    from slurm.copies.snapshot import copy_code
     from slurm.plan import float_links
-    from slurm.snapshot import copy_code
 
     place.jobs.mkdir()
     if place.snapshot:

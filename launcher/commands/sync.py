@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launcher.missing import need
+from launcher.command_line.missing import need
 
 HELP = "send runs that were kept offline to W&B; what has been sent is not sent again"
 

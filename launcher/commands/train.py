@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launcher.arguments import add_common, add_reuse, add_training
+from launcher.command_line.arguments import add_common, add_reuse, add_training
 
 HELP = "train the float detector as the config says, evaluate it on data.test"
 

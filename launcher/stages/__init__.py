@@ -1,5 +1,6 @@
 """The stages: train in float, calibrate, train quantized, evaluate, analyze; one a file."""
 
+from dq.detector.engines.measurement import Keep as Keep
 from launcher.plan import Plan as Plan
 from launcher.plan import asked_to_resume as asked_to_resume
 from launcher.plan import begin_plan as begin_plan
@@ -7,7 +8,6 @@ from launcher.plan import read_plan as read_plan
 from launcher.plan import starting_point as starting_point
 from launcher.stages.analysis import analyzed as analyzed
 from launcher.stages.calibration import calibrated as calibrated
-from launcher.stages.conclusion import Keep as Keep
 from launcher.stages.evaluation import evaluated as evaluated
 from launcher.stages.evaluation import formatted as formatted
 from launcher.stages.float_training import train_float as train_float

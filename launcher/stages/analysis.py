@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dq.detector.calibration.calibrate import calibrate_and_repair
-from dq.detector.model.checkpoint_content import load_quantization, recipe_of
+from dq.detector.model.checkpoint_content import recipe_of
 from dq.detector.model.graph import quantize_detector
+from dq.detector.model.stored_detector import float_detector, quantize_as_stored
 from dq.detector.step.rank_state import seed_everything
 from dq.dist.work.on_one_rank import run_on_rank
 from dq.quant.ptq.mixed_precision import analyze
@@ -16,8 +17,7 @@ from dq.quant.ptq.repairs import first_images
 from dq.quant.ptq.settings import Mixed
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.conclusion import read_checkpoint
-from launcher.stages.float_detector import float_detector
+from launcher.stages.stage import read_checkpoint
 
 
 def analyzed(
@@ -29,16 +29,19 @@ def analyzed(
         On the main rank what `dq.tracking.reports.sensitivity.sensitivity_table` takes, elsewhere
         None.
     """
-    content, _ = read_checkpoint(checkpoint, trusted=trusted)
+    parent = read_checkpoint(checkpoint, trusted=trusted)
     seed_everything(plan.seed)
-    detector = float_detector(plan, place, content, checkpoint)
-    stored = recipe_of(content)
-    graph = quantize_detector(detector, stored or plan.settings.recipe)
+    detector = float_detector(plan.config, parent.content, parent.source, place.device)
+    stored = recipe_of(parent.content)
+    graph = (
+        quantize_detector(detector, plan.settings.recipe)
+        if stored is None
+        else quantize_as_stored(detector, stored, parent.content, parent.source)
+    )
 
     def work() -> dict[str, Any]:
         batches = plan.calibration_batches()
         if stored is not None:
-            load_quantization(graph, content, str(checkpoint))
             detector.eval()
         else:
             repair = replace(plan.settings.repair, mixed=None)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from dq.detector.engines.measurement import measure
 from dq.detector.evaluation.evaluate import main_metric
 from dq.detector.step.rank_state import generators, set_generators
 from dq.detector.training.train import Resume
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.quantizers.phase import Phase, Phased, set_phase
+from dq.quant.quantizers.phase import Phase
+from dq.quant.quantizers.restore import in_phase
 from dq.tracking.record.stage_summary import StageSummary, read_summary, write_summary
-from launcher.plan import Plan
-from launcher.session import Session
-from launcher.stages.conclusion import measure
+from launcher.stages.stage import Stage
 
 log = logging.getLogger(__name__)
 BEGINNING = "beginning"
@@ -41,40 +40,30 @@ class Beginning:
 
 
 def beginning(
-    plan: Plan,
-    place: Session,
-    detector: nn.Module,
-    graph: QuantizedGraph,
-    checkpoint: Path,
-    parent: str,
-    resume: Resume | None,
+    stage: Stage, detector: nn.Module, graph: QuantizedGraph, resume: Resume | None
 ) -> Beginning:
     """Measure what a quantized training begins with, unless that has just been done.
 
     Every rank must call it. Random numbers and the quantizers' phase stay as they were.
 
     Args:
-        plan: What is to be done.
-        place: Where.
+        stage: The training.
         detector: Calibrated, on its device.
         graph: Its own.
-        checkpoint: What the stage begins from.
-        parent: That file's SHA-256.
         resume: Where a training goes on; its beginning is known, or unknown for ever.
     """
     if resume is not None:
         kept = resume.content.get("meta", {}).get(BEGINNING, {})
         return Beginning(metrics=kept, on_val=None)
-    metrics = on_main_rank(lambda: _just_measured(plan, place, checkpoint, parent))
+    config = stage.plan.config
+    metrics = on_main_rank(lambda: _just_measured(stage))
     if metrics is None:
         log.info("evaluating what the training begins with")
         state = generators()
-        phase = next(m.phase for m in graph.quantizers.modules() if isinstance(m, Phased))
-        set_phase(graph.quantizers, Phase.FROZEN)
-        metrics = measure(plan, place, detector, graph).metrics
-        set_phase(graph.quantizers, phase)
+        with in_phase(graph.quantizers, Phase.FROZEN):
+            metrics = measure(config, detector, graph, stage.place.device).metrics
         set_generators(state)
-    same = _plain(plan.config.data.get("val")) == _plain(plan.config.data.get("test"))
+    same = _plain(config.data.get("val")) == _plain(config.data.get("test"))
     return Beginning(metrics=metrics, on_val=metrics if same else None)
 
 
@@ -84,23 +73,24 @@ def _plain(section: Any) -> Any:
     return {k: v for k, v in section.items() if k not in LOADING}
 
 
-def _just_measured(
-    plan: Plan, place: Session, checkpoint: Path, parent: str
-) -> Mapping[str, float] | None:
+def _just_measured(stage: Stage) -> Mapping[str, float] | None:
     """Return what the calibration stage with this very config has written beside its checkpoint."""
-    done = read_summary(checkpoint.parent)
-    if done is None or done.sha256 != parent or done.stage != "calibrated":
+    parent = stage.parent
+    if parent is None:
         return None
-    if done.key != plan.key("calibrated", place.device.type, done.parent):
+    done = read_summary(parent.path.parent)
+    if done is None or done.sha256 != parent.sha256 or done.stage != "calibrated":
+        return None
+    if done.key != stage.plan.key("calibrated", stage.place.device.type, done.parent):
         return None
     return done.metrics or None
 
 
-def compared(folder: Path, summary: StageSummary, begun: Beginning) -> StageSummary:
+def compared(stage: Stage, summary: StageSummary, begun: Beginning) -> StageSummary:
     """Return the summary with the value it began with, and write it; every rank must call it."""
     start = begun.metrics.get(summary.metric)
     if start is None and begun.metrics:
         start = main_metric(begun.metrics)[1]
     found = replace(summary, start=start)
-    on_main_rank(lambda: write_summary(folder, found))
+    on_main_rank(lambda: write_summary(stage.folder, found))
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from dq.detector.calibration.calibrate import calibrate_and_repair
-from dq.detector.model.checkpoint_content import load_quantization, recipe_of
+from dq.detector.model.checkpoint_content import recipe_of
 from dq.detector.model.graph import quantize_detector
+from dq.detector.model.stored_detector import float_detector, quantize_as_stored
 from dq.detector.step.rank_state import seed_everything
 from dq.dist.exchange import collectives
 from dq.dist.files.checkpoint import load_checkpoint
@@ -26,10 +26,10 @@ from dq.sync import calibrate_on_one_rank
 from dq.tracking.record.stage_summary import StageSummary
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.conclusion import conclude, read_checkpoint, reusable
+from launcher.stages.conclusion import conclude
 from launcher.stages.evidence import figures_of
-from launcher.stages.float_detector import float_detector
-from launcher.stages.tracked import run_id_of, tracked
+from launcher.stages.stage import Stage, read_checkpoint, reusable, stage_of
+from launcher.stages.tracked import tracked
 
 log = logging.getLogger(__name__)
 
@@ -38,65 +38,49 @@ def calibrated(
     plan: Plan, place: Session, checkpoint: Path, *, trusted: bool, reuse: bool
 ) -> StageSummary:
     """Calibrate a float checkpoint on one rank, give all ranks its ranges, evaluate."""
-    content, parent = read_checkpoint(checkpoint, trusted=trusted)
-    key = plan.key("calibrated", place.device.type, parent)
-    if reuse and (done := reusable(place.experiment / "calibrated", key)):
+    parent = read_checkpoint(checkpoint, trusted=trusted)
+    begun = stage_of(plan, place, "calibrated", parent)
+    if reuse and (done := reusable(begun)):
         return done
-    began = time.monotonic()
-    with tracked(
-        plan, place, "calibrated", parent_run=run_id_of(content), parent=parent
-    ) as tracker:
+    with tracked(begun) as stage:
         seed_everything(plan.seed)
-        kept = _kept(place.experiment / "calibrated" / "calibrated.pth", key, reuse)
+        kept = _kept(stage, reuse)
         recipe = None if kept is None else recipe_of(kept)
+        content = parent.content if kept is None else kept
+        detector = float_detector(plan.config, content, parent.source, place.device)
         if kept is None or recipe is None:
-            detector = float_detector(plan, place, content, checkpoint)
             graph = quantize_detector(detector, plan.settings.recipe)
-            recipe = calibrate_all(plan, place, detector, graph)
+            recipe = calibrate_all(stage, detector, graph)
         else:
             log.info("calibrated before this stage was stopped: that is evaluated")
-            detector = float_detector(plan, place, kept, checkpoint)
-            graph = quantize_detector(detector, recipe)
-            load_quantization(graph, kept, "calibrated.pth")
-        return conclude(
-            plan,
-            place,
-            detector,
-            "calibrated",
-            key,
-            began,
-            graph,
-            recipe,
-            parent,
-            tracker=tracker,
-            figures=figures_of(plan, place, graph),
-        )
+            graph = quantize_as_stored(detector, recipe, kept, stage.checkpoint.name)
+        return conclude(stage, detector, graph, recipe, figures_of(stage, graph))
 
 
-def _kept(path: Path, key: str, reuse: bool) -> dict[str, Any] | None:
+def _kept(stage: Stage, reuse: bool) -> dict[str, Any] | None:
     """Return what this very calibration wrote before its evaluation was stopped, on all ranks.
 
     Args:
-        path: The stage's checkpoint.
-        key: Digest of what decides it.
+        stage: Whose checkpoint it is.
         reuse: Whether the command takes what is there; a job that was started again does too.
     """
 
     def read() -> dict[str, Any] | None:
-        if not (reuse or restart_counted()) or not path.is_file():
+        if not (reuse or restart_counted()) or not stage.checkpoint.is_file():
             return None
         try:
-            content = load_checkpoint(path)
+            content = load_checkpoint(stage.checkpoint)
         except ValueError as error:
             log.warning("skipped: %s", error)
             return None
-        return content if content["meta"].get("key") == key else None
+        return content if content["meta"].get("key") == stage.key else None
 
     return on_main_rank(read)
 
 
-def calibrate_all(plan: Plan, place: Session, detector: nn.Module, graph: QuantizedGraph) -> Recipe:
+def calibrate_all(stage: Stage, detector: nn.Module, graph: QuantizedGraph) -> Recipe:
     """Calibrate and repair on one rank; return the recipe with what mixed precision raised."""
+    plan, place = stage.plan, stage.place
     raised: list[str] = []
 
     def work() -> None:

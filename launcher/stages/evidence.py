@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from dq.detector.evaluation.kept_predictions import boxes_of_first, predictions_of
+from dq.detector.engines.measurement import Measurement
+from dq.detector.evaluation.kept_predictions import boxes_unrounded, predictions_of
 from dq.detector.hooks.tracking import Figures
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.repairs import first_images
-from dq.quant.quantizers.phase import Phase, set_phase
 from dq.tracking.pictures.drawing import draw_pair
 from dq.tracking.pictures.predictions import (
     Box,
@@ -22,9 +21,7 @@ from dq.tracking.pictures.predictions import (
     with_reference,
     write_predictions,
 )
-from dq.tracking.tracker import Tracker
-from launcher.plan import Plan
-from launcher.session import Session
+from launcher.stages.stage import Stage
 
 log = logging.getLogger(__name__)
 SAMPLES = "samples"
@@ -32,39 +29,46 @@ SAMPLES = "samples"
 CANDIDATES = 4
 
 
-def figures_of(plan: Plan, place: Session, graph: QuantizedGraph) -> Figures | None:
+def figures_of(stage: Stage, graph: QuantizedGraph) -> Figures | None:
     """Return what measures the quantizers, None where that is turned off."""
-    number = plan.tracking.quantizer_images
+    plan, number = stage.plan, stage.plan.tracking.quantizer_images
     if not number:
         return None
-    return Figures(graph, lambda: first_images(plan.calibration_batches(), number), place.device)
+    return Figures(
+        graph, lambda: first_images(plan.calibration_batches(), number), stage.place.device
+    )
 
 
 def keep_predictions(
-    plan: Plan,
-    place: Session,
-    tracker: Tracker,
-    folder: Path,
-    detector: nn.Module,
-    graph: QuantizedGraph | None,
-    dataset: Any,
-    results: Sequence[Any],
-    step: int,
+    stage: Stage, detector: nn.Module, graph: QuantizedGraph | None, measurement: Measurement
 ) -> None:
     """Write ``predictions.json.gz``, and pictures where float and quantized differ.
 
     For the main rank. A failure is one line in the log: the stage's result does not hang on it.
+
+    Args:
+        stage: With its tracker.
+        detector: That was evaluated.
+        graph: Its own; None for a float detector.
+        measurement: The evaluation.
     """
-    number = plan.tracking.prediction_images
+    number, folder = stage.plan.tracking.prediction_images, stage.folder
     if not number:
         return
     try:
-        predictions = predictions_of(dataset, results)
+        predictions = predictions_of(measurement.dataset, measurement.results)
         if predictions is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
         if graph is not None:
-            reference = _reference(place, detector, graph, dataset, number, predictions.classes)
+            reference = _stored_reference(stage.place.experiment / "float", predictions.classes)
+            if reference is None:
+                candidates = CANDIDATES * number
+                reference = dict(
+                    boxes_unrounded(
+                        detector, graph, measurement.dataset, candidates, stage.place.device
+                    )
+                )
             predictions = with_reference(predictions, reference)
         write_predictions(folder, predictions)
         files = [
@@ -72,33 +76,22 @@ def keep_predictions(
                 picture,
                 predictions.classes,
                 folder / SAMPLES / f"{Path(picture.name).stem}.jpg",
-                bits=plan.bits,
+                bits=stage.plan.bits,
             )
             for picture in most_different(predictions, number)
         ]
-        tracker.images(step, [file for file in files if file is not None])
+        step = stage.tracker.last_step
+        stage.tracker.images(step, [file for file in files if file is not None])
     except Exception as error:
         log.warning("no predictions are kept: %s: %s", type(error).__name__, error)
 
 
-def _reference(
-    place: Session,
-    detector: nn.Module,
-    graph: QuantizedGraph,
-    dataset: Any,
-    number: int,
-    classes: Sequence[str],
-) -> dict[str, Sequence[Box]]:
-    """Return the boxes of the experiment's float run, else of this detector, nothing rounded.
+def _stored_reference(folder: Path, classes: Sequence[str]) -> dict[str, Sequence[Box]] | None:
+    """Return the boxes of the experiment's float run.
 
     A float run whose labels meant other classes is none to compare with.
     """
-    stored = read_predictions(place.experiment / "float")
-    if stored is not None and list(stored.classes) == list(classes):
-        found: dict[str, Sequence[Box]] = {p.path: p.found for p in stored.pictures}
-        return found
-    set_phase(graph.quantizers, Phase.OFF)
-    try:
-        return dict(boxes_of_first(detector, dataset, CANDIDATES * number, place.device))
-    finally:
-        set_phase(graph.quantizers, Phase.FROZEN)
+    stored = read_predictions(folder)
+    if stored is None or list(stored.classes) != list(classes):
+        return None
+    return {p.path: p.found for p in stored.pictures}

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 from dq.detector.data.class_names import class_list, classes_of_checkpoint
-from dq.detector.export.write import export_detector, image_size, metadata_of
+from dq.detector.export.write import ExportFormat, export_detector, image_size, metadata_of
+from dq.detector.model.stored_detector import rounding_detector
 from dq.dist.work.on_main_rank import on_main_rank
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.conclusion import read_checkpoint
-from launcher.stages.rounding_detector import rounding_detector
+from launcher.stages.stage import read_checkpoint
 
 
 def exported(
@@ -26,31 +26,21 @@ def exported(
     trusted: bool,
 ) -> list[Path]:
     """Write the exported files into ``<work dir>/export`` and return their paths."""
-    content, sha256 = read_checkpoint(checkpoint, trusted=trusted)
-    pixels = image_size(plan.config, size)
-    detector, graph, recipe = rounding_detector(plan, place, content, checkpoint)
+    parent = read_checkpoint(checkpoint, trusted=trusted)
+    form = ExportFormat(kind=kind, size=image_size(plan.config, size), opset=opset, decode=decode)
+    detector, graph, recipe = rounding_detector(plan.config, parent.content, parent.source)
+    folder = place.experiment / "export"
     metadata = metadata_of(
         plan.config,
-        classes_of_checkpoint(class_list(plan.config), content),
-        kind=kind,
-        size=pixels,
-        sha256=sha256,
+        classes_of_checkpoint(class_list(plan.config), parent.content),
+        form,
+        sha256=parent.sha256,
         recipe=recipe,
-        checkpoint=os.path.relpath(checkpoint, place.experiment / "export"),
-        decode=decode,
+        checkpoint=os.path.relpath(checkpoint, folder),
     )
 
     def work() -> list[Path]:
-        return export_detector(
-            detector,
-            graph,
-            place.experiment / "export",
-            name=place.experiment.name,
-            kind=kind,
-            size=pixels,
-            opset=opset,
-            metadata=metadata,
-            decode=decode,
-        )
+        name = place.experiment.name
+        return export_detector(detector, graph, folder, name=name, form=form, metadata=metadata)
 
     return on_main_rank(work)

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
+from torch import nn
+
 from dq.detector.config.read import training_config
-from dq.detector.data.datasets import check_evaluation, dataset_digest, dataset_of
-from dq.detector.model.checkpoint_content import load_quantization, recipe_of
+from dq.detector.data.datasets import check_evaluation, dataset_of
+from dq.detector.model.checkpoint_content import recipe_of
 from dq.detector.model.graph import quantize_detector
+from dq.detector.model.stored_detector import float_detector, quantize_as_stored
 from dq.detector.step.rank_state import seed_everything
-from dq.detector.training.checkpoint_plan import checkpoint_folder
-from dq.detector.training.train import Quantization, train
+from dq.detector.training.train import Quantization, Resume, train
 from dq.dist.norm.sync_batch_norm import revert_sync_batch_norm
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.recipes.recipe import Recipe
 from dq.tracking.record.stage_summary import StageSummary
 from launcher.plan import Asked, Plan
 from launcher.session import Session
 from launcher.stages.beginning import BEGINNING, beginning, compared
 from launcher.stages.calibration import calibrate_all
-from launcher.stages.conclusion import conclude, read_checkpoint, reusable
+from launcher.stages.conclusion import conclude
 from launcher.stages.evidence import figures_of
-from launcher.stages.float_detector import float_detector
-from launcher.stages.resumption import Begun, kept_meta, resumption
+from launcher.stages.resumption import begun, kept_meta, resumption
+from launcher.stages.stage import Parent, Stage, read_checkpoint, reusable, stage_of
 from launcher.stages.synchronized_norms import synchronize_norms
-from launcher.stages.tracked import run_id_of, tracked
+from launcher.stages.tracked import tracked
+from launcher.stages.workplace import workplace
 
 log = logging.getLogger(__name__)
 
@@ -43,89 +46,65 @@ def train_quantized(
     reuse: bool,
 ) -> StageSummary:
     """Train quantization-aware from a float or calibrated checkpoint and evaluate."""
-    folder = place.experiment / "qat"
-    content, parent = read_checkpoint(checkpoint, trusted=trusted)
-    key = plan.key("qat", place.device.type, parent, sync_bn)
-    if reuse and (done := reusable(folder, key)):
+    parent = read_checkpoint(checkpoint, trusted=trusted)
+    begins = stage_of(plan, place, "qat", parent, sync_bn)
+    if reuse and (done := reusable(begins)):
         return done
-    began = time.monotonic()
     config = training_config(plan.config, plan.settings.training)
-    checkpoints = checkpoint_folder(config, folder)
-    place.work_dir.hold(checkpoints)
-    begins = Begun(
-        folder=folder,
-        checkpoints=checkpoints,
-        key=key,
-        settings=plan.training_settings("qat", place.device.type, parent, sync_bn),
-        images=partial(dataset_digest, plan.config),
-        quantized=True,
-        reuse=reuse,
-    )
-    found = resumption(resume, begins)
-    with tracked(
-        plan, place, "qat", parent_run=run_id_of(content), parent=parent, resume=found
-    ) as tracker:
+    training = begun(begins, config, sync_bn=sync_bn, reuse=reuse)
+    found = resumption(resume, training)
+    with tracked(begins, found) as stage:
         seed_everything(plan.seed)
         dataset = dataset_of(config, "train")
         check_evaluation(config)
-        detector = float_detector(plan, place, content, checkpoint)
-        recipe = plan.settings.recipe
-        # A training that goes on has its ranges; else those of a calibrated checkpoint are taken.
-        ranges = content if found is None else found.content
-        source = str(checkpoint) if found is None else found.source
-        stored = recipe_of(ranges)
-        if stored is not None and replace(stored, raised=()) == recipe:
-            recipe = stored
-        else:
-            stored = None
-        graph = quantize_detector(detector, recipe)
-        if stored is not None:
-            load_quantization(graph, ranges, source)
-            log.info("ranges of %s are used, no calibration needed", source)
-        elif found is None:
-            recipe = calibrate_all(plan, place, detector, graph)
-        else:
-            raise ValueError(
-                f"{source} was not trained with this config's quant section; resume with the config"
-                " it was made with, or begin anew without --resume"
-            )
-        begun = beginning(plan, place, detector, graph, checkpoint, parent, found)
+        detector = float_detector(plan.config, parent.content, parent.source, place.device)
+        graph, recipe = _quantized(stage, detector, parent, found)
+        start = beginning(stage, detector, graph, found)
         synchronize_norms(detector, place, "on" if sync_bn == "auto" else sync_bn)
-        figures = figures_of(plan, place, graph)
+        figures = figures_of(stage, graph)
+        meta = {BEGINNING: dict(start.metrics), **kept_meta(training, resume, stage.tracker)}
         detector = train(
             config,
             detector,
             dataset,
-            work_dir=folder,
-            device=place.device,
+            workplace(stage, meta=meta, figures=figures),
             seed=plan.seed,
             quantization=Quantization(
                 graph=graph,
                 recipe=recipe,
                 schedule=plan.settings.schedule,
                 refinements=plan.settings.refinements,
-                start=begun.on_val,
+                start=start.on_val,
             ),
-            meta={BEGINNING: dict(begun.metrics), **kept_meta(begins, resume, tracker)},
             resume=found,
-            key=key,
             validate=validate,
-            supervision=place.supervision(plan.guards),
-            tracker=tracker,
-            figures=figures,
         )
         revert_sync_batch_norm(detector)
-        summary = conclude(
-            plan,
-            place,
-            detector,
-            "qat",
-            key,
-            began,
-            graph,
-            recipe,
-            parent,
-            tracker=tracker,
-            figures=figures,
+        return compared(stage, conclude(stage, detector, graph, recipe, figures), start)
+
+
+def _quantized(
+    stage: Stage, detector: nn.Module, parent: Parent, resume: Resume | None
+) -> tuple[QuantizedGraph, Recipe]:
+    """Return the detector's graph with ranges, and its recipe; every rank must call it.
+
+    A training that goes on has its ranges; else those of a calibrated checkpoint are taken.
+
+    Raises:
+        ValueError: A training is to go on that was quantized in another way.
+    """
+    recipe = stage.plan.settings.recipe
+    ranges = parent.content if resume is None else resume.content
+    source = parent.source if resume is None else resume.source
+    stored = recipe_of(ranges)
+    if stored is not None and replace(stored, raised=()) == recipe:
+        graph = quantize_as_stored(detector, stored, ranges, source)
+        log.info("ranges of %s are used, no calibration needed", source)
+        return graph, stored
+    if resume is not None:
+        raise ValueError(
+            f"{source} was not trained with this config's quant section; resume with the config"
+            " it was made with, or begin anew without --resume"
         )
-        return compared(folder, summary, begun)
+    graph = quantize_detector(detector, recipe)
+    return graph, calibrate_all(stage, detector, graph)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dq.detector.config.addresses import local_file
+from dq.detector.data.datasets import dataset_digest
 from dq.detector.model.checkpoint_content import QUANTIZATION
 from dq.detector.training.checkpoint_order import newest_training
+from dq.detector.training.checkpoint_plan import checkpoint_folder
 from dq.detector.training.train import Resume
 from dq.dist.exchange import collectives
 from dq.dist.files.checkpoint import load_checkpoint
@@ -30,6 +32,7 @@ from launcher.settings import (
     changes_of,
     shown,
 )
+from launcher.stages.stage import Stage
 
 log = logging.getLogger(__name__)
 # Which file a training was told to go on from; started again, it goes on from a newer one.
@@ -41,27 +44,53 @@ class Begun:
     """A training that is to begin, or to go on.
 
     Attributes:
-        folder: Of the stage.
+        stage: The training.
         checkpoints: Where its checkpoints are.
-        key: Digest of what decides its result.
-        settings: The same in words, but for the images.
-        images: Returns the digest of what it is trained on; reads the annotations.
-        quantized: Whether it is.
+        sync_bn: Over whose images it normalizes, as ``--sync-bn`` says.
         reuse: It belongs to a chain that does anew whatever is not current.
     """
 
-    folder: Path
+    stage: Stage
     checkpoints: Path
-    key: str
-    settings: Settings
-    images: Callable[[], str | None]
-    quantized: bool
+    sync_bn: str
     reuse: bool
+
+    @property
+    def settings(self) -> Settings:
+        """What decides its result in words, but for the images."""
+        stage = self.stage
+        return stage.plan.training_settings(
+            stage.name, stage.place.device.type, stage.parent_sha256, self.sync_bn
+        )
+
+    @property
+    def images(self) -> str | None:
+        """Digest of what it is trained on; reads the annotations."""
+        return dataset_digest(self.stage.plan.config)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it is quantization-aware."""
+        return self.stage.name == "qat"
 
     @property
     def command(self) -> str:
         """The command that trains so alone."""
         return "qat" if self.quantized else "train"
+
+
+def begun(stage: Stage, config: Any, *, sync_bn: str, reuse: bool) -> Begun:
+    """Return a training whose folder of checkpoints this command alone writes from now on.
+
+    Args:
+        stage: The training.
+        config: Its own, with what holds in quantized training alone.
+        sync_bn: As ``--sync-bn`` says.
+        reuse: Whether it belongs to a chain.
+    """
+    checkpoints = checkpoint_folder(config, stage.folder)
+    stage.place.work_dir.hold(checkpoints)
+    return Begun(stage=stage, checkpoints=checkpoints, sync_bn=sync_bn, reuse=reuse)
 
 
 def resumption(asked: Asked, begun: Begun) -> Resume | None:
@@ -111,7 +140,7 @@ def _is_own(
     meta = content["meta"]
     if not restart_counted() and not is_one_of(agents, meta.get("agents", ())):
         return False
-    return (meta.get("key"), meta.get(ASKED_FILE)) == (begun.key, asked_file(asked))
+    return (meta.get("key"), meta.get(ASKED_FILE)) == (begun.stage.key, asked_file(asked))
 
 
 def kept_meta(begun: Begun, asked: Asked, tracker: Tracker) -> dict[str, Any]:
@@ -151,8 +180,8 @@ def _from_newest(asked: Asked, begun: Begun, path: Path, content: dict[str, Any]
             log.warning("%s is of another config, beginning anew", path)
         return None
     changes = _changes(begun, content)
-    if begun.reuse and content["meta"].get("key") != begun.key:
-        summary = read_summary(begun.folder)
+    if begun.reuse and content["meta"].get("key") != begun.stage.key:
+        summary = read_summary(begun.stage.folder)
         run = content["meta"].get("run_id")
         is_finished = summary is not None and run is not None and summary.run_id == run
         begins_elsewhere = any(change.name == START for change in changes or ())
@@ -168,7 +197,7 @@ def _changes(begun: Begun, content: Mapping[str, Any]) -> list[Change] | None:
     before = content.get("meta", {}).get(SETTINGS)
     if before is None:
         return None
-    images = {IMAGES: repr(begun.images())} if IMAGES in before else {}
+    images = {IMAGES: repr(begun.images)} if IMAGES in before else {}
     return changes_of(before, {**begun.settings, **images})
 
 

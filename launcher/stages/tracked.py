@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dq.detector.data.datasets import dataset_digest
 from dq.detector.training.train import Resume
@@ -18,41 +18,31 @@ from dq.tracking.record.run import Run, flattened, new_run_id, read_run, source
 from dq.tracking.tracker import FolderTracker, Resumed, Tracker
 from dq.tracking.wandb_copy.variables import project_of
 from launcher.failure import STOPPED, WORLD_ERROR, exit_code
-from launcher.plan import Plan
-from launcher.session import Session
+from launcher.stages.stage import Stage
 
 
 @contextmanager
-def tracked(
-    plan: Plan,
-    place: Session,
-    stage: str,
-    *,
-    parent_run: str | None = None,
-    parent: str | None = None,
-    resume: Resume | None = None,
-) -> Iterator[Tracker]:
+def tracked(stage: Stage, resume: Resume | None = None) -> Iterator[Stage]:
     """Track what happens in the body as one run, on the main rank alone; every rank must call it.
 
     Args:
-        plan: What is to be done.
-        place: Where.
-        stage: Its name, and its folder's.
-        parent_run: Id of the run that made the checkpoint it begins from.
-        parent: SHA-256 of that checkpoint.
+        stage: What is done in the body.
         resume: Where a training goes on; its run is the same one.
+
+    Yields:
+        The stage with its tracker.
 
     Raises:
         ValueError: On all ranks, when the stage's folder cannot be written.
         Stopped: A signal has come.
     """
+    plan, place = stage.plan, stage.place
     place.signals.refuse_to_go_on()
     tracker = Tracker()
 
     def begin() -> None:
         nonlocal tracker
-        folder = place.experiment / stage
-        run = _run(plan, place, stage, parent_run, parent, resume)
+        run = _run(stage, resume)
         goes_on = None
         if resume is not None and run.id == resume.content.get("meta", {}).get("run_id"):
             training = resume.content.get("training", {})
@@ -62,12 +52,12 @@ def tracked(
                 inside_epoch=by_epoch and training.get("position", 0) > 0,
             )
         relay = place.relay(plan.tracking.init_s, plan.tracking.finish_s)
-        tracker = FolderTracker(folder, run, resumed=goes_on, relay=relay)
+        tracker = FolderTracker(stage.folder, run, resumed=goes_on, relay=relay)
 
     on_main_rank(begin)
     code = WORLD_ERROR
     try:
-        yield tracker
+        yield replace(stage, tracker=tracker)
         code = 0
     except Stopped:
         code = STOPPED
@@ -79,17 +69,11 @@ def tracked(
         tracker.finish(code)
 
 
-def _run(
-    plan: Plan,
-    place: Session,
-    stage: str,
-    parent_run: str | None,
-    parent: str | None,
-    resume: Resume | None,
-) -> Run:
+def _run(stage: Stage, resume: Resume | None) -> Run:
+    plan, place = stage.plan, stage.place
     settings = plan.tracking
     kept = None if resume is None else resume.content.get("meta", {}).get("run_id")
-    before = read_run(place.experiment / stage)
+    before = read_run(stage.folder)
     mine = before if before is not None and before.id == kept else None
     values = flattened(plan.config._cfg_dict.to_dict())
     more = {
@@ -98,25 +82,19 @@ def _run(
         "seed": plan.seed,
         "dataset_sha256": dataset_digest(plan.config),
         "test_sha256": dataset_digest(plan.config, "test"),
-        "bits": plan.bits if stage != "float" else "float32",
+        "bits": plan.bits if stage.name != "float" else "float32",
         "resumed_at": None if resume is None else resume.content.get("meta", {}).get("iter"),
     }
     return Run(
         id=kept or new_run_id(),
         experiment=settings.experiment or place.experiment.resolve().name,
-        stage=stage,
+        stage=stage.name,
         config=values,
         source={**source(Path(os.getcwd())), **more},
-        parent=parent_run,
-        parent_sha256=parent,
+        parent=None if stage.parent is None else stage.parent.run_id,
+        parent_sha256=stage.parent_sha256,
         tags=settings.tags,
         project=project_of(settings.project, os.environ),
         entity=settings.entity,
         started=time.time() if mine is None else mine.started,
     )
-
-
-def run_id_of(content: Mapping[str, Any]) -> str | None:
-    """Return the id of the run that wrote a checkpoint, None where it does not say."""
-    found: str | None = content.get("meta", {}).get("run_id")
-    return found

@@ -29,11 +29,11 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "metrics": (),
         "data": ("config", "metrics"),
         "loading": ("data",),
-        "model": ("config",),
+        "model": ("config", "data"),
         "calibration": ("model",),
         "evaluation": ("config", "metrics", "data", "loading"),
         "export": ("config", "data", "model"),
-        "engines": ("data", "model", "export"),
+        "engines": ("data", "model", "evaluation", "export"),
         "step": ("loading",),
         "hooks": ("config", "calibration", "evaluation", "step"),
         "training": ("config", "data", "loading", "model", "step", "hooks"),
@@ -57,6 +57,13 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "pictures": (),
         "reports": ("record", "pictures"),
     },
+    "launcher": {
+        "command_line": (),
+        "stages": (),
+        "coverage": (),
+        "commands": ("command_line", "stages", "coverage"),
+    },
+    "slurm": {"copies": ()},
 }
 
 

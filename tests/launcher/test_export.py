@@ -18,12 +18,9 @@ from dq.detector.config.read import read_config
 from dq.detector.data.datasets import dataset_of
 from dq.detector.data.datasets import test_classes as classes_of
 from dq.detector.evaluation.evaluate import detect
-from dq.detector.model.build import build_model, float_state, load_float_state
-from dq.detector.model.checkpoint_content import load_quantization, recipe_of
-from dq.detector.model.graph import quantize_detector
+from dq.detector.model.stored_detector import rounding_detector
 from dq.quant.export.onnx_graph import flatten
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model
 from tests.launcher.conftest import Launch, on_ranks, torchrun
 
@@ -42,13 +39,7 @@ def frozen(config: Path, checkpoint: Path) -> tuple[nn.Module, QuantizedGraph]:
     """Return the detector of a quantized checkpoint, rounding, and its graph."""
     plan = read_config(config)
     content = torch.load(checkpoint, weights_only=True)
-    detector = build_model(plan, classes_of(plan), initialise=False)
-    load_float_state(detector, float_state(content, "it"), "it")
-    recipe = recipe_of(content)
-    assert recipe is not None
-    graph = quantize_detector(detector.eval(), recipe)
-    load_quantization(graph, content, "it")
-    set_phase(graph.quantizers, Phase.FROZEN)
+    detector, graph, _ = rounding_detector(plan, content, "it")
     return detector, graph
 
 
@@ -248,7 +239,7 @@ def test_gate_is_missed_and_names_the_layer(
 def test_missed_gate_says_how_far_the_metric_can_be_known_where_all_layers_agree(
     launch: Launch, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.stages.agreement.GATE", -1.0)  # Nothing can pass.
+    monkeypatch.setattr("dq.detector.engines.agreement.GATE", -1.0)  # Nothing can pass.
     model = experiment / "export/tiny.onnx"
     code, _, err = launch("eval", model, "--backend", "onnxruntime", "--work-dir", tmp_path)
     assert code == 1

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm.config_files import copy_config
+from slurm.copies.config_files import copy_config
+from slurm.copies.snapshot import PACKAGES, copy_code
 from slurm.record import chains
-from slurm.snapshot import PACKAGES, copy_code
 from tests.launcher.conftest import ROOT, Launch
 from tests.slurm.login_node import login
 

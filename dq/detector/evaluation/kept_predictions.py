@@ -20,6 +20,9 @@ from dq.detector.data.leaves import annotation_of, files_of, infos_of, leaves, l
 from dq.detector.loading.to_device import to_device
 from dq.detector.metrics.mmdet_metrics import metrics_of_mmdet
 from dq.detector.metrics.results import boxes_by_class
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.quantizers.phase import Phase
+from dq.quant.quantizers.restore import in_phase
 from dq.tracking.pictures.predictions import (
     KEPT_SCORE,
     MAX_BOXES,
@@ -122,6 +125,21 @@ def boxes_of_first(
         result = detector(return_loss=False, rescale=True, **inputs)[0]
         found[_path(dataset, index)] = boxes_of(result)
     return found
+
+
+def boxes_unrounded(
+    detector: nn.Module,
+    graph: QuantizedGraph,
+    dataset: Any,
+    number: int,
+    device: torch.device,
+) -> dict[str, list[Box]]:
+    """Return what a quantized detector finds on the first images when nothing is rounded.
+
+    One rank's work.
+    """
+    with in_phase(graph.quantizers, Phase.OFF):
+        return boxes_of_first(detector, dataset, number, device)
 
 
 def _can_be_matched(dataset: Any) -> bool:

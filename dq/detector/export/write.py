@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,32 @@ from dq.whole_file import drafts
 ENDINGS = {"onnx-qdq": ".onnx", "onnx-tidl": ".tidl.onnx", "torch-int": ".int.pth"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportFormat:
+    """How a network is written.
+
+    Attributes:
+        kind: A key of `ENDINGS`.
+        size: Height and width of the images.
+        opset: Of ONNX; None for the lowest that has the recipe's integers.
+        decode: What is computed after the network: ``none``, ``boxes`` and scores of all priors,
+            or final detections, ``nms``. ONNX alone.
+    """
+
+    kind: str
+    size: tuple[int, int]
+    opset: int | None = None
+    decode: str = "none"
+
+
 def export_detector(
     detector: nn.Module,
     graph: QuantizedGraph,
     folder: Path,
     *,
     name: str,
-    kind: str,
-    size: tuple[int, int],
-    opset: int | None,
+    form: ExportFormat,
     metadata: Mapping[str, str],
-    decode: str = "none",
 ) -> list[Path]:
     """Write the network, each RoI head of a two-stage detector, and a ``qparams.json``.
 
@@ -49,12 +64,8 @@ def export_detector(
         graph: Its graph with ranges, FROZEN.
         folder: Created if missing.
         name: Name of the files.
-        kind: A key of `ENDINGS`.
-        size: Height and width of the images.
-        opset: ONNX opset; None for the lowest that supports the recipe's integers.
+        form: Format of the files.
         metadata: Stored in every file.
-        decode: What is computed after the network: ``none``, ``boxes`` and scores of all priors, or
-            final detections, ``nms``. ONNX only.
 
     Returns:
         The files, with the network's first.
@@ -62,6 +73,7 @@ def export_detector(
     Raises:
         ValueError: A part of the network cannot be exported; the message names it.
     """
+    kind, opset, decode = form.kind, form.opset, form.decode
     network = network_for_engines(graph)
     heads = {part: network_for_engines(g) for part, g in graph.parts.items()}
     parameters = qparams(network)
@@ -76,7 +88,7 @@ def export_detector(
         save_checkpoint(paths[0], content)
         files: dict[Path, bytes] = {}
     else:
-        example = torch.zeros(1, input_channels(detector), *size)
+        example = torch.zeros(1, input_channels(detector), *form.size)
         inputs = all_inputs_of_heads(detector, graph, example)
         decoding = decoding_of(detector, network, example, decode)
         models = {paths[0]: _onnx(network, [example], kind, opset, metadata, decoding)}
@@ -220,36 +232,32 @@ def all_inputs_of_heads(
 def metadata_of(
     config: Config,
     classes: tuple[str, ...],
+    form: ExportFormat,
     *,
-    kind: str,
-    size: tuple[int, int],
     sha256: str,
     recipe: Recipe,
     checkpoint: str,
-    decode: str = "none",
 ) -> dict[str, str]:
     """Return the metadata that users of the exported model need, as text.
 
     Args:
         config: Config of the detector.
         classes: In the order of the outputs' channels.
-        kind: A key of `ENDINGS`.
-        size: Height and width of the images.
+        form: Format of the export.
         sha256: Hash of the checkpoint.
         recipe: Bits and formats of each module.
         checkpoint: Its path, relative to the exported file's folder.
-        decode: As for `export_detector`.
     """
     normalization: Mapping[str, Any] = next(steps(test_pipeline(config), "Normalize"), {})
     preprocessing = {
         "mean": [float(x) for x in normalization.get("mean", (0, 0, 0))],
         "std": [float(x) for x in normalization.get("std", (1, 1, 1))],
         "to_rgb": bool(normalization.get("to_rgb", False)),
-        "size": list(size),
+        "size": list(form.size),
     }
     return {
-        "format": kind,
-        "decode": decode,
+        "format": form.kind,
+        "decode": form.decode,
         "classes": json.dumps(classes),
         "preprocessing": json.dumps(preprocessing),
         "checkpoint": checkpoint,

@@ -17,7 +17,8 @@ from dq.dist.exchange import collectives
 from dq.dist.exchange.data_parallel import unwrap
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.quantizers.phase import Phase
+from dq.quant.quantizers.restore import in_phase
 
 log = logging.getLogger(__name__)
 START = "start"
@@ -67,10 +68,10 @@ class StartHook(Hook):  # type: ignore[misc]
 
     def _measure(self, runner: Any) -> dict[str, float]:
         detector = unwrap(runner.model)
-        state, phase = generators(), runner.phase
-        set_phase(self.graph.quantizers, Phase.FROZEN)
+        state = generators()
         try:
-            with runner.supervision.aside(may_stop=True):
+            frozen = in_phase(self.graph.quantizers, Phase.FROZEN)
+            with frozen, runner.supervision.aside(may_stop=True):
                 return evaluate(
                     detector,
                     self.evaluation.dataloader.dataset,
@@ -79,7 +80,6 @@ class StartHook(Hook):  # type: ignore[misc]
                     workers=self.evaluation.workers,
                 )
         finally:
-            set_phase(self.graph.quantizers, phase)
             set_generators(state)
 
     def _keep_best(self, runner: Any, name: str) -> None:

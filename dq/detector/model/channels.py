@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dq.quant.quantizers.restore import restored_state
+
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 # Side of the square test image.
 SIDE = 64
@@ -35,17 +37,15 @@ def input_channels(detector: nn.Module) -> int:
         return USUAL[0]
     first = int(getattr(layers[0], "in_channels", 0) or getattr(layers[0], "in_features", 0))
     candidates = [first, *((first // 4,) if first % 4 == 0 else ()), *USUAL]
-    modes = {module: module.training for module in backbone.modules()}
     handles = [layer.register_forward_hook(_stop) for layer in layers]
     try:
-        for module in modes:
-            module.training = False  # A norm before the first layer must not update its statistics.
-        return next((n for n in candidates if n and _fits(backbone, n)), USUAL[0])
+        with restored_state(backbone):
+            for module in backbone.modules():
+                module.training = False  # A norm before the first layer must not learn.
+            return next((n for n in candidates if n and _fits(backbone, n)), USUAL[0])
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _stop(*_: Any) -> None:

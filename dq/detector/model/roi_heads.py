@@ -16,6 +16,7 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.graph.roles import is_layer
 from dq.quant.graph.trace import LeafTest, TraceError
 from dq.quant.graph.trace_with_fallback import trace_tolerantly
+from dq.quant.quantizers.restore import restored_state
 from dq.quant.recipes.recipe import Recipe
 
 # They run in float like every activation function, so they are not reported.
@@ -53,19 +54,16 @@ def find_roi_heads(detector: nn.Module) -> dict[str, tuple[Tensor, ...]]:
     some = next(detector.parameters())
     shape = (1, input_channels(detector), _EXAMPLE_SIZE, _EXAMPLE_SIZE)
     image = torch.zeros(shape, device=some.device, dtype=some.dtype)
-    modes = {module: module.training for module in detector.modules()}
-    detector.eval()
     extract: Any = detector.extract_feat
     try:
-        with torch.no_grad():
+        with restored_state(detector), torch.no_grad():
+            detector.eval()
             run_roi_heads(detector, extract(image), image)
     except Exception:
         return {}  # Its stages get their inputs in another way; they stay float and are reported.
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return {name: inputs for name, inputs in seen.items() if inputs}
 
 

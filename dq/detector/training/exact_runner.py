@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,8 +39,9 @@ log = logging.getLogger(__name__)
 CHECKPOINT, STOP = "checkpoint", "stop"
 
 
-class Training:
-    """A mixin for mmcv's runners.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Equipment:
+    """What a training's runner works with, beside what mmcv's runners take.
 
     Attributes:
         graph: The detector's quantized graph; None in float training.
@@ -51,21 +52,36 @@ class Training:
         optimizer_step: Runs the steps; None where a hook of the config's own does.
         plan: When checkpoints are written.
         supervision: Who watches.
-        phase: Of the quantizers.
-        position: Steps of this epoch that are done.
-        steps_per_epoch: Of the training loader.
-        pending: Losses of a resumed training, to be put back into the log.
         tracker: Takes what is worth keeping of how the training goes.
+        steps_per_epoch: Of the training loader.
     """
 
     graph: QuantizedGraph | None = None
     recipe: Recipe | None = None
     average: WeightAverage | None = None
-    companions: Mapping[str, Any] = MappingProxyType({})
+    companions: Mapping[str, Any] = field(default_factory=dict)
     optimizer_step: OptimizerStep | None = None
+    plan: CheckpointPlan = field(default_factory=CheckpointPlan)
+    supervision: Supervision = field(default_factory=Supervision)
+    tracker: Tracker = field(default_factory=Tracker)
+    steps_per_epoch: int = 1
+
+
+class Training:
+    """A mixin for mmcv's runners.
+
+    Args:
+        equipment: What it works with; each of its attributes is one of the runner's too.
+        given: What mmcv's runners take.
+
+    Attributes:
+        phase: Of the quantizers.
+        position: Steps of this epoch that are done.
+        pending: Losses of a resumed training, to be put back into the log.
+    """
+
     phase: Phase = Phase.OFF
     position: int = 0
-    steps_per_epoch: int = 1
     pending: Mapping[str, Any] | None = None
     counts_epochs: bool
     model: nn.Module
@@ -80,19 +96,16 @@ class Training:
     max_epochs: int
     max_iters: int
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, equipment: Equipment, **given: Any) -> None:
+        super().__init__(**given)
+        self.graph, self.recipe = equipment.graph, equipment.recipe
+        self.average, self.companions = equipment.average, equipment.companions
+        self.optimizer_step = equipment.optimizer_step
+        self.plan, self.age = equipment.plan, Age(60 * equipment.plan.minutes)
+        self.supervision, self.tracker = equipment.supervision, equipment.tracker
+        self.steps_per_epoch = equipment.steps_per_epoch
         self.log_buffer = LossLog()
-        self.plan = CheckpointPlan()
-        self.tracker = Tracker()
-        self.supervision = Supervision()
-        self.age = Age(0)
         self.attributes: Plain = plain_attributes(unwrap(self.model))
-
-    def supervise(self, supervision: Supervision, plan: CheckpointPlan) -> None:
-        """Take on who watches and when checkpoints are written."""
-        self.supervision, self.plan = supervision, plan
-        self.age = Age(60 * plan.minutes)
 
     def call_hook(self, fn_name: str) -> None:
         """Call all hooks in the order of their priorities.

@@ -36,17 +36,17 @@ from dq.detector.hooks.quantization import (
 from dq.detector.hooks.runaway import RunawayHook
 from dq.detector.hooks.start import StartHook
 from dq.detector.hooks.tracking import Figures, TrackingHook
-from dq.detector.hooks.weight_average import averaged_by, without_ema_hooks
+from dq.detector.hooks.weight_average import AverageRule, averaged_by, without_ema_hooks
 from dq.detector.loading.training_loader import TrainingLoader, training_loader
 from dq.detector.model.autocast import run_under_autocast
 from dq.detector.model.compilation import Network, compilation, compiled
 from dq.detector.model.graph import attach, parameters_outside, trace_detector
 from dq.detector.step.optimizer_config import optimizer_step
-from dq.detector.step.optimizer_step import OptimizerStep
 from dq.detector.step.parallel_detector import LoneDetector, ParallelDetector
 from dq.detector.step.supervision import Supervision
 from dq.detector.training.checkpoint_order import ATTEMPT, next_attempt
 from dq.detector.training.checkpoint_plan import CheckpointPlan, checkpoint_plan
+from dq.detector.training.exact_runner import Equipment
 from dq.detector.training.hook_checks import (
     CheckpointPlace,
     check_hooks,
@@ -67,6 +67,7 @@ from dq.quant.quantizers.factory import regroup_
 from dq.quant.recipes.recipe import Recipe
 from dq.quant.training.refinements import Refinements
 from dq.quant.training.schedule import Schedule
+from dq.quant.training.weight_average import WeightAverage
 from dq.tracking.tracker import Tracker
 
 log = logging.getLogger("dq.train")
@@ -116,22 +117,40 @@ class Quantization:
     start: Mapping[str, float] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workplace:
+    """Where a training runs, who watches it and what is kept of it.
+
+    Attributes:
+        work_dir: Where checkpoints and logs go.
+        device: Where the detector is.
+        supervision: Who watches the training.
+        tracker: Takes what is worth keeping; its run's id goes into each checkpoint's ``meta``.
+            None for nobody.
+        figures: Measures all quantizers after each epoch.
+        key: Digest of what decides the result; kept in each checkpoint's ``meta``.
+        meta: More for each checkpoint's ``meta``.
+    """
+
+    work_dir: Path
+    device: torch.device
+    supervision: Supervision = field(default_factory=Supervision)
+    tracker: Tracker | None = None
+    figures: Figures | None = None
+    key: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
 def train(
     config: Config,
     detector: nn.Module,
     dataset: Any,
+    place: Workplace,
     *,
-    work_dir: Path,
-    device: torch.device,
     seed: int,
     quantization: Quantization | None = None,
     resume: Resume | None = None,
     validate: bool = True,
-    key: str = "",
-    supervision: Supervision | None = None,
-    tracker: Tracker | None = None,
-    figures: Figures | None = None,
-    meta: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Train as the config says and return the detector, unwrapped.
 
@@ -142,17 +161,11 @@ def train(
         config: As `dq.detector.config.read.finish` returns it; not changed.
         detector: On the device, equal on all ranks.
         dataset: The training images.
-        work_dir: Where checkpoints and logs go.
-        device: Where the detector is.
+        place: Where it runs, and what is kept of it.
         seed: Of the samplers and loader processes.
         quantization: Given for quantization-aware training; its ranges must be calibrated.
         resume: A checkpoint of this very training to continue from.
         validate: Evaluate on ``data.val`` as ``evaluation`` says.
-        key: Digest of what decides the result; kept in each checkpoint's ``meta``.
-        supervision: Who watches the training.
-        tracker: Takes what is worth keeping; its run's id goes into each checkpoint's ``meta``.
-        figures: Measures all quantizers after each epoch.
-        meta: More for each checkpoint's ``meta``.
 
     Raises:
         ValueError: The config asks for something that does not exist.
@@ -161,16 +174,10 @@ def train(
     """
     # Each rank has read the data set from a disk that another may have had in memory.
     await_all("the beginning of a training")
-    supervision = supervision or Supervision()
+    supervision, device = place.supervision, place.device
     config = copy.deepcopy(config)
-    if config.runner.type not in RUNNER_OF:
-        raise ValueError(f"runner.type is {config.runner.type}; use one of {', '.join(RUNNER_OF)}")
+    _refuse_what_does_not_fit(config, quantization)
     counts_epochs = config.runner.type == "EpochBasedRunner"
-    if config.get("compile") and quantization is not None and quantization.refinements.distill:
-        raise ValueError(
-            "compile and quant.distill do not go together: the teacher's features are recorded"
-            " while the network runs; leave one of them out"
-        )
     plan = checkpoint_plan(config.checkpoint_config, counts_epochs=counts_epochs)
     step_hook = optimizer_step(config, supervision, device)
     loader = training_loader(
@@ -184,17 +191,12 @@ def train(
     graph = quantization.graph if quantization is not None else _float_graph(detector)
     if graph is not None:
         _leave_out_unused(detector, graph)
-    refinery = rule = None
-    if quantization is None:
-        config.custom_hooks, rule = without_ema_hooks(config.get("custom_hooks"))
-    else:
-        refinery = _refinery(config, detector, quantization)
+    config.custom_hooks, rule = without_ema_hooks(config.get("custom_hooks"))
+    refinery = None if quantization is None else _refinery(detector, quantization, rule)
     if graph is not None:
         _run_on(detector, graph if refinery is None else refinery.network, config, device)
     else:
-        for setting in ("fp16", "compile"):
-            if config.get(setting):
-                raise ValueError(f"{setting} needs a detector that can be traced; leave it out")
+        _refuse_without_graph(config)
     model = wrap(
         detector,
         device=device,
@@ -205,30 +207,30 @@ def train(
     if model is detector:
         model = LoneDetector(detector)
     _scale_learning_rate(config, loader)
-    runner = _build_runner(config, model, dataset, work_dir, seed, quantization)
-    runner.meta.update(meta or {}, key=key)
-    agents = collectives.all_gather_objects(agent())
-    runner.meta["agents"] = sorted({name for name in agents if name})
-    runner.meta[ATTEMPT] = on_main_rank(lambda: next_attempt(plan.folder(work_dir)))
-    runner.supervise(supervision, plan)
-    runner.steps_per_epoch = len(loader)
-    if tracker is not None:
-        runner.tracker = tracker
-        runner.meta["run_id"] = None if tracker.run is None else tracker.run.id
-    _register_hooks(runner, config, step_hook, plan, quantization, validate)
+    optimizer = _optimizer(config, model, quantization)
+    average, companions = _companions(detector, refinery, rule)
+    equipment = Equipment(
+        graph=None if quantization is None else quantization.graph,
+        recipe=None if quantization is None else quantization.recipe,
+        average=average,
+        companions=companions,
+        optimizer_step=step_hook,
+        plan=plan,
+        supervision=supervision,
+        tracker=place.tracker or Tracker(),
+        steps_per_epoch=len(loader),
+    )
+    meta = _meta(config, dataset, seed, place, plan)
+    runner = _runner(config, model, optimizer, equipment, place.work_dir, meta)
+    _register_hooks(runner, config, quantization, validate)
     interval = config.log_config.interval
-    tracking = TrackingHook(interval, by_epoch=runner.counts_epochs, figures=figures)
+    tracking = TrackingHook(interval, by_epoch=runner.counts_epochs, figures=place.figures)
     runner.register_hook(tracking, priority="VERY_LOW")
     if refinery is not None:
-        assert quantization is not None
-        runner.graph, runner.recipe = quantization.graph, quantization.recipe
-        runner.average, runner.companions = refinery.average, refinery.companions
         for hook, priority in refinery.hooks:
             runner.register_hook(hook, priority=priority)
-    elif rule is not None:
-        runner.average = averaged_by(rule, detector)
-        runner.companions = {"average": runner.average}
-        runner.register_hook(QuantEMAHook(runner.average), priority=45)
+    elif average is not None:
+        runner.register_hook(QuantEMAHook(average), priority=45)
     check_hooks(runner, detector, dataset, device)
     log_in_time(runner, len(loader))
     if resume is not None:
@@ -238,8 +240,8 @@ def train(
     elif quantization is None and config.load_from:
         content = on_main_rank(lambda: load_checkpoint(local_file(config.load_from)))
         runner.load_weights(content, str(config.load_from))
-        if runner.average is not None:
-            runner.average.begin_()
+        if average is not None:
+            average.begin_()
     terms = [] if refinery is None else refinery.terms
     with added_losses(detector, terms), supervision.over("the start"):
         runner.run(loaders, [tuple(flow) for flow in config.workflow])
@@ -248,11 +250,26 @@ def train(
         # Nothing is to be recorded for a loss any more, and no step compiled.
         config.compile = False
         _run_on(detector, quantization.graph, config, device)
-    elif runner.average is not None:
-        runner.average.swap_()
-        runner.average = None
+    elif average is not None:
+        average.swap_()
         sync_buffers_(detector)
     return unwrap(runner.model)
+
+
+def _refuse_what_does_not_fit(config: Config, quantization: Quantization | None) -> None:
+    if config.runner.type not in RUNNER_OF:
+        raise ValueError(f"runner.type is {config.runner.type}; use one of {', '.join(RUNNER_OF)}")
+    if config.get("compile") and quantization is not None and quantization.refinements.distill:
+        raise ValueError(
+            "compile and quant.distill do not go together: the teacher's features are recorded"
+            " while the network runs; leave one of them out"
+        )
+
+
+def _refuse_without_graph(config: Config) -> None:
+    for setting in ("fp16", "compile"):
+        if config.get(setting):
+            raise ValueError(f"{setting} needs a detector that can be traced; leave it out")
 
 
 def _run_on(detector: nn.Module, network: Network, config: Config, device: torch.device) -> None:
@@ -269,10 +286,23 @@ def _run_on(detector: nn.Module, network: Network, config: Config, device: torch
         attach(detector, network)
 
 
-def _refinery(config: Config, detector: nn.Module, quantization: Quantization) -> Refinery:
+def _refinery(
+    detector: nn.Module, quantization: Quantization, rule: AverageRule | None
+) -> Refinery:
     settings = quantization.refinements
-    config.custom_hooks, rule = without_ema_hooks(config.get("custom_hooks"))
     return Refinery(detector, quantization.graph, quantization.schedule, settings, rule)
+
+
+def _companions(
+    detector: nn.Module, refinery: Refinery | None, rule: AverageRule | None
+) -> tuple[WeightAverage | None, Mapping[str, Any]]:
+    """Return the average of the weights, and all whose state a checkpoint holds, by name."""
+    if refinery is not None:
+        return refinery.average, refinery.companions
+    if rule is None:
+        return None, {}
+    average = averaged_by(rule, detector)
+    return average, {"average": average}
 
 
 def _float_graph(detector: nn.Module) -> BoundGraph | None:
@@ -307,14 +337,7 @@ def _loaders(config: Config, loader: TrainingLoader, seed: int) -> list[Training
     ]
 
 
-def _build_runner(
-    config: Config,
-    model: nn.Module,
-    dataset: Any,
-    work_dir: Path,
-    seed: int,
-    quantization: Quantization | None,
-) -> Any:
+def _optimizer(config: Config, model: nn.Module, quantization: Quantization | None) -> Any:
     try:
         optimizer = build_optimizer(model, config.optimizer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -324,16 +347,41 @@ def _build_runner(
         learned = regroup_(optimizer, unwrap(model), lr_factor=factor)
         if learned:
             log.info("%d quantizer parameters are learned, at %g times the rate", learned, factor)
+    return optimizer
+
+
+def _meta(
+    config: Config, dataset: Any, seed: int, place: Workplace, plan: CheckpointPlan
+) -> dict[str, Any]:
+    """Return what each checkpoint's ``meta`` is to hold; every rank must call it."""
+    agents = collectives.all_gather_objects(agent())
     meta = {
         "config": config_text(config),
         "CLASSES": classes_of(dataset, "train"),
         "seed": seed,
         "world_size": collectives.world_size(),
-        "exp_name": Path(config.filename or work_dir).name,
+        "exp_name": Path(config.filename or place.work_dir).name,
         "env_info": "\n".join(f"{name}: {value}" for name, value in collect_env().items()),
         "mmdet_version": mmdet.__version__,
         "hook_msgs": {},
+        **place.meta,
+        "key": place.key,
+        "agents": sorted({name for name in agents if name}),
+        ATTEMPT: on_main_rank(lambda: next_attempt(plan.folder(place.work_dir))),
     }
+    if place.tracker is not None:
+        meta["run_id"] = None if place.tracker.run is None else place.tracker.run.id
+    return meta
+
+
+def _runner(
+    config: Config,
+    model: nn.Module,
+    optimizer: Any,
+    equipment: Equipment,
+    work_dir: Path,
+    meta: dict[str, Any],
+) -> Any:
     settings = {**config.runner, "type": RUNNER_OF[config.runner.type]}
     defaults = {
         "model": model,
@@ -341,6 +389,7 @@ def _build_runner(
         "work_dir": str(work_dir),
         "logger": log,
         "meta": meta,
+        "equipment": equipment,
     }
     return build_runner(settings, default_args=defaults)
 
@@ -367,20 +416,14 @@ def _scale_learning_rate(config: Config, loader: TrainingLoader) -> None:
 
 
 def _register_hooks(
-    runner: Any,
-    config: Config,
-    step_hook: OptimizerStep | None,
-    plan: CheckpointPlan,
-    quantization: Quantization | None,
-    validate: bool,
+    runner: Any, config: Config, quantization: Quantization | None, validate: bool
 ) -> None:
-    runner.optimizer_step = step_hook
     # The first of its priority, as in mmcv.
-    runner.register_hook(CheckpointPlace(plan), priority="NORMAL")
+    runner.register_hook(CheckpointPlace(runner.plan), priority="NORMAL")
     try:
         runner.register_training_hooks(
             config.lr_config,
-            step_hook or dict(config.optimizer_config),
+            runner.optimizer_step or dict(config.optimizer_config),
             None,
             config.log_config,
             config.get("momentum_config"),

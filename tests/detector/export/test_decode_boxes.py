@@ -19,7 +19,7 @@ from dq.detector.calibration.calibrate import calibrate
 from dq.detector.engines.onnx_runtime import DETECTIONS, load_models, run_in_onnx_
 from dq.detector.export.decode_boxes import decoder_of
 from dq.detector.export.suppress_boxes import Detections, settings_of
-from dq.detector.export.write import export_detector
+from dq.detector.export.write import ExportFormat, export_detector
 from dq.detector.model.graph import quantize_detector
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, set_phase
@@ -166,8 +166,8 @@ def exported(detector: nn.Module, graph: QuantizedGraph, folder: Path, decode: s
         "decode": decode,
     }
     paths = export_detector(
-        detector, graph, folder, name="net", kind="onnx-qdq", size=SIZE, opset=None,
-        metadata=metadata, decode=decode,
+        detector, graph, folder, name="net", metadata=metadata,
+        form=ExportFormat(kind="onnx-qdq", size=SIZE, decode=decode),
     )  # fmt: skip
     return paths[0]
 

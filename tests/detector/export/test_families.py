@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dq.detector.calibration.calibrate import calibrate
-from dq.detector.export.write import export_detector, part_path
+from dq.detector.export.write import ExportFormat, export_detector, part_path
 from dq.detector.model.graph import quantize_detector
 from dq.quant.export.onnx_graph import flatten
 from dq.quant.graph.quantized_graph import QuantizedGraph
@@ -109,7 +109,12 @@ def test_family_loads_and_agrees(family: str, tmp_path: Path) -> None:
     calibrate(detector, graph, images, torch.device("cpu"))
     set_phase(graph.quantizers, Phase.FROZEN)
     paths = export_detector(
-        detector, graph, tmp_path, name="net", kind="onnx-qdq", size=SIZE, opset=None, metadata={}
+        detector,
+        graph,
+        tmp_path,
+        name="net",
+        form=ExportFormat(kind="onnx-qdq", size=SIZE),
+        metadata={},
     )
     assert paths[-1].suffix == ".json"
     model = onnx.load(paths[0])

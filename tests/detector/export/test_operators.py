@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dq.detector.calibration.calibrate import calibrate
 from dq.detector.engines.onnx_runtime import OnnxGraph
-from dq.detector.export.write import export_detector, part_path
+from dq.detector.export.write import ExportFormat, export_detector, part_path
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.operators.ensure import ensure_operators
 from dq.quant.graph.quantized_graph import QuantizedGraph
@@ -45,8 +45,8 @@ def exported(detector: nn.Module, folder: Path, opset: int | None = None) -> Qua
     graph = quantize_detector(detector.eval(), Recipe())
     calibrate(detector, graph, [images(1)], torch.device("cpu"))
     set_phase(graph.quantizers, Phase.FROZEN)
-    export_detector(detector, graph, folder, name="net", kind="onnx-qdq", size=SIZE, opset=opset,
-                    metadata={})  # fmt: skip
+    form = ExportFormat(kind="onnx-qdq", size=SIZE, opset=opset)
+    export_detector(detector, graph, folder, name="net", form=form, metadata={})
     return graph
 
 

@@ -23,7 +23,7 @@ from dq.detector.data.datasets import calibration_dataset, calibration_images, d
 from dq.detector.model.build import build_model
 from dq.detector.model.graph import quantize_detector
 from dq.detector.step.rank_state import seed_everything
-from dq.detector.training.train import Quantization, train
+from dq.detector.training.train import Quantization, Workplace, train
 from dq.quant.recipes.recipe import Recipe
 from dq.quant.training.schedule import Schedule
 from tests.detector import small_set
@@ -174,7 +174,7 @@ def run(
     detector = parts.detectors[kind]
     return train(
         config, copy.deepcopy(detector) if fresh else detector, dataset or parts.dataset,
-        work_dir=folder, device=CPU, seed=0, validate=False,
+        Workplace(work_dir=folder, device=CPU), seed=0, validate=False,
         quantization=parts.quantization if kind == "quantized" else None,
     )  # fmt: skip
 

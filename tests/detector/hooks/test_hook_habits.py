@@ -13,7 +13,7 @@ from mmcv.runner import HOOKS, Hook
 from dq.detector.data.datasets import dataset_of
 from dq.detector.model.build import build_model
 from dq.detector.step.rank_state import seed_everything
-from dq.detector.training.train import train
+from dq.detector.training.train import Workplace, train
 from dq.dist.files.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -73,8 +73,8 @@ def run(config: Any, folder: Path) -> Any:
     detector = build_model(config, tuple(dataset.CLASSES), initialise=True)
     before = {name: p.detach().clone() for name, p in detector.named_parameters()}
     train(
-        config, detector, dataset, work_dir=folder, device=torch.device("cpu"), seed=0,
-        validate=False,
+        config, detector, dataset, Workplace(work_dir=folder, device=torch.device("cpu")),
+        seed=0, validate=False,
     )  # fmt: skip
     return before, detector
 

@@ -18,7 +18,7 @@ from dq.detector.model.build import build_model
 from dq.detector.model.graph import quantize_detector
 from dq.detector.step.rank_state import seed_everything
 from dq.detector.training.refinements import added_losses
-from dq.detector.training.train import Quantization, Resume, train
+from dq.detector.training.train import Quantization, Resume, Workplace, train
 from dq.dist.files.checkpoint import load_checkpoint
 from dq.quant.graph.quantized_graph import CONTAINER
 from dq.quant.numerics.spec import QuantSpec
@@ -62,7 +62,7 @@ def prepared(config: Any) -> Any:
 
 def run(it: Any, folder: Path, refinements: Refinements = EVERYTHING, **more: Any) -> None:
     train(
-        it.config, it.detector, it.dataset, work_dir=folder, device=CPU, seed=0,
+        it.config, it.detector, it.dataset, Workplace(work_dir=folder, device=CPU), seed=0,
         quantization=Quantization(
             graph=it.graph, recipe=RECIPE, schedule=SCHEDULE, refinements=refinements
         ),

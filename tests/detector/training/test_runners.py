@@ -18,7 +18,7 @@ from dq.detector.data.datasets import dataset_of
 from dq.detector.loading.training_loader import training_loader
 from dq.detector.model.build import build_model
 from dq.detector.step.rank_state import seed_everything
-from dq.detector.training.train import train
+from dq.detector.training.train import Workplace, train
 from tests.detector.recording import RECORDS
 
 pytestmark = pytest.mark.slow
@@ -105,7 +105,8 @@ def mmcvs(config: Any, folder: Path, loaders: list[Any]) -> list[dict[str, Any]]
 def ours(config: Any, folder: Path) -> list[dict[str, Any]]:
     RECORDS.clear()
     detector, dataset = detector_and_data(config)
-    train(config, detector, dataset, work_dir=folder, device=CPU, seed=0, validate=False)
+    place = Workplace(work_dir=folder, device=CPU)
+    train(config, detector, dataset, place, seed=0, validate=False)
     return list(RECORDS)
 
 

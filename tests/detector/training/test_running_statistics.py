@@ -22,7 +22,7 @@ def trained(config: Any, folder: Path) -> dict[str, Any]:
     from dq.detector.hooks.quantization import evaluation as evaluation_hook
     from dq.detector.model.build import build_model
     from dq.detector.step.rank_state import seed_everything
-    from dq.detector.training.train import train
+    from dq.detector.training.train import Workplace, train
 
     seen: list[dict[str, Tensor]] = []
 
@@ -34,8 +34,8 @@ def trained(config: Any, folder: Path) -> dict[str, Any]:
     seed_everything(0)
     dataset = dataset_of(config, "train")
     detector = build_model(config, tuple(dataset.CLASSES), initialise=True)
-    device = torch.device("cpu")
-    detector = train(config, detector, dataset, work_dir=folder, device=device, seed=0)
+    place = Workplace(work_dir=folder, device=torch.device("cpu"))
+    detector = train(config, detector, dataset, place, seed=0)
     return {"seen": seen, "end": {k: v.clone() for k, v in detector.state_dict().items()}}
 
 

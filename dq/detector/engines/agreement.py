@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmcv import Config
+
 from dq.detector.evaluation.box_differences import BoxDifferences, box_differences
 from dq.detector.evaluation.evaluate import as_share, main_metrics, score
-from dq.tracking.record.json_file import write_json
-from dq.tracking.record.stage_summary import FILE_NAME
-from launcher.plan import Plan
 
 # Of the metric, 0 to 1: a tenth of a percentage point.
 GATE = 0.001
@@ -53,14 +52,14 @@ def is_within_gate(one: float, other: float) -> bool:
 
 
 def measured_on(
-    plan: Plan, dataset: Any, expected: list[Any], found: list[Any]
+    config: Config, dataset: Any, expected: list[Any], found: list[Any]
 ) -> tuple[str, float, float, dict[str, float], BoxDifferences]:
     """Return the metric's name, its value fake-quantized and exported, all metrics, the boxes.
 
     Of several data sets it is the metric of the one on which the two differ most. Values are shares
     of 1, whatever mmdet counts in.
     """
-    settings = plan.config.get("evaluation") or {}
+    settings = config.get("evaluation") or {}
     fake, metrics = score(dataset, expected, settings), score(dataset, found, settings)
     shares = {
         name: (as_share(name, fake[name]), as_share(name, metrics.get(name, 0.0)))
@@ -68,21 +67,6 @@ def measured_on(
     }
     name = max(shares, key=lambda name: abs(shares[name][0] - shares[name][1]))
     return name, *shares[name], metrics, box_differences(expected, found)
-
-
-def write_agreement(folder: Path, result: Agreement) -> None:
-    """Write the result as the folder's ``summary.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / FILE_NAME, {**asdict(result), "passed": result.passed})
-
-
-def refuse_missing(checkpoint: Path, exported: Path) -> None:
-    """Raise ValueError where the checkpoint of an exported file is not there."""
-    if not checkpoint.is_file():
-        raise ValueError(
-            f"checkpoint {checkpoint} does not exist; give the one that {exported} was exported"
-            " from with --checkpoint"
-        )
 
 
 def refuse_other(exported: Path, said: str | None, checkpoint: Path, sha256: str) -> None:

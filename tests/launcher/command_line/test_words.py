@@ -7,7 +7,7 @@ from itertools import permutations
 import pytest
 
 from launcher.cli import COMMANDS, build_parsers
-from launcher.words import ordered
+from launcher.command_line.words import ordered
 
 PARTS = (
     ["--cfg-options", "optimizer.lr=0.1", "runner.max_epochs=2"],

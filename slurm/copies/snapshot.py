@@ -25,7 +25,7 @@ def copy_code(target: Path, *, source: Path | None = None, more: tuple[Path, ...
     Raises:
         ValueError: One of ``more`` is missing, or all together are too large to be code.
     """
-    source = source or Path(__file__).resolve().parent.parent
+    source = source or Path(__file__).resolve().parents[2]
     paths = [source / name for name in PACKAGES if (source / name).is_dir()]
     for path in more:
         if not path.exists():

@@ -1,4 +1,4 @@
-"""The stage that evaluates an exported model beside the fake-quantized detector."""
+"""An exported ONNX model's evaluation in ONNX Runtime, beside the fake-quantized detector."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmcv import Config
 from torch import nn
 
-from dq.detector.data.datasets import dataset_of, evaluation_loader, test_classes
+from dq.detector.data.datasets import dataset_of, evaluation_loader
 from dq.detector.data.loader_options import evaluation_workers
+from dq.detector.engines.agreement import Agreement, is_within_gate, measured_on
 from dq.detector.engines.onnx_runtime import (
     DETECTIONS,
     exported_size,
-    load_models,
     run_in_onnx_,
     run_in_torch_,
 )
@@ -27,18 +28,6 @@ from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.verify.layer_differences import LayerDifference, layer_differences, worst
 from dq.quant.verify.onnxruntime_session import OnnxNetwork, float_model, load_model, metadata_of
-from launcher.plan import Plan
-from launcher.session import Session
-from launcher.stages.agreement import (
-    Agreement,
-    is_within_gate,
-    measured_on,
-    refuse_missing,
-    refuse_other,
-    write_agreement,
-)
-from launcher.stages.conclusion import read_checkpoint
-from launcher.stages.rounding_detector import rounding_detector
 
 NUM_TIMED = 15
 NUM_COMPARED = 4
@@ -82,24 +71,21 @@ def exported_metadata(model: Path) -> dict[str, str]:
     return found
 
 
-def evaluated_in_onnxruntime(
-    plan: Plan, place: Session, model: Path, checkpoint: Path, *, trusted: bool
+def evaluate_in_onnxruntime(
+    config: Config, detector: nn.Module, graph: QuantizedGraph, models: Mapping[str, Any]
 ) -> IntegerResult:
-    """Evaluate an exported model on ``data.test`` over all ranks, beside its checkpoint.
+    """Evaluate an exported model on ``data.test`` over all ranks, beside its checkpoint's detector.
 
     Every rank must call it; all get the same result.
 
-    Raises:
-        ValueError: The model is damaged, or is not of this checkpoint, config or data set.
+    Args:
+        config: As `dq.detector.config.read.finish` returns it.
+        detector: Of the checkpoint, on the CPU; its methods are changed in place.
+        graph: Its own, with frozen ranges.
+        models: As `dq.detector.engines.onnx_runtime.load_models` returns them.
     """
-    refuse_missing(checkpoint, model)
-    content, sha256 = read_checkpoint(checkpoint, trusted=trusted)
-    detector, graph, _ = rounding_detector(plan, place, content, checkpoint)
-    models = load_models(model, graph, test_classes(plan.config))
-    said = metadata_of(models[""]).get("checkpoint_sha256")
-    refuse_other(model, said, checkpoint, sha256)
-    dataset = dataset_of(plan.config, "test", test_mode=True)
-    workers = evaluation_workers(plan.config, "test")
+    dataset = dataset_of(config, "test", test_mode=True)
+    workers = evaluation_workers(config, "test")
     cpu = torch.device("cpu")
     run_in_torch_(detector, graph, models)
     expected = detect(detector, dataset, device=cpu, workers=workers)
@@ -109,7 +95,7 @@ def evaluated_in_onnxruntime(
     def conclude() -> IntegerResult:
         assert expected is not None
         assert found is not None
-        name, fake, value, metrics, boxes = measured_on(plan, dataset, expected, found)
+        name, fake, value, metrics, boxes = measured_on(config, dataset, expected, found)
         times, sizes = _compare_with_float(models.get(DETECTIONS, models[""]), network)
         layers, cause = _explain(dataset, detector, graph, models, fake, value)
         return IntegerResult(
@@ -131,14 +117,13 @@ def evaluated_in_onnxruntime(
     result = on_main_rank(conclude)
     if result.cause and not result.layers:
         run_in_torch_(detector, graph, models)
-        again = _summed_otherwise(plan, detector, dataset, workers)
+        again = _summed_otherwise(config, detector, dataset, workers)
         result = replace(result, fake_again=again[result.metric])
-    on_main_rank(lambda: write_agreement(place.experiment / "eval_onnxruntime", result))
     return result
 
 
 def _summed_otherwise(
-    plan: Plan, detector: nn.Module, dataset: Any, workers: int
+    config: Config, detector: nn.Module, dataset: Any, workers: int
 ) -> dict[str, float]:
     """Return the detector's metrics once more, with sums in the order of other kernels of torch.
 
@@ -150,7 +135,7 @@ def _summed_otherwise(
 
     def measure() -> dict[str, float]:
         assert found is not None
-        return score(dataset, found, plan.config.get("evaluation", {}))
+        return score(dataset, found, config.get("evaluation", {}))
 
     return on_main_rank(measure)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from launcher.arguments import add_checkpoint, add_common, add_reuse, add_training
+from launcher.command_line.arguments import add_checkpoint, add_common, add_reuse, add_training
 from launcher.config import command_for
 from launcher.failure import DEBUG
 

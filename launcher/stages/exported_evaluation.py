@@ -1,0 +1,85 @@
+"""The stages that evaluate an exported file beside the fake-quantized detector."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dq.detector.data.datasets import test_classes
+from dq.detector.engines.agreement import Agreement, refuse_other
+from dq.detector.engines.integer_evaluation import evaluate_integers
+from dq.detector.engines.integer_file import load_networks, read_integer_file
+from dq.detector.engines.onnx_evaluation import IntegerResult, evaluate_in_onnxruntime
+from dq.detector.engines.onnx_runtime import load_models
+from dq.detector.model.stored_detector import rounding_detector
+from dq.dist.work.on_main_rank import on_main_rank
+from dq.quant.verify.onnxruntime_session import metadata_of
+from dq.tracking.record.json_file import write_json
+from dq.tracking.record.stage_summary import FILE_NAME
+from launcher.plan import Plan
+from launcher.session import Session
+from launcher.stages.stage import read_checkpoint
+
+
+def evaluated_in_onnxruntime(
+    plan: Plan, place: Session, model: Path, checkpoint: Path, *, trusted: bool
+) -> IntegerResult:
+    """Evaluate an exported model on ``data.test`` over all ranks, beside its checkpoint.
+
+    Every rank must call it; all get the same result.
+
+    Raises:
+        ValueError: The model is damaged, or is not of this checkpoint, config or data set.
+    """
+    _refuse_missing(checkpoint, model)
+    parent = read_checkpoint(checkpoint, trusted=trusted)
+    detector, graph, _ = rounding_detector(plan.config, parent.content, parent.source)
+    models = load_models(model, graph, test_classes(plan.config))
+    said = metadata_of(models[""]).get("checkpoint_sha256")
+    refuse_other(model, said, checkpoint, parent.sha256)
+    result = evaluate_in_onnxruntime(plan.config, detector, graph, models)
+    _write(place, "eval_onnxruntime", result)
+    return result
+
+
+def evaluated_integer_file(
+    plan: Plan, place: Session, path: Path, checkpoint: Path, *, trusted: bool
+) -> Agreement:
+    """Evaluate a torch-int file on ``data.test`` over all ranks, beside its checkpoint.
+
+    Its weights and scales are the file's. Every rank must call it; all get the same
+    result.
+
+    Raises:
+        ValueError: The file is damaged, or is not of this checkpoint, config or data set.
+    """
+    _refuse_missing(checkpoint, path)
+    file: dict[str, Any] = on_main_rank(lambda: read_integer_file(path))
+    parent = read_checkpoint(checkpoint, trusted=trusted)
+    detector, graph, _ = rounding_detector(plan.config, parent.content, parent.source)
+    networks, differing = load_networks(path, file, graph, test_classes(plan.config))
+    refuse_other(path, file["meta"].get("checkpoint_sha256"), checkpoint, parent.sha256)
+    result = evaluate_integers(plan.config, detector, graph, networks, differing)
+    _write(place, "eval_torch_int", result)
+    return result
+
+
+def _refuse_missing(checkpoint: Path, exported: Path) -> None:
+    """Raise ValueError where the checkpoint of an exported file is not there."""
+    if not checkpoint.is_file():
+        raise ValueError(
+            f"checkpoint {checkpoint} does not exist; give the one that {exported} was exported"
+            " from with --checkpoint"
+        )
+
+
+def _write(place: Session, name: str, result: Agreement) -> None:
+    """Write the result as the ``summary.json`` of a folder; every rank must call it."""
+    folder = place.experiment / name
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / FILE_NAME, {**asdict(result), "passed": result.passed})
+
+    on_main_rank(write)

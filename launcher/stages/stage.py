@@ -1,0 +1,118 @@
+"""A stage: what it does, where, and what it begins from."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dq.dist.files.checkpoint import load_checkpoint
+from dq.dist.work.on_main_rank import on_main_rank
+from dq.tracking.record.stage_summary import StageSummary, is_current, sha256_of
+from dq.tracking.tracker import Tracker
+from launcher.plan import Plan
+from launcher.session import Session
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """The checkpoint that a stage begins from.
+
+    Attributes:
+        path: The file.
+        content: As read.
+        sha256: Of the file.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+    sha256: str
+
+    @property
+    def source(self) -> str:
+        """Its name, for messages."""
+        return str(self.path)
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the run that wrote it, None where it does not say."""
+        found: str | None = self.content.get("meta", {}).get("run_id")
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage of a command.
+
+    Attributes:
+        plan: What is to be done.
+        place: Where.
+        name: ``float``, ``calibrated``, ``qat`` or ``eval``; its folder is called so too.
+        key: Digest of what decides its result.
+        parent: What it begins from; None for a float training.
+        tracker: Of its run; keeps nothing until `launcher.stages.tracked.tracked` has put one here.
+        began: `time.monotonic` of its beginning.
+    """
+
+    plan: Plan
+    place: Session
+    name: str
+    key: str
+    parent: Parent | None = None
+    tracker: Tracker = field(default_factory=Tracker)
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def folder(self) -> Path:
+        """Where all its files are."""
+        return self.place.experiment / self.name
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file with its result."""
+        return self.folder / f"{self.name}.pth"
+
+    @property
+    def parent_sha256(self) -> str | None:
+        """SHA-256 of the checkpoint that it begins from."""
+        return None if self.parent is None else self.parent.sha256
+
+
+def stage_of(
+    plan: Plan, place: Session, name: str, parent: Parent | None = None, *more: object
+) -> Stage:
+    """Return a stage that begins now.
+
+    Args:
+        plan: What is to be done.
+        place: Where.
+        name: Of the stage.
+        parent: What it begins from.
+        more: What else decides its result.
+    """
+    sha256 = None if parent is None else parent.sha256
+    key = plan.key(name, place.device.type, sha256, *more)
+    return Stage(plan=plan, place=place, name=name, key=key, parent=parent)
+
+
+def read_checkpoint(path: Path, *, trusted: bool) -> Parent:
+    """Return a checkpoint on all ranks; the main rank reads the file."""
+
+    def read() -> tuple[dict[str, Any], str]:
+        return load_checkpoint(path, trusted=trusted), sha256_of(path)
+
+    content, sha256 = on_main_rank(read)
+    return Parent(path=path, content=content, sha256=sha256)
+
+
+def reusable(stage: Stage) -> StageSummary | None:
+    """Return the stage's summary on all ranks when the main rank finds it current."""
+    done: StageSummary | None = on_main_rank(lambda: is_current(stage.folder, stage.key))
+    if done is not None:
+        log.info("%s is done already: %s %.2f %%", stage.folder, done.metric, 100 * done.value)
+    return done

@@ -1,0 +1,31 @@
+"""Where a stage's training runs, and what is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dq.detector.hooks.tracking import Figures
+from dq.detector.training.train import Workplace
+from launcher.stages.stage import Stage
+
+
+def workplace(
+    stage: Stage, *, meta: Mapping[str, Any], figures: Figures | None = None
+) -> Workplace:
+    """Return the surroundings of a stage's training; every rank must call it.
+
+    Args:
+        stage: With its tracker.
+        meta: For each checkpoint's ``meta``.
+        figures: Measures the quantizers.
+    """
+    return Workplace(
+        work_dir=stage.folder,
+        device=stage.place.device,
+        supervision=stage.place.supervision(stage.plan.guards),
+        tracker=stage.tracker,
+        figures=figures,
+        key=stage.key,
+        meta=meta,
+    )
