@@ -1,1 +1,1 @@
-"""Ranks of a distributed job, in plain torch.distributed: they know ranks, not what they carry."""
+"""Ranks of a distributed job in plain torch.distributed, with no knowledge of models."""

@@ -1,8 +1,9 @@
-"""What a rank says that fails before the ranks have met: one line, from one rank, and never none.
+"""Report a rank that fails before the process group exists: one line, from one rank.
 
-The main rank prints its own failure, and that of another rank which it finds when it comes to the
-meeting place. A rank that fails leaves word there, and waits until somebody has told it; where
-nobody does, for there is no main rank, or no way to it, it prints the line itself.
+The main rank prints its own failure. It also prints the failure of another rank if it finds one in
+the store when it arrives. A rank that fails writes its failure into the store and waits until it
+has been printed. If nobody prints it, because there is no main rank or no way to reach it, the
+rank prints the line itself.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from dq.dist.rendezvous.meeting_place import is_of_agent, open_meeting_place
 from dq.dist.rendezvous.store import pauses
 
 _COUNT, _TOLD, _HEARD = "failures", "told", "heard"
-# Ranks begin at different times: one reads its libraries from a disk that the next has in memory.
+# Ranks start at different times: one loads its libraries from disk, another from memory.
 REACH_S, AGAIN_S, PATIENCE_S = 10.0, 15.0, 60.0
-# What the main rank waits for others to hear, whose store it may hold.
+# How long the main rank waits for others to read the failure, because it may hold the store.
 FAREWELL_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlyFailure:
-    """Why a rank could not begin.
+    """Why a rank could not start.
 
     Attributes:
-        rank: Its number.
-        mistake: Whether it is the user's mistake.
-        line: What the user is to read.
+        rank: Its rank.
+        mistake: Whether it is a mistake of the user.
+        line: The message for the user.
     """
 
     rank: int
@@ -43,32 +44,32 @@ class EarlyFailure:
 
 
 class NotBegunError(LostRankError):
-    """Another rank could not begin.
+    """Another rank could not start.
 
     Attributes:
-        reported: Somebody else prints it.
+        reported: Another rank prints it.
     """
 
     reported = False
 
 
 class MistakeElsewhereError(ValueError):
-    """Another rank could not begin, by the user's mistake.
+    """Another rank could not start, because of a mistake of the user.
 
     Attributes:
-        reported: Somebody else prints it.
+        reported: Another rank prints it.
     """
 
     reported = False
 
 
 def tell(environment: Environment, failure: EarlyFailure, say: Callable[[], None]) -> None:
-    """Let a failure be printed once over all ranks that can hear of each other.
+    """Print a failure once over all ranks that can reach each other.
 
     Args:
-        environment: The place of this process.
-        failure: Its own.
-        say: Prints it; called here unless another rank has told this or its own failure.
+        environment: Rank of this process.
+        failure: The failure of this process.
+        say: Prints it; called here unless another rank has printed this failure or its own.
     """
     if environment.world_size == 1:
         say()
@@ -82,7 +83,7 @@ def _tell_as_main_rank(
     environment: Environment, failure: EarlyFailure, say: Callable[[], None]
 ) -> None:
     if not is_of_agent():
-        say()  # Nobody can have met anybody without this rank.
+        say()  # Without this rank no other ranks can have found each other.
     try:
         store = open_meeting_place(environment, FAREWELL_S)
         if is_of_agent() and claim(store):
@@ -102,7 +103,7 @@ def _tell_as_other_rank(
     end = time.monotonic() + PATIENCE_S
     store: Store | None = None
     said = False
-    # Said after the first, tried once more: a main rank that begins late need not wait for this.
+    # The first was printed, so try only once: a main rank that starts late need not wait for this.
     for limit_s in (REACH_S, AGAIN_S):
         try:
             store = store or open_meeting_place(environment, limit_s)
@@ -120,7 +121,7 @@ def _tell_as_other_rank(
 
 
 def _is_told(store: Store, end: float) -> bool:
-    """Wait until somebody has told the failure; False where nobody has until the end."""
+    """Wait until another rank has printed the failure; False if none has before ``end``."""
     for _ in pauses(0.2):
         if store.check([_TOLD]):
             store.add(_HEARD, 1)
@@ -131,16 +132,16 @@ def _is_told(store: Store, end: float) -> bool:
 
 
 def claim(store: Store) -> bool:
-    """Whether this rank is the first that is to print a failure to begin."""
+    """Return whether this rank is the first to print a failure at the start."""
     return bool(store.add("telling", 1) == 1)
 
 
 def refuse_failures(store: Store, environment: Environment) -> None:
-    """Raise where another rank has left word that it cannot begin; for ranks that wait for it.
+    """Raise if another rank has reported in the store that it cannot start.
 
     Raises:
-        ValueError: By the user's mistake; the line names the rank and its reason.
-        RuntimeError: For another reason, likewise.
+        ValueError: Because of a mistake of the user; the message has the rank and the reason.
+        RuntimeError: For another reason, with the same message.
     """
     number = store.add(_COUNT, 0)
     if not number:
@@ -150,7 +151,7 @@ def refuse_failures(store: Store, environment: Environment) -> None:
     more = f" (and {number - 1} more ranks)" if number > 1 else ""
     line = f"rank {first.rank} of {environment.world_size}{more} could not begin: {first.line}"
     error = MistakeElsewhereError(line) if first.mistake else NotBegunError(line)
-    # The main rank's own failure is told by it; that of others, by it too if it is here.
+    # The main rank prints its own failure, and those of others if it is here.
     error.reported = not environment.is_main or not claim(store)
     store.add(_HEARD, 1)
     if environment.is_main:
@@ -163,12 +164,12 @@ def refuse_failures(store: Store, environment: Environment) -> None:
 def _leave_word(store: Store, failure: EarlyFailure) -> None:
     number = store.add("next failure", 1)
     store.set(f"failure/{number}", json.dumps(asdict(failure)))
-    # Counted after it is written, so nobody reads one that is not there yet.
+    # The counter is increased after the write, so nobody reads an entry that is not there yet.
     store.add(_COUNT, 1)
 
 
 def _await_hearing(store: Store, number: int, limit_s: float) -> None:
-    """Wait until so many ranks have heard, for the store ends with this process."""
+    """Wait until ``number`` ranks have read the failure, because the store ends with this process."""
     end = time.monotonic() + limit_s
     with contextlib.suppress(RuntimeError):
         for _ in pauses(0.2):

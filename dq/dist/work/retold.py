@@ -1,4 +1,4 @@
-"""An error of one rank, told to the others so that all of them end alike."""
+"""Send an error of one rank to the others, so that all of them end alike."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ def told(error: BaseException) -> str:
 
 
 def retold(text: str, rank: int) -> Exception | Stopped:
-    """Return what another rank raises for an error that `told` has written.
+    """Return the exception that another rank raises for an error written by `told`.
 
     Args:
-        text: What was told.
-        rank: Whose error it was; it tells the user, for it has the error itself.
+        text: From `told`.
+        rank: The rank of the error; it reports the error to the user itself.
 
     Returns:
-        ``ValueError`` for one, `Stopped` for a signal, else `LostRankError` with type and message.
+        `ValueError` for a ValueError, `Stopped` for a signal, else `LostRankError` with type and
+        message.
     """
     kind, foreseen, name, message = json.loads(text)
     if kind == STOP:
