@@ -169,7 +169,7 @@ def _leave_word(store: Store, failure: EarlyFailure) -> None:
 
 
 def _await_hearing(store: Store, number: int, limit_s: float) -> None:
-    """Wait until ``number`` ranks have read the failure, because the store ends with this process."""
+    """Wait until ``number`` ranks have read the failure: the store ends with this process."""
     end = time.monotonic() + limit_s
     with contextlib.suppress(RuntimeError):
         for _ in pauses(0.2):

@@ -96,7 +96,7 @@ def _refuse_contradiction(
     local_tasks: int,
     nodes: int,
 ) -> None:
-    """Compare variables that srun sets twice: a job submitted inside a step inherits half of them."""
+    """Compare what srun sets twice: a job submitted inside a step inherits only half of it."""
     for name, wanted, of in (
         ("SLURM_NTASKS", tasks, "SLURM_STEP_NUM_TASKS"),
         ("SLURM_NNODES", nodes, "SLURM_STEP_NUM_NODES"),
@@ -123,7 +123,7 @@ def _refuse_contradiction(
 
 
 def _refuse_stranger(environ: Mapping[str, str], pid: int, tasks: int) -> None:
-    """Refuse a process that only inherited the variables, such as a shell that outlived its step."""
+    """Refuse a process that only inherited the variables, such as one that outlived its step."""
     task = environ.get("SLURM_TASK_PID", "")
     if not task.isdecimal():
         return

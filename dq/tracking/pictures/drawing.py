@@ -1,4 +1,4 @@
-"""A test image drawn twice, side by side: with the float detector's boxes and with the run's."""
+"""A test image drawn twice side by side: with the boxes of the float detector and of the run."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ COLORS = ("#e4572e", "#2274a5", "#1f9d55", "#b3499b", "#c77d00", "#00838f", "#70
 
 
 def draw_pair(picture: Picture, classes: Sequence[str], path: Path, *, bits: str) -> Path | None:
-    """Write the picture and return its path; None where the image cannot be read.
+    """Write the picture and return its path; None if the image cannot be read.
 
-    Objects that a side does not find are outlined in white dashes.
+    Objects without a matching box are outlined in white dashes.
 
     Args:
         picture: With both predictions.
-        classes: Names by label.
-        path: Of a JPEG file.
-        bits: What the run's side is called.
+        classes: Class names by label.
+        path: Path of the JPEG file to write.
+        bits: Title for the run's side.
     """
     try:
         with Image.open(picture.path) as file:

@@ -1,4 +1,4 @@
-"""The comparison as one HTML file that needs nothing else: tables, plots, pictures."""
+"""The comparison as one self-contained HTML file: tables, plots, pictures."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def html_report(
     """Return the report.
 
     Args:
-        lines: Of the table, the best first.
-        shown: The experiments that are plotted.
-        changed: What `dq.tracking.reports.comparison.differences` found.
+        lines: Rows of the table, the best first.
+        shown: The experiments to plot.
+        changed: From `dq.tracking.reports.comparison.differences`.
     """
     groups = groups_of(lines)
     tables = "".join(

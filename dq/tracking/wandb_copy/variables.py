@@ -1,4 +1,4 @@
-"""W&B's own environment variables: which are followed here, and which cannot be."""
+"""W&B's own environment variables: which ones are used here, and which ones cannot be."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def project_of(asked: str | None, environ: Mapping[str, str]) -> str:
 
 
 def name_of(experiment: str, stage: str, environ: Mapping[str, str]) -> str:
-    """Return what W&B calls a stage's run: ``WANDB_NAME`` or the experiment, and the stage."""
+    """Return the name of a stage's run in W&B: ``WANDB_NAME`` or the experiment, and the stage."""
     return f"{environ.get('WANDB_NAME') or experiment}/{stage}"
 
 
@@ -50,13 +50,13 @@ def job_type_of(stage: str, environ: Mapping[str, str]) -> str:
 
 
 def tags_of(tags: Iterable[str], environ: Mapping[str, str]) -> list[str]:
-    """Return the config's tags and those of ``WANDB_TAGS``, each once."""
+    """Return the config's tags and those of ``WANDB_TAGS``, without duplicates."""
     more = (tag.strip() for tag in environ.get("WANDB_TAGS", "").split(","))
     return list(dict.fromkeys([*tags, *filter(None, more)]))
 
 
 def ignored(environ: Mapping[str, str]) -> list[str]:
-    """Return a line for each variable that is set and cannot be followed."""
+    """Return a message for each variable that is set and cannot be used."""
     return [
         f"{name} is not followed: {reason}" for name, reason in IGNORED.items() if environ.get(name)
     ]
