@@ -74,6 +74,8 @@ class Parser(argparse.ArgumentParser):
             flag = word.partition("=")[0]
             if flag in REFUSED_FLAGS:
                 return REFUSED_FLAGS[flag]
+            if flag in known:
+                return f"{flag} is for {', '.join(_commands_with(self, flag))}"
             near = difflib.get_close_matches(flag, known, n=1, cutoff=0.8)
             if flag.startswith("--") and near:
                 return f"did you mean {near[0]}?"
@@ -87,6 +89,12 @@ def _family(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
         if isinstance(action, argparse._SubParsersAction):
             found += action.choices.values()
     return found
+
+
+def _commands_with(parser: argparse.ArgumentParser, flag: str) -> list[str]:
+    """Return the commands that know a flag."""
+    children = [a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return [n for c in children for n, p in c.items() if flag in p._option_string_actions]
 
 
 def build_parser() -> argparse.ArgumentParser:

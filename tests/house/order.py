@@ -42,7 +42,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "dq/dist": {
         "errors": (),
-        "rendezvous": ("errors",),
+        "rendezvous": (),
         "exchange": ("errors", "rendezvous"),
         "group": ("errors", "rendezvous", "exchange"),
         "norm": ("exchange",),

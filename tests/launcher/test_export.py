@@ -285,7 +285,7 @@ def test_mistakes_are_told_in_one_line(
     for words, message in (
         (("eval", damaged, *backend), "is no ONNX model, or damaged"),
         (("eval", tmp_path / "running.onnx", *backend), "not made of plain values .*give the conf"),
-        (("eval", tmp_path / "importing.onnx", *backend), "imports .*'this'.*--trust-checkpoint"),
+        (("eval", tmp_path / "importing.onnx", *backend), "imports this, which runs its code"),
         (("eval", config, *backend), "needs one MODEL.onnx"),
         (("eval", model, config), "add --backend onnxruntime"),
         (("eval", model, fewer, *backend), "classes|another model"),

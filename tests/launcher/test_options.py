@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dq.detector.config.mmdet_flags import REFUSED_FLAGS
-from launcher.cli import build_parsers
+from launcher.cli import build_parsers, main
 from launcher.commands.submit import add_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,3 +94,14 @@ def test_what_others_understand_is_needed() -> None:
     words = " ".join(p.read_text() for p in (*SOURCES, *PAGES))
     unused = [o for names in OTHERS.values() for o in names if o not in words]
     assert not unused
+
+
+def test_a_flag_of_another_command_is_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, mend in (
+        (["jobs", "--work-dir", "x"], "--work-dir is for train, calibrate, qat"),
+        (["train", "c.py", "--trust-checkpont"], "did you mean --trust-checkpoint?"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2
+        assert mend in capsys.readouterr().err

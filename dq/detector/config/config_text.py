@@ -15,6 +15,8 @@ from dq.tracking.record.secrets import hide
 # How Python writes floats that have no literal.
 _FLOATS = {"inf": float("inf"), "nan": float("nan")}
 _PICKLES = (".pkl", ".pickle")
+# Packages that every process here imports anyway.
+_HARMLESS = ("dq", "mmcv", "mmdet")
 
 
 def config_text(config: Config) -> str:
@@ -67,10 +69,12 @@ def refuse_code(config: Config, source: Path) -> None:
         source: The file that holds it, for messages.
     """
     mend = "give the config file too, or allow it with --trust-checkpoint"
-    imports = config.get("custom_imports")
-    if imports:
-        named = imports.get("imports") if isinstance(imports, Mapping) else imports
-        raise ValueError(f"the config in {source} imports {named}, which runs their code; {mend}")
+    section = config.get("custom_imports")
+    imports = section.get("imports") if isinstance(section, Mapping) else section
+    others = [name for name in _listed(imports) if name.partition(".")[0] not in _HARMLESS]
+    if others:
+        named = ", ".join(others)
+        raise ValueError(f"the config in {source} imports {named}, which runs its code; {mend}")
     for key, value in _strings(config._cfg_dict.to_dict().get("data"), "data"):
         if value.partition("?")[0].lower().endswith(_PICKLES):
             raise ValueError(
@@ -99,6 +103,11 @@ class _Plain(ast.NodeTransformer):
             value: Any = range(*limits)
             return ast.Constant(value)
         return node
+
+
+def _listed(imports: object) -> list[str]:
+    given = imports if isinstance(imports, list | tuple) else [] if imports is None else [imports]
+    return [str(name) for name in given]
 
 
 def _strings(value: object, key: str) -> Iterator[tuple[str, str]]:

@@ -60,6 +60,8 @@ def test_whatever_is_no_plain_value_is_refused(text: str) -> None:
     ("change", "named"),
     [
         ({"custom_imports": {"imports": ["this_runs"]}}, "this_runs"),
+        ({"custom_imports": {"imports": "this_runs"}}, "this_runs"),
+        ({"custom_imports": {"imports": ("mmdet.core", "this_runs")}}, "imports this_runs,"),
         ({"data": {"test": {"ann_file": "http://host/a.pkl?x=1"}}}, r"data\.test\.ann_file"),
         ({"data": {"test": {"dataset": [{"proposal_file": "P.PICKLE"}]}}}, r"dataset\[0\]"),
     ],
@@ -76,3 +78,8 @@ def test_a_config_in_a_file_runs_code_only_where_trusted(
     assert "this_runs" not in sys.modules
     assert read_config("model.onnx", carried=CarriedConfig(text=text, trusted=True)).model
     refuse_code(minimal(), SOURCE)
+
+
+def test_what_every_process_imports_anyway_is_no_danger() -> None:
+    imports = {"imports": ["dq.detector.survey.stop_hook", "mmdet.core", "mmcv"]}
+    refuse_code(minimal(custom_imports=imports), SOURCE)
