@@ -1,4 +1,4 @@
-"""The table of all families as Markdown: written, and read again where only some are tried anew."""
+"""The table of all families as Markdown: written, and read again if only some of them are run again."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _HEAD = """\
 # Coverage of mmdet's configs
 
 One config of each family that mmdet ships goes through all steps: every step is a launcher command
-in a separate process that reads the files of earlier steps. Nets are narrow and shallow, weights are
-random, and the data are four images of digits in COCO's format with boxes and masks, so the table
-says nothing about accuracy. Made by `python -m launcher coverage --out docs/coverage.md`.
+in a separate process that reads the files of earlier steps. Nets are narrow and shallow, weights
+are random, and the data are four images of digits in COCO's format with boxes and masks, so the
+table says nothing about accuracy. Made by `python -m launcher coverage --out docs/coverage.md`.
 
 | column | meaning of yes |
 |---|---|
@@ -25,18 +25,18 @@ says nothing about accuracy. Made by `python -m launcher coverage --out docs/cov
 | qat | QAT from its ranges, stopped by a signal in its first step |
 | resume | the same training resumed with `--resume` to its end |
 | eval | each of the three checkpoints has, in a new process, the metrics that its stage had |
-| mmdet | mmdet itself loads each checkpoint, with exactly its keys, and finds the same boxes in float; \
-`loads` if it cannot detect on this machine |
+| mmdet | mmdet itself loads each checkpoint, with exactly its keys, and finds the same boxes in \
+float; `loads` if it cannot detect on this machine |
 | export | ONNX of the network, and of each RoI head |
 | boxes, nms | ONNX with decoded boxes, and with NMS; `none` if no decoder of ours fits |
 | onnxruntime | each exported model has the metric of the checkpoint in torch, to a tenth of a \
-point; `ties` if the metric differs more on these four images although every layer agrees on the same \
-input: values next to a rounding tie, or boxes of equal score in another order |
+point; `ties` if the metric differs more on these four images although every layer agrees on the \
+same input: values next to a rounding tie, or boxes of equal score in another order |
 
 **Result**: `whole way` if nothing failed; `refused` with one line, which is in the last column, and
 exit code 2; `differs` if two numbers should be equal and are not; `crashed` for anything else.
-**Quantized**: `OK` if everything with weights is quantized; with `partly float` the parts in the last
-column stay in float.
+**Quantized**: `OK` if everything with weights is quantized; with `partly float` the parts in the
+last column stay in float.
 """
 _COLUMNS = ("family", "config", "result", "quantized", "quantizers", *STEPS, "what")
 
