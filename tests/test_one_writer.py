@@ -1,4 +1,4 @@
-"""One process at a time writes a folder, and the dead hold nobody up: processes, kills."""
+"""One process at a time writes a folder, and a dead one blocks nobody: real processes, kills."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def holder(
     folder: Path, body: str = "sys.stdin.read()", environ: Mapping[str, str] | None = None,
     prefix: tuple[str, ...] = (),
 ) -> Iterator[subprocess.Popen[str]]:  # fmt: skip
-    """Start a process that tries to hold a folder, and wait for its first line."""
+    """Start a process that tries to lock a folder, and wait for its first line."""
     process = subprocess.Popen(
         [*prefix, sys.executable, "-c", HOLDER.replace("BODY", body), str(folder)], cwd=ROOT,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -59,7 +59,7 @@ def line(process: subprocess.Popen[str]) -> str:
 
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Be on a machine from which no other process can be looked at."""
+    """Simulate a machine from which no other process is visible."""
     own = one_writer.this_process()
     there = {**own, "host": "other", "boot": "another boot", "space": "another space"}
     monkeypatch.setattr(one_writer, "this_process", lambda: there)
@@ -101,7 +101,7 @@ def test_a_number_that_is_used_again_is_not_the_holder(tmp_path: Path) -> None:
 def test_from_another_machine_the_beat_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Holds the interpreter's lock as a long json.load does: the beat goes on.
+    # Holds the GIL like a long json.load: the heartbeat continues.
     body = "import ctypes; ctypes.PyDLL(None).sleep(60)"
     with holder(tmp_path, body) as first:
         assert line(first) == "held"
@@ -130,7 +130,7 @@ def test_a_slurm_job_that_was_started_again_follows_itself(
         assert line(first) == "held"
         elsewhere(monkeypatch)
         monkeypatch.setenv("SLURM_JOB_ID", "12")
-        # A second command inside the same job is not the job started again.
+        # A second command inside the same job is not a restart of the job.
         with pytest.raises(ValueError, match="is being written"):
             hold(tmp_path, silence_s=20.0)
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

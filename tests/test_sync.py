@@ -1,4 +1,4 @@
-"""Ranks that see different data round with the same ranges."""
+"""Ranks with different data round with the same ranges."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def prepared(converted: bool = False) -> tuple[Net, QuantizedGraph]:
 
 
 def batches(number: int) -> Tensor:
-    """A global batch of 4 images; its halves differ in scale fourfold."""
+    """A global batch of 4 images; the scales of its halves differ by a factor of four."""
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(number))
     return x * torch.tensor([1.0, 1.0, 4.0, 4.0]).reshape(4, 1, 1, 1)
 
@@ -157,7 +157,7 @@ def test_norms_converted_before_or_after_preparing_train_alike_and_revert() -> N
 
 
 def rank_of_its_own_and_scales(power_of_two: bool, learned: str | None) -> tuple[list[str], str]:
-    """Let the norms' statistics differ between ranks, as they do where nobody synchronises them."""
+    """Let the norms' statistics differ between ranks, as they do without synchronization."""
     recipe = Recipe(learned=learned)
     recipe = replace(recipe, weight=replace(recipe.weight, power_of_two=power_of_two))
     torch.manual_seed(0)
@@ -204,7 +204,7 @@ def test_the_digest_sees_the_scale_of_a_weight_that_is_no_state() -> None:
 def observe_after_calibration() -> str:
     _, graph = prepared()
     calibrate_on_one_rank(graph, lambda: calibrate(graph), rank=0)
-    # What data parallelism does when it wraps a model, buffers that no checkpoint has included.
+    # Like DDP when it wraps a model, which also sets buffers that no checkpoint has.
     collectives.broadcast_coalesced_(list(graph.root.buffers()))
     graph.root.train()
     for phase in (Phase.OBSERVE, Phase.TRAIN):

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, by several at once, through failures and kills."""
+"""Files are written whole or not at all, by several processes at once, through errors and kills."""
 
 from __future__ import annotations
 

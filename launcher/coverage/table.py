@@ -1,4 +1,4 @@
-"""The table of all families as Markdown: written, and read again if only some of them are run again."""
+"""Write the table of all families as Markdown; read it again if only some families run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A chain that is killed and goes on ends as one that was left in peace."""
+"""A chain that is killed and resumed has the results of an undisturbed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that runs mmdet's own tests: on the installed mmdet, with numpy mended."""
+"""The command that runs mmdet's own tests: on the installed mmdet, with numpy's removed names."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def test_sides_are_measured_against_theirs(given: argparse.Namespace) -> None:
         assert len(side["ratio"]) == 3
         held = side["memory_mib"] / found["sides"][base]["memory_mib"]
         assert held == pytest.approx(side["memory_ratio"])
-    # The composition keeps what the kernels do not.
+    # The composition keeps tensors that the kernels do not keep.
     memory = {name: side["memory_mib"] for name, side in found["sides"].items()}
     assert memory["composed"] > memory["observing"]
     text = speed.table([found])

@@ -1,4 +1,4 @@
-"""The benchmark of tracking tells steps from what lies between epochs."""
+"""The tracking benchmark separates steps from the work between epochs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dependency rule: who may import whom, read from the source."""
+"""The dependency rule: which package may import which, read from the source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("dq", "launcher", "slurm")
 
-# What a package must never import, at the top of a file or inside a function.
+# Packages that must never be imported, neither at the top of a file nor inside a function.
 FORBIDDEN = {
     "dq/quant": ("torch.distributed", "dq.dist", "dq.detector", "dq.sync", "mmdet", "mmcv"),
     "dq/dist": ("dq.quant", "dq.detector", "dq.sync", "mmdet", "mmcv"),
@@ -24,9 +24,9 @@ FORBIDDEN = {
     "launcher": ("mmdet", "torch.distributed"),
     "slurm": ("torch", "mmdet", "mmcv", "dq"),
 }
-# Python's own alone is needed for it, so a login node has it.
+# Needs only the standard library, so a login node can run it.
 WITHOUT_PACKAGES = {("slurm", "dq.whole_file"), ("slurm", "dq.names")}
-# mmcv prints through loggers of its own, which only the session that makes ours can quieten.
+# mmcv prints through its own loggers, which only the session that creates ours can silence.
 EXCEPTIONS = {("launcher/session.py", "mmcv.utils")}
 
 

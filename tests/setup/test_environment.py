@@ -1,4 +1,4 @@
-"""The set-up says what a machine lacks, and changes just what the compiler needs changed."""
+"""The set-up names what a machine lacks, and changes only the necessary compiler options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``submit --cluster local``: what the terminal shows, Ctrl-C, and what `jobs` knows meanwhile."""
+"""``submit --cluster local``: output on the terminal, Ctrl-C, and what `jobs` shows meanwhile."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ custom_hooks = [dict(type='GateHook', step=2, marker={marker!r})]
 
 
 class Terminal:
-    """A process on a terminal of its own, whose output is kept."""
+    """A process on its own terminal, whose output is recorded."""
 
     def __init__(self, *words: object, environ: dict[str, str]) -> None:
         self.pid, self._file = pty.fork()
         self.shown = ""
         if self.pid == 0:
             os.chdir(ROOT)
-            # Tests that run in the background have it ignored, and what is started inherits that.
+            # Tests in the background ignore this signal, and their child processes inherit that.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             command = [sys.executable, "-m", "launcher", *map(str, words)]
             os.execve(sys.executable, command, {**os.environ, **environ})
@@ -45,7 +45,7 @@ class Terminal:
         os.write(self._file, keys)
 
     def read(self, limit_s: float) -> None:
-        """Take in what has come, waiting no longer than ``limit_s``."""
+        """Read available output, waiting at most ``limit_s``."""
         if select.select([self._file], [], [], limit_s)[0]:
             try:
                 self.shown += os.read(self._file, 65536).decode(errors="replace")
@@ -152,7 +152,7 @@ def test_results_and_errors_are_told_from_the_rest_of_a_log(
 def test_a_closed_terminal_ends_the_job_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is asked of the process that waits is handed on; to print no more is no error."""
+    """The waiting process forwards the signal; that it can no longer print is no error."""
     with _handled() as stop, subprocess.Popen(["sleep", "60"], start_new_session=True) as job:
         stop.process = job  # type: ignore[assignment]
         with monkeypatch.context() as closed:

@@ -1,4 +1,4 @@
-"""What a job has measured is told from what lay in its folder before, without a clock."""
+"""A job's results are told apart from earlier ones in its folder, without file times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def write(folder: Path, name: str, *rows: object) -> Path:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    # Its time says that it is older than anything.
+    # Its time is older than anything else.
     os.utime(path, (1, 1))
     return path
 

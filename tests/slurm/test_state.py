@@ -1,4 +1,4 @@
-"""What `jobs` and `cancel` make of Slurm's words, for arrays and for what Slurm has forgotten."""
+"""How `jobs` and `cancel` read Slurm's output, for arrays and for jobs Slurm has forgotten."""
 
 from __future__ import annotations
 

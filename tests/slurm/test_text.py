@@ -1,4 +1,4 @@
-"""The text of a job, whole, and the arguments that go into it."""
+"""The whole text of a job, and its arguments."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_durations_of_slurm(text: str | int, minutes: int) -> None:
     ("variables", "meant"),
     [
         ({"SLURM_JOB_ID": "7"}, "7"),
-        # The last element of an array: its number is the array's.
+        # The last element of an array: its number is the array's own.
         ({"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3"),
         ({"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}, "7_0"),
     ],
@@ -250,7 +250,7 @@ def test_a_job_asks_for_and_requeues_itself_alone(
     tmp_path: Path, variables: dict[str, str], meant: str, state: str, failures: int,
     requeued: bool,
 ) -> None:  # fmt: skip
-    """Slurm's commands as far as the text uses them; each fails so often before it answers."""
+    """The Slurm commands that the text uses; each fails ``failures`` times before it answers."""
     tools, jobs = tmp_path / "bin", tmp_path / "sub/jobs"
     tools.mkdir()
     jobs.mkdir(parents=True)
@@ -277,7 +277,7 @@ def test_a_job_asks_for_and_requeues_itself_alone(
 
 
 def test_every_mention_of_a_job_is_by_array_and_index() -> None:
-    """The bare number is the array's in its last element; only the port may be made from it."""
+    """The last element's plain number is the array's; only the port may be derived from it."""
     elements = tuple(Element(words=("qat", c), experiment=Path("/runs")) for c in "ab")
     text = job_text(Job(name="qat", elements=elements, profile=Profile(torchrun=True)), PLACE)
     mentions = [line for line in text.splitlines() if "SLURM_JOB_ID" in line]

@@ -1,4 +1,4 @@
-"""What a run writes: one history over kills and resumption, best values, no loss, clear errors."""
+"""The files of a run: one history over kills and resuming, best values, no loss, clear errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The digest: equal for equal tensors only, and the names of those that differ."""
+"""The digest: equal only for equal tensors; the names of tensors that differ."""
 
 import pytest
 import torch

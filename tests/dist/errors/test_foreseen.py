@@ -1,4 +1,4 @@
-"""An error of ours is told from a library's, and the place of one is named."""
+"""Our own errors are told apart from a library's, and the place of an error is named."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_place_is_short_where_the_file_is_a_librarys() -> None:
 
 
 def as_loader_process(action: Callable[[], Any]) -> BaseException:
-    """Return what torch's loader raises where an action failed in one of its processes."""
+    """Return the exception that torch's loader raises if an action failed in a loader process."""
     try:
         action()
     except Exception:

@@ -1,4 +1,4 @@
-"""What backends say of a rank that is gone, in plain words."""
+"""Readable messages for what backends report about a lost rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names are agreed on before what they name travels in one collective."""
+"""Names are compared before their values share a collective."""
 
 from __future__ import annotations
 

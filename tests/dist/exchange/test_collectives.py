@@ -1,4 +1,4 @@
-"""Collectives: what every rank holds afterwards, and how many it takes."""
+"""Collectives: the result on every rank, and the number of collectives."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""Statistics of the ranks of one node alone."""
+"""Statistics over the ranks of one node only."""
 
 from __future__ import annotations
 

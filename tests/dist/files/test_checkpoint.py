@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, checked when read, and no code is run by reading."""
+"""Checkpoints: written whole or not at all, verified when read, and reading runs no code."""
 
 import errno
 import hashlib
@@ -22,7 +22,7 @@ CONTENT: dict[str, Any] = {
 
 
 class Stranger:
-    """A class that torch does not read without trust."""
+    """A class that torch does not load without trust."""
 
 
 def sidecar(path: Path) -> Path:
@@ -96,7 +96,7 @@ def test_saving_again_replaces_file_and_checksum(tmp_path: Path) -> None:
     [
         lambda path: path.write_bytes(path.read_bytes()[:-100]),
         lambda path: path.write_bytes(path.read_bytes()[:700]),
-        lambda path: flip(path, 5000),  # In a tensor: torch.load alone does not notice.
+        lambda path: flip(path, 5000),  # In a tensor: torch.load alone does not notice it.
         lambda path: flip(path, 80),  # In the pickle.
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"hello world\n"),
@@ -146,7 +146,7 @@ def test_numpy_numbers_and_arrays_need_no_trust(tmp_path: Path, old_names: bool)
         "names": np.array(["a", "bc"]),
     }
     path = tmp_path / "zoo.pth"
-    # The older format, without checksums, so that names of numpy 1 can be written into it.
+    # The older format has no checksums, so names of numpy 1 can be written into it.
     torch.save(content, path, _use_new_zipfile_serialization=False)
     if old_names:
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""How a rank finds the way to another, and what it goes by where there is none."""
+"""How a rank watches another, and what it uses if the network blocks the connection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIST = Path(presence.__file__).parent
 
 
 def die_on_another_machine(address: str) -> str:
-    """Watch a rank on what looks like another machine, which is killed at work."""
+    """Watch a rank that seems to be on another machine and is killed during its work."""
     os.environ.pop("MASTER_ADDR", None)
     if address:
         os.environ["MASTER_ADDR"] = address

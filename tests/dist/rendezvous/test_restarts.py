@@ -1,4 +1,4 @@
-"""What tells a job that was started again from one that begins."""
+"""How a restarted job is told apart from a new one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_processes_of_one_parent_have_one_agent_and_only_under_torchrun(
     first, second = ask(), ask()
     assert first == second
     assert first.count(":") == 2
-    assert agent() != first.strip()  # This process has a parent of its own.
+    assert agent() != first.strip()  # This process has another parent.
 
 
 def test_a_checkpoint_of_another_torchrun_is_not_this_jobs() -> None:

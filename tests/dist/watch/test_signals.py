@@ -1,4 +1,4 @@
-"""Signals that ask for an end, in the rank, in what it forks and in loader processes."""
+"""Signals that ask a job to stop: in the rank, in forked processes and in loader processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slowest rank of each phase, named by what does not wait for others."""
+"""The slowest rank of each phase is found by times that do not include waiting for others."""
 
 from __future__ import annotations
 

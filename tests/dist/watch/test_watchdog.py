@@ -1,4 +1,4 @@
-"""A rank that stands still makes all write their stacks, and ends."""
+"""A hanging rank makes all ranks write their stacks, and ends."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_all_ranks_write_where_they_stand(tmp_path: Path) -> None:
 def test_who_gives_signs_of_life_writes_nothing(tmp_path: Path) -> None:
     stacks = tmp_path / "logs/rank_0.stacks"
     with watchdog(quiet_s=0.4, limit_s=60, stacks=stacks) as dog:
-        time.sleep(0.6)  # nobody asked to watch yet
+        time.sleep(0.6)  # Nobody asked to watch yet.
         with dog.watching("the start"):
             for step in range(4):
                 time.sleep(0.15)

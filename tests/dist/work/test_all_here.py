@@ -1,4 +1,4 @@
-"""Ranks wait for each other outside any collective, and for no dead one."""
+"""Ranks wait for each other outside any collective, but not for dead ranks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_late_rank_is_waited_for_longer_than_any_collective() -> None:
 
 
 def die_on(victim: int) -> str:
-    # All have an address before one dies, as in a group of the launcher's.
+    # All ranks have written their address before one dies, as in the launcher's group.
     await_all("the beginning")
     if collectives.rank() == victim:
         time.sleep(1.0)

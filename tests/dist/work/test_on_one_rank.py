@@ -1,4 +1,4 @@
-"""run_on_rank: one rank works, the others wait outside any collective and hear how it ended."""
+"""run_on_rank: one rank works, the others wait outside any collective and learn how it ended."""
 
 import ctypes
 import json
@@ -64,7 +64,7 @@ def work_longer_than_the_time_out() -> tuple[str | None, float, list[str]]:
         time.sleep(5.0)
         return "evaluated"
 
-    # Longer than the time-out of the group, 3 s.
+    # Longer than the group's time-out of 3 s.
     got = run_on_rank(work, heartbeat_s=0.2)
     total = all_reduce_(torch.ones(1)).item()
     time.sleep(0.2)
@@ -121,10 +121,10 @@ def test_a_worker_that_never_begins_is_named() -> None:
 
 def hold_the_lock() -> str | None:
     def work() -> str:
-        ctypes.PyDLL(None).sleep(4)  # As a long json.load does: no other thread runs.
+        ctypes.PyDLL(None).sleep(4)  # Like a long json.load: no other thread runs.
         return "read"
 
-    # Far longer than a beat, and than the time-out of the group.
+    # Much longer than a heartbeat and than the group's time-out.
     return run_on_rank(work, heartbeat_s=0.1)
 
 
@@ -134,7 +134,7 @@ def test_a_call_that_holds_the_interpreters_lock_is_life() -> None:
 
 
 def leave_a_child_and_die() -> str:
-    """As a rank with loader processes that is killed: they live a while longer."""
+    """Like a rank with loader processes that is killed: they live a while longer."""
     begin = time.monotonic()
 
     def die() -> None:
@@ -197,13 +197,13 @@ def test_ranks_at_different_places_say_so() -> None:
 
 
 def lose_the_store(port: int) -> str:
-    """Meet as without torchrun: the store lives in rank 0, which dies at work."""
+    """Use a store in rank 0, as without torchrun; rank 0 dies during its work."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo")
     await_all("the beginning")
 
     def die() -> None:
-        time.sleep(1.0)  # Until the other has come so far.
+        time.sleep(1.0)  # Until the other rank waits.
         os._exit(9)
 
     begin = time.monotonic()

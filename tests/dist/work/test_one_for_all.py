@@ -1,4 +1,4 @@
-"""One rank does or says what is for all; and which tensors are a rank's own."""
+"""One rank works or reports for all; and which tensors differ between ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.ranks import rank_outcomes, run_ranks
 
 
 def work(kind: str) -> tuple[int, str]:
-    """Return a pid, or fail in a way."""
+    """Return a pid, or fail in one of several ways."""
     if kind == "value":
         raise ValueError("the file is broken; make a new one")
     if kind == "os":

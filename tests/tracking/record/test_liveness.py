@@ -1,4 +1,4 @@
-"""A run that has not said how it ended is running, died, or cannot be looked at."""
+"""A run that has not recorded its end is running, has died, or is not visible."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_process_that_has_gone_has_died_and_so_has_a_zombie() -> None:
 @pytest.mark.parametrize(
     ("other", "wanted"),
     [
-        ({"began": HERE["began"] + 1}, "died"),  # Its number is another process's by now.
+        ({"began": HERE["began"] + 1}, "died"),  # The pid belongs to another process now.
         ({"boot": "another"}, "died"),
         ({"host": "another", "boot": "another"}, "running"),
         ({"space": "another"}, "running"),

@@ -1,4 +1,4 @@
-"""No key, token or password is left in what is written."""
+"""No key, token or password appears in what is written."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which experiment won: the table in all its forms, differences, the report in a real browser."""
+"""The comparison of experiments: all table formats, differences, the report in a real browser."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ VALUES = {"float": 0.80, "calibrated": 0.70, "qat": 0.79}
 
 
 def make(folder: Path, gain: float = 0.0, **config: object) -> Path:
-    """Write an experiment as the launcher does."""
+    """Write an experiment in the launcher's format."""
     for stage, value in VALUES.items():
         run = Run(id=f"{folder.name}-{stage}", experiment=folder.name, stage=stage, config=config)
         tracker = FolderTracker(folder / stage, run)
@@ -157,7 +157,7 @@ def test_the_report_needs_nothing_else_and_shows_all_in_a_browser(
                     if shutil.which(b)), None)  # fmt: skip
     if browser is None:
         pytest.skip("there is no Chromium; apt-get install chromium")
-    # The browser itself counts what it could lay out: pictures that were decoded have a width.
+    # The browser counts what it could display: decoded pictures have a width.
     probe = (
         "<script>addEventListener('load',()=>{document.title=JSON.stringify({"
         "plots:[...document.querySelectorAll('img.plot')].filter(i=>i.naturalWidth>300)"

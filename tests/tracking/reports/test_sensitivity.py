@@ -1,4 +1,4 @@
-"""What `launcher analyze` writes: table, JSON without infinities, plot."""
+"""The output of `launcher analyze`: table, JSON without infinities, plot."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""W&B's variables do what W&B says, or are refused in one line."""
+"""W&B's variables work as W&B documents, or are refused in one line."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def test_what_cannot_be_followed_is_said() -> None:
 def test_wandb_does_not_find_what_is_not_followed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It reads its variables itself: a run would join a sweep whatever we say."""
+    """W&B reads its variables itself: otherwise a run would join a sweep."""
     seen: dict[str, str] = {}
 
     def start(*words: object, env: dict[str, str], **options: object) -> None:
