@@ -6,8 +6,8 @@
 Each number of ranks is one torchrun of real gloo processes (NCCL with `--device cuda`), one
 computing thread each: DDP, synchronized norms, and ranges merged once per step. torch's profiler
 counts the collectives of a step; dq.dist counts those besides DDP's gradients and the norms'
-moments. Then `agree_` alone is measured, over 10 to 1,000 quantizers. An all-reduce of a few bytes
-and one of 16 MiB give latency and bandwidth, from which the cost on more ranks is computed.
+moments. Then `merge_ranges_` alone is measured, over 10 to 1,000 quantizers. An all-reduce of a few
+bytes and one of 16 MiB give latency and bandwidth, from which the cost on more ranks is computed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def on_rank(given: argparse.Namespace) -> dict[str, Any]:
     from dq.dist.exchange import collectives
     from dq.dist.exchange.data_parallel import wrap
     from dq.dist.norm.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
-    from dq.sync import agree_
+    from dq.sync import merge_ranges_
 
     config, detector = build(given.net, given.size)
     detector = convert_sync_batch_norm(detector)
@@ -67,7 +67,7 @@ def on_rank(given: argparse.Namespace) -> dict[str, Any]:
         loss, _ = parse_losses(model(**data))
         loss.backward()
         optimizer.step()
-        agree_(quantizers)
+        merge_ranges_(quantizers)
 
     whole = median_s(step, given.steps)
     before = collectives.collective_count()
@@ -84,7 +84,7 @@ def on_rank(given: argparse.Namespace) -> dict[str, Any]:
         "ranks": collectives.world_size(),
         "step_s": whole,
         "quantizers": len(quantizers),
-        "agree_s": median_s(lambda: agree_(quantizers), 30),
+        "agree_s": median_s(lambda: merge_ranges_(quantizers), 30),
         "norms": len(norms),
         "kinds": dict(kinds),
         # Each synchronized norm issues one forward and one backward.
@@ -102,7 +102,7 @@ def _agreement(number: int) -> float:
     from dq.quant.numerics.spec import QuantSpec
     from dq.quant.observers.min_max import MovingAverageObserver
     from dq.quant.quantizers.fake_quantize import ActivationQuantizer
-    from dq.sync import agree_
+    from dq.sync import merge_ranges_
 
     quantizers = [ActivationQuantizer(QuantSpec(), MovingAverageObserver()) for _ in range(number)]
 
@@ -110,7 +110,7 @@ def _agreement(number: int) -> float:
         for quantizer in quantizers:
             quantizer.observer.batch_min.fill_(-1.0)
             quantizer.observer.batch_max.fill_(1.0)
-        agree_(quantizers)
+        merge_ranges_(quantizers)
 
     return median_s(work, 20)
 
@@ -122,7 +122,7 @@ def _all_reduce(numel: int, number: int) -> float:
     return median_s(lambda: collectives.all_reduce_(flat), number)
 
 
-def far(found: dict[str, Any], ranks: int) -> float:
+def computed_merge_s(found: dict[str, Any], ranks: int) -> float:
     """Return the computed seconds to merge ranges on this number of ranks.
 
     Recursive doubling: log2(ranks) rounds, each with the latency of one message and the time of its
@@ -158,7 +158,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     two = [r for r in results if r["ranks"] == 2]
     if two:
         lines += ["", "| ranks, computed | merging ranges, ms |", "|---|---|"]
-        lines += [f"| {n} | {1e3 * far(two[0], n):.2f} |" for n in FAR]
+        lines += [f"| {n} | {1e3 * computed_merge_s(two[0], n):.2f} |" for n in FAR]
     return "\n".join(lines) + "\n"
 
 

@@ -105,7 +105,7 @@ def dense(x: Tensor) -> Tensor:
     return x if is_dense(x) else x.contiguous()
 
 
-def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
+def with_layout_of(tensor: Tensor, like: Tensor) -> Tensor:
     """Return the tensor in the memory layout of another, copied if its layout differs.
 
     Args:
@@ -117,7 +117,7 @@ def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
-def as_promised(result: Tensor, input: Tensor) -> Tensor:
+def with_promised_strides(result: Tensor, input: Tensor) -> Tensor:
     """Return the result of an operator with the strides that the operator promised the compiler.
 
     Args:

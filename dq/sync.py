@@ -63,7 +63,7 @@ def _scatter_(flat: Tensor, tensors: list[Tensor]) -> None:
     torch._foreach_copy_(tensors, unflatten(flat, tensors))  # type: ignore[no-untyped-call]
 
 
-def agree_(quantizers: Sequence[ActivationQuantizer]) -> None:
+def merge_ranges_(quantizers: Sequence[ActivationQuantizer]) -> None:
     """Give every rank the same new ranges and scales, from what all ranks observed.
 
     Every rank must call it, once per step, after the forward passes.
@@ -102,10 +102,10 @@ def calibrate_on_one_rank(
     for part in (graph, *graph.parts.values()):
         for observer in observers_of(list(part.activations().values())):
             observer.end_calibration_()
-    return prove_equal(graph, "after calibration")
+    return check_equal_on_ranks(graph, "after calibration")
 
 
-def prove_equal(graph: QuantizedGraph, when: str) -> str:
+def check_equal_on_ranks(graph: QuantizedGraph, when: str) -> str:
     """Compare the digest of all quantizer state over the ranks and return it.
 
     Every rank must call it. Scales of weights are not state. They are in the digest if they are

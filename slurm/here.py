@@ -20,7 +20,7 @@ import submitit
 
 from slurm.end import read_end
 from slurm.own_process import this_process
-from slurm.placeless import placeless
+from slurm.placeless import without_rank_variables
 from slurm.plan import Element, Job
 from slurm.record import Chain, Submitted, keep, recorded
 from slurm.task import STOPPED, Task, task_of
@@ -112,13 +112,13 @@ def run_here(jobs: Sequence[Job], place: Place) -> int:
             what, log = element.label or job.name, chain.log(begun, 0)
             _print(f"{what}: {log}")
             code = _await(handle, stop)
-            say_end(what, log, code)
+            print_result(what, log, code)
             if code:
                 return code
     return 0
 
 
-def say_end(what: str, log: Path, code: int) -> None:
+def print_result(what: str, log: Path, code: int) -> None:
     """Print the result of a job, or why it ended.
 
     Args:
@@ -149,7 +149,7 @@ def run_in_process(jobs: Sequence[Job], place: Place) -> int:
     for job in jobs:
         for element in job.elements:
             task = replace(task_of(element, job.profile), ranks_per_node=0)
-            with placeless():
+            with without_rank_variables():
                 handle = submitit.DebugExecutor(place.jobs).submit(task)
                 try:
                     handle.results()
@@ -161,7 +161,7 @@ def run_in_process(jobs: Sequence[Job], place: Place) -> int:
 def _start(job: Job, element: Element, place: Place) -> Any:
     ranks = job.profile.ranks_per_node
     task: Task = replace(task_of(element, job.profile), ranks_per_node=ranks if ranks > 1 else 0)
-    with placeless(_variables(job, place)):
+    with without_rank_variables(_variables(job, place)):
         return OwnSession(place.jobs).submit(task)
 
 

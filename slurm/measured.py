@@ -14,7 +14,7 @@ STAGES = ("qat", "calibrated", "float")
 TAIL_BYTES = 16384
 
 
-def seen(experiment: Path, stage: str) -> dict[str, str]:
+def result_digests(experiment: Path, stage: str) -> dict[str, str]:
     """Return the digests of the results in a folder, to recognize a job's own results later.
 
     File times are not used: the clock of the node that will write may differ from this one.
@@ -37,7 +37,7 @@ def last_metrics(experiment: Path, stage: str, before: Mapping[str, str]) -> str
     Args:
         experiment: The job's folder.
         stage: Its stage; empty if it has several.
-        before: From `seen` at submission; these results are not the job's.
+        before: From `result_digests` at submission; these results are not the job's.
     """
     for name in [stage] if stage else STAGES:
         for file, read in ((SUMMARY, _summary), (ROWS, _logged)):

@@ -18,7 +18,7 @@ _PREFIXES = (
 _KEPT = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 
 
-def without_place(environ: Mapping[str, str]) -> dict[str, str]:
+def rank_variables_removed(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables without those of an allocation, a step, a rank or a job."""
     return {
         name: value
@@ -28,13 +28,13 @@ def without_place(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def placeless(more: Mapping[str, str] | None = None) -> Iterator[None]:
+def without_rank_variables(more: Mapping[str, str] | None = None) -> Iterator[None]:
     """Hide these variables in the body, and add others; afterwards everything is as before.
 
     A shell may be in an allocation, or have the variables of one that has ended.
     """
     former = dict(os.environ)
-    wanted = {**without_place(former), **(more or {})}
+    wanted = {**rank_variables_removed(former), **(more or {})}
     os.environ.clear()
     os.environ.update(wanted)
     try:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dq.whole_file import write_whole
-from slurm.measured import seen
+from slurm.measured import result_digests
 from slurm.plan import Element, Job
 
 FILE_NAME = "chain.json"
@@ -30,7 +30,7 @@ class Submitted:
         experiment: Folder that it works in.
         stage: Subfolder of its results; empty if there are several.
         tasks: Number of tasks, each with a log.
-        before: The earlier results in its folder; see `slurm.measured.seen`.
+        before: The earlier results in its folder; see `slurm.measured.result_digests`.
     """
 
     job_id: str
@@ -85,7 +85,7 @@ def recorded(job_id: str, job: Job, element: Element, tasks: int) -> Submitted:
         experiment=str(element.experiment),
         stage=element.stage,
         tasks=tasks,
-        before=seen(element.experiment, element.stage),
+        before=result_digests(element.experiment, element.stage),
     )
 
 

@@ -46,12 +46,12 @@ def states(chain: Chain) -> dict[str, State]:
     """Return the state of each job of a chain by its number."""
     if chain.executor == "slurm":
         ids = [job.job_id for job in chain.jobs]
-        queue = _said(_SQUEUE, ids)
-        found = {**(_said(_SACCT, ids) or {}), **(queue or {})}
+        queue = _query(_SQUEUE, ids)
+        found = {**(_query(_SACCT, ids) or {}), **(queue or {})}
         unknown = "UNKNOWN" if queue is None else "GONE"
-        return {j.job_id: found.get(j.job_id) or _left_behind(chain, j, unknown)
+        return {j.job_id: found.get(j.job_id) or _state_from_files(chain, j, unknown)
                 for j in chain.jobs}  # fmt: skip
-    return {job.job_id: _here(chain, job) for job in chain.jobs}
+    return {job.job_id: _local_state(chain, job) for job in chain.jobs}
 
 
 _NO_SUCH_JOB = "Invalid job id"
@@ -59,7 +59,7 @@ _SQUEUE = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%R|%M", "-j"]
 _SACCT = ["sacct", "-n", "-X", "-P", "-o", "JobID,State,NodeList,Elapsed", "-j"]
 
 
-def _said(command: Sequence[str], ids: Sequence[str]) -> dict[str, State] | None:
+def _query(command: Sequence[str], ids: Sequence[str]) -> dict[str, State] | None:
     """Return the jobs that a Slurm command reports; None if it does not answer."""
     numbers = sorted({i.split("_")[0] for i in ids})
     try:
@@ -79,15 +79,15 @@ def _said(command: Sequence[str], ids: Sequence[str]) -> dict[str, State] | None
     return found
 
 
-def _here(chain: Chain, job: Submitted) -> State:
+def _local_state(chain: Chain, job: Submitted) -> State:
     """Return the state of a job of this machine: that of its process, else from its files."""
     if not job.job_id:
         lives = pid_of(chain.process) is not None or not is_of_this_host(chain.process)
         return State(name="PENDING" if lives else "CANCELLED")
-    return State(name="RUNNING") if _is_alive(chain, job.job_id) else _left_behind(chain, job)
+    return State(name="RUNNING") if _is_alive(chain, job.job_id) else _state_from_files(chain, job)
 
 
-def _left_behind(chain: Chain, job: Submitted, unknown: str = "UNKNOWN") -> State:
+def _state_from_files(chain: Chain, job: Submitted, unknown: str = "UNKNOWN") -> State:
     end = read_end(Path(chain.folder) / "jobs", job.job_id)
     if end is None:
         return State(name=unknown)

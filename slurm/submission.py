@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import submitit
 
-from slurm.placeless import placeless
+from slurm.placeless import without_rank_variables
 from slurm.plan import Job
 from slurm.record import Chain, Submitted, keep, recorded
 from slurm.task import task_of
@@ -82,7 +82,7 @@ def _submit(job: Job, place: Place, after: str | None) -> list[Submitted]:
         executor.python = job.profile.python
     executor.update_parameters(wckey=None, **parameters(job, place, after))
     tasks = [task_of(element, job.profile) for element in job.elements]
-    with placeless(), _silent(), _explained(job):
+    with without_rank_variables(), _silent(), _explained(job):
         handles = executor.submit_array(tasks)
     return [
         recorded(str(handle.job_id), job, element, handle.num_tasks)

@@ -31,7 +31,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 FAREWELL_S = 60.0
 
 
-class _Asked(BaseException):
+class _SignalReceived(BaseException):
     """A signal came before the launcher could handle it."""
 
 
@@ -77,7 +77,7 @@ class Task(submitit.helpers.Checkpointable):
         if place.cluster != "debug" and place.global_rank == 0:
             write_end(Path(os.environ["SUBMITIT_FOLDER"]), place.job_id, code, attempt)
         if code == STOPPED and on_cluster:
-            self._ask_to_start_again(place, attempt)
+            self._request_requeue(place, attempt)
         if code:
             raise SystemExit(code)
         return code
@@ -88,11 +88,11 @@ class Task(submitit.helpers.Checkpointable):
                 if self.ranks_per_node > 0:
                     return _under_torchrun(self.words, self.ranks_per_node, place)
                 return _in_this_process(self.words)
-        except _Asked as signal_name:
+        except _SignalReceived as signal_name:
             print(f"stopped by {signal_name} before anything began", flush=True)
             return STOPPED
 
-    def _ask_to_start_again(self, place: Any, attempt: int) -> None:
+    def _request_requeue(self, place: Any, attempt: int) -> None:
         if place.global_rank == 0:
             if attempt >= self.max_restarts:
                 print(
@@ -172,13 +172,13 @@ def _under_torchrun(words: tuple[str, ...], ranks: int, place: Any) -> int:
     process = subprocess.Popen(torchrun_words(words, ranks, place, os.environ), env=environ)
     asked: list[int] = []
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         # Slurm signals all processes of a job; submitit's local executor only this one.
         if not asked and place.cluster != "slurm":
             process.send_signal(number)
         asked.append(number)
 
-    former = {number: signal.signal(number, hand_on) for number in (*SIGNALS, signal.SIGINT)}
+    former = {number: signal.signal(number, forward) for number in (*SIGNALS, signal.SIGINT)}
     try:
         code = process.wait()
     finally:
@@ -191,7 +191,7 @@ def _under_torchrun(words: tuple[str, ...], ranks: int, place: Any) -> int:
 @contextmanager
 def _signals_raise() -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
-        raise _Asked(signal.Signals(number).name)
+        raise _SignalReceived(signal.Signals(number).name)
 
     former = {number: signal.signal(number, handle) for number in SIGNALS}
     try:

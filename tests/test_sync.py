@@ -18,7 +18,7 @@ from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import update_scales_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
-from dq.sync import agree_, calibrate_on_one_rank, prove_equal
+from dq.sync import calibrate_on_one_rank, check_equal_on_ranks, merge_ranges_
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.cpu
@@ -93,7 +93,7 @@ def tamper_and_prove() -> str:
         name = next(n for n in graph.activations() if "head" in n)
         graph.activations()[name].scale.mul_(1 + 1e-6)
     try:
-        prove_equal(graph, "in this test")
+        check_equal_on_ranks(graph, "in this test")
     except RuntimeError as error:
         return str(error)
     return "no error"
@@ -125,9 +125,9 @@ def train_steps(
         model(x).square().mean().backward()
         optimizer.step()
         before = collectives.collective_count()
-        agree_(quantizers)
+        merge_ranges_(quantizers)
         agreed += collectives.collective_count() - before
-    prove_equal(graph, "after training")
+    check_equal_on_ranks(graph, "after training")
     return net.state_dict(), [float(q.scale) for q in quantizers], agreed
 
 
@@ -173,7 +173,7 @@ def rank_of_its_own_and_scales(power_of_two: bool, learned: str | None) -> tuple
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("dq.sync").addHandler(handler)
     try:
-        return messages, prove_equal(graph, "here")
+        return messages, check_equal_on_ranks(graph, "here")
     except RuntimeError as error:
         return [str(error)], ""
 
@@ -195,10 +195,10 @@ def test_weight_scales_of_single_ranks_are_shown(power_of_two: bool, learned: st
 def test_the_digest_sees_the_scale_of_a_weight_that_is_no_state() -> None:
     net, graph = prepared()
     calibrate(graph)
-    before = prove_equal(graph, "here")
+    before = check_equal_on_ranks(graph, "here")
     with torch.no_grad():
         net.first.weight.mul_(1.5)
-    assert prove_equal(graph, "here") != before
+    assert check_equal_on_ranks(graph, "here") != before
 
 
 def observe_after_calibration() -> str:
@@ -211,8 +211,8 @@ def observe_after_calibration() -> str:
         set_phase(graph.quantizers, phase)
         for number in range(2):
             graph(batches(collectives.rank() + 2 * number))
-            agree_(list(graph.activations().values()))
-        prove_equal(graph, f"in the phase {phase.value}")
+            merge_ranges_(list(graph.activations().values()))
+        check_equal_on_ranks(graph, f"in the phase {phase.value}")
     return "equal"
 
 

@@ -27,7 +27,7 @@ from dq.quant.analysis.statistics import model_bytes
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
-from dq.sync import prove_equal
+from dq.sync import check_equal_on_ranks
 from dq.tracking.record.stage_summary import StageSummary, is_current, sha256_of, write_summary
 from dq.tracking.tracker import Tracker
 from launcher.plan import Plan
@@ -241,7 +241,7 @@ def conclude(
     proof = None
     if graph is not None:
         set_phase(graph.quantizers, Phase.FROZEN)
-        proof = prove_equal(graph, f"at the end of {stage}")
+        proof = check_equal_on_ranks(graph, f"at the end of {stage}")
     meta = {
         "CLASSES": tuple(getattr(detector, "CLASSES", None) or test_classes(plan.config)),
         "config": config_text(plan.config),
@@ -252,7 +252,7 @@ def conclude(
     content = compose(detector, graph=graph, recipe=recipe, meta=meta)
     on_main_rank(lambda: save_checkpoint(path, content))
     log.info("checkpoint %s", path)
-    place.signals.refuse_to_go_on()
+    place.signals.raise_if_stopped()
     try:
         measurement = measure(plan, place, detector, graph)
     except (ValueError, RuntimeError) as error:

@@ -19,7 +19,7 @@ from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.analysis.statistics import model_bytes
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, set_phase
-from dq.sync import prove_equal
+from dq.sync import check_equal_on_ranks
 from dq.tracking.record.stage_summary import StageSummary, write_summary
 from launcher.plan import Plan
 from launcher.session import Session
@@ -61,7 +61,7 @@ def evaluated(
             value=value,
             metrics=metrics,
             parent=parent,
-            range_digest=None if graph is None else prove_equal(graph, "in evaluation"),
+            range_digest=None if graph is None else check_equal_on_ranks(graph, "in evaluation"),
             world_size=collectives.world_size(),
             seconds=round(time.monotonic() - began, 1),
             num_quantizers=0 if graph is None else len(graph.sites),

@@ -46,7 +46,7 @@ def tracked(
         ValueError: On all ranks, when the stage's folder cannot be written.
         Stopped: A signal has come.
     """
-    place.signals.refuse_to_go_on()
+    place.signals.raise_if_stopped()
     tracker = Tracker()
 
     def begin() -> None:

@@ -71,8 +71,10 @@ def test_every_net_trains_wholly(name: str) -> None:
 
 def test_the_computed_cost_grows_with_the_logarithm_of_the_ranks() -> None:
     found = {"latency_s": 1e-3, "large_s": 1e-3 + 4 * 2**22 * 1e-9, "agree_bytes": 1000}
-    assert ranks.far(found, 2) == pytest.approx(1.001e-3)
-    assert ranks.far(found, 1024) == pytest.approx(10 * ranks.far(found, 2))
+    assert ranks.computed_merge_s(found, 2) == pytest.approx(1.001e-3)
+    assert ranks.computed_merge_s(found, 1024) == pytest.approx(
+        10 * ranks.computed_merge_s(found, 2)
+    )
 
 
 def test_every_pass_can_be_measured() -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm.here import _gpus, _handled, say_end
+from slurm.here import _gpus, _handled, print_result
 from slurm.own_process import is_of_this_host, pid_of, process_name, this_process
-from slurm.placeless import without_place
+from slurm.placeless import rank_variables_removed
 from slurm.record import Chain, Submitted
 from slurm.state import states
 from tests.launcher.conftest import ROOT, Launch
@@ -135,17 +135,17 @@ def test_results_and_errors_are_told_from_the_rest_of_a_log(
     ]
     table = ["", "| mAP, % | float |", "| ------ | ----- |", "| tiny   | 50.0  |"]
     log.write_text("\n".join([*noise[:3], *table, *noise[3:]]))
-    say_end("eval", log, 0)
+    print_result("eval", log, 0)
     assert capsys.readouterr() == ("\n".join(table) + "\n", "")
     log.write_text("\n".join([*noise, "error: no room", "Traceback (most recent call last):"]))
-    say_end("qat", log, 1)
+    print_result("qat", log, 1)
     assert capsys.readouterr() == ("", "error: qat: no room\n")
     log.write_text("Segmentation fault\n")
-    say_end("qat", log, 139)
+    print_result("qat", log, 139)
     assert capsys.readouterr().err == (
         f"error: qat: ended with exit code 139; its log says why: {log}\n"
     )
-    say_end("qat", tmp_path / "none", 75)
+    print_result("qat", tmp_path / "none", 75)
     assert "stopped by a signal; submit again" in capsys.readouterr().err
 
 
@@ -162,7 +162,7 @@ def test_a_closed_terminal_ends_the_job_and_nothing_else(
         assert stop.asked == "SIGHUP"
     with monkeypatch.context() as closed:
         closed.setattr("builtins.print", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "gone")))
-        say_end("qat", tmp_path / "none", 75)
+        print_result("qat", tmp_path / "none", 75)
 
 
 def test_what_nohup_has_ignored_stays_ignored() -> None:
@@ -207,7 +207,7 @@ def test_a_job_is_no_task_of_the_allocation_it_is_submitted_from() -> None:
         "SUBMITIT_EXECUTOR": "slurm",
     }  # fmt: skip
     kept = {"SLURM_CONF": "/etc/x", "SLURM_JWT": "y", "SBATCH_ACCOUNT": "mine", "HOME": "/h"}
-    assert without_place({**place, **kept}) == kept
+    assert rank_variables_removed({**place, **kept}) == kept
 
 
 def test_a_local_job_uses_the_gpus_of_its_shell(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from slurm.measured import last_metrics, seen
+from slurm.measured import last_metrics, result_digests
 
 
 def write(folder: Path, name: str, *rows: object) -> Path:
@@ -23,10 +23,10 @@ VAL = {"kind": "val", "step": 6, "epoch": 1, "mAP": 0.5}
 
 
 def test_results_of_before_are_anothers(tmp_path: Path) -> None:
-    assert seen(tmp_path, "") == {}
+    assert result_digests(tmp_path, "") == {}
     write(tmp_path, "float/summary.json", {"metric": "mAP", "value": 0.25})
     write(tmp_path, "float/metrics.jsonl", TRAIN)
-    before = seen(tmp_path, "")
+    before = result_digests(tmp_path, "")
     assert set(before) == {"float/summary.json", "float/metrics.jsonl"}
     assert last_metrics(tmp_path, "", before) == ""
     assert last_metrics(tmp_path, "float", before) == ""

@@ -37,9 +37,9 @@ def begin_worker(number: int, *, opencv_threads: int = 0) -> None:
         opencv_threads: What the config says of OpenCV's; a process that is not forked from its
             rank would not know.
     """
-    from dq.dist.watch.signals import spare_loader_process
+    from dq.dist.watch.signals import ignore_first_sigterm
 
-    spare_loader_process()
+    ignore_first_sigterm()
     cv2.setNumThreads(opencv_threads)
     torch.set_num_threads(1)
 

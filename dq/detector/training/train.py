@@ -58,8 +58,8 @@ from dq.detector.training.runners import RUNNER_OF
 from dq.dist.exchange import collectives
 from dq.dist.exchange.data_parallel import sync_buffers_, unwrap, wrap
 from dq.dist.files.checkpoint import load_checkpoint
-from dq.dist.rendezvous.restarts import agent
-from dq.dist.work.all_here import await_all
+from dq.dist.rendezvous.restarts import torchrun_agent
+from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.graph.trace import BoundGraph
@@ -160,7 +160,7 @@ def train(
         Stopped: A signal asked for it; a checkpoint to go on from has been written.
     """
     # Each rank has read the data set from a disk that another may have had in memory.
-    await_all("the beginning of a training")
+    wait_for_all_ranks("the beginning of a training")
     supervision = supervision or Supervision()
     config = copy.deepcopy(config)
     if config.runner.type not in RUNNER_OF:
@@ -207,7 +207,7 @@ def train(
     _scale_learning_rate(config, loader)
     runner = _build_runner(config, model, dataset, work_dir, seed, quantization)
     runner.meta.update(meta or {}, key=key)
-    agents = collectives.all_gather_objects(agent())
+    agents = collectives.all_gather_objects(torchrun_agent())
     runner.meta["agents"] = sorted({name for name in agents if name})
     runner.meta[ATTEMPT] = on_main_rank(lambda: next_attempt(plan.folder(work_dir)))
     runner.supervise(supervision, plan)

@@ -22,15 +22,15 @@ _FRAME = re.compile(r'^  File "(?P<file>.+?)", line (?P<line>\d+), in .+\n(?:   
 _RAISE = dis.opmap["RAISE_VARARGS"]
 
 
-def is_foreseen(error: BaseException) -> bool:
+def is_expected(error: BaseException) -> bool:
     """Return whether an error has a message that we wrote for the user.
 
     Args:
         error: As it was caught, with its traceback. An error received from another rank carries
             this information itself.
     """
-    if hasattr(error, "is_foreseen"):
-        return bool(error.is_foreseen)
+    if hasattr(error, "is_expected"):
+        return bool(error.is_expected)
     if not isinstance(error, ValueError | RuntimeError):
         return False
     worker = _last_frame_of_worker(error)
@@ -43,7 +43,7 @@ def is_foreseen(error: BaseException) -> bool:
     return _is_ours(code.co_filename) and code.co_code[last.tb_lasti] == _RAISE
 
 
-def place_of(error: BaseException) -> str:
+def error_location(error: BaseException) -> str:
     """Return ``file:line`` where an error was raised; the path is short for a library's file."""
     worker = _last_frame_of_worker(error)
     if worker is not None:
@@ -54,7 +54,7 @@ def place_of(error: BaseException) -> str:
     return f"{_short(last.tb_frame.f_code.co_filename)}:{last.tb_lineno}"
 
 
-def words_of(error: BaseException) -> str:
+def error_message(error: BaseException) -> str:
     """Return an error's message as one line, without the traceback a loader process adds."""
     text = str(error)
     if _FROM_WORKER.match(text):
@@ -64,13 +64,13 @@ def words_of(error: BaseException) -> str:
     return " ".join(text.split())
 
 
-def described(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """Return type, message and place of an unexpected error as one line."""
     worker = _FROM_WORKER.match(str(error))
     kind = worker["type"] if worker else type(error).__name__
-    words = words_of(error)
+    words = error_message(error)
     where = " in a loader process" if worker else ""
-    return f"{kind}{': ' if words else ''}{words}, raised at {place_of(error)}{where}"
+    return f"{kind}{': ' if words else ''}{words}, raised at {error_location(error)}{where}"
 
 
 def _all_frames(text: str) -> list[re.Match[str]]:

@@ -26,10 +26,10 @@ class LostRankError(RuntimeError):
     """Another rank is gone or late; the message says so.
 
     Attributes:
-        told_elsewhere: That rank is alive, has failed and reports the reason itself.
+        reported_elsewhere: That rank is alive, has failed and reports the reason itself.
     """
 
-    told_elsewhere = False
+    reported_elsewhere = False
 
 
 def explain_lost_rank(error: BaseException) -> str | None:

@@ -40,7 +40,7 @@ def first_to_claim(name: str) -> bool:
     return answers[0] if answers else True
 
 
-def linger(name: str) -> None:
+def wait_for_claims(name: str) -> None:
     """Give the others time to claim ``name`` before this rank ends; for every rank about to end.
 
     The main rank may hold the store. Other ranks with the same error a moment later would find the
@@ -63,6 +63,6 @@ def linger(name: str) -> None:
         except RuntimeError:
             return
 
-    thread = threading.Thread(target=wait, name="dq-linger", daemon=True)
+    thread = threading.Thread(target=wait, name="dq-wait-for-claims", daemon=True)
     thread.start()
     thread.join(LINGER_S + ANSWER_S)

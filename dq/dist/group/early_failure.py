@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import Store
 
 from dq.dist.errors.lost import LostRankError
 from dq.dist.rendezvous.environment import Environment
-from dq.dist.rendezvous.meeting_place import is_of_agent, open_meeting_place
+from dq.dist.rendezvous.meeting_place import is_agents_store, open_meeting_place
 from dq.dist.rendezvous.store import pauses
 
 _COUNT, _TOLD, _HEARD = "failures", "told", "heard"
@@ -29,7 +29,7 @@ FAREWELL_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EarlyFailure:
+class StartFailure:
     """Why a rank could not start.
 
     Attributes:
@@ -43,7 +43,7 @@ class EarlyFailure:
     line: str
 
 
-class NotBegunError(LostRankError):
+class OtherRankStartError(LostRankError):
     """Another rank could not start.
 
     Attributes:
@@ -53,7 +53,7 @@ class NotBegunError(LostRankError):
     reported = False
 
 
-class MistakeElsewhereError(ValueError):
+class OtherRankMistakeError(ValueError):
     """Another rank could not start, because of a mistake of the user.
 
     Attributes:
@@ -63,7 +63,9 @@ class MistakeElsewhereError(ValueError):
     reported = False
 
 
-def tell(environment: Environment, failure: EarlyFailure, say: Callable[[], None]) -> None:
+def report_failure(
+    environment: Environment, failure: StartFailure, say: Callable[[], None]
+) -> None:
     """Print a failure once over all ranks that can reach each other.
 
     Args:
@@ -74,31 +76,31 @@ def tell(environment: Environment, failure: EarlyFailure, say: Callable[[], None
     if environment.world_size == 1:
         say()
     elif environment.is_main:
-        _tell_as_main_rank(environment, failure, say)
+        _report_as_main_rank(environment, failure, say)
     else:
-        _tell_as_other_rank(environment, failure, say)
+        _report_as_other_rank(environment, failure, say)
 
 
-def _tell_as_main_rank(
-    environment: Environment, failure: EarlyFailure, say: Callable[[], None]
+def _report_as_main_rank(
+    environment: Environment, failure: StartFailure, say: Callable[[], None]
 ) -> None:
-    if not is_of_agent():
+    if not is_agents_store():
         say()  # Without this rank no other ranks can have found each other.
     try:
         store = open_meeting_place(environment, FAREWELL_S)
-        if is_of_agent() and claim(store):
+        if is_agents_store() and claim(store):
             say()
         store.set(_TOLD, "")
-        _leave_word(store, failure)
-        if not is_of_agent():
-            _await_hearing(store, environment.world_size - 1, FAREWELL_S)
+        _write_failure(store, failure)
+        if not is_agents_store():
+            _wait_until_read(store, environment.world_size - 1, FAREWELL_S)
     except (RuntimeError, ValueError, OSError):
-        if is_of_agent():
+        if is_agents_store():
             say()
 
 
-def _tell_as_other_rank(
-    environment: Environment, failure: EarlyFailure, say: Callable[[], None]
+def _report_as_other_rank(
+    environment: Environment, failure: StartFailure, say: Callable[[], None]
 ) -> None:
     end = time.monotonic() + PATIENCE_S
     store: Store | None = None
@@ -107,8 +109,8 @@ def _tell_as_other_rank(
     for limit_s in (REACH_S, AGAIN_S):
         try:
             store = store or open_meeting_place(environment, limit_s)
-            _leave_word(store, failure)
-            if not said and not _is_told(store, end) and claim(store):
+            _write_failure(store, failure)
+            if not said and not _wait_until_reported(store, end) and claim(store):
                 said = True
                 say()
             store.set(_TOLD, "")
@@ -120,7 +122,7 @@ def _tell_as_other_rank(
                 say()
 
 
-def _is_told(store: Store, end: float) -> bool:
+def _wait_until_reported(store: Store, end: float) -> bool:
     """Wait until another rank has printed the failure; False if none has before ``end``."""
     for _ in pauses(0.2):
         if store.check([_TOLD]):
@@ -136,7 +138,7 @@ def claim(store: Store) -> bool:
     return bool(store.add("telling", 1) == 1)
 
 
-def refuse_failures(store: Store, environment: Environment) -> None:
+def raise_reported_failure(store: Store, environment: Environment) -> None:
     """Raise if another rank has reported in the store that it cannot start.
 
     Raises:
@@ -146,29 +148,29 @@ def refuse_failures(store: Store, environment: Environment) -> None:
     number = store.add(_COUNT, 0)
     if not number:
         return
-    found = [EarlyFailure(**json.loads(store.get(f"failure/{n + 1}"))) for n in range(number)]
+    found = [StartFailure(**json.loads(store.get(f"failure/{n + 1}"))) for n in range(number)]
     first = min(found, key=lambda failure: failure.rank)
     more = f" (and {number - 1} more ranks)" if number > 1 else ""
     line = f"rank {first.rank} of {environment.world_size}{more} could not begin: {first.line}"
-    error = MistakeElsewhereError(line) if first.mistake else NotBegunError(line)
+    error = OtherRankMistakeError(line) if first.mistake else OtherRankStartError(line)
     # The main rank prints its own failure, and those of others if it is here.
     error.reported = not environment.is_main or not claim(store)
     store.add(_HEARD, 1)
     if environment.is_main:
         store.set(_TOLD, "")
-        if not is_of_agent():
-            _await_hearing(store, environment.world_size, FAREWELL_S / 2)
+        if not is_agents_store():
+            _wait_until_read(store, environment.world_size, FAREWELL_S / 2)
     raise error
 
 
-def _leave_word(store: Store, failure: EarlyFailure) -> None:
+def _write_failure(store: Store, failure: StartFailure) -> None:
     number = store.add("next failure", 1)
     store.set(f"failure/{number}", json.dumps(asdict(failure)))
     # The counter is increased after the write, so nobody reads an entry that is not there yet.
     store.add(_COUNT, 1)
 
 
-def _await_hearing(store: Store, number: int, limit_s: float) -> None:
+def _wait_until_read(store: Store, number: int, limit_s: float) -> None:
     """Wait until ``number`` ranks have read the failure: the store ends with this process."""
     end = time.monotonic() + limit_s
     with contextlib.suppress(RuntimeError):

@@ -143,7 +143,7 @@ def presence() -> Presence:
 
 
 @contextlib.contextmanager
-def present() -> Iterator[None]:
+def watchable() -> Iterator[None]:
     """Let others watch this process until the body ends."""
     here = presence()
     try:
@@ -152,7 +152,7 @@ def present() -> Iterator[None]:
         here.close()
 
 
-def says(store: Store, key: str, limit_s: float = 3.0) -> bytes | None:
+def read_key(store: Store, key: str, limit_s: float = 3.0) -> bytes | None:
     """Read a key from a store that may be gone together with the rank that was watched.
 
     A client tries for long to reach a dead server, so a new client is used, in a thread.

@@ -14,8 +14,12 @@ from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import Store
 
 from dq.dist.errors.lost import LostRankError
-from dq.dist.group.early_failure import MistakeElsewhereError, NotBegunError, refuse_failures
-from dq.dist.group.presence import present
+from dq.dist.group.early_failure import (
+    OtherRankMistakeError,
+    OtherRankStartError,
+    raise_reported_failure,
+)
+from dq.dist.group.presence import watchable
 from dq.dist.rendezvous.environment import Environment
 from dq.dist.rendezvous.meeting_place import open_meeting_place
 from dq.dist.rendezvous.sequence import open_meeting
@@ -65,7 +69,7 @@ def process_group(
     _begin(environment, device, backend, timeout_s, arrival_s, name)
     store = open_store("process_group")
     try:
-        with present():
+        with watchable():
             # A client that is connected now notices at once when its server dies later.
             open_meeting("the beginning")
             yield
@@ -98,7 +102,7 @@ def _begin(
             timeout=timedelta(seconds=timeout_s),
             device_id=device if "nccl" in backend else None,
         )
-    except (_AbsentError, NotBegunError, MistakeElsewhereError):
+    except (_AbsentError, OtherRankStartError, OtherRankMistakeError):
         raise
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         reason = str(error).partition("\n")[0]
@@ -126,7 +130,7 @@ def _await_all(store: Store, environment: Environment, arrival_s: float) -> None
     for _ in pauses(0.2):
         if store.add("arrivals", 0) >= environment.world_size:
             return
-        refuse_failures(store, environment)
+        raise_reported_failure(store, environment)
         if time.monotonic() > end:
             break
     missing = [rank for rank, name in enumerate(names) if not store.check([name])]

@@ -15,7 +15,7 @@ from torch.distributed import distributed_c10d
 from dq.dist.exchange import collectives
 from dq.dist.norm import native_passes as native_batch_norm
 from dq.dist.norm import torch_passes as torch_batch_norm
-from dq.native import laid_out_like
+from dq.native import with_layout_of
 
 Group = dist.ProcessGroup | None
 
@@ -84,7 +84,7 @@ def _backward(
     native = native_batch_norm.takes(input, weight, None) and grad_output.dtype == input.dtype
     passes = native_batch_norm if native else torch_batch_norm
     if native:
-        grad_output = laid_out_like(grad_output, input)
+        grad_output = with_layout_of(grad_output, input)
     sums = passes.own_sums(grad_output, input, mean)
     if not wants_input:
         return input.new_empty(0), sums

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
-from dq.native import as_promised
+from dq.native import with_promised_strides
 
 
 def own_moments(input: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def normalize(
     variance = (squares + counts * (means - mean).square()).sum(0) / total
     scale, shift = (None if t is None else t.to(wide) for t in (weight, bias))
     output = batch_norm(input, mean.to(wide), variance.to(wide), scale, shift, eps=eps)
-    return as_promised(output, input), mean, variance, counts.sum(0)
+    return with_promised_strides(output, input), mean, variance, counts.sum(0)
 
 
 def own_sums(gradient: Tensor, input: Tensor, mean: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def input_gradient(
     centred = input - _as(mean, input)
     wide = torch.addcmul(gradient.to(_wide(input)), centred, _as(-slope, input))
     wide = wide.sub_(_as(means[0], input)).mul_(_as(scale, input))
-    return as_promised(wide.to(input.dtype), input)
+    return with_promised_strides(wide.to(input.dtype), input)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

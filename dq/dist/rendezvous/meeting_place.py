@@ -15,7 +15,7 @@ from dq.dist.rendezvous.environment import Environment
 TRY_S, TRY_EVERY_S = 3.0, 0.2
 
 
-def is_of_agent() -> bool:
+def is_agents_store() -> bool:
     """Whether torchrun's agent holds the store, so that it outlives the ranks."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
@@ -42,8 +42,8 @@ def open_meeting_place(environment: Environment, limit_s: float, name: str = "ra
         if not os.environ.get(variable):
             raise ValueError(f"environment variable {variable} expected, but not set")
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_of_agent() else "0"
-    holds = environment.is_main and not is_of_agent()
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_agents_store() else "0"
+    holds = environment.is_main and not is_agents_store()
     if not holds:
         _await_listener(host, port, limit_s)
     store = dist.TCPStore(  # type: ignore[attr-defined]  # torch's stubs do not name it

@@ -16,7 +16,7 @@ def restart_counted() -> bool:
     return any(os.environ.get(name, "0") not in ("", "0") for name in _COUNTS)
 
 
-def agent() -> str | None:
+def torchrun_agent() -> str | None:
     """Identify the torchrun that started this process, the same at each restart; None without one.
 
     torchrun does not count restarts caused by a joining node. But it outlives them, so a checkpoint
@@ -32,6 +32,6 @@ def agent() -> str | None:
     return f"{socket.gethostname()}:{parent}:{began}"
 
 
-def is_one_of(agents: Iterable[str | None], known: Iterable[str]) -> bool:
+def is_known_agent(agents: Iterable[str | None], known: Iterable[str]) -> bool:
     """Return whether one of this job's agents is among those that wrote a checkpoint."""
     return bool({name for name in agents if name} & set(known))

@@ -57,7 +57,7 @@ class StopSignals:
             yield
         finally:
             self._agreement = None
-        self.refuse_to_go_on()
+        self.raise_if_stopped()
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -67,12 +67,12 @@ class StopSignals:
         """
         agreement, self._agreement = self._agreement, None
         try:
-            self.refuse_to_go_on()
+            self.raise_if_stopped()
             yield
         finally:
             self._agreement = agreement
 
-    def refuse_to_go_on(self) -> None:
+    def raise_if_stopped(self) -> None:
         """Raise `Stopped` if a signal has come."""
         if self.first is not None:
             raise Stopped(self.first[1])
@@ -103,7 +103,7 @@ def stop_signals() -> Iterator[StopSignals]:
     In other threads, where Python allows no handlers, nothing is done.
     """
     signals = StopSignals()
-    _let_forked_processes_be()
+    _restore_signals_in_forks()
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
@@ -118,7 +118,7 @@ def stop_signals() -> Iterator[StopSignals]:
 
 
 @functools.cache
-def _let_forked_processes_be() -> None:
+def _restore_signals_in_forks() -> None:
     """Give processes that are forked from now on the default signal handlers.
 
     A parent ends them with SIGTERM, as multiprocessing's pools do. A Python handler would run only
@@ -135,7 +135,7 @@ def _let_forked_processes_be() -> None:
     os.register_at_fork(after_in_child=restore)
 
 
-def spare_loader_process() -> None:
+def ignore_first_sigterm() -> None:
     """Let a loader process survive the first SIGTERM; call it in that process when it starts.
 
     Slurm signals every process of a job, and the rank needs its loader until the step is finished.

@@ -102,7 +102,7 @@ def _slowest(name: str, times: Sequence[float]) -> Slow:
     return Slow(phase=name, rank=rank, seconds=times[rank], others=others)
 
 
-def line(slow: Slow, *, above: float, least_s: float = 0.5) -> str | None:
+def slow_rank_message(slow: Slow, *, above: float, least_s: float = 0.5) -> str | None:
     """Return a message that names a slow rank, or None if it is not slow enough.
 
     Args:

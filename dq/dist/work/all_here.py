@@ -18,7 +18,7 @@ _COUNT, _LOST = "count", "lost"
 UNSEEN_S = 1800.0
 
 
-def await_all(name: str, *, limit_s: float = 86400.0) -> None:
+def wait_for_all_ranks(name: str, *, limit_s: float = 86400.0) -> None:
     """Wait until every rank has called this, or one of them has died.
 
     Every rank must call it, at the same step. The main rank watches all others, which watch it.

@@ -19,10 +19,10 @@ from torch.distributed.distributed_c10d import Store
 
 from dq.dist.errors.lost import LostRankError, reason
 from dq.dist.exchange import collectives
-from dq.dist.group.presence import Connection, presence, says
+from dq.dist.group.presence import Connection, presence, read_key
 from dq.dist.rendezvous.sequence import NAME, open_meeting
 from dq.dist.rendezvous.store import forget, pauses
-from dq.dist.work.retold import retold, told
+from dq.dist.work.retold import error_from_text, error_to_text
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -80,7 +80,7 @@ def run_on_rank(
     except dist.DistError as error:
         raise _without_store(rank, error) from error
     if verdict != _DONE:
-        raise retold(verdict, rank)
+        raise error_from_text(verdict, rank)
     return None
 
 
@@ -104,7 +104,7 @@ def _work(work: Callable[[], T], store: Store, heartbeat_s: float) -> T:
             result = work()
     except BaseException as error:
         try:
-            store.set(_END, told(error))
+            store.set(_END, error_to_text(error))
             forget(store, _KEYS)
         except RuntimeError as lost:
             log.warning("the other ranks could not be told of the failure: %s", reason(lost))
@@ -146,7 +146,7 @@ def _await_end(store: Store, worker: Connection, rank: int, limit_s: float, hung
     beat = b""
     for _ in pauses(0.5):
         if worker.is_gone():
-            word = says(store, _END)
+            word = read_key(store, _END)
             if word is None:
                 raise LostRankError(
                     f"rank {rank} was lost while the others waited for its work: its process has"

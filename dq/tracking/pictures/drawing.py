@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dq.tracking.pictures.predictions import MIN_SCORE, Box, Picture, said_of
+from dq.tracking.pictures.predictions import MIN_SCORE, Box, Picture, predicted_class
 from dq.whole_file import drafts
 
 SIDE = 420
@@ -60,7 +60,7 @@ def _draw(
 ) -> int:
     pen = ImageDraw.Draw(image)
     for box in truth:
-        if said_of(box, boxes) != int(box[4]):
+        if predicted_class(box, boxes) != int(box[4]):
             _dashed(pen, [factor * v for v in box[:4]])
     counted = [b for b in boxes if b[4] >= MIN_SCORE]
     for box in sorted(counted, key=lambda b: b[4]):

@@ -73,7 +73,7 @@ def overlap(one: Box, other: Box) -> float:
     return width * height / (sum(areas) - width * height)
 
 
-def said_of(truth: Box, found: Sequence[Box]) -> int | None:
+def predicted_class(truth: Box, found: Sequence[Box]) -> int | None:
     """Return the class predicted for an object: that of the best box on it, or None.
 
     A box of the right class wins over a better box of another class.
@@ -85,7 +85,7 @@ def said_of(truth: Box, found: Sequence[Box]) -> int | None:
     return int(truth[4]) if right else int(max(on_it, key=lambda b: b[4])[5])
 
 
-def lost(predictions: Predictions) -> dict[str, dict[str, int]]:
+def lost_objects(predictions: Predictions) -> dict[str, dict[str, int]]:
     """Count what the run predicts for the objects that the float detector had right.
 
     Returns:
@@ -97,9 +97,9 @@ def lost(predictions: Predictions) -> dict[str, dict[str, int]]:
         if picture.reference is None:
             continue
         for truth in picture.truth:
-            if said_of(truth, picture.reference) != int(truth[4]):
+            if predicted_class(truth, picture.reference) != int(truth[4]):
                 continue
-            said = said_of(truth, picture.found)
+            said = predicted_class(truth, picture.found)
             table[names[int(truth[4])]][MISSED if said is None else names[said]] += 1
     return table
 

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dq.tracking.pictures.predictions import lost, read_predictions
+from dq.tracking.pictures.predictions import lost_objects, read_predictions
 from dq.tracking.reports import report_plots
 from dq.tracking.reports.comparison import HEADS, Line, cells, groups_of
 from dq.tracking.reports.experiments import Experiment
@@ -130,7 +130,7 @@ def _of_experiment(experiment: Experiment) -> str:
     ]
     predictions = read_predictions(experiment.folder / stage)
     if predictions is not None:
-        plot = report_plots.confusion(lost(predictions), "Objects that float had right")
+        plot = report_plots.confusion(lost_objects(predictions), "Objects that float had right")
         parts.append(("Lost by quantization", plot, "confusion"))
     body = "".join(
         f"<h3>{escape(title)}</h3>{_picture(image, kind)}" for title, image, kind in parts if image

@@ -57,7 +57,7 @@ def send(folder: Path, *, limit_s: float) -> str | None:
         process.wait()
         return f"not sent, the server did not answer within {limit_s:g} s; try again later"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    wrong = [line for line in lines if _tells_of_failure(line)]
+    wrong = [line for line in lines if _reports_failure(line)]
     if process.returncode != 0 or wrong:
         return f"not sent: {(wrong or lines or ['no reason was given'])[-1][:200]}"
     mark_sent(folder)
@@ -79,7 +79,7 @@ def number_piece(folder: Path) -> None:
     (folder / PIECE).write_text(f"{len(others)}\n")
 
 
-def _tells_of_failure(line: str) -> bool:
+def _reports_failure(line: str) -> bool:
     """Return whether a line of W&B's output reports an error.
 
     W&B always exits with 0. Paths, URLs and quoted names are ignored, because a folder may have any

@@ -55,7 +55,7 @@ def tags_of(tags: Iterable[str], environ: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys([*tags, *filter(None, more)]))
 
 
-def ignored(environ: Mapping[str, str]) -> list[str]:
+def unsupported(environ: Mapping[str, str]) -> list[str]:
     """Return a message for each variable that is set and cannot be used."""
     return [
         f"{name} is not followed: {reason}" for name, reason in IGNORED.items() if environ.get(name)

@@ -14,7 +14,7 @@ import pytest
 from dq.dist.exchange import collectives
 from dq.dist.group import presence
 from dq.dist.work import on_one_rank as one_rank
-from dq.dist.work.all_here import await_all
+from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_one_rank import run_on_rank
 from tests.ranks import rank_outcomes
 
@@ -28,7 +28,7 @@ def die_on_another_machine(address: str) -> str:
         os.environ["MASTER_ADDR"] = address
     presence._machine = lambda: [f"machine {collectives.rank()}"]
     one_rank.UNSEEN_S = 3.0
-    await_all("the beginning")
+    wait_for_all_ranks("the beginning")
 
     def die() -> None:
         time.sleep(1.5)

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from dq.dist.watch.agreement import Agreement
-from dq.dist.watch.signals import STOP, Stopped, spare_loader_process, stop_signals
+from dq.dist.watch.signals import STOP, Stopped, ignore_first_sigterm, stop_signals
 
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
@@ -135,7 +135,7 @@ def test_a_forked_process_is_ended_by_its_parents_signal() -> None:
 
 
 def loader(ready: multiprocessing.synchronize.Event) -> None:
-    spare_loader_process()
+    ignore_first_sigterm()
     ready.set()
     time.sleep(60)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dq.dist.exchange import collectives
-from dq.dist.watch.straggler import PhaseClock, Slow, line
+from dq.dist.watch.straggler import PhaseClock, Slow, slow_rank_message
 from tests.ranks import run_ranks
 
 
@@ -53,7 +53,7 @@ def test_only_a_difference_that_matters_is_worth_a_line(
     seconds: float, others: float, said: bool
 ) -> None:
     slow = Slow(phase="data", rank=3, seconds=seconds, others=others)
-    sentence = line(slow, above=1.5)
+    sentence = slow_rank_message(slow, above=1.5)
     assert (sentence is not None) is said
     if sentence is not None:
         assert "rank 3 is slow at data" in sentence

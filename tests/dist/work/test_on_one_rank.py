@@ -17,7 +17,7 @@ from torch.distributed import distributed_c10d
 from dq.dist.exchange import collectives
 from dq.dist.exchange.collectives import all_reduce_
 from dq.dist.watch.signals import Stopped
-from dq.dist.work.all_here import await_all
+from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_one_rank import run_on_rank
 from tests.ranks import rank_outcomes, run_ranks
 
@@ -200,7 +200,7 @@ def lose_the_store(port: int) -> str:
     """Use a store in rank 0, as without torchrun; rank 0 dies during its work."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo")
-    await_all("the beginning")
+    wait_for_all_ranks("the beginning")
 
     def die() -> None:
         time.sleep(1.0)  # Until the other rank waits.

@@ -21,7 +21,7 @@ from dq.tracking.wandb_copy.mirror import Limits
 from dq.tracking.wandb_copy.relay import children
 from dq.tracking.wandb_copy.relay_process import Relay
 from dq.tracking.wandb_copy.send_offline import (
-    _tells_of_failure,
+    _reports_failure,
     mark_sent,
     number_piece,
     pending_runs,
@@ -273,7 +273,7 @@ def test_a_killed_training_loses_no_row_and_its_relay_ends(tmp_path: Path, stub:
     ],
 )
 def test_a_folder_may_be_called_as_it_likes(line: str, is_failure: bool) -> None:
-    assert _tells_of_failure(line) is is_failure
+    assert _reports_failure(line) is is_failure
 
 
 def test_nothing_is_left_where_temporary_files_go(

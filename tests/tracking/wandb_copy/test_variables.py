@@ -8,12 +8,12 @@ from dq.tracking.wandb_copy.mirror import Limits
 from dq.tracking.wandb_copy.relay_process import Relay
 from dq.tracking.wandb_copy.variables import (
     IGNORED,
-    ignored,
     job_type_of,
     mode_of,
     name_of,
     project_of,
     tags_of,
+    unsupported,
 )
 
 
@@ -55,7 +55,7 @@ def test_names() -> None:
 
 def test_what_cannot_be_followed_is_said() -> None:
     environ = {"WANDB_DIR": "/x", "WANDB_RUN_ID": "a", "WANDB_NOTES": "n", "WANDB_RESUME": ""}
-    lines = ignored(environ)
+    lines = unsupported(environ)
     assert [line.split()[0] for line in lines] == ["WANDB_DIR", "WANDB_RUN_ID"]
 
 
