@@ -138,24 +138,24 @@ def _setup(job: Job, place: Place) -> list[str]:
     lines += job.profile.setup
     if place.snapshot:
         lines += [
-            "# The code as it was at submission; what it does not have comes from this folder.",
+            "# The code at submission; other modules come from the folder of the submission.",
             f"export PYTHONPATH={quote(str(place.folder / 'code'))}"
             f'"${{PYTHONPATH:+:$PYTHONPATH}}":{quote(str(place.cwd))} PYTHONSAFEPATH=1',
         ]
     return [
         *lines,
-        "# An array's last element has the array's own number: by that alone all would be meant.",
+        "# The last element has the array's own job number, which means all elements.",
         'self="$SLURM_JOB_ID"',
         '[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || self="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
-        "# Where the ranks meet: the first node, on a port that nobody uses there. The next one up",
-        "# would be that of an array's next element, which may be starting there too.",
+        "# Where the ranks meet: the first node, on a free port. Do not try the next port:",
+        "# the array's next element uses it and may be starting there too.",
         'export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
         "MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))",
         'while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do'
         " MASTER_PORT=$((20000 + (MASTER_PORT + 1009) % 10000)); done",
         "export MASTER_PORT",
         *_tracking(job, place),
-        "# The warning is for the ranks; this script has to outlive it, to requeue the job.",
+        "# The warning is for the ranks; this script ignores it, so that it can requeue the job.",
         "trap : TERM USR1 USR2",
     ]
 
@@ -187,14 +187,14 @@ def _teardown(job: Job, place: Place) -> list[str]:
     mark = f'{shlex.quote(str(place.jobs))}/"${{self}}_${{SLURM_RESTART_COUNT:-0}}'
     return [
         "code=$?",
-        "# The first rank has left a mark if a signal stopped it with a checkpoint written. A job",
-        "# that was cancelled, or that Slurm requeues by itself, is not RUNNING any more.",
+        "# The first rank leaves a mark if a signal stopped it after it wrote a checkpoint. A job",
+        "# that was cancelled, or that Slurm requeues itself, is no longer RUNNING.",
         f'mark={mark}_{REQUEUE_MARK}"',
         'if [ -e "$mark" ]; then',
-        "    for _ in 1 2 3 4 5 6; do  # Slurm's controller may be away for a while.",
+        "    for _ in 1 2 3 4 5 6; do  # Slurm's controller may be down for a while.",
         '        if state="$(squeue -h -j "$self" -o %T)"; then',
         '            [ "$state" = RUNNING ] || break',
-        '            scontrol requeue "$self" && sleep 60 && break  # it ends here',
+        '            scontrol requeue "$self" && sleep 60 && break  # Slurm ends the script here.',
         "        fi",
         "        sleep 10",
         "    done",

@@ -216,5 +216,5 @@ def observe_after_calibration() -> str:
     return "equal"
 
 
-def test_ranks_go_on_alike_from_what_one_of_them_calibrated() -> None:
+def test_ranks_continue_alike_after_calibration_on_one_rank() -> None:
     assert run_ranks(observe_after_calibration, 2) == ["equal"] * 2

@@ -83,7 +83,7 @@ with drafts(Path(sys.argv[1], "deep", "file")) as (draft,):
 """
 
 
-def test_what_a_kill_leaves_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_drafts_of_killed_processes_are_removed(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     kept = [tmp_path / ".hidden.tmp", tmp_path / "deep/.file.tmp", tmp_path / "deep/a.0123.tmp"]
     for path in kept:

@@ -23,7 +23,7 @@ def given() -> argparse.Namespace:
 
 
 @pytest.mark.slow
-def test_sides_are_measured_against_theirs(given: argparse.Namespace) -> None:
+def test_sides_are_measured_against_their_base(given: argparse.Namespace) -> None:
     takes = native.takes
     found = speed.measure("ssd_mobilenet", given)
     assert list(found["sides"]) == given.sides
@@ -61,7 +61,7 @@ def test_a_side_without_its_base_is_refused(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_every_net_trains_wholly(name: str) -> None:
+def test_every_layer_of_every_net_trains(name: str) -> None:
     _, detector = build(name, 64)
     norms = [m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms

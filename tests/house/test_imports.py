@@ -51,7 +51,7 @@ def is_below(name: str, package: str) -> bool:
 
 
 @pytest.mark.parametrize("place", FORBIDDEN)
-def test_nobody_imports_what_the_house_forbids(place: str) -> None:
+def test_forbidden_imports(place: str) -> None:
     checked = 0
     for path in files(place):
         checked += 1
@@ -114,12 +114,12 @@ def test_no_import_circles() -> None:
         visit(name, ())
 
 
-def test_what_a_login_node_needs_is_in_python_itself() -> None:
+def test_login_node_modules_need_only_the_standard_library() -> None:
     for _, name in WITHOUT_PACKAGES:
         found = {n.partition(".")[0] for n in imports(ROOT / f"{name.replace('.', '/')}.py")}
         assert found <= {*sys.stdlib_module_names}, found
 
 
-def test_no_room_for_leftovers() -> None:
+def test_no_files_for_leftovers() -> None:
     names = {path.stem for package in PACKAGES for path in files(package)}
     assert not names & {"utils", "common", "helpers", "misc"}

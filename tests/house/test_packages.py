@@ -40,5 +40,5 @@ def test_no_folder_is_too_full(place: str) -> None:
         assert number <= MOST_FILES, f"{folder.relative_to(ROOT)} has {number} files"
 
 
-def test_the_drawing_is_of_today() -> None:
+def test_the_drawing_is_up_to_date() -> None:
     assert PAGE.read_text() == page(PAGE.read_text()), "run python -m tests.house.drawing"

@@ -121,7 +121,7 @@ def test_checkpoint_and_trust_reach_those_that_read_it(
 
 
 @pytest.mark.parametrize("command", ["run", "sweep"])
-def test_one_training_s_checkpoint_is_not_handed_to_several(
+def test_the_checkpoint_of_one_training_is_not_passed_to_several(
     launch: Launch, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("launcher.commands.submit._check", lambda order: [])

@@ -123,7 +123,7 @@ def test_the_error_of_a_job_is_one_line_on_the_terminal(config: Path, tmp_path: 
     assert "Traceback" not in done.stderr + done.stdout
 
 
-def test_results_and_errors_are_told_from_the_rest_of_a_log(
+def test_results_and_errors_are_found_in_a_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "log"
@@ -165,7 +165,7 @@ def test_a_closed_terminal_ends_the_job_and_nothing_else(
         print_result("qat", tmp_path / "none", 75)
 
 
-def test_what_nohup_has_ignored_stays_ignored() -> None:
+def test_signals_ignored_by_nohup_stay_ignored() -> None:
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with _handled() as stop:
@@ -175,7 +175,7 @@ def test_what_nohup_has_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, former)
 
 
-def test_a_process_is_told_from_a_later_one_of_its_number() -> None:
+def test_a_reused_pid_is_another_process() -> None:
     me = this_process()
     assert pid_of(me) == os.getpid()
     assert pid_of(f"{me}0") is None
@@ -187,7 +187,7 @@ def test_a_process_is_told_from_a_later_one_of_its_number() -> None:
     assert pid_of("") is None
 
 
-def test_stages_that_wait_are_cancelled_once_nobody_would_begin_them(tmp_path: Path) -> None:
+def test_waiting_stages_are_cancelled_when_no_process_would_start_them(tmp_path: Path) -> None:
     waiting = Submitted(
         job_id="", name="qat", label="", words=("qat",), experiment="", stage="qat", tasks=1
     )

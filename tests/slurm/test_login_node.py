@@ -59,12 +59,12 @@ def test_help_needs_nothing(tmp_path: Path, command: str) -> None:
     assert done.stdout.startswith("usage: launcher")
 
 
-def test_each_command_is_known_to_need_something_or_nothing() -> None:
+def test_every_command_is_listed() -> None:
     assert {*NEEDS, *SENT} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", [*NEEDS, "CONFIG"])
-def test_what_needs_more_names_the_package(tmp_path: Path, command: str) -> None:
+def test_a_missing_package_is_named(tmp_path: Path, command: str) -> None:
     (tmp_path / "f.pth").touch()
     words = WORDS.get(command, (CONFIG, "--checkpoint", "f.pth"))
     given = (CONFIG,) if command == "CONFIG" else (command, *words)
@@ -88,7 +88,7 @@ def test_experiments_are_compared(tmp_path: Path, runs: Path) -> None:
         assert re.search(package, done.stderr)
 
 
-def test_sending_names_wandb_and_only_where_there_is_something(tmp_path: Path, runs: Path) -> None:
+def test_sync_needs_wandb_only_with_runs_to_send(tmp_path: Path, runs: Path) -> None:
     done = login(tmp_path, "sync", runs)
     assert done.returncode == 2
     assert re.fullmatch(r"error: `launcher sync` needs the package wandb, .*\n", done.stderr)

@@ -22,7 +22,7 @@ TRAIN = {"kind": "train", "step": 3, "epoch": 0.5, "loss": 1.25, "time": 9.0}
 VAL = {"kind": "val", "step": 6, "epoch": 1, "mAP": 0.5}
 
 
-def test_results_of_before_are_anothers(tmp_path: Path) -> None:
+def test_earlier_results_do_not_count(tmp_path: Path) -> None:
     assert result_digests(tmp_path, "") == {}
     write(tmp_path, "float/summary.json", {"metric": "mAP", "value": 0.25})
     write(tmp_path, "float/metrics.jsonl", TRAIN)
@@ -39,7 +39,7 @@ def test_results_of_before_are_anothers(tmp_path: Path) -> None:
     assert last_metrics(tmp_path, "", before) == "qat epoch 0.5 step 3 loss 1.25"
 
 
-def test_what_cannot_be_read_says_nothing(tmp_path: Path) -> None:
+def test_unreadable_files_have_no_result(tmp_path: Path) -> None:
     (write(tmp_path, "qat/summary.json")).write_text("{")
     (write(tmp_path, "qat/metrics.jsonl")).write_text('{"kind": "train", "step"')
     assert last_metrics(tmp_path, "qat", {}) == ""

@@ -16,7 +16,7 @@ LIGHT = ("--no-validate", "--wandb", "disabled", "--cfg-options", "tracking.quan
          "tracking.prediction_images=0")  # fmt: skip
 
 
-def test_elements_struck_one_by_one_end_as_if_nothing_had_been(
+def test_disturbed_elements_end_like_undisturbed_ones(
     cluster: Cluster, config: Path, float_checkpoint: Path, tmp_path: Path
 ) -> None:
     """The first is warned; the last, which has the array's own number, is preempted."""

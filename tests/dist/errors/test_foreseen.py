@@ -40,11 +40,11 @@ def test_our_own_error_is_expected() -> None:
         lambda: [].pop(),
     ],
 )
-def test_other_errors_are_not(action: Callable[[], Any]) -> None:
+def test_other_errors_are_unexpected(action: Callable[[], Any]) -> None:
     assert not is_expected(caught(action))
 
 
-def test_place_is_short_where_the_file_is_a_librarys() -> None:
+def test_location_is_short_for_a_file_of_a_library() -> None:
     assert error_location(caught(lambda: json.loads("{"))).startswith("json/decoder.py:")
     assert error_location(caught(ours)).startswith("dq/dist/rendezvous/environment.py:")
 

@@ -35,7 +35,7 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
-def test_what_is_saved_is_loaded_and_the_checksum_reads_like_sha256sum(tmp_path: Path) -> None:
+def test_saved_content_is_loaded_and_sha256sum_can_check_it(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "epoch_1.pth"
     save_checkpoint(path, CONTENT)
     loaded = load_checkpoint(path)
@@ -46,7 +46,7 @@ def test_what_is_saved_is_loaded_and_the_checksum_reads_like_sha256sum(tmp_path:
     assert sorted(os.listdir(path.parent)) == ["epoch_1.pth", "epoch_1.pth.sha256"]
 
 
-def test_a_note_stands_beside_the_checksum_which_sha256sum_still_reads(tmp_path: Path) -> None:
+def test_a_note_does_not_disturb_sha256sum(tmp_path: Path) -> None:
     path = tmp_path / "epoch_1.pth"
     save_checkpoint(path, CONTENT)
     assert note_of(path) is None
@@ -61,7 +61,7 @@ def test_a_note_stands_beside_the_checksum_which_sha256sum_still_reads(tmp_path:
 
 
 @pytest.mark.parametrize("new_format", [True, False])
-def test_a_look_reads_all_but_the_values_of_tensors(tmp_path: Path, new_format: bool) -> None:
+def test_peek_reads_everything_but_tensor_values(tmp_path: Path, new_format: bool) -> None:
     path = tmp_path / "epoch_1.pth"
     torch.save(CONTENT, path, _use_new_zipfile_serialization=new_format)
     found = peek_checkpoint(path)
@@ -71,7 +71,7 @@ def test_a_look_reads_all_but_the_values_of_tensors(tmp_path: Path, new_format: 
     assert found["state_dict"]["weight"].shape == (2000,)
 
 
-def test_a_look_at_what_is_no_checkpoint_finds_nothing(tmp_path: Path) -> None:
+def test_peek_returns_none_for_other_files(tmp_path: Path) -> None:
     path = tmp_path / "epoch_1.pth"
     assert peek_checkpoint(path) is None
     for content in (b"", b"hello world\n"):

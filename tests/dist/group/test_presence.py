@@ -69,7 +69,7 @@ def test_the_machine_of_the_store_is_known_by_the_name_under_which_ranks_meet(
     assert presence._own_address() == ""
 
 
-def test_no_order_is_hidden_in_a_counter_of_a_module() -> None:
+def test_no_module_has_a_hidden_counter() -> None:
     looked = 0
     for path in DIST.glob("*.py"):
         for node in ast.parse(path.read_text()).body:

@@ -77,7 +77,7 @@ def expect_close(got: dict[str, Tensor], wanted: dict[str, Tensor], bound: float
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize(("shape", "layout"), cases())
-def test_each_pass_is_that_of_doubles_and_of_operators(
+def test_each_pass_equals_float64_and_operators(
     shape: tuple[int, ...], layout: torch.memory_format, affine: bool
 ) -> None:
     x, gradient = 3 * samples(shape, layout) + 1, samples(shape, layout, seed=1)
@@ -145,7 +145,7 @@ def test_other_tensors_are_left_to_operators() -> None:
 @pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("affine", [True, False])
-def test_a_rank_alone_has_the_gradients_of_batch_norm(
+def test_a_single_process_has_the_gradients_of_batch_norm(
     layout: torch.memory_format, kernels: bool, affine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not kernels:

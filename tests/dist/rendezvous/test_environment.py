@@ -62,7 +62,7 @@ SIXTH_OF_EIGHT = Environment(
 )
 
 
-def test_nothing_set_means_alone() -> None:
+def test_no_variables_mean_a_single_process() -> None:
     assert read_environment({}) == Environment()
     assert read_environment({}).is_main
 
@@ -95,7 +95,7 @@ def test_torchrun_wins_wherever_it_was_started(around: dict[str, str]) -> None:
         {"PMI_RANK": "0", "PMI_SIZE": "1"},
     ],
 )
-def test_what_is_no_rank_is_alone(environ: dict[str, str]) -> None:
+def test_other_processes_are_single(environ: dict[str, str]) -> None:
     assert read_environment(environ) == Environment()
 
 
@@ -118,7 +118,7 @@ def test_the_step_wins_over_the_allocation() -> None:
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_task_s_variables_hold_for_what_descends_from_it(inside: bool) -> None:
+def test_variables_of_a_task_hold_for_its_child_processes(inside: bool) -> None:
     """A shell that outlives its step (screen, nohup) has them too, but is not a task."""
     task = str(os.getpid()) if inside else "4194304"
     code = "from dq.dist.rendezvous.environment import read_environment as r; print(r())"

@@ -41,7 +41,7 @@ def test_requests_of_several_ranks_are_all_met_once() -> None:
     assert got == [{"save": [3], "stop": [7]}] * 3
 
 
-def test_a_rarer_look_delays_alike() -> None:
+def test_rare_checks_delay_all_ranks_alike() -> None:
     got = run_ranks(ask_and_step, 2, [(1, 2, "stop")], 4)
     assert got == [{"stop": [8]}] * 2
 

@@ -77,7 +77,7 @@ def work_longer_than_the_time_out() -> tuple[str | None, float, list[str]]:
     return got, total, keys + alive
 
 
-def test_slow_work_burns_no_time_out_and_leaves_neither_keys_nor_threads() -> None:
+def test_slow_work_hits_no_time_out_and_leaves_neither_keys_nor_threads() -> None:
     outcomes = rank_outcomes(work_longer_than_the_time_out, 2, group_timeout_s=3.0)
     assert [outcome.error for outcome in outcomes] == [None, None]
     assert [outcome.result for outcome in outcomes] == [("evaluated", 2.0, []), (None, 2.0, [])]
@@ -128,7 +128,7 @@ def hold_the_lock() -> str | None:
     return run_on_rank(work, heartbeat_s=0.1)
 
 
-def test_a_call_that_holds_the_interpreters_lock_is_life() -> None:
+def test_a_call_that_holds_the_gil_counts_as_alive() -> None:
     outcomes = rank_outcomes(hold_the_lock, 2, group_timeout_s=2.0)
     assert [(o.result, o.error) for o in outcomes] == [("read", None), (None, None)]
 
@@ -189,7 +189,7 @@ def go_different_ways() -> str:
     return "no error"
 
 
-def test_ranks_at_different_places_say_so() -> None:
+def test_ranks_at_different_meetings_raise() -> None:
     _, second = rank_outcomes(go_different_ways, 2, grace_s=5.0)
     assert "'a checkpoint on rank 0' while another rank is at 'evaluation on rank 1'" in str(
         second.result

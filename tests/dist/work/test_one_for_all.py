@@ -55,7 +55,7 @@ def claim() -> tuple[bool, bool, bool]:
     return first_to_claim("report"), first_to_claim("report"), first_to_claim("other")
 
 
-def test_one_rank_alone_is_first() -> None:
+def test_exactly_one_rank_is_first() -> None:
     got = run_ranks(claim, 3)
     assert sum(first for first, _, _ in got) == 1
     assert not any(again for _, again, _ in got)
@@ -91,6 +91,6 @@ def own() -> list[str]:
     return sorted(own_tensors(tensors))
 
 
-def test_a_tensor_is_a_ranks_own_when_its_bytes_are() -> None:
+def test_own_tensors_differ_in_their_bytes() -> None:
     assert run_ranks(own, 2) == [[], ["mean", "zero"]]
     assert own() == []

@@ -18,7 +18,7 @@ from dq.tracking.pictures.predictions import (
     Picture,
     Predictions,
     difference,
-    lost,
+    lost_objects,
     most_different,
     read_predictions,
     write_predictions,
@@ -133,10 +133,10 @@ def test_a_shared_float_checkpoint_serves_others_and_open_stages_are_named(tmp_p
     assert lines["a"].state == "qat finished"
 
 
-def test_what_quantization_lost_is_told_by_class(two: list[Experiment]) -> None:
+def test_lost_objects_are_counted_by_class(two: list[Experiment]) -> None:
     found = read_predictions(two[0].folder / "qat")
     assert found is not None
-    assert lost(found) == {
+    assert lost_objects(found) == {
         "cat": {"cat": 1, "dog": 0, "missed": 0},
         "dog": {"cat": 0, "dog": 0, "missed": 1},
     }
@@ -196,7 +196,7 @@ def test_names_with_markup_are_shown_as_they_are(
         assert name in shown
 
 
-def test_what_was_measured_otherwise_is_ranked_apart(two: list[Experiment]) -> None:
+def test_other_metrics_and_data_sets_are_ranked_separately(two: list[Experiment]) -> None:
     lines = lines_of(two)
     others = [replace(line, name=f"other {line.name}", metric="bbox_mAP") for line in lines[:1]]
     elsewhere = [replace(line, name=f"far {line.name}", data="1a2b3c4d") for line in lines[:1]]
@@ -217,7 +217,7 @@ def test_a_summary_that_cannot_be_read_is_not_a_finished_stage(tmp_path: Path) -
     assert line.acc_qat is None
 
 
-def test_json_has_no_number_that_is_none(two: list[Experiment]) -> None:
+def test_json_has_no_nan(two: list[Experiment]) -> None:
     broken = [replace(line, acc_qat=float("nan")) for line in lines_of(two)]
     text = as_json(broken, {"lr": {"a": float("inf")}})
 

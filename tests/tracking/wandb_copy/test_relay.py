@@ -272,13 +272,11 @@ def test_a_killed_training_loses_no_row_and_its_relay_ends(tmp_path: Path, stub:
         ("upload failed for /runs/x", True),
     ],
 )
-def test_a_folder_may_be_called_as_it_likes(line: str, is_failure: bool) -> None:
+def test_folder_names_are_not_taken_for_failures(line: str, is_failure: bool) -> None:
     assert _reports_failure(line) is is_failure
 
 
-def test_nothing_is_left_where_temporary_files_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_temporary_files_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "tmp"
     place.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(place))

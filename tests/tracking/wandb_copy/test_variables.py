@@ -53,13 +53,13 @@ def test_names() -> None:
     assert name_of("exp", "qat", {"WANDB_NAME": "night"}) == "night/qat"
 
 
-def test_what_cannot_be_followed_is_said() -> None:
+def test_unsupported_variables_are_reported() -> None:
     environ = {"WANDB_DIR": "/x", "WANDB_RUN_ID": "a", "WANDB_NOTES": "n", "WANDB_RESUME": ""}
     lines = unsupported(environ)
     assert [line.split()[0] for line in lines] == ["WANDB_DIR", "WANDB_RUN_ID"]
 
 
-def test_wandb_does_not_find_what_is_not_followed(
+def test_unsupported_variables_are_hidden_from_wandb(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """W&B reads its variables itself: otherwise a run would join a sweep."""
