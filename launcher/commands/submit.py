@@ -97,6 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if profile.executor == "slurm":
         need_slurm()
+    while not _reserved(place.folder):
+        # Another submission has taken this name since; the next one is free.
+        jobs, place = _compose(arguments, order, profile)
     with _removed_unless_submitted(place.folder):
         _write(arguments, order, jobs, place)
         chain = submit(jobs, place) if profile.executor == "slurm" else None
@@ -303,13 +306,22 @@ def _removed_unless_submitted(folder: Path) -> Iterator[None]:
         raise
 
 
+def _reserved(folder: Path) -> bool:
+    """Make the folder of a submission; False where another one has it, which must not lose it."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
 def _write(arguments: argparse.Namespace, order: _Order, jobs: Sequence[Any], place: Any) -> None:
     """Copy code and configs, and make the folders that jobs expect."""
     from slurm.config_files import copy_config
     from slurm.plan import float_links
     from slurm.snapshot import copy_code
 
-    place.jobs.mkdir(parents=True)
+    place.jobs.mkdir()
     if place.snapshot:
         copy_code(place.folder / "code", more=tuple(Path(p) for p in arguments.include))
         for config in order.configs:

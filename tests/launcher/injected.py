@@ -18,7 +18,7 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "analyze": ("launcher.stages.analysis:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
     "export": ("launcher.stages.export:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
     "run": ("launcher.stages.float_training:dataset_of", ("CONFIG",)),
-    "data": ("launcher.commands.data:fetch_voc", ("voc2007",)),
+    "data": ("dq.data.voc:fetch_voc", ("voc2007",)),
     "coverage": ("launcher.coverage.families:chains", ("--families", "ssd")),
     "compare": ("dq.tracking.reports.experiments:find_experiments", ()),
     "sync": ("dq.tracking.wandb_copy.send_offline:pending_runs", ()),

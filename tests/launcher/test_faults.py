@@ -148,7 +148,7 @@ def test_a_rank_that_holds_its_interpreters_lock_lives(
     config: Path, float_checkpoint: Path, tmp_path: Path, command: str
 ) -> None:
     step = f"dict(type='HoldAtImage', seconds=9, marker={str(tmp_path / 'struck')!r})"
-    more = re.sub(r"dict\(type='FaultAtImage'.*?\),\n", f"{step},\n", IMAGE.replace("!r", ""))
+    more = re.sub(r"dict\(type='FaultAtImage'.*?\),\n", f"{step},\n", IMAGE, flags=re.DOTALL)
     path = config_with(config, tmp_path, more)
     words = [command, path, "--checkpoint", float_checkpoint, "--work-dir", tmp_path / "w"]
     ending = run_ranks_alone(2, *words, "--timeout", "5", folder=tmp_path)

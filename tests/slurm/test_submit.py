@@ -211,3 +211,24 @@ def test_an_installed_package_has_its_data_too() -> None:
         for path in (ROOT / name).rglob("*"):
             if path.is_file() and path.suffix not in (".py", ".pyc"):
                 assert any(path in (ROOT / folder).glob(p) for folder, p in patterns), path
+
+
+def test_two_submissions_of_the_same_second_do_not_meet(
+    launch: Launch, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both looked for a free name before either took it; the later one takes another."""
+    work = tmp_path / "work"
+    names = iter(["same", "same-2"])
+    monkeypatch.setattr("slurm.record.new_name", lambda stem, folder: next(names))
+    (work / "submissions/same/jobs").mkdir(parents=True)
+    (work / "submissions/same/jobs/theirs").write_text("")
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho Submitted batch job 7\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    code, out, err = launch("submit", "train", config, "--work-dir", work)
+    assert code == 0, err
+    assert "same-2" in out
+    assert [p.name for p in (work / "submissions/same/jobs").iterdir()] == ["theirs"]
+    assert (work / "submissions/same-2/code").is_dir()
