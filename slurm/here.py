@@ -132,7 +132,7 @@ def print_result(what: str, log: Path, code: int) -> None:
         results = [line for line in lines if not _LOGGED.match(line)]
         _print("\n".join(results))
     elif code == STOPPED:
-        _print(f"{what}: stopped by a signal; submit again to go on", error=True)
+        _print(f"{what}: stopped by a signal; submit again to continue", error=True)
     else:
         why = errors[-1] if errors else f"ended with exit code {code}; its log says why: {log}"
         _print(f"error: {what}: {why}", error=True)

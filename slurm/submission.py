@@ -19,7 +19,7 @@ from slurm.task import task_of
 from slurm.text import Place, check_place, parameters
 
 # Errors of sbatch that are the user's mistakes -> advice. Any other error is the cluster's.
-_MENDS = (
+_ADVICE = (
     ("invalid partition", "`sinfo -s` lists partitions; give --partition or set it in the profile"),
     ("account", "`sacctmgr show associations user=$USER` lists accounts; give --account"),
     ("qos", "`sacctmgr show qos` lists them; give --qos or leave it out"),
@@ -32,8 +32,8 @@ _MENDS = (
     ("node count", "ask for fewer --nodes, or another --partition"),
     ("time limit", "give a shorter --time, or another --partition"),
     ("invalid generic resource", "`sinfo -o '%P %G'` lists GPUs; change --gpus-per-node"),
-    ("unrecognized option", "mend the name in [sbatch] of the profile"),
-    ("invalid", "mend that value"),
+    ("unrecognized option", "fix the name in [sbatch] of the profile"),
+    ("invalid", "fix that value"),
 )
 
 
@@ -110,9 +110,9 @@ def _explained(job: Job) -> Iterator[None]:
     except submitit.core.utils.FailedJobError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         said = "; ".join(_PREFIX.sub("", line) for line in lines) or "no reason given"
-        for sign, mend in _MENDS:
+        for sign, advice in _ADVICE:
             if sign in said.lower():
-                raise ValueError(f"Slurm refuses {job.name}: {said}; {mend}") from error
+                raise ValueError(f"Slurm refuses {job.name}: {said}; {advice}") from error
         raise RuntimeError(
             f"Slurm did not take {job.name}: {said}; `scontrol ping` tells whether it answers"
         ) from error

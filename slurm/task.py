@@ -64,7 +64,7 @@ class Task(submitit.helpers.Checkpointable):
         if attempt > self.max_restarts:
             print(
                 f"error: started for the {attempt + 1}th time, which is more than --max-restarts"
-                f" {self.max_restarts} allows; look at why, then submit again: it goes on",
+                f" {self.max_restarts} allows; find out why, then submit again to continue",
                 file=sys.stderr,
             )
             raise SystemExit(1)
@@ -97,7 +97,7 @@ class Task(submitit.helpers.Checkpointable):
             if attempt >= self.max_restarts:
                 print(
                     f"error: stopped by a signal, and --max-restarts {self.max_restarts} is used"
-                    " up; submit again to go on",
+                    " up; submit again to continue",
                     file=sys.stderr,
                 )
                 return

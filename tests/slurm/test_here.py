@@ -95,7 +95,7 @@ def test_ctrl_c_stops_the_job_with_a_checkpoint_and_without_a_traceback(
     terminal.press(b"\x03")
     assert terminal.wait() == 75, terminal.shown
     assert "Traceback" not in terminal.shown
-    assert terminal.shown.count("float: stopped by a signal; submit again to go on") == 1
+    assert terminal.shown.count("float: stopped by a signal; submit again to continue") == 1
     assert (tmp_path / "work/float/step_3.pth").is_file()
     _, out, _ = launch("jobs")
     assert states_shown(out) == {

@@ -10,7 +10,7 @@ import torch
 from dq.dist.exchange import collectives
 
 
-def agreed_names(names: Iterable[str], what: str, mend: str) -> list[str]:
+def agreed_names(names: Iterable[str], what: str, advice: str) -> list[str]:
     """Return the names in an order that is the same on all ranks.
 
     A collective over concatenated values mixes them up if ranks have a different order, and hangs
@@ -20,7 +20,7 @@ def agreed_names(names: Iterable[str], what: str, mend: str) -> list[str]:
     Args:
         names: The names on this rank, in any order.
         what: The kind of values, for the message, such as ``losses``.
-        mend: Advice to the user, for the message.
+        advice: Advice to the user, for the message.
 
     Raises:
         ValueError: On all ranks if the names differ; the message has the names and their ranks.
@@ -37,7 +37,7 @@ def agreed_names(names: Iterable[str], what: str, mend: str) -> list[str]:
     differing = sorted(set.union(*everywhere) - set.intersection(*everywhere))
     said = [f"{name} on {_ranks(name, everywhere)}" for name in differing[:4]]
     more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-    raise ValueError(f"{what} differ between ranks: {'; '.join(said)}{more}; {mend}")
+    raise ValueError(f"{what} differ between ranks: {'; '.join(said)}{more}; {advice}")
 
 
 def _ranks(name: str, everywhere: list[set[str]]) -> str:

@@ -124,7 +124,7 @@ def _await_all(store: Store, environment: Environment, arrival_s: float) -> None
     """Wait for every rank, and name those that did not come."""
     names = [f"arrived/{rank}" for rank in range(environment.world_size)]
     if store.add(names[environment.rank], 1) > 1:
-        raise RuntimeError("this rank has been there before under this start of the job")
+        raise RuntimeError("this rank has already joined in this start of the job")
     store.add("arrivals", 1)
     end = time.monotonic() + arrival_s
     for _ in pauses(0.2):
@@ -187,4 +187,4 @@ def _leave_at_once(backend: str, store: Store) -> None:
     thread.start()
     thread.join(_END_LIMIT_S)
     if thread.is_alive():
-        log.warning("the process group still waits for a collective; it is left behind")
+        log.warning("the process group still waits for a collective; it is abandoned")

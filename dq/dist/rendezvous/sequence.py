@@ -56,8 +56,8 @@ def open_meeting(name: str) -> Store:
     found = store.compare_set(NAME, "", name).decode()
     if found != name:
         raise RuntimeError(
-            f"rank {dist.get_rank()} is at {name!r} while another rank is at {found!r}, the"
-            f" {sequence.number}. meeting of both: ranks must do the same in the same order, and"
-            " code that only some of them run, a hook say, must not"
+            f"rank {dist.get_rank()} is at {name!r} while another rank is at {found!r}"
+            f" (meeting {sequence.number}): all ranks must do the same in the same order, so code"
+            " that only some ranks run, such as a hook, must not wait for other ranks"
         )
     return store

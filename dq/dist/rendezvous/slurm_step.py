@@ -137,7 +137,7 @@ def _refuse_stranger(environ: Mapping[str, str], pid: int, tasks: int) -> None:
         )
     if "SLURM_PTY_PORT" in environ and int(task) != pid:
         raise ValueError(
-            f"this shell is one of {tasks} tasks of srun --pty, and the others are no ranks; start"
+            f"this shell is one of {tasks} tasks of srun --pty, and the others are not ranks; start"
             f" the ranks with srun --overlap or torchrun, or {_ALONE}"
         )
 

@@ -111,8 +111,8 @@ class Watchdog:
     def _say(self, quiet: float) -> None:
         line = (
             f"rank {collectives.rank()} has not finished a step for {quiet:.0f} s, the last was"
-            f" {self._what or 'none'}; all ranks write where they stand to {self.file.name} and the"
-            f" like, and end after {self.limit_s:.0f} s"
+            f" {self._what or 'none'}; all ranks write their stacks to {self.file.name} and its"
+            f" siblings, and end after {self.limit_s:.0f} s"
         )
         log.warning("%s", line)
         with contextlib.suppress(OSError, ValueError):

@@ -58,7 +58,7 @@ class RowFile:
         except OSError as error:
             self.refused += 1
             if self.refused == 1:
-                log.warning("%s cannot be written: %s; going on without", self.path, error.strerror)
+                log.warning("%s cannot be written: %s; continuing", self.path, error.strerror)
 
     def close(self) -> None:
         """Close the file."""

@@ -93,7 +93,7 @@ def groups_of(lines: Sequence[Line]) -> dict[str, list[Line]]:
     for line in lines:
         title = line.metric or "no result yet"
         if line.metric:
-            title += f" on data set {line.data}" if line.data else " on a data set that is not said"
+            title += f" on data set {line.data}" if line.data else " on an unknown data set"
         found.setdefault(title, []).append(line)
     return found
 

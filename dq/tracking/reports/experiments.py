@@ -52,7 +52,7 @@ def find_experiments(folders: Iterable[Path]) -> list[Experiment]:
     found: dict[Path, Experiment] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder; give a work dir, or a folder that has some")
+            raise ValueError(f"{folder} is not a folder; give a work dir, or a folder of them")
         places = list(_experiments_below(folder))
         if not places:
             raise ValueError(

@@ -66,7 +66,7 @@ def html_report(
         f"<title>Comparison of {len(lines)} experiments</title><style>{STYLE}</style></head>"
         f"<body><main><h1>Comparison of {len(lines)} experiments</h1>"
         f'<p class="note">written {when} by <code>launcher compare</code>; numbers in percent,'
-        f" drop is what is lost against float</p>{''.join(p for p in parts if p)}"
+        f" drop is the loss against float</p>{''.join(p for p in parts if p)}"
         "</main></body></html>\n"
     )
 

@@ -76,7 +76,7 @@ def layer_noise(experiment: Experiment) -> bytes | None:
         axis.set(ylabel="SQNR, dB")
         axis.margins(x=0.01)
         axis.legend(fontsize=8, frameon=False)
-    top.set_title("Activations: rounded network against the same in float (higher is better)")
+    top.set_title("Activations: quantized network against float (higher is better)")
     bottom.set_title("Weights: rounding of each layer alone")
     return _png(figure)
 
@@ -121,7 +121,7 @@ def class_bars(experiment: Experiment) -> bytes | None:
                  color=COLORS[stage], label=LABELS[stage])  # fmt: skip
     places = [i + width * (len(found) - 1) / 2 for i in range(len(names))]
     axis.set_xticks(places, names, rotation=0 if len(names) < 12 else 60, fontsize=8)
-    axis.set(ylabel="AP at IoU 0.5, %", title="Precision of each class, the greatest loss first")
+    axis.set(ylabel="AP at IoU 0.5, %", title="Precision of each class, largest loss first")
     axis.legend(fontsize=8, frameon=False)
     return _png(figure)
 

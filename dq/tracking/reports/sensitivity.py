@@ -62,7 +62,7 @@ def write_sensitivity(folder: Path, result: Mapping[str, Any]) -> list[Path]:
     for place, entry in enumerate(result["quantizers"]):
         if entry["name"] in result["raised"]:
             axes.annotate(entry["name"], (place, entry["sqnr"]), fontsize=6, rotation=20)
-    axes.set_xlabel("quantizers, the loudest first")
+    axes.set_xlabel("quantizers, most sensitive first")
     axes.set_ylabel("SQNR of the outputs, it alone rounding (dB)")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -301,7 +301,7 @@ class Mirror:
         if self.failures < MAX_FAILURES:
             return
         if self.starts < MAX_STARTS:
-            self.say(f"W&B failed {self.failures} times ({reason}); it is begun anew, offline")
+            self.say(f"W&B failed {self.failures} times ({reason}); it is restarted offline")
             with contextlib.suppress(Exception):
                 import wandb
 

@@ -90,10 +90,10 @@ class Relay:
             process.wait(limit_s if hurry_s is None else min(hurry_s, limit_s))
         except subprocess.TimeoutExpired:
             if hurry_s is None:
-                log.warning("W&B was not ready in time and is left; `launcher sync` sends the rest")
+                log.warning("W&B did not finish in time; `launcher sync` sends the rest")
                 _kill(process)
             else:
-                log.info("W&B is not done; process %d goes on with it, %s", process.pid,
+                log.info("W&B is not done; process %d continues, log %s", process.pid,
                          self.log_file)  # fmt: skip
         except BaseException:
             # A second signal does not wait for W&B.

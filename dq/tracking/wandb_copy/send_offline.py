@@ -25,7 +25,7 @@ def pending_runs(folders: Iterable[Path]) -> list[Path]:
     found: set[Path] = set()
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder; give a work dir, or a folder that has some")
+            raise ValueError(f"{folder} is not a folder; give a work dir, or a folder of them")
         found |= {path.parent for path in folder.rglob("wandb/*run-*/run-*.wandb")}
     return sorted((folder for folder in found if not _is_sent(folder)), key=_place)
 

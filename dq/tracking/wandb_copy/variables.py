@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 MODES = ("online", "offline", "disabled")
 _TRUE = ("1", "true", "t", "yes", "y", "on")
 IGNORED = {
-    "WANDB_DIR": "a run lies in its stage's folder, where `launcher sync` finds it",
+    "WANDB_DIR": "a run is in its stage's folder, where `launcher sync` finds it",
     "WANDB_RUN_ID": "each stage is a run of its own, with an id that its checkpoints carry",
-    "WANDB_RESUME": "a stage that goes on continues its own run, another begins one",
-    "WANDB_SWEEP_ID": "W&B's sweeps start runs by themselves",
-    "WANDB_RESUME_FROM": "a stage goes on from its own checkpoint",
-    "WANDB_FORK_FROM": "a stage begins from a checkpoint, and says which by its parent's id",
-    "WANDB_CONSOLE": "what a command prints is in <work dir>/logs",
+    "WANDB_RESUME": "a resumed stage continues its own run, another starts a new one",
+    "WANDB_SWEEP_ID": "W&B's sweeps start runs themselves",
+    "WANDB_RESUME_FROM": "a stage resumes from its own checkpoint",
+    "WANDB_FORK_FROM": "a stage records the checkpoint it starts from by its parent's id",
+    "WANDB_CONSOLE": "a command's output is in <work dir>/logs",
     "WANDB_SAVE_CODE": "no code is sent; the commit is in the run's config",
 }
 
@@ -58,5 +58,7 @@ def tags_of(tags: Iterable[str], environ: Mapping[str, str]) -> list[str]:
 def unsupported(environ: Mapping[str, str]) -> list[str]:
     """Return a message for each variable that is set and cannot be used."""
     return [
-        f"{name} is not followed: {reason}" for name, reason in IGNORED.items() if environ.get(name)
+        f"{name} is not supported: {reason}"
+        for name, reason in IGNORED.items()
+        if environ.get(name)
     ]

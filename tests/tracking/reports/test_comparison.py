@@ -113,7 +113,7 @@ def test_experiments_are_found_by_any_folder_and_named_apart(tmp_path: Path) -> 
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no run in it"):
         find_experiments([tmp_path / "empty"])
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         find_experiments([tmp_path / "nowhere"])
 
 
