@@ -1,12 +1,12 @@
-"""Measure what tracking takes from a quantization-aware training: pairs with and without it.
+"""Measure the cost of tracking in a quantization-aware training: pairs with and without it.
 
     python -m benchmarks.tracking CONFIG --checkpoint FLOAT_OR_CALIBRATED.pth --work-dir DIR
         [--pairs 4] [--epochs 2] [--cfg-options KEY=VALUE ...]
 
-"on" is what a user gets who sets nothing: W&B offline, figures of all quantizers after each epoch,
-rows at the config's log interval. "off" is all of it turned off that can be; its rows are written
-all the same, and what one costs is measured apart. The order alternates, so that a machine that
-warms up favours neither. Processor time is given too, for a machine that others use as well.
+"on" is the default: W&B offline, figures of all quantizers after each epoch, rows at the config's
+log interval. "off" turns off everything that can be turned off. Its rows are still written; the
+cost of a row is measured separately. The order alternates, so that a machine that warms up favours neither.
+Processor time is given too, for a machine that others use as well.
 """
 
 from __future__ import annotations
