@@ -5,8 +5,8 @@
 
 "on" is the default: W&B offline, figures of all quantizers after each epoch, rows at the config's
 log interval. "off" turns off everything that can be turned off. Its rows are still written; the
-cost of a row is measured separately. The order alternates, so that a machine that warms up favours neither.
-Processor time is given too, for a machine that others use as well.
+cost of a row is measured separately. The order alternates, so that a machine that warms up favours
+neither. Processor time is given too, for a machine that others use as well.
 """
 
 from __future__ import annotations

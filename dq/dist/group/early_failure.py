@@ -105,8 +105,8 @@ def _report_as_other_rank(
     end = time.monotonic() + PATIENCE_S
     store: Store | None = None
     said = False
-    # If the first attempt fails, the line is printed here. The second attempt still writes the failure
-    # into the store, so that a main rank that starts late does not wait for this rank.
+    # If the first attempt fails, the line is printed here. The second attempt still writes the
+    # failure into the store, so that a main rank that starts late does not wait for this rank.
     for limit_s in (REACH_S, AGAIN_S):
         try:
             store = store or open_meeting_place(environment, limit_s)
