@@ -1,1 +1,1 @@
-"""Data sets anyone can have at once: embedded digits over photographs, and Pascal VOC."""
+"""Data sets to start with: digits over photographs without a download, and Pascal VOC."""

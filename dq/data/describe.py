@@ -1,4 +1,4 @@
-"""Count what a data set in the VOC layout holds, and what is wrong with it."""
+"""Count the content and the defects of a data set in the VOC layout."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -21,11 +21,11 @@ from dq.data.layout import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VocSummary:
-    """Hold the counts of one VOC folder.
+    """The counts of one VOC folder.
 
-    `num_images` counts each split that is there, all else the different images of all splits.
-    A box of zero size is one whose far side mmdet finds on its near side or before it
-    (`xmax <= xmin` or `ymax <= ymin`). A bad image or annotation is missing or unreadable.
+    `num_images` counts each existing split; all other fields count the distinct images of all
+    splits. A box has zero size if mmdet reads its far side at or before its near side (`xmax <=
+    xmin` or `ymax <= ymin`). A bad image or annotation is missing or unreadable.
     """
 
     folder: Path
@@ -38,7 +38,7 @@ class VocSummary:
 
     @property
     def is_sound(self) -> bool:
-        """Say that every image and annotation can be read and every box has a size."""
+        """Return whether every image and annotation can be read and every box has a size."""
         return not (self.num_zero_size_boxes or self.num_bad_images or self.num_bad_annotations)
 
 
@@ -46,8 +46,7 @@ def describe_voc(folder: Path) -> VocSummary:
     """Read every listed image and annotation once, and return the counts.
 
     Args:
-        folder: The folder that holds `JPEGImages`, such as `data/digits` or
-            `data/VOCdevkit/VOC2007`.
+        folder: The folder with `JPEGImages`, such as `data/digits` or `data/VOCdevkit/VOC2007`.
 
     Raises:
         ValueError: The folder lists no split.
@@ -77,7 +76,7 @@ def describe_voc(folder: Path) -> VocSummary:
 
 
 def summary_text(summary: VocSummary) -> str:
-    """Return the summary as a few lines to print, one of them a warning if it is not sound."""
+    """Return the summary as a few lines to print, with a warning if it is not sound."""
     lines = [
         f"{summary.folder}",
         f"  images  {_counts(summary.num_images.items())}",
@@ -96,7 +95,7 @@ def _counts(pairs: Iterable[tuple[str, int]]) -> str:
 
 
 def _can_read(path: Path) -> bool:
-    """Say whether the image decodes to its last line; a coarse decoding shows it as well."""
+    """Return whether the image decodes completely; decoding at low resolution is enough."""
     try:
         with Image.open(path) as image:
             image.draft("L", (1, 1))

@@ -1,8 +1,8 @@
-"""Write the digits data set: handwriting over photographs, in the Pascal VOC layout.
+"""Write the digits data set: handwritten digits over photographs, in the Pascal VOC layout.
 
-It is a few megabytes made in seconds out of installed packages, so that every command can be
-tried on any machine without a download. The same arguments give the same bytes as long as
-Pillow and numpy are the same versions.
+It is a few megabytes, made in seconds from installed packages, so that every command can be tried
+on any machine without a download. The same arguments give the same bytes with the same versions of
+Pillow and numpy.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 STAMP = "digits.json"
-_FORMAT = 1  # Count up when the same arguments would draw something else.
+_FORMAT = 1  # Increase this when the same arguments draw something else.
 _SPLITS = ("train", "val", "test")
 _MIN_IMAGE_SIZE, _MAX_IMAGE_SIZE = 3 * MIN_DIGIT_SIZE, 1024
 
@@ -44,22 +44,22 @@ def write_digits(
     image_size: int = 192,
     seed: int = 0,
 ) -> Path:
-    """Have the data set that these arguments describe in `folder`, and return the folder.
+    """Write the data set of these arguments to `folder`, and return the folder.
 
-    If it is there already, nothing is done. It is written beside the folder and renamed, so it
-    is whole or not there. Its digits must not be mirrored: train without a random flip.
+    If it exists already, nothing is done. It is written next to the folder and renamed, so it is
+    complete or missing. Its digits must not be mirrored: train without random flip.
 
     Args:
-        folder: New, empty, or written before with the same arguments.
-        num_train: Images in `train`; `trainval` holds these and those of `val`.
+        folder: New, empty, or written with the same arguments.
+        num_train: Images in `train`; `trainval` has these and those of `val`.
         num_val: Images in `val`.
         num_test: Images in `test`.
         image_size: Width and height in pixels.
-        seed: Another seed draws other scenes; more images leave the first ones as they are.
+        seed: Another seed draws other scenes; more images do not change the first ones.
 
     Raises:
-        ValueError: An argument is out of range, the folder holds something else, it cannot be
-            written, or the `demo` extra is missing.
+        ValueError: An argument is out of range, the folder has other content or cannot be written,
+            or the `demo` extra is missing.
         RuntimeError: The disk is full.
     """
     counts = {"train": num_train, "val": num_val, "test": num_test}
@@ -79,7 +79,7 @@ def write_digits(
                 stamp = {**arguments, "sha256": _digest(temporary)}
                 (temporary / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
         except OSError:
-            # Another process may have renamed the same data set into place meanwhile.
+            # Another process may have written the same data set in the meantime.
             if not _is_written(folder, arguments):
                 raise
     return folder
@@ -98,24 +98,24 @@ def _check_arguments(counts: Mapping[str, int], image_size: int, seed: int) -> N
 
 
 def _is_written(folder: Path, arguments: Mapping[str, int]) -> bool:
-    """Say whether the folder holds this data set whole; refuse one that holds something else."""
+    """Return whether the folder has this data set, complete; refuse a folder with other content."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    mend = "delete it, or name another folder"
+    fix = "delete it, or name another folder"
     if not (folder / STAMP).is_file():
-        raise ValueError(f"{folder} holds something else than the digits: {mend}")
+        raise ValueError(f"{folder} holds something else than the digits: {fix}")
     try:
         stamp = dict(json.loads((folder / STAMP).read_text()))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / STAMP} cannot be read ({error}): {mend}") from error
+        raise ValueError(f"{folder / STAMP} cannot be read ({error}): {fix}") from error
     digest = stamp.pop("sha256", None)
     for name, value in arguments.items():
         if stamp.get(name) != value:
             raise ValueError(
-                f"{folder} was written with {name} {stamp.get(name)}, not {value}: {mend}"
+                f"{folder} was written with {name} {stamp.get(name)}, not {value}: {fix}"
             )
     if digest != _digest(folder):
-        raise ValueError(f"{folder} has been changed since it was written: {mend}")
+        raise ValueError(f"{folder} has been changed since it was written: {fix}")
     return True
 
 
@@ -151,7 +151,7 @@ def _write_scene(folder: Path, image_id: str, scene: Scene) -> None:
         image_id, (width, height), boxes, database="digits", source=scene.photograph
     )
     annotation_path(folder, image_id).write_bytes(xml)
-    # mmdet looks for .jpg; at this quality and with whole colour the loss is not seen.
+    # mmdet expects .jpg; at this quality and without chroma subsampling, the loss is invisible.
     Image.fromarray(scene.picture).save(
         image_path(folder, image_id), format="JPEG", quality=95, subsampling=0
     )

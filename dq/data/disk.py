@@ -1,4 +1,4 @@
-"""What the disk may refuse, and how a folder comes to be whole or not at all."""
+"""Handle disk errors, and write a folder completely or not at all."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ _NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses inside the block into one line that names the mend.
+    """Convert disk errors inside the block to one line that names the fix.
 
     Raises:
         ValueError: The folder cannot be written by this user: name another one.
@@ -36,15 +36,15 @@ def explained(folder: Path) -> Iterator[None]:
                 f"{folder} cannot be written ({reason}): name a folder you may write to"
             ) from error
         raise RuntimeError(
-            f"the disk failed under {folder} ({reason}): mend it, or name another folder"
+            f"the disk failed under {folder} ({reason}): repair it, or name another folder"
         ) from error
 
 
 def require_space(folder: Path, num_bytes: int) -> None:
-    """Make sure that `num_bytes` more fit into an existing folder.
+    """Check that an existing folder has space for `num_bytes` more.
 
     Raises:
-        RuntimeError: They do not.
+        RuntimeError: It does not.
     """
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
@@ -56,13 +56,13 @@ def require_space(folder: Path, num_bytes: int) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Lend a new sibling folder to write in, which takes the folder's name when the block is done.
+    """Yield a new sibling folder to write to; it is renamed to the folder when the block is done.
 
-    If the block raises, even by an interrupt, nothing is left. An empty folder of that name is
-    replaced; one that holds something refuses the rename with an `OSError`.
+    If the block raises, also by an interrupt, nothing is left. An empty folder of that name is
+    replaced; for any other, the rename raises an `OSError`.
 
     Raises:
-        ValueError: It is the folder this process works in, which cannot be replaced under it.
+        ValueError: It is the current folder of this process, which cannot be replaced.
     """
     final = folder.resolve()
     if final == Path.cwd():
@@ -79,9 +79,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process at a time into the block; the others wait, and a dead one holds nobody up.
+    """Let one process at a time into the block; the others wait. A dead process does not block.
 
-    A file system that knows no locks lets everybody in.
+    On a file system without locks, all processes enter.
     """
     with (folder / ".lock").open("w") as file:
         try:
@@ -90,7 +90,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
             log.info("another process is at work in %s: waiting for it", folder)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            log.info("%s knows no locks (%s): going on without", folder, error.strerror)
+            log.info("%s has no file locks (%s): continuing without", folder, error.strerror)
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Have one published archive on the disk, verified, however often the line breaks."""
+"""Download a published archive, with retries, and verify it."""
 
 import hashlib
 import http.client
@@ -20,7 +20,7 @@ _WORTH_A_RETRY = {408, 429, 500, 502, 503, 504}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archive:
-    """Name a published file: where it is, what it is called here, and its md5 in hexadecimal."""
+    """A published file: its address, its local name, and its md5 in hexadecimal."""
 
     url: str
     filename: str
@@ -35,23 +35,22 @@ def fetch_archive(
     backoff_s: float = 1.0,
     timeout_s: float = 30.0,
 ) -> Path:
-    """Have the archive in an existing folder with the right md5, and return its path.
+    """Download the archive to an existing folder, check its md5, and return its path.
 
-    One that lies there already, put by hand, is verified and used without the network. What a
-    broken connection leaves stays in `<filename>.part`, and the next attempt or the next call
-    goes on from there.
+    A file that exists already is verified and used without the network. After a broken connection,
+    the received part stays in `<filename>.part`, and the next attempt or call continues from there.
 
     Args:
-        archive: What to fetch.
+        archive: The archive.
         folder: Where to put it.
-        num_attempts: How often to try before giving up.
-        backoff_s: The wait before the second attempt; it doubles before each further one.
-        timeout_s: How long a silent connection is waited for.
+        num_attempts: Maximum number of attempts.
+        backoff_s: Wait before the second attempt; it doubles for each further one.
+        timeout_s: Timeout of a silent connection.
 
     Raises:
         ValueError: The folder cannot be written.
-        RuntimeError: The network, the server, the file or the disk fails; the line says what
-            to do by hand.
+        RuntimeError: The network, the server, the file or the disk fails; the message says what to
+            do by hand.
     """
     target = folder / archive.filename
     part = folder / f"{archive.filename}.part"
@@ -59,7 +58,7 @@ def fetch_archive(
         if not has_md5(target, archive.md5):
             raise RuntimeError(
                 f"{target} is not the published file (its md5 is not {archive.md5}): "
-                f"delete it, or put there the one from {archive.url}"
+                f"delete it, or put the one from {archive.url}"
             )
         return target
     reason = ""
@@ -94,17 +93,17 @@ def fetch_archive(
 
 
 def has_md5(path: Path, md5: str) -> bool:
-    """Say whether the file's md5 is this one: a check against damage, not against malice."""
+    """Return whether the file has this md5, which detects damage, but not an attack."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
     return digest.hexdigest() == md5
 
 
 def _continue_part(url: str, part: Path, timeout_s: float) -> None:
-    """Append to the part what it lacks; begin anew where the server cannot send a rest.
+    """Download the rest of a part; start again if the server cannot send a range.
 
     Raises:
-        OSError: The connection broke; what came is kept.
+        OSError: The connection broke; the received part is kept.
         http.client.HTTPException: The server's answer cannot be understood.
     """
     present = part.stat().st_size if part.exists() else 0

@@ -1,4 +1,4 @@
-"""The Pascal VOC layout on disk: which file lies where, and what an annotation says.
+"""The Pascal VOC layout on disk: paths of files, and the content of annotations.
 
 A data set is a folder of `JPEGImages/<id>.jpg`, `Annotations/<id>.xml` and
 `ImageSets/Main/<split>.txt`, which is what mmdet's `XMLDataset` reads.
@@ -14,7 +14,7 @@ SPLITS = ("train", "val", "trainval", "test")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VocBox:
-    """Name one object and the pixels it covers, counted from 1, both ends included."""
+    """One object and its pixel coordinates, counted from 1, both ends included."""
 
     name: str
     xmin: int
@@ -24,28 +24,28 @@ class VocBox:
 
 
 def image_path(folder: Path, image_id: str) -> Path:
-    """Say where the image of this id lies; the id carries no suffix."""
+    """Return the path of an image by its id, which has no suffix."""
     return folder / "JPEGImages" / f"{image_id}.jpg"
 
 
 def annotation_path(folder: Path, image_id: str) -> Path:
-    """Say where the annotation of this id lies."""
+    """Return the path of the annotation of this id."""
     return folder / "Annotations" / f"{image_id}.xml"
 
 
 def image_set_path(folder: Path, split: str) -> Path:
-    """Say where the list of a split's images lies."""
+    """Return the path of the list of a split's images."""
     return folder / "ImageSets" / "Main" / f"{split}.txt"
 
 
 def write_image_set(folder: Path, split: str, image_ids: Iterable[str]) -> None:
-    """Write the list of a split's images, one id a line."""
+    """Write the list of a split's images, one id per line."""
     text = "".join(f"{image_id}\n" for image_id in image_ids)
     image_set_path(folder, split).write_text(text, encoding="ascii", newline="\n")
 
 
 def read_image_set(folder: Path, split: str) -> list[str] | None:
-    """Return the ids of a split's images in their order, or None when there is no such list."""
+    """Return the ids of a split's images in order, or None if there is no such list."""
     path = image_set_path(folder, split)
     if not path.is_file():
         return None
@@ -55,14 +55,14 @@ def read_image_set(folder: Path, split: str) -> list[str] | None:
 def annotation_xml(
     image_id: str, size: tuple[int, int], boxes: Sequence[VocBox], *, database: str, source: str
 ) -> bytes:
-    """Return the annotation of one colour image as VOC writes it; the same words, the same bytes.
+    """Return the annotation of one colour image in VOC's format, always with the same bytes.
 
     Args:
         image_id: The image's name without its suffix.
         size: Width and height in pixels.
-        boxes: The objects, none of them difficult and none cut by the image's edge.
+        boxes: The objects; none is difficult or truncated.
         database: The data set's name.
-        source: Where the picture under the objects comes from.
+        source: Source of the background photograph.
     """
     root = ElementTree.Element("annotation")
     _add(root, "filename", f"{image_id}.jpg")
@@ -87,17 +87,17 @@ def annotation_xml(
 
 
 def read_boxes(path: Path) -> tuple[VocBox, ...]:
-    """Return the objects of one annotation, as mmdet reads them: fractions are cut off.
+    """Return the objects of one annotation as mmdet reads them: fractions are truncated.
 
     Raises:
-        ValueError: The file is no VOC annotation.
+        ValueError: The file is not a VOC annotation.
         OSError: The file cannot be read.
     """
     try:
         root = ElementTree.parse(path).getroot()
         return tuple(_read_box(thing) for thing in root.iter("object"))
     except (ElementTree.ParseError, ValueError) as error:
-        raise ValueError(f"{path} is not a VOC annotation ({error}): write it anew") from error
+        raise ValueError(f"{path} is not a VOC annotation ({error}): write it again") from error
 
 
 def _add(parent: ElementTree.Element, name: str, value: object = None) -> ElementTree.Element:

@@ -1,9 +1,9 @@
-"""The real pixels of the digits data set, read out of installed packages and split for good.
+"""The source images of the digits data set, from installed packages, with fixed splits.
 
-The handwriting is scikit-learn's `load_digits` (1797 digits of 8 by 8 pixels, the test part of
-the UCI optical recognition set); the photographs lie inside the wheels of scikit-image and
-scikit-learn, so nothing is downloaded. No digit and no photograph serves two splits: a score
-on `test` is a score on handwriting and on places the detector has never seen.
+The handwriting is scikit-learn's `load_digits` (1797 digits of 8 by 8 pixels, the test part of the
+UCI optical recognition set); the photographs are in the wheels of scikit-image and scikit-learn, so
+nothing is downloaded. No digit and no photograph is in two splits, so `test` has handwriting and
+places that the detector has never seen.
 """
 
 import importlib
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# The order of `load_digits` follows the writers, so runs of it hold different handwriting.
+# `load_digits` is ordered by writer, so consecutive ranges have different handwriting.
 DIGIT_INDICES = {
     "train": range(1257),
     "val": range(1257, 1437),
     "test": range(1437, 1797),
 }
 _SKIMAGE, _SKLEARN = "skimage/data/", "sklearn/datasets/images/"
-# Photographs with print on them (page, text, logo) are left out: their digits have no boxes.
+# Photographs with printed text (page, text, logo) are excluded: their digits have no boxes.
 PHOTOGRAPHS = {
     "train": (
         _SKIMAGE + "astronaut.png",
@@ -51,10 +51,10 @@ PHOTOGRAPHS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Originals:
-    """Hold what one split is drawn from.
+    """The source images of one split.
 
-    `digits` is (num_digits, 8, 8) uint8 from 0 (paper) to 255 (ink), `labels` (num_digits,)
-    from 0 to 9; `photographs` are RGB images by the path they have inside their package.
+    `digits` is (num_digits, 8, 8) uint8 from 0 (paper) to 255 (ink), `labels` (num_digits,) from 0
+    to 9; `photographs` are RGB images by their path in the package.
     """
 
     digits: NDArray[np.uint8]
@@ -67,7 +67,7 @@ def read_originals(split: str) -> Originals:
 
     Raises:
         ValueError: The `demo` extra is not installed.
-        RuntimeError: An installed package carries other photographs than the known ones.
+        RuntimeError: An installed package has other photographs than the known ones.
     """
     indices = DIGIT_INDICES[split]
     bunch = _demo_package("sklearn.datasets").load_digits()
@@ -80,7 +80,7 @@ def read_originals(split: str) -> Originals:
 
 
 def _read_photograph(path: str) -> Image.Image:
-    # Read as a plain file: skimage.data would turn to the network for a file it lacks.
+    # Read as a plain file: skimage.data would download a missing file.
     package, _, rest = path.partition("/")
     file = resources.files(_demo_package(package)).joinpath(rest)
     try:

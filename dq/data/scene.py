@@ -1,4 +1,4 @@
-"""Draw one scene: a few handwritten digits in ink over a crop of a photograph."""
+"""Draw one scene: a few handwritten digits over a crop of a photograph."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from dq.data.originals import Originals
 
 MAX_DIGITS = 6
 MIN_DIGIT_SIZE, MAX_DIGIT_SIZE = 20, 64
-VISIBLE = 0.3  # Ink that covers less of a pixel than this is not seen, and not in the box.
+VISIBLE = 0.3  # Ink that covers less of a pixel than this is invisible and not part of the box.
 _MAX_ANGLE = 12.0
 _MAX_OVERLAP = 0.1
 _MIN_CONTRAST = 60.0
@@ -19,7 +19,7 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """Say which digit lies where: the pixels from left to right - 1 and from top to bottom - 1."""
+    """A digit and its box: pixels left to right - 1 and top to bottom - 1."""
 
     label: int
     left: int
@@ -30,7 +30,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """Hold a picture (size, size, 3) uint8, what lies in it, and the photograph underneath."""
+    """An image (size, size, 3) uint8, its digits, and its photograph."""
 
     picture: NDArray[np.uint8]
     digits: tuple[Placed, ...]
@@ -38,12 +38,12 @@ class Scene:
 
 
 def draw_scene(originals: Originals, size: int, rng: np.random.Generator) -> Scene:
-    """Return a square scene of 1 to 6 digits, each wholly inside and hardly touching another.
+    """Return a square scene of 1 to 6 digits, each completely inside, with little overlap.
 
     Args:
         originals: What to draw from.
         size: The side in pixels, at least three times the smallest digit.
-        rng: The only source of chance; the same state draws the same scene.
+        rng: The only source of randomness; the same state draws the same scene.
     """
     name = sorted(originals.photographs)[rng.integers(len(originals.photographs))]
     picture = crop_photograph(originals.photographs[name], size, rng)
@@ -65,7 +65,7 @@ def draw_scene(originals: Originals, size: int, rng: np.random.Generator) -> Sce
 def crop_photograph(
     photograph: Image.Image, size: int, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Return a random square of a photograph, maybe mirrored, as (size, size, 3) uint8."""
+    """Return a random square crop, possibly mirrored, (size, size, 3) uint8."""
     shorter = min(photograph.size)
     side = min(shorter, int(rng.uniform(0.75, 2.0) * size))
     left, top = (int(rng.integers(extent - side + 1)) for extent in photograph.size)
@@ -77,12 +77,12 @@ def crop_photograph(
 
 
 def draw_ink(digit: NDArray[np.uint8], size: int, angle: float) -> NDArray[np.float64]:
-    """Return how much of each pixel the ink covers, from 0 to 1, cut tightly around the visible.
+    """Return the coverage of each pixel by ink, 0 to 1, cropped to the visible part.
 
     Args:
         digit: (8, 8) uint8, 255 where the ink is.
-        size: The side in pixels that the eight by eight field gets.
-        angle: Degrees, against the clock.
+        size: Side in pixels of the scaled 8 x 8 image.
+        angle: Degrees, counterclockwise.
     """
     margin = len(digit) // 4
     field = Image.fromarray(np.pad(digit, margin))
@@ -90,7 +90,7 @@ def draw_ink(digit: NDArray[np.uint8], size: int, angle: float) -> NDArray[np.fl
     turned = field.resize((side, side), Image.Resampling.BICUBIC).rotate(
         angle, Image.Resampling.BICUBIC
     )
-    # A steep slope around half ink makes a stroke of what enlarging has blurred.
+    # A steep slope around half coverage sharpens the strokes that scaling has blurred.
     slope = np.clip((np.asarray(turned) / 255 - 0.3) / 0.35, 0, 1)
     ink = slope * slope * (3 - 2 * slope)
     rows, columns = (np.flatnonzero((ink >= VISIBLE).any(axis=axis)) for axis in (1, 0))
@@ -100,10 +100,10 @@ def draw_ink(digit: NDArray[np.uint8], size: int, angle: float) -> NDArray[np.fl
 def choose_colour(
     window: NDArray[np.uint8], opacity: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Return a random colour (3,) that stands out from the window by luminance.
+    """Return a random colour (3,) with enough luminance contrast to the window.
 
-    The busier the window, the more it has to stand out; where chance finds no such colour, it
-    is black or white.
+    A window with more structure needs more contrast. If no random colour is found, it is black or
+    white.
     """
     luminance = window @ _LUMINANCE
     mean, needed = luminance.mean(), _MIN_CONTRAST + luminance.std()
@@ -117,7 +117,7 @@ def choose_colour(
 def blend(
     window: NDArray[np.uint8], cover: NDArray[np.float64], colour: NDArray[np.float64]
 ) -> NDArray[np.uint8]:
-    """Return the window with `cover` (height, width) of each pixel painted in the colour."""
+    """Return the window blended with the colour by `cover` (height, width)."""
     share = cover[:, :, np.newaxis]
     return np.round(window * (1 - share) + colour * share).astype(np.uint8)
 
@@ -125,7 +125,7 @@ def blend(
 def _find_place(
     label: int, shape: tuple[int, ...], size: int, others: list[Placed], rng: np.random.Generator
 ) -> Placed | None:
-    """Return a place for ink of this shape clear of the others, None if chance finds none."""
+    """Return a random free place for ink of this shape, None if none is found."""
     height, width = shape
     for _ in range(30):
         left, top = int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
@@ -136,7 +136,7 @@ def _find_place(
 
 
 def _overlap(one: Placed, other: Placed) -> float:
-    """Return the shared area over the smaller box's area; the IoU is never more."""
+    """Return the intersection over the smaller box's area; the IoU is never greater."""
     width = min(one.right, other.right) - max(one.left, other.left)
     height = min(one.bottom, other.bottom) - max(one.top, other.top)
     areas = ((box.right - box.left) * (box.bottom - box.top) for box in (one, other))

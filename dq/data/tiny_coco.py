@@ -1,7 +1,7 @@
-"""A few images of the digits in COCO's format, with all that mmdet's detectors can ask for.
+"""A few digit images in COCO's format, with every kind of annotation that mmdet uses.
 
-Boxes, outlines, proposals and maps of what every pixel shows: enough that one config of any family
-trains two steps and is evaluated. Nobody learns anything from so little.
+Boxes, polygons, proposals and segmentation maps: enough to train two steps of any config family and
+evaluate it. It is too small to learn anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dq.data.scene import Placed, draw_scene
 CLASSES = ("low", "middle", "high")
 NUM_IMAGES = 4
 SPLITS = ("train", "test")
-# As data sets have them: neither dense nor from nought.
+# As in real data sets: neither contiguous nor starting at 0.
 _IDS = (2, 3, 7)
 _NUM_CORNERS = 8
 _NUM_PROPOSALS = 20
@@ -31,7 +31,7 @@ def write_tiny_coco(folder: Path, *, image_size: int = 128, seed: int = 0) -> Pa
     """Write images, ``<split>.json``, ``<split>_proposals.pkl`` and ``maps`` and return the folder.
 
     Args:
-        folder: Made where missing; what is there is written over.
+        folder: Created if missing; existing files are overwritten.
         image_size: Width and height in pixels, at least 60.
         seed: Another seed draws other scenes.
 
@@ -54,7 +54,7 @@ def _write_split(folder: Path, split: str, size: int, seed: list[int]) -> None:
         rng = np.random.default_rng([*seed, index])
         scene = draw_scene(originals, size, rng)
         stem = f"{split}_{index}"
-        # Whole pixels: what is read back is what was drawn.
+        # Integer pixels, so that they are read back exactly.
         Image.fromarray(scene.picture).save(folder / "images" / f"{stem}.png")
         image = {"id": index + 1, "file_name": f"{stem}.png", "height": size, "width": size}
         content["images"].append(image)
@@ -92,7 +92,7 @@ def _annotation(digit: Placed, number: int, image: int) -> dict[str, Any]:
 def _proposals(
     digits: tuple[Placed, ...], size: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Return boxes ``(n, 5)``, corners and score: those of the digits, moved, and chance ones."""
+    """Return boxes ``(n, 5)``, corners and score: shifted boxes of the digits, and random ones."""
     corners = np.sort(rng.uniform(0, size, (_NUM_PROPOSALS, 2, 2)), axis=1).reshape(-1, 4)
     own = np.array([[d.left, d.top, d.right, d.bottom] for d in digits], dtype=np.float64)
     boxes = np.concatenate([own + rng.uniform(-2, 2, own.shape), corners]).clip(0, size)

@@ -1,6 +1,6 @@
-"""Have Pascal VOC on the disk, where mmdet's configs look for it.
+"""Download Pascal VOC to the folder that mmdet's configs use.
 
-The addresses and checksums are those torchvision publishes in `torchvision.datasets.voc`.
+The addresses and checksums are those of `torchvision.datasets.voc`.
 """
 
 import logging
@@ -21,7 +21,7 @@ ROOT = "VOCdevkit"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """Say which published archive brings which split of which year."""
+    """An archive with the year and split that it contains."""
 
     key: str
     year: str
@@ -47,23 +47,24 @@ def fetch_voc(
     num_attempts: int = 5,
     backoff_s: float = 1.0,
 ) -> Path:
-    """Have the images and annotations of a VOC edition, and return `<folder>/VOCdevkit`.
+    """Download and unpack a VOC edition, and return `<folder>/VOCdevkit`.
 
-    What is there whole is left alone. The archives stay in the folder; an archive put there by
-    hand spares the network. Several processes may call it for one folder: one works, the
-    others wait.
+    Complete parts are not touched. The archives stay in the folder; an archive put there by hand is
+    used without the network. Several processes may call it for one folder: one works, the others
+    wait.
 
     Args:
         name: `voc2007` (trainval and test), `voc2012` (trainval) or `voc0712` (all three).
-        folder: Where `VOCdevkit` and the archives go, usually `data`.
-        archives: Where to get the archives `2007`, `2007-test` and `2012`; torchvision's
-            addresses by default.
-        num_attempts: How often to try an archive before giving up.
-        backoff_s: The wait before the second attempt; it doubles before each further one.
+        folder: Folder for `VOCdevkit` and the archives, usually `data`.
+        archives: Addresses of the archives `2007`, `2007-test` and `2012`; torchvision's by
+            default.
+        num_attempts: Maximum number of attempts per archive.
+        backoff_s: Wait before the second attempt; it doubles for each further one.
 
     Raises:
         ValueError: There is no such edition, or the folder cannot be written.
-        RuntimeError: An archive cannot be had, is damaged or unsafe, or does not fit.
+        RuntimeError: An archive cannot be downloaded, is damaged or unsafe, or does not fit on the
+            disk.
     """
     if name not in _PARTS:
         raise ValueError(f"{name} is not a VOC edition: name one of {', '.join(NAMES)}")
@@ -89,7 +90,7 @@ def fetch_voc(
 
 
 def voc_folders(name: str, folder: Path) -> tuple[Path, ...]:
-    """Return the VOC folders of an edition, one a year, under the folder given to `fetch_voc`."""
+    """Return the VOC folders of an edition, one per year, in the folder given to `fetch_voc`."""
     years = dict.fromkeys(part.year for part in _PARTS[name])
     return tuple(folder / ROOT / year for year in years)
 
@@ -104,7 +105,7 @@ def _published() -> dict[str, Archive]:
 
 
 def _is_whole(folder: Path, part: _Part) -> bool:
-    """Say whether each image the split lists is there with its annotation."""
+    """Return whether each image in the split's list exists, with its annotation."""
     root = folder / ROOT / part.year
     ids = read_image_set(root, part.split)
     return bool(ids) and all(
@@ -114,9 +115,9 @@ def _is_whole(folder: Path, part: _Part) -> bool:
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    """Unpack the archive over the folder; a file that is there is whole.
+    """Unpack the archive into the folder; each existing file is complete.
 
-    The files are unpacked beside their places and renamed, since two archives share VOC2007.
+    The files are unpacked next to their place and renamed, because two archives share VOC2007.
 
     Raises:
         RuntimeError: A member would leave the folder, the archive is damaged, or it does not fit.

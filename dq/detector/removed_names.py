@@ -1,10 +1,10 @@
-"""Names that numpy has taken away since mmdet 2.28 and mmcv 1.7 were written, given back.
+"""Restore names that numpy has removed since mmdet 2.28 and mmcv 1.7 were released.
 
-mmdet still asks for ``np.int`` (`CustomDataset.get_cat_ids`, OpenImages, `IoUBalancedNegSampler`),
-mmcv for ``np.float`` (`pixel_group`), and so do data sets and pipelines that users wrote for them.
-Every other name of another library that the two ask for is there in torch 2.14, numpy 2.4,
-OpenCV 5 and Pillow 13, but for those of devices that need a torch of their own (MLU, NPU, parrots).
-What numpy merely does otherwise today stays as numpy does it.
+mmdet still uses ``np.int`` (`CustomDataset.get_cat_ids`, OpenImages, `IoUBalancedNegSampler`), mmcv
+for ``np.float`` (`pixel_group`), and so do data sets and pipelines that users wrote for them. All
+other names that the two use from other libraries exist in torch 2.14, numpy 2.4, OpenCV 5 and
+Pillow 13, except those for devices that need a special torch (MLU, NPU, parrots). Functions whose
+behaviour numpy has changed are left as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dq.dist.files.safe_globals import numpy_globals
 
 log = logging.getLogger(__name__)
 
-# As numpy had them: until 1.24 Python's own types, until 2.0 second names, until 2.4 old functions.
+# Removed in numpy 1.24: Python's own types; in 2.0: aliases; in 2.4: old functions.
 NUMPY: dict[str, Any] = {
     "int": int,
     "float": float,
@@ -65,36 +65,36 @@ NUMPY: dict[str, Any] = {
 }
 
 
-def give_back(module: ModuleType, names: dict[str, Any]) -> tuple[str, ...]:
-    """Have every one of these names in the module; return those that it had not."""
-    # A module's own __getattr__ may warn of a name before it says that it is gone.
+def restore_names(module: ModuleType, names: dict[str, Any]) -> tuple[str, ...]:
+    """Add the missing ones of these names to the module; return them."""
+    # A module's own __getattr__ may warn about a removed name before it raises.
     missing = tuple(name for name in names if name not in vars(module))
     for name in missing:
         setattr(module, name, names[name])
     return missing
 
 
-def mend() -> tuple[str, ...]:
-    """Give mmdet and mmcv back what they ask numpy for, and let torch read numpy's scalars.
+def restore() -> tuple[str, ...]:
+    """Restore numpy's removed names for mmdet and mmcv, and let torch load numpy's scalars.
 
-    torch.load builds plain data alone unless told otherwise, and mmdet's checkpoints hold numpy's
-    scalars beside the weights; mmcv, which loads initial weights, does not tell it.
+    By default torch.load accepts only plain data, but mmdet's checkpoints also contain numpy
+    scalars. mmcv loads initial weights with this default.
 
     Returns:
-        The names that were missing; none where nothing was, or at a second call.
+        The names that were missing; empty at a second call.
     """
     torch.serialization.add_safe_globals(list(numpy_globals()))
-    return give_back(np, NUMPY)
+    return restore_names(np, NUMPY)
 
 
-MENDED = mend()
+RESTORED = restore()
 
 
 def say() -> None:
-    """Log what was given back."""
-    if MENDED:
+    """Log the restored names."""
+    if RESTORED:
         log.info(
-            "numpy %s has no %s: given back for mmdet and mmcv",
+            "numpy %s has no %s: restored for mmdet and mmcv",
             np.__version__,
-            ", ".join(f"np.{name}" for name in MENDED),
+            ", ".join(f"np.{name}" for name in RESTORED),
         )

@@ -1,4 +1,4 @@
-"""The command `data`, from its words to what it prints."""
+"""The command `data`, from its arguments to its output."""
 
 import argparse
 import inspect
@@ -45,7 +45,7 @@ def test_the_defaults_are_those_of_the_function() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_voc_has_a_folder_and_no_numbers(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_voc_has_a_folder_but_no_counts(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert vars(parse(name)) == {"dataset": name, "folder": Path("data")}
     with pytest.raises(SystemExit):
         parse(name, "--seed", "1")
@@ -53,7 +53,7 @@ def test_voc_has_a_folder_and_no_numbers(name: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("words", [(), ("coco",), ("digits", "--num-train", "many")])
-def test_wrong_words_are_refused_in_the_usual_way(
+def test_wrong_arguments_are_refused_in_the_usual_way(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -74,7 +74,7 @@ def test_digits_are_written_and_described_twice_the_same(
     assert capsys.readouterr().out == first
 
 
-def test_errors_are_raised_for_the_door_to_print(tmp_path: Path) -> None:
+def test_errors_are_raised_for_the_command_line_to_print(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("")
     with pytest.raises(ValueError, match="holds something else"):
         data.run(digits(tmp_path))
@@ -100,7 +100,7 @@ def test_voc_is_fetched_and_each_year_described(
     assert len(printed) == 6
 
 
-def test_a_broken_data_set_is_no_success(
+def test_a_broken_data_set_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "VOCdevkit" / "VOC2012"

@@ -1,4 +1,4 @@
-"""The summary of a data set: right counts, and nothing broken goes unseen."""
+"""The summary of a data set: right counts, and every defect is found."""
 
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def test_bad_annotations_are_counted(folder: Path, text: str | None) -> None:
     assert summary.num_boxes == 4
 
 
-def test_fractions_are_cut_off_as_mmdet_does(folder: Path) -> None:
+def test_fractions_are_truncated_as_in_mmdet(folder: Path) -> None:
     path = annotation_path(folder, "a")
     path.write_text(path.read_text().replace("<xmax>8</xmax>", "<xmax>8.9</xmax>"))
     assert read_boxes(path)[0] == box("cat", 1, 1, 8, 8)

@@ -1,4 +1,4 @@
-"""The digits data set: the same bytes for the same arguments, honest splits, tight boxes."""
+"""The digits data set: same bytes for same arguments, disjoint splits, tight boxes."""
 
 import errno
 import json
@@ -65,7 +65,7 @@ def test_another_seed_draws_other_images(written: Path, tmp_path: Path) -> None:
     assert not [path for path in one if path.endswith(".jpg") and one[path] == other[path]]
 
 
-def test_more_images_leave_the_first_as_they_are(written: Path, tmp_path: Path) -> None:
+def test_more_images_do_not_change_the_first(written: Path, tmp_path: Path) -> None:
     more = bytes_of(write_digits(tmp_path / "more", **{**SMALL, "num_train": 8}))
     assert all(
         more[path] == content
@@ -121,7 +121,7 @@ def test_boxes_hold_all_the_ink_and_nothing_else(originals: dict[str, Originals]
         assert not (inked & ~in_boxes).any()
 
 
-def test_ink_stands_out_from_what_is_under_it() -> None:
+def test_ink_has_contrast_to_its_background() -> None:
     rng = np.random.default_rng(0)
     weights = np.array([0.299, 0.587, 0.114])
     for level in (0, 60, 128, 200, 255):
@@ -131,7 +131,7 @@ def test_ink_stands_out_from_what_is_under_it() -> None:
     assert set(choose_colour(busy, 0.8, rng)) <= {0.0, 255.0}
 
 
-def test_no_digit_serves_two_splits(originals: dict[str, Originals]) -> None:
+def test_no_digit_is_in_two_splits(originals: dict[str, Originals]) -> None:
     indices = [index for some in DIGIT_INDICES.values() for index in some]
     assert sorted(indices) == list(range(1797))
     seen = {split: {digit.tobytes() for digit in some.digits} for split, some in originals.items()}
@@ -141,7 +141,7 @@ def test_no_digit_serves_two_splits(originals: dict[str, Originals]) -> None:
     assert all(set(some.labels) == set(range(10)) for some in originals.values())
 
 
-def test_no_photograph_serves_two_splits(written: Path, originals: dict[str, Originals]) -> None:
+def test_no_photograph_is_in_two_splits(written: Path, originals: dict[str, Originals]) -> None:
     names = [name for some in PHOTOGRAPHS.values() for name in some]
     pixels = {image.tobytes() for some in originals.values() for image in some.photographs.values()}
     assert len(set(names)) == len(names) == len(pixels)
@@ -151,7 +151,7 @@ def test_no_photograph_serves_two_splits(written: Path, originals: dict[str, Ori
             assert sum(f"<image>{name}</image>" in annotation for name in some) == 1
 
 
-def test_a_whole_data_set_is_left_alone(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_data_set_is_not_touched(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dq.data.digits.read_originals", pytest.fail)
     assert write_digits(written, **SMALL) == written
 
@@ -177,7 +177,7 @@ def test_a_changed_data_set_is_refused(tmp_path: Path, damage: str) -> None:
         write_digits(folder, **SMALL)
 
 
-def test_a_folder_of_something_else_is_refused_and_kept(tmp_path: Path) -> None:
+def test_a_folder_with_other_content_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(ValueError, match="holds something else"):
         write_digits(tmp_path, **SMALL)
@@ -219,7 +219,7 @@ def test_an_interrupted_write_leaves_nothing(
     assert "\n" not in str(caught.value)
 
 
-def test_a_race_for_one_folder_is_won_by_both(
+def test_two_processes_may_write_one_folder(
     tmp_path: Path, written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "digits"

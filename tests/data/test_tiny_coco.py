@@ -1,4 +1,4 @@
-"""The tiny set in COCO's format: whole, and the same each time."""
+"""The tiny set in COCO's format: complete, and the same each time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from dq.data.tiny_coco import CLASSES, NUM_IMAGES, SPLITS, write_tiny_coco
 
 
-def test_everything_that_a_detector_asks_for_is_there(tmp_path: Path) -> None:
+def test_everything_that_a_detector_needs_exists(tmp_path: Path) -> None:
     folder = write_tiny_coco(tmp_path, image_size=96)
     for split in SPLITS:
         coco = COCO(str(folder / f"{split}.json"))

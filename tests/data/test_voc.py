@@ -1,4 +1,4 @@
-"""Fetching VOC, against a small server on this machine that breaks in every way known."""
+"""Downloading VOC from a small local server that fails in every known way."""
 
 import errno
 import hashlib
@@ -38,7 +38,7 @@ def make_tar(members: dict[str, bytes], link: tuple[str, str] | None = None) -> 
 
 
 def voc_members(key: str) -> dict[str, bytes]:
-    """Return the files of a tiny VOC archive: two images, listed in the split it brings."""
+    """Return the files of a tiny VOC archive: two images, listed in its split."""
     root = f"VOCdevkit/VOC{key[:4]}"
     ids = [f"{key[:4]}_{LISTS[key]}_{number}" for number in range(2)]
     box = VocBox(name="dog", xmin=1, ymin=2, xmax=3, ymax=4)
@@ -52,7 +52,7 @@ def voc_members(key: str) -> dict[str, bytes]:
 
 
 class Server(ThreadingHTTPServer):
-    """Serve `files`; `trouble` says what to do to each coming request, in turn."""
+    """Serve `files`; `trouble` lists what to do to each request, in order."""
 
     daemon_threads = True
 
@@ -141,7 +141,7 @@ def files_of(folder: Path) -> set[str]:
         ("voc0712", ["2007", "2007-test", "2012"], ["VOC2007", "VOC2012"]),
     ],
 )
-def test_an_edition_lies_where_mmdet_looks(
+def test_an_edition_is_in_the_folder_that_mmdet_uses(
     tmp_path: Path,
     server: Server,
     archives: dict[str, Archive],
@@ -160,7 +160,7 @@ def test_an_edition_lies_where_mmdet_looks(
     }
 
 
-def test_what_is_there_is_not_fetched_again(
+def test_existing_files_are_not_downloaded_again(
     tmp_path: Path, server: Server, archives: dict[str, Archive]
 ) -> None:
     fetch("voc2007", tmp_path, archives)
@@ -171,7 +171,7 @@ def test_what_is_there_is_not_fetched_again(
     assert server.asked == []
 
 
-def test_a_half_unpacked_edition_is_completed(
+def test_a_partly_unpacked_edition_is_completed(
     tmp_path: Path, server: Server, archives: dict[str, Archive]
 ) -> None:
     fetch("voc2012", tmp_path, archives)
@@ -195,7 +195,7 @@ def test_a_cut_connection_is_resumed_where_it_broke(
     assert files_of(tmp_path) == {"2012.tar"}
 
 
-def test_the_next_call_resumes_what_a_call_left(
+def test_the_next_call_resumes_a_partial_download(
     tmp_path: Path, server: Server, archives: dict[str, Archive]
 ) -> None:
     server.trouble = ["cut"]
@@ -206,7 +206,7 @@ def test_the_next_call_resumes_what_a_call_left(
     assert server.asked[-1][1] == f"bytes={len(server.files['2012.tar']) // 2}-"
 
 
-def test_a_server_without_ranges_sends_it_anew(
+def test_a_server_without_ranges_sends_it_again(
     tmp_path: Path, server: Server, archives: dict[str, Archive]
 ) -> None:
     (tmp_path / "2012.tar.part").write_bytes(b"x" * 1000)
@@ -216,7 +216,7 @@ def test_a_server_without_ranges_sends_it_anew(
 
 
 @pytest.mark.parametrize("num_bytes", [1000, 10**6])
-def test_a_spoilt_part_is_thrown_away(
+def test_a_damaged_part_is_deleted(
     tmp_path: Path, server: Server, archives: dict[str, Archive], num_bytes: int
 ) -> None:
     (tmp_path / "2012.tar.part").write_bytes(b"x" * num_bytes)
@@ -224,7 +224,9 @@ def test_a_spoilt_part_is_thrown_away(
     assert [asked for _, asked in server.asked] == [f"bytes={num_bytes}-", None]
 
 
-def test_a_whole_part_is_used(tmp_path: Path, server: Server, archives: dict[str, Archive]) -> None:
+def test_a_complete_part_is_used(
+    tmp_path: Path, server: Server, archives: dict[str, Archive]
+) -> None:
     (tmp_path / "2012.tar.part").write_bytes(server.files["2012.tar"])
     fetch("voc2012", tmp_path, archives)
     assert len(server.asked) == 1
@@ -279,7 +281,7 @@ def test_a_refused_connection_is_tried_again_and_named(
     assert caplog.text.count("trying again") == 2
 
 
-def test_a_silent_server_is_not_waited_for_without_end(tmp_path: Path, server: Server) -> None:
+def test_a_silent_server_times_out(tmp_path: Path, server: Server) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/2012.tar"
         archive = Archive(url=url, filename="2012.tar", md5="0" * 32)
@@ -287,7 +289,7 @@ def test_a_silent_server_is_not_waited_for_without_end(tmp_path: Path, server: S
             fetch_archive(archive, tmp_path, num_attempts=2, backoff_s=0.01, timeout_s=0.1)
 
 
-def test_a_tar_put_there_by_hand_spares_the_network(
+def test_a_tar_put_there_by_hand_needs_no_network(
     tmp_path: Path, server: Server, archives: dict[str, Archive]
 ) -> None:
     (tmp_path / "2012.tar").write_bytes(server.files["2012.tar"])
@@ -324,7 +326,9 @@ def test_an_unsafe_tar_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("content", [b"no tar at all", make_tar(voc_members("2012"))[:3000]])
-def test_a_tar_that_is_none_is_refused(tmp_path: Path, server: Server, content: bytes) -> None:
+def test_a_file_that_is_not_a_tar_is_refused(
+    tmp_path: Path, server: Server, content: bytes
+) -> None:
     with pytest.raises(RuntimeError, match=r"cannot be unpacked .* delete it") as caught:
         fetch("voc2012", tmp_path, {"2012": publish(server, "2012", content)})
     assert "\n" not in str(caught.value)
@@ -337,7 +341,7 @@ def test_a_tar_that_lacks_an_image_is_refused(tmp_path: Path, server: Server) ->
         fetch("voc2012", tmp_path, {"2012": publish(server, "2012", make_tar(members))})
 
 
-def test_a_full_disk_is_seen_before_it_is_full(
+def test_missing_disk_space_is_reported_before_unpacking(
     tmp_path: Path, archives: dict[str, Archive], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -346,7 +350,7 @@ def test_a_full_disk_is_seen_before_it_is_full(
         fetch("voc2012", tmp_path, archives)
 
 
-def test_a_disk_that_fills_meanwhile_is_named(
+def test_a_disk_that_fills_during_unpacking_is_named(
     tmp_path: Path, archives: dict[str, Archive], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: tarfile.TarFile, *args: object, **options: object) -> None:
@@ -358,13 +362,13 @@ def test_a_disk_that_fills_meanwhile_is_named(
     assert files_of(tmp_path) == {"2012.tar", ".lock"}
 
 
-def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, archives: dict[str, Archive]) -> None:
+def test_an_impossible_folder_is_refused(tmp_path: Path, archives: dict[str, Archive]) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="name a folder you may write to"):
         fetch("voc2012", tmp_path / "file" / "data", archives)
 
 
-def test_two_at_once_fetch_once(
+def test_two_processes_download_once(
     tmp_path: Path, server: Server, archives: dict[str, Archive]
 ) -> None:
     threads = [
@@ -383,7 +387,7 @@ def test_an_unknown_edition_is_refused(tmp_path: Path) -> None:
         fetch_voc("voc2010", tmp_path)
 
 
-def test_torchvision_publishes_what_is_needed() -> None:
+def test_torchvision_has_all_addresses() -> None:
     voc = pytest.importorskip("torchvision.datasets.voc")
     for key, year in (("2007", 2007), ("2007-test", 2007), ("2012", 2012)):
         entry = voc.DATASET_YEAR_DICT[key]

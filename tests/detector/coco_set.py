@@ -1,4 +1,4 @@
-"""A tiny data set in COCO's format, boxes, masks and a crowd, and others that are made from it."""
+"""A tiny data set in COCO's format (boxes, masks, a crowd), and others derived from it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from PIL import Image
 
 SIZE = 96
 CLASSES = ("one", "two", "three")
-# Numbers neither sorted nor without gaps, as files in the wild have them.
+# Ids that are not sorted and have gaps, as in real files.
 NUMBERS = {"two": 9, "three": 4, "one": 30}
-# For each image its objects: class, and corners.
+# The objects of each image: class and corners.
 OBJECTS: Sequence[Sequence[tuple[str, tuple[int, int, int, int]]]] = (
     (("one", (4, 6, 40, 50)), ("two", (50, 20, 90, 60))),
     (("two", (10, 10, 60, 80)),),
@@ -29,10 +29,10 @@ def write_coco(
     """Write images and annotations; return the file.
 
     Args:
-        folder: Images go below its ``images``.
-        order: Of the categories in the file.
-        name: Of the file.
-        category: More for each category.
+        folder: Images are written to its ``images``.
+        order: Order of the categories in the file.
+        name: Name of the file.
+        category: More entries for each category.
     """
     images, annotations = [], []
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def write_coco(
 
 
 def write_voc(folder: Path) -> Path:
-    """Write the same in Pascal VOC's layout; return the list of images."""
+    """Write the same data in Pascal VOC's layout; return the list of images."""
     for below in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (folder / below).mkdir(parents=True, exist_ok=True)
     for number, objects in enumerate(OBJECTS):
@@ -86,7 +86,7 @@ def write_voc(folder: Path) -> Path:
 
 
 def section(file: Path, **more: Any) -> dict[str, Any]:
-    """Return the section of a config for a COCO file, of no pipeline."""
+    """Return a config section for a COCO file, without pipeline."""
     return {
         "type": "CocoDataset",
         "classes": CLASSES,
@@ -98,7 +98,7 @@ def section(file: Path, **more: Any) -> dict[str, Any]:
 
 
 def found(names: Sequence[str], *, masks: bool = False) -> list[Any]:
-    """Return results that are just the annotations, for labels in this order."""
+    """Return results equal to the annotations, for labels in this order."""
     results: list[Any] = []
     for objects in OBJECTS:
         boxes: list[list[list[float]]] = [[] for _ in names]
@@ -114,21 +114,21 @@ def found(names: Sequence[str], *, masks: bool = False) -> list[Any]:
 
 
 def nothing(num_classes: int, *, masks: bool = False) -> list[Any]:
-    """Return results in which nothing was found."""
+    """Return results without detections."""
     none = [np.zeros((0, 5), np.float32) for _ in range(num_classes)]
     bitmaps: list[list[Any]] = [[] for _ in range(num_classes)]
     return [(none, bitmaps) if masks else none for _ in OBJECTS]
 
 
 def proposals(results: Sequence[Any]) -> list[Any]:
-    """Return boxes of classes as an RPN would propose them."""
+    """Return boxes by class as the proposals of an RPN."""
     return [np.concatenate(boxes) for boxes in results]
 
 
 def config_of(
     train: Mapping[str, Any] | Sequence[Any], test: Mapping[str, Any] | Sequence[Any], **more: Any
 ) -> Any:
-    """Return as much of a config as tells the data sets."""
+    """Return the part of a config that defines the data sets."""
     from mmcv import Config
 
     return Config({"data": {"train": train, "val": test, "test": test}, "model": {}, **more})

@@ -13,7 +13,7 @@ from tests.launcher.conftest import CONFIG, ROOT
 
 @pytest.fixture(scope="session")
 def tiny(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Return a function: dotted overrides -> the finished config."""
+    """Return a function from dotted overrides to the finished config."""
     from dq.detector.config.read import apply_options, finish, read_config
 
     path = tmp_path_factory.mktemp("config") / "tiny.py"

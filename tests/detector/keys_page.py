@@ -1,4 +1,4 @@
-"""Writes ``docs/mmdet_keys.md`` from the tables: ``python -m tests.detector.keys_page``."""
+"""Write ``docs/mmdet_keys.md`` from the tables: ``python -m tests.detector.keys_page``."""
 
 from __future__ import annotations
 
@@ -11,52 +11,53 @@ from launcher.cli import build_parsers
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/mmdet_keys.md"
 BEGIN = """\
-# What becomes of mmdet's keys
+# What mmdet's keys do here
 
-Every key that mmdet 2.28.2 acts on in `tools/train.py`, `tools/test.py`, `mmdet.apis`,
+Every key that mmdet 2.28.2 reads in `tools/train.py`, `tools/test.py`, `mmdet.apis`,
 `compat_cfg`, `replace_cfg_vals`, `update_data_root`, `setup_multi_processes` and
-`register_training_hooks`, and what it does here. A test reads their code and fails where a key, a
-flag or a variable is in none of these tables; the page is written from the tables that the
+`register_training_hooks`, and what it does here. A test reads their code and fails if a key, a
+flag or a variable is in none of these tables. The page is written from the tables that the
 launcher itself uses (`dq/detector/config/mmdet_keys.py`, `python -m tests.detector.keys_page`).
 
-`--cfg-options` are laid over the config before anything is read from it: before `quantize`
+`--cfg-options` are applied to the config before anything is read from it: before `quantize`
 decides what `launcher CONFIG` does, before `custom_imports` are imported and `${...}` is
 resolved. The order of words on the command line does not matter. `work_dir`, `data_root`,
 `load_from`, `resume_from` and all others may be given there.
 
 """
 MORE = """
-## Where this is more than a word
+## Details
 
-**Going on.** `resume_from` (or `--resume FILE`) names a checkpoint of this launcher or of plain
-mmdet. It is taken by the training that wrote it: in `run`, the float training goes on from a
-float one and the quantized training begins after it; a quantized one is left for the quantized
-training. First comes `--resume FILE`, then the newest checkpoint of the stage (`--resume`,
-`auto_resume`, or a job that was started again), then `resume_from`.
+**Resuming.** `resume_from` (or `--resume FILE`) names a checkpoint of this launcher or of plain
+mmdet. It is used by the training that wrote it. In `run`, a float checkpoint resumes the float
+training, and the quantized training starts after it; a quantized checkpoint resumes the quantized
+training. `--resume FILE` has priority over the newest checkpoint of the stage (`--resume`,
+`auto_resume`, or a restarted job), which has priority over `resume_from`. What may have changed
+since is in [faults.md](faults.md#going-on).
 
-**Initial weights.** Each `init_cfg` of type `Pretrained` is looked at before anything is loaded.
-A missing file, an address that cannot be fetched, a prefix that is not in the file, and weights
-of another network (fewer than half of the module's own fit) end the job with one line and exit
-code 2. mmcv would load what happens to fit and log the rest. Weights that are to fit partly can
-be given as `load_from`, which takes what fits and says how much did not. Addresses (`https://`,
-`torchvision://`, `open-mmlab://`, `mmcls://`) are fetched once, into torch's cache.
+**Initial weights.** The file of each `init_cfg` of type `Pretrained` is checked before anything is
+loaded. A missing file, an address that cannot be fetched, a prefix that is not in the file, and
+weights of another network (fewer than half of the module's weights fit) end the job with one line
+and exit code 2. mmcv would load the weights that fit and log the rest. To load only a part, use
+`load_from`, which loads the weights that fit and logs how many did not. Addresses (`https://`,
+`torchvision://`, `open-mmlab://`, `mmcls://`) are downloaded once, into torch's cache.
 
-**EMA hooks.** `ExpMomentumEMAHook`, `LinearMomentumEMAHook` and mmcv's `EMAHook` are done by one
-average with the hook's own rule (momentum, warm-up, interval, `skip_buffers`), in float and in
-quantized training. It is what is evaluated and written as the detector's weights, as in mmdet.
-Unlike there the state dict has no `ema_*` entries, so that plain mmdet loads it strictly, and a
-resumed training goes on with its own weights and not with the averaged ones. `quant.ema` goes
-first in quantized training. With `IterBasedRunner` mmdet's hooks never put the average in place;
-here it is.
+**EMA hooks.** `ExpMomentumEMAHook`, `LinearMomentumEMAHook` and mmcv's `EMAHook` are replaced by
+one average with the hook's own rule (momentum, warm-up, interval, `skip_buffers`), in float and in
+quantized training. As in mmdet, the average is evaluated and written as the detector's weights.
+Unlike in mmdet, the state dict has no `ema_*` entries, so that plain mmdet loads it strictly. A
+resumed training continues with its own weights, not with the averaged ones. `quant.ema` has
+priority in quantized training. With `IterBasedRunner`, mmdet's hooks never use the average for
+evaluation; here it is used.
 
-**`quant.training`** lays overrides over the config for the quantized training: dotted keys
-(`"optimizer.lr": 1e-3`), or whole sections, also in place of what was there
+**`quant.training`** holds overrides of the config for the quantized training: dotted keys
+(`"optimizer.lr": 1e-3`), or whole sections, also as replacements
 (`optimizer=dict(_delete_=True, type="AdamW", lr=1e-4)`). mmdet's old names
-(`data.samples_per_gpu`, `total_epochs`) are followed. A key that a quantized training does not
+(`data.samples_per_gpu`, `total_epochs`) are accepted. A key that a quantized training does not
 read (`model`, `data.test`, `seed`, ...) is refused.
 
-**`checkpoint_config`** means what it means in mmcv. What is written besides, to go on from
-(`step_N.pth`: at a signal, before an evaluation, every `steps` steps or `minutes`), is no part of
+**`checkpoint_config`** means the same as in mmcv. Additional checkpoints for resuming
+(`step_N.pth`: at a signal, before an evaluation, every `steps` steps or `minutes`) do not count for
 `max_keep_ckpts`; the last two of them are kept.
 """
 

@@ -1,4 +1,4 @@
-"""The smallest config that `finish` takes."""
+"""The smallest config that `finish` accepts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mmcv import Config
 
 
 def minimal(**more: Any) -> Config:
-    """Return a config with the sections that must be there, and others."""
+    """Return a config with the required sections, and others."""
     return Config(
         {
             "model": {"type": "RetinaNet"},

@@ -1,4 +1,4 @@
-"""A hook that records what a runner shows to its hooks, at every stage."""
+"""A hook that records the state of a runner at every stage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmcv.parallel import DataContainer, is_module_wrapper
 from mmcv.runner import HOOKS, Hook
 from torch import Tensor
 
-# What mmcv's runners have; a runner with all hooks of a training has more beside it.
+# Attributes of mmcv's runners; a runner with all hooks of a training has more.
 PLAIN = (
     "mode", "epoch", "iter", "inner_iter", "max_epochs", "max_iters", "rank", "world_size",
     "_epoch", "_iter", "_inner_iter", "_max_epochs", "_max_iters", "model_name",
@@ -19,7 +19,7 @@ RECORDS: list[dict[str, Any]] = []
 
 
 def shape_of(value: Any) -> Any:
-    """Return a value's form, and its content where that is plain."""
+    """Return a value's structure, and its content if that is plain."""
     if isinstance(value, DataContainer):
         return "container", shape_of(value.data), value.stack, value.cpu_only
     if isinstance(value, Tensor):
@@ -33,17 +33,17 @@ def shape_of(value: Any) -> Any:
 
 @HOOKS.register_module(force=True)
 class RecordingHook(Hook):  # type: ignore[misc]
-    """Append a dict a call to `RECORDS`.
+    """Appends a dict per call to `RECORDS`.
 
     Args:
-        name: Told apart by it where there are several.
+        name: Name in the records, to distinguish several hooks.
     """
 
     def __init__(self, name: str = "") -> None:
         self.name = name
 
     def record(self, stage: str, runner: Any) -> None:
-        """Take down everything that hooks commonly read."""
+        """Record everything that hooks commonly read."""
         found: dict[str, Any] = {"stage": stage, "hook": self.name}
         for attribute in PLAIN:
             found[attribute] = getattr(runner, attribute)
@@ -52,7 +52,7 @@ class RecordingHook(Hook):  # type: ignore[misc]
         found["optimizer"] = type(runner.optimizer).__name__
         found["rates"] = runner.current_lr(), runner.current_momentum()
         if stage != "after_train_iter" or self.name in ("usual", "low"):
-            # Before a step goes backward mmcv still has the gradients of the step before.
+            # Before the backward pass, mmcv still has the gradients of the previous step.
             gradients = [p.grad for p in runner.model.parameters() if p.requires_grad]
             found["gradients"] = sum(g is not None for g in gradients)
         found["meta"] = sorted(

@@ -1,4 +1,4 @@
-"""Data sections of every shape that mmdet takes, over the digits."""
+"""Data sections in every form that mmdet accepts, with the digits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TESTING: list[dict[str, Any]] = [
         ],
     },
 ]
-# What follows the loading of single images where they are mixed.
+# Pipeline steps after loading, for mixed images.
 MIXED: list[dict[str, Any]] = [
     {"type": "Mosaic", "img_scale": SIZE},
     {"type": "RandomFlip", "flip_ratio": 0.5},
@@ -49,7 +49,7 @@ def images(folder: Path) -> list[str]:
 
 
 def part(folder: Path, number: int, size: int, pipeline: list[Any]) -> dict[str, Any]:
-    """Return the section of a data set of its own with so many of the digits' images."""
+    """Return the section of a separate data set with this number of the digits' images."""
     path = folder / f"part_{number}_{size}.txt"
     names = images(folder)
     path.write_text("\n".join(names[(number * 5 + i) % len(names)] for i in range(size)) + "\n")
@@ -62,7 +62,7 @@ def part(folder: Path, number: int, size: int, pipeline: list[Any]) -> dict[str,
 def nesting(
     folder: Path, draw: random.Random, pipeline: list[Any], depth: int = 3, *, mixing: bool = True
 ) -> Any:
-    """Return a section of a random shape."""
+    """Return a section of a random form."""
     kinds = ["one", "files"] if not depth else [
         "one", "files", "list", "concat", "repeat", "balanced", *(["mix"] if mixing else []),
     ]  # fmt: skip
@@ -86,7 +86,7 @@ def nesting(
         return {"type": "RepeatDataset", "times": 2, "dataset": inner()}
     if kind == "balanced":
         return {"type": "ClassBalancedDataset", "oversample_thr": 0.5, "dataset": inner()}
-    # Images that are mixed are only loaded before; below nothing else ends a pipeline.
+    # Images to be mixed are only loaded in the inner section; their pipeline has no last step.
     return {
         "type": "MultiImageMixDataset",
         "dataset": nesting(folder, draw, LOADING, depth - 1, mixing=False),
@@ -95,7 +95,7 @@ def nesting(
 
 
 def config_of(train: Any, val: Any, test: Any, **more: Any) -> Config:
-    """Return what the stages read of a config with these sections."""
+    """Return a config with these sections and the other keys that the stages read."""
     data = {"train": train, "val": val, "test": test, "samples_per_gpu": 2, "workers_per_gpu": 0}
     given = {name: section for name, section in data.items() if section is not None}
     runner = {"type": "EpochBasedRunner", "max_epochs": 1}

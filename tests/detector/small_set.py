@@ -1,4 +1,4 @@
-"""The tiny digits as an mmdet data set with random augmentation, quick enough for unit tests."""
+"""The tiny digits as an mmdet data set with random augmentation, fast enough for unit tests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MIXING: list[dict[str, Any]] = [
 
 
 def section(folder: Path, pipeline: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Return the section of a config for the digits that one trains on."""
+    """Return the config section of the digits for training."""
     return {
         "type": "VOCFolderDataset",
         "classes": CLASSES,
@@ -48,7 +48,7 @@ def section(folder: Path, pipeline: list[dict[str, Any]] | None = None) -> dict[
 
 
 def mixed(folder: Path) -> dict[str, Any]:
-    """Return the section of a data set with mosaic and MixUp, as YOLOX has it."""
+    """Return the section of a data set with Mosaic and MixUp, as in YOLOX."""
     return {
         "type": "MultiImageMixDataset",
         "dataset": section(folder, LOADING),
@@ -57,14 +57,14 @@ def mixed(folder: Path) -> dict[str, Any]:
 
 
 def built(section: dict[str, Any]) -> Any:
-    """Return the data set, looked through as the launcher does."""
+    """Return the data set, checked as in the launcher."""
     dataset = build_dataset(section)
     inspect(dataset, "train")
     return dataset
 
 
 def config(**options: Any) -> Config:
-    """Return what a training loader reads of a config, with options of the loader."""
+    """Return the part of a config that a training loader reads, with loader options."""
     chosen = {"samples_per_gpu": 2, "workers_per_gpu": 0, **options}
     return Config({"data": {"train_dataloader": chosen}, "runner": {"type": "EpochBasedRunner"}})
 
@@ -75,7 +75,7 @@ def names(batch: Any) -> list[str]:
 
 
 def content(batch: Any) -> tuple[Any, ...]:
-    """Return all of a micro-batch in a form that ``==`` compares."""
+    """Return the content of a micro-batch in a form that ``==`` compares."""
     plain = to_device(batch, "cpu")
     boxes = [box.tolist() for box in plain["gt_bboxes"]]
     return plain["img"].numpy().tobytes(), boxes, [label.tolist() for label in plain["gt_labels"]]

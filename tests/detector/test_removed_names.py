@@ -1,4 +1,4 @@
-"""What mmdet and mmcv ask numpy and torch for is there, whatever has been taken away since."""
+"""All names that mmdet and mmcv use from numpy and torch exist, also removed ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dq.detector import removed_names
 from tests.detector.small_set import built, section
 
 ASKED = ("numpy", "torch", "torchvision", "cv2", "PIL", "inspect", "collections")
-# Of devices and engines that need a torch of their own; mmcv asks whether they are there first.
+# Names for devices and engines that need a special torch; mmcv checks first if they exist.
 OTHER_DEVICES = {"mlu", "is_mlu_available", "npu", "npu_deformable_conv2d",
                  "npu_deformable_conv2dbk", "SyncBatchNorm2d", "PoolDataLoader"}  # fmt: skip
 
@@ -45,7 +45,7 @@ def is_module(name: str) -> bool:
 
 
 def missing_in(path: Path) -> Iterator[str]:
-    """Yield what the file takes from the modules of `ASKED` that they have not."""
+    """Yield the names that a file uses from the modules of `ASKED`, but that do not exist."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names: dict[str, Any] = {}
     for node in ast.walk(tree):
@@ -80,7 +80,7 @@ def missing_in(path: Path) -> Iterator[str]:
                 found = getattr(found, attribute)
 
 
-def test_every_name_that_mmdet_and_mmcv_ask_for_is_there() -> None:
+def test_every_name_that_mmdet_and_mmcv_use_exists() -> None:
     seen, missing = 0, {}
     for path in sources():
         seen += 1
@@ -91,7 +91,7 @@ def test_every_name_that_mmdet_and_mmcv_ask_for_is_there() -> None:
     assert missing == {}
 
 
-def test_names_are_what_they_were() -> None:
+def test_restored_names_have_their_old_meaning() -> None:
     assert np.array([1.5]).astype(np.int).dtype == np.int64  # type: ignore[attr-defined]
     assert np.zeros(1, dtype=np.float).dtype == np.float64  # type: ignore[attr-defined]
     assert np.array([True]).astype(np.bool).dtype == bool
@@ -99,18 +99,18 @@ def test_names_are_what_they_were() -> None:
     assert found.tolist() == [False, True, True, False]
     assert np.product([2, 3]) == 6  # type: ignore[attr-defined]
     assert {"int", "float", "object", "float_", "Inf", "product"} <= set(removed_names.NUMPY)
-    assert removed_names.mend() == ()  # There is nothing left to mend.
+    assert removed_names.restore() == ()  # A second call restores nothing.
 
 
-def test_what_is_there_is_left_alone() -> None:
+def test_existing_names_are_not_changed() -> None:
     module = types.ModuleType("numpy_of_another_year")
     module.int = "its own"  # type: ignore[attr-defined]
-    assert "int" not in removed_names.give_back(module, removed_names.NUMPY)
+    assert "int" not in removed_names.restore_names(module, removed_names.NUMPY)
     assert module.int == "its own"
     assert module.float is float
 
 
-def test_the_log_says_what_was_given_back(caplog: pytest.LogCaptureFixture) -> None:
+def test_restored_names_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         removed_names.say()
     assert f"numpy {np.__version__} has no np.int, np.float" in caplog.text
@@ -134,7 +134,7 @@ def test_sampler_of_libra_rcnn() -> None:
     assert len(sampler._sample_neg(assigned, 8)) == 8
 
 
-def test_weights_beside_scalars_of_numpy_are_read_by_mmcv(tmp_path: Path) -> None:
+def test_mmcv_reads_weights_with_numpy_scalars(tmp_path: Path) -> None:
     path = tmp_path / "published.pth"
     layer = torch.nn.Linear(2, 2)
     meta = {"hook_msgs": {"best_score": np.float64(0.5)}, "random": np.zeros(3, np.uint32)}

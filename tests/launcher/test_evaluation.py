@@ -102,7 +102,7 @@ def test_no_evaluation_loses_a_training(launch: Launch, config: Path, tmp_path: 
         "train", config, "--work-dir", tmp_path, "--wandb", "disabled", "--cfg-options", *options
     )
     assert code == 1
-    assert "no evaluation, the training goes on: " in out
+    assert "no evaluation, the training continues: " in out
     path = tmp_path / "float/float.pth"
     assert path.is_file()
     assert len(err.strip().splitlines()) == 1, err

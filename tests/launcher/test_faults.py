@@ -296,12 +296,12 @@ def test_loader_process_killed(config: Path, tmp_path: Path) -> None:
                              folder=tmp_path)  # fmt: skip
     must_have_ended(ending, errors=0)
     assert ending.codes == [0, 0], ending.output[-3000:]
-    assert "a loader process was lost" in ending.output
+    assert "a worker process was lost" in ending.output
     record(
-        "a loader process killed",
+        "a worker process killed",
         "nothing",
         ending,
-        reads="a loader process was lost",
+        reads="a worker process was lost",
         recovered=True,
     )
 
@@ -340,7 +340,7 @@ def test_nan_of_one_rank_is_left_out_where_asked_for(config: Path, tmp_path: Pat
                              folder=tmp_path)  # fmt: skip
     must_have_ended(ending, errors=0)
     assert ending.codes == [0, 0], ending.output[-3000:]
-    assert re.search(r"step 4 is left out, the 1\. so far: loss\w* is nan", ending.output)
+    assert re.search(r"step 4 is skipped, number 1 so far: loss\w* is nan", ending.output)
     tensors = load_checkpoint(tmp_path / "w/float/float.pth")["state_dict"].values()
     assert all(bool(t.isfinite().all()) for t in tensors)
     record("the same, `nonfinite='skip'`", "that step", ending, reads="left out", recovered=True)

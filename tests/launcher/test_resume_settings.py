@@ -99,7 +99,7 @@ def test_a_new_rate_is_applied_where_it_is_asked_for(train) -> None:  # type: ig
 @pytest.mark.parametrize(
     ("consent", "more", "said"),
     [
-        ("optimizer", "optimizer = dict(_delete_=True, type='SGD', lr=0.001)", "begins anew"),
+        ("optimizer", "optimizer = dict(_delete_=True, type='SGD', lr=0.001)", "starts again"),
         ("data", "data = dict(samples_per_gpu=8)", "an epoch has 3 steps, not 6"),
         ("accumulate", "accumulate = 2", "an epoch has 3 steps, not 6"),
     ],

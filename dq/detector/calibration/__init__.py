@@ -1,1 +1,1 @@
-"""Ranges of a detector, RoI heads included."""
+"""Calibrate the ranges of a detector, including RoI heads."""

@@ -1,4 +1,4 @@
-"""Calibrate a prepared detector, RoI heads included."""
+"""Calibrate a prepared detector, including RoI heads."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def calibrate_and_repair(
     weight_range: str = "min_max",
     repair: Repair | None = None,
 ) -> tuple[str, ...]:
-    """Calibrate, with all repairs that are asked for; leave the quantizers FROZEN.
+    """Calibrate and apply the requested repairs; leave the quantizers FROZEN.
 
     Args:
         detector: Prepared, on ``device``.
         graph: Its graph.
-        batches: Images ``(N, C, H, W)``; the first ones serve the repairs too.
-        device: Where the detector is.
+        batches: Images ``(N, C, H, W)``; the first ones are used for the repairs too.
+        device: Device of the detector.
         weight_range: As in `dq.quant.recipes.recipe.Recipe`.
-        repair: What to repair; None for nothing.
+        repair: Which repairs to apply; None for none.
 
     Returns:
-        Names of the quantizers that mixed precision raised.
+        Names of the quantizers that mixed precision gave more bits.
 
     Raises:
         ValueError: As `dq.quant.ptq.calibration.calibrate_`.
@@ -59,16 +59,16 @@ def calibrate(
         detector: Prepared, on ``device``.
         graph: Its graph.
         batches: Images ``(N, C, H, W)``.
-        device: Where the detector is.
+        device: Device of the detector.
 
     Returns:
-        How many images were seen.
+        The number of images.
     """
     return calibrate_(graph, batches, lambda b: run_network(detector, graph, b.to(device)))
 
 
 def run_network(detector: nn.Module, graph: QuantizedGraph, batch: Tensor) -> int:
-    """Run all of a prepared detector's graphs on a batch, RoI heads included; return its size."""
+    """Run all graphs of a prepared detector on a batch, including RoI heads; return its size."""
     result = graph(batch)
     if graph.parts:
         run_roi_heads(detector, features_of(result), batch)

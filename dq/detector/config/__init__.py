@@ -1,1 +1,1 @@
-"""Read a config: mmdet's keys and flags, overrides, and what is mistyped."""
+"""Read a config: mmdet's keys and flags, overrides, and checks for misspelt keys."""

@@ -1,4 +1,4 @@
-"""Where a checkpoint that a config names by an address lies on this machine."""
+"""Find or download the file of a checkpoint that a config names by an address."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _open_mmlab(name: str) -> str:
     return str(get_deprecated_model_names().get(name, name))
 
 
-# The lists that mmcv keeps, and how a name in an address becomes one of theirs.
+# mmcv's lists of models, and how to convert the name in an address to a name in the list.
 _ZOOS: Mapping[str, tuple[Callable[[], Mapping[str, str]], Callable[[str], str]]] = {
     "torchvision": (get_torchvision_models, lambda name: name.lower().replace("_weights", "")),
     "modelzoo": (get_torchvision_models, lambda name: name.lower().replace("_weights", "")),
@@ -34,16 +34,15 @@ _ZOOS: Mapping[str, tuple[Callable[[], Mapping[str, str]], Callable[[str], str]]
 
 
 def local_file(name: str) -> Path:
-    """Return a checkpoint's file, fetched into torch's cache where its name is an address.
+    """Return the path of a checkpoint file; an address is downloaded into torch's cache first.
 
-    For the main rank, which reads for all: mmcv's own functions for addresses have a barrier in
-    them.
+    Call it on the main rank only, which reads for all. mmcv's own functions contain a barrier.
 
     Args:
-        name: A path, a web address, or one of mmcv's, such as ``torchvision://resnet50``.
+        name: A path, a web address, or an address of mmcv, such as ``torchvision://resnet50``.
 
     Raises:
-        ValueError: It is an address that cannot be reached, or of a kind that is not known.
+        ValueError: The address cannot be reached, or its scheme is unknown.
     """
     kind, _, rest = name.partition("://")
     if not rest:

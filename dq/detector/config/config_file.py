@@ -1,4 +1,4 @@
-"""Read a config file as mmcv does, and leave nothing behind where the file cannot be read."""
+"""Read a config file as mmcv does, and clean up if the file cannot be read."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mmcv import Config
 
 
 def load_config_file(path: str | Path) -> Config:
-    """Return the config in ``path``, as it stands there; its ``custom_imports`` are not imported.
+    """Return the config in ``path``, unchanged; its ``custom_imports`` are not imported.
 
     Raises:
-        Exception: Whatever the file raises, for a config is a program.
+        Exception: Any exception of the file; a config is a program.
     """
     before = list(sys.path)
     try:
@@ -29,10 +29,9 @@ def load_config_file(path: str | Path) -> Config:
 def _close_temporary_files(error: BaseException) -> None:
     """Close the temporary files that mmcv had open when ``error`` was raised.
 
-    mmcv has removed their folder by then. A file that is left open says so much later: Python's
-    garbage collector meets it, fails to delete it and prints a traceback that nobody can place, or
-    breaks the parser that happens to run at that moment (Python 3.11: "AST constructor recursion
-    depth mismatch").
+    mmcv has removed their folder by then. A file that stays open fails much later: Python's garbage
+    collector cannot delete it and prints an unrelated traceback, or breaks the parser that runs at
+    that moment (Python 3.11: "AST constructor recursion depth mismatch").
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         for value in frame.f_locals.values():

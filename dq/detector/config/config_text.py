@@ -1,4 +1,4 @@
-"""A config as text that checkpoints and exported files carry: written, and read back as data."""
+"""Write a config as text for checkpoints and exported files, and read it back as data."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from mmcv import Config
 
 from dq.tracking.record.secrets import hide
 
-# How Python writes floats that have no literal.
+# Floats whose text in Python is not a literal.
 _FLOATS = {"inf": float("inf"), "nan": float("nan")}
 _PICKLES = (".pkl", ".pickle")
-# Packages that every process here imports anyway.
+# Packages that every process imports anyway.
 _HARMLESS = ("dq", "mmcv", "mmdet")
 
 
 def config_text(config: Config) -> str:
-    """Return the config as Python that reads back as the same, whatever stands in its strings.
+    """Return the config as Python text that reads back as the same config, for any strings in it.
 
-    mmcv's own way sets strings between quotes that it does not escape, so a path with a quote or a
-    backslash in it is another path, or no Python at all. Keys and passwords are left out: the text
-    goes into checkpoints and exported files.
+    mmcv's own function does not escape strings: a path with a quote or a backslash becomes another
+    path, or a syntax error. Keys and passwords are left out, because the text goes into checkpoints
+    and exported files.
     """
     values = hide(config._cfg_dict.to_dict())
     return "".join(
@@ -34,17 +34,17 @@ def config_text(config: Config) -> str:
 
 
 def read_config_text(text: str, source: Path) -> Config:
-    """Return the config that `config_text` wrote; nothing in the text is run.
+    """Return the config that `config_text` wrote, without running any code of the text.
 
-    A file that is handed from one person to another may hold anything. Only plain values are
-    taken: numbers, strings, lists, tuples, dicts, sets, ranges, booleans and None.
+    A file from another person may contain anything. Only plain values are accepted: numbers,
+    strings, lists, tuples, dicts, sets, ranges, booleans and None.
 
     Args:
         text: Assignments of plain values to names.
         source: The file that holds it, for messages.
 
     Raises:
-        ValueError: Anything else stands in the text.
+        ValueError: The text contains anything else.
     """
     values: dict[str, Any] = {}
     try:
@@ -62,24 +62,24 @@ def read_config_text(text: str, source: Path) -> Config:
 
 
 def refuse_code(config: Config, source: Path) -> None:
-    """Raise ValueError where a config that came in a file would have code run.
+    """Raise ValueError if a config from inside another file would run code.
 
     Args:
-        config: As `read_config_text` returns it.
+        config: Result of `read_config_text`.
         source: The file that holds it, for messages.
     """
-    mend = "give the config file too, or allow it with --trust-checkpoint"
+    fix = "give the config file too, or allow it with --trust-checkpoint"
     section = config.get("custom_imports")
     imports = section.get("imports") if isinstance(section, Mapping) else section
     others = [name for name in _listed(imports) if name.partition(".")[0] not in _HARMLESS]
     if others:
         named = ", ".join(others)
-        raise ValueError(f"the config in {source} imports {named}, which runs its code; {mend}")
+        raise ValueError(f"the config in {source} imports {named}, which runs its code; {fix}")
     for key, value in _strings(config._cfg_dict.to_dict().get("data"), "data"):
         if value.partition("?")[0].lower().endswith(_PICKLES):
             raise ValueError(
                 f"the config in {source} reads {key}={value!r}, a pickle, which may run any code;"
-                f" {mend}"
+                f" {fix}"
             )
 
 
@@ -92,7 +92,7 @@ def _assigned(statement: ast.stmt) -> tuple[str, ast.expr]:
 
 
 class _Plain(ast.NodeTransformer):
-    """Put values where `ast.literal_eval` knows no literal for them."""
+    """Replace inf, nan and ranges by constants, which `ast.literal_eval` cannot parse itself."""
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Constant(_FLOATS[node.id]) if node.id in _FLOATS else node

@@ -1,4 +1,4 @@
-"""Modules that a config has imported for what they register: ``custom_imports``."""
+"""Import the modules in a config's ``custom_imports``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ EXAMPLE = "dict(imports=['my_package.my_module'], allow_failed_imports=False)"
 
 
 def import_modules(section: Any) -> None:
-    """Import what ``custom_imports`` names, as mmcv does, but say what failed and why.
+    """Import the modules in ``custom_imports`` as mmcv does, with errors that name the cause.
 
     Args:
-        section: mmcv's: ``imports`` (a name or a list of them) and ``allow_failed_imports``; None
-            for nothing.
+        section: As in mmcv: ``imports`` (a name or a list of names) and ``allow_failed_imports``;
+            or None.
 
     Raises:
-        ValueError: A module cannot be imported, or the section is of another form.
+        ValueError: A module cannot be imported, or the section has another form.
     """
     if section is None:
         return
@@ -45,14 +45,14 @@ def _import(name: str, *, may_fail: bool) -> None:
             log.warning("custom_imports: %s is left out (%s)", name, reason)
             return
         raise ValueError(
-            f"custom_imports: module {name} cannot be imported: {reason}{_mend(name, error)}"
+            f"custom_imports: module {name} cannot be imported: {reason}{_fix(name, error)}"
         ) from error
 
 
-def _mend(name: str, error: BaseException) -> str:
+def _fix(name: str, error: BaseException) -> str:
     missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
     if missing is not None and (name == missing or name.startswith(f"{missing}.")):
-        return "; start where it lies, or put its folder into PYTHONPATH"
+        return "; start in its folder, or add its folder to PYTHONPATH"
     if missing is not None:
         return f"; install {missing.partition('.')[0]}, or leave the import out"
     return f" (raised at {error_location(error)})"

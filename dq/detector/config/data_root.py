@@ -1,4 +1,4 @@
-"""Where a config's data lie: ``data_root`` moved by the environment or the command line."""
+"""Change ``data_root`` of a config by the environment or the command line."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ log = logging.getLogger(__name__)
 def move_data_root(
     config: Config, of_environment: str | None, of_options: str | None
 ) -> str | None:
-    """Let every path below ``data`` that begins in ``data_root`` begin in another folder.
+    """Replace ``data_root`` at the start of every path in ``data`` by another folder.
 
-    mmdet does so with ``MMDET_DATASETS``. Here the command line's ``data_root`` does it too, and
-    goes first: configs write ``data_root + 'annotations/...'``, which is a finished string when
-    the command line is read. Unlike mmdet's function it looks into lists, and keeps the slash.
+    mmdet does this for ``MMDET_DATASETS``. Here ``data_root`` of the command line does it too, and
+    has priority: configs write ``data_root + 'annotations/...'``, which is already one string when
+    the command line is read. Unlike mmdet's function, it also changes lists and keeps the slash.
 
     Args:
-        config: As read from its file; changed.
+        config: As read from its file; changed in place.
         of_environment: ``MMDET_DATASETS``.
         of_options: ``data_root`` of ``--cfg-options``.
 
     Returns:
-        The folder, with a slash at its end where the config's has one; None where nothing moves.
+        The folder, ending in a slash if the config's does; None if nothing changes.
     """
     goal = of_options or of_environment
     if not goal:
@@ -41,7 +41,7 @@ def move_data_root(
     if config.get("data"):
         config.data = _moved(config.data, root, goal)
     config.data_root = goal
-    log.info("%s: data lie in %s, not in %s", name, goal, root)
+    log.info("%s: data are in %s, not in %s", name, goal, root)
     return goal
 
 

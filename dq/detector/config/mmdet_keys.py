@@ -1,7 +1,7 @@
-"""Every key that mmdet's tools read from a config, and what becomes of it here.
+"""Every key that mmdet's tools read from a config, and what it does here.
 
-``docs/mmdet_keys.md`` is written from this table, and ``tests/detector/config/test_mmdet_keys.py``
-holds it against mmdet's and mmcv's own code.
+``docs/mmdet_keys.md`` is written from this table. ``tests/detector/config/test_mmdet_keys.py``
+compares it with mmdet's and mmcv's own code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Key(NamedTuple):
     Attributes:
         name: Dotted.
         state: ``as in mmdet``, ``differs`` or ``refused``.
-        note: What it does here; for one that is refused what to write instead.
+        note: What it does here; for a refused key, what to use instead.
     """
 
     name: str
@@ -36,21 +36,21 @@ KEYS = (
     Key("test_cfg", ACTED, "mmdet's old place of `model.test_cfg`"),
     Key("data", ACTED, "see the keys below it"),
     Key("data.train", ACTED, ""),
-    Key("data.val", ACTED, "may be absent: nothing is evaluated while training"),
+    Key("data.val", ACTED, "may be absent: then training runs without validation"),
     Key("data.test", ACTED, ""),
-    Key("data.samples_per_gpu", ACTED, "images of a step and rank"),
+    Key("data.samples_per_gpu", ACTED, "images per step and rank"),
     Key("data.imgs_per_gpu", ACTED, "its old name"),
-    Key("data.workers_per_gpu", ACTED, "loader processes of a rank, in training and evaluation"),
+    Key("data.workers_per_gpu", ACTED, "worker processes of a rank, in training and evaluation"),
     Key("data.persistent_workers", ACTED, ""),
     Key("data.train_dataloader", ACTED, "an unknown key is refused"),
-    Key("data.val_dataloader", OTHERWISE, "`workers_per_gpu`; one image a batch, so that padding"
+    Key("data.val_dataloader", OTHERWISE, "`workers_per_gpu`; one image per batch, so that padding"
         " changes no result"),
     Key("data.test_dataloader", OTHERWISE, "as `data.val_dataloader`"),
-    Key("data_root", ACTED, "`--cfg-options data_root=DIR` moves every path below `data` that"
-        " begins with it, which mmdet does for `$MMDET_DATASETS` alone"),
+    Key("data_root", ACTED, "`--cfg-options data_root=DIR` changes every path in `data` that"
+        " begins with it; mmdet does this only for `$MMDET_DATASETS`"),
     Key("optimizer", ACTED, "with `paramwise_cfg` and mmdet's and mmcv's constructors"),
     Key("optimizer.lr", ACTED, ""),
-    Key("optimizer_config", ACTED, "`grad_clip`; cumulative hooks are done by `accumulate`"),
+    Key("optimizer_config", ACTED, "`grad_clip`; cumulative hooks are replaced by `accumulate`"),
     Key("fp16", OTHERWISE, "training under autocast (bfloat16 on a CPU); evaluation in float32"),
     Key("lr_config", ACTED, ""),
     Key("momentum_config", ACTED, ""),
@@ -58,78 +58,78 @@ KEYS = (
     Key("runner.type", ACTED, ""),
     Key("runner.max_epochs", ACTED, ""),
     Key("total_epochs", ACTED, "mmdet's old name of `runner.max_epochs`; both must agree"),
-    Key("workflow", ACTED, "`[('train', n)]` or `[('train', n), ('val', m)]`, which is all that"
-        " mmdet has data for"),
+    Key("workflow", ACTED, "`[('train', n)]` or `[('train', n), ('val', m)]`; mmdet has data for"
+        " no others"),
     Key("evaluation", ACTED, "`None` is mmdet's default"),
     Key("evaluation.gpu_collect", OTHERWISE, "results are gathered without files or GPU"),
-    Key("checkpoint_config", ACTED, "see its own table; `None`: none but the stage's last"),
-    Key("checkpoint_config.meta", OTHERWISE, "mmdet writes over it; here it is kept beside mmdet's"
+    Key("checkpoint_config", ACTED, "see its own table; `None`: only the last of the stage"),
+    Key("checkpoint_config.meta", OTHERWISE, "mmdet overwrites it; here it is kept, besides mmdet's"
         " own (`mmdet_version`, `CLASSES`)"),
     Key("log_config", ACTED, "`None`: no logger"),
     Key("log_level", ACTED, ""),
     Key("custom_hooks", ACTED, "mmdet's and mmcv's EMA hooks keep one exact average, see below;"
         " `RFSearchHook` sets its dilations, but its search is refused"),
     Key("custom_imports", ACTED, "also from `--cfg-options`; a failure names module and reason"),
-    Key("load_from", ACTED, "weights that a float training begins with; the checkpoint of"
+    Key("load_from", ACTED, "initial weights of a float training; the checkpoint of"
         " `calibrate` and `qat` without `--checkpoint`. A file or an address"),
-    Key("resume_from", ACTED, "goes on with the training that wrote it, float or quantized;"
-        " `--resume` on the command line goes first, and so does a newer checkpoint of a job that"
-        " was started again"),
+    Key("resume_from", ACTED, "resumes the training that wrote it, float or quantized;"
+        " `--resume` on the command line has priority, and so has a newer checkpoint of a job that"
+        " was restarted"),
     Key("auto_resume", ACTED, "as `--resume`"),
-    Key("seed", OTHERWISE, "mmdet's tools draw one and write over it; here it is `--seed`'s"
+    Key("seed", OTHERWISE, "mmdet's tools draw a seed and overwrite it; here it is `--seed`'s"
         " default, and 0 without it"),
     Key("deterministic", ACTED, "mmdet's flag `--deterministic` as a key"),
-    Key("work_dir", ACTED, "folder of the experiment; `--work-dir` goes first"),
-    Key("device", OTHERWISE, "mmdet's tools write over it; here it is `--device`'s default"),
-    Key("gpu_ids", OTHERWISE, "mmdet's tools write over it; a rank takes the GPU of its local"
+    Key("work_dir", ACTED, "folder of the experiment; `--work-dir` has priority"),
+    Key("device", OTHERWISE, "mmdet's tools overwrite it; here it is `--device`'s default"),
+    Key("gpu_ids", OTHERWISE, "mmdet's tools overwrite it; a rank uses the GPU of its local"
         " rank"),
     Key("dist_params", OTHERWISE, "`backend` follows the device: NCCL on GPUs, gloo on CPUs; other"
         " keys are refused"),
     Key("find_unused_parameters", ACTED, ""),
     Key("auto_scale_lr", ACTED, ""),
     Key("auto_scale_lr.enable", ACTED, ""),
-    Key("auto_scale_lr.base_batch_size", ACTED, "without it nothing is scaled, and that is said"),
+    Key("auto_scale_lr.base_batch_size", ACTED, "without it nothing is scaled, with a warning"),
     Key("cudnn_benchmark", ACTED, ""),
-    Key("opencv_num_threads", ACTED, "0 (none) by default; in loader processes too"),
-    Key("mp_start_method", ACTED, "of loader processes; `fork` by default"),
-    Key("timer_config", REFUSED_BY_NAME, "mmdet's tools never hand it on; put the hook into"
+    Key("opencv_num_threads", ACTED, "0 (none) by default; in worker processes too"),
+    Key("mp_start_method", ACTED, "of worker processes; `fork` by default"),
+    Key("timer_config", REFUSED_BY_NAME, "mmdet's tools never use it; add the hook to"
         " custom_hooks"),
-    Key("profiler_config", REFUSED_BY_NAME, "mmdet's tools never hand it on; use custom_hooks ="
+    Key("profiler_config", REFUSED_BY_NAME, "mmdet's tools never use it; use custom_hooks ="
         " [dict(type='ProfilerHook', ...)]"),
 )  # fmt: skip
 
-# What `checkpoint_config` may hold: the arguments of mmcv's CheckpointHook, and three of our own.
+# Keys of `checkpoint_config`: the arguments of mmcv's CheckpointHook, and our own.
 CHECKPOINT_KEYS = (
-    Key("interval", ACTED, "epochs, or steps where `by_epoch` is False; -1, mmcv's default, is"
+    Key("interval", ACTED, "epochs, or steps if `by_epoch` is False; -1, mmcv's default, means"
         " never"),
     Key("by_epoch", ACTED, "True for `EpochBasedRunner`, False for `IterBasedRunner`"),
     Key("save_optimizer", ACTED, ""),
-    Key("out_dir", ACTED, "checkpoints lie in `out_dir/<experiment>/<stage>`; a folder, no"
+    Key("out_dir", ACTED, "checkpoints are in `out_dir/<experiment>/<stage>`; a folder, not an"
         " address"),
-    Key("max_keep_ckpts", ACTED, "all by default, and where it is 0 or less; three where the config"
+    Key("max_keep_ckpts", ACTED, "all by default, and if it is 0 or less; three if the config"
         " has no `checkpoint_config` at all"),
     Key("save_last", ACTED, ""),
     Key("sync_buffer", OTHERWISE, "always: running statistics are averaged over ranks"),
     Key("file_client_args", OTHERWISE, "the disk; another backend is refused"),
     Key("create_symlink", ACTED, "`latest.pth`"),
-    Key("filename_tmpl", REFUSED_BY_NAME, "names tell how to go on: epoch_N.pth, iter_N.pth"),
-    Key("meta", OTHERWISE, "kept beside mmdet's own (`mmdet_version`, `CLASSES`)"),
+    Key("filename_tmpl", REFUSED_BY_NAME, "resuming needs the names epoch_N.pth and iter_N.pth"),
+    Key("meta", OTHERWISE, "kept, besides mmdet's own (`mmdet_version`, `CLASSES`)"),
     Key("type", ACTED, "`CheckpointHook`; another is refused"),
-    Key("steps", "ours", "steps between two further checkpoints in the middle of an epoch"),
-    Key("minutes", "ours", "a checkpoint is written when the last is so old (15)"),
+    Key("steps", "ours", "steps between additional checkpoints within an epoch"),
+    Key("minutes", "ours", "a checkpoint is written when the last one is this old (15)"),
 )  # fmt: skip
 
 ENVIRONMENT = (
-    Key("MMDET_DATASETS", ACTED, "takes the place of `data_root`, in lists too"),
-    Key("OMP_NUM_THREADS", ACTED, "the threads of a rank, unless `--threads` says otherwise. Where"
-        " it is unset a rank takes its share of the cores (the 1 that torchrun sets unasked does"
-        " not count), and the processes that it starts get 1"),
-    Key("MKL_NUM_THREADS", OTHERWISE, "`OMP_NUM_THREADS` and `--threads` decide; processes that a"
-        " rank starts get 1 where it is unset"),
+    Key("MMDET_DATASETS", ACTED, "replaces `data_root`, in lists too"),
+    Key("OMP_NUM_THREADS", ACTED, "the threads of a rank, unless `--threads` is given. If"
+        " it is unset, a rank takes its share of the cores (torchrun's default of 1 does"
+        " not count), and its child processes get 1"),
+    Key("MKL_NUM_THREADS", OTHERWISE, "`OMP_NUM_THREADS` and `--threads` decide; child processes"
+        " get 1 if it is unset"),
     Key("LOCAL_RANK", ACTED, "set by torchrun; under Slurm `SLURM_LOCALID` is read"),
 )  # fmt: skip
 
-# Our own keys, which mmdet has not.
+# Our own keys, which mmdet does not have.
 OWN_KEYS = ("quantize", "quant", "accumulate", "guards", "tracking", "compile")
 
 TOP_LEVEL_KEYS = (

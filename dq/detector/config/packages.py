@@ -1,4 +1,4 @@
-"""Packages that mmcv and mmdet import only where a config asks for them."""
+"""Packages that mmcv and mmdet import only if a config needs them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mmcv import Config
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One that may be missing.
+    """A package that may be missing.
 
     Attributes:
-        module: As it is imported.
-        install: What ``pip install`` is told; empty where no registry has it.
+        module: Its import name.
+        install: Argument of ``pip install``; empty if no registry has it.
     """
 
     module: str
@@ -62,14 +62,14 @@ NEEDS: dict[str, tuple[Package, ...]] = {
     "LVISV1Dataset": (_LVIS,),
     "PAAHead": (Package("sklearn", "scikit-learn"),),
 }
-# By the name of a storage that files are read from.
+# By the name of a file storage backend.
 BACKENDS = {
     "ceph": Package("ceph"),
     "petrel": Package("petrel_client"),
     "memcached": Package("mc"),
     "lmdb": Package("lmdb", "lmdb"),
 }
-# By the registry that a type's name begins with.
+# By the registry scope that prefixes a type's name.
 SCOPES = {
     "mmcls": Package("mmcls", "'mmcls>=0.20,<1'"),
     "mmseg": Package("mmseg", "'mmsegmentation<1'"),
@@ -79,11 +79,11 @@ TRAINING = ("model", "data", "log_config", "custom_hooks", "optimizer_config")
 
 
 def check_packages(config: Config, *, trains: bool) -> None:
-    """Raise ValueError, naming package and mend, where the config needs one that is not there.
+    """Raise ValueError, naming package and fix, if the config needs a package that is missing.
 
     Args:
-        config: As `dq.detector.config.read.finish` returns it.
-        trains: Whether hooks and training images matter, or the model and ``data.test`` alone.
+        config: Result of `dq.detector.config.read.finish`.
+        trains: Check hooks and training data too, instead of only the model and ``data.test``.
     """
     if trains:
         parts = [(name, config.get(name)) for name in TRAINING]
@@ -100,15 +100,15 @@ def check_packages(config: Config, *, trains: bool) -> None:
 
 
 def _message(where: str, what: str, package: Package) -> str:
-    mend = f"pip install {package.install}" if package.install else "it is on no public registry"
+    fix = f"pip install {package.install}" if package.install else "it is on no public registry"
     return (
         f"{where}: {what} needs the package {package.module.partition('.')[0]}, which is not"
-        f" installed; {mend}, or leave {what} out"
+        f" installed; {fix}, or leave {what} out"
     )
 
 
 def _needs(section: Any, where: str) -> Iterator[tuple[str, str, Package]]:
-    """Yield for everything below that needs a package: where it stands, its name, the package."""
+    """Yield for each type in a section that needs a package: its key, its name, the package."""
     if isinstance(section, list | tuple):
         for number, item in enumerate(section):
             yield from _needs(item, f"{where}[{number}]")

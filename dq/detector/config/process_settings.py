@@ -1,4 +1,4 @@
-"""What mmdet's tools set for the whole process before they do anything else."""
+"""Process-wide settings that mmdet's tools make at the start."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def set_up_process(config: Config) -> None:
     The sources are mmdet's ``setup_multi_processes``, ``set_random_seed`` and ``get_root_logger``.
 
     Args:
-        config: As `dq.detector.config.read.finish` returns it.
+        config: Result of `dq.detector.config.read.finish`.
 
     Raises:
-        ValueError: A setting has a value that cannot be.
+        ValueError: A setting has an invalid value.
     """
     _set_start_method(config.get("mp_start_method"))
     threads = config.get("opencv_num_threads") or 0
     if not isinstance(threads, int):
         raise ValueError(f"opencv_num_threads is {threads!r}; give a whole number, 0 for none")
     cv2.setNumThreads(threads)
-    # For processes that are started from here; this one has its threads already.
+    # For child processes; this process has its threads already.
     if config.data.get("train_dataloader", {}).get("workers_per_gpu", 1) > 1:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ.setdefault(name, "1")
@@ -54,7 +54,7 @@ def _set_start_method(method: Any) -> None:
         raise ValueError(f"mp_start_method is {method!r}; use one of {', '.join(known)}")
     multiprocessing.set_start_method(method, force=True)
     if method != "fork":
-        # Such a process imports everything anew, and its libraries' warnings would be printed.
+        # Such a process imports everything again, and its libraries' warnings would be printed.
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
 
 
@@ -67,18 +67,18 @@ def _set_log_level(level: Any) -> None:
 
 
 def _check_dist_params(section: Any) -> None:
-    """Refuse what would be passed over: the process group is made before the config is read."""
+    """Refuse keys that would be ignored: the process group exists before the config is read."""
     if section is None:
         return
     if not isinstance(section, Mapping):
         raise ValueError(f"dist_params is {section!r}; use dict(backend='nccl')")
-    mends = {
+    fixes = {
         "port": "set MASTER_PORT, or torchrun --master-port",
         "timeout": "use --timeout SECONDS",
     }
     for key, value in section.items():
         if key != "backend":
-            mend = mends.get(key, "leave it out")
-            raise ValueError(f"dist_params.{key} is not read here; {mend}")
+            fix = fixes.get(key, "leave it out")
+            raise ValueError(f"dist_params.{key} is not read here; {fix}")
         if value not in BACKENDS:
             raise ValueError(f"dist_params.backend is {value!r}; use one of {', '.join(BACKENDS)}")

@@ -1,4 +1,4 @@
-"""Read an mmdet config file, with overrides, and refuse what is mistyped."""
+"""Read an mmdet config file, with overrides, and refuse misspelt keys."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from dq.detector.config.custom_imports import import_modules
 from dq.detector.config.data_root import move_data_root
 from dq.detector.config.mmdet_keys import REFUSED, TOP_LEVEL_KEYS
 
-# Too short, or too near to what people call their own variables, to be taken for a misspelt key.
+# Too short, or too similar to common variable names, to count as a misspelt key.
 NOT_MISSPELT = ("seed", "device", "launcher", "gpu_ids")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CarriedConfig:
-    """A config that came in a file of another kind, such as an exported model.
+    """A config from inside a file of another kind, such as an exported model.
 
     Attributes:
-        text: As `dq.detector.config.config_text.config_text` wrote it.
-        trusted: Let it import modules and read pickles.
+        text: Result of `dq.detector.config.config_text.config_text`.
+        trusted: Allow it to import modules and read pickles.
     """
 
     text: str
@@ -41,18 +41,18 @@ class CarriedConfig:
 def read_config(
     path: str | Path, options: Sequence[str] = (), carried: CarriedConfig | None = None
 ) -> Config:
-    """Return the config in ``path`` with ``options`` laid over it.
+    """Return the config in ``path`` with the overrides in ``options`` applied.
 
-    Overrides come before anything is read from the config: its modules are imported, its ``${...}``
-    resolved and its flags acted on as if they stood in the file.
+    Overrides are applied before anything is read from the config. They work as if they were in the
+    file, also for its imports, its ``${...}`` and its flags.
 
     Args:
         path: An mmdet 2.x config: Python, JSON or YAML.
         options: ``key=value`` overrides in mmdet's syntax (``optimizer.lr=0.01``).
-        carried: The config, where ``path`` is a file that carries it. It is read as data.
+        carried: The config, if ``path`` is a file that contains it. It is read as data.
 
     Raises:
-        ValueError: The file is missing or broken, or a name is mistyped; the message says which.
+        ValueError: The file is missing or broken, or a name is misspelt; the message says which.
     """
     path = Path(path)
     given = parse_options(options)
@@ -82,7 +82,7 @@ def _from_file(path: Path) -> Config:
         raise ValueError(f"config {path} does not exist; {_nearest_file(path)}")
     try:
         return load_config_file(path)
-    except (Exception, SystemExit) as error:  # a config is a program, which may do anything
+    except (Exception, SystemExit) as error:  # a config is a program and may raise anything
         reason = " ".join(str(error).split())
         raise ValueError(f"config {path} cannot be read: {type(error).__name__}: {reason}") from (
             error
@@ -115,28 +115,28 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
 def apply_options(
     config: Config, options: Mapping[str, Any], *, where: str = "--cfg-options"
 ) -> None:
-    """Lay dotted overrides over ``config``, in place.
+    """Apply dotted overrides to ``config``, in place.
 
     Raises:
-        ValueError: A part of a key does not exist and looks like one that does.
+        ValueError: A part of a key does not exist, but is similar to one that exists.
     """
     for key in options:
         _check_path(config._cfg_dict, key, where)
     try:
-        # mmcv takes `_delete_` out of what it is given, which is to hold a second time as well.
+        # mmcv removes `_delete_` from its argument, which may be needed again.
         config.merge_from_dict(copy.deepcopy(dict(options)))
     except (KeyError, TypeError, IndexError, AssertionError, ValueError) as error:
         raise ValueError(f"{where}: an override does not fit the config: {error}") from error
 
 
-# What a training reads from elsewhere than its own config.
+# Keys that a quantized training does not read from its own config.
 _NOT_OF_TRAINING = (
     *("model", "train_cfg", "test_cfg", "data.test", "data.test_dataloader", "data_root"),
     *("load_from", "resume_from", "auto_resume", "seed", "deterministic", "device", "work_dir"),
     *("quantize", "quant", "guards", "tracking", "log_level", "dist_params", "custom_imports"),
     *("cudnn_benchmark", "opencv_num_threads", "mp_start_method"),
 )
-# Where mmdet's older names have gone to in a config that is complete.
+# New places of mmdet's older names in a complete config.
 _PRESENT_NAMES = {
     "data.samples_per_gpu": ("data.train_dataloader.samples_per_gpu",),
     "data.imgs_per_gpu": ("data.train_dataloader.samples_per_gpu",),
@@ -150,14 +150,14 @@ _PRESENT_NAMES = {
 
 
 def training_config(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """Return a copy of a complete config with what ``quant.training`` says laid over it.
+    """Return a copy of a complete config with the overrides in ``quant.training`` applied.
 
     Args:
-        config: As `finish` returns it.
-        overrides: Dotted keys, or whole sections, also such as ``_delete_`` what was there.
+        config: Result of `finish`.
+        overrides: Dotted keys, or whole sections, which may contain ``_delete_``.
 
     Raises:
-        ValueError: A key does not fit, or is one that a quantized training does not read.
+        ValueError: A key does not fit, or a quantized training does not read it.
     """
     changed = copy.deepcopy(config)
     flat: dict[str, Any] = {}
@@ -169,7 +169,7 @@ def training_config(config: Config, overrides: Mapping[str, Any]) -> Config:
         wrong = [n for n in _NOT_OF_TRAINING if key == n or key.startswith(f"{n}.")]
         if wrong:
             raise ValueError(
-                f"quant.training: {key} is not read by a quantized training, which is of the same"
+                f"quant.training: {key} is not read by a quantized training, which has the same"
                 " detector as the float one; set it outside quant.training"
             )
         present |= dict.fromkeys(_PRESENT_NAMES.get(key, (key,)), value)
@@ -180,10 +180,10 @@ def training_config(config: Config, overrides: Mapping[str, Any]) -> Config:
 
 
 def check_top_level(config: Config, path: Path) -> None:
-    """Raise ValueError for a top-level name that is a misspelt key, or one that nobody reads."""
+    """Raise ValueError for a top-level name that is a misspelt key, or that nothing reads."""
     for name in config:
         if name in REFUSED:
-            raise ValueError(f"{path}: {name} is read by nobody; {REFUSED[name]}")
+            raise ValueError(f"{path}: nothing reads {name}; {REFUSED[name]}")
         if name in TOP_LEVEL_KEYS:
             continue
         known = [key for key in TOP_LEVEL_KEYS if key not in NOT_MISSPELT]
@@ -195,7 +195,7 @@ def check_top_level(config: Config, path: Path) -> None:
             raise ValueError(f"{path} has no '{key}' section; it is not an mmdet config")
 
 
-# What a config that leaves a section out means, and what one means that says None.
+# Defaults for a section that is missing, and for a section that is None.
 _ABSENT: dict[str, Any] = {
     "optimizer_config": {},
     "lr_config": None,
@@ -212,10 +212,10 @@ _SECTIONS = ("optimizer_config", "lr_config", "checkpoint_config", "log_config",
 
 
 def finish(config: Config) -> Config:
-    """Return the config with mmdet's defaults for what it leaves out.
+    """Return the config with mmdet's defaults for missing sections.
 
     Raises:
-        ValueError: Two of its settings contradict each other, or a section is no section.
+        ValueError: Two settings contradict each other, or a section is not a dict.
     """
     for key, value in _ABSENT.items():
         if key not in config:
@@ -228,8 +228,8 @@ def finish(config: Config) -> Config:
     config.log_config.setdefault("interval", 50)
     config.log_config.setdefault("hooks", [])
     _check_workflow(config.workflow)
-    _settle_runner(config)
-    # mmdet's function looks into both, which a config may do without.
+    _merge_total_epochs(config)
+    # mmdet's function needs both, but a config may lack them.
     absent = [split for split in ("val", "test") if config.data.get(split) is None]
     for split in absent:
         config.data[split] = {}
@@ -241,13 +241,13 @@ def finish(config: Config) -> Config:
         ) from error
     for split in absent:
         del config.data[split], complete.data[split]
-    # An old name that has been followed, and would be a second time.
+    # This old name has been applied, and must not be applied twice.
     complete.data.pop("imgs_per_gpu", None)
     return complete
 
 
-def _settle_runner(config: Config) -> None:
-    """Let ``total_epochs``, mmdet's old name, and ``runner`` say the same."""
+def _merge_total_epochs(config: Config) -> None:
+    """Make ``total_epochs``, mmdet's old name, and ``runner`` agree."""
     epochs = config.get("total_epochs")
     if config.get("runner") is None:
         if epochs is None:
@@ -268,7 +268,7 @@ def _settle_runner(config: Config) -> None:
 
 
 def _check_workflow(workflow: Any) -> None:
-    """Raise ValueError for a workflow that mmdet's tools have no data for."""
+    """Raise ValueError for a workflow for which mmdet's tools have no data."""
     flows = workflow if isinstance(workflow, list | tuple) else ()
     modes = [flow[0] if isinstance(flow, list | tuple) and len(flow) == 2 else None
              for flow in flows]  # fmt: skip

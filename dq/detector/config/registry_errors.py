@@ -1,4 +1,4 @@
-"""What an error of mmcv's registries means, in one line."""
+"""Explain an error of mmcv's registries in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dq.names import did_you_mean
 
 
 def explain(error: BaseException) -> str:
-    """Return one line for an error of mmcv's registries, with the nearest name where one is off."""
+    """Return one line for an error of mmcv's registries; suggest the nearest known name."""
     text = " ".join(str(error).strip("'\"").split())
     unknown = re.search(r"(\w+) is not in the ([\w ]+?) registry", text)
     if unknown:

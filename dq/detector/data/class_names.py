@@ -1,8 +1,8 @@
-"""The class names by label: one list for training, evaluation, checkpoints, exports, pictures.
+"""The class names by label: one list for training, evaluation, checkpoints, exports, images.
 
-In mmdet a config's ``classes`` say which categories of a COCO file count, and the file says in
-which order they are labelled; what a detector calls its labels is the config's order all the same.
-Here the data set's order is the truth, and the config's is only a choice of names.
+In mmdet, ``classes`` of a config selects the categories of a COCO file, but the labels follow the
+order of the file. The detector still names its labels in the order of the config. Here the order of
+the data set counts, and the config only selects names.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from mmdet.datasets import (
 )
 from mmdet.datasets.objects365 import Objects365V1Dataset, Objects365V2Dataset
 
-from dq.detector.data.data_section import classes_said, has_section, innermost, section_of
-from dq.detector.data.leaves import said_of
+from dq.detector.data.data_section import configured_classes, has_section, innermost, section_of
+from dq.detector.data.leaves import set_name
 
 log = logging.getLogger(__name__)
 Names = tuple[str, ...]
-# Bytes of a COCO file that its categories may take up.
+# Maximum length of the categories in a COCO file, in bytes.
 _LONGEST = 1 << 23
-# Whose categories all count, whatever ``classes`` says.
+# All their categories are used, regardless of ``classes``.
 _TAKE_ALL = (CocoPanopticDataset, LVISDataset, LVISV1Dataset)
 _READ_AS_COCO = (CocoDataset, Objects365V1Dataset, Objects365V2Dataset, *_TAKE_ALL)
 
@@ -47,8 +47,8 @@ class ClassList:
 
     Attributes:
         names: By label.
-        is_certain: Whether the annotations were there to be looked at.
-        note: What to tell the user, where config and annotations disagree.
+        is_certain: Whether the annotations were available.
+        note: Message to the user if config and annotations disagree.
     """
 
     names: Names
@@ -57,14 +57,14 @@ class ClassList:
 
 
 def class_list(config: Config) -> ClassList:
-    """Return the names by label: in the order of the first training set's annotations.
+    """Return the names by label, in the order of the first training set's annotations.
 
-    Labels of a test set in another order would mean other classes than those trained, so there is
-    one order for all. Where the training set is not there, or has other classes, the test set's
-    own order is taken; where neither is there, the config's.
+    There is one order for all data sets: labels in another order would mean other classes than
+    those trained. If the training set is missing or has other classes, the order of the test set is
+    used. If both are missing, the order of the config is used.
 
     Raises:
-        ValueError: No section of the data says any classes, nor the model how many.
+        ValueError: Neither the data sections nor the model give the classes or their number.
     """
     splits = [split for split in ("test", "val", "train") if has_section(config, split)]
     sections = {split: list(innermost(section_of(config, split))) for split in splits}
@@ -72,7 +72,7 @@ def class_list(config: Config) -> ClassList:
         names
         for split in splits
         for section in sections[split]
-        if (names := classes_said(section, f"data.{split}") or _built_order(section))
+        if (names := configured_classes(section, f"data.{split}") or _built_order(section))
     )
     declared = next(said, None) or _numbered(config)
     first = {split: parts[0] for split, parts in sections.items()}
@@ -97,11 +97,11 @@ def class_list(config: Config) -> ClassList:
 
 
 def classes_of_checkpoint(found: ClassList, content: Mapping[str, Any]) -> Names:
-    """Return the names for a checkpoint, its own where the annotations are not there.
+    """Return the names for a checkpoint: its own if the annotations are missing.
 
     Args:
-        found: Of the config.
-        content: Of the checkpoint.
+        found: Classes of the config.
+        content: Content of the checkpoint.
     """
     own = tuple(content.get("meta", {}).get("CLASSES") or ())
     if not found.is_certain and set(own) == set(found.names):
@@ -109,35 +109,35 @@ def classes_of_checkpoint(found: ClassList, content: Mapping[str, Any]) -> Names
     return found.names
 
 
-def settle_classes_(dataset: Any, names: Names | None) -> None:
-    """Let a data set label its boxes in this order, and call its classes so.
+def set_classes_(dataset: Any, names: Names | None) -> None:
+    """Make a data set use these class names, and label its boxes in this order.
 
     Args:
         dataset: Any mmdet data set, wrappers included; just built.
-        names: By label; None, or a list of other names, leaves each data set its own order.
+        names: By label; with None or other names, each data set keeps its own order.
 
     Raises:
-        ValueError: A category's name is there twice, or the order cannot be brought about.
+        ValueError: A category occurs twice, or the order is not possible.
     """
     children = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
     if children[0] is None:
-        _settle_leaf_(dataset, names)
+        _set_leaf_classes_(dataset, names)
         return
     for child in children:
-        settle_classes_(child, names)
+        set_classes_(child, names)
     dataset.CLASSES = children[0].CLASSES
 
 
 def refuse_other_classes(path: Path, metadata: Mapping[str, str], classes: Names) -> None:
-    """Refuse a file that does not detect these classes.
+    """Refuse an exported file that does not detect these classes.
 
     Args:
-        path: Of the file, for messages.
-        metadata: As `dq.detector.export.write.metadata_of` makes it.
-        classes: Of the data set.
+        path: The file, for messages.
+        metadata: Result of `dq.detector.export.write.metadata_of`.
+        classes: Classes of the data set.
 
     Raises:
-        ValueError: It detects others, or does not say which.
+        ValueError: It detects other classes, or does not name its classes.
     """
     if "classes" not in metadata:
         raise ValueError(f"{path} was not written by `launcher export`; export the checkpoint")
@@ -156,7 +156,7 @@ def refuse_other_classes(path: Path, metadata: Mapping[str, str], classes: Names
 
 
 def _numbered(config: Config) -> Names:
-    """Return numbers as names, as mmdet's tables have them where a data set names no classes."""
+    """Return numbers as names, as in mmdet's tables for a data set without class names."""
     number = next(_find(config.get("model"), "num_classes"), None)
     if not isinstance(number, int):
         raise ValueError("data.test has no classes; add classes=('first', 'second', ...)")
@@ -175,10 +175,10 @@ def _find(section: Any, key: str) -> Iterator[Any]:
 
 
 def _order(section: Mapping[str, Any]) -> Names | None:
-    """Return the names by label of a data set; None where its annotations are not there."""
+    """Return the names by label of a data set; None if its annotations are missing."""
     kind = DATASETS.get(section["type"])
     if not isinstance(kind, type) or not issubclass(kind, CocoDataset):
-        return classes_said(section, "data") or _built_order(section)
+        return configured_classes(section, "data") or _built_order(section)
     reader = cast(Any, kind).load_annotations
     if not any(reader is known.load_annotations for known in _READ_AS_COCO):
         return _built_order(section)
@@ -187,24 +187,24 @@ def _order(section: Mapping[str, Any]) -> Names | None:
         client = mmcv.FileClient(**section.get("file_client_args", {"backend": "disk"}))
         with client.get_local_path(file) as local:
             categories = read_categories(Path(local))
-    except Exception:  # of whatever storage; the data set's use will say it
+    except Exception:  # of any storage; using the data set will report it
         return None
     if issubclass(kind, Objects365V1Dataset):
         categories = sorted(categories, key=lambda category: category["id"])
-    chosen = None if issubclass(kind, _TAKE_ALL) else classes_said(section, "data")
+    chosen = None if issubclass(kind, _TAKE_ALL) else configured_classes(section, "data")
     return tuple(c["name"] for c in categories if chosen is None or c["name"] in chosen)
 
 
 def _built_order(section: Mapping[str, Any]) -> Names | None:
-    """Return the order of a data set that has its names from a file, read in a way of its own."""
+    """Return the order of a data set that reads its names from a file in its own format."""
     try:
         return names_by_label(build_dataset(dict(section)))
-    except Exception:  # whatever its own code raises; the data set's use will say it
+    except Exception:  # custom code may raise anything; using the data set will report it
         return None
 
 
 def read_categories(path: Path) -> list[dict[str, Any]]:
-    """Return the categories of a COCO file, in its order, mostly without parsing the rest.
+    """Return the categories of a COCO file, in its order; usually without parsing the rest.
 
     Raises:
         ValueError: It has none.
@@ -245,7 +245,7 @@ def _are_categories(found: Any) -> bool:
 
 
 def names_by_label(leaf: Any) -> Names | None:
-    """Return what a built data set's labels mean; None where it has no names."""
+    """Return the class names of a built data set by label; None if it has no names."""
     api, labels = getattr(leaf, "coco", None), getattr(leaf, "cat2label", None)
     if api is not None and isinstance(labels, Mapping):
         ordered = sorted(labels.items(), key=lambda item: item[1])
@@ -253,17 +253,17 @@ def names_by_label(leaf: Any) -> Names | None:
     return tuple(leaf.CLASSES) if getattr(leaf, "CLASSES", None) else None
 
 
-def _settle_leaf_(leaf: Any, names: Names | None) -> None:
+def _set_leaf_classes_(leaf: Any, names: Names | None) -> None:
     own = names_by_label(leaf)
     if own is None:
         leaf.CLASSES = names
         return
     twice = next((name for number, name in enumerate(own) if name in own[:number]), None)
     if twice is not None:
-        raise ValueError(f"{said_of(leaf)} has the category {twice!r} twice; give each its name")
+        raise ValueError(f"{set_name(leaf)} has the category {twice!r} twice; give each its name")
     takes_all = isinstance(leaf, _TAKE_ALL)
     if not takes_all and set(own) != set(leaf.CLASSES):
-        return  # The inspection says which class is not there.
+        return  # The checks report which class is missing.
     wanted = names if names is not None and set(names) == set(own) else own
     if getattr(leaf, "coco", None) is None:
         if wanted != own:
@@ -277,7 +277,7 @@ def _settle_leaf_(leaf: Any, names: Names | None) -> None:
 
 
 def _read_again(leaf: Any) -> Names:
-    """Return the order that mmdet's metrics find: they look the categories up once more."""
+    """Return the order that mmdet's metrics use: they read the categories again."""
     if isinstance(leaf, _TAKE_ALL):
         found = leaf.coco.get_cat_ids()
     else:
@@ -286,16 +286,16 @@ def _read_again(leaf: Any) -> Names:
 
 
 def _reorder_categories_(leaf: Any, names: Names) -> None:
-    """Bring the categories in memory into an order; mmdet takes its labels from it again and again.
+    """Reorder the categories in memory, from which mmdet takes its labels every time.
 
-    The same is done by mmdet's Objects365 data set.
+    mmdet's Objects365 data set does the same.
     """
     if isinstance(leaf, CityscapesDataset):
         raise ValueError(
-            f"{said_of(leaf)} has the classes in another order than data.train, and mmdet reads it"
-            " anew to evaluate; bring the categories of both files into one order"
+            f"{set_name(leaf)} has the classes in another order than data.train, and mmdet reads it"
+            " again for evaluation; use the same order of categories in both files"
         )
-    log.info("%s is read with its classes in the order %s", said_of(leaf), _few(names))
+    log.info("%s is read with its classes in the order %s", set_name(leaf), _few(names))
     ids = {category["name"]: number for number, category in leaf.coco.cats.items()}
     order = [ids[name] for name in names]
     order += [number for number in leaf.coco.cats if number not in order]
@@ -310,8 +310,8 @@ def _reorder_categories_(leaf: Any, names: Names) -> None:
 def _rename_labels_(leaf: Any, names: Names) -> None:
     if not isinstance(getattr(leaf, "cat2label", None), Mapping) or hasattr(leaf, "index_dict"):
         raise ValueError(
-            f"{said_of(leaf)} has the classes in another order than data.train:"
-            f" {_few(tuple(leaf.CLASSES))}, not {_few(names)}; bring both into one order"
+            f"{set_name(leaf)} has the classes in another order than data.train:"
+            f" {_few(tuple(leaf.CLASSES))}, not {_few(names)}; use the same order in both"
         )
     leaf.cat2label = {name: label for label, name in enumerate(names)}
 

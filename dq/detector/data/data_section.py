@@ -1,8 +1,8 @@
-"""What a config says of its data, whatever shape it says it in.
+"""Read the data sections of a config, in any of mmdet's forms.
 
-mmdet takes a section, a list of sections, sections that wrap one (``dataset``) or several
-(``datasets``), a section of several annotation files, and nestings of all these. Whoever wants to
-know something of ``data.train``, ``data.val`` or ``data.test`` asks here.
+mmdet accepts a section, a list of sections, wrappers of one section (``dataset``) or several
+(``datasets``), a section with several annotation files, and nestings of all these. All access to
+``data.train``, ``data.val`` and ``data.test`` goes through this module.
 """
 
 from __future__ import annotations
@@ -23,31 +23,30 @@ from dq.names import did_you_mean
 log = logging.getLogger(__name__)
 
 CONCAT, MIX = "ConcatDataset", "MultiImageMixDataset"
-# They show images of one data set several times, or several in one: nothing to evaluate on.
+# They repeat or mix the images of a data set, so they cannot be evaluated.
 RESAMPLING = ("RepeatDataset", "ClassBalancedDataset", MIX)
-# What may be a list beside a list of annotation files.
+# Keys that may be lists if there is a list of annotation files.
 LISTED = ("img_prefix", "seg_prefix", "proposal_file")
-# What ends a pipeline, wherever it is nested.
+# Steps that end a pipeline, at any nesting level.
 COLLECTING = "Collect"
 
 
 def has_section(config: Config, split: str) -> bool:
-    """Say whether the config has a ``data.<split>``."""
+    """Return whether the config has a ``data.<split>``."""
     return bool(config.data.get(split))
 
 
 def section_of(config: Config, split: str) -> ConfigDict:
-    """Return a copy of ``data.<split>``, lists of sections and of files written as wrappers.
+    """Return a copy of ``data.<split>``, with lists of sections and of files as wrappers.
 
-    So what comes back is nested in two ways only: ``dataset`` is one section, ``datasets`` are
-    several.
+    So the result nests in two ways only: ``dataset`` is one section, ``datasets`` are several.
 
     Args:
-        config: As `dq.detector.config.read.finish` returns it.
+        config: Result of `dq.detector.config.read.finish`.
         split: ``train``, ``val`` or ``test``.
 
     Raises:
-        ValueError: There is none, or it is no section.
+        ValueError: It is missing, or not a section.
     """
     if not has_section(config, split):
         raise ValueError(
@@ -72,17 +71,17 @@ def _plain(section: Any, where: str) -> ConfigDict:
     elif isinstance(found.get("dataset"), Mapping | list | tuple):
         found["dataset"] = _plain(found["dataset"], f"{where}.dataset")
     elif isinstance(found.get("ann_file"), list | tuple):
-        return _one_a_file(found, where)
+        return _split_by_file(found, where)
     else:
-        # mmdet reads these beside the data set, whose own arguments they are not.
+        # mmdet reads these itself; they are not arguments of the data set.
         for name in ("separate_eval", "samples_per_gpu", "workers_per_gpu"):
             found.pop(name, None)
         _check_innermost(found, where)
     return found
 
 
-def _one_a_file(section: ConfigDict, where: str) -> ConfigDict:
-    """Return a section of several annotation files as several sections, as mmdet does."""
+def _split_by_file(section: ConfigDict, where: str) -> ConfigDict:
+    """Split a section with several annotation files into several sections, as mmdet does."""
     files = section["ann_file"]
     separate = section.pop("separate_eval", True)
     parts = []
@@ -117,10 +116,10 @@ def _check_innermost(section: Mapping[str, Any], where: str) -> None:
 
 
 def innermost(section: Mapping[str, Any]) -> Iterator[ConfigDict]:
-    """Yield the sections of the data sets that read images, in order.
+    """Yield the innermost sections, whose data sets read images, in order.
 
     Args:
-        section: As `section_of` returns it.
+        section: Result of `section_of`.
     """
     if _is_several(section):
         for part in section["datasets"]:
@@ -135,7 +134,7 @@ def innermost(section: Mapping[str, Any]) -> Iterator[ConfigDict]:
 def with_innermost(
     section: Mapping[str, Any], change: Callable[[ConfigDict], ConfigDict]
 ) -> ConfigDict:
-    """Return the section with each innermost one replaced by what ``change`` makes of it."""
+    """Return the section with ``change`` applied to each innermost section."""
     found = ConfigDict(section)
     if _is_several(section):
         found["datasets"] = [with_innermost(part, change) for part in section["datasets"]]
@@ -147,7 +146,7 @@ def with_innermost(
 
 
 def without_resampling(section: Mapping[str, Any]) -> ConfigDict:
-    """Return the section without the wrappers that show images several times or mixed."""
+    """Return the section without the wrappers that repeat or mix images."""
     if section["type"] in RESAMPLING and isinstance(section.get("dataset"), Mapping):
         return without_resampling(section["dataset"])
     found = ConfigDict(section)
@@ -163,7 +162,7 @@ def _is_several(section: Mapping[str, Any]) -> bool:
 
 
 def steps(pipeline: Any, kind: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the steps of one type in a pipeline, from outside in, however they are nested."""
+    """Yield the steps of one type in a pipeline, from outside in, at any nesting level."""
     waiting = [pipeline]
     while waiting:
         here = waiting.pop(0)
@@ -176,9 +175,9 @@ def steps(pipeline: Any, kind: str) -> Iterator[Mapping[str, Any]]:
 
 
 def test_pipeline(config: Config) -> list[Any] | None:
-    """Return the pipeline of the first test set that names one, else of the first validation set.
+    """Return the pipeline of the first test set with one, else of the first validation set.
 
-    None where none does: a data set of one's own may have it built in.
+    None if no set has one: a custom data set may have it built in.
     """
     for split in ("test", "val"):
         for section in innermost(section_of(config, split)) if has_section(config, split) else ():
@@ -188,27 +187,27 @@ def test_pipeline(config: Config) -> list[Any] | None:
 
 
 def training_section(config: Config) -> ConfigDict:
-    """Return ``data.train`` as a training reads it."""
+    """Return ``data.train`` as training reads it."""
     section = section_of(config, "train")
 
-    def never_evaluated(part: ConfigDict) -> ConfigDict:
+    def not_evaluated(part: ConfigDict) -> ConfigDict:
         found = ConfigDict(part)
-        # How several sets are evaluated is no matter here, and mmdet refuses some ways of it.
+        # Evaluation settings do not matter here, and mmdet refuses some of them.
         found.pop("separate_eval", None)
         if _is_several(part):
-            found["datasets"] = [never_evaluated(each) for each in part["datasets"]]
+            found["datasets"] = [not_evaluated(each) for each in part["datasets"]]
         elif isinstance(part.get("dataset"), Mapping):
-            found["dataset"] = never_evaluated(part["dataset"])
+            found["dataset"] = not_evaluated(part["dataset"])
         return found
 
-    return never_evaluated(section)
+    return not_evaluated(section)
 
 
 def evaluation_section(config: Config, split: str) -> ConfigDict:
-    """Return ``data.<split>`` as an evaluation reads it: in test mode, each image once.
+    """Return ``data.<split>`` as evaluation reads it: in test mode, each image once.
 
     Raises:
-        ValueError: Images are mixed there, and there is no pipeline for single ones.
+        ValueError: It mixes images, and there is no pipeline for single images.
     """
     section = section_of(config, split)
     plain = without_resampling(section)
@@ -233,7 +232,7 @@ def _collects(pipeline: Any) -> bool:
 def validation_loss_section(config: Config) -> ConfigDict:
     """Return ``data.val`` for ``('val', 1)`` in the workflow: through the training pipeline.
 
-    Where a training mixes images, so does this.
+    If training mixes images, so does this.
 
     Raises:
         ValueError: One of the two sections is missing.
@@ -257,10 +256,10 @@ def validation_loss_section(config: Config) -> ConfigDict:
 
 
 def calibration_sections(config: Config) -> list[ConfigDict]:
-    """Return each set that a training looks at, once, through the test pipeline.
+    """Return each training set once, with the test pipeline.
 
-    How the images are stored stays the training set's own affair: loading steps are its own where
-    they differ from those of the test pipeline.
+    The images are still loaded as the training set stores them: its own loading steps replace those
+    of the test pipeline if they differ.
 
     Raises:
         ValueError: ``data.train`` is missing.
@@ -268,7 +267,7 @@ def calibration_sections(config: Config) -> list[ConfigDict]:
     pipeline = test_pipeline(config)
     found: list[ConfigDict] = []
     for section in innermost(section_of(config, "train")):
-        # A class that only says how it makes training samples makes them here too.
+        # A class that only implements training samples uses them here too.
         part = _in_mode(section, test_mode=not _only_trains(section))
         part.pop("filter_empty_gt", None)
         if pipeline is not None and (section.get("pipeline") or _accepts(section, "pipeline")):
@@ -279,7 +278,7 @@ def calibration_sections(config: Config) -> list[ConfigDict]:
 
 
 def _loaded_as(pipeline: Sequence[Any], section: Mapping[str, Any]) -> list[Any]:
-    """Return a pipeline with its images loaded as the section's own pipeline loads them."""
+    """Return a pipeline that loads its images as the section's own pipeline does."""
     found = copy.deepcopy(list(pipeline))
     own = [step for step in section.get("pipeline") or () if _loads_images(step)]
     given = [step for step in found if _loads_images(step)]
@@ -308,7 +307,7 @@ def _in_mode(section: ConfigDict, *, test_mode: bool) -> ConfigDict:
 
 
 def _accepts(section: Mapping[str, Any], name: str) -> bool:
-    """Say whether the data set of a section takes an argument; mmdet's take all that is asked."""
+    """Return whether the data set of a section takes an argument; mmdet's own always do."""
     kind = DATASETS.get(section["type"])
     if kind is None:
         return True
@@ -317,7 +316,7 @@ def _accepts(section: Mapping[str, Any], name: str) -> bool:
 
 
 def _only_trains(section: Mapping[str, Any]) -> bool:
-    """Say whether the class says itself how a training sample is made, but no test sample."""
+    """Return whether the class implements its own training samples, but no test samples."""
     kind: Any = DATASETS.get(section["type"])
     return (
         isinstance(kind, type)
@@ -329,16 +328,16 @@ def _only_trains(section: Mapping[str, Any]) -> bool:
 
 
 def _own_methods(kind: type) -> set[str]:
-    """Return the names of what a class replaces of mmdet's CustomDataset."""
+    """Return the methods of mmdet's CustomDataset that a class overrides."""
     kinds = kind.__mro__[: kind.__mro__.index(CustomDataset)]
     return {name for each in kinds for name in vars(each)}
 
 
-def classes_said(section: Mapping[str, Any], where: str) -> tuple[str, ...]:
+def configured_classes(section: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """Return the class names of an innermost section without reading its annotations.
 
     Returns:
-        None of them where only the data set itself knows.
+        None if only the data set itself knows them.
 
     Raises:
         ValueError: There is no such data set.
@@ -354,7 +353,7 @@ def classes_said(section: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 
 def annotation_files(section: Mapping[str, Any]) -> Iterator[Path]:
-    """Yield the annotation files of all sets in a section, and of Pascal VOC's each image's too."""
+    """Yield the annotation files of all sets in a section; for Pascal VOC, also of each image."""
     for part in innermost(section):
         root = Path(part.get("data_root") or "")
         if not isinstance(part.get("ann_file"), str):

@@ -1,4 +1,4 @@
-"""Data sets of a config, and loaders of them for calibration and evaluation."""
+"""Build the data sets of a config, and data loaders for calibration and evaluation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Subset
 
 from dq.detector.config.registry_errors import explain
 from dq.detector.data.checks.images import inspect
-from dq.detector.data.class_names import class_list, settle_classes_
+from dq.detector.data.class_names import class_list, set_classes_
 from dq.detector.data.data_section import (
     annotation_files,
     calibration_sections,
@@ -36,40 +36,40 @@ from dq.detector.data.leaves import classes_of
 from dq.detector.data.loader_options import evaluation_workers
 from dq.detector.data.seeded_samples import generators_kept, seed_generators_
 from dq.detector.data.storage import check_storage
-from dq.detector.data.wrapped_classes import let_wrappers_answer
+from dq.detector.data.wrapped_classes import add_get_cat_ids
 from dq.dist.exchange import collectives
 
 log = logging.getLogger(__name__)
 
 
 def dataset_of(config: Config, split: str, *, test_mode: bool = False, quiet: bool = False) -> Any:
-    """Build the data set of ``data.<split>``, of whatever shape that is, checked for defects.
+    """Build the data set of ``data.<split>``, in any of mmdet's forms, and check it for defects.
 
     Args:
-        config: As `dq.detector.config.read.finish` returns it.
+        config: Result of `dq.detector.config.read.finish`.
         split: ``train``, ``val`` or ``test``.
-        test_mode: For evaluation: every image once, without its boxes.
-        quiet: Say nothing about what is no error.
+        test_mode: For evaluation: each image once, without its boxes.
+        quiet: Log nothing but errors.
 
     Raises:
         ValueError: The section, a file or folder is missing, or the annotations do not fit.
     """
     section = evaluation_section(config, split) if test_mode else _trained_on(config, split)
     dataset = _built(section, split)
-    settle_classes_(dataset, class_list(config).names)
+    set_classes_(dataset, class_list(config).names)
     inspect(dataset, split, quiet=quiet)
     classes_of(dataset, split)
     return evaluated(dataset) if test_mode else dataset
 
 
 def validation_loss_dataset(config: Config) -> Any:
-    """Build ``data.val`` for the losses that ``('val', 1)`` in the workflow asks for.
+    """Build ``data.val`` for the losses of ``('val', 1)`` in the workflow.
 
     Raises:
         ValueError: As `dataset_of`.
     """
     dataset = _built(validation_loss_section(config), "val")
-    settle_classes_(dataset, class_list(config).names)
+    set_classes_(dataset, class_list(config).names)
     inspect(dataset, "val")
     return dataset
 
@@ -79,17 +79,17 @@ def _trained_on(config: Config, split: str) -> ConfigDict:
 
 
 def _built(section: Mapping[str, Any], split: str) -> Any:
-    let_wrappers_answer()
+    add_get_cat_ids()
     for part in innermost(section):
         check_storage(part, split)
     try:
-        # pycocotools prints what it does.
+        # pycocotools prints its progress.
         with contextlib.redirect_stdout(io.StringIO()):
             return build_dataset(copy.deepcopy(section))
     except FileNotFoundError as error:
         raise ValueError(
             f"data.{split}: {error.filename or error} does not exist; set the data set's folder,"
-            " e.g. --cfg-options data_root=DIR where the config has it, or"
+            " e.g. --cfg-options data_root=DIR if the config has it, or"
             f" data.{split}.img_prefix and data.{split}.ann_file"
         ) from error
     except (
@@ -108,9 +108,9 @@ def _built(section: Mapping[str, Any], split: str) -> Any:
 
 
 def check_evaluation(config: Config) -> None:
-    """Raise ValueError where ``data.test`` cannot be evaluated on.
+    """Raise ValueError if ``data.test`` cannot be evaluated.
 
-    Before a training, so that it does not come out after it.
+    Call it before training, so that the error does not come after it.
     """
     evaluation_workers(config, "test")
     dataset_of(config, "test", test_mode=True, quiet=True)
@@ -126,10 +126,10 @@ def test_classes(config: Config) -> tuple[str, ...]:
 
 
 def evaluation_loader(dataset: Any, *, workers: int) -> DataLoader[Any]:
-    """Return a loader of this rank's images, one image a batch, each image on exactly one rank.
+    """Return a data loader of this rank's images: one per batch, each image on exactly one rank.
 
-    Batches of one image are mmdet's own way of testing, and make every result independent of
-    how the images are shared out. Rank ``r`` of ``n`` takes images ``r, r + n, ...``.
+    mmdet also tests with batches of one image. So no result depends on how the images are
+    distributed over ranks. Rank ``r`` of ``n`` takes images ``r, r + n, ...``.
     """
     rank, world_size = collectives.rank(), collectives.world_size()
     share: Subset[Any] = Subset(dataset, range(rank, len(dataset), world_size))
@@ -139,14 +139,14 @@ def evaluation_loader(dataset: Any, *, workers: int) -> DataLoader[Any]:
 
 
 def calibration_dataset(config: Config) -> Any:
-    """Return the training images as they will look in use: through the test pipeline.
+    """Return the training images with the test pipeline, as in inference.
 
     Returns:
-        A data set; where a training looks at several, mmdet's concatenation of them.
+        A data set; for several training sets, mmdet's concatenation of them.
     """
     parts = [_built(section, "train") for section in calibration_sections(config)]
     for part in parts:
-        settle_classes_(part, class_list(config).names)
+        set_classes_(part, class_list(config).names)
         inspect(part, "train")
     return parts[0] if len(parts) == 1 else ConcatDataset(parts)
 
@@ -156,22 +156,22 @@ def calibration_images(
 ) -> Iterator[Tensor]:
     """Yield batches of preprocessed images drawn without replacement.
 
-    Several data sets take turns, so that each has an equal share, as far as it has images. Images
-    of unequal size (aspect kept) make batches of their own.
+    Several data sets take turns, so that each has an equal share until its images run out. Images
+    of different sizes (aspect ratio is kept) go into separate batches.
 
     Args:
-        dataset: As `calibration_dataset` returns it.
-        num_images: How many; all where there are fewer.
-        batch_size: Images a batch at most.
+        dataset: Result of `calibration_dataset`.
+        num_images: How many; all images if there are fewer.
+        batch_size: Maximum number of images per batch.
         seed: Decides which images.
 
     Yields:
         Tensors ``(N, C, H, W)``, float32, on the CPU.
     """
     waiting: dict[tuple[int, ...], list[Tensor]] = {}
-    for place, index in enumerate(in_turns(dataset, seed)[:num_images]):
+    for place, index in enumerate(interleaved(dataset, seed)[:num_images]):
         with generators_kept():
-            # A pipeline, or a data set of one's own, may draw numbers.
+            # A pipeline or a custom data set may use random numbers.
             seed_generators_(seed, 0, place)
             image = _image_of(dataset[index])
         batch = waiting.setdefault(tuple(image.shape), [])
@@ -182,8 +182,8 @@ def calibration_images(
         yield torch.stack(batch)
 
 
-def in_turns(dataset: Any, seed: int) -> list[int]:
-    """Return all indices, shuffled, the parts of a concatenation taking turns."""
+def interleaved(dataset: Any, seed: int) -> list[int]:
+    """Return all indices, shuffled; the parts of a concatenation take turns."""
     generator = np.random.default_rng(seed)
     ends = list(dataset.cumulative_sizes) if isinstance(dataset, ConcatDataset) else [len(dataset)]
     orders = [
@@ -206,15 +206,15 @@ def _image_of(sample: Any) -> Tensor:
 
 
 def dataset_digest(config: Config, split: str = "train") -> str | None:
-    """Return a SHA-256 over the annotations' files of a split, None where they cannot be read.
+    """Return a SHA-256 over the annotation files of a split, or None if they cannot be read.
 
-    Files in Pascal VOC's layout are read one by one in the order of the image list.
+    For Pascal VOC, the file of each image is read in the order of the image list.
     """
     digest, number = hashlib.sha256(), 0
     try:
         for path in annotation_files(section_of(config, split)):
             number += 1
-            # An image may have no annotation; what is listed is there.
+            # An image may have no annotation; the listed files exist.
             digest.update(path.read_bytes() if path.suffix != ".xml" or path.is_file() else b"")
     except (OSError, ValueError, KeyError, TypeError, UnicodeDecodeError):
         return None

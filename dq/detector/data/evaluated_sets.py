@@ -1,4 +1,4 @@
-"""Several data sets evaluated as mmdet does: each on its own, or all as one."""
+"""Evaluate several data sets as mmdet does: each on its own, or all as one."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 
 from mmdet.datasets import ConcatDataset
 
-from dq.detector.data.leaves import said_of
+from dq.detector.data.leaves import set_name
 
 log = logging.getLogger(__name__)
-# mmdet's number of a set before the name of its metric: ``1_bbox_mAP``.
+# mmdet prefixes a metric with the number of its set: ``1_bbox_mAP``.
 NUMBER = re.compile(r"^(?:\d+_)+(?=\D)")
 
 
 class EvaluatedSets(ConcatDataset):  # type: ignore[misc]
-    """mmdet's ConcatDataset whose parts may be of any kind, nested, and named by no file.
+    """mmdet's ConcatDataset, but the parts may be nested, of any kind and without files.
 
-    mmdet's own asks each part for its ``ann_file``, and evaluates them as one with the folder of
-    the first.
+    mmdet's own needs ``ann_file`` of each part, and uses the folder of the first part for all.
 
     Args:
         datasets: In test mode.
-        separate_eval: Evaluate each on its own; metrics then begin with the number of the set.
+        separate_eval: Evaluate each set on its own; metric names then begin with the number of the
+            set.
     """
 
     def evaluate(self, results: Sequence[Any], logger: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Return mmdet's metrics.
 
         Args:
-            results: Of all sets, in order.
+            results: Results of all sets, in order.
             logger: As for mmdet.
             kwargs: For each set's own metric.
         """
@@ -43,23 +43,23 @@ class EvaluatedSets(ConcatDataset):  # type: ignore[misc]
         begin = 0
         for number, part in enumerate(self.datasets):
             end = self.cumulative_sizes[number]
-            log.debug("evaluating set %d, %s", number, said_of(part))
+            log.debug("evaluating set %d, %s", number, set_name(part))
             metrics = part.evaluate(results[begin:end], logger=logger, **kwargs)
             found |= {f"{number}_{name}": value for name, value in metrics.items()}
             begin = end
         return found
 
     def _as_one(self) -> Any:
-        """Return a data set of the parts' kind that has all their images and boxes."""
+        """Return a data set of the same kind with the images and boxes of all parts."""
         one = copy.copy(self.datasets[0])
         one.data_infos = [info for part in self.datasets for info in part.data_infos]
-        # Boxes are asked of the set that has them, which knows its own folder.
+        # Boxes are read from the original set, which knows its own folder.
         one.__dict__["get_ann_info"] = self.get_ann_info
         return one
 
 
 def evaluated(dataset: Any) -> Any:
-    """Return a built data set with its concatenations evaluated as `EvaluatedSets`.
+    """Return a built data set with `EvaluatedSets` in place of its concatenations.
 
     Raises:
         ValueError: A part has no metric.
@@ -76,13 +76,13 @@ def evaluated(dataset: Any) -> Any:
 
 
 def save_best_on(dataset: Any, name: Any) -> Any:
-    """Return ``evaluation.save_best`` as the metrics of a data set call it.
+    """Return ``evaluation.save_best`` as the metrics of a data set name it.
 
-    Of several sets evaluated one by one the first decides, as with mmdet's ``auto``.
+    If several sets are evaluated one by one, the first decides, as with mmdet's ``auto``.
 
     Args:
-        dataset: As `evaluated` returns it.
-        name: As the config has it: a metric, ``auto``, or nothing.
+        dataset: Result of `evaluated`.
+        name: The config's value: a metric, ``auto``, or nothing.
     """
     several = isinstance(dataset, EvaluatedSets) and dataset.separate_eval
     if not several or not isinstance(name, str) or name == "auto" or NUMBER.match(name):
@@ -96,8 +96,8 @@ def without_number(name: str) -> str:
     return NUMBER.sub("", name)
 
 
-def of_each_set(names: Iterable[str]) -> list[list[str]]:
-    """Return names of metrics, those of each data set together, in order."""
+def grouped_by_set(names: Iterable[str]) -> list[list[str]]:
+    """Return the names of metrics, grouped by data set, in order."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name[: len(name) - len(without_number(name))], []).append(name)

@@ -1,4 +1,4 @@
-"""Built data sets of any nesting: those that read images, and which image an index means."""
+"""Find the innermost data sets of nested ones, and the image for an index."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Place(NamedTuple):
-    """An image: the data set that reads it, and at which index."""
+    """An image: the data set that reads it, and its index there."""
 
     leaf: Any
     at: int
@@ -29,7 +29,7 @@ def leaves(dataset: Any) -> Iterator[Any]:
 
 
 def located(dataset: Any, index: int) -> Place | None:
-    """Return where an index of a wrapped data set leads; None through a wrapper not known here."""
+    """Return the image for an index of a wrapped data set; None for an unknown wrapper."""
     while True:
         if hasattr(dataset, "datasets"):
             ends = getattr(dataset, "cumulative_sizes", None)
@@ -53,7 +53,7 @@ def located(dataset: Any, index: int) -> Place | None:
 
 
 def infos_of(leaf: Any) -> list[Mapping[str, Any]] | None:
-    """Return what a data set of mmdet's kind knows of each image, None for another kind."""
+    """Return the image infos of an mmdet data set, None for another kind."""
     infos = getattr(leaf, "data_infos", None)
     if not isinstance(infos, list | tuple) or len(infos) != len(leaf):
         return None
@@ -63,30 +63,30 @@ def infos_of(leaf: Any) -> list[Mapping[str, Any]] | None:
 
 
 def files_of(info: Mapping[str, Any]) -> list[str]:
-    """Return the names of an image's files: one, or one a channel; none where it has no file."""
+    """Return the names of an image's files: one, one per channel, or none."""
     name = info.get("filename") or info.get("file_name") or ()
     return [str(name)] if isinstance(name, str | Path) else [str(each) for each in name]
 
 
 def name_of(leaf: Any, index: int) -> str:
-    """Return what to call an image: its file with the folder, else its place in the data set."""
+    """Return a name for an image in messages: its file, else its index in the data set."""
     infos = getattr(leaf, "data_infos", None)
     try:
         files = files_of(infos[index])  # type: ignore[index]
     except (TypeError, IndexError, KeyError, AttributeError):
         files = []
     prefix = getattr(leaf, "img_prefix", None) or ""
-    return str(Path(prefix, files[0])) if files else f"number {index} of {said_of(leaf)}"
+    return str(Path(prefix, files[0])) if files else f"number {index} of {set_name(leaf)}"
 
 
-def said_of(leaf: Any) -> str:
-    """Return what to call a data set: its annotation file, else its class."""
+def set_name(leaf: Any) -> str:
+    """Return a name for a data set in messages: its annotation file, else its class."""
     file = getattr(leaf, "ann_file", None)
     return str(file) if isinstance(file, str | Path) and str(file) else type(leaf).__name__
 
 
 def annotation_of(leaf: Any, index: int) -> Mapping[str, Any] | None:
-    """Return the boxes and labels of an image, None where the data set has none to show."""
+    """Return the boxes and labels of an image, None if the data set does not provide them."""
     get = getattr(leaf, "get_ann_info", None)
     if get is None:
         return None
@@ -106,7 +106,7 @@ def classes_of(dataset: Any, split: str) -> tuple[str, ...]:
     """Return the class names of a built data set.
 
     Raises:
-        ValueError: It has none, or the sets inside do not have the same ones.
+        ValueError: It has none, or its data sets have different classes.
     """
     found: dict[tuple[str, ...], Any] = {}
     for leaf in leaves(dataset):
@@ -118,7 +118,7 @@ def classes_of(dataset: Any, split: str) -> tuple[str, ...]:
     for other, leaf in found.items():
         if other and other != names:
             raise ValueError(
-                f"data.{split}: {said_of(leaf)} has the classes {_few(other)} and another set has"
+                f"data.{split}: {set_name(leaf)} has the classes {_few(other)} and another set has"
                 f" {_few(names)}; a detector has one list, so give all of them the same classes"
             )
     return names
@@ -129,7 +129,7 @@ def _few(names: tuple[str, ...]) -> str:
 
 
 def nested(dataset: Any) -> Iterator[Any]:
-    """Yield a data set and all that are inside it, wrappers too, from outside in."""
+    """Yield a data set and all inside it, including wrappers, from outside in."""
     yield dataset
     inner = getattr(dataset, "datasets", None) or (
         [dataset.dataset] if hasattr(dataset, "dataset") else []
@@ -139,10 +139,10 @@ def nested(dataset: Any) -> Iterator[Any]:
 
 
 def images_by_class(dataset: Any) -> dict[int, list[int]] | None:
-    """Return the indices of the images that have boxes of each class, by its label.
+    """Return the indices of the images with boxes of each class, by label.
 
     Returns:
-        None where an image's labels are not to be had.
+        None if the labels of an image are not available.
     """
     found: dict[int, list[int]] = {label: [] for label in range(len(dataset.CLASSES))}
     for index in range(len(dataset)):

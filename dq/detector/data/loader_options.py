@@ -1,4 +1,4 @@
-"""What a config may say about loading training images."""
+"""Data loader options of a config."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderOptions:
-    """A config's ``data.train_dataloader``: mmdet's arguments and those of torch's loader.
+    """A config's ``data.train_dataloader``: arguments of mmdet and of torch's DataLoader.
 
     Attributes:
         samples_per_gpu: Images in a micro-batch.
-        workers_per_gpu: Loader processes of each rank; 0 loads in the rank's own process, and
-            then none of what concerns processes matters.
-        shuffle: Else images come in the data set's order, whatever their aspect ratio.
+        workers_per_gpu: Worker processes of each rank; 0 loads in the rank's own process, and then
+            the options of worker processes have no effect.
+        shuffle: If False, images come in the data set's order, regardless of aspect ratio.
         class_aware_sampler: mmdet's, with ``num_sample_class``; None for the usual order.
-        persistent_workers: Keep processes from epoch to epoch.
-        prefetch_factor: Micro-batches that each process has ready; None for torch's choice.
+        persistent_workers: Keep worker processes between epochs.
+        prefetch_factor: Micro-batches that each worker process prefetches; None for torch's
+            default.
         pin_memory: As in torch.
-        timeout: Seconds to wait for a batch; 0 for ever.
-        multiprocessing_context: How processes start; None for Python's choice.
-        opencv_num_threads: The config's, of each loader process.
-        drop_last: Changes nothing: a last batch is filled up, never small.
+        timeout: Seconds to wait for a batch; 0 waits forever.
+        multiprocessing_context: How worker processes start; None for Python's default.
+        opencv_num_threads: The config's value, for each worker process.
+        drop_last: Has no effect: the last batch is always filled up.
     """
 
     samples_per_gpu: int = 2
@@ -61,10 +62,10 @@ class LoaderOptions:
 
     @classmethod
     def of(cls, config: Config) -> LoaderOptions:
-        """Read them from a config.
+        """Read the options from a config.
 
         Raises:
-            ValueError: One is unknown or cannot be.
+            ValueError: An option is unknown or invalid.
         """
         given = dict(config.data.get("train_dataloader") or {})
         known = [field.name for field in fields(cls) if field.name != "opencv_num_threads"]
@@ -72,7 +73,7 @@ class LoaderOptions:
         return cls(**given, opencv_num_threads=config.get("opencv_num_threads") or 0)
 
     def of_torch(self) -> dict[str, Any]:
-        """Return what concerns torch's loader, less what needs processes where there are none."""
+        """Return the arguments of torch's DataLoader, with 0 workers only those allowed."""
         chosen: dict[str, Any] = {
             "num_workers": self.workers_per_gpu,
             "pin_memory": self.pin_memory,
@@ -86,13 +87,13 @@ class LoaderOptions:
 
 
 def evaluation_workers(config: Config, split: str) -> int:
-    """Return how many loader processes each rank has where ``data.<split>`` is evaluated.
+    """Return the number of worker processes per rank for evaluation of ``data.<split>``.
 
-    Of the other settings of ``data.<split>_dataloader`` none changes a result: images come one a
-    batch, in their order.
+    No other setting of ``data.<split>_dataloader`` changes a result: images come in order, one per
+    batch.
 
     Raises:
-        ValueError: A setting is unknown or cannot be.
+        ValueError: A setting is unknown or invalid.
     """
     name = f"data.{split}_dataloader"
     given = dict(config.data.get(f"{split}_dataloader") or {})

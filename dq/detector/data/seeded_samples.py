@@ -1,4 +1,4 @@
-"""Samples that depend on the seed, the epoch and their place in it, and on nothing before them."""
+"""Training samples that depend only on the seed, the epoch and their position in it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _ATTEMPTS = 100
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """An image whose turn it is.
+    """An image drawn at a position of an epoch.
 
     Attributes:
         epoch: Counted from 0.
-        place: In the order of the epoch; an image may have several.
-        index: Of the image in the data set.
+        place: Position in the order of the epoch; an image may have several.
+        index: Index of the image in the data set.
     """
 
     epoch: int
@@ -36,11 +36,11 @@ class Draw:
 
 
 class Sample(NamedTuple):
-    """What a pipeline made of an image, or a collated batch of that.
+    """The pipeline's result for an image, or a collated batch of them.
 
     Attributes:
-        content: None where no image could be read.
-        bad: Images that could not be read and in whose place this was taken.
+        content: None if no image could be read.
+        bad: Unreadable images that this sample replaces.
     """
 
     content: Any
@@ -48,19 +48,19 @@ class Sample(NamedTuple):
 
 
 class SeededSamples(Dataset[Sample]):
-    """A training data set whose augmentation is decided by (seed, epoch, place) alone.
+    """A training data set whose augmentation depends only on (seed, epoch, place).
 
-    Python's, NumPy's and torch's generators are seeded anew for each sample, so it is the same
-    in any worker, in any number of workers, and after any interruption. In the rank's own process
-    they are put back afterwards.
+    The random generators of Python, NumPy and torch are seeded for each sample. So a sample is the
+    same in any worker, for any number of workers, and after a resume. In the rank's own process the
+    generators are restored afterwards.
 
-    A sample whose files cannot be read is replaced by another of its group, drawn likewise. Every
-    attribute but these is the inner data set's own, so that mmdet's hooks can change it.
+    A sample with unreadable files is replaced by another one of its group, drawn in the same way.
+    All other attributes are those of the inner data set, so that mmdet's hooks can change them.
 
     Args:
-        dataset: Any mmdet data set; its loading transforms are made to name bad images.
+        dataset: Any mmdet data set; its loading transforms are changed to name bad images.
         seed: Not negative.
-        max_bad: For how many bad images within one sample others are tried.
+        max_bad: Maximum number of bad images to replace within one sample.
     """
 
     def __init__(self, dataset: Any, *, seed: int, max_bad: int) -> None:
@@ -75,24 +75,24 @@ class SeededSamples(Dataset[Sample]):
         return len(self._inner)
 
     def __getattr__(self, name: str) -> Any:
-        # A copy that is being unpickled has no attributes yet, and would look for this one for
-        # ever; torch looks for special methods that must not bypass the ones here.
+        # While it is unpickled, a copy has no attributes yet, and this lookup would not end. torch
+        # looks for special methods, which must not bypass the ones here.
         if name == "_inner" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._inner, name)
 
     @property
     def flag(self) -> np.ndarray[Any, Any]:
-        """(num_samples,) the group of each; one for all where the data set has none."""
+        """The group of each sample, ``(num_samples,)``; all 0 if the data set has no groups."""
         return self._flags
 
     def get_cat2imgs(self) -> dict[int, list[int]]:
-        """Return which images have boxes of each class, for mmdet's ClassAwareSampler.
+        """Return the images with boxes of each class, for mmdet's ClassAwareSampler.
 
-        mmdet's own is missing on most wrappers, and on COCO counts by other numbers than labels.
+        mmdet's own method is missing on most wrappers, and for COCO it does not use labels.
 
         Raises:
-            ValueError: The data set does not tell an image's classes.
+            ValueError: The data set does not provide the classes of an image.
         """
         own = getattr(self._inner, "get_cat2imgs", None)
         if own is not None and not isinstance(self._inner, CocoDataset):
@@ -101,12 +101,12 @@ class SeededSamples(Dataset[Sample]):
         if found is None:
             raise ValueError(
                 "data.train_dataloader.class_aware_sampler needs a data set that knows the images"
-                " of each class; take away the wrapper around it, or leave the option out"
+                " of each class; remove the wrapper around it, or leave the option out"
             )
         return found
 
     def update_skip_type_keys(self, skip_type_keys: Sequence[str]) -> None:
-        """Let mmdet's YOLOXModeSwitchHook end mosaic, however deep in wrappers it is."""
+        """Let mmdet's YOLOXModeSwitchHook end mosaic, at any depth of wrappers."""
         for each in nested(self._inner):
             if hasattr(each, "update_skip_type_keys"):
                 each.update_skip_type_keys(skip_type_keys)
@@ -135,7 +135,7 @@ class SeededSamples(Dataset[Sample]):
         return Sample(None, tuple(bad.values()))
 
     def _another(self, draw: Draw, tried: set[int]) -> int:
-        """Draw a sample not tried yet, of the same group where there is one left."""
+        """Draw a sample not tried yet, from the same group if possible."""
         key = (draw.place, len(tried), 1)
         generator = np.random.default_rng(_sequence(self._seed, draw.epoch, key))
         free = np.ones(len(self), bool)
@@ -145,10 +145,10 @@ class SeededSamples(Dataset[Sample]):
 
 
 def collate_samples(samples: Sequence[Sample], samples_per_gpu: int) -> Sample:
-    """Return mmcv's batch of the samples, and all their bad images.
+    """Return mmcv's batch of the samples, with all their bad images.
 
     Returns:
-        Its ``content`` is None where one of the samples' is.
+        Its ``content`` is None if that of any sample is None.
     """
     bad = tuple(image for sample in samples for image in sample.bad)
     if any(sample.content is None for sample in samples):
@@ -161,7 +161,7 @@ def seed_generators_(seed: int, epoch: int, place: int, attempt: int = 0) -> Non
     words = _sequence(seed, epoch, (place, attempt)).generate_state(6)
     random.seed(words[:2].tobytes())
     np.random.seed(words[2:4])
-    # torch.manual_seed would seed the GPU's generators too, which are the training's own.
+    # torch.manual_seed would also seed the GPU's generators, which belong to the training.
     torch.default_generator.manual_seed(int(words[4:].view(np.uint64)[0]))
 
 
@@ -171,7 +171,7 @@ def _sequence(seed: int, epoch: int, key: tuple[int, ...]) -> np.random.SeedSequ
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Put the global generators of Python, NumPy and torch (CPU) back after the body."""
+    """Restore the global generators of Python, NumPy and torch (CPU) after the body."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where data sets keep their files, beside the disk: data bases, servers, archives."""
+"""Check the storage backends of data sets other than the disk: databases, servers, archives."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from typing import Any
 
 import mmcv
 
-# What mmcv's storages need, and import only when they are used.
+# Packages that mmcv's storage backends import only when they are used.
 PACKAGES = {"lmdb": "lmdb", "petrel": "petrel_client", "ceph": "ceph", "memcached": "mc"}
 GIVEN = "file_client_args"
 
 
 def check_storage(section: Mapping[str, Any], split: str) -> None:
-    """Raise ValueError where a storage that an innermost section names cannot be used.
+    """Raise ValueError if the storage backend of an innermost section cannot be used.
 
-    mmcv would say so in a loader process, image by image.
+    mmcv would fail only in a worker process, for each image.
 
     Args:
-        section: As `dq.detector.data.data_section.innermost` yields it.
+        section: A section from `dq.detector.data.data_section.innermost`.
         split: Its name in the config, for messages.
     """
     for given in _storages(section):
         package = PACKAGES.get(str(given.get("backend")))
         reason = ""
-        # Asked first: a storage that fails half-made complains once more when it is thrown away.
+        # Check this first: a backend whose constructor fails prints another error when it is
+        # deleted.
         if package is not None and importlib.util.find_spec(package) is None:
             reason = f"it needs the package {package}, which is not installed"
         else:
             try:
                 mmcv.FileClient(**given)
-            except Exception as error:  # of whatever kind that package raises
+            except Exception as error:  # that package may raise anything
                 reason = " ".join(str(error).split())[:200]
         if reason:
             raise ValueError(f"data.{split}: {GIVEN} {dict(given)} cannot be used: {reason}")

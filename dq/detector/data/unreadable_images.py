@@ -1,4 +1,4 @@
-"""Images that cannot be read while a training runs: told from other errors, named, counted."""
+"""Detect, name and count images that cannot be read during training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BadImage(NamedTuple):
 
 
 class BadImageError(Exception):
-    """Loading a sample failed.
+    """The files of a sample could not be loaded.
 
     Args:
         path: The file that could not be read.
@@ -36,7 +36,7 @@ class BadImageError(Exception):
 
 
 class _Loading:
-    """A transform that reads files; what it raises names the image it was to read."""
+    """A transform that reads files, whose errors name the image."""
 
     def __init__(self, transform: Any) -> None:
         self.transform = transform
@@ -57,7 +57,7 @@ class _Loading:
 
 
 def name_bad_images(dataset: Any) -> None:
-    """Make every loading transform inside ``dataset`` raise `BadImageError`, whatever it raised.
+    """Make every loading transform inside ``dataset`` raise `BadImageError` for any error.
 
     Loading transforms are those whose class name begins with ``Load``, as all of mmdet's do.
 
@@ -72,14 +72,14 @@ def name_bad_images(dataset: Any) -> None:
 
 
 def bad_image_in(error: BaseException, otherwise: str) -> BadImage | None:
-    """Return the image that an error is about, None where it is about something else.
+    """Return the image that caused an error, None for another cause.
 
-    Besides what loading raises, any error of the operating system counts: annotations are read
-    before the pipeline begins.
+    Besides errors of loading transforms, any OSError counts: annotations are read before the
+    pipeline begins.
 
     Args:
-        error: What a data set raised.
-        otherwise: What to call the image where the error names no file.
+        error: The error of a data set.
+        otherwise: Name for the image if the error names no file.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -92,10 +92,10 @@ def bad_image_in(error: BaseException, otherwise: str) -> BadImage | None:
 
 
 class BadImages:
-    """Names each bad image once in the log and stops when there are too many of them.
+    """Logs each bad image once, and raises if there are too many.
 
     Args:
-        allowed: How many different ones; 0 stops at the first.
+        allowed: Number of different bad images allowed; 0 raises at the first.
     """
 
     def __init__(self, allowed: int) -> None:
@@ -103,10 +103,10 @@ class BadImages:
         self.paths: set[str] = set()
 
     def add(self, images: Iterable[BadImage]) -> None:
-        """Take note of images in whose place others were taken.
+        """Count images that were replaced by others.
 
         Raises:
-            ValueError: There are more different ones than allowed.
+            ValueError: There are more different bad images than allowed.
         """
         for path, reason in images:
             if path in self.paths:
@@ -123,16 +123,16 @@ class BadImages:
             )
             raise ValueError(
                 f"image {path} cannot be read: {reason}{number};"
-                " mend it or take it out of the image list"
+                " repair it or remove it from the image list"
             )
 
 
 def _file_of(results: Mapping[str, Any]) -> str:
-    """Return the path of the image that a sample is about, before it is loaded."""
+    """Return the path of the image of a sample, before it is loaded."""
     info = results.get("img_info") or {}
     name = info.get("filename") or info.get("file_name") or "of unknown name"
     if isinstance(name, list | tuple):
-        # One file a channel.
+        # One file per channel.
         name = name[0]
     return os.path.join(results.get("img_prefix") or "", name)
 
@@ -142,6 +142,6 @@ def _described(error: Exception, otherwise: str) -> BadImage:
         return BadImage(os.fsdecode(error.filename), error.strerror)
     text = " ".join(str(error).split())
     if "NoneType" in text or type(error).__module__ == "cv2":
-        # What OpenCV cannot decode is None, or an error of many lines about its own source.
-        return BadImage(otherwise, "it is no image")
+        # For an image that it cannot decode, OpenCV returns None or raises a long error.
+        return BadImage(otherwise, "it is not an image")
     return BadImage(otherwise, f"{type(error).__name__}: {text}"[:200])

@@ -1,4 +1,4 @@
-"""A data set in Pascal VOC's layout that is not Pascal VOC itself."""
+"""A custom data set in Pascal VOC's layout."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ METRICS = ("mAP", "recall", COCO_METRIC)
 
 @DATASETS.register_module()
 class VOCFolderDataset(VOCDataset):  # type: ignore[misc]
-    """mmdet's VOC data set without the demand that its path name a year.
+    """mmdet's VOC data set, but its path does not need a year.
 
     mmdet's VOCDataset reads the year from the path to choose between the metrics of 2007 (11
-    points) and later (area under the curve), and refuses a path without one. This one has
-    ``classes`` of its own and uses the area; COCO's metric is computed on the same boxes on
-    request.
+    points) and later (area under the curve), and refuses a path without one. This class takes its
+    own ``classes`` and uses the area under the curve. COCO's metric on the same boxes is available
+    too.
 
     Args:
         kwargs: As for mmdet's XMLDataset; ``classes`` is required.
@@ -39,8 +39,8 @@ class VOCFolderDataset(VOCDataset):  # type: ignore[misc]
         """Return VOC's ``mAP`` or ``recall``, COCO's metric (``bbox``), or several of them.
 
         Args:
-            results: mmdet's, of all images in order.
-            metric: Of `METRICS`; the first one is what tables show.
+            results: mmdet's results of all images, in order.
+            metric: One or more of `METRICS`; tables show the first one.
             logger: As for mmdet.
             kwargs: As for mmdet's VOCDataset, for its metrics.
 

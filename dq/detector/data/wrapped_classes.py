@@ -1,4 +1,4 @@
-"""mmdet's wrappers answer for the data set inside, as those around them expect."""
+"""Add the missing method ``get_cat_ids`` to mmdet's data set wrappers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mmdet.datasets import ClassBalancedDataset, MultiImageMixDataset
 from dq.detector.data.leaves import located
 
 
-def let_wrappers_answer() -> None:
-    """Give mmdet's wrappers the method by which a ClassBalancedDataset around them asks.
+def add_get_cat_ids() -> None:
+    """Give mmdet's wrappers the method that a ClassBalancedDataset around them calls.
 
-    mmdet has it on two of its four wrappers only.
+    In mmdet only two of the four wrappers have it.
     """
     for wrapper in (ClassBalancedDataset, MultiImageMixDataset):
         if not hasattr(wrapper, "get_cat_ids"):

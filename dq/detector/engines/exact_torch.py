@@ -1,4 +1,4 @@
-"""A quantized detector that computes in torch what an integer engine computes, to the last bit."""
+"""Run a quantized detector in torch with exactly the numbers of an integer engine."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def run_exactly_(
     graph: QuantizedGraph,
     around: Callable[[Callable[[Tensor], Any]], Callable[[Tensor], Any]] | None = None,
 ) -> None:
-    """Let the detector take network and RoI heads from the integers of its graph.
+    """Make the detector run network and RoI heads with the integers of its graph.
 
     Args:
         detector: On the CPU, in evaluation mode.
-        graph: Its own, with ranges.
-        around: Wraps the network, to pad images say.
+        graph: The detector's graph, with ranges.
+        around: Wraps the network, for example to pad images.
     """
     networks = {part: exact_network(own) for part, own in {"": graph, **graph.parts}.items()}
     if around is not None:
@@ -33,8 +33,8 @@ def run_exactly_(
 
 @contextlib.contextmanager
 def exact_arithmetic(detector: nn.Module, graph: QuantizedGraph) -> Iterator[None]:
-    """Let the detector compute as `run_exactly_` says inside the block, then as before."""
-    # What stood in for the class's methods: the graph, compiled or in autocast perhaps.
+    """Apply `run_exactly_` inside the block, and restore the detector after it."""
+    # The former replacements of its methods: the graph, perhaps compiled or under autocast.
     owners = [("extract_feat", detector)]
     owners += [("forward", detector.get_submodule(part)) for part in graph.parts]
     before = [owner.__dict__[name] for name, owner in owners]

@@ -1,4 +1,4 @@
-"""A detector whose network, and RoI heads, compute from the integers of an exported file."""
+"""Run a detector's network and RoI heads with the integers of an exported file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from dq.quant.integer.serialize import INTEGER, load_integers_
 
 
 def read_integer_file(path: Path) -> dict[str, Any]:
-    """Return the content of a file that `dq.detector.export.write` wrote as torch-int.
+    """Return the content of a torch-int file that `dq.detector.export.write` wrote.
 
     Raises:
-        ValueError: It is missing or damaged, or another file.
+        ValueError: It is missing, damaged, or of another kind.
     """
     content = load_checkpoint(path)
     meta = content.get("meta")
@@ -41,19 +41,19 @@ def read_integer_file(path: Path) -> dict[str, Any]:
 def load_networks(
     path: Path, content: Mapping[str, Any], graph: QuantizedGraph, classes: tuple[str, ...]
 ) -> tuple[dict[str, fx.GraphModule], list[str]]:
-    """Return the networks of a file, the detector's as ``""``, and what of them is not the graph's.
+    """Return a file's networks, the detector's as ``""``, and tensors that differ from the graph.
 
     Args:
-        path: Of the file, for messages.
-        content: As `read_integer_file` returns it.
-        graph: Of the detector, with its ranges.
-        classes: Of the data set.
+        path: The file, for messages.
+        content: Result of `read_integer_file`.
+        graph: The detector's graph, with ranges.
+        classes: Classes of the data set.
 
     Returns:
         The networks, and the names of tensors that differ from those of an export of the graph.
 
     Raises:
-        ValueError: The file is of another detector or data set.
+        ValueError: The file belongs to another detector or data set.
     """
     refuse_other_classes(path, content["meta"], classes)
     parts: Mapping[str, QuantizedGraph] = {"": graph, **graph.parts}
@@ -73,7 +73,7 @@ def load_networks(
 
 
 def run_integers_(detector: nn.Module, networks: Mapping[str, fx.GraphModule]) -> None:
-    """Let the detector take its network and RoI heads from a file's integers, summed as such."""
+    """Make the detector run its network and RoI heads with a file's integers, in integer sums."""
     for network in networks.values():
         compute_exactly_(network)
     attach_all(detector, networks)

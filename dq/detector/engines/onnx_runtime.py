@@ -1,4 +1,4 @@
-"""A detector whose network, and RoI heads, run in ONNX Runtime inside mmdet's own test path."""
+"""Run a detector's network and RoI heads in ONNX Runtime, within mmdet's own test path."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from dq.quant.export.onnx_graph import flatten, unflatten
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.verify.onnxruntime_session import OnnxNetwork, ending_at, load_model
 
-# Name, among a detector's models, of the one that returns final detections.
+# Name of the model that returns final detections, among a detector's models.
 DETECTIONS = "detections"
 
 
 def load_models(path: Path, graph: QuantizedGraph, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Return the network's model under ``""`` and each RoI head's under its name.
+    """Return the network's model as ``""`` and the model of each RoI head by its name.
 
-    Of a model that decodes boxes that is the part before; one that returns final detections is
-    there too, as `DETECTIONS`.
+    For a model that decodes boxes, this is the part before decoding. A model that returns final
+    detections is included as `DETECTIONS`.
 
     Args:
-        path: Of the detector's model.
-        graph: Of the detector.
-        classes: Of the data set.
+        path: The detector's model.
+        graph: Graph of the detector.
+        classes: Classes of the data set.
 
     Raises:
-        ValueError: A file is missing or damaged, or is of another detector or data set.
+        ValueError: A file is missing, damaged, or belongs to another detector or data set.
     """
     models = {"": load_model(path)}
     for part in graph.parts:
@@ -57,15 +57,15 @@ def load_models(path: Path, graph: QuantizedGraph, classes: tuple[str, ...]) -> 
 
 
 class OnnxGraph:
-    """Stands in for a quantized graph: its inputs -> what it returns, by ONNX Runtime.
+    """Replaces a quantized graph: its inputs -> its result, by ONNX Runtime.
 
     Args:
         network: The exported model.
-        graph: The graph it was exported from, for the structure of its result.
-        examples: Inputs of the model's sizes.
+        graph: The graph that was exported, for the structure of its result.
+        examples: Example inputs with the model's sizes.
 
     Raises:
-        ValueError: The model is not that graph's.
+        ValueError: The model does not belong to the graph.
     """
 
     def __init__(self, network: OnnxNetwork, graph: Callable[..., Any], *examples: Tensor) -> None:
@@ -73,22 +73,22 @@ class OnnxGraph:
         with torch.no_grad():
             result = graph(*examples)
         values, self.structure = flatten(result)
-        # A head without a branch returns None for it.
+        # A head returns None for a branch that it does not have.
         self.is_there = [value is not None for value in values]
         if output_names(result) != network.names[: sum(self.is_there)]:
             raise ValueError("the model's outputs are not this detector's; export it again")
 
     def __call__(self, x: Tensor, *others: Tensor) -> Any:
-        """Return the network's outputs as the graph returns them."""
+        """Return the network's outputs in the structure of the graph's result."""
         found = iter(self.network.tensors(x, *others))
         values = [next(found) if is_there else None for is_there in self.is_there]
         return unflatten(values, self.structure)
 
 
 class Padded:
-    """Calls a graph with images padded by zeros, right and below, to one size.
+    """Calls a graph with images padded by zeros to one size, at the right and bottom.
 
-    Boxes do not move, so nothing else need know.
+    The coordinates of boxes do not change.
 
     Args:
         graph: Images ``(N, C, *size)`` -> features.
@@ -114,13 +114,13 @@ class Padded:
 
 
 class OnnxDetections:
-    """Stands in for a detector's ``simple_test``: images -> what mmdet returns, all by the model.
+    """Replaces a detector's ``simple_test``: images -> mmdet's results, all by the model.
 
     Args:
         network: A model that returns final detections.
         size: Height and width of its images; smaller ones are padded.
-        num_classes: Of the detector.
-        clipped: Whether boxes end at the image's border, behind which padding lies.
+        num_classes: Classes of the detector.
+        clipped: Whether boxes are clipped to the image without its padding.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class OnnxDetections:
     def __call__(
         self, img: Tensor, img_metas: Sequence[Mapping[str, Any]], rescale: bool = False
     ) -> list[Any]:
-        """Return for each image an array ``(n, 5)`` a class: corners and score."""
+        """Return for each image an array ``(n, 5)`` per class: corners and score."""
         found = []
         for boxes, scores, labels, meta in zip(*self.padded(img), img_metas, strict=True):
             there = labels >= 0
@@ -148,14 +148,14 @@ class OnnxDetections:
 
 
 def exported_size(models: Mapping[str, Any]) -> tuple[int, int]:
-    """Return height and width of the images that the models were exported for."""
+    """Return height and width of the images for which the models were exported."""
     metadata = {entry.key: entry.value for entry in models[""].metadata_props}
     height, width = json.loads(metadata["preprocessing"])["size"]
     return int(height), int(width)
 
 
 def _example(models: Mapping[str, Any]) -> Tensor:
-    """Return an image of the size and the channels that the models were exported for."""
+    """Return an image with the size and the channels for which the models were exported."""
     shape = models[""].graph.input[0].type.tensor_type.shape
     return torch.zeros(1, shape.dim[1].dim_value, *exported_size(models))
 
@@ -168,14 +168,14 @@ def run_in_onnx_(
     threads: int,
     integers: bool = True,
 ) -> OnnxNetwork:
-    """Let the detector take network and RoI heads, or all, from the models; return the network.
+    """Make the detector run network and RoI heads, or all, in the models; return the network.
 
     Args:
         detector: On the CPU, in evaluation mode.
         graph: Its fake-quantized graph.
-        models: As `load_models` returns them.
-        threads: Of ONNX Runtime.
-        integers: As `dq.quant.verify.onnxruntime_session.OnnxNetwork` takes it.
+        models: Result of `load_models`.
+        threads: Threads of ONNX Runtime.
+        integers: As for `dq.quant.verify.onnxruntime_session.OnnxNetwork`.
     """
     size = exported_size(models)
     network = OnnxNetwork(models[""], threads=threads, integers=integers)
@@ -196,6 +196,6 @@ def run_in_onnx_(
 
 
 def run_in_torch_(detector: nn.Module, graph: QuantizedGraph, models: Mapping[str, Any]) -> None:
-    """Let the detector compute its own integers in torch, on images of the models' size."""
+    """Make the detector compute its own integers in torch, on images of the models' size."""
     size = exported_size(models)
     run_exactly_(detector, graph, lambda network: Padded(network, size))

@@ -1,1 +1,1 @@
-"""Detect on a data set over all ranks, and what is kept of it."""
+"""Run a detector on a data set over all ranks, compute metrics, store results."""

@@ -1,4 +1,4 @@
-"""Two detectors' boxes on the same images, matched one by one."""
+"""Compare two detectors' boxes on the same images, matched one by one."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ LOWEST_IOU = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoxDifferences:
-    """How two lists of detections differ.
+    """The differences between two lists of detections.
 
     Attributes:
         num_first: Boxes of the first detector.
-        num_second: Boxes of the second.
-        num_matched: Pairs of one image and class with an IoU of `LOWEST_IOU` or more.
-        corner_mean: Mean distance of corners' coordinates in pixels, over the pairs.
-        corner_max: The largest of these.
+        num_second: Boxes of the second detector.
+        num_matched: Pairs of the same image and class with an IoU of at least `LOWEST_IOU`.
+        corner_mean: Mean difference of corner coordinates in pixels, over the pairs.
+        corner_max: The largest one.
         score_mean: Mean difference of scores, over the pairs.
-        score_max: The largest.
+        score_max: The largest one.
     """
 
     num_first: int
@@ -41,12 +41,12 @@ class BoxDifferences:
 def box_differences(
     first: Sequence[Any], second: Sequence[Any], *, lowest_score: float = 0.05
 ) -> BoxDifferences:
-    """Match boxes of two results, best score first, each with the nearest of its class.
+    """Match the boxes of two results, best score first, each with the nearest of its class.
 
     Args:
-        first: mmdet's results of each image, of any kind; what has no boxes has no differences.
-        second: Of the same images.
-        lowest_score: Boxes below are not looked at.
+        first: mmdet's results of each image, of any kind; without boxes there are no differences.
+        second: Results of the same images.
+        lowest_score: Boxes with a lower score are ignored.
     """
     counts = [0, 0]
     corners: list[float] = []
@@ -71,7 +71,7 @@ def box_differences(
 
 
 def _pairs(a: NDArray[np.float32], b: NDArray[np.float32]) -> list[tuple[int, int]]:
-    """Return indices of boxes that belong together, each used once at most."""
+    """Return the indices of matching boxes, each used at most once."""
     if not len(a) or not len(b):
         return []
     overlaps = _overlaps(a[:, :4], b[:, :4])

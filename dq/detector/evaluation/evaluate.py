@@ -1,4 +1,4 @@
-"""Evaluate a detector over all ranks: each image on one rank, the metric on the main rank."""
+"""Evaluate a detector on all ranks: each image on one rank, the metric on the main rank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from dq.detector.config.registry_errors import explain
 from dq.detector.data.datasets import evaluation_loader
-from dq.detector.data.evaluated_sets import of_each_set, without_number
+from dq.detector.data.evaluated_sets import grouped_by_set, without_number
 from dq.detector.data.image_shapes import ImageShapes
 from dq.detector.evaluation.metric_settings import arguments_of
 from dq.detector.loading.to_device import to_device
@@ -32,23 +32,23 @@ PROGRESS_S = 10.0
 # LVIS calls it AP.
 _BOXES = ("bbox_mAP", "mAP", "bbox_AP")
 _PERCENT = re.compile(r"[PSR]Q(_th|_st)?|(occluded|separated)_recall")
-# What mmdet's metrics raise where results, settings and packages are not what they expect.
+# Errors of mmdet's metrics for unexpected results, settings and packages.
 _REFUSALS = (
     *(KeyError, TypeError, AssertionError, AttributeError, IndexError, ZeroDivisionError),
     *(NotImplementedError, ImportError),
 )
-# Takes a batch on the device and the detector's results of it, masks being bitmaps still.
+# Called with a batch on the device and its results, in which masks are still bitmaps.
 Watch = Callable[[Mapping[str, Any], list[Any]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What a data set's metric found.
+    """The metrics of a data set.
 
     Attributes:
-        metrics: Numbers by name, at least one; what cannot be computed is left out.
-        texts: What mmdet returns besides, by name: lines to be copied.
-        tables: What mmdet prints.
+        metrics: Numbers by name, at least one; metrics that cannot be computed are left out.
+        texts: mmdet's other return values by name: lines of text to copy.
+        tables: The tables that mmdet prints.
     """
 
     metrics: dict[str, float]
@@ -65,20 +65,20 @@ def detect(
     workers: int = 1,
     watch: Watch | None = None,
 ) -> list[Any] | None:
-    """Run the detector over the data set, its images shared out over the ranks.
+    """Run the detector on the data set; the images are distributed over the ranks.
 
-    Every rank must call it. No image is seen twice, so nothing has to be cut off afterwards and
-    the results are those of one process.
+    Every rank must call it. No image is processed twice, so the results are those of one process.
 
     Args:
         detector: Unwrapped, equal on all ranks; left in evaluation mode.
         dataset: In test mode.
-        device: Where the detector is.
-        workers: Loader processes of this rank.
-        watch: Is shown each batch of this rank.
+        device: Device of the detector.
+        workers: Worker processes of this rank.
+        watch: Called with each batch of this rank and its results.
 
     Returns:
-        On the main rank mmdet's results in the data set's order, masks encoded; elsewhere None.
+        On the main rank mmdet's results in the data set's order, masks encoded; on other ranks
+        None.
     """
     detector.eval()
     shapes = ImageShapes(dataset)
@@ -97,17 +97,17 @@ def detect(
             shown = now
             remaining = (now - began) / number * (len(loader) - number)
             log.info("evaluated %d of %d images, %.0f s to go", number, len(loader), remaining)
-    # Its ranks' images may take hours, and of hours one rank may need a half more.
+    # An evaluation may take hours, and one rank may need half as long again as the others.
     wait_for_all_ranks("the results of all images")
     parts = collectives.gather_objects((results, shapes.shapes))
     if parts is None:
         return None
-    shapes.give_back(_in_order([part[1] for part in parts], len(dataset)))
+    shapes.set_shapes(_in_order([part[1] for part in parts], len(dataset)))
     return _in_order([part[0] for part in parts], len(dataset))
 
 
 def _in_order(parts: list[list[Any]], total: int) -> list[Any]:
-    """Return what all ranks found in the data set's order; rank ``r`` of ``n`` had ``r, r + n``."""
+    """Merge the ranks' results in the data set's order; rank ``r`` of ``n`` had ``r, r + n``."""
     if not any(parts):
         return []
     ordered: list[Any] = [None] * total
@@ -117,27 +117,26 @@ def _in_order(parts: list[list[Any]], total: int) -> list[Any]:
 
 
 def score(dataset: Any, results: list[Any], settings: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of `scores` alone."""
+    """Return only the metrics of `scores`."""
     return scores(dataset, results, settings).metrics
 
 
 def scores(dataset: Any, results: list[Any], settings: Mapping[str, Any]) -> Scores:
     """Return the data set's own metrics of these results.
 
-    A metric that there is nothing to compute from (mmdet says -1 or NaN: no box of that size, no
-    box of that class) is left out. Where that is the first of all, it is 0, for a table needs one.
+    A metric that cannot be computed is left out (mmdet returns -1 or NaN if there is no box of that
+    size or class). If it is the first metric, it counts as 0, because a table needs one.
 
     Args:
         dataset: An mmdet data set.
-        results: Of every image, in order; not changed.
-        settings: The config's ``evaluation`` section; what only concerns when to evaluate is
-            ignored.
+        results: Results of every image, in order; not changed.
+        settings: The config's ``evaluation`` section; keys about when to evaluate are ignored.
 
     Raises:
-        ValueError: The data set cannot evaluate such results, or not with these settings.
+        ValueError: The data set cannot evaluate such results, or the settings do not fit.
     """
     if not hasattr(dataset, "evaluate"):
-        raise ValueError(f"{type(dataset).__name__} has no evaluate; it cannot be evaluated on")
+        raise ValueError(f"{type(dataset).__name__} has no evaluate method; it cannot be evaluated")
     with metrics_of_mmdet() as tables:
         try:
             found = dataset.evaluate(
@@ -147,7 +146,7 @@ def scores(dataset: Any, results: list[Any], settings: Mapping[str, Any]) -> Sco
             raise
         except _REFUSALS as error:
             raise ValueError(_not_evaluated(dataset, error)) from error
-        except Exception as error:  # of a metric of the user's own
+        except Exception as error:  # a custom metric may raise anything
             name = type(dataset).__name__
             raise RuntimeError(
                 f"{name}.evaluate failed: {type(error).__name__}: {explain(error)}"
@@ -159,7 +158,7 @@ def scores(dataset: Any, results: list[Any], settings: Mapping[str, Any]) -> Sco
         raise ValueError(f"{type(dataset).__name__}.evaluate returns no number")
     first = main_metric(numbers)[0]
     if first not in kept:
-        log.warning("%s cannot be computed: there is nothing to be found; it counts as 0", first)
+        log.warning("%s cannot be computed: there are no annotated objects; it counts as 0", first)
         kept = {first: 0.0, **kept}
     texts = {k: v for k, v in (found or {}).items() if isinstance(v, str)}
     return Scores(metrics=kept, texts=texts, tables=tables.text)
@@ -183,17 +182,17 @@ def evaluate(
     """Return the metrics of `detect` and `score`, equal on every rank. Every rank must call it.
 
     Raises:
-        ValueError: On all ranks: the data set cannot evaluate such results.
+        ValueError: The data set cannot evaluate such results (raised on all ranks).
     """
     results = detect(detector, dataset, device=device, workers=workers)
     return on_main_rank(lambda: score(dataset, results or [], settings))
 
 
 def main_metric(metrics: Mapping[str, float]) -> tuple[str, float]:
-    """Return name and value of the metric that a result table shows: box mAP, 0 to 1.
+    """Return name and value of the main metric for result tables: box mAP, 0 to 1.
 
-    Where COCO's and VOC's are both there, it is the one that was asked for first. Of several data
-    sets it is the first one's.
+    If both COCO's and VOC's exist, it is the one requested first. If there are several data sets,
+    it is that of the first.
     """
     name = main_metrics(metrics)[0]
     return name, as_share(name, metrics[name])
@@ -201,11 +200,11 @@ def main_metric(metrics: Mapping[str, float]) -> tuple[str, float]:
 
 def main_metrics(metrics: Mapping[str, float]) -> list[str]:
     """Return the name of each data set's `main_metric`."""
-    return [_main(names) for names in of_each_set(metrics)]
+    return [_main(names) for names in grouped_by_set(metrics)]
 
 
 def as_share(name: str, value: float) -> float:
-    """Return a metric as a share of 1; panoptic quality and occluded recall are in percent."""
+    """Return a metric in 0 to 1; panoptic quality and occluded recall come in percent."""
     return value / 100 if _PERCENT.fullmatch(without_number(name)) else value
 
 

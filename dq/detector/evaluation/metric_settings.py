@@ -1,4 +1,4 @@
-"""The config's ``evaluation`` section: which keys and metrics each data set knows."""
+"""Check the config's ``evaluation`` section: the keys and metrics that each data set supports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dq.detector.data.data_section import has_section, innermost, section_of
 from dq.detector.data.voc_folder import METRICS, VOCFolderDataset
 from dq.names import did_you_mean
 
-# Keys that say when to evaluate and what to keep, and are not for the data set.
+# Keys about when to evaluate and what to keep; the data set does not get them.
 TIMING = (
     "interval",
     "start",
@@ -36,16 +36,15 @@ TIMING = (
     "out_dir",
     "file_client_args",
 )
-# How mmdet collects results and buffers over ranks; here that is done in one way, and these are
-# taken without effect.
+# Keys about how mmdet collects results and buffers over ranks; they have no effect here.
 COLLECTING = ("tmpdir", "gpu_collect", "broadcast_bn_buffer")
 COCO_METRICS = ("bbox", "segm", "proposal", "proposal_fast")
-# What pycocotools' twelve numbers are called in mmdet.
+# mmdet's names of pycocotools' twelve numbers.
 COCO_ITEMS = (
     *("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l"),
     *("AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000"),
 )
-# By the class whose ``evaluate`` computes them.
+# Metrics by the class whose ``evaluate`` computes them.
 _METRICS: Mapping[type[Any], Sequence[str]] = {
     CustomDataset: ("mAP", "recall"),
     VOCDataset: ("mAP", "recall"),
@@ -59,11 +58,11 @@ _METRICS: Mapping[type[Any], Sequence[str]] = {
 
 
 def check_metric_settings(config: Config) -> None:
-    """Refuse an ``evaluation`` that a data set of ``data.val`` or ``data.test`` does not know.
+    """Refuse ``evaluation`` settings that ``data.val`` or ``data.test`` does not support.
 
     Raises:
-        ValueError: A key or a metric does not exist, or a value does not fit; the nearest that
-            does is named.
+        ValueError: A key or a metric does not exist, or a value does not fit; the nearest name is
+            suggested.
     """
     settings = config.get("evaluation") or {}
     for split in ("val", "test"):
@@ -74,17 +73,17 @@ def check_metric_settings(config: Config) -> None:
 
 
 def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of an ``evaluation`` section the data set's ``evaluate`` is to be called with.
+    """Return the arguments in an ``evaluation`` section for the data set's ``evaluate``.
 
-    Values that a config or a command line cannot write as mmdet's metrics need them are turned
-    into those: tuples of names into lists, overlaps of COCO's metric into an array.
+    Values are converted to the types that mmdet's metrics need: tuples of names to lists, IoU
+    thresholds of COCO's metric to an array.
     """
     found = {k: v for k, v in settings.items() if k not in (*TIMING, *COLLECTING)}
     for key in ("metric", "metric_items", "iou_thr", "ioa_thr"):
         if isinstance(found.get(key), tuple):
             found[key] = list(found[key])
     if found.get("iou_thrs") is not None:
-        # pycocotools looks for 0.5 among them, and in a list it would not find it.
+        # pycocotools compares them with 0.5, which does not work for a list.
         found["iou_thrs"] = np.atleast_1d(np.asarray(found["iou_thrs"], dtype=float))
     if isinstance(found.get("proposal_nums"), int):
         found["proposal_nums"] = (found["proposal_nums"],)
@@ -92,7 +91,7 @@ def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def metrics_of(settings: Mapping[str, Any]) -> list[str]:
-    """Return the metrics that are asked for by name; none where the data set's own is taken."""
+    """Return the metrics requested by name; empty for the data set's default."""
     metric = settings.get("metric")
     if metric is None:
         return []
@@ -145,12 +144,12 @@ def _check_coco(settings: Mapping[str, Any], asked: Sequence[str]) -> None:
 
 
 def _keys(owner: Any) -> set[str] | None:
-    """Return the keys that a data set's ``evaluate`` takes; None where it takes any."""
+    """Return the keys that a data set's ``evaluate`` accepts; None if it accepts any."""
     signatures = [inspect.signature(owner.evaluate)]
     if _takes_any(signatures[0]):
         if owner not in _METRICS and not owner.__module__.startswith("mmdet."):
             return None
-        # What it is not asked for by name it hands to the next one.
+        # Arguments that it does not name are passed to the next one.
         following: list[Any] = [c for c in owner.__mro__[1:] if "evaluate" in vars(c)]
         signatures += [inspect.signature(c.evaluate) for c in following[:1]]
         if issubclass(owner, CocoPanopticDataset):

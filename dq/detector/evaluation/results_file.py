@@ -1,4 +1,4 @@
-"""Results of a test as mmdet's own tools keep them: pickled, in a benchmark's format, painted."""
+"""Write test results as mmdet's tools do: pickled, in a benchmark's format, drawn on images."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ ENDINGS = (".pkl", ".pickle")
 
 
 def check_results_file(path: Path) -> None:
-    """Raise ValueError where results cannot be written to such a file."""
+    """Raise ValueError if results cannot be written to such a file."""
     if path.suffix not in ENDINGS:
         raise ValueError(f"--out {path} must end with {' or '.join(ENDINGS)}")
 
 
 def write_results(path: Path, results: Sequence[Any]) -> None:
-    """Write results for mmdet's ``tools/analysis_tools``, masks as COCO's run lengths."""
+    """Write results for mmdet's ``tools/analysis_tools``, with masks as COCO's RLE."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with drafts(path) as (draft,):
         mmcv.dump(list(results), str(draft), file_format="pkl")
 
 
 def check_format(dataset: Any) -> None:
-    """Raise ValueError where a data set, or one inside it, has no format of results."""
+    """Raise ValueError if a data set, or one inside it, has no ``format_results``."""
     for leaf in leaves(dataset):
         _prefix_of(leaf)
 
@@ -45,17 +45,17 @@ def check_format(dataset: Any) -> None:
 def format_results(
     dataset: Any, results: Sequence[Any], folder: Path, settings: Mapping[str, Any]
 ) -> list[Path]:
-    """Write results as the data set's benchmark takes them, and return the files.
+    """Write results in the format of the data set's benchmark, and return the files.
 
     Args:
-        dataset: As the results are of; of several concatenated ones each writes its own files.
-        results: Of all images, in order.
-        folder: Where the files go, unless the settings name a prefix (``jsonfile_prefix``,
+        dataset: The evaluated data set; the parts of a concatenation write one set of files each.
+        results: Results of all images, in order.
+        folder: Folder for the files, unless the settings contain a prefix (``jsonfile_prefix``,
             ``txtfile_prefix``).
         settings: Arguments of the data set's ``format_results``.
 
     Raises:
-        ValueError: The data set has no such format, or not these settings.
+        ValueError: The data set has no such format or settings.
     """
     parts, begin = list(leaves(dataset)), 0
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,22 +74,22 @@ def format_results(
 
 
 def _prefix_of(leaf: Any) -> str:
-    """Return the argument of a data set's ``format_results`` that says where files go."""
+    """Return the name of the argument of ``format_results`` for the path of the files."""
     known = inspect.signature(getattr(leaf, "format_results", len)).parameters
     found = next((name for name in known if name.endswith("_prefix")), None)
     if found is None:
-        raise ValueError(f"{type(leaf).__name__} has no format of results to be handed in")
+        raise ValueError(f"{type(leaf).__name__} has no format of results")
     return found
 
 
 class Painter:
-    """Paints what a detector finds into its images, as mmdet's ``--show-dir`` does.
+    """Draws detections on the images, as mmdet's ``--show-dir`` does.
 
     Args:
-        detector: It knows how its results look.
-        dataset: With the colours of its classes, if it has any.
-        folder: Where the images go, by their own names.
-        lowest_score: Boxes below are not painted.
+        detector: Its ``show_result`` draws them.
+        dataset: Provides the colours of its classes, if it has any.
+        folder: Folder for the images, with their own names.
+        lowest_score: Boxes with a lower score are not drawn.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Painter:
         self.fails = False
 
     def __call__(self, batch: Mapping[str, Any], results: list[Any]) -> None:
-        """Paint a batch of one image; a failure is one line in the log."""
+        """Draw a batch of one image; a failure is one line in the log."""
         if self.fails:
             return
         try:

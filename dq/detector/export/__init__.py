@@ -1,1 +1,1 @@
-"""Write a detector for engines: networks, decoded boxes, suppression."""
+"""Export a detector for engines: networks, box decoding, NMS."""

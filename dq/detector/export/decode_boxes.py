@@ -1,7 +1,7 @@
-"""Boxes and scores from the head of a single-stage detector, for a batch, with shapes of its size.
+"""Decode boxes and scores of a single-stage detector for a batch, with static shapes.
 
-mmdet decodes image by image and keeps what exceeds a threshold first, so its shapes follow from
-what is in the images. These modules compute the same numbers for every prior, as a graph can.
+mmdet decodes image by image and first filters by a threshold, so its shapes depend on the images.
+These modules compute the same numbers for every prior, so that they can be exported.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import SingleStageDetector
 from torch import Tensor, nn
 
-# Of `DeltaXYWHBBoxCoder.decode`, which offers no setting for it: how far a box may be stretched.
+# Maximum ratio of box and anchor sides, a constant in `DeltaXYWHBBoxCoder.decode`.
 _LARGEST_STRETCH = float(np.abs(np.log(16 / 1000)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """What a head says of one level of its pyramid.
+    """The predictions of a head for one pyramid level.
 
     Attributes:
         boxes: Corners x1, y1, x2, y2 in pixels of the image, ``(N, P, 4)``.
-        scores: Of each class, 0 to 1, ``(N, P, num_classes)``.
-        factors: What scores are multiplied by (centerness, objectness), ``(N, P)``; None for 1.
+        scores: Scores of each class, 0 to 1, ``(N, P, num_classes)``.
+        factors: Factors of the scores (centerness, objectness), ``(N, P)``; None for 1.
     """
 
     boxes: Tensor
@@ -42,13 +42,13 @@ class Decoder(nn.Module):
 
     Args:
         head: In evaluation mode.
-        outputs: What it returned for an image, for the levels' sizes.
+        outputs: Its outputs for an image, which give the sizes of the levels.
         size: Height and width of the image.
 
     Attributes:
-        candidates: What may become a detection, as mmdet has it: the best ``pairs`` of a prior and
-            a class by the class's score, each prior with its best ``class``, or the best pairs by
-            the ``product`` of score and factor.
+        candidates: How mmdet selects candidates: the best ``pairs`` of a prior and a class by the
+            class score, each prior with its best ``class``, or the best pairs by the ``product`` of
+            score and factor.
     """
 
     border: Tensor
@@ -70,11 +70,11 @@ class Decoder(nn.Module):
         return found
 
     def boxes_of(self, index: int, predicted: Tensor, priors: Tensor) -> Tensor:
-        """Return a level's boxes ``(N, P, 4)``, of what its head predicted, ``(N, P, ...)``."""
+        """Decode a level's boxes ``(N, P, 4)`` from the head's predictions ``(N, P, ...)``."""
         raise NotImplementedError
 
     def forward(self, outputs: Sequence[Any]) -> list[Level]:
-        """Return the levels of a head's outputs: scores, boxes, and factors where it has them."""
+        """Return the levels of a head's outputs: scores, boxes, and factors if it has any."""
         levels = []
         for index, (scores, predicted) in enumerate(zip(outputs[0], outputs[1], strict=True)):
             scores = _flat(scores, self.num_classes + int(self.softmax))
@@ -87,7 +87,7 @@ class Decoder(nn.Module):
         return levels
 
     def clipped(self, boxes: Tensor) -> Tensor:
-        """Return boxes with what lies outside the image cut off."""
+        """Return the boxes clipped to the image."""
         return torch.minimum(boxes.clamp(min=0), self.border)
 
 
@@ -99,7 +99,7 @@ def _flat(maps: Tensor, num_channels: int) -> Tensor:
 
 
 class DeltaDecoder(Decoder):
-    """Shifts and stretches of anchors: SSD, RetinaNet, ATSS, YOLOF."""
+    """Deltas of anchors (shift and log scale): SSD, RetinaNet, ATSS, YOLOF."""
 
     means: Tensor
     stds: Tensor
@@ -112,7 +112,7 @@ class DeltaDecoder(Decoder):
             self.register_buffer(name, values, persistent=False)
 
     def boxes_of(self, index: int, predicted: Tensor, priors: Tensor) -> Tensor:
-        """Return the anchors shifted by shares of their sides, their sides times exponentials."""
+        """Return the anchors shifted relative to their sides and scaled by exponentials."""
         delta = predicted * self.stds + self.means
         centers, sides = (priors[:, :2] + priors[:, 2:]) * 0.5, priors[:, 2:] - priors[:, :2]
         shift, stretch = sides * delta[..., :2], delta[..., 2:]
@@ -134,7 +134,7 @@ class DistanceDecoder(Decoder):
         self.coder = head.bbox_coder
 
     def boxes_of(self, index: int, predicted: Tensor, priors: Tensor) -> Tensor:
-        """Return the boxes whose sides lie so far left, above, right and below of the points."""
+        """Return the boxes with these distances left, above, right and below the points."""
         boxes = torch.cat([priors - predicted[..., :2], priors + predicted[..., 2:]], -1)
         return self.clipped(boxes) if self.coder.clip_border else boxes
 
@@ -154,14 +154,14 @@ class DistributionDecoder(DistanceDecoder):
         return [head.anchor_center(anchors) for anchors in super().priors_of(head, sizes)]
 
     def boxes_of(self, index: int, predicted: Tensor, priors: Tensor) -> Tensor:
-        """Return the boxes at the distributions' means, which are in strides."""
+        """Return the boxes at the distributions' means, in units of strides."""
         shape = (-1, len(priors), 4, len(self.project))
         means = (predicted.reshape(shape).softmax(-1) * self.project).sum(-1)
         return super().boxes_of(index, means * self.strides[index], priors)
 
 
 class StrideDecoder(Decoder):
-    """Shifts in strides and exponentials of sides, nothing cut off: YOLOX."""
+    """Shifts in strides and exponentials of sides, without clipping: YOLOX."""
 
     candidates = "class"
 
@@ -181,7 +181,7 @@ class StrideDecoder(Decoder):
 
 
 class GridDecoder(Decoder):
-    """Places in cells, exponentials of anchors' sides, nothing cut off: YOLOv3."""
+    """Positions in grid cells and exponentials of anchor sides, without clipping: YOLOv3."""
 
     candidates = "product"
 
@@ -190,7 +190,7 @@ class GridDecoder(Decoder):
         self.strides = [float(stride) for stride in head.featmap_strides]
 
     def forward(self, outputs: Sequence[Any]) -> list[Level]:
-        """Return the levels of a head that has boxes, objectness and classes in one map each."""
+        """Return the levels of a head with boxes, objectness and classes in one map per level."""
         levels = []
         for index, maps in enumerate(outputs[0]):
             values = _flat(maps, 5 + self.num_classes)
@@ -200,7 +200,7 @@ class GridDecoder(Decoder):
         return levels
 
     def boxes_of(self, index: int, predicted: Tensor, priors: Tensor) -> Tensor:
-        """Return the boxes at places in the anchors' cells."""
+        """Return the boxes at positions in the anchors' cells."""
         shift = (predicted[..., :2].sigmoid() - 0.5) * self.strides[index]
         centers = (priors[:, :2] + priors[:, 2:]) * 0.5 + shift
         half = (priors[:, 2:] - priors[:, :2]) * 0.5 * predicted[..., 2:].exp()
@@ -212,11 +212,11 @@ def decoder_of(detector: nn.Module, outputs: Any, size: tuple[int, int]) -> Deco
 
     Args:
         detector: In evaluation mode.
-        outputs: What its graph returned for an image.
+        outputs: Outputs of its graph for an image.
         size: Height and width of that image.
 
     Raises:
-        ValueError: Its boxes are made in a way that none of ours makes them.
+        ValueError: None of our decoders computes its boxes.
     """
     head = getattr(detector, "bbox_head", None)
     whole = getattr(type(detector), "simple_test", None) is SingleStageDetector.simple_test
@@ -224,7 +224,7 @@ def decoder_of(detector: nn.Module, outputs: Any, size: tuple[int, int]) -> Deco
     if kind is None:
         name = type(detector).__name__ + (f" with {type(head).__name__}" if head else "")
         raise ValueError(
-            f"{name} cannot be decoded in ONNX; export with --decode none and decode behind the"
+            f"{name} cannot be decoded in ONNX; export with --decode none and decode after the"
             " model (decoded are mmdet's SSD, RetinaNet, ATSS, YOLOF, FCOS, GFL, YOLOv3 and YOLOX"
             " heads)"
         )
@@ -250,12 +250,12 @@ def _kind_of(head: Any) -> Callable[..., Decoder] | None:
 
 
 def _same(kind: type, other: type, *names: str) -> bool:
-    """Say whether a class has these methods from the other one, unchanged."""
+    """Return whether a class inherits these methods from the other one, unchanged."""
     return all(getattr(kind, name, None) is getattr(other, name) for name in names)
 
 
 def clips(head: Any) -> bool:
-    """Say whether a head's boxes are cut off at the image's border."""
+    """Return whether a head clips boxes to the image."""
     return bool(getattr(getattr(head, "bbox_coder", None), "clip_border", False))
 
 
@@ -269,7 +269,7 @@ class Boxes(nn.Module):
         self.decoder = decoder
 
     def forward(self, outputs: Sequence[Any]) -> tuple[Tensor, ...]:
-        """Return the levels' boxes and scores, one level behind the other."""
+        """Return the boxes and scores of all levels, concatenated."""
         levels = self.decoder(outputs)
         scores = [
             level.scores if level.factors is None else level.scores * level.factors[..., None]

@@ -1,8 +1,8 @@
-"""Final detections of a batch as an exported graph finds them: thresholds, the best, suppression.
+"""Final detections of a batch in an exported graph: thresholds, top k, NMS.
 
-What mmdet's `BaseDenseHead`, `YOLOV3Head` and `YOLOXHead` do with one image, ties included: an
-earlier candidate goes before a later one of the same score. ONNX says so of TopK, and ONNX Runtime
-does it in NonMaxSuppression.
+The same as mmdet's `BaseDenseHead`, `YOLOV3Head` and `YOLOXHead` do for one image, including ties:
+an earlier candidate comes before a later one with the same score. ONNX specifies this for TopK, and
+ONNX Runtime does it in NonMaxSuppression.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from dq.detector.export.decode_boxes import Decoder, Level
 from dq.quant.integer.modules import DOMAIN
 
 SUPPRESS = "Suppress"
-# Of heads whose test_cfg has no max_per_img, as YOLOX's: so many an image, at most.
+# Maximum detections per image for heads whose test_cfg has no max_per_img, such as YOLOX's.
 DEFAULT_MOST = 1000
-# What does not change which boxes are suppressed, and what we read.
+# NMS settings that do not change the result, and those that are supported here.
 _KNOWN = {"type", "iou_threshold", "iou_thr", "class_agnostic", "split_thr"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a head's ``test_cfg`` says.
+    """The settings in a head's ``test_cfg``.
 
     Attributes:
-        score: Candidates have a higher score.
-        factor: And a factor that is not below.
-        iou: Boxes that overlap a better one of their class by more are left out.
-        classless: Whether boxes of other classes count, too.
-        num_level: Most candidates of a level.
-        most: Most detections of an image.
+        score: Candidates have a score above this.
+        factor: Candidates have a factor of at least this.
+        iou: Boxes that overlap a better one of their class by more are removed.
+        classless: Whether boxes of other classes suppress too.
+        num_level: Maximum number of candidates per level.
+        most: Maximum number of detections per image.
     """
 
     score: float
@@ -51,7 +51,7 @@ def settings_of(head: Any) -> Settings:
     """Return the settings of a head.
 
     Raises:
-        ValueError: ONNX has no such suppression.
+        ValueError: ONNX has no such NMS.
     """
     config: Mapping[str, Any] = head.test_cfg or {}
     nms = config.get("nms")
@@ -74,12 +74,12 @@ def settings_of(head: Any) -> Settings:
 class Detections(nn.Module):
     """A head's outputs -> boxes ``(N, M, 4)``, scores ``(N, M)`` and labels ``(N, M)``, best first.
 
-    M is `Settings.most`, or the number of candidates where that is smaller. Where an image has
-    fewer detections the score is 0 and the label -1.
+    M is `Settings.most`, or the number of candidates if that is smaller. Unused entries have score
+    0 and label -1.
 
     Args:
-        decoder: Of the head.
-        settings: Of the head.
+        decoder: The head's decoder.
+        settings: The head's settings.
 
     Raises:
         ValueError: The number of candidates is not limited.
@@ -92,12 +92,12 @@ class Detections(nn.Module):
         self.decoder, self.settings = decoder, settings
         if decoder.candidates != "class" and settings.num_level <= 0:
             raise ValueError(
-                "--decode nms needs model.test_cfg.nms_pre, the most candidates of a level; set it"
+                "--decode nms needs model.test_cfg.nms_pre, the candidates per level; set it"
                 " (1000 is usual), or export with --decode boxes"
             )
 
     def forward(self, outputs: Sequence[Any]) -> tuple[Tensor, ...]:
-        """Return the detections; only exported, never computed by torch."""
+        """Return the detections; only for export, torch does not compute the NMS."""
         picks = {
             "pairs": self._best_pairs,
             "class": self._best_class,
@@ -124,7 +124,7 @@ class Detections(nn.Module):
         return boxes * (scores > 0)[..., None], scores, labels
 
     def _best_pairs(self, level: Level) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the best pairs of a prior and a class; those below the threshold score 0."""
+        """Return the best pairs of a prior and a class; the score is 0 below the threshold."""
         scores = torch.where(level.scores > self.settings.score, level.scores, 0.0)
         boxes, scores, priors, labels = self._best(level, scores)
         if level.factors is not None:
@@ -132,7 +132,7 @@ class Detections(nn.Module):
         return boxes, scores, labels
 
     def _best_products(self, level: Level) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the best pairs by score times factor; those below a threshold score 0."""
+        """Return the best pairs by score times factor; the score is 0 below a threshold."""
         assert level.factors is not None
         factors = level.factors[..., None]
         above = (level.scores > self.settings.score) & (factors >= self.settings.factor)
@@ -149,7 +149,7 @@ class Detections(nn.Module):
         return boxes, scores, priors, places % self.decoder.num_classes
 
     def _best_class(self, level: Level) -> tuple[Tensor, Tensor, Tensor]:
-        """Return every prior with its best class; below the threshold it scores 0."""
+        """Return every prior with its best class; the score is 0 below the threshold."""
         scores, labels = level.scores.max(-1)
         assert level.factors is not None
         scores = level.factors * scores
@@ -157,14 +157,14 @@ class Detections(nn.Module):
 
 
 def write_suppressions_(model: ir.Model) -> None:
-    """Replace the placeholders of suppression in a model by ONNX's operators, in place."""
+    """Replace the NMS placeholders in a model by ONNX's operators, in place."""
     for node in list(model.graph):
         if node.domain == DOMAIN and node.op_type == SUPPRESS:
             _write(model.graph, node)
 
 
 def _write(graph: ir.Graph, node: ir.Node) -> None:
-    """Write what sets the scores of suppressed candidates to 0."""
+    """Write the nodes that set the scores of suppressed candidates to 0."""
     boxes, scores, labels = node.inputs
     classes, most, iou = (node.attributes[key].value for key in ("classes", "most", "iou"))
     made: list[ir.Node] = []
@@ -196,7 +196,7 @@ def _write(graph: ir.Graph, node: ir.Node) -> None:
         constant("iou", np.array(float(iou), np.float32)),
     )
     chosen = call("NonMaxSuppression", boxes, by_class, *limits, zero)
-    # Of image, class and candidate we want image and candidate.
+    # Select image and candidate from (image, class, candidate).
     places = call("Gather", chosen, constant("columns", np.array([0, 2])), axis=1)
     empty = call("ConstantOfShape", call("Shape", scores))
     kept = call("ScatterND", empty, places, call("GatherND", scores, places))

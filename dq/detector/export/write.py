@@ -1,4 +1,4 @@
-"""Write a quantized detector's network for integer engines: ONNX files or a file of integers."""
+"""Export a quantized detector's network for integer engines, as ONNX or as integers for torch."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ def export_detector(
     metadata: Mapping[str, str],
     decode: str = "none",
 ) -> list[Path]:
-    """Write the network, and of a two-stage detector each RoI head, beside a ``qparams.json``.
+    """Write the network, each RoI head of a two-stage detector, and a ``qparams.json``.
 
-    One process's work. All files appear, or none.
+    Call it in one process. Either all files are written, or none.
 
     Args:
         detector: In evaluation mode.
         graph: Its graph with ranges, FROZEN.
-        folder: Made where missing.
-        name: Of the files.
+        folder: Created if missing.
+        name: Name of the files.
         kind: A key of `ENDINGS`.
         size: Height and width of the images.
-        opset: Of ONNX; None for the lowest that has the recipe's integers.
-        metadata: Kept in every file.
-        decode: What is computed behind the network: ``none``, ``boxes`` and scores of all priors,
-            or final detections, ``nms``. ONNX alone.
+        opset: ONNX opset; None for the lowest that supports the recipe's integers.
+        metadata: Stored in every file.
+        decode: What is computed after the network: ``none``, ``boxes`` and scores of all priors, or
+            final detections, ``nms``. ONNX only.
 
     Returns:
-        The files, the network's first.
+        The files, with the network's first.
 
     Raises:
-        ValueError: Something in the network cannot be exported; it is named.
+        ValueError: A part of the network cannot be exported; the message names it.
     """
     network = network_for_engines(graph)
     heads = {part: network_for_engines(g) for part, g in graph.parts.items()}
@@ -78,8 +78,8 @@ def export_detector(
     else:
         example = torch.zeros(1, input_channels(detector), *size)
         inputs = all_inputs_of_heads(detector, graph, example)
-        behind = behind_network(detector, network, example, decode)
-        models = {paths[0]: _onnx(network, [example], kind, opset, metadata, behind)}
+        decoding = decoding_of(detector, network, example, decode)
+        models = {paths[0]: _onnx(network, [example], kind, opset, metadata, decoding)}
         for part, head in heads.items():
             if part not in inputs:
                 raise ValueError(f"{part} runs on no boxes and cannot be exported")
@@ -93,7 +93,7 @@ def export_detector(
 
 
 def _compiled_operator(network: fx.GraphModule) -> str:
-    """Return which operator of those that mmcv compiles the network calls; empty for none."""
+    """Return the name of a compiled mmcv operator that the network calls; empty for none."""
     for node in network.graph.nodes:
         if node.op == "call_module":
             for module in network.get_submodule(str(node.target)).modules():
@@ -103,24 +103,24 @@ def _compiled_operator(network: fx.GraphModule) -> str:
 
 
 def part_path(path: Path, part: str) -> Path:
-    """Return the file of a RoI head beside the file of its detector."""
+    """Return the file of a RoI head, next to the file of its detector."""
     return path.with_name(f"{path.stem}.{part}.onnx")
 
 
 def write_whole(files: Mapping[Path, bytes]) -> None:
-    """Write all files, or leave all as they were."""
+    """Write all files, or change none."""
     with drafts(*files) as lent:
         for draft, content in zip(lent, files.values(), strict=True):
             draft.write_bytes(content)
 
 
-def behind_network(
+def decoding_of(
     detector: nn.Module, network: nn.Module, example: Tensor, decode: str
 ) -> Boxes | Detections | None:
-    """Return what computes boxes or detections from the network's result, None for nothing.
+    """Return the module that computes boxes or detections from the network's result, or None.
 
     Raises:
-        ValueError: The detector's boxes cannot be computed so.
+        ValueError: The detector's boxes cannot be computed in this way.
     """
     if decode == "none":
         return None
@@ -138,9 +138,9 @@ def _onnx(
     kind: str,
     opset: int | None,
     metadata: Mapping[str, str],
-    behind: Boxes | Detections | None = None,
+    decoding: Boxes | Detections | None = None,
 ) -> bytes:
-    # ONNX takes long to import, and few commands need it.
+    # ONNX is slow to import, and few commands need it.
     from dq.quant.export.assemble import assembled
     from dq.quant.export.onnx_graph import checked
 
@@ -150,12 +150,12 @@ def _onnx(
             examples,
             kind=kind,
             opset=opset,
-            more_outputs=() if behind is None else behind.NAMES,
-            after=None if behind is None else _Beside(behind),
+            more_outputs=() if decoding is None else decoding.NAMES,
+            after=None if decoding is None else _WithDecoding(decoding),
             rewrite_=write_suppressions_,
         )
     except ValueError as error:
-        # torch says of what is compiled that it cannot look inside, and not what it is.
+        # torch says that it cannot trace a compiled operator, but not which.
         compiled = _compiled_operator(network)
         if not compiled or "data is not allocated" not in str(error):
             raise
@@ -163,30 +163,30 @@ def _onnx(
             f"{compiled}, an operator that mmcv compiles and ONNX does not have; export"
             " --format torch-int, or replace it in the config"
         ) from error
-    if behind is not None:
-        # They keep their names inside, by which an evaluation finds them.
-        del model.graph.outputs[: -len(behind.NAMES)]
+    if decoding is not None:
+        # The network's results stay in the graph by name, so that evaluation finds them.
+        del model.graph.outputs[: -len(decoding.NAMES)]
     model.metadata_props.update(metadata)
     model.producer_name = "dq-launcher"
     content: bytes = checked(model).SerializeToString()
     return content
 
 
-class _Beside(nn.Module):
-    """The network's result, and what is computed from it."""
+class _WithDecoding(nn.Module):
+    """A network's result, together with boxes or detections computed from it."""
 
-    def __init__(self, behind: nn.Module) -> None:
+    def __init__(self, decoding: nn.Module) -> None:
         super().__init__()
-        self.behind = behind
+        self.decoding = decoding
 
     def forward(self, result: Any) -> tuple[Any, Any]:
-        return result, self.behind(result)
+        return result, self.decoding(result)
 
 
 def inputs_of_heads(
     detector: nn.Module, graph: QuantizedGraph, images: Tensor
 ) -> dict[str, Tensor]:
-    """Return an example of what each RoI head of one input gets, by its name."""
+    """Return an example input of each RoI head with one input, by its name."""
     found = all_inputs_of_heads(detector, graph, images)
     return {part: inputs[0] for part, inputs in found.items() if len(inputs) == 1}
 
@@ -195,7 +195,7 @@ def inputs_of_heads(
 def all_inputs_of_heads(
     detector: nn.Module, graph: QuantizedGraph, images: Tensor
 ) -> dict[str, tuple[Tensor, ...]]:
-    """Return examples of the inputs, one or two, of each RoI head by its name."""
+    """Return examples of the one or two inputs of each RoI head, by its name."""
     if not graph.parts:
         return {}
     from dq.detector.model.graph import features_of
@@ -228,17 +228,17 @@ def metadata_of(
     checkpoint: str,
     decode: str = "none",
 ) -> dict[str, str]:
-    """Return what whoever runs the exported model needs to know, as text.
+    """Return the metadata that users of the exported model need, as text.
 
     Args:
-        config: Of the detector.
+        config: Config of the detector.
         classes: In the order of the outputs' channels.
         kind: A key of `ENDINGS`.
         size: Height and width of the images.
-        sha256: Of the checkpoint.
-        recipe: Which module has which integers.
-        checkpoint: Where it lies, from the exported file's folder.
-        decode: As `export_detector` takes it.
+        sha256: Hash of the checkpoint.
+        recipe: Bits and formats of each module.
+        checkpoint: Its path, relative to the exported file's folder.
+        decode: As for `export_detector`.
     """
     normalization: Mapping[str, Any] = next(steps(test_pipeline(config), "Normalize"), {})
     preprocessing = {
@@ -260,10 +260,10 @@ def metadata_of(
 
 
 def image_size(config: Config, given: tuple[int, int] | None) -> tuple[int, int]:
-    """Return height and width of the images: as given, or as the test pipeline makes them.
+    """Return height and width of the images: as given, or from the test pipeline.
 
     Raises:
-        ValueError: The pipeline does not say.
+        ValueError: The pipeline has no single image size.
     """
     if given is not None:
         return given
@@ -277,7 +277,7 @@ def image_size(config: Config, given: tuple[int, int] | None) -> tuple[int, int]
     width, height = int(scale[0]), int(scale[1])
     keeps = any(step.get("keep_ratio", True) for step in steps(pipeline, "Resize"))
     if keeps and width != height:
-        # The longer side may be either one.
+        # Either side may be the longer one.
         width = height = max(width, height)
     divisor = int(padding.get("size_divisor") or 1)
     height, width = (_rounded_up(side, divisor) for side in (height, width))
@@ -285,7 +285,7 @@ def image_size(config: Config, given: tuple[int, int] | None) -> tuple[int, int]
     if own.get("test_mode"):
         mode, value = own.get("test_pad_mode", ("logical_or", 127))
         added = int(own.get("test_pad_add_pix", 0))
-        # As the step itself pads a test image: CornerNet, CenterNet.
+        # As this step pads a test image (CornerNet, CenterNet).
         if mode == "logical_or":
             return (height | value) + added, (width | value) + added
         height, width = (_rounded_up(side, value) for side in (height, width))

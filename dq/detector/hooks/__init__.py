@@ -1,1 +1,1 @@
-"""Hooks of mmcv's runner: quantization, evaluation, statistics, tracking."""
+"""Hooks for mmcv's runner: quantization, evaluation, statistics, tracking."""

@@ -1,4 +1,4 @@
-"""Hooks of mmcv's runner that evaluate over all ranks and end an epoch with a checkpoint."""
+"""Hooks for mmcv's runner that evaluate on all ranks, and write a checkpoint after an epoch."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ log = logging.getLogger(__name__)
 
 
 class ShardedEvalHook(EvalHook):  # type: ignore[misc]
-    """mmdet's evaluation hook over all ranks, each image on one rank.
+    """mmdet's evaluation hook on all ranks, each image on one rank.
 
-    What a metric raises is an error in the log, and the training goes on: its weights can be
-    evaluated later, and an hour of training that ends for a table cannot be had back.
+    An error of a metric is logged, and the training continues: the weights can still be evaluated
+    later.
 
     Args:
         dataloader: Its ``dataset`` is evaluated.
-        workers: Loader processes of each rank.
+        workers: Worker processes of each rank.
         kwargs: The config's ``evaluation`` section.
 
     Raises:
-        ValueError: Such a section makes no sense.
+        ValueError: The section is invalid.
     """
 
-    # For ``save_best``: what is better when it is greater, by parts of a metric's name.
+    # For ``save_best``: a greater value is better if the metric's name contains one of these.
     _default_greater_keys = (
         *EvalHook._default_greater_keys,
         "AP",
@@ -53,18 +53,18 @@ class ShardedEvalHook(EvalHook):  # type: ignore[misc]
         self.workers = workers
 
     def before_run(self, runner: Any) -> None:
-        """Refuse what would fail after the first epoch."""
+        """Refuse settings that would fail after the first epoch."""
         super().before_run(runner)
         detector = unwrap(runner.model)
         masks = getattr(detector, "with_mask", True) or hasattr(detector, "panoptic_head")
         if "segm" in metrics_of(self.eval_kwargs) and not masks:
             raise ValueError(
-                f"evaluation.metric segm needs masks, and {type(detector).__name__} finds boxes"
-                " alone; leave segm out"
+                f"evaluation.metric segm needs masks, but {type(detector).__name__} finds only"
+                " boxes; leave segm out"
             )
 
     def is_due(self, runner: Any) -> bool:
-        """Whether this epoch ends with an evaluation."""
+        """Return whether this epoch ends with an evaluation."""
         return bool(self.by_epoch and self._should_evaluate(runner))
 
     def _do_evaluate(self, runner: Any) -> None:
@@ -72,7 +72,7 @@ class ShardedEvalHook(EvalHook):  # type: ignore[misc]
             return
         detector = unwrap(runner.model)
         device = next(detector.parameters()).device
-        # At the end of an epoch a checkpoint of this very moment has been written.
+        # At the end of an epoch, a checkpoint of the same step exists already.
         aside = runner.supervision.aside(may_stop=runner.counts_epochs)
         with aside, averaged(runner):
             results = detect(detector, self.dataloader.dataset, device=device, workers=self.workers)
@@ -87,17 +87,17 @@ class ShardedEvalHook(EvalHook):  # type: ignore[misc]
             messages: dict[str, Any] = runner.meta.get("hook_msgs", {})
             return messages
 
-        # The others must know the best checkpoint too, and must not run ahead while it is written.
+        # The other ranks must know the best checkpoint too, and must wait while it is written.
         with runner.supervision.aside(may_stop=False):
             runner.meta["hook_msgs"] = on_main_rank(conclude)
 
     def evaluate(self, runner: Any, results: list[Any]) -> float | None:
-        """Log the data set's metrics of these results; return the one that says what is best."""
+        """Log the data set's metrics of these results; return the one that ``save_best`` uses."""
         try:
             found = scores(self.dataloader.dataset, results, self.eval_kwargs)
         except Exception as error:
-            # With its traceback in the file, on one line of the console.
-            log.error("no evaluation, the training goes on: %s", explain(error))
+            # With the traceback in the log file, and one line on the console.
+            log.error("no evaluation, the training continues: %s", explain(error))
             log.error("where it failed:\n", exc_info=error)
             return None
         if found.tables:
@@ -121,9 +121,9 @@ class ShardedEvalHook(EvalHook):  # type: ignore[misc]
 
 
 class EpochCheckpointHook(Hook):  # type: ignore[misc]
-    """Write a checkpoint after an epoch, when all other hooks are done with it."""
+    """Write a checkpoint after an epoch, after all other hooks."""
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Write it where the runner's plan says so."""
+        """Write it if the runner's plan says so."""
         if runner.counts_epochs and runner.plan.at_epoch(runner.epoch + 1, runner.max_epochs):
             runner.save_training(at_end_of_epoch=True)

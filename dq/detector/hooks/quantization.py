@@ -1,4 +1,4 @@
-"""Hooks of mmcv's runner that lead quantizers, oscillating weights and running statistics."""
+"""Hooks for mmcv's runner that control quantizers, oscillating weights and running statistics."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ log = logging.getLogger(__name__)
 
 
 def progress_of(runner: Any) -> Progress:
-    """Return how far a runner is."""
+    """Return the progress of a runner."""
     epoch = runner.epoch
     if isinstance(runner, IterBasedRunner):
-        # mmcv's runner notices one step late that an epoch is over.
+        # mmcv's runner counts an epoch one step late.
         epoch = runner.iter // len(runner.data_loader)
     return Progress(iteration=runner.iter, epoch=epoch, num_iterations=max(1, runner.max_iters))
 
 
 @contextmanager
 def averaged(runner: Any) -> Iterator[None]:
-    """Let the runner's model be the average of its weights, where one is kept, in the body."""
+    """Put the average of the weights, if there is one, into the runner's model, in the body."""
     average = getattr(runner, "average", None)
     with nullcontext() if average is None else average.in_model():
         yield
 
 
 class QuantizationHook(Hook):  # type: ignore[misc]
-    """Lead the quantizers through a training: observe, round, then freeze.
+    """Switch the phases of the quantizers: observe, fake-quantize, freeze.
 
     Args:
         graph: The detector's quantized graph, with ranges.
-        schedule: When to do what.
+        schedule: The steps at which phases begin.
     """
 
     def __init__(self, graph: QuantizedGraph, schedule: Schedule) -> None:
@@ -56,12 +56,12 @@ class QuantizationHook(Hook):  # type: ignore[misc]
         self.norms: list[nn.Module] = []
 
     def before_run(self, runner: Any) -> None:
-        """Go on in the phase that a resumed training was in."""
+        """Restore the phase of a resumed training."""
         self.phase = runner.phase
         set_phase(self.graph.quantizers, self.phase)
 
     def before_train_iter(self, runner: Any) -> None:
-        """Enter the phase that this step belongs to."""
+        """Enter the phase of this step."""
         progress = progress_of(runner)
         if not self.schedule.quantizes(progress):
             phase = Phase.OBSERVE
@@ -76,14 +76,14 @@ class QuantizationHook(Hook):  # type: ignore[misc]
                 found = unwrap(runner.model).modules()
                 self.norms = [m for m in found if isinstance(m, _BatchNorm)]
                 log.info("batch norms are frozen from iteration %d", runner.iter)
-            # mmcv's runners put the whole model into training mode again and again.
+            # mmcv's runners repeatedly set the whole model to training mode.
             for norm in self.norms:
                 norm.eval()
 
     def _enter(self, phase: Phase, runner: Any) -> None:
         if self.phase is Phase.OBSERVE:
-            # The weights have moved since their scales were first chosen. They are folded with
-            # statistics that each rank may have of its own.
+            # The weights have changed since their scales were chosen. They are folded with running
+            # statistics, which may differ between ranks.
             sync_buffers_(unwrap(runner.model))
             initialise_weights_(self.graph.layers())
         if phase is Phase.FROZEN:
@@ -95,7 +95,7 @@ class QuantizationHook(Hook):  # type: ignore[misc]
         runner.tracker.log("phase", runner.iter + 1, {"phase": phase.value, "digest": proof})
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Prove that all ranks still round alike."""
+        """Check that all ranks have the same ranges."""
         proof = check_equal_on_ranks(self.graph, f"after epoch {runner.epoch + 1}")
         log.info("ranges are equal on all ranks, digest %s", proof[:16])
         runner.tracker.log("proof", runner.iter, {"epoch": runner.epoch + 1, "digest": proof})
@@ -104,7 +104,7 @@ class QuantizationHook(Hook):  # type: ignore[misc]
 class AgreementHook(Hook):  # type: ignore[misc]
     """Give all ranks the same new ranges after each step: one collective.
 
-    It has to come after the optimizer's hook, which goes backward through this step's scales.
+    It must run after the optimizer's hook, whose backward pass needs this step's scales.
 
     Args:
         graph: The detector's quantized graph.
@@ -114,21 +114,21 @@ class AgreementHook(Hook):  # type: ignore[misc]
         self.quantizers = list(graph.activations().values())
 
     def after_train_iter(self, runner: Any) -> None:
-        """Take what all ranks observed in this step into the ranges."""
+        """Update the ranges with the values that all ranks observed in this step."""
         if runner.phase in (Phase.OBSERVE, Phase.TRAIN):
             merge_ranges_(self.quantizers)
 
 
 class OscillationHook(Hook):  # type: ignore[misc]
-    """Count oscillating weights after each step that rounds, and freeze or dampen them.
+    """Count oscillating weights after each fake-quantized step, and freeze or dampen them.
 
-    To run after the optimizer's step. Where weights are frozen, ranks first agree on the running
-    statistics that are folded into them (one collective a step, needless but harmless with
-    synchronized norms), since frozen weights must be the same on all.
+    It must run after the optimizer's step. If weights are frozen, the ranks first average the
+    running statistics that are folded into them, because frozen weights must be equal on all ranks.
+    This is one collective per step, which synchronized norms do not need.
 
     Args:
-        tracker: Watches the weights.
-        schedule: Says from when on they are rounded.
+        tracker: Tracks the weights.
+        schedule: Says when fake quantization starts.
     """
 
     def __init__(self, tracker: OscillationTracker, schedule: Schedule) -> None:
@@ -136,7 +136,7 @@ class OscillationHook(Hook):  # type: ignore[misc]
         self.share = 0.0
 
     def before_train_iter(self, runner: Any) -> None:
-        """Note how far the training is; the dampening loss rises with it."""
+        """Store the progress of the training; the dampening loss increases with it."""
         self.share = progress_of(runner).share
 
     def after_train_iter(self, runner: Any) -> None:
@@ -156,49 +156,49 @@ class OscillationHook(Hook):  # type: ignore[misc]
         runner.log_buffer.output["oscillating"] = oscillating
 
     def losses(self) -> dict[str, Tensor]:
-        """Return the dampening loss as a term beside the detector's own."""
+        """Return the dampening loss, which is added to the detector's own losses."""
         weight = self.tracker.settings.dampening_at(self.share)
         return {"loss_dampening": weight * dampening_loss(self.tracker.graph)}
 
 
 class QuantEMAHook(Hook):  # type: ignore[misc]
-    """Keep the average of a detector's weights, after each step of the optimizer.
+    """Update the average of a detector's weights after each step of the optimizer.
 
-    It does the work of mmdet's EMA hooks too: theirs would average integer zero points and infinite
-    ranges, and lose the training's own weights when it is resumed. The runner's ``average`` is what
-    `averaged` puts into the model for evaluation and checkpoints.
+    It also replaces mmdet's EMA hooks. Those would average integer zero points and infinite ranges,
+    and lose the training's own weights on resuming. `averaged` puts the runner's ``average`` into
+    the model for evaluation and checkpoints.
 
     Args:
-        average: Of the unwrapped detector.
+        average: Average of the unwrapped detector.
     """
 
     def __init__(self, average: WeightAverage) -> None:
         self.average = average
 
     def after_train_iter(self, runner: Any) -> None:
-        """Take the step's weights into the average."""
+        """Add the weights of this step to the average."""
         self.average.update_(runner.iter)
 
 
 class SyncBuffersHook(Hook):  # type: ignore[misc]
     """Average running statistics over ranks before each evaluation and at the end of each epoch.
 
-    Checkpoints hold the average without it, and leave each rank its own (`training_state`): when
-    they are written is for the disk's sake, and must not change what is learned.
+    Checkpoints contain the average, but do not change the statistics of a rank (`training_state`),
+    so that the training does not depend on when they are written.
     """
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Average once an epoch."""
+        """Average once per epoch."""
         self._average(runner)
 
     def after_train_iter(self, runner: Any) -> None:
-        """Average where an evaluation follows in the middle of an epoch."""
+        """Average before an evaluation within an epoch."""
         hooks = [h for h in runner.hooks if isinstance(h, EvalHook) and not h.by_epoch]
         if any(hook._should_evaluate(runner) for hook in hooks):
             self._average(runner)
 
     def after_run(self, runner: Any) -> None:
-        """Average once more: the last evaluation may be long past."""
+        """Average at the end, because the last evaluation may be long ago."""
         self._average(runner)
 
     def _average(self, runner: Any) -> None:
@@ -209,7 +209,7 @@ class SyncBuffersHook(Hook):  # type: ignore[misc]
 
 
 class StragglerHook(Hook):  # type: ignore[misc]
-    """Name the slowest rank of each phase, as often as losses are logged.
+    """Log the slowest rank of each phase, as often as losses are logged.
 
     Args:
         interval: Steps between two reports.

@@ -1,4 +1,4 @@
-"""Look now and then whether the loss or a layer's weights of a quantized training run away."""
+"""Check from time to time whether the loss or the weights of a quantized training diverge."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from dq.dist.exchange.data_parallel import unwrap
 from dq.quant.graph.quantized_graph import CONTAINER
 
 log = logging.getLogger(__name__)
-# So many losses at the beginning are compared with the latest ones.
+# Number of initial losses to compare with the latest ones.
 WINDOW = 8
-# A loss is judged from this step on: one or two batches say nothing.
+# The first step at which losses are compared; one or two batches are not enough.
 FIRST_JUDGED = 4
-# A further line about the same once it is so many times worse.
+# Log the same problem again if it is this many times worse.
 WORSE = 2.0
-MEND = (
+FIX = (
     "lower optimizer.lr (quant.training={'optimizer.lr': ...}), clip with optimizer_config=dict("
     "grad_clip=dict(max_norm=35, norm_type=2)), or begin with a warm-up"
 )
 
 
 class RunawayHook(Hook):  # type: ignore[misc]
-    """Warn, or end the training, when it leaves what it began with.
+    """Warn, or end the training, if it diverges.
 
-    Looks at steps 1, 2, 4, 8, ... and then every ``guards.look_every`` steps; nothing is read from
-    the device in the steps between. Weights are compared with those at the training's beginning,
-    for one that was resumed with those it went on from; the copy lies in the host's memory.
+    Checks at steps 1, 2, 4, 8, ... and then every ``guards.look_every`` steps. Between checks,
+    nothing is copied from the device. Weights are compared with the initial ones; after resuming,
+    with those of the checkpoint. The copy is in host memory.
 
     Args:
-        guards: What is too much, and what is done then.
+        guards: The limits and the action.
     """
 
     def __init__(self, guards: Guards) -> None:
@@ -48,14 +48,14 @@ class RunawayHook(Hook):  # type: ignore[misc]
         self.said: dict[str, float] = {}
 
     def before_run(self, runner: Any) -> None:
-        """Keep the weights as they are."""
+        """Store the initial weights."""
         self.before = {
             name: weight.detach().to("cpu", copy=True)
             for name, weight in _weights(unwrap(runner.model)).items()
         }
 
     def after_train_iter(self, runner: Any) -> None:
-        """Note the loss, and look where it is time."""
+        """Store the loss, and check if it is time."""
         loss = getattr(runner.outputs["log_vars"], "tensors", {}).get("loss")
         left_out = runner.optimizer_step is not None and runner.optimizer_step.leave_out
         if loss is not None and not left_out:
@@ -105,7 +105,7 @@ class RunawayHook(Hook):  # type: ignore[misc]
         self.said[what] = measure
         rates = runner.current_lr()
         rate = rates[0] if isinstance(rates, list) else next(iter(rates.values()))[0]
-        text = f"{text}; it runs away at a learning rate of {rate:g}: {MEND}"
+        text = f"{text}; it runs away at a learning rate of {rate:g}: {FIX}"
         if self.guards.runaway == "stop":
             raise RuntimeError(text)
         log.warning("%s", text)
@@ -114,9 +114,9 @@ class RunawayHook(Hook):  # type: ignore[misc]
 
 
 def movements(detector: nn.Module, before: dict[str, Tensor]) -> dict[str, float]:
-    """Return how far each layer's weights are from ``before``, in terms of their norm then.
+    """Return the distance of each layer's weights from ``before``, relative to their former norm.
 
-    One copy from the device for all of them. Infinite where a weight is not finite.
+    One copy from the device for all layers. Infinite if a weight is not finite.
 
     Args:
         detector: Unwrapped.
@@ -136,7 +136,7 @@ def movements(detector: nn.Module, before: dict[str, Tensor]) -> dict[str, float
 
 
 def _weights(detector: nn.Module) -> dict[str, Tensor]:
-    """Return the trained weights of layers; biases and norms often begin at nought."""
+    """Return the trained weights of layers; biases and norms often start at zero."""
     return {
         name: weight
         for name, weight in detector.named_parameters()

@@ -1,4 +1,4 @@
-"""The start of a quantized training: evaluated, kept as the best so far, and compared with."""
+"""Evaluate the start of a quantized training, save it as the best so far, compare with it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ START = "start"
 
 
 class StartHook(Hook):  # type: ignore[misc]
-    """Evaluate the calibrated detector before its first step, and later ones against it.
+    """Evaluate the calibrated detector before the first step, and compare later metrics with it.
 
-    The best checkpoint is kept even where the config does not ask for it, and the start is the
-    first of them. To be registered after the evaluation's hook, with the same priority.
+    The best checkpoint is saved even if the config does not ask for it, and the start is the first
+    one. Register this hook after the evaluation hook, with the same priority.
 
     Args:
         graph: The detector's quantized graph, with ranges.
-        evaluation: The hook that evaluates in this training.
+        evaluation: The evaluation hook of this training.
         settings: The config's ``evaluation`` section.
-        guards: What is done about a metric below the start's.
-        known: The start's metrics on ``data.val``, where they have just been measured.
+        guards: What to do about a metric below that of the start.
+        known: The start's metrics on ``data.val``, if they have just been measured.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class StartHook(Hook):  # type: ignore[misc]
         self.guards, self.known = guards, known
 
     def before_run(self, runner: Any) -> None:
-        """Measure the start and keep it, or take it from the checkpoint that is gone on from."""
+        """Measure the start and save it, or take it from the resumed checkpoint."""
         if runner.iter:
             if START in runner.meta:
                 self._keep_best(runner, runner.meta[START]["metric"])
             return
         metrics = dict(self.known or self._measure(runner))
         if not metrics:
-            log.warning("the start has no metric, so nothing can be compared with it")
+            log.warning("the start has no metric, so later metrics cannot be compared with it")
             return
         name, value = main_metric(metrics)
         runner.meta[START] = {"metric": name, "value": value}
@@ -106,7 +106,7 @@ class StartHook(Hook):  # type: ignore[misc]
         runner.meta["hook_msgs"].update(messages)
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Compare an epoch's metric with the start's."""
+        """Compare the metric of an epoch with the start's."""
         if self.evaluation.is_due(runner):
             self._compare(runner, f"epoch {runner.epoch + 1}")
 
@@ -128,7 +128,7 @@ class StartHook(Hook):  # type: ignore[misc]
         kept = runner.meta["hook_msgs"].get("best_ckpt")
         text = (
             f"after {when} {name} is {100 * value:.2f} %, {100 * (start - value):.2f} points below"
-            f" the start ({100 * start:.2f} %); if that does not mend, lower optimizer.lr"
+            f" the start ({100 * start:.2f} %); if it does not recover, lower optimizer.lr"
             " (quant.training={'optimizer.lr': ...})"
         )
         if kept:

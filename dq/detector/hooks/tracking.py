@@ -1,4 +1,4 @@
-"""The hook of mmcv's runner that tells a tracker how a training goes."""
+"""The hook for mmcv's runner that logs a training to a tracker."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from dq.quant.analysis.statistics import Integers, quantizer_figures
 from dq.quant.graph.quantized_graph import QuantizedGraph
 
 log = logging.getLogger(__name__)
-# A training without epochs gets so many tables of quantizers.
+# Number of tables of quantizers for a training without epochs.
 NUM_TABLES = 10
-# What mmcv calls the seconds of a step, and those of them that it waited for data.
+# mmcv's names for the seconds of a step, and the seconds of waiting for data in it.
 NAMES = {"time": "step_s", "data_time": "loading_s"}
 
 
 class TrackingHook(LoggerHook):  # type: ignore[misc]
-    """Log losses, rate, gradient's norm, speed, waiting for data, memory, phase, metrics, ranges.
+    """Log losses, learning rate, gradient norm, speed, data time, memory, phase, metrics, ranges.
 
-    It is registered on every rank, for averaging losses takes all of them; only the main rank's
-    tracker keeps anything.
+    It is registered on every rank, because averaging losses needs all ranks. Only the main rank's
+    tracker stores anything.
 
     Args:
-        interval: Steps between two rows.
+        interval: Steps between rows.
         by_epoch: Whether the runner counts epochs.
-        figures: Measures all quantizers; None for a float training, or where it is turned off.
+        figures: Measures all quantizers; None for a float training, or if turned off.
     """
 
     def __init__(self, interval: int, *, by_epoch: bool, figures: Figures | None = None) -> None:
@@ -45,7 +45,7 @@ class TrackingHook(LoggerHook):  # type: ignore[misc]
         self.waited = 0.0
 
     def log(self, runner: Any) -> None:
-        """Keep what mmcv's other loggers print: steps of training, metrics of validation."""
+        """Log the same values as mmcv's other loggers: steps of training, metrics of validation."""
         if not collectives.is_main_rank():
             return
         buffer = runner.log_buffer
@@ -62,12 +62,12 @@ class TrackingHook(LoggerHook):  # type: ignore[misc]
             runner.tracker.log("val", done, {"epoch": epoch, **rest})
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Keep the metrics, then the figures of all quantizers."""
+        """Log the metrics, then the statistics of all quantizers."""
         super().after_train_epoch(runner)
         self._measure(runner, runner.epoch + 1)
 
     def after_train_iter(self, runner: Any) -> None:
-        """Keep a row where it is time; where there are no epochs, a table of quantizers too."""
+        """Log a row if it is time; without epochs, a table of quantizers too."""
         super().after_train_iter(runner)
         if not self.by_epoch and self.every_n_iters(runner, max(1, runner.max_iters // NUM_TABLES)):
             self._measure(runner, runner.epoch)
@@ -104,12 +104,12 @@ class TrackingHook(LoggerHook):  # type: ignore[misc]
 
 
 class Figures:
-    """Measures all quantizers of a detector on a few images, and never fails a training by it.
+    """Measures all quantizers of a detector on a few images; an error never ends the training.
 
     Args:
         graph: The detector's quantized graph.
         images: Returns batches ``(N, C, H, W)`` on the CPU; called once.
-        device: Where the detector is.
+        device: Device of the detector.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Figures:
         self.is_on = True
 
     def measure(self, detector: nn.Module, *, oscillation: Any = None) -> list[dict[str, Any]]:
-        """Return a dict a quantizer, none after a failure; random generators stay as they were."""
+        """Return a dict per quantizer, none after a failure; random generators do not change."""
         if not self.is_on:
             return []
         state = generators()

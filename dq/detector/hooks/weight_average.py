@@ -1,7 +1,7 @@
-"""mmdet's and mmcv's EMA hooks, done by one average that is exact: rule, buffers, resuming.
+"""Replace mmdet's and mmcv's EMA hooks by one exact average, which can be resumed.
 
-The hooks themselves keep a second set of weights in the model under names of its own, average
-infinite ranges of quantizers too, and lose the training's own weights when it is resumed.
+The hooks themselves store a second set of weights in the model under other names, also average
+infinite ranges of quantizers, and lose the training's own weights on resuming.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ class AverageRule:
     """How weights are averaged.
 
     Attributes:
-        momentum_at: Weight of the step of this number, counted from 0; None for a step that is
-            passed over.
-        skip_buffers: Take running statistics as they are.
-        described: For the log.
+        momentum_at: Weight of a step by its number, from 0; None for a step that is skipped.
+        skip_buffers: Copy running statistics instead of averaging them.
+        described: Description for the log.
     """
 
     momentum_at: Callable[[int], float | None]
@@ -39,24 +38,24 @@ class AverageRule:
 
 
 def averaged_by(rule: AverageRule, detector: nn.Module) -> WeightAverage:
-    """Return the average of a detector's weights, which begins with those it has now."""
-    log.info("%s is done by an average of our own, with its rule", rule.described)
+    """Return the average of a detector's weights, which starts with the current ones."""
+    log.info("%s is replaced by an average of our own, with its rule", rule.described)
     return WeightAverage(detector, rule.momentum_at, skip_buffers=rule.skip_buffers)
 
 
 def without_ema_hooks(
     hooks: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None,
 ) -> tuple[list[Any], AverageRule | None]:
-    """Take EMA hooks out of ``custom_hooks`` and return the rule by which they average.
+    """Remove EMA hooks from ``custom_hooks`` and return their averaging rule.
 
     Args:
         hooks: The config's ``custom_hooks``.
 
     Returns:
-        The other hooks, and the rule; None where there is none.
+        The other hooks, and the rule or None.
 
     Raises:
-        ValueError: There are two, one is mistyped, or one is to resume by itself.
+        ValueError: There are two, one is misspelt, or one has ``resume_from``.
     """
     given = [hooks] if isinstance(hooks, Mapping) else list(hooks or ())
     kept, rules = [], []
@@ -75,7 +74,7 @@ def _rule(kind: type[Hook], section: Mapping[str, Any]) -> AverageRule:
     arguments = {k: v for k, v in section.items() if k not in ("type", "priority")}
     if arguments.pop("resume_from", None):
         raise ValueError(
-            f"custom_hooks: {kind.__name__}.resume_from is not read; the average goes on with its"
+            f"custom_hooks: {kind.__name__}.resume_from is not read; the average resumes with its"
             " training: use resume_from of the config, or --resume"
         )
     try:
@@ -100,7 +99,7 @@ def _of_mmcv(hook: Any) -> Callable[[int], float | None]:
 
 
 class _Progress:
-    """What mmdet's hooks look at of a runner."""
+    """The attributes of a runner that mmdet's hooks use."""
 
     def __init__(self, iteration: int) -> None:
         self.iter = iteration

@@ -1,1 +1,1 @@
-"""Batches of training images: order, processes, and tensors on the device."""
+"""Load batches of training images: order, worker processes, tensors on the device."""

@@ -1,10 +1,10 @@
-"""The order of an epoch: which images make a chunk, and which chunks make a step.
+"""The order of an epoch: the images of each chunk, and the chunks of each step.
 
 A chunk is one micro-batch of one rank: ``samples_per_gpu`` images of one aspect ratio. A step of
-the optimizer takes ``chunks_per_step`` of them, whatever the number of ranks: rank ``r`` of ``n``
-takes chunks ``r, r + n, ...`` of a step and accumulates their gradients. So the order, the steps
-of an epoch and the images of each step do not depend on how many ranks there are, and a training
-can go on with any number of ranks that divides ``chunks_per_step``.
+the optimizer takes ``chunks_per_step`` of them, for any number of ranks: rank ``r`` of ``n`` takes
+chunks ``r, r + n, ...`` of a step and accumulates their gradients. So the order, the steps of an
+epoch and the images of each step do not depend on the number of ranks. A training can resume on any
+number of ranks that divides ``chunks_per_step``.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ def chunks_of_epoch(
     chunks_per_step: int,
     seed: int,
 ) -> Indices:
-    """Return an epoch's images, shuffled, in chunks whose images are of one group.
+    """Return an epoch's images, shuffled, in chunks of images from the same group.
 
     As mmdet's GroupSampler does, a group's last chunk is filled up with images drawn from that
-    group. The last step is filled up with the epoch's first chunks. NumPy may change its
-    generators between versions, so a training is to be resumed with the version it began with.
+    group. The last step is filled up with the epoch's first chunks. NumPy may change its generators
+    between versions, so resume a training with the same version.
 
     Args:
         flags: (num_samples,) group of each sample, such as mmdet's ``dataset.flag``.
         epoch: Counted from 0.
         samples_per_chunk: Samples in each chunk.
-        chunks_per_step: The number of chunks is a multiple of it.
-        seed: With the epoch it decides everything; not negative.
+        chunks_per_step: The number of chunks is a multiple of this.
+        seed: Not negative; seed and epoch determine the result.
 
     Returns:
-        (num_chunks, samples_per_chunk) int64 indices; each sample is there at least once.
+        (num_chunks, samples_per_chunk) int64 indices; each sample occurs at least once.
     """
     generator = np.random.default_rng(np.random.SeedSequence([seed, epoch]))
     groups = []
@@ -54,12 +54,12 @@ def chunks_of_epoch(
 def chunks_in_sequence(
     indices: Indices, *, samples_per_chunk: int, chunks_per_step: int
 ) -> Indices:
-    """Return indices cut into chunks as they come, filled up from the beginning.
+    """Return indices in chunks, in the given order; the end is filled up from the beginning.
 
     Args:
-        indices: (num_samples,), such as what a sampler yields.
+        indices: (num_samples,), for example from a sampler.
         samples_per_chunk: Samples in each chunk.
-        chunks_per_step: The number of chunks is a multiple of it.
+        chunks_per_step: The number of chunks is a multiple of this.
 
     Returns:
         (num_chunks, samples_per_chunk) int64.
@@ -70,7 +70,7 @@ def chunks_in_sequence(
 
 
 def class_aware_indices(sampler: ClassAwareSampler, epoch: int) -> Indices:
-    """Return an epoch's images as mmdet's ClassAwareSampler draws them for one rank."""
+    """Return the indices of an epoch that mmdet's ClassAwareSampler draws for one rank."""
     sampler.set_epoch(epoch)
     return np.fromiter(sampler, dtype=np.int64, count=len(sampler))
 
@@ -79,7 +79,8 @@ def accumulation(chunks_per_step: int, world_size: int) -> int:
     """Return how many micro-batches each rank accumulates in a step.
 
     Raises:
-        ValueError: The ranks cannot share a step evenly; the message lists the numbers that can.
+        ValueError: The ranks cannot share a step evenly; the message lists possible numbers of
+            ranks.
     """
     if chunks_per_step % world_size:
         fitting = [str(n) for n in range(1, chunks_per_step + 1) if chunks_per_step % n == 0]
@@ -94,7 +95,7 @@ def accumulation(chunks_per_step: int, world_size: int) -> int:
 def chunks_of_rank(
     num_chunks: int, *, chunks_per_step: int, rank: int, world_size: int, first_step: int = 0
 ) -> range:
-    """Return the numbers of one rank's chunks in an epoch, from a step on.
+    """Return the numbers of one rank's chunks in an epoch, starting at a step.
 
     Micro-batch ``a`` of step ``s`` is chunk ``s * chunks_per_step + a * world_size + rank``.
     """

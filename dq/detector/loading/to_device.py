@@ -1,4 +1,4 @@
-"""From mmcv's collated DataContainers to tensors on a device."""
+"""Convert mmcv's collated DataContainers to tensors on a device."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Return a collated batch without its containers, tensors on ``device``.
+    """Return a collated batch without containers, with its tensors on ``device``.
 
-    mmcv's own scatter calls internals of torch that have changed; each rank has one device, so
-    there is nothing to scatter.
+    mmcv's own scatter calls internals of torch that have changed. Each rank has one device, so
+    nothing needs to be scattered.
 
     Args:
-        value: What the data loader yields: containers, tensors, mappings and lists of them.
-        device: Where the tensors go; metadata stays on the CPU.
+        value: A batch of the data loader: containers, tensors, mappings and lists of them.
+        device: Device of the tensors; metadata stays on the CPU.
     """
     if isinstance(value, DataContainer):
         first = value.data[0]

@@ -1,4 +1,4 @@
-"""The loader of training batches: the same ones at any position, from any number of workers."""
+"""The data loader of training batches, independent of resuming and of the number of workers."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def training_loader(
     chunks_per_step: int | None = None,
     max_bad: int = 10,
 ) -> TrainingLoader:
-    """Return the loader of this rank's share of the training images.
+    """Return the data loader of this rank's share of the training images.
 
     Args:
-        config: As `dq.detector.config.read.finish` returns it.
-        dataset: Any mmdet data set; its loading transforms are made to name bad images.
+        config: Result of `dq.detector.config.read.finish`.
+        dataset: Any mmdet data set; its loading transforms are changed to name bad images.
         seed: Decides order and augmentation; the same on all ranks.
-        chunks_per_step: Micro-batches of all ranks in a step of the optimizer; that of the
-            training to be continued. None where one begins: ranks times the config's
+        chunks_per_step: Micro-batches of all ranks in a step of the optimizer. When resuming, the
+            value of the former run; None for a new training: ranks times the config's
             ``accumulate`` (1).
-        max_bad: How many different images each rank may find unreadable; 0 stops at the first.
+        max_bad: Number of different unreadable images allowed per rank; 0 stops at the first.
 
     Raises:
         ValueError: An option does not exist or does not fit, or the ranks cannot share a step.
@@ -77,7 +77,7 @@ def training_loader(
 def _order(
     samples: SeededSamples, options: LoaderOptions, *, chunks_per_step: int, seed: int
 ) -> Callable[[int], Indices]:
-    """Return the function from an epoch to its chunks."""
+    """Return a function that maps an epoch to its chunks."""
     width = options.samples_per_gpu
     if options.class_aware_sampler is not None:
         sampler = ClassAwareSampler(samples, width, 1, 0, seed, **options.class_aware_sampler)
@@ -102,21 +102,22 @@ def _in_sequence(num_samples: int, epoch: int) -> Indices:
 
 
 class TrainingLoader(DataLoader[Any]):
-    """A rank's micro-batches, grouped into steps, from any step of any epoch.
+    """A rank's micro-batches, grouped into steps, starting at any step of any epoch.
 
-    What a step gets depends on the order, the epoch and the step alone. A loader process that is
-    killed is replaced, up to three times in a run, and nothing is lost or repeated.
+    The batches of a step depend only on the order, the epoch and the step. A worker process that is
+    killed is replaced, up to three times in a run. No batch is lost or repeated.
 
     Args:
         samples: The training images.
-        order: From an epoch to its chunks, ``(num_chunks, samples_per_gpu)``; as many each epoch.
-        options: Of the loader processes.
+        order: Maps an epoch to its chunks, ``(num_chunks, samples_per_gpu)``; equally many each
+            epoch.
+        options: Data loader options.
         chunks_per_step: Chunks in a step of all ranks together.
-        bad_images: Counts what could not be read.
+        bad_images: Counts unreadable images.
 
     Attributes:
         accumulate: Micro-batches of this rank in a step.
-        samples_per_chunk: Images of a micro-batch.
+        samples_per_chunk: Images per micro-batch.
     """
 
     def __init__(
@@ -140,27 +141,27 @@ class TrainingLoader(DataLoader[Any]):
             samples,
             batch_sampler=self._pending,
             collate_fn=partial(collate_samples, samples_per_gpu=options.samples_per_gpu),
-            worker_init_fn=partial(workers.begin_worker, opencv_threads=options.opencv_num_threads),
-            # torch draws a seed for its workers, which must not be from the training's generator.
+            worker_init_fn=partial(workers.init_worker, opencv_threads=options.opencv_num_threads),
+            # torch draws a seed for its workers, which must not use the training's generator.
             generator=torch.Generator(),
             **options.of_torch(),
         )
-        # torch keeps none beside a batch sampler, and lets it be set no more.
+        # torch stores no batch size if there is a batch sampler, and forbids setting it later.
         self.__dict__["batch_size"] = options.samples_per_gpu
 
     @property
     def num_bad_images(self) -> int:
-        """How many different images of this rank's share could not be read so far."""
+        """Number of different images of this rank's share that could not be read so far."""
         return len(self._bad_images.paths)
 
     def __len__(self) -> int:
-        """Return the steps of an epoch."""
+        """Return the number of steps of an epoch."""
         return len(self._ordered[1]) // self.chunks_per_step
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's is a class of its own
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch returns its own class
         """Yield this rank's micro-batches of epoch 0, one by one.
 
-        They are loaded in this process, so a hook may look at a batch in the midst of a training.
+        They are loaded in this process, so a hook can use a batch during training.
         """
         order = self._order(0)
         for draws in _draws(0, order, self._share(order, 0)):
@@ -172,14 +173,14 @@ class TrainingLoader(DataLoader[Any]):
     def steps(self, epoch: int, first: int = 0) -> Iterator[list[Any]]:
         """Yield for each step of an epoch this rank's micro-batches.
 
-        Take one iterator to its end, or leave it for good, before another begins.
+        Exhaust or drop one iterator before you start another.
 
         Args:
             epoch: Counted from 0.
-            first: The step to begin with; the length of the epoch yields nothing.
+            first: First step; nothing is yielded if it is the length of the epoch.
 
         Raises:
-            RuntimeError: Too many images cannot be read, or processes keep being killed.
+            RuntimeError: Too many images cannot be read, or worker processes are killed repeatedly.
         """
         assert 0 <= first <= len(self)
         with closing(self._micro_batches(epoch, first)) as batches:
@@ -192,7 +193,7 @@ class TrainingLoader(DataLoader[Any]):
         return self._ordered[1]
 
     def _share(self, chunks: Indices, first: int) -> range:
-        """Return the numbers of this rank's chunks from a step on."""
+        """Return the numbers of this rank's chunks, starting at a step."""
         return chunks_of_rank(
             len(chunks),
             chunks_per_step=self.chunks_per_step,
@@ -212,9 +213,9 @@ class TrainingLoader(DataLoader[Any]):
                 try:
                     if iterator is None:
                         iterator = self._begin(epoch, chunks, mine[done:])
-                    content, bad = workers.take(iterator)
+                    content, bad = workers.next_batch(iterator)
                 except workers.WorkerLostError as error:
-                    self._survive(error, iterator)
+                    self._recover(error, iterator)
                     iterator = None
                     continue
                 done += 1
@@ -229,19 +230,19 @@ class TrainingLoader(DataLoader[Any]):
                 workers.stop(iterator)
 
     def _begin(self, epoch: int, chunks: Indices, numbers: range) -> Any:
-        """Return torch's iterator over the chunks of these numbers."""
+        """Return torch's iterator over the chunks with these numbers."""
         self._pending.epoch, self._pending.chunks, self._pending.numbers = epoch, chunks, numbers
         if not self.persistent_workers:
             return workers.start(self)
-        # mmdet's YOLOXModeSwitchHook takes the iterator away, to have processes begun anew.
+        # mmdet's YOLOXModeSwitchHook removes the iterator so that worker processes restart.
         if self._iterator is None:
             self._iterator = workers.start(self)
         else:
             workers.restart(self._iterator, self)
         return self._iterator
 
-    def _survive(self, error: workers.WorkerLostError, iterator: Any) -> None:
-        """Clear away the processes where one was lost."""
+    def _recover(self, error: workers.WorkerLostError, iterator: Any) -> None:
+        """Stop all worker processes after one was lost; raise if it happens too often."""
         left = iterator if iterator is not None else self._iterator
         self._iterator = None
         if left is not None:
@@ -249,12 +250,13 @@ class TrainingLoader(DataLoader[Any]):
         self._losses += 1
         if self._losses > LOSSES_SURVIVED:
             raise RuntimeError(
-                f"a loader process was lost {self._losses} times, last {error}; if memory or"
+                f"a worker process was lost {self._losses} times, last {error}; if memory or"
                 " /dev/shm is short, lower data.train_dataloader.workers_per_gpu"
             ) from error
         log.warning(
-            "a loader process was lost (%s); begun anew where it was, %d of %d times",
-            # Not the error itself: what keeps the record would keep the loader and its processes.
+            "a worker process was lost (%s); restarted at the same batch, %d of %d times",
+            # Not the error itself: a stored log record would keep the loader and its processes
+            # alive.
             str(error),
             self._losses,
             LOSSES_SURVIVED,
@@ -262,14 +264,14 @@ class TrainingLoader(DataLoader[Any]):
 
 
 class _NoSampler:
-    """Stands where hooks look for a sampler: order depends on the seed and the epoch alone."""
+    """A dummy sampler for hooks: the order depends only on the seed and the epoch."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Change nothing, for mmcv's DistSamplerSeedHook: each epoch is asked for by its number."""
+        """Do nothing when mmcv's DistSamplerSeedHook calls it; `steps` gets the epoch's number."""
 
 
 class _Pending:
-    """The chunks that torch's next iterator is to yield; to torch a batch sampler."""
+    """A batch sampler for torch, with the chunks that the next iterator yields."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size, self.sampler = batch_size, _NoSampler()
@@ -278,7 +280,7 @@ class _Pending:
         self.numbers = range(0)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        # Bound now: torch takes from an iterator while the next one is being prepared.
+        # Bind them now: torch may read from one iterator while the next one is being prepared.
         return _draws(self.epoch, self.chunks, self.numbers)
 
     def __len__(self) -> int:

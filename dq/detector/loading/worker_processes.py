@@ -1,7 +1,7 @@
-"""Loader processes whose death is noticed where it can be mended, and which never outlive a rank.
+"""Worker processes of a data loader; a lost one can be replaced, and none outlives its rank.
 
-torch's loader raises from a handler of SIGCHLD, at whatever line the rank happens to be: in the
-midst of a backward pass, say. Here torch knows of the processes only while a batch is waited for.
+torch's DataLoader raises in a SIGCHLD handler, at any line that the rank is executing, for example
+within a backward pass. Here torch watches the processes only while the rank waits for a batch.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ _TIMED_OUT = "DataLoader timed out"
 
 
 class WorkerLostError(RuntimeError):
-    """A loader process ended before its work was done; the text says how."""
+    """A worker process ended too early; the text says how."""
 
 
-def begin_worker(number: int, *, opencv_threads: int = 0) -> None:
-    """Prepare a loader process: it outlives the signals its rank handles, and uses one thread.
+def init_worker(number: int, *, opencv_threads: int = 0) -> None:
+    """Prepare a worker process: it survives the signals that its rank handles, and uses one thread.
 
     Args:
-        number: Of the process.
-        opencv_threads: What the config says of OpenCV's; a process that is not forked from its
-            rank would not know.
+        number: Number of the process.
+        opencv_threads: The config's value; a worker that is not forked does not inherit it.
     """
     from dq.dist.watch.signals import ignore_first_sigterm
 
@@ -45,10 +44,10 @@ def begin_worker(number: int, *, opencv_threads: int = 0) -> None:
 
 
 def start(loader: DataLoader[Any]) -> Any:
-    """Return torch's iterator over ``loader``, its processes started.
+    """Start the worker processes and return torch's iterator over ``loader``.
 
     Raises:
-        WorkerLostError: One of them has ended already.
+        WorkerLostError: A worker process has ended already.
     """
     try:
         iterator: Any = loader._get_iterator()
@@ -58,32 +57,33 @@ def start(loader: DataLoader[Any]) -> Any:
         raise
     _forget(iterator)
     iterator._worker_pids_set = False
-    # At exit multiprocessing sends SIGTERM and waits for ever; these processes may be spared it.
+    # At exit, multiprocessing sends SIGTERM and waits forever, but workers may ignore it: kill
+    # them.
     weakref.finalize(iterator, _kill, _workers_of(iterator), os.getpid())
     return iterator
 
 
 def restart(iterator: Any, loader: DataLoader[Any]) -> None:
-    """Let persistent processes begin with what ``loader`` is to yield now.
+    """Restart persistent worker processes with the current batches of ``loader``.
 
     Raises:
-        WorkerLostError: One of them has ended.
+        WorkerLostError: A worker process has ended.
     """
     _watched(iterator, lambda: iterator._reset(loader))
 
 
-def take(iterator: Any) -> Any:
+def next_batch(iterator: Any) -> Any:
     """Return the next batch.
 
     Raises:
-        WorkerLostError: A process has ended.
-        RuntimeError: None gave a batch within the loader's time-out; they are ended.
+        WorkerLostError: A worker process has ended.
+        RuntimeError: No batch came within the loader's timeout; the workers are stopped.
     """
     return _watched(iterator, lambda: next(iterator))
 
 
 def stop(iterator: Any) -> None:
-    """End the processes, which may be at work."""
+    """Stop the worker processes, which may be busy."""
     workers = _workers_of(iterator)
     if not all(worker.is_alive() for worker in workers):
         kill(iterator)
@@ -93,9 +93,9 @@ def stop(iterator: Any) -> None:
 
 
 def kill(iterator: Any) -> None:
-    """End the processes at once, where one of them is lost.
+    """Kill all worker processes after one was lost.
 
-    torch's own way out takes locks that a process may have held when it was killed.
+    torch's own shutdown takes locks that a killed process may still hold.
     """
     _forget(iterator)
     iterator._shutdown = True
@@ -108,7 +108,7 @@ def kill(iterator: Any) -> None:
 
 
 def _watched(iterator: Any, action: Callable[[], Any]) -> Any:
-    """Do what needs the processes, and tell their death from what they raise."""
+    """Run an action that needs the workers; distinguish their death from their errors."""
     workers = _workers_of(iterator)
     if not workers:
         return action()
@@ -123,7 +123,7 @@ def _watched(iterator: Any, action: Callable[[], Any]) -> Any:
         if str(error).startswith(_TIMED_OUT):
             kill(iterator)
             raise RuntimeError(
-                f"no loader process gave a batch within {iterator._timeout:g} s"
+                f"no worker process returned a batch within {iterator._timeout:g} s"
                 " (data.train_dataloader.timeout); is the disk of the images slow or gone?"
             ) from error
         if str(error).startswith(_DEATH) or not all(worker.is_alive() for worker in workers):
@@ -138,8 +138,8 @@ def _workers_of(iterator: Any) -> Sequence[BaseProcess]:
 
 
 def _how_lost(workers: Sequence[BaseProcess]) -> str:
-    """Say how the first process that has ended did so."""
-    # Its pipes may be closed a moment before it can be waited for.
+    """Describe how the first process ended that is no longer alive."""
+    # Its pipes may close a moment before its exit code is available.
     wait([worker.sentinel for worker in workers], timeout=1.0)
     for worker in workers:
         code = worker.exitcode
@@ -150,13 +150,13 @@ def _how_lost(workers: Sequence[BaseProcess]) -> str:
 
 
 def _forget(iterator: Any) -> None:
-    """Let no death of the iterator's processes be raised any more."""
+    """Stop torch from raising for the death of the iterator's processes."""
     with contextlib.suppress(ValueError):
         _remove_worker_pids(id(iterator))
 
 
 def _kill(workers: Sequence[BaseProcess], owner: int) -> None:
-    # A process forked from the rank has a copy of the iterator, but no right to end anything.
+    # A process forked from the rank has a copy of the iterator, but must not kill anything.
     if os.getpid() != owner:
         return
     for worker in workers:

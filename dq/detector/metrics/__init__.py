@@ -1,1 +1,1 @@
-"""What mmdet's data sets make of results: their metrics, and results as plain arrays."""
+"""The metrics of mmdet's data sets, and detector results as plain arrays."""

@@ -1,4 +1,4 @@
-"""COCO's metric of boxes for data sets whose annotations are not COCO's, by pycocotools."""
+"""COCO's box metric by pycocotools, for data sets whose annotations are not in COCO's format."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mmdet.datasets.api_wrappers import COCO, COCOeval
 from dq.detector.metrics.mmdet_metrics import load_results
 from dq.detector.metrics.results import boxes_by_class
 
-# In the order of pycocotools' summary, by the names that mmdet's CocoDataset gives them.
+# In the order of pycocotools' summary, with the names of mmdet's CocoDataset.
 NAMES = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 
 def coco_metrics(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
     """Return COCO's average precisions of boxes, ``bbox_mAP`` over IoU 0.5 to 0.95 first.
 
-    Boxes are those that mmdet trains on. Boxes to be ignored (VOC's difficult ones) become crowds,
+    The boxes are those that mmdet trains on. Ignored boxes (VOC's difficult ones) become crowds,
     which count neither for nor against a detector.
 
     Args:
@@ -25,8 +25,8 @@ def coco_metrics(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
         results: Boxes ``(n, 5)`` by class of every image, in order.
 
     Returns:
-        Shares of 1 by mmdet's names. Sizes of which there are no boxes are left out; ``bbox_mAP``
-        is -1 where there are no boxes at all.
+        Values in 0 to 1 by mmdet's names. Sizes without boxes are left out; ``bbox_mAP`` is -1 if
+        there are no boxes at all.
     """
     truth = _truth(dataset)
     evaluation = COCOeval(truth, load_results(truth, _found(results)), "bbox")
@@ -34,7 +34,7 @@ def coco_metrics(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
     evaluation.accumulate()
     evaluation.summarize()
     values = zip(NAMES, evaluation.stats, strict=False)
-    # pycocotools says -1 where there is nothing to find.
+    # pycocotools returns -1 if there are no annotated boxes.
     return {f"bbox_{name}": float(value) for name, value in values if value >= 0 or name == "mAP"}
 
 

@@ -1,6 +1,6 @@
-"""The surroundings in which mmdet's metrics compute: no fork, no print, and nothing found is zero.
+"""Run mmdet's metrics without fork and print; no detections give zero.
 
-What is mended here is mended while a metric computes, and put back behind it.
+All patches are active while a metric computes, and are removed afterwards.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mmdet.core.evaluation import mean_ap, recall
 from mmdet.datasets import coco, custom, voc
 from mmdet.datasets.api_wrappers import COCO, COCOeval, panoptic_evaluation
 
-# What pycocotools prints of its own steps.
+# pycocotools' progress messages.
 _NOISE = re.compile(
     r"(Loading and preparing results|DONE \(t=|creating index|index created|Converting ndarray"
     r"|Running per image evaluation|Evaluate annotation type|Accumulating evaluation results"
@@ -35,7 +35,7 @@ class Tables:
     """Collects what a metric prints and logs, in order.
 
     Attributes:
-        logger: To be handed to mmdet; known to nobody else.
+        logger: The logger to pass to mmdet; used for nothing else.
     """
 
     def __init__(self) -> None:
@@ -45,27 +45,27 @@ class Tables:
 
     @property
     def text(self) -> str:
-        """The tables, without the steps that pycocotools announces."""
+        """The tables, without pycocotools' progress messages."""
         lines = self._stream.getvalue().splitlines()
         return "\n".join(line for line in lines if line.strip() and not _NOISE.match(line))
 
     def printed(self) -> contextlib.AbstractContextManager[Any]:
-        """Collect what the body prints, too: some tables are printed, whatever the logger."""
+        """Also collect the prints of the body: some tables are printed, not logged."""
         return contextlib.redirect_stdout(self._stream)
 
 
 @contextlib.contextmanager
 def metrics_of_mmdet() -> Iterator[Tables]:
-    """Compute mmdet's metrics in the body; yield what collects their tables.
+    """Patch mmdet's metrics in the body; yield the collector of their tables.
 
-    - Boxes and segmentations would be matched in a pool of forked processes, and a fork of a
-      process that has threads (gloo's, the heartbeat's, the loader's) can inherit a lock that
-      nobody will release. Here they are matched in threads.
-    - pycocotools and LVIS refuse an empty list of detections, and mmdet then leaves all metrics
-      out. Here nothing found is a result like any other: precision and recall are zero.
+    - mmdet matches boxes and segmentations in a pool of forked processes. A fork of a
+      process that has threads (gloo's, the heartbeat's, the loader's) can inherit a lock that is
+      never released. Here they are matched in threads.
+    - pycocotools and LVIS refuse an empty list of detections; mmdet then omits all metrics.
+      Here precision and recall are zero in this case.
     - Tables by class give each class its own numbers.
-    - Recalls are kept in an array of arrays of several sizes, which numpy no longer makes of a
-      list by itself.
+    - Recalls are stored in an array of arrays of different sizes, which numpy no longer creates
+      from a list.
     """
     tables = Tables()
     threads = SimpleNamespace(Pool=ThreadPool, cpu_count=_cpu_count)
@@ -76,23 +76,23 @@ def metrics_of_mmdet() -> Iterator[Tables]:
         stack.enter_context(patch.object(coco, "COCOeval", CategoriesInOrder))
         for module in (coco, custom, voc):
             stack.enter_context(patch.object(module, "eval_recalls", eval_recalls))
-        _mend_lvis(stack)
-        _mend_panoptic(stack)
+        _fix_lvis(stack)
+        _fix_panoptic(stack)
         stack.enter_context(tables.printed())
         yield tables
 
 
 def _cpu_count() -> int:
-    # Threads share the interpreter's lock: more of them than a few only wait.
+    # Threads share the interpreter's lock (GIL), so many threads would only wait.
     return 4
 
 
 def load_results(truth: COCO, found: Any) -> Any:
-    """Return COCO's index of detections, one of nothing where there are none.
+    """Return COCO's index of detections, also for an empty list.
 
     Args:
         truth: The annotations.
-        found: Detections as COCO's API takes them.
+        found: Detections in the format of COCO's API.
     """
     if not isinstance(found, list) or found:
         return super(COCO, truth).loadRes(found)
@@ -108,11 +108,11 @@ def load_results(truth: COCO, found: Any) -> Any:
 
 
 class CategoriesInOrder(COCOeval):  # type: ignore[misc]
-    """COCO's evaluation with the categories in the order that was asked for.
+    """COCO's evaluation with the categories in the requested order.
 
-    pycocotools sorts them by number, and mmdet's table by class takes the numbers of one for those
-    of another wherever a file does not have them sorted. mmdet calls all proposals category 1,
-    which a file need not have, and pycocotools would then not look at them.
+    pycocotools sorts them by id. For a file with unsorted ids, mmdet's table by class then mixes up
+    the classes. mmdet gives all proposals category 1; pycocotools would ignore them if a file lacks
+    it.
     """
 
     def evaluate(self) -> None:
@@ -125,7 +125,7 @@ class CategoriesInOrder(COCOeval):  # type: ignore[misc]
         super().evaluate()
 
     def accumulate(self, p: Any = None) -> None:
-        """Compute precision and recall, the categories being those of ``params.catIds``."""
+        """Compute precision and recall for the categories in ``params.catIds``."""
         super().accumulate(p)
         if self.params.useCats and self.asked != list(self.params.catIds):
             order = _positions(self.asked, self.params.catIds)
@@ -133,10 +133,10 @@ class CategoriesInOrder(COCOeval):  # type: ignore[misc]
                 self.eval[key] = np.take(self.eval[key], order, axis=axis)
 
 
-def _mend_panoptic(stack: contextlib.ExitStack) -> None:
-    """Let panoptic quality be no number where there are no segments of a kind, such as stuff."""
+def _fix_panoptic(stack: contextlib.ExitStack) -> None:
+    """Make panoptic quality NaN if there are no segments of a kind, such as stuff."""
     statistics = panoptic_evaluation.PQStat
-    if statistics is None:  # where panopticapi is not installed
+    if statistics is None:  # if panopticapi is not installed
         return
     average = statistics.pq_average
 
@@ -154,8 +154,8 @@ def _positions(wanted: Sequence[Any], present: Sequence[Any]) -> list[int]:
     return [places[category] for category in wanted]
 
 
-def _mend_lvis(stack: contextlib.ExitStack) -> None:
-    """Mend the same two of LVIS; where it is not installed there is no such metric."""
+def _fix_lvis(stack: contextlib.ExitStack) -> None:
+    """Apply the same two fixes to LVIS, if it is installed."""
     try:
         lvis = importlib.import_module("lvis")
     except ImportError:
@@ -174,7 +174,7 @@ def _mend_lvis(stack: contextlib.ExitStack) -> None:
     class Evaluation(lvis.LVISEval):  # type: ignore[misc,name-defined]
         def summarize(self) -> None:
             super().summarize()
-            # Only now, for the summary looks for rare and frequent classes by place.
+            # Only now, because the summary finds rare and frequent classes by position.
             order = _positions(self.lvis_gt.get_cat_ids(), self.params.cat_ids)
             self.eval["precision"] = np.take(self.eval["precision"], order, axis=2)
 
@@ -190,18 +190,18 @@ def eval_recalls(
     logger: Any = None,
     use_legacy_coordinate: bool = False,
 ) -> Any:
-    """Return recalls as mmdet's function of this name does, on numpy 2.
+    """Return recalls like mmdet's function of this name, but on numpy 2.
 
     Args:
         gts: Boxes ``(n, 4)`` of each image.
         proposals: Boxes ``(k, 5)`` of each image.
-        proposal_nums: How many of the best are looked at; several numbers.
-        iou_thrs: From which overlap a box counts as found.
-        logger: Takes the table.
-        use_legacy_coordinate: Whether both ends of a box belong to it.
+        proposal_nums: Numbers of best proposals to use.
+        iou_thrs: IoU thresholds above which a box counts as found.
+        logger: Gets the table.
+        use_legacy_coordinate: Whether box corners are inclusive pixels.
 
     Raises:
-        ValueError: The results are no proposals.
+        ValueError: The results are not proposals.
     """
     if len(gts) != len(proposals):
         raise ValueError(f"there are {len(gts)} images and results of {len(proposals)}")
@@ -220,7 +220,7 @@ def eval_recalls(
             if truth is not None and len(truth)
             else np.zeros((0, len(best)), np.float32)
         )
-    with np.errstate(invalid="ignore"):  # where there is nothing to find
+    with np.errstate(invalid="ignore"):  # if there are no annotated boxes
         recalls = recall._recalls(overlaps, numbers, thresholds)
     recall.print_recall_summary(recalls, numbers, thresholds, logger=logger)
     return recalls

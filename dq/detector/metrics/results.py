@@ -1,7 +1,7 @@
-"""What mmdet's detectors return for one image, of every kind, and the boxes in it.
+"""The kinds of results that mmdet's detectors return for one image, and their boxes.
 
-Boxes by class (a list of arrays ``(n, 5)``); those and masks (a tuple); proposals (one array
-``(n, 5)``); a panoptic segmentation (a dict, which may have boxes and masks besides).
+Boxes by class (a list of arrays ``(n, 5)``); boxes and masks (a tuple); proposals (one array ``(n,
+5)``); a panoptic segmentation (a dict, which may also have boxes and masks).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ INSTANCES = "ins_results"
 
 
 def encoded(results: Sequence[Any]) -> list[Any]:
-    """Return one batch's results with each mask as COCO's run lengths, as mmdet's own tests do.
+    """Return the results of one batch with each mask as COCO's RLE, as mmdet's own tests do.
 
-    Metrics read masks in this form, and a bitmap of each would fill the memory of all ranks.
+    Metrics read masks in this form. Bitmaps of all masks would fill the memory.
     """
     return [_encoded(result) for result in results]
 
@@ -33,9 +33,9 @@ def _encoded(result: Any) -> Any:
 
 
 def boxes_by_class(result: Any) -> list[Any] | None:
-    """Return an image's boxes, an array ``(n, 5)`` a class; None where there are none of classes.
+    """Return an image's boxes, an array ``(n, 5)`` per class; None if there are no boxes by class.
 
-    Proposals have no class, and a panoptic segmentation need not have boxes.
+    Proposals have no class, and a panoptic segmentation may have no boxes.
     """
     if isinstance(result, dict):
         return boxes_by_class(result[INSTANCES]) if INSTANCES in result else None
@@ -45,16 +45,16 @@ def boxes_by_class(result: Any) -> list[Any] | None:
 
 
 def boxes_of_any_class(result: Any) -> list[Any]:
-    """Return the same, proposals counting as one class, nothing being an empty list."""
+    """Return the same, but proposals as one class, and an empty list instead of None."""
     if isinstance(result, np.ndarray) and result.ndim == 2 and result.shape[1] == 5:
         return [result]
     return boxes_by_class(result) or []
 
 
 def own_copy(value: Any) -> Any:
-    """Return results that a metric may change: mmdet's write into their lists and label maps.
+    """Return a copy of results that a metric may change: mmdet's write into lists and label maps.
 
-    Boxes and encoded masks are shared, for they are replaced and not written into.
+    Boxes and encoded masks are shared, because metrics replace them and do not write into them.
     """
     if isinstance(value, list):
         return [own_copy(item) for item in value]

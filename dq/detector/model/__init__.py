@@ -1,1 +1,1 @@
-"""A detector: built, filled with weights, traced, compiled, run under autocast."""
+"""Build a detector, load its weights, trace it, compile it, run it under autocast."""

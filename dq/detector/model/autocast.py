@@ -1,7 +1,7 @@
-"""Mixed precision: the network under autocast, losses and decoding in float32.
+"""Mixed precision: the network runs under autocast, losses and box decoding in float32.
 
-mmcv's own fp16 decorators know CUDA's float16 alone and are gone in a traced graph. Here the graph
-as a whole runs under torch's autocast and hands float32 on.
+mmcv's fp16 decorators support only CUDA's float16 and do not survive tracing. Here the whole graph
+runs under torch's autocast and returns float32.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from dq.detector.model.graph import attach
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
-    """Return float16 on a GPU, as mmdet's ``fp16`` means, and bfloat16 on a CPU."""
+    """Return float16 on a GPU, as mmdet's ``fp16`` does, and bfloat16 on a CPU."""
     return torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
 def run_under_autocast(detector: nn.Module, graph: Any, device: torch.device) -> None:
-    """Let the detector's network run under autocast; its outputs are float32.
+    """Make the detector's network run under autocast; its outputs are float32.
 
     Args:
-        detector: As `dq.detector.model.graph.attach` takes it.
+        detector: As for `dq.detector.model.graph.attach`.
         graph: Its graph, float or quantized.
         device: Where it runs.
     """
@@ -34,7 +34,7 @@ def run_under_autocast(detector: nn.Module, graph: Any, device: torch.device) ->
 
 @dataclass(slots=True)
 class _Autocast:
-    """Images -> the graph's result, computed under autocast and handed on as float32."""
+    """Images -> the graph's result, computed under autocast and converted to float32."""
 
     graph: Any
     device_type: str

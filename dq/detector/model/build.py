@@ -1,4 +1,4 @@
-"""Build a detector from a config and fill it with weights."""
+"""Build a detector from a config and load its weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dq.detector.config.registry_errors import explain
 from dq.detector.model import float_weights
-from dq.detector.model.mended_heads import mend_heads
+from dq.detector.model.mended_heads import fix_heads
 from dq.detector.model.operators.ensure import ensure_operators
 from dq.quant.graph.quantized_graph import CONTAINER
 
@@ -25,23 +25,23 @@ def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -
     Args:
         config: The whole config.
         classes: The data set's class names; kept as ``detector.CLASSES``.
-        initialise: Draw or load initial weights as the config says; False leaves what the
-            constructors made, for a checkpoint to overwrite.
+        initialise: Draw or load initial weights as the config says. False keeps those of the
+            constructors, which a checkpoint will overwrite.
 
     Raises:
         ValueError: A type or argument does not exist, the number of classes differs from the
-            data's, or pretrained weights cannot be had.
+            data's, or pretrained weights cannot be loaded.
     """
-    mend_heads()
+    fix_heads()
     ensure_operators()
     try:
-        # Some heads write tensors into the config that they are built from.
+        # Some heads write tensors into their config.
         detector = build_detector(
             copy.deepcopy(config.model),
             train_cfg=config.get("train_cfg"),
             test_cfg=config.get("test_cfg"),
         )
-    except Exception as error:  # constructors, the user's own among them, may raise anything
+    except Exception as error:  # constructors, including the user's own, may raise anything
         raise ValueError(f"model cannot be built: {explain(error)}") from error
     _fix_receptive_fields(detector, config)
     check_num_classes(detector, classes)
@@ -53,10 +53,10 @@ def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -
 
 
 def _fix_receptive_fields(detector: nn.Module, config: Config) -> None:
-    """Give convolutions the dilations that an ``RFSearchHook`` in ``custom_hooks`` names.
+    """Set the dilations of convolutions as an ``RFSearchHook`` in ``custom_hooks`` says.
 
     Raises:
-        ValueError: It is to search for them, or its file cannot be read.
+        ValueError: Its mode is ``search``, or its file cannot be read.
     """
     hooks = [h for h in config.get("custom_hooks") or [] if isinstance(h, Mapping)]
     searches = [hook for hook in hooks if hook.get("type") == "RFSearchHook"]
@@ -64,24 +64,24 @@ def _fix_receptive_fields(detector: nn.Module, config: Config) -> None:
         return
     if searches[0].get("mode", "search") == "search":
         raise ValueError(
-            "custom_hooks: RFSearchHook(mode='search') changes the network while it trains, which"
-            " no traced graph follows; search with mmdet, then name what it found: mode="
+            "custom_hooks: RFSearchHook(mode='search') changes the network during training, which"
+            " a traced graph cannot follow; search with mmdet, then use the result: mode="
             "'fixed_single_branch', rfstructure_file=FILE"
         )
     try:
-        # It notes in the config that it is done.
+        # The hook records in its config that it has run.
         rfnext_init_model(detector, copy.deepcopy(config))
-    except Exception as error:  # a file of any content
+    except Exception as error:  # the file may contain anything
         raise ValueError(f"custom_hooks: RFSearchHook: {explain(error)}") from error
 
 
 def check_num_classes(detector: nn.Module, classes: tuple[str, ...]) -> None:
-    """Raise ValueError when a head expects another number of classes than the data has."""
+    """Raise ValueError if a head expects another number of classes than the data has."""
     from mmdet.models.dense_heads import GARPNHead, RPNHead
     from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
     from mmdet.models.seg_heads.base_semantic_head import BaseSemanticHead
 
-    # Proposals have one class; maps of what every pixel shows have stuff besides the data's things.
+    # Proposals have one class; semantic segmentation heads have stuff classes besides the things.
     others = (RPNHead, GARPNHead, FusedSemanticHead, BaseSemanticHead)
 
     for name, module in detector.named_modules():
@@ -98,14 +98,14 @@ def check_num_classes(detector: nn.Module, classes: tuple[str, ...]) -> None:
 
 
 def float_state(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """Return the weights in a checkpoint under the float detector's own keys.
+    """Return the weights in a checkpoint, with the float detector's own keys.
 
     Args:
-        content: What was loaded: mmdet's ``{"state_dict": ...}`` or a bare state dict.
+        content: The loaded file: mmdet's ``{"state_dict": ...}`` or a bare state dict.
         source: The file's name, for messages.
 
     Raises:
-        ValueError: There are no weights in it.
+        ValueError: It contains no weights.
     """
     state = content.get("state_dict", content.get("model", content))
     if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
@@ -118,11 +118,11 @@ def float_state(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
 
 
 def load_float_state(detector: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load weights into a float or prepared detector; quantizer state is left alone.
+    """Load weights into a float or prepared detector; quantizer state does not change.
 
     Raises:
-        ValueError: A key is missing or unexpected or a shape differs: another model's checkpoint.
-            The message names the first of each; nothing was loaded.
+        ValueError: A key is missing or unexpected, or a shape differs: the checkpoint of another
+            model. The message names the first of each; nothing is loaded.
     """
     own = {k: v for k, v in detector.state_dict().items() if not k.startswith(f"{CONTAINER}.")}
     own = {k: v for k, v in own.items() if not k.startswith("ema_")}

@@ -1,4 +1,4 @@
-"""How many channels a detector's images have."""
+"""Find the number of channels of a detector's images."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import torch
 from torch import nn
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
-# Side of the square image with which a number is tried.
+# Side of the square test image.
 SIDE = 64
-# Tried where the first layer does not get the image as it is: YOLOX hands it a quarter of the
-# pixels four times.
+# Candidates if the first layer does not get the image itself: in YOLOX it gets four slices of the
+# image as channels.
 USUAL = (3, 1, 4, 2, 6)
 
 
 class _ReachedError(Exception):
-    """The first layer has taken its input."""
+    """The first layer has accepted its input."""
 
 
 def input_channels(detector: nn.Module) -> int:
-    """Return the number of channels that the detector's first layer takes.
+    """Return the number of image channels that the detector needs.
 
-    It is found by trying: up to that layer, a backbone may do anything with the image.
+    It is found by trying, because a backbone may do anything with the image before its first layer.
 
     Args:
-        detector: An mmdet detector, float or quantized; its state is left as it is.
+        detector: An mmdet detector, float or quantized; its state does not change.
     """
     backbone: Any = getattr(detector, "backbone", None)
     if not isinstance(backbone, nn.Module):
@@ -39,7 +39,7 @@ def input_channels(detector: nn.Module) -> int:
     handles = [layer.register_forward_hook(_stop) for layer in layers]
     try:
         for module in modes:
-            module.training = False  # A norm before the first layer is to learn nothing of this.
+            module.training = False  # A norm before the first layer must not update its statistics.
         return next((n for n in candidates if n and _fits(backbone, n)), USUAL[0])
     finally:
         for handle in handles:
@@ -60,6 +60,6 @@ def _fits(backbone: nn.Module, number: int) -> bool:
         backbone(image)
     except _ReachedError:
         return True
-    except Exception:  # of whatever kind a layer raises that cannot take it
+    except Exception:  # a layer may raise anything for a wrong number of channels
         return False
     return True

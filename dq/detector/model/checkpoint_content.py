@@ -1,4 +1,4 @@
-"""What a checkpoint holds: the float detector's weights, beside them quantizers and recipe."""
+"""The content of a checkpoint: the float detector's weights, quantizer state and recipe."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def compose(
     meta: Mapping[str, Any],
     optimizer: Any = None,
 ) -> dict[str, Any]:
-    """Return a checkpoint that plain mmdet loads as one of the float detector.
+    """Return a checkpoint that plain mmdet loads as a checkpoint of the float detector.
 
     Args:
         detector: Unwrapped.
         graph: Its quantized graph, None for a float detector.
-        recipe: What it was prepared with.
+        recipe: The recipe of the graph.
         meta: mmdet's ``meta`` (epoch, iter, config, CLASSES, ...); plain values only.
-        optimizer: Its state is kept where given.
+        optimizer: Its state is stored if given.
 
     Returns:
         ``state_dict`` with the float detector's keys, ``meta``, and for a quantized detector
@@ -63,7 +63,7 @@ def load_quantization(graph: QuantizedGraph, content: Mapping[str, Any], source:
     """Load quantizer state into a prepared detector.
 
     Raises:
-        ValueError: The checkpoint has none, or that of another model or recipe.
+        ValueError: The checkpoint has no quantizer state, or that of another model or recipe.
     """
     if QUANTIZATION not in content:
         raise ValueError(f"{source} is a float checkpoint; calibrate it first")
@@ -71,7 +71,7 @@ def load_quantization(graph: QuantizedGraph, content: Mapping[str, Any], source:
     said = content[QUANTIZATION].get("digest")
     if said is not None and said != digest(state.items()):
         raise ValueError(
-            f"the ranges in {source} are not those that were proven equal on all ranks when it was"
+            f"the ranges in {source} are not those that were equal on all ranks when it was"
             " written; use another checkpoint"
         )
     own = graph.quantizers.state_dict()
@@ -85,7 +85,7 @@ def load_quantization(graph: QuantizedGraph, content: Mapping[str, Any], source:
 
 
 def recipe_of(content: Mapping[str, Any]) -> Recipe | None:
-    """Return the recipe a checkpoint was quantized with, None for a float checkpoint."""
+    """Return the quantization recipe of a checkpoint, None for a float checkpoint."""
     if QUANTIZATION not in content:
         return None
     stored = dict(content[QUANTIZATION]["recipe"])

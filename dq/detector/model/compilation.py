@@ -1,4 +1,4 @@
-"""The network of a training under torch.compile, where the config asks for it."""
+"""Run the training network under torch.compile if the config says so."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagrap
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compilation:
-    """How a training's network is compiled; the arguments are torch.compile's.
+    """Arguments of torch.compile for the training network.
 
     Args:
-        backend: Of `BACKENDS`.
-        mode: Of `MODES`.
-        dynamic: Whether image sizes vary; None finds out, at the price of one more compilation.
+        backend: One of `BACKENDS`.
+        mode: One of `MODES`.
+        dynamic: Whether image sizes vary; None detects it, which costs one more compilation.
 
     Raises:
-        ValueError: A value is none of these.
+        ValueError: A value is invalid.
     """
 
     backend: str = "inductor"
@@ -52,12 +52,11 @@ def compilation(config: Config, device: torch.device) -> Compilation | None:
     """Read the config's ``compile``: False, True or a dict of `Compilation`'s arguments.
 
     Args:
-        config: Of a training.
+        config: Config of a training.
         device: Where it runs.
 
     Raises:
-        ValueError: A setting is unknown, does not go together with another, or this machine has
-            no compiler.
+        ValueError: A setting is unknown or conflicts with another, or this machine has no compiler.
     """
     given = config.get("compile")
     if not given:
@@ -80,16 +79,16 @@ def compilation(config: Config, device: torch.device) -> Compilation | None:
 
 
 def compiled(network: Network, detector: nn.Module, settings: Compilation) -> Network:
-    """Return the network compiled in training mode, and as it is in evaluation.
+    """Return the network, compiled in training mode and not compiled in evaluation mode.
 
-    So an evaluation in between does not depend on the compiler, to the last digit. Norms that
-    exchange statistics with other ranks are single operators in the graph; phases, which change
-    what quantizers do, each compile once.
+    So validation during training gives exactly the same numbers without the compiler. Norms that
+    exchange statistics with other ranks are single operators in the graph. Each quantizer phase
+    compiles once.
 
     Args:
         network: Images -> outputs.
-        detector: Whose mode counts.
-        settings: As `compilation` reads them.
+        detector: Its mode (training or evaluation) decides.
+        settings: Result of `compilation`.
     """
 
     def whole(img: Tensor) -> Any:
@@ -108,8 +107,8 @@ def compiled(network: Network, detector: nn.Module, settings: Compilation) -> Ne
 
 def _options(settings: Compilation) -> dict[str, Any] | None:
     if settings.backend != "inductor":
-        return None  # torch refuses options with other backends.
-    # Importing the compiler takes a second, which a training without it need not wait.
+        return None  # torch refuses options for other backends.
+    # Importing the compiler takes a second, so import it only if it is used.
     from dq.quant.kernels.compile_pass import inductor_options
 
     return inductor_options(settings.mode)

@@ -1,4 +1,4 @@
-"""Float weights that a detector begins with: from which file, and whether they are its own."""
+"""Initial float weights of a detector, with a check that the file fits the network."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ from dq.detector.config.addresses import local_file
 from dq.dist.work.on_main_rank import on_main_rank
 
 log = logging.getLogger(__name__)
-# Weights of a network that is another one share a few names with it all the same.
+# Even the weights of another network share a few names with this one.
 LEAST_SHARE = 0.5
-_MEND = (
+_FIX = (
     "without internet give a file: --cfg-options model.backbone.init_cfg.checkpoint=FILE.pth, or"
     " none: model.backbone.init_cfg=None"
 )
 
 
 def initialise(detector: nn.Module) -> None:
-    """Draw or load the detector's initial weights as its ``init_cfg`` say; every rank must call it.
+    """Draw or load the detector's initial weights by its ``init_cfg``; every rank must call it.
 
-    Whatever a ``Pretrained`` one names is looked at first, by the main rank for all: mmcv loads the
-    keys that happen to fit, and passes over a file that fits nowhere with a line in the log.
+    The main rank first checks the files of all ``Pretrained`` ones. mmcv itself loads any keys that
+    fit, and only logs a line if none does.
 
     Args:
-        detector: As `mmdet.models.build_detector` made it.
+        detector: Result of `mmdet.models.build_detector`.
 
     Raises:
-        ValueError: A file is missing, cannot be read or fetched, or is another network's.
+        ValueError: A file is missing, cannot be read or downloaded, or belongs to another network.
     """
     on_main_rank(lambda: check_pretrained(detector))
     try:
         with _no_prints():
             detector.init_weights()  # type: ignore[operator]
-    except Exception as error:  # a network of the user's own may raise anything
-        raise ValueError(f"initial weights cannot be loaded: {_reason(error)}; {_MEND}") from error
+    except Exception as error:  # a custom network may raise anything
+        raise ValueError(f"initial weights cannot be loaded: {_reason(error)}; {_FIX}") from error
 
 
 def check_pretrained(detector: nn.Module) -> None:
-    """Raise ValueError where a ``Pretrained`` init_cfg names no file that fits its module."""
+    """Raise ValueError if the file of a ``Pretrained`` init_cfg does not fit its module."""
     for name, module, section in _pretrained(detector):
         source, prefix = str(section.get("checkpoint")), section.get("prefix")
         where = f"initial weights of {name or 'the detector'}"
         state = _state_in(_content(source, where), source, where)
         if source.startswith("mmcls://"):
-            prefix = "backbone"  # mmcv takes no other part.
+            prefix = "backbone"  # mmcv uses no other part.
         if prefix:
             state = _below(state, str(prefix), source, where)
-        # Networks that rename keys by themselves say by themselves what does not fit.
+        # Networks that rename keys report themselves what does not fit.
         if not _renames_keys(module):
             _refuse_others(module, state, f"{where}: {source}")
 
 
 def _pretrained(detector: nn.Module) -> Iterator[tuple[str, nn.Module, Mapping[str, Any]]]:
-    """Yield every module that loads weights, with its name and its section."""
+    """Yield every module that loads weights, with its name and its ``init_cfg``."""
     for name, module in detector.named_modules():
         found = getattr(module, "init_cfg", None)
         for section in found if isinstance(found, list | tuple) else [found]:
@@ -71,13 +71,13 @@ def _content(source: str, where: str) -> Any:
     try:
         path = local_file(source)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}; {_MEND}") from error
+        raise ValueError(f"{where}: {error}; {_FIX}") from error
     if not path.is_file():
-        raise ValueError(f"{where}: {source} does not exist; {_MEND}")
+        raise ValueError(f"{where}: {source} does not exist; {_FIX}")
     try:
         return CheckpointLoader.load_checkpoint(str(path), map_location="cpu")
-    except Exception as error:  # files may be damaged in any way
-        raise ValueError(f"{where}: {source} cannot be read: {_reason(error)}; {_MEND}") from error
+    except Exception as error:  # a damaged file may raise anything
+        raise ValueError(f"{where}: {source} cannot be read: {_reason(error)}; {_FIX}") from error
 
 
 def _state_in(content: Any, source: str, where: str) -> dict[str, Tensor]:
@@ -120,19 +120,19 @@ def _refuse_others(module: nn.Module, state: Mapping[str, Tensor], where: str) -
         else f"{first} is not in it"
     )
     inside = sorted({k.partition(".")[0] for k in state if k.partition(".")[2] in own})
-    mend = (
+    fix = (
         f"set init_cfg.prefix='{inside[0]}.'"
         if inside
-        else "give this network's file, or take what fits with load_from"
+        else "give this network's file, or load the weights that fit with load_from"
     )
     raise ValueError(
         f"{where} holds the weights of another network: {len(fitting)} of {len(own)} fit, {how};"
-        f" {mend}"
+        f" {fix}"
     )
 
 
 def _renames_keys(module: nn.Module) -> bool:
-    """Whether the module reads its file by code of its own, as Swin and PVT do."""
+    """Return whether the module reads its file with its own code, as Swin and PVT do."""
     code = getattr(getattr(type(module), "init_weights", None), "__code__", None)
     names = code.co_names if code is not None else ()
     return "load_state_dict" in names or "CheckpointLoader" in names
@@ -145,6 +145,6 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _no_prints() -> Iterator[None]:
-    """mmcv prints where a file comes from, torch how far a download is."""
+    """Silence mmcv's print of the file's source and torch's progress of a download."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

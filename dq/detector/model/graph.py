@@ -1,10 +1,10 @@
-"""A detector's backbone, neck and head as one graph that its own losses and decoding run on.
+"""A detector's backbone, neck and head as one graph, used by its own losses and decoding.
 
-The graph stands in for ``extract_feat``, and the head's ``forward``, which mmdet calls on what
-``extract_feat`` returns, hands the graph's outputs on. So every training and test path of mmdet
-works unchanged on the quantized detector. Single-stage detectors are one graph; of all others
-backbone, neck and the first dense head are. RoI heads have graphs of their own; what else comes
-behind (transformers) runs in float on the graph's rounded features.
+The graph replaces ``extract_feat``. mmdet then calls the head's ``forward`` on the result, which
+returns the graph's outputs. So every training and test path of mmdet works unchanged on the
+quantized detector. A single-stage detector is one graph. In all others, backbone, neck and the
+first dense head form the graph. RoI heads have separate graphs. Other modules after them
+(transformers) run in float on the graph's fake-quantized features.
 """
 
 from __future__ import annotations
@@ -36,55 +36,57 @@ from dq.quant.recipes.recipe import Recipe
 log = logging.getLogger(__name__)
 
 _ACTIVATIONS = (mmcv.cnn.Swish, mmcv.cnn.HSwish, mmcv.cnn.HSigmoid)
-# Heads that mmdet calls on the features, and on nothing else.
+# Heads that mmdet calls on the features only.
 _HEADS = ("bbox_head", "rpn_head", "mask_head")
 FEATURES = "features"
-# Side of the square image with which modules that cannot be traced are tried once.
+# Side of the square image on which modules that cannot be traced are run once.
 _EXAMPLE_SIZE = 128
 
 
 class Features(tuple[Any, ...]):
-    """A detector's features that know what a head made of them in the same graph.
+    """A detector's features, together with the head outputs of the same graph.
 
     Attributes:
-        outputs: What each head in the graph returned, by its name in the detector.
+        outputs: Outputs of each head in the graph, by its name in the detector.
     """
 
     outputs: Mapping[str, Any]
 
 
 def trace_detector(detector: nn.Module) -> Traced:
-    """Trace backbone, neck and, where it can be, the dense head behind them into one graph.
+    """Trace backbone, neck and, if possible, the dense head after them into one graph.
 
     Args:
         detector: An mmdet detector, float.
 
     Returns:
-        A graph of one input, images ``(N, C, H, W)``. A single-stage detector's returns the head's
-        outputs; any other's a dict of ``features`` and, by its name, a head's outputs. What stays
-        out of the graph or whole in it is in ``left_float``.
+        A graph of one input, images ``(N, C, H, W)``. For a single-stage detector it returns the
+        head's outputs; otherwise a dict of ``features`` and a head's outputs by its name. Modules
+        outside the graph, or kept whole in it, are in ``left_float``.
 
     Raises:
-        ValueError: Not even backbone and neck have a static graph.
+        ValueError: Backbone and neck have no static graph.
     """
     declare_plain_layers(
         wrappers.Conv2d, wrappers.Conv3d, wrappers.ConvTranspose2d, wrappers.Linear
     )
     declare_padding_layers(Conv2dAdaptivePadding)
     if not callable(getattr(detector, "extract_feat", None)):
-        raise ValueError(f"{type(detector).__name__} has no extract_feat; it is no mmdet detector")
+        raise ValueError(
+            f"{type(detector).__name__} is not an mmdet detector: it has no extract_feat"
+        )
     with _own_methods(detector):
         return _traced(detector)
 
 
 @contextmanager
 def _own_methods(detector: nn.Module) -> Iterator[None]:
-    """Take away what `attach` has put in place of methods, for one that was trained before."""
+    """Remove the replacements by `attach`, so that the detector uses its own methods."""
     taken = [
         (module, name, module.__dict__.pop(name))
         for module in detector.modules()
         for name in ("extract_feat", "forward")
-        if isinstance(vars(module).get(name), _ExtractFeat | _HandOn)
+        if isinstance(vars(module).get(name), _ExtractFeat | _GraphOutputs)
     ]
     try:
         yield
@@ -118,7 +120,7 @@ def _traced(detector: nn.Module) -> Traced:
 
 
 def _dense_head(detector: nn.Module) -> str | None:
-    """Return the name of the head that is a function of the features alone, if there is one."""
+    """Return the name of the head that is a function of only the features, if there is one."""
     for name in _HEADS:
         head = getattr(detector, name, None)
         if isinstance(head, nn.Module):
@@ -126,7 +128,7 @@ def _dense_head(detector: nn.Module) -> str | None:
     else:
         return None
     if "forward" not in {n for c in type(head).__mro__[:-2] for n in vars(c)}:
-        return None  # Stages of a cascade, or queries: called by other names.
+        return None  # Stages of a cascade, or queries, are called in other ways.
     parameters = inspect.signature(head.forward).parameters.values()
     needed = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     return name if len(needed) == 1 else None
@@ -151,13 +153,13 @@ def _trace(detector: nn.Module, head: str | None) -> Traced:
 
 
 def _outside(detector: nn.Module, graph: fx.Graph, reasons: Mapping[str, str]) -> dict[str, str]:
-    """Return the detector's children, and weights in the graph, that run in float, with why."""
+    """Return the detector's children, and layers of the graph, that run in float, with reasons."""
     found: dict[str, str] = {}
     targets = {str(n.target) for n in graph.nodes if n.op in {"call_module", "get_attr"}}
     reached = {target.partition(".")[0] for target in targets}
     for name, child in detector.named_children():
         if name not in reached and name != CONTAINER and any(True for _ in child.parameters()):
-            found[name] = reasons.get(name, "runs behind the graph, on its outputs")
+            found[name] = reasons.get(name, "runs after the graph, on its outputs")
     for node in graph.nodes:
         if node.op == "call_module" and not is_layer(detector, node):
             module = detector.get_submodule(str(node.target))
@@ -167,10 +169,10 @@ def _outside(detector: nn.Module, graph: fx.Graph, reasons: Mapping[str, str]) -
 
 
 def parameters_outside(detector: nn.Module, graph: fx.Graph | Traced) -> list[str]:
-    """Return the names of backbone and neck parameters that the graph never reads.
+    """Return the names of backbone and neck parameters that the graph never uses.
 
-    Such parameters (the last stage of a backbone whose output nobody takes) never get a gradient,
-    and DistributedDataParallel would wait for one.
+    Such parameters (such as the last stage of a backbone with an unused output) never get a
+    gradient, but DistributedDataParallel would wait for one.
 
     Args:
         detector: The traced model.
@@ -192,7 +194,7 @@ def parameters_outside(detector: nn.Module, graph: fx.Graph | Traced) -> list[st
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    """Keep activation functions whole, and compiled operators, which tracing cannot enter."""
+    """Keep activation functions as one node, and compiled operators, which cannot be traced."""
     if isinstance(module, (*_ACTIVATIONS, DropPath)):
         return True
     return type(module).__module__.startswith("mmcv.ops.")
@@ -202,12 +204,12 @@ def quantize_detector(detector: nn.Module, recipe: Recipe) -> QuantizedGraph:
     """Insert quantizers into the detector and make its own methods run on the quantized graph.
 
     Every quantizer begins in phase OFF. The detector's modules, parameters and float state-dict
-    keys stay as they are; all that is new lies below ``detector.quantizers``. What stays float is
-    in the graph's ``left_float`` and named in a warning.
+    keys do not change; everything new is in ``detector.quantizers``. Modules that stay float are in
+    the graph's ``left_float`` and in a warning.
 
     Args:
-        detector: A float detector, as mmdet builds it.
-        recipe: Which module gets which integers.
+        detector: A float detector, built by mmdet.
+        recipe: Bits and formats of each module.
 
     Raises:
         ValueError: It cannot be traced, or is quantized already.
@@ -227,11 +229,11 @@ def quantize_detector(detector: nn.Module, recipe: Recipe) -> QuantizedGraph:
 
 
 def summary(left_float: Mapping[str, str], most: int = 6) -> Iterable[tuple[str, str]]:
-    """Return names and reasons with modules left for one reason put together.
+    """Return names and reasons, with modules of the same reason grouped.
 
     Args:
-        left_float: As `Traced` has it.
-        most: How many entries at most; the last one counts the rest.
+        left_float: As in `Traced`.
+        most: Maximum number of entries; the last one counts the rest.
     """
     groups: dict[str, list[str]] = {}
     for name, reason in left_float.items():
@@ -246,7 +248,7 @@ def summary(left_float: Mapping[str, str], most: int = 6) -> Iterable[tuple[str,
 
 
 def features_of(result: Any) -> Any:
-    """Return what ``extract_feat`` returns, of what the detector's graph returned."""
+    """Return the result of ``extract_feat`` from the result of the detector's graph."""
     if not (isinstance(result, dict) and FEATURES in result):
         return result
     if isinstance(result[FEATURES], Tensor):
@@ -257,26 +259,26 @@ def features_of(result: Any) -> Any:
 
 
 def attach(detector: nn.Module, graph: Callable[[Tensor], Any]) -> None:
-    """Let mmdet's methods of ``detector`` take backbone, neck and head from ``graph``.
+    """Make mmdet's methods of ``detector`` use ``graph`` for backbone, neck and head.
 
     Args:
         detector: An mmdet detector.
-        graph: Callable, images -> what the detector's graph returns, see `trace_detector`.
+        graph: Callable, images -> result of the detector's graph, see `trace_detector`.
     """
 
-    # Plain attributes of the instance: they hide the methods of the class.
+    # Plain attributes of the instance override the methods of the class.
     detector.__dict__["extract_feat"] = _ExtractFeat(graph)
     name = _dense_head(detector)
     if name is not None:
         head = getattr(detector, name)
-        head.__dict__["forward"] = _HandOn(name, head)
+        head.__dict__["forward"] = _GraphOutputs(name, head)
 
 
 def attach_all(detector: nn.Module, networks: Mapping[str, Callable[..., Any]]) -> None:
-    """Attach the detector's network, named ``""``, and let RoI heads compute with theirs.
+    """Attach the detector's network, named ``""``, and the networks of the RoI heads.
 
     Args:
-        detector: As `attach` takes it.
+        detector: As for `attach`.
         networks: By the qualified name of the part.
     """
     for name, network in networks.items():
@@ -286,11 +288,11 @@ def attach_all(detector: nn.Module, networks: Mapping[str, Callable[..., Any]]) 
             attach(detector, network)
 
 
-# Objects and not closures: `copy.deepcopy` copies them with the detector, so that a copy runs on
-# its own graph and weights, where it would share a function with the original.
+# Objects, not closures: `copy.deepcopy` copies them with the detector, so that a copy runs its own
+# graph and weights. A function would be shared with the original.
 @dataclass(slots=True)
 class _ExtractFeat:
-    """Stands in for a detector's ``extract_feat``: images -> features, by the graph."""
+    """Replaces a detector's ``extract_feat``: images -> features, by the graph."""
 
     graph: Callable[[Tensor], Any]
 
@@ -299,8 +301,8 @@ class _ExtractFeat:
 
 
 @dataclass(slots=True)
-class _HandOn:
-    """Stands in for a head's ``forward``: what the graph computed, or the head's own work."""
+class _GraphOutputs:
+    """Replaces a head's ``forward``: the graph's outputs if there are any, else the head's own."""
 
     name: str
     head: nn.Module

@@ -1,6 +1,6 @@
-"""Three things that mmdet 2.28's heads cannot do: they are mended before a detector is built.
+"""Fixes for three bugs in mmdet 2.28's heads, applied before a detector is built.
 
-None of them needs a GPU or a trained net to be right; without the mend each ends in a raw error.
+Without the fixes, each bug ends in a raw error, even on a CPU or with an untrained network.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 _paste = fcn_mask_head._do_paste_mask
 
 
-def mend_heads() -> None:
-    """Have mmdet's heads run on the device of their inputs, and bear results outside and empty."""
+def fix_heads() -> None:
+    """Make mmdet's heads run on the device of their inputs, and accept empty and outside boxes."""
     RepPointsHead.get_points = _points_on_device
     fcn_mask_head._do_paste_mask = _paste_outside_too
     for module in (solo_head, solov2_head):
@@ -30,7 +30,7 @@ def _points_on_device(
     img_metas: Sequence[Mapping[str, Any]],
     device: Any,
 ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Return points and flags as RepPointsHead.get_points does, which asks for flags on CUDA."""
+    """Return points and flags as RepPointsHead.get_points does, but not always on CUDA."""
     generator = head.prior_generator
     points = generator.grid_priors(featmap_sizes, device=device, with_stride=True)
     return (
@@ -42,9 +42,9 @@ def _points_on_device(
 def _paste_outside_too(
     masks: Tensor, boxes: Tensor, img_h: int, img_w: int, skip_empty: bool = True
 ) -> Any:
-    """Paste masks as mmdet does, into the whole image where no box meets it.
+    """Paste masks as mmdet does, but into the whole image if no box overlaps it.
 
-    mmdet takes the part of the image that all boxes need, which then begins behind its end.
+    mmdet pastes into the part of the image that all boxes need, which then starts after its end.
     """
     if skip_empty:
         start = boxes[:, :2].min(0).values.floor() - 1
@@ -54,14 +54,14 @@ def _paste_outside_too(
 
 
 class _Functions:
-    """torch.nn.functional, whose ``interpolate`` takes an image without channels too."""
+    """torch.nn.functional with an ``interpolate`` that also accepts zero channels."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(F, name)
 
     @staticmethod
     def interpolate(input: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        """Return ``input`` resized; no mask at all stays none."""
+        """Return ``input`` resized; zero masks stay zero masks."""
         if input.dim() == 4 and input.shape[1] == 0:
             one = input.new_zeros(input.shape[0], 1, *input.shape[2:])
             return F.interpolate(one, *arguments, **options)[:, :0]

@@ -1,4 +1,4 @@
-"""RoI heads as graphs of their own: they run on boxes that the first stage has chosen."""
+"""RoI heads as separate graphs; they run on the boxes of the first stage."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from dq.quant.graph.trace import LeafTest, TraceError
 from dq.quant.graph.trace_with_fallback import trace_tolerantly
 from dq.quant.recipes.recipe import Recipe
 
-# They run in float as every activation function does; that needs no mention.
+# They run in float like every activation function, so they are not reported.
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
-# Boxes of each image that calibration looks at.
+# Boxes per image for calibration.
 NUM_BOXES = 100
 _EXAMPLE_SIZE = 128
 
 
 def find_roi_heads(detector: nn.Module) -> dict[str, tuple[Tensor, ...]]:
-    """Return an example of the inputs of every RoI head that `run_roi_heads` reaches.
+    """Return example inputs of every RoI head that `run_roi_heads` runs.
 
-    Such heads take one or two tensors and no option. Heads that are called otherwise, or by
-    training alone, would never be calibrated, so they are not among them.
+    Such heads take one or two tensors and no options. Heads that are called in another way, or only
+    in training, would never be calibrated, so they are not included.
 
     Args:
         detector: A float detector; one without RoI heads has none.
@@ -46,7 +46,7 @@ def find_roi_heads(detector: nn.Module) -> dict[str, tuple[Tensor, ...]]:
                 needed = len(inspect.signature(module.forward).parameters)
                 fits = not options and all(isinstance(x, Tensor) for x in inputs)
                 fits = fits and len(inputs) == needed
-                # Two boxes are enough to learn ranks and structure.
+                # Two boxes are enough to find the number of dimensions and the structure.
                 seen[name] = tuple(x[:2] for x in inputs) if fits and needed < 3 else None
 
             handles.append(module.register_forward_pre_hook(record, with_kwargs=True))
@@ -60,7 +60,7 @@ def find_roi_heads(detector: nn.Module) -> dict[str, tuple[Tensor, ...]]:
         with torch.no_grad():
             run_roi_heads(detector, extract(image), image)
     except Exception:
-        return {}  # Its stages are fed in a way of their own; they stay float, and are named.
+        return {}  # Its stages get their inputs in another way; they stay float and are reported.
     finally:
         for handle in handles:
             handle.remove()
@@ -70,7 +70,7 @@ def find_roi_heads(detector: nn.Module) -> dict[str, tuple[Tensor, ...]]:
 
 
 def _is_head(name: str) -> bool:
-    """Say whether ``name`` is a head of the RoI head, or one of its stages."""
+    """Return whether ``name`` is a head of the RoI head, or one of its stages."""
     parts = name.split(".")
     if parts[0] != "roi_head" or len(parts) not in (2, 3) or not parts[1].endswith("_head"):
         return False
@@ -85,14 +85,14 @@ def quantize_roi_heads(
     *,
     is_leaf: LeafTest,
 ) -> None:
-    """Give each head a quantized graph and let the detector run it; update what is left float.
+    """Give each head a quantized graph that the detector runs; update ``left_float``.
 
     Args:
         detector: The prepared detector.
-        graph: Its graph; gets the heads' graphs as ``graph.parts``.
-        recipe: Which module gets which integers.
-        heads: As `find_roi_heads` returns them.
-        is_leaf: Says of a module whether to keep it as one node.
+        graph: Its graph; the heads' graphs are stored in ``graph.parts``.
+        recipe: Bits and formats of each module.
+        heads: Result of `find_roi_heads`.
+        is_leaf: Returns whether to keep a module as one node.
     """
     reasons: dict[str, str] = {}
     for name, examples in heads.items():
@@ -113,11 +113,11 @@ def quantize_roi_heads(
     if graph.parts:
         graph.left_float.pop("roi_head", None)
         for owner in _float_heads(detector, graph):
-            graph.left_float.setdefault(owner, reasons.get(owner, "is fed in a way of its own"))
+            graph.left_float.setdefault(owner, reasons.get(owner, "gets its inputs in another way"))
 
 
 def _float_heads(detector: nn.Module, graph: QuantizedGraph) -> list[str]:
-    """Return the RoI heads, and other children of the RoI head, that no graph computes."""
+    """Return the RoI heads, and other children of the RoI head, that are in no graph."""
     found = []
     for name, module in detector.named_modules():
         if not name.startswith("roi_head.") or any(name.startswith(p) for p in graph.parts):
@@ -132,13 +132,13 @@ def _float_heads(detector: nn.Module, graph: QuantizedGraph) -> list[str]:
 
 @torch.no_grad()
 def run_roi_heads(detector: nn.Module, features: Sequence[Tensor], images: Tensor) -> None:
-    """Run every RoI head on the boxes that the first stage proposes.
+    """Run every RoI head on the proposals of the first stage.
 
-    Inference would not do: it runs mask heads on what was detected alone, which may be nothing.
+    Inference is not enough: it runs mask heads only on detections, and there may be none.
 
     Args:
         detector: A two-stage detector in evaluation mode.
-        features: What its ``extract_feat`` returned.
+        features: Result of its ``extract_feat``.
         images: ``(N, C, H, W)``.
     """
     roi_head: Any = detector.roi_head

@@ -1,1 +1,1 @@
-"""Wrappers with the names of the project that this one reimplements."""
+"""Wrappers with the names of the original project, edgeai-torchvision."""

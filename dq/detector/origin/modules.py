@@ -1,8 +1,8 @@
-"""The origin's three modules as a thin face: train, calibrate and test a quantized detector.
+"""The origin's three modules as thin wrappers: train, calibrate and test a quantized detector.
 
-For users of TI's edgeai-torchvision (``torchvision.edgeailite.xnn``): the same names, the same
-arguments where they still mean something, everything behind them this project's own. New code has
-more from `dq.quant.graph.prepare` and the launcher. ``docs/origin.md`` maps the names.
+For users of TI's edgeai-torchvision (``torchvision.edgeailite.xnn``): the same names, and the same
+arguments if they still have a meaning. The implementation is this project's own. New code should
+use `dq.quant.graph.prepare` and the launcher. ``docs/origin.md`` maps the names.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def origin_recipe(
     quantize_in: bool = True,
     quantize_out: bool = True,
 ) -> Recipe:
-    """Return the recipe that the origin's arguments describe.
+    """Return the recipe for the origin's arguments.
 
     Args:
         bitwidth_weights: 2 to 16.
         bitwidth_activations: 2 to 16.
-        per_channel_q: A scale for each output channel of a weight; else one for all of it.
-        power2_weight_range: Scales of weights are powers of two; None for unless per channel.
-        power2_activation_range: Likewise for activations.
-        quantize_in: Round the network's input.
-        quantize_out: Round what its last layers return.
+        per_channel_q: One scale per output channel of a weight; otherwise one per tensor.
+        power2_weight_range: Scales of weights are powers of two; None means: if not per channel.
+        power2_activation_range: The same for activations.
+        quantize_in: Quantize the network's input.
+        quantize_out: Quantize the outputs of its last layers.
     """
     power2 = not per_channel_q
     return Recipe(
@@ -72,9 +72,9 @@ class QuantBaseModule(nn.Module):
     """A detector with quantizers, at ``module`` as in the origin.
 
     Args:
-        module: A float detector as mmdet builds it, on its device; it is changed in place.
-        dummy_input: Accepted as in the origin; the graph needs no example.
-        recipe: What is quantized how, in place of the origin's arguments.
+        module: A float detector of mmdet, on its device; it is changed in place.
+        dummy_input: Accepted as in the origin, but not needed.
+        recipe: The recipe, instead of the origin's arguments.
         origin: The origin's arguments; see `origin_recipe`.
 
     Raises:
@@ -97,7 +97,7 @@ class QuantBaseModule(nn.Module):
         self.quantizers = list(self.graph.activations().values())
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the detector as mmdet does; with one tensor alone return the head's outputs."""
+        """Call the detector as mmdet does; for a single tensor, return the head's outputs."""
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
             return self.graph(args[0])
         return self.module(*args, **kwargs)
@@ -109,16 +109,16 @@ class QuantBaseModule(nn.Module):
         return {k: v for k, v in state.items() if not k.startswith(prefix)}
 
     def checkpoint(self) -> dict[str, Any]:
-        """Return the weights and, beside them, all quantizer state, to be saved with torch.save."""
+        """Return the weights and all quantizer state, for torch.save."""
         return compose(self.module, graph=self.graph, recipe=self.recipe, meta={})
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> None:
-        """Load a float state dict or checkpoint, or what `checkpoint` returned.
+        """Load a float state dict or checkpoint, or the result of `checkpoint`.
 
         Raises:
-            ValueError: It is that of another model or recipe.
+            ValueError: It belongs to another model or recipe.
         """
         source = "the state dict"
         load_float_state(self.module, float_state(state_dict, source), source)
@@ -129,16 +129,16 @@ class QuantBaseModule(nn.Module):
 
     @property
     def calibrated(self) -> bool:
-        """Whether every quantizer has a range; reads the device."""
+        """Return whether every quantizer has a range; synchronizes with the device."""
         return all(quantizer.has_range for quantizer in self.quantizers)
 
 
 class QuantTrainModule(QuantBaseModule):
     """Train quantization-aware: ``loss = model(img=..., img_metas=..., gt_bboxes=..., ...)``.
 
-    Without calibrated ranges the first batch is only observed. As in the origin, batch norms are
-    frozen one epoch before the middle of the training and ranges one after it, an epoch being a
-    call of ``train()``. On several ranks each training forward is one small collective.
+    Without calibrated ranges, the first batch is only observed. As in the origin, batch norms are
+    frozen one epoch before the middle of the training, and ranges one epoch after it. An epoch is a
+    call of ``train()``. On several ranks, each forward pass in training has one small collective.
 
     Args:
         module: As for `QuantBaseModule`.
@@ -160,7 +160,7 @@ class QuantTrainModule(QuantBaseModule):
         self.begun = False
 
     def train(self, mode: bool = True) -> QuantTrainModule:
-        """Begin an epoch, or evaluate with rounding."""
+        """Begin an epoch, or switch to quantized evaluation."""
         super().train(mode)
         if mode:
             middle = self.total_epochs // 2
@@ -174,20 +174,20 @@ class QuantTrainModule(QuantBaseModule):
         return self
 
     def freeze_bn(self) -> None:
-        """Let batch norms use their running statistics until the next epoch begins."""
+        """Make batch norms use their running statistics until the next epoch begins."""
         for child in self.module.modules():
             if isinstance(child, _BatchNorm):
                 child.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the detector, then let all ranks agree on the ranges of the next step."""
+        """Call the detector, then update the ranges of the next step on all ranks."""
         if not self.training:
             return super().forward(*args, **kwargs)
         if not self.begun and not self.calibrated:
             set_phase(self.module, Phase.OBSERVE)
             result = super().forward(*args, **kwargs)
             merge_ranges_(self.quantizers)
-            # Scales of weights come of folded statistics, which each rank may have of its own.
+            # Scales of weights depend on folded running statistics, which may differ between ranks.
             sync_buffers_(self.module)
             initialise_weights_(self.graph.layers())
             set_phase(self.module, Phase.TRAIN)
@@ -199,10 +199,10 @@ class QuantTrainModule(QuantBaseModule):
 
 
 class QuantCalibrateModule(QuantBaseModule):
-    """Calibrate on what is passed in training mode; round in evaluation mode.
+    """Calibrate on the batches in training mode; fake-quantize in evaluation mode.
 
-    ``model.train()``, some batches, ``model.eval()``: the detector itself stays in evaluation mode
-    and gets no gradients, so nothing of it changes. All batches weigh alike.
+    Use ``model.train()``, some batches, ``model.eval()``. The detector itself stays in evaluation
+    mode and gets no gradients, so it does not change. All batches have equal weight.
     """
 
     def __init__(self, module: nn.Module, dummy_input: object = None, **kwargs: Any) -> None:
@@ -211,7 +211,7 @@ class QuantCalibrateModule(QuantBaseModule):
         self.train()
 
     def train(self, mode: bool = True) -> QuantCalibrateModule:
-        """Begin or end calibrating."""
+        """Begin or end calibration."""
         super().train(mode)
         self.module.eval()
         set_phase(self.module, Phase.CALIBRATE if mode else Phase.FROZEN)
@@ -219,9 +219,9 @@ class QuantCalibrateModule(QuantBaseModule):
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the detector and, in training mode, take the batch into the ranges.
+        """Call the detector and, in training mode, update the ranges with the batch.
 
-        In evaluation mode it is the float detector as long as nothing was calibrated or loaded.
+        In evaluation mode it is the float detector until ranges are calibrated or loaded.
         """
         if not self.training:
             set_phase(self.module, Phase.FROZEN if self.calibrated else Phase.OFF)
@@ -247,7 +247,7 @@ class QuantCalibrateModule(QuantBaseModule):
 
 
 class QuantTestModule(QuantBaseModule):
-    """Test with rounding: always in evaluation mode, ranges from a quantized checkpoint."""
+    """Quantized test: always in evaluation mode, with ranges from a quantized checkpoint."""
 
     def __init__(self, module: nn.Module, dummy_input: object = None, **kwargs: Any) -> None:
         super().__init__(module, dummy_input, **kwargs)

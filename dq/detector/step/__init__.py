@@ -1,1 +1,1 @@
-"""One training step: forward passes, losses, the optimizer, and what guards it."""
+"""One training step: forward passes, losses, optimizer, guards."""

@@ -1,4 +1,4 @@
-"""What a training does when something goes wrong in the middle of it."""
+"""Settings for problems during a training."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ class Guards:
     """The config's ``guards`` section.
 
     Attributes:
-        nonfinite: A step whose gradients are NaN or infinite ends the training (``stop``), or is
-            left out and named in the log (``skip``).
-        max_skipped: So many steps left out in a row end the training all the same.
-        compare_every: Steps between two comparisons of all ranks' weights; 0 for only at
+        nonfinite: A step with NaN or infinite gradients ends the training (``stop``), or is skipped
+            with a line in the log (``skip``).
+        max_skipped: Number of steps skipped in a row that still ends the training.
+        compare_every: Steps between comparisons of the weights on all ranks; 0 compares only at
             checkpoints.
-        max_bad_images: So many training images may turn out unreadable in the middle of a training
-            and are replaced by others; one more ends it.
-        quiet_s: Seconds without a finished step, after which every rank writes its stack.
-        straggler_above: A rank that takes so many times as long as the others is named in the log.
-        runaway: A quantized training whose loss or weights run away is named in the log (``warn``),
-            ended (``stop``), or not looked at (``off``).
-        look_every: Steps between two such looks; there are more of them at the beginning.
-        max_movement: So far may a layer's weights move, in terms of their norm at the beginning.
-        max_loss_growth: So many times the loss of the beginning may the loss become.
-        worse: A quantized training with a metric below that of its start says so (``warn``), or is
-            ended, and ends with an exit code that says so (``stop``).
-        max_drop: So much below the start, of a metric from 0 to 1, is not worth either.
+        max_bad_images: Number of unreadable training images that are replaced by others during a
+            training; one more ends it.
+        quiet_s: Seconds without a finished step after which every rank writes its stack.
+        straggler_above: A rank that takes this many times as long as the others is logged.
+        runaway: A quantized training whose loss or weights diverge is logged (``warn``), ended
+            (``stop``), or not checked (``off``).
+        look_every: Steps between these checks; they are more frequent at the beginning.
+        max_movement: Maximum change of a layer's weights, relative to their initial norm.
+        max_loss_growth: Maximum loss, relative to the initial loss.
+        worse: A quantized training whose metric is below that at its start is logged (``warn``), or
+            ended with its own exit code (``stop``).
+        max_drop: Decrease of a metric (0 to 1) that is still accepted.
     """
 
     nonfinite: str = "stop"

@@ -1,4 +1,4 @@
-"""Losses that stay on the device until somebody reads them, and mmcv's log buffer of such."""
+"""Losses that stay on the device until they are read, and mmcv's log buffer for them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from dq.dist.exchange.agreed_names import agreed_names
 NUM_KEPT = 2000
 LOSSES = "losses"
 SAME_LOSSES = (
-    "let the model return the same ones in every step on every rank, a zero where there is nothing"
+    "let the model return the same losses in every step on every rank, a zero if there is nothing"
     " to learn from"
 )
 
 
 class LossValues(OrderedDict[str, Any]):
-    """A step's losses by name: numbers to those who read them, tensors until then.
+    """A step's losses by name: stored as tensors, read as numbers.
 
-    mmdet copies every loss to the host in every step; here the first read copies them all, and
-    most steps are read by nobody.
+    mmdet copies every loss to the host in every step. Here the first read copies them all, and the
+    losses of most steps are never read.
 
     Attributes:
         tensors: The losses, on their device.
@@ -50,7 +50,7 @@ class LossValues(OrderedDict[str, Any]):
         """Return a loss as a number."""
         return self[name] if self.__contains__(name) else default
 
-    # Those of the base class would hand out the tensors.
+    # The methods of the base class would return the tensors.
     def items(self) -> Any:
         """Return names and numbers."""
         return ItemsView(self)
@@ -60,7 +60,7 @@ class LossValues(OrderedDict[str, Any]):
         return ValuesView(self)
 
     def copy(self) -> Any:
-        """Return the numbers as a dict that knows no tensors."""
+        """Return the numbers as a plain dict without tensors."""
         return OrderedDict((name, self[name]) for name in self)
 
     def __reduce__(self) -> Any:
@@ -68,7 +68,7 @@ class LossValues(OrderedDict[str, Any]):
 
 
 class Values(MutableSequence[Any]):
-    """One name's values in a log buffer: numbers to those who read them, tensors until then.
+    """One name's values in a log buffer: stored as tensors, read as numbers.
 
     Attributes:
         kept: As they were recorded.
@@ -104,7 +104,7 @@ class Values(MutableSequence[Any]):
 
 
 def _numbers(values: list[Any]) -> list[Any]:
-    """Return values with single-valued tensors as numbers: one copy from the device for all."""
+    """Return the values with scalar tensors as numbers, with one copy from the device for all."""
     waiting = [v.detach().reshape(()) for v in values if isinstance(v, Tensor) and v.numel() == 1]
     if not waiting:
         return list(values)
@@ -115,12 +115,12 @@ def _numbers(values: list[Any]) -> list[Any]:
 class LossLog(LogBuffer):  # type: ignore[misc]
     """mmcv's log buffer for losses: one copy from the device for each line of the log.
 
-    Losses of the last steps stay on the device until they are logged; then ranks agree on their
-    names, and their means travel together. Every rank must log at the same steps. What hooks record
-    besides is this rank's own.
+    Losses stay on the device until they are logged. Then the ranks compare the names and exchange
+    all means at once. Every rank must log at the same steps. Other values that hooks record belong
+    to this rank only.
 
     Attributes:
-        shared: Names whose means are those of all ranks.
+        shared: Names that are averaged over all ranks.
     """
 
     def __init__(self) -> None:
@@ -133,14 +133,14 @@ class LossLog(LogBuffer):  # type: ignore[misc]
         """Average the latest ``n`` values (0: all) over steps and, for losses, over ranks.
 
         Raises:
-            ValueError: On all ranks: they have logged different losses.
-            RuntimeError: On all ranks: a loss is not finite on some rank.
+            ValueError: The ranks have logged different losses (raised on all ranks).
+            RuntimeError: A loss is not finite on some rank (raised on all ranks).
         """
         if self.is_averaged == n:
             return
         self.is_averaged = n
         if self._means is None or self._means[0] != n:
-            # Each of several loggers asks, and what hooks record in between is one rank's own.
+            # Several loggers call this, and hooks of one rank may record values in between.
             self._means = n, self._means_of_all_ranks(n)
         numbers = self._means[1]
         for name, values in self.val_history.items():
@@ -176,7 +176,7 @@ class LossLog(LogBuffer):  # type: ignore[misc]
         return (stacked.double() * weights).sum() / weights.sum()
 
     def update(self, vars: dict[str, Any], count: int = 1) -> None:
-        """Record the values of a step, forgetting what no interval will average any more."""
+        """Record the values of a step; drop those that no interval will average any more."""
         assert isinstance(vars, dict)
         self.is_averaged = None
         if isinstance(vars, LossValues):
@@ -192,8 +192,8 @@ class LossLog(LogBuffer):  # type: ignore[misc]
                 del self.val_history[name][: NUM_KEPT // 2]
                 del self.n_history[name][: NUM_KEPT // 2]
 
-    def take_back(self, names: Iterable[str]) -> None:
-        """Forget the last value of each name: its step was left out."""
+    def remove_last(self, names: Iterable[str]) -> None:
+        """Remove the last value of each name, because its step was skipped."""
         self.is_averaged = self._means = None
         for name in self.val_history.keys() & set(names):
             self.val_history[name].pop()
@@ -204,12 +204,12 @@ class LossLog(LogBuffer):  # type: ignore[misc]
     def put_back(
         self, name: str, values: Iterable[Any], counts: Iterable[int], *, shared: bool
     ) -> None:
-        """Begin a name's history with values of a training that is gone on with."""
+        """Start a name's history with the values of a resumed training."""
         self.val_history[name], self.n_history[name] = Values(values), list(counts)
         if shared:
             self.shared.add(name)
 
     def clear_output(self) -> None:
-        """Forget what was logged, so that the next interval is averaged anew."""
+        """Clear the output, so that the next interval is averaged again."""
         super().clear_output()
         self.is_averaged = self._means = None

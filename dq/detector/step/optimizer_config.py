@@ -1,4 +1,4 @@
-"""The config's ``optimizer_config``: who steps, and how."""
+"""The config's ``optimizer_config``: which hook runs the optimizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dq.detector.step.supervision import Supervision
 from dq.names import check_keys
 
 log = logging.getLogger("dq.train")
-# What concerns how mmcv averages gradients over ranks changes nothing: DDP does it here.
+# mmcv's options for averaging gradients over ranks have no effect: DDP does it here.
 KNOWN = {
     "grad_clip",
     "detect_anomalous_params",
@@ -26,17 +26,17 @@ KNOWN = {
 def optimizer_step(
     config: Config, supervision: Supervision, device: torch.device
 ) -> OptimizerStep | None:
-    """Return the hook that steps; None where the config names one of its own.
+    """Return the hook that runs the optimizer; None if the config names its own.
 
     Raises:
-        ValueError: Such a hook does not go together with another setting.
+        ValueError: Such a hook conflicts with another setting.
     """
     given = dict(config.optimizer_config or {})
     kind = given.pop("type", "OptimizerHook")
     fp16 = config.get("fp16")
     if kind in ("GradientCumulativeOptimizerHook", "GradientCumulativeFp16OptimizerHook"):
         config.accumulate = given.pop("cumulative_iters", 1)
-        log.info("optimizer_config: %s is done by accumulate=%d", kind, config.accumulate)
+        log.info("optimizer_config: %s is replaced by accumulate=%d", kind, config.accumulate)
         kind = kind.replace("GradientCumulative", "")
     if kind == "Fp16OptimizerHook":
         fp16 = config.fp16 = fp16 or {"loss_scale": given.pop("loss_scale", "dynamic")}

@@ -1,4 +1,4 @@
-"""One step of the optimizer: backward passes, a look at the gradients, clipping, the step."""
+"""One optimizer step: backward passes, check of the gradients, clipping, the step."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def gradient_scaler(
     """Return torch's gradient scaler for float16.
 
     Args:
-        loss_scale: ``'dynamic'``, a number to begin with, or a dict of GradScaler's arguments, as
-            in mmdet's ``fp16`` section.
-        device: Where the model is; on a CPU nothing is scaled, bfloat16 has float32's range.
+        loss_scale: ``'dynamic'``, an initial scale, or a dict of GradScaler's arguments, as in
+            mmdet's ``fp16`` section.
+        device: Device of the model; on a CPU nothing is scaled, because bfloat16 has float32's
+            range.
     """
     arguments: dict[str, Any] = {}
     if isinstance(loss_scale, Mapping):
@@ -42,22 +43,23 @@ def gradient_scaler(
 
 
 class OptimizerStep(OptimizerHook):  # type: ignore[misc]
-    """mmcv's optimizer hook: backward, a look at the gradients, clipping, the step.
+    """mmcv's optimizer hook: backward passes, check of the gradients, clipping, the step.
 
-    A step of one micro-batch goes as in mmcv: its loss may be changed by hooks of higher priority,
-    and goes backward here. A step of several ones goes backward as their losses arise; their
-    gradients accumulate and are exchanged once. A NaN on one rank is in everybody's gradients after
-    that exchange, so all ranks see it in the same step, and act alike, without asking each other.
+    A step of one micro-batch works as in mmcv: hooks of higher priority may change its loss, and
+    its backward pass runs here. With several micro-batches, each backward pass follows its forward
+    pass; gradients accumulate and are exchanged once. After that exchange, a NaN of one rank is in
+    the gradients of all ranks. So all ranks see it in the same step and react in the same way,
+    without communication.
 
     Args:
         guards: What to do about a NaN.
         grad_clip: As for mmcv's hook.
         detect_anomalous_params: As for mmcv's hook.
         scaler: For float16.
-        clock: Counts what the backward pass takes.
+        clock: Measures the time of the backward pass.
 
     Attributes:
-        skipped: Steps left out so far.
+        skipped: Number of skipped steps.
     """
 
     def __init__(
@@ -85,14 +87,14 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
         return self.scaler is not None and self.scaler.is_enabled()
 
     def forward(self, runner: Any, batches: Sequence[Any]) -> dict[str, Any]:
-        """Run all micro-batches of this step forward; of several ones the mean counts.
+        """Run the forward passes of all micro-batches of this step; several ones are averaged.
 
         Returns:
-            ``loss``, ``log_vars`` and ``num_samples``, as a detector's ``train_step``. The loss of
-            a single micro-batch still has to go backward, those of several ones have been.
+            ``loss``, ``log_vars`` and ``num_samples``, as a detector's ``train_step``. The backward
+            pass of a single micro-batch is still to come; those of several ones are done.
         """
         runner.optimizer.zero_grad()
-        self._remember(runner)
+        self._save_buffers(runner)
         self._batches, self._outputs = batches, []
         if len(batches) == 1:
             outputs: dict[str, Any] = runner.model.train_step(batches[0], runner.optimizer)
@@ -116,10 +118,10 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
         }
 
     def after_train_iter(self, runner: Any) -> None:
-        """Go backward where that has not been done, clip and step, unless the step is left out.
+        """Run a missing backward pass, clip and step, unless the step is skipped.
 
         Raises:
-            RuntimeError: On all ranks alike when a gradient is not finite and ``guards`` say so.
+            RuntimeError: On all ranks, if a gradient is not finite and ``guards`` say so.
         """
         device = next(runner.model.parameters()).device
         with self.clock.work("computing", device):
@@ -136,17 +138,18 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
             finite = bool(torch.isfinite(self.norm))
         self.leave_out = False
         if not finite:
-            self._judge(runner)
+            self._find_cause(runner)
         self.in_a_row = self.in_a_row + 1 if self.leave_out else 0
         batches, self._outputs, self._batches = self._batches, [], ()
         if self.leave_out:
             if self.scales:
                 assert self.scaler is not None
-                # Ends its step. The scale stays: it was the loss, not an overflow of float16.
+                # End the scaler's step. The scale does not change: the loss caused it, not a
+                # float16 overflow.
                 self.scaler.update(self.scaler.get_scale())
-            runner.log_buffer.take_back(runner.outputs["log_vars"])
+            runner.log_buffer.remove_last(runner.outputs["log_vars"])
             return
-        assert batches, "the step has not been forward"
+        assert batches, "the step has had no forward pass"
         if self.grad_clip is not None:
             self._clip(list(runner.model.parameters()))
         if finite:
@@ -175,8 +178,8 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
         else:
             self.clip_grads(parameters)
 
-    def _remember(self, runner: Any) -> None:
-        """Keep the buffers, which the forward pass of a step that is left out has changed."""
+    def _save_buffers(self, runner: Any) -> None:
+        """Save the buffers, because the forward pass of a skipped step changes them too."""
         if self.guards.nonfinite != "skip":
             return
         if not self.buffers:
@@ -184,31 +187,31 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
             self.before = [torch.empty_like(b) for b in self.buffers]
         torch._foreach_copy_(self.before, self.buffers)
 
-    def _judge(self, runner: Any) -> None:
-        """Find whose loss it was; every rank is here, for all have the same gradients."""
+    def _find_cause(self, runner: Any) -> None:
+        """Find the cause of the NaN; all ranks call this, because all have the same gradients."""
         logged = [outputs["log_vars"] for outputs in self._outputs]
         bad = {k: v for losses in logged for k, v in _not_finite(losses).items()}
         reports = collectives.all_gather_objects((bad, _images(self._batches) if bad else []))
         if self.scales and not any(found for found, _ in reports):
-            return  # An overflow of float16: the scaler leaves the step out and scales less.
-        what = _describe(reports) or "a gradient is not finite though every loss is"
+            return  # A float16 overflow: the scaler skips the step and lowers its scale.
+        what = _describe(reports) or "a gradient is not finite, but every loss is"
         number = runner.iter + 1
         if self.guards.nonfinite == "stop":
             raise RuntimeError(
                 f"step {number}: {what}; lower optimizer.lr, clip with optimizer_config=dict("
-                "grad_clip=dict(max_norm=35, norm_type=2)), or leave such steps out with"
+                "grad_clip=dict(max_norm=35, norm_type=2)), or skip such steps with"
                 " guards=dict(nonfinite='skip')"
             )
         if self.in_a_row >= self.guards.max_skipped:
             raise RuntimeError(
-                f"step {number}: {what}; {self.in_a_row} steps in a row were left out for such a"
-                " reason, the training has diverged: go on from an earlier checkpoint with a lower"
+                f"step {number}: {what}; {self.in_a_row} steps in a row were skipped for such a"
+                " reason, the training has diverged: resume from an earlier checkpoint with a lower"
                 " optimizer.lr"
             )
         self.leave_out = True
         self.skipped += 1
         torch._foreach_copy_(self.buffers, self.before)
-        log.warning("step %d is left out, the %d. so far: %s", number, self.skipped, what)
+        log.warning("step %d is skipped, number %d so far: %s", number, self.skipped, what)
 
 
 def _not_finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""One training step of a detector on one rank: its losses and their sum, as mmcv's runners ask."""
+"""One training step of a detector on one rank: its losses and their sum, for mmcv's runners."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dq.detector.step.losses import LossValues
 def parse_losses(losses: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the total loss and every component, as mmdet adds them up.
 
-    mmdet's own version copies each component to the host and issues a collective for each; here
-    they stay tensors until they are logged.
+    mmdet's own version runs a copy to the host and a collective for each component. Here they stay
+    tensors until they are logged.
 
     Args:
-        losses: What ``forward_train`` returns: tensors or lists of tensors; names with ``loss``
-            in them count.
+        losses: Result of ``forward_train``: tensors or lists of tensors; names that contain
+            ``loss`` are added up.
     """
     parts: dict[str, Tensor] = {}
     for name, value in losses.items():
@@ -42,13 +42,13 @@ def training_step(
     """Compute the losses of a collated batch; mmcv's optimizer hook does the rest.
 
     Args:
-        model: The detector, or what wraps it for data parallelism.
-        data: What the training loader yields.
-        device: Where the model is.
+        model: The detector, or its wrapper for data parallelism.
+        data: A batch of the training loader.
+        device: Device of the model.
 
     Returns:
-        As mmdet's detectors: ``loss`` (to call backward on), ``log_vars`` (by name, numbers to
-        those who read them) and ``num_samples``.
+        As mmdet's detectors: ``loss`` (to call backward on), ``log_vars`` (by name, read as
+        numbers) and ``num_samples``.
     """
     inputs = to_device(data, device)
     loss, logged = parse_losses(model(**inputs))
@@ -65,7 +65,7 @@ def validation_step(
 
 
 class ParallelDetector(DistributedDataParallel):
-    """torch's DistributedDataParallel with what mmcv's runners call."""
+    """torch's DistributedDataParallel with the methods that mmcv's runners call."""
 
     def train_step(self, data: Mapping[str, Any], optimizer: Any = None) -> dict[str, Any]:
         """Compute the losses of a batch; see `training_step`."""
@@ -77,16 +77,16 @@ class ParallelDetector(DistributedDataParallel):
 
 
 class LoneDetector(MMDataParallel):  # type: ignore[misc]
-    """A detector that trains alone, in the wrapper that mmdet puts around it there.
+    """A detector on a single rank, in mmdet's wrapper for this case.
 
-    Hooks reach the detector through ``runner.model.module``, whatever the number of ranks.
+    Hooks access the detector as ``runner.model.module`` for any number of ranks.
 
     Args:
         module: The detector, on its device; it is neither copied nor moved.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        # Not MMDataParallel's own, which would move the module to the GPUs that it finds.
+        # MMDataParallel's own constructor would move the module to the GPUs that it finds.
         nn.Module.__init__(self)
         self.module, self.dim = module, 0
         device = next(module.parameters()).device

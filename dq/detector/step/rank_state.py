@@ -1,4 +1,4 @@
-"""What one rank alone knows of a training: generators, losses not logged yet, hidden numbers."""
+"""The training state of one rank: random generators, losses not logged yet, plain attributes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def generators() -> dict[str, Any]:
 
 
 def set_generators(state: Mapping[str, Any]) -> None:
-    """Put the generators into the states that `generators` returned."""
+    """Restore the states that `generators` returned."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     np.random.set_state(tuple(state["numpy"]))
@@ -39,7 +39,7 @@ def set_generators(state: Mapping[str, Any]) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch; each rank with a seed of its own derived from ``seed``."""
+    """Seed Python, NumPy and torch; each rank gets its own seed, derived from ``seed``."""
     own = seed + 1000003 * collectives.rank()
     random.seed(own)
     np.random.seed(own % 2**32)
@@ -47,10 +47,10 @@ def seed_everything(seed: int) -> None:
 
 
 def plain_attributes(model: nn.Module) -> Plain:
-    """Return the numbers, strings and tuples of them that modules keep outside their buffers.
+    """Return the numbers, strings and tuples of them that modules store outside their buffers.
 
-    mmdet's detectors keep such: YOLOX its present input size and when to change it, its head
-    whether the L1 loss counts already.
+    mmdet's detectors have such state: for YOLOX the current input size and when to change it, and
+    whether the head already uses the L1 loss.
 
     Returns:
         Attributes by name, by module name; modules without any are left out.
@@ -64,7 +64,7 @@ def plain_attributes(model: nn.Module) -> Plain:
 
 
 def changed_attributes(before: Plain, model: nn.Module) -> Plain:
-    """Return what `plain_attributes` returns now and did not return before."""
+    """Return the attributes that differ from a former result of `plain_attributes`."""
     now = plain_attributes(model)
     changed: Plain = {}
     for name, plain in now.items():
@@ -76,7 +76,7 @@ def changed_attributes(before: Plain, model: nn.Module) -> Plain:
 
 
 def set_attributes(model: nn.Module, changed: Plain) -> None:
-    """Set attributes that `changed_attributes` returned; modules that are gone are passed over."""
+    """Set the attributes from `changed_attributes`; modules that do not exist are skipped."""
     modules = dict(model.named_modules())
     for name, plain in changed.items():
         if name in modules:
@@ -90,7 +90,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def pending_logs(buffer: LossLog) -> dict[str, tuple[Any, list[int]]]:
-    """Return the values that no line of the log has averaged yet, with their counts, by name."""
+    """Return the values not logged yet, with their counts, by name."""
     pending = {}
     for name, values in buffer.val_history.items():
         if name in ("time", "data_time"):
@@ -105,7 +105,7 @@ def pending_logs(buffer: LossLog) -> dict[str, tuple[Any, list[int]]]:
 def set_pending_logs(
     buffer: LossLog, pending: Mapping[str, tuple[Any, list[int]]], device: torch.device
 ) -> None:
-    """Put back what `pending_logs` returned."""
+    """Restore the values from `pending_logs`."""
     for name, (values, counts) in pending.items():
         kept = values.to(device).unbind() if isinstance(values, Tensor) else values
         buffer.put_back(name, kept, counts, shared=isinstance(values, Tensor))

@@ -1,4 +1,4 @@
-"""Those who watch over a training from outside: stop requests, the watchdog, clocks, guards."""
+"""Supervision of a training: stop requests, the watchdog, clocks, guards."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LOADING = "loading data"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """Where ranks that stand still write their stacks, and when they end.
+    """Settings of the watchdog for ranks that hang.
 
     Attributes:
-        stacks: This rank's file.
+        stacks: File for this rank's stacks.
         limit_s: Seconds without a finished step after which the process ends.
     """
 
@@ -33,15 +33,15 @@ class Watch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Supervision:
-    """What `dq.detector.training.train.train` is watched by; all of it may be left out.
+    """Supervision of `dq.detector.training.train.train`; every part is optional.
 
     Attributes:
-        agreement: Through which a rank asks all to stop, or to write a checkpoint, after the same
-            step.
-        signals: Those of the operating system, which ask so.
-        watch: For the watchdog.
-        clock: Of the phases of a step.
-        guards: The config's.
+        agreement: Lets all ranks stop, or write a checkpoint, after the same step on the request of
+            one.
+        signals: Handler of the operating system's signals that request this.
+        watch: Settings of the watchdog.
+        clock: Clock of the phases of a step.
+        guards: The config's guards.
     """
 
     agreement: Agreement = field(default_factory=Agreement)
@@ -53,12 +53,12 @@ class Supervision:
 
     @contextmanager
     def over(self, what: str) -> Iterator[None]:
-        """Watch over a training in the body; signals wait for the end of a step there.
+        """Supervise a training in the body, where signals take effect at the end of a step.
 
         Every rank must call it.
 
         Args:
-            what: What is about to begin, for the watchdog.
+            what: Name of the first activity, for the watchdog.
         """
         with ExitStack() as stack:
             if self.signals is not None:
@@ -78,7 +78,7 @@ class Supervision:
 
     @contextmanager
     def aside(self, *, may_stop: bool) -> Iterator[None]:
-        """Expect no steps in the body, which may take long.
+        """Pause the supervision of steps in the body, which may take long.
 
         Args:
             may_stop: Whether a signal ends it at once.
@@ -91,12 +91,12 @@ class Supervision:
             yield
 
     def alive(self, what: str) -> None:
-        """Tell the watchdog that something was finished."""
+        """Report progress to the watchdog."""
         for dog in self._dogs:
             dog.alive(what)
 
     def waiting_for(self, name: str, source: Iterable[T]) -> Iterator[T]:
-        """Yield what a source yields, and count the time until it does as a phase."""
+        """Yield the items of a source, and count the time to wait for each as a phase."""
         items = iter(source)
         while True:
             with self.clock.phase(name):

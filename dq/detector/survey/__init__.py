@@ -1,1 +1,1 @@
-"""Small configs of all that mmdet ships, to try whether each goes the whole way."""
+"""Small versions of mmdet's configs, to try every command on each family."""

@@ -1,4 +1,4 @@
-"""The families of configs that mmdet ships, and one config of each."""
+"""The families of mmdet's configs, and one config of each."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import mmdet
 
 from dq.names import did_you_mean
 
-# Folders that hold no model of their own: parts of configs, and data sets' variants without one.
+# Folders without their own model: parts of configs, and variants of data sets.
 NO_FAMILY = ("_base_", "common")
-# Where the smallest name would not be the smallest or plainest model.
+# Families in which `_size` does not choose the smallest or simplest model.
 CHOSEN = {
     "dcn": "mask_rcnn_r50_fpn_dconv_c3-c5_1x_coco.py",
     "dcnv2": "faster_rcnn_r50_fpn_mdconv_c3-c5_1x_coco.py",
@@ -24,7 +24,7 @@ CHOSEN = {
     "yolo": "yolov3_mobilenetv2_320_300e_coco.py",
     "yolox": "yolox_tiny_8x8_300e_coco.py",
 }
-# The smaller of these a name contains, the smaller the model.
+# Parts of the names of configs, the smallest models first.
 _SIZES = (
     "nano",
     "tiny",
@@ -40,7 +40,7 @@ _SIZES = (
 
 
 def configs_folder() -> Path:
-    """Return the folder of the configs that mmdet's wheel ships."""
+    """Return the folder of the configs in mmdet's wheel."""
     return Path(mmdet.__file__).parent / ".mim" / "configs"
 
 
@@ -48,7 +48,7 @@ def representatives(families: Sequence[str] = ()) -> dict[str, Path]:
     """Return one config of each family, by the family's name.
 
     Args:
-        families: Which; all when empty.
+        families: Names of families; all if empty.
 
     Raises:
         ValueError: There is no such family.

@@ -1,9 +1,9 @@
-"""A checkpoint in mmdet itself, as its ``tools/test.py`` has it: nothing of ours takes part.
+"""Load and run a checkpoint in plain mmdet, as its ``tools/test.py`` does, without our code.
 
     python -m dq.detector.survey.plain_mmdet CONFIG CHECKPOINT.pth [RESULTS.pkl]
 
-Every key must be there and no other, or it ends with exit code 2. RESULTS.pkl gets the results of
-the test images, or the line that says why mmdet itself cannot detect on this machine.
+If a key is missing or unexpected, it ends with exit code 2. RESULTS.pkl gets the results of the
+test images, or one line that says why mmdet itself cannot run on this machine.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _results(model: Any, loader: Any) -> Any:
     try:
         return single_gpu_test(model, loader)
     except (RuntimeError, AssertionError) as error:
-        # An operator that is compiled for GPUs alone, or one of what `mended_heads` mends.
+        # An operator that is compiled only for GPUs, or a bug that `mended_heads` fixes.
         return f"mmdet itself cannot detect here: {' '.join(str(error).split())}"
 
 

@@ -1,4 +1,4 @@
-"""A training stopped after its first step, as by a scheduler: for trying that it can be resumed."""
+"""Stop a training after its first step, as a scheduler does, to try resuming."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mmcv.runner import HOOKS, Hook
 
 @HOOKS.register_module(force=True)
 class StopOnceHook(Hook):  # type: ignore[misc]
-    """Ask this process to stop in its first step; a training that goes on has that behind it."""
+    """Ask this process to stop in its first step; a resumed training is past that step."""
 
     def after_train_iter(self, runner: Any) -> None:
-        """Send the signal that schedulers send."""
+        """Send the signal of a scheduler."""
         if runner.iter == 0:
             os.kill(os.getpid(), signal.SIGTERM)

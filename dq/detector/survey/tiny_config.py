@@ -1,7 +1,7 @@
-"""A config of mmdet made small enough to be tried: narrow nets, few boxes, a handful of images.
+"""Make a config of mmdet small enough for a trial: narrow networks, few boxes, few images.
 
-What makes the family stays: its detector, heads, losses, assigners, hooks, optimizer and the steps
-of its test pipeline. Widths, numbers of queries and proposals, and image sizes shrink.
+The detector, heads, losses, assigners, hooks, optimizer and test pipeline steps of the family stay.
+Widths, image sizes, and the numbers of queries and proposals shrink.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from dq.detector.config.config_file import load_config_file
 
 # Side of the square images, in pixels.
 SIDE = 128
-# Where a detector needs others: pyramids that end at nothing, deformable kernels at every level.
+# Larger images, for pyramids whose last level would be empty and for deformable kernels.
 SIDES = {"ddod": 384, "ssd": 160, "vfnet": 384, "wider_face": 300}
-# Widths that follow from another in the code itself: these stay as wide as they are,
+# Families in which the code derives some widths from others: these keep their widths,
 WIDE = frozenset({"detectors", "ssd", "tridentnet", "wider_face"})
-# or but for what comes from the backbone.
+# and these keep the widths of their heads.
 WIDE_HEADS = frozenset(
     {"deformable_detr", "detr", "mask2former", "maskformer", "queryinst", "sparse_rcnn"}
 )
@@ -36,7 +36,7 @@ _WIDTHS = {
     "num_deconv_filters", "con_conv_out_channels", "conv_upsample_out_channels",
     "out_conv_channels",
 }  # fmt: skip
-# Below this a width is small already.
+# Smaller widths do not change.
 _WIDE_FROM = 128
 _COUNTS = {
     "stacked_convs": 1, "num_convs": 1, "num_shared_convs": 1, "num_blocks": 1,
@@ -45,18 +45,18 @@ _COUNTS = {
 }  # fmt: skip
 _SAMPLED = 32
 _LAYERS = 2
-# So low that a net which has seen two batches says something.
+# Low enough for a network to have detections after two batches.
 _SCORE = 1e-5
 _STEPS = 2
 STOP_HOOK = {"type": "StopOnceHook", "priority": "LOWEST"}
 
 
 def tiny_config(path: Path, data: Path) -> str:
-    """Return the text of a small config made of the one in ``path``.
+    """Return the text of a small version of the config in ``path``.
 
     Args:
-        path: A config that mmdet ships; its folder names the family.
-        data: What `dq.data.tiny_coco.write_tiny_coco` wrote.
+        path: A config of mmdet; its folder is the family's name.
+        data: Folder from `dq.data.tiny_coco.write_tiny_coco`.
     """
     family = path.parent.name
     side = SIDES.get(family, SIDE)
@@ -68,8 +68,8 @@ def tiny_config(path: Path, data: Path) -> str:
     _use_teacher_of(path, model)
     if family not in WIDE:
         _narrow(model, heads=family not in WIDE_HEADS)
-    _thaw(model)
-    _count_less(model)
+    _use_batch_statistics(model)
+    _reduce_counts(model)
     _use_classes(model)
     if "panoptic_on" in (model.get("test_cfg") or {}):
         model["test_cfg"].update(panoptic_on=False, semantic_on=False, instance_on=True)
@@ -112,7 +112,7 @@ def _length(config: Config) -> dict[str, int]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a section of a config as dicts and lists of Python's own."""
+    """Return a section of a config as plain dicts and lists."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -135,7 +135,7 @@ def _sections(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def remove_pretrained(section: Any) -> None:
-    """Take the names of weights to be downloaded out of a model's config, in place."""
+    """Remove pretrained weights from a model's config, in place."""
     for part in _sections(section):
         for key, value in part.items():
             holds = key == "init_cfg" and isinstance(value, dict) and "checkpoint" in value
@@ -144,7 +144,7 @@ def remove_pretrained(section: Any) -> None:
 
 
 def use_plain_norms(section: Any) -> None:
-    """Have batch norms of one process in a model's config: others need a process group."""
+    """Use plain batch norms in a model's config, because SyncBN needs a process group."""
     for part in _sections(section):
         if part.get("type") in {"SyncBN", "MMSyncBN"}:
             part["type"] = "BN"
@@ -152,12 +152,12 @@ def use_plain_norms(section: Any) -> None:
 
 def _use_teacher_of(path: Path, model: dict[str, Any]) -> None:
     if "teacher_config" in model:
-        # Distillation names its teacher's config from the folder above all configs.
+        # Distillation gives the path of the teacher's config from the parent of the configs folder.
         model["teacher_config"] = str(path.parents[2] / model["teacher_config"])
 
 
 def _narrow(model: dict[str, Any], *, heads: bool) -> None:
-    """Divide widths by `NARROWER`, in the heads too if asked, where the code lets them be."""
+    """Divide widths by `NARROWER`, in the heads too if requested, if the code allows it."""
     for prefix in ("", "teacher_"):
         backbone, neck = model.get(f"{prefix}backbone"), model.get(f"{prefix}neck")
         if not backbone:
@@ -177,7 +177,7 @@ def _narrow(model: dict[str, Any], *, heads: bool) -> None:
 
 
 def _narrow_backbone(backbone: dict[str, Any]) -> bool:
-    """Make a net narrow, and shallow where it can be; return whether its widths are divided."""
+    """Make a backbone narrow, and shallow if possible; return whether its widths are divided."""
     kind = backbone["type"]
     for name in ("depths", "num_layers", "stage_blocks"):
         if isinstance(backbone.get(name), list | tuple):
@@ -196,7 +196,7 @@ def _narrow_backbone(backbone: dict[str, Any]) -> bool:
     if backbone["depth"] < 50 or any(backbone.get(key) for key in ("dcn", "plugins")):
         backbone.update(base_channels=8, stem_channels=8)
     else:
-        # The widths of basic blocks, 32 to 256, are an eighth of those of bottlenecks.
+        # Basic blocks have 32 to 256 channels, an eighth of those of bottlenecks.
         backbone.update(depth=18, base_channels=32, stem_channels=32)
     return True
 
@@ -209,13 +209,13 @@ def _divide(section: Any) -> None:
                 part[key] = _divided(value, least=8 if key == "point_feat_channels" else _WIDE_FROM)
         norm = part.get("norm_cfg", _default(str(part.get("type")), "norm_cfg"))
         if isinstance(norm, Mapping) and norm.get("type") == "GN":
-            # A group of one channel has nothing to normalize where a level is one pixel.
+            # A group of one channel cannot be normalized at a level of one pixel.
             part["norm_cfg"] = {**norm, "num_groups": max(1, norm["num_groups"] // NARROWER)}
 
 
 def _default(kind: str, name: str) -> Any:
-    """Return what a module's argument is where its config is silent; None where it has none."""
-    # A name with a dot is another package's, which may not be there.
+    """Return the default of a module's argument, None if it has none."""
+    # A name with a dot belongs to another package, which may be missing.
     known = None if "." in kind else MODELS.get(kind)
     for own in getattr(known, "__mro__", ()):
         parameters = inspect.signature(own.__init__).parameters
@@ -224,8 +224,8 @@ def _default(kind: str, name: str) -> Any:
     return None
 
 
-def _thaw(model: dict[str, Any]) -> None:
-    """Let batch norms take the statistics of what they see: nobody has trained them."""
+def _use_batch_statistics(model: dict[str, Any]) -> None:
+    """Let batch norms use their batch statistics, because they are not trained."""
     for part in _sections(model):
         kind = str(part.get("type"))
         if "norm_eval" in part or _default(kind, "norm_eval"):
@@ -234,7 +234,8 @@ def _thaw(model: dict[str, Any]) -> None:
             part["frozen_stages"] = 0 if kind == "EfficientNet" else -1
         norm = part.get("norm_cfg", _default(kind, "norm_cfg"))
         if isinstance(norm, Mapping) and norm.get("type") == "BN":
-            # Two batches would else leave the statistics that every norm begins with.
+            # Otherwise running statistics would hardly differ from their initial values after two
+            # batches.
             part["norm_cfg"] = {**norm, "momentum": 0.9, "eps": norm.get("eps") or 1e-5}
 
 
@@ -246,8 +247,8 @@ def _divided(value: Any, least: int = _WIDE_FROM) -> Any:
     return value
 
 
-def _count_less(model: dict[str, Any]) -> None:
-    """Shrink numbers of queries, proposals, samples and layers of transformers."""
+def _reduce_counts(model: dict[str, Any]) -> None:
+    """Reduce the numbers of queries, proposals, samples and transformer layers."""
     for part in _sections(model):
         for key, most in _COUNTS.items():
             value = part.get(key)
@@ -258,7 +259,7 @@ def _count_less(model: dict[str, Any]) -> None:
         if "transformerlayers" in part and isinstance(part.get("num_layers"), int):
             part["num_layers"] = min(part["num_layers"], _LAYERS)
         if "stack_times" in part:
-            # As many as its longest connection skips.
+            # As many as the longest skip connection needs.
             part.update(stack_times=4, paths=list(part["paths"])[:4])
         if "Sparse" in str(part.get("type")) and "num_stages" in part:
             _leave_out_stages([part, model["train_cfg"]], part["num_stages"])
@@ -268,7 +269,7 @@ def _count_less(model: dict[str, Any]) -> None:
 
 
 def _leave_out_stages(sections: Any, number: int) -> None:
-    """Shorten lists that have an entry for each of so many stages."""
+    """Shorten lists that have one entry for each of this number of stages."""
     for part in _sections(sections):
         for key, value in part.items():
             if isinstance(value, list) and len(value) == number:
@@ -276,16 +277,16 @@ def _leave_out_stages(sections: Any, number: int) -> None:
 
 
 def _use_classes(model: dict[str, Any]) -> None:
-    """Let heads and losses expect the classes of the tiny set."""
+    """Set the number of classes of heads and losses to that of the tiny data set."""
     number = len(CLASSES)
     for part in _sections(model):
         kind = str(part.get("type"))
         if "num_things_classes" in part:
-            # A panoptic feature pyramid tells maps of stuff; queries are for things alone here.
+            # A panoptic FPN predicts stuff; here, queries predict only things.
             stuff = min(1, part["num_stuff_classes"]) if "FPN" in kind else 0
             part.update(num_things_classes=number, num_stuff_classes=stuff)
         count = part.get("num_classes")
-        # Maps of what pixels show have classes of their own, region proposals have one.
+        # Semantic segmentation has its own classes, region proposals have one.
         if isinstance(count, int) and not any(word in kind for word in ("RPN", "Semantic")):
             part["num_classes"] = number
         weights = part.get("class_weight")
@@ -369,7 +370,7 @@ def _formatting(
     ]
 
 
-# What a step's setting becomes for images of another size.
+# How to change a pipeline setting for another image size.
 _SCALED: dict[str, Callable[[int], Any]] = {
     "img_scale": lambda side: (side, side),
     "scale_factor": lambda side: None,
@@ -380,7 +381,7 @@ _SCALED: dict[str, Callable[[int], Any]] = {
 
 
 def _scaled(pipeline: list[dict[str, Any]], side: int) -> list[dict[str, Any]]:
-    """Return a pipeline with its images' sizes changed to ``side``."""
+    """Return a pipeline with its image sizes changed to ``side``."""
     for step in _sections(pipeline):
         for key, make in _SCALED.items():
             if step.get(key) is not None and "type" in step:

@@ -1,1 +1,1 @@
-"""A whole training: runner, checkpoints, and how one goes on."""
+"""A whole training: runner, checkpoints, resuming."""

@@ -1,8 +1,8 @@
-"""Which checkpoint of a folder is the newest that a training can go on from, by what they say.
+"""Find the newest checkpoint in a folder that can be resumed, by the content of the files.
 
-No clock has a part in it. A computer's may be set back, another node's may be wrong, and a copied
-file has the time of its copy. Each checkpoint says how many trainings were begun or gone on with
-in its folder before it (its attempt), and how many steps it has done.
+File times are not used: a clock may be set back, another node's clock may be wrong, and a copied
+file has the time of its copy. Each checkpoint stores its attempt (the number of trainings started
+or resumed in its folder so far) and its number of finished steps.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from typing import Any, NamedTuple
 from dq.dist.files.checkpoint import load_checkpoint, note_of, peek_checkpoint
 
 log = logging.getLogger(__name__)
-# Not the best ones, which hold no more than weights and optimizer.
+# Not the best ones, which contain only weights and optimizer.
 RESUMABLE = ("epoch_[0-9]*.pth", "step_[0-9]*.pth", "iter_[0-9]*.pth")
 ATTEMPT = "attempt"
 _NOTE = re.compile(r"attempt (\d+), step (\d+), epoch (\d+)")
 
 
 class Place(NamedTuple):
-    """Where a checkpoint stands among those of its folder; a greater one is newer.
+    """The position of a checkpoint among those of its folder; a greater one is newer.
 
     Attributes:
-        attempt: Of the training that wrote it, counted from 1 in this folder; each start counts,
-            of a training that goes on too. 0 for a file of another program's.
-        step: Steps that are done.
-        epoch: Epochs that are done; that of an epoch's end follows the last one inside it.
+        attempt: Number of the training that wrote it, from 1 in this folder; each start and each
+            resume counts. 0 for a file of another program.
+        step: Finished steps.
+        epoch: Finished epochs; the checkpoint at the end of an epoch comes after the last one
+            within it.
     """
 
     attempt: int
@@ -38,12 +39,12 @@ class Place(NamedTuple):
 
     @property
     def note(self) -> str:
-        """What stands beside the checksum, so that the file need not be read."""
+        """Text to store with the checksum, so that the checkpoint itself need not be read."""
         return f"attempt {self.attempt}, step {self.step}, epoch {self.epoch}"
 
 
 def place_of(path: Path) -> Place | None:
-    """Return a checkpoint's place, None where it does not say."""
+    """Return a checkpoint's place, or None if it has none."""
     said = _NOTE.fullmatch(note_of(path) or "")
     if said is not None:
         return Place(*map(int, said.groups()))
@@ -62,28 +63,28 @@ def place_of(path: Path) -> Place | None:
 
 
 def newest_first(paths: Iterable[Path]) -> list[Path]:
-    """Return the checkpoints that say when they were written, the newest first."""
+    """Return the checkpoints that have a place, the newest first."""
     places = {path: place for path in paths if (place := place_of(path)) is not None}
     return sorted(places, key=lambda path: (places[path], path.name), reverse=True)
 
 
 def next_attempt(folder: Path) -> int:
-    """Return the number of the training that begins, or goes on, in this folder now."""
+    """Return the number of the training that is started or resumed in this folder now."""
     places = [place_of(path) for path in _candidates(folder)]
     return 1 + max((place.attempt for place in places if place is not None), default=0)
 
 
 def newest_training(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Find the newest checkpoint of a folder that a training can go on from.
+    """Find the newest checkpoint of a folder from which a training can resume.
 
-    One that is damaged, or does not hold a training's state, is passed over with a warning, for the
-    one before it.
+    A checkpoint that is damaged, or has no training state, is skipped with a warning; the one
+    before it is used.
 
     Args:
         folder: It may be missing.
 
     Returns:
-        Its path and content; None where there is none.
+        Its path and content, or None.
     """
     candidates = _candidates(folder)
     ordered = newest_first(candidates)
@@ -102,7 +103,7 @@ def newest_training(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _holds_training(content: Mapping[str, Any]) -> bool:
-    """Whether it is one of ours to go on from, or mmdet's own, of which that is all there is."""
+    """Return whether it is a resumable checkpoint of ours, or one of plain mmdet."""
     ours = ATTEMPT in (content.get("meta") or {})
     return "optimizer" in content and ("training" in content or not ours)
 

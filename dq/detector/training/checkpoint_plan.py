@@ -1,4 +1,4 @@
-"""When a training writes checkpoints, how they are called and which of them are kept."""
+"""When a training writes checkpoints, their names, and which of them are kept."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ MIDDLE_KEPT = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointPlan:
-    """The config's ``checkpoint_config``: mmcv's hook's settings and meaning, and two of our own.
+    """The config's ``checkpoint_config``: the settings of mmcv's hook, and two of our own.
 
     Attributes:
-        interval: Epochs between two checkpoints, steps where ``by_epoch`` is False; 0 or less for
-            none but the last.
+        interval: Epochs between checkpoints, or steps if ``by_epoch`` is False; 0 or less for only
+            the last one.
         by_epoch: Whether ``interval`` counts epochs.
-        max_keep_ckpts: So many of the newest are kept, and the best beside them; 0 or less for
-            all. Of those that are written besides, to go on from, there are never more than two.
-        save_optimizer: Without the optimizer's state a training cannot go on from it.
-        save_last: Write one at the end whatever the interval.
-        out_dir: Where checkpoints go, below folders of the experiment's and the stage's names;
-            None for the stage's own folder.
-        create_symlink: Let ``latest.pth`` be the newest.
-        meta: Goes into each checkpoint's ``meta``.
-        steps: Steps between two further checkpoints in the middle of an epoch; 0 for none.
-        minutes: A checkpoint is written at the next step when the last is so old; 0 for never.
+        max_keep_ckpts: Number of newest checkpoints to keep, in addition to the best; 0 or less
+            keeps all. Of the additional ones for resuming, two are kept.
+        save_optimizer: Without the optimizer's state, a checkpoint cannot be resumed.
+        save_last: Write one at the end, for any interval.
+        out_dir: Folder for checkpoints, in subfolders for experiment and stage; None for the
+            stage's own folder.
+        create_symlink: Link ``latest.pth`` to the newest.
+        meta: Added to each checkpoint's ``meta``.
+        steps: Steps between additional checkpoints within an epoch; 0 for none.
+        minutes: A checkpoint is written at the next step if the last one is this old; 0 for never.
     """
 
     interval: int = -1
@@ -67,19 +67,19 @@ class CheckpointPlan:
             raise ValueError(f"checkpoint_config.meta is {self.meta!r}; use a dict")
 
     def at_epoch(self, finished: int, of: int) -> bool:
-        """Whether one is due after so many epochs."""
+        """Return whether a checkpoint is due after this number of epochs."""
         return self.by_epoch and self._due(finished, of)
 
     def at_step(self, finished: int, of: int) -> bool:
-        """Whether one is due after so many steps."""
+        """Return whether a checkpoint is due after this number of steps."""
         return (self.steps > 0 and finished % self.steps == 0) or self.counts_step(finished, of)
 
     def counts_step(self, finished: int, of: int) -> bool:
-        """Whether one is due after so many steps because ``interval`` counts steps."""
+        """Return whether one is due after this number of steps by an ``interval`` in steps."""
         return not self.by_epoch and self._due(finished, of)
 
     def folder(self, of_stage: Path) -> Path:
-        """Return where a stage's checkpoints lie, its last one apart."""
+        """Return the folder of a stage's checkpoints, except its last one."""
         if self.out_dir is None:
             return of_stage
         return Path(self.out_dir) / of_stage.parent.name / of_stage.name
@@ -91,10 +91,10 @@ class CheckpointPlan:
 
 
 def checkpoint_plan(section: Mapping[str, Any] | None, *, counts_epochs: bool) -> CheckpointPlan:
-    """Read the config's ``checkpoint_config``; None is none but those to go on from.
+    """Read the config's ``checkpoint_config``; None writes only those for resuming.
 
     Raises:
-        ValueError: A key is unknown or refused, or a value makes no sense.
+        ValueError: A key is unknown or refused, or a value is invalid.
     """
     if section is None:
         return CheckpointPlan(save_last=False)
@@ -110,8 +110,7 @@ def checkpoint_plan(section: Mapping[str, Any] | None, *, counts_epochs: bool) -
     kind = given.pop("type", "CheckpointHook")
     if kind != "CheckpointHook":
         raise ValueError(
-            f"checkpoint_config.type is {kind}; leave it out, and put a hook of your own into"
-            " custom_hooks"
+            f"checkpoint_config.type is {kind}; leave it out, and add your own hook to custom_hooks"
         )
     backend = (given.pop("file_client_args", None) or {}).get("backend", "disk")
     if backend not in ("disk", "local"):
@@ -121,7 +120,7 @@ def checkpoint_plan(section: Mapping[str, Any] | None, *, counts_epochs: bool) -
         )
     given.pop("sync_buffer", None)
     meta = given.get("meta")
-    if isinstance(meta, ConfigDict):  # A class of mmcv's would be one to be trusted when read.
+    if isinstance(meta, ConfigDict):  # Reading mmcv's class back would need trust.
         given["meta"] = meta.to_dict()
     plan = CheckpointPlan(**{"by_epoch": counts_epochs, **given})
     if not plan.save_optimizer:
@@ -130,7 +129,7 @@ def checkpoint_plan(section: Mapping[str, Any] | None, *, counts_epochs: bool) -
 
 
 def checkpoint_folder(config: Any, of_stage: Path) -> Path:
-    """Return where the checkpoints of a config's training lie.
+    """Return the folder of the checkpoints of a config's training.
 
     Raises:
         ValueError: As `checkpoint_plan`.
@@ -140,12 +139,12 @@ def checkpoint_folder(config: Any, of_stage: Path) -> Path:
 
 
 def remove_old(folder: Path, plan: CheckpointPlan) -> None:
-    """Remove checkpoints beyond those to be kept, oldest first, with their checksums.
+    """Remove old checkpoints with their checksums, oldest first.
 
-    Which are the oldest they say themselves: no clock decides, so the newest always stays. One
-    that does not say is neither counted nor removed. The best ones have other names and stay. Of
-    those called ``step_N.pth``, which only serve to go on from, two are kept, so that one is left
-    when the newest turns out damaged.
+    Their age comes from their content, not from file times, so the newest always stays. A
+    checkpoint without this content is neither counted nor removed. The best ones have other names
+    and stay. Of the ``step_N.pth``, which are only for resuming, two are kept, so that one is left
+    if the newest is damaged.
     """
     middle = newest_first(folder.glob("step_[0-9]*.pth"))
     others = newest_first([*folder.glob("epoch_[0-9]*.pth"), *folder.glob("iter_[0-9]*.pth")])
@@ -158,7 +157,7 @@ def remove_old(folder: Path, plan: CheckpointPlan) -> None:
 
 
 class Age:
-    """Tell when the last checkpoint is too old; the main rank's clock decides for all.
+    """Checks whether the last checkpoint is too old; the main rank's clock decides for all.
 
     Args:
         limit_s: Seconds; 0 for never.
@@ -169,9 +168,9 @@ class Age:
         self.renew()
 
     def renew(self) -> None:
-        """Begin anew, after a checkpoint."""
+        """Restart the clock after a checkpoint."""
         self.written = time.monotonic()
 
     def is_too_old(self) -> bool:
-        """Whether the limit is reached."""
+        """Return whether the limit is reached."""
         return 0 < self.limit_s <= time.monotonic() - self.written

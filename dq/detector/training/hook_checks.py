@@ -1,4 +1,4 @@
-"""Hooks of the config: which of them cannot work in this training, and when loggers speak."""
+"""Check the config's hooks: which ones cannot work in this training, and when loggers log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dq.detector.training.checkpoint_plan import CheckpointPlan
 from dq.detector.training.exact_runner import is_known
 
 log = logging.getLogger(__name__)
-# Of mmcv's hook of checkpoints.
+# Priority of mmcv's CheckpointHook.
 MMCVS_PRIORITY = 50
 TAKEN_OVER = {
     "SyncBuffersHook": "running statistics are averaged over ranks before each evaluation, and in"
@@ -37,10 +37,10 @@ TAKEN_OVER = {
 
 
 def without_taken_over(hooks: Any) -> list[Any]:
-    """Return ``custom_hooks`` as a list, less those whose work is done here anyway.
+    """Return ``custom_hooks`` as a list, without those whose work is already done here.
 
     Raises:
-        ValueError: One of them steps the optimizer, which ``optimizer_config`` is for.
+        ValueError: A hook runs the optimizer, which belongs in ``optimizer_config``.
     """
     if hooks is None:
         return []
@@ -53,7 +53,7 @@ def without_taken_over(hooks: Any) -> list[Any]:
         kind = HOOKS.get(name) if isinstance(name, str) else type(hook)
         if kind is not None and issubclass(kind, OptimizerHook):
             raise ValueError(
-                f"custom_hooks: {kind.__name__} would step a second time; name it in"
+                f"custom_hooks: {kind.__name__} would run the optimizer a second time; name it in"
                 f" optimizer_config=dict(type='{kind.__name__}') instead"
             )
         kept.append(hook)
@@ -61,15 +61,15 @@ def without_taken_over(hooks: Any) -> list[Any]:
 
 
 def check_hooks(runner: Any, detector: nn.Module, dataset: Any, device: torch.device) -> None:
-    """Raise ValueError for a hook that this detector, data set or runner cannot serve.
+    """Raise ValueError for a hook that does not work with this detector, data set or runner.
 
-    mmdet's own runner would fail at it too, in the midst of the training.
+    mmdet's own runner would fail too, but during the training.
 
     Args:
         runner: With all its hooks.
-        detector: What is trained.
+        detector: The trained detector.
         dataset: The training images.
-        device: Where the detector is.
+        device: Device of the detector.
     """
     for hook in runner.hooks:
         name = type(hook).__name__
@@ -78,7 +78,7 @@ def check_hooks(runner: Any, detector: nn.Module, dataset: Any, device: torch.de
             hook.device = device
         if isinstance(hook, RFSearchHook):
             raise ValueError(
-                f"custom_hooks: {name} changes the network while it is trained, which is not"
+                f"custom_hooks: {name} changes the network during training, which is not"
                 " supported; search with mmdet's own tools and write the dilations that it finds"
                 " into the config's model"
             )
@@ -98,18 +98,18 @@ def _switches(runner: Any, hook: Any) -> bool:
     return bool(runner.counts_epochs and runner.max_epochs > hook.num_last_epochs)
 
 
-def _need(owner: Any, method: str, hook: str, mend: str) -> None:
+def _need(owner: Any, method: str, hook: str, fix: str) -> None:
     if not hasattr(owner, method):
         raise ValueError(
-            f"custom_hooks: {hook} needs {method}, which {type(owner).__name__} has not; use {mend}"
+            f"custom_hooks: {hook} needs {method}, which {type(owner).__name__} lacks; use {fix}"
         )
 
 
 class CheckpointPlace(CheckpointHook):  # type: ignore[misc]
-    """Stands where mmcv's hook of checkpoints stands, for hooks that look for it.
+    """A stand-in for mmcv's CheckpointHook, for hooks that look for it.
 
-    Checkpoints are written when all hooks are done, so that going on from one is exact. A hook of
-    the user's own may want to read the file before; then it is written here too.
+    Checkpoints are written after all hooks, so that resuming is exact. A custom hook may need to
+    read the file earlier; then it is written here too.
 
     Args:
         plan: When checkpoints are due.
@@ -124,7 +124,7 @@ class CheckpointPlace(CheckpointHook):  # type: ignore[misc]
         )
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Write the epoch's checkpoint where a hook may want it."""
+        """Write the epoch's checkpoint if a hook may need it."""
         if (
             runner.counts_epochs
             and runner.plan.at_epoch(runner.epoch + 1, runner.max_epochs)
@@ -133,7 +133,7 @@ class CheckpointPlace(CheckpointHook):  # type: ignore[misc]
             runner.save_training(at_end_of_epoch=True)
 
     def after_train_iter(self, runner: Any) -> None:
-        """Write the step's checkpoint where a hook may want it."""
+        """Write the step's checkpoint if a hook may need it."""
         if (
             not runner.counts_epochs
             and runner.plan.at_step(runner.iter + 1, runner.max_iters)
@@ -144,7 +144,7 @@ class CheckpointPlace(CheckpointHook):  # type: ignore[misc]
 
 def _may_read_checkpoints(hook: Any, stage: str) -> bool:
     if isinstance(hook, MMDetWandbHook):
-        return True  # It takes the last one even where it is told to take none.
+        return True  # It uses the last one even if it is configured to use none.
     if isinstance(hook, PaviLoggerHook):
         return bool(hook.add_ckpt)
     late = not is_known(hook) and hook.priority >= MMCVS_PRIORITY
@@ -152,16 +152,16 @@ def _may_read_checkpoints(hook: Any, stage: str) -> bool:
 
 
 def log_in_time(runner: Any, steps: int) -> None:
-    """Let every logger speak at least once an epoch, and once in a training by iteration.
+    """Make every logger log at least once per epoch, or once in a training by iteration.
 
-    mmcv's loggers are silent where an epoch has fewer steps than their interval.
+    mmcv's loggers log nothing if an epoch has fewer steps than their interval.
 
     Args:
         runner: With all its hooks.
-        steps: Of an epoch.
+        steps: Steps of an epoch.
     """
     most = max(1, steps if runner.counts_epochs else runner.max_iters)
     for hook in runner.hooks:
         if isinstance(hook, LoggerHook) and hook.interval > most:
-            log.info("%s logs every %d steps: there are no more", type(hook).__name__, most)
+            log.info("%s logs every %d steps: an epoch has no more", type(hook).__name__, most)
             hook.interval = most

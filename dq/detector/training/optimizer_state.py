@@ -1,4 +1,4 @@
-"""An optimizer's state from a checkpoint: with its own settings, or with those of the config."""
+"""Load an optimizer's state from a checkpoint, with the old or the new settings."""
 
 from __future__ import annotations
 
@@ -14,53 +14,50 @@ log = logging.getLogger(__name__)
 def load_optimizer_(
     optimizer: Optimizer, state: Mapping[str, Any], source: str, *, new_settings: bool
 ) -> None:
-    """Load momentum and the like into an optimizer of the same parameters.
+    """Load momentum and similar state into an optimizer of the same parameters.
 
     Args:
-        optimizer: As the config builds it.
-        state: Its ``state_dict``, as a checkpoint has it.
+        optimizer: Built from the config.
+        state: A ``state_dict`` from a checkpoint.
         source: The checkpoint's name, for messages.
-        new_settings: Keep the learning rate and all other settings that the optimizer has. Where
-            it is of another type, or groups its parameters in another way, the state that belongs
-            to the former one is left out.
+        new_settings: Keep the learning rate and all other settings of the optimizer. If its type or
+            its parameter groups differ, the old state is dropped.
 
     Raises:
-        ValueError: The state is of another optimizer or of other parameters.
+        ValueError: The state belongs to another optimizer or other parameters.
     """
     own = optimizer.state_dict()
     names = {name for group in own["param_groups"] for name in group if name != "params"}
     fits = _sizes(state) == _sizes(own)
     if new_settings:
         had = {name for group in state["param_groups"] for name in group}
-        # What came with a newer torch counts for nothing: older files lack it.
+        # Settings of newer torch versions are ignored, because older files lack them.
         if fits and {n for n in names if n not in had} <= _SINCE and _kinds(state) == _kinds(own):
             optimizer.load_state_dict({**state, "param_groups": own["param_groups"]})
         else:
-            log.warning(
-                "the optimizer is another one than that of %s: its state begins anew", source
-            )
+            log.warning("the optimizer differs from that of %s: its state starts again", source)
         return
     if not fits:
         raise ValueError(
-            f"{source} has an optimizer of other parameters; go on with the config it was made"
-            " with, or let the optimizer's state begin anew with --resume-with optimizer"
+            f"{source} has an optimizer of other parameters; resume with the config it was made"
+            " with, or restart the optimizer's state with --resume-with optimizer"
         )
     try:
         optimizer.load_state_dict(dict(state))
         groups = optimizer.param_groups
         lacking = sorted({name for group in groups for name in names if name not in group})
-    except (KeyError, TypeError, AttributeError) as error:  # It misses its own for a parameter.
+    except (KeyError, TypeError, AttributeError) as error:  # A parameter has no state.
         lacking = [str(error)]
     if lacking:
         raise ValueError(
             f"{source} has the state of another optimizer than {type(optimizer).__name__} (it does"
-            f" not say {', '.join(lacking)}); go on with the config it was made with, or let the"
-            " optimizer's state begin anew with --resume-with optimizer"
+            f" not say {', '.join(lacking)}); resume with the config it was made with, or restart"
+            " the optimizer's state with --resume-with optimizer"
         )
 
 
 _SINCE = {"foreach", "capturable", "differentiable", "fused", "maximize", "decoupled_weight_decay"}
-# Settings that decide what there is for each parameter.
+# Settings that decide which state each parameter has.
 _KIND = ("momentum", "amsgrad", "centered")
 
 

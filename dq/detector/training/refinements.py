@@ -1,4 +1,4 @@
-"""What a quantized training does besides rounding, built from its settings and put in place."""
+"""Optional methods of a quantized training besides fake quantization, built from its settings."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ Terms = Callable[[], Mapping[str, Tensor]]
 
 
 class Refinery:
-    """The extras of one quantized training.
+    """The optional methods of one quantized training.
 
     Args:
-        detector: Prepared, on its device, with the float model's weights still.
+        detector: Prepared, on its device, still with the float model's weights.
         graph: Its graph.
-        schedule: Of the training.
-        settings: Which extras.
-        rule: Of an EMA hook of the config; the settings' own goes first.
+        schedule: Schedule of the training.
+        settings: Which methods to use.
+        rule: Rule of an EMA hook in the config; the settings have priority.
 
     Attributes:
-        network: What the detector's methods take for the graph.
-        average: Of the weights, or None.
-        companions: What has state to be resumed, by name.
+        network: What the detector's methods call as the graph.
+        average: Average of the weights, or None.
+        companions: Objects with state to resume, by name.
         hooks: mmcv hooks with their priorities; all come after the optimizer's.
-        terms: Losses beside the detector's own.
+        terms: Losses in addition to the detector's own.
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class Refinery:
 
     @torch.no_grad()
     def finish(self, loader: Any, device: torch.device) -> None:
-        """Leave the detector as it is to be used: averaged, its norms estimated anew if asked.
+        """Load the weight average into the detector, and re-estimate its norms if requested.
 
         Every rank must call it, after the last step.
 
         Args:
-            loader: Of training batches.
-            device: Where the detector is.
+            loader: Loader of training batches.
+            device: Device of the detector.
         """
         if self.average is not None:
             self.average.swap_()
@@ -107,13 +107,13 @@ class Refinery:
 
 @contextmanager
 def added_losses(detector: nn.Module, terms: Sequence[Terms]) -> Iterator[None]:
-    """Add loss terms to what the detector's ``forward_train`` returns, in the body.
+    """Add loss terms to the result of the detector's ``forward_train``, in the body.
 
-    They arise inside the forward pass, so data parallelism sees their gradients like any other's.
+    They are computed within the forward pass, so DDP handles their gradients like all others.
 
     Args:
         detector: Unwrapped.
-        terms: Called after each forward pass; names with ``loss`` in them count.
+        terms: Called after each forward pass; names that contain ``loss`` are added up.
     """
     if not terms:
         yield

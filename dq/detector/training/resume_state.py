@@ -1,9 +1,9 @@
-"""The state of a training in a checkpoint: all that going on exactly needs, of every rank.
+"""The state of a training in a checkpoint: everything for an exact resume, of every rank.
 
-Beside what `dq.detector.model.checkpoint_content` says, such a checkpoint holds ``training`` (how
-far it is, on how many micro-batches a step), ``companions`` (weight average, oscillation) and
-``ranks``: for each rank its generators, the losses not logged yet, and those tensors that are not
-rank 0's.
+In addition to the content of `dq.detector.model.checkpoint_content`, such a checkpoint has
+``training`` (progress and micro-batches per step), ``companions`` (weight average, oscillation) and
+``ranks``: for each rank the random generators, the losses not logged yet, and the tensors that
+differ from rank 0.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ SEPARATOR = "\t"
 
 
 def training_state(runner: Any, meta: Mapping[str, Any], training: Mapping[str, Any]) -> Any:
-    """Return the content of a checkpoint to go on from; every rank must call it.
+    """Return the content of a resumable checkpoint; every rank must call it.
 
-    To be called while the weight average, where there is one, is in the model. Its running
-    statistics are the mean over ranks, as an evaluation of it needs; each rank goes on with its
-    own, so that a training does not depend on when its checkpoints are written.
+    Call it while the weight average, if there is one, is in the model. The running statistics in
+    the checkpoint are the mean over ranks, as evaluation needs. Each rank continues with its own,
+    so that a training does not depend on when its checkpoints are written.
 
     Args:
-        runner: Of this training.
+        runner: Runner of this training.
         meta: mmdet's ``meta``.
-        training: Plain values that say how far the training is.
+        training: The progress of the training, as plain values.
 
     Returns:
-        The content on the main rank, None elsewhere.
+        The content on the main rank, None on the others.
 
     Raises:
-        RuntimeError: On all ranks, where weights or quantizers differ between ranks.
+        RuntimeError: On all ranks, if weights or quantizers differ between ranks.
     """
     content = compose(
         unwrap(runner.model),
@@ -82,7 +82,7 @@ def training_state(runner: Any, meta: Mapping[str, Any], training: Mapping[str, 
 
 
 def _take_means(state: dict[str, Tensor], means: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put the means into a state dict; return what was there by its path, where it differs."""
+    """Put the means into a state dict; return the former values that differ, by path."""
     own = {}
     for name, mean in means.items():
         if name in state and not torch.equal(state[name], mean.cpu()):
@@ -94,21 +94,21 @@ def _take_means(state: dict[str, Tensor], means: Mapping[str, Tensor]) -> dict[s
 def load_training_state(
     runner: Any, content: Mapping[str, Any], source: str, *, new_optimizer_settings: bool = False
 ) -> dict[str, Any]:
-    """Put a training where `training_state` found it; every rank must call it.
+    """Restore a training from the result of `training_state`; every rank must call it.
 
-    Losses not logged yet wait in ``runner.pending`` until the log of the epoch is begun.
+    Losses not logged yet are in ``runner.pending`` until the log of the epoch begins.
 
     Args:
-        runner: Of the same training, all its hooks registered.
-        content: Of the checkpoint; tensors of ranks are put in.
+        runner: Runner of the same training, with all hooks registered.
+        content: Content of the checkpoint; tensors of ranks are inserted.
         source: Its name, for messages.
         new_optimizer_settings: Keep the optimizer's settings, such as its learning rate.
 
     Returns:
-        What ``training`` was; empty for a checkpoint of mmdet's own, which has no such thing.
+        The stored ``training``; empty for a checkpoint of plain mmdet, which does not have it.
 
     Raises:
-        ValueError: It is of another model, recipe or optimizer.
+        ValueError: It belongs to another model, recipe or optimizer.
     """
     ranks = content.get(RANKS, [])
     same = len(ranks) == collectives.world_size()
@@ -131,7 +131,7 @@ def load_training_state(
         runner.pending = mine["losses"]
     elif ranks:
         log.info(
-            "%s was written by %d ranks: weights, schedule and samples go on as they were; random"
+            "%s was written by %d ranks: weights, schedule and samples continue unchanged; random"
             " generators and running statistics of single ranks do not",
             source,
             len(ranks),
@@ -148,13 +148,13 @@ def _load_companions(runner: Any, content: Mapping[str, Any], source: str) -> No
         if state is not None:
             companion.load_state_dict(state)
             continue
-        log.warning("%s has no state of %s, which begins anew", source, name)
+        log.warning("%s has no state of %s, which starts again", source, name)
         if companion is runner.average:
             runner.average.begin_()
 
 
 def _tensors(content: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of the model, its quantizers and companions with its path."""
+    """Yield every tensor of the model, its quantizers and companions, with its path."""
     yield from _below(content["state_dict"], "state_dict")
     yield from _below(
         content.get(QUANTIZATION, {}).get("state", {}), f"{QUANTIZATION}{SEPARATOR}state"
@@ -179,7 +179,7 @@ def _put(content: Any, path: str, tensor: Tensor) -> None:
 
 
 def _refuse_divergence(detector: nn.Module, paths: list[str]) -> None:
-    """Raise where more than running statistics differ: such a training is not worth keeping."""
+    """Raise if more than running statistics differ, because such a training is invalid."""
     parameters = {f"state_dict{SEPARATOR}{name}" for name, _ in detector.named_parameters()}
     wrong = [p for p in paths if p in parameters or p.startswith(f"{QUANTIZATION}{SEPARATOR}")]
     everywhere = collectives.all_gather_objects(wrong)
@@ -190,17 +190,17 @@ def _refuse_divergence(detector: nn.Module, paths: list[str]) -> None:
 
 
 def differ(names: list[str], ranks: list[int] | None = None) -> str:
-    """Return the message for weights that are not the same on all ranks."""
+    """Return the message for weights that differ between ranks."""
     where = f"rank {', '.join(map(str, ranks))} and rank 0" if ranks else "ranks"
     return (
         f"{len(names)} weights or ranges differ between {where}, first {', '.join(names[:3])}; this"
         " is a fault of the cluster or of this program: the checkpoints written before are sound,"
-        " go on from the last with --resume"
+        " resume from the last with --resume"
     )
 
 
 def compare_weights(detector: nn.Module) -> None:
-    """Raise RuntimeError, on all ranks alike, where weights differ; every rank must call it."""
+    """Raise RuntimeError, on all ranks, if weights differ; every rank must call it."""
     names = differing_names([(n, p.detach()) for n, p in detector.named_parameters()])
     if names:
         raise RuntimeError(differ(names))

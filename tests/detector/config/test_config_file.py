@@ -1,4 +1,4 @@
-"""A config that cannot be read leaves no file open, for it would print a traceback much later."""
+"""A config that cannot be read leaves no file open, which would print a traceback much later."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_config_leaves_nothing_behind(
+def test_a_broken_config_leaves_no_open_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for file, text in BROKEN.items():
@@ -29,7 +29,7 @@ def test_a_broken_config_leaves_nothing_behind(
     complaints: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", complaints.append)
     path = list(sys.path)
-    with pytest.raises(BaseException):  # noqa: B017, PT011 (each file breaks in a way of its own)
+    with pytest.raises(BaseException):  # noqa: B017, PT011 (each file breaks in its own way)
         load_config_file(tmp_path / name)
     gc.collect()
     assert not complaints

@@ -1,4 +1,4 @@
-"""The config that a file carries is read as data: whatever stands in it, nothing is run."""
+"""The config inside a file is read as data: no code in it is run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_text_reads_back_as_the_same() -> None:
         "a = 1\x00",
     ],
 )
-def test_whatever_is_no_plain_value_is_refused(text: str) -> None:
+def test_anything_but_plain_values_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"config in model.onnx is not made of plain values"):
         read_config_text(text, SOURCE)
     assert not hasattr(sys, "ran")
@@ -66,7 +66,7 @@ def test_whatever_is_no_plain_value_is_refused(text: str) -> None:
         ({"data": {"test": {"dataset": [{"proposal_file": "P.PICKLE"}]}}}, r"dataset\[0\]"),
     ],
 )
-def test_a_config_in_a_file_runs_code_only_where_trusted(
+def test_a_config_in_a_file_runs_code_only_if_trusted(
     change: dict[str, Any], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "this_runs.py").write_text("")

@@ -1,4 +1,4 @@
-"""The table of mmdet's keys and flags is complete: held against mmdet's and mmcv's own code."""
+"""The table of mmdet's keys and flags is complete, compared with mmdet's and mmcv's code."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ SOURCES = [
     *(MMDET / "utils" / f"{name}.py" for name in (
         "compat_config", "replace_cfg_vals", "misc", "setup_env", "rfnext", "util_distribution")),
 ]  # fmt: skip
-# What only looks like a config's key: methods of Config, and loops over any key.
+# These only look like keys of a config: methods of Config, and loops over any key.
 METHODS = {"get", "pop", "items", "merge_from_dict", "dump", "pretty_text", "fromfile", "filename",
            "_cfg_dict", "replace", "copy", "keys", "values", "k"}  # fmt: skip
 
 
 def path_of(node: ast.AST) -> list[str] | None:
-    """Return the names in ``cfg.a.b``, ``cfg['a'].b``, ``cfg.get('a')``; None for other things."""
+    """Return the names in ``cfg.a.b``, ``cfg['a'].b``, ``cfg.get('a')``; None for anything else."""
     if isinstance(node, ast.Name):
         return [] if node.id in ("cfg", "updated_cfg") else None
     if isinstance(node, ast.Attribute):
@@ -69,14 +69,14 @@ def keys_in(source: Path) -> Iterator[str]:
 def test_every_key_that_mmdets_code_reads_is_in_the_table() -> None:
     names = {key.name for key in KEYS}
     found = {key for source in SOURCES for key in keys_in(source)}
-    # The reader does read: a few that are known to be there, each in another way of reading.
+    # Check the parser with a few known keys, each read in another way.
     assert {"auto_scale_lr.base_batch_size", "resume_from", "cudnn_benchmark", "dist_params",
             "mp_start_method", "data.imgs_per_gpu", "total_epochs", "fp16"} <= found  # fmt: skip
     tops = {key.partition(".")[0] for key in found}
     assert sorted(tops - names) == []
 
 
-def test_every_key_of_data_that_mmdet_moves_is_in_the_table() -> None:
+def test_every_key_of_data_that_mmdet_renames_is_in_the_table() -> None:
     names = {key.name for key in KEYS}
     moved = {key for key in keys_in(MMDET / "utils/compat_config.py") if key.startswith("data.")}
     assert len(moved) >= 8
@@ -92,7 +92,7 @@ def test_what_runners_register_is_in_the_table() -> None:
 
 def test_every_argument_of_the_checkpoint_hook_is_in_its_table() -> None:
     parameters = set(inspect.signature(CheckpointHook).parameters) - {"kwargs"}
-    # What the hook hands on to the runner.
+    # Arguments that the hook passes to the runner.
     from mmcv.runner import EpochBasedRunner
 
     parameters |= set(inspect.signature(EpochBasedRunner.save_checkpoint).parameters) - {"self"}
@@ -123,9 +123,9 @@ def test_every_flag_of_mmdets_tools_is_accepted_or_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_key_that_nobody_reads_is_refused_by_name(name: str) -> None:
+def test_key_that_nothing_reads_is_refused_by_name(name: str) -> None:
     config = Config({"model": {}, "data": {}, name: {}})
-    with pytest.raises(ValueError, match=f"{name} is read by nobody; .*custom_hooks"):
+    with pytest.raises(ValueError, match=f"nothing reads {name}; .*custom_hooks"):
         check_top_level(config, Path("x.py"))
 
 

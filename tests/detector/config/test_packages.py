@@ -1,4 +1,4 @@
-"""An optional package that a config needs and that is missing is named before anything starts."""
+"""A missing package that a config needs is reported before anything starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmcv import Config
 
 from dq.detector.config.packages import BACKENDS, METRICS, NEEDS, SCOPES, Package, check_packages
 
-# Imports that mmcv and mmdet guard, and which no config of ours leads to, with the reason.
+# Guarded imports of mmcv and mmdet that no config can reach, with the reason.
 NOT_ASKED_FOR = {
     "torch": "always there",
     "torchvision": "always there",
@@ -49,11 +49,11 @@ def guarded(package: Any) -> Iterator[str]:
                     yield inner.module.partition(".")[0]
 
 
-def test_every_package_that_mmcv_and_mmdet_do_without_is_known() -> None:
+def test_every_optional_package_of_mmcv_and_mmdet_is_known() -> None:
     known = [package for packages in NEEDS.values() for package in packages]
     known += [*BACKENDS.values(), *SCOPES.values(), *METRICS.values()]
     names = {package.module.partition(".")[0] for package in known} | NOT_ASKED_FOR.keys()
-    # torch asks for it, not mmcv.
+    # torch needs it, not mmcv.
     assert {*guarded(mmcv), *guarded(mmdet)} - names == set()
     assert "tensorboard" in names
 
@@ -94,7 +94,7 @@ def config(**sections: Any) -> Config:
          "evaluation.metric: cityscapes needs"),
     ],
 )  # fmt: skip
-def test_one_line_names_place_package_and_mend(
+def test_one_line_names_place_package_and_fix(
     sections: dict[str, Any], module: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)

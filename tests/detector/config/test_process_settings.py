@@ -1,4 +1,4 @@
-"""What mmdet's tools set for the process is set, and reaches loader processes."""
+"""The process settings of mmdet's tools are set, also in worker processes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_defaults_are_mmdets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setenv("MKL_NUM_THREADS", "3")
     set_up(data={"train": {}, "workers_per_gpu": 2})
-    assert cv2.getNumThreads() == 1  # as OpenCV calls none beside the caller's
+    assert cv2.getNumThreads() == 1  # OpenCV's value for no threads besides the caller's
     assert multiprocessing.get_start_method() == "fork"
     assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("1", "3")
 
@@ -71,13 +71,13 @@ def test_settings_are_set() -> None:
         ({"dist_params": {"backend": "nccl", "port": 1}}, "dist_params.port .* set MASTER_PORT"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(more: dict[str, Any], message: str) -> None:
+def test_invalid_values_are_refused_by_name(more: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         set_up(**more)
 
 
 class Threads:
-    """A step of a pipeline that says how many threads OpenCV has, and how its process began."""
+    """A pipeline step that reports OpenCV's threads and the start method of its process."""
 
     def __call__(self, results: Any) -> Any:
         results["img"][0, 0, 0] = cv2.getNumThreads()
@@ -86,7 +86,7 @@ class Threads:
 
 
 @pytest.mark.slow
-def test_loader_processes_begin_as_the_config_says(digits: Path) -> None:
+def test_worker_processes_start_as_the_config_says(digits: Path) -> None:
     from mmdet.datasets import PIPELINES
 
     from tests.detector.small_set import AUGMENTATION, FORMATTING, LOADING

@@ -1,4 +1,4 @@
-"""One list of classes everywhere, in the order of the annotations."""
+"""One list of classes for all stages, in the order of the annotations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FILE_ORDER = ("three", "one", "two")
 
 @DATASETS.register_module(force=True)
 class OrderOfItsOwn(CocoDataset):  # type: ignore[misc]
-    """Labels the categories as the config lists them, as many people's data sets do."""
+    """Labels the categories in the order of the config, as many custom data sets do."""
 
     def load_annotations(self, ann_file: str) -> Any:
         """Read the file."""
@@ -45,7 +45,7 @@ class OrderOfItsOwn(CocoDataset):  # type: ignore[misc]
 
 @DATASETS.register_module(force=True)
 class Nameless(CustomDataset):  # type: ignore[misc]
-    """Has labels without names."""
+    """Has labels without class names."""
 
     def load_annotations(self, ann_file: str) -> Any:
         """Read nothing."""
@@ -61,7 +61,7 @@ def built(config: Any, split: str) -> Any:
 
 
 def labels_of(dataset: Any) -> dict[str, set[int]]:
-    """Return for each class the labels that its boxes have, by what the file says."""
+    """Return for each class the labels of its boxes, by the names in the file."""
     names = {number: name for name, number in NUMBERS.items()}
     labels: dict[str, set[int]] = {}
     for index, info in enumerate(dataset.data_infos):
@@ -72,7 +72,7 @@ def labels_of(dataset: Any) -> dict[str, set[int]]:
 
 
 def check(dataset: Any, names: tuple[str, ...]) -> None:
-    """Assert that names, labels and metric agree."""
+    """Check that names, labels and metric agree."""
     assert dataset.CLASSES == names == names_by_label(dataset)
     assert labels_of(dataset) == {n: {names.index(n)} for n in ("one", "two")}
     metrics = score(dataset, found(names), {"metric": "bbox"})
@@ -80,7 +80,7 @@ def check(dataset: Any, names: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("order", [CLASSES, FILE_ORDER])
-def test_the_files_order_is_the_truth(order: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_order_of_the_file_counts(order: tuple[str, ...], tmp_path: Path) -> None:
     config = config_of(*[section(write_coco(tmp_path, order))] * 2)
     known = class_list(config)
     assert known.names == order
@@ -103,14 +103,14 @@ def test_a_test_set_is_read_in_the_order_of_the_training_set(tmp_path: Path) -> 
         check(part, FILE_ORDER)
 
 
-def test_wrappers_call_the_classes_alike(tmp_path: Path) -> None:
+def test_wrappers_have_the_same_class_names(tmp_path: Path) -> None:
     leaf = section(write_coco(tmp_path, FILE_ORDER))
     wrapped = {"type": "RepeatDataset", "times": 2, "dataset": leaf}
     config = config_of({"type": "ConcatDataset", "datasets": [wrapped, leaf]}, leaf)
     assert built(config, "train").CLASSES == FILE_ORDER
 
 
-def test_a_data_set_that_labels_in_its_own_way_is_evaluated_so(tmp_path: Path) -> None:
+def test_a_data_set_with_its_own_order_of_labels_is_evaluated_in_it(tmp_path: Path) -> None:
     own = section(write_coco(tmp_path, FILE_ORDER), type="OrderOfItsOwn")
     config = config_of(own, own)
     assert class_list(config).names == CLASSES
@@ -133,7 +133,7 @@ def test_an_xml_test_set_is_labelled_as_a_coco_training_set(tmp_path: Path) -> N
     assert class_list(config_of(voc, voc)).names == CLASSES
 
 
-def test_without_annotations_a_checkpoint_says_the_order(tmp_path: Path) -> None:
+def test_without_annotations_the_order_comes_from_the_checkpoint(tmp_path: Path) -> None:
     absent = section(tmp_path / "absent.json")
     known = class_list(config_of(absent, absent))
     assert known.names == CLASSES
@@ -163,7 +163,7 @@ def test_classes_without_names_are_numbers(tmp_path: Path) -> None:
         class_list(config_of(nameless, nameless))
 
 
-def test_openimages_has_its_names_in_a_file_of_its_own(tmp_path: Path) -> None:
+def test_openimages_has_its_names_in_a_separate_file(tmp_path: Path) -> None:
     (tmp_path / "names.csv").write_text("/m/b,two\n/m/a,one\n")
     (tmp_path / "boxes.csv").write_text("head\n")
     given = {
@@ -176,7 +176,7 @@ def test_openimages_has_its_names_in_a_file_of_its_own(tmp_path: Path) -> None:
     assert class_list(config_of(given, given)).names == ("two", "one")
 
 
-def test_a_category_that_is_there_twice_is_named(tmp_path: Path) -> None:
+def test_a_category_that_occurs_twice_is_named(tmp_path: Path) -> None:
     file = write_coco(tmp_path)
     content = json.loads(file.read_text())
     content["categories"].append({"id": 77, "name": "two"})
@@ -188,7 +188,7 @@ def test_a_category_that_is_there_twice_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("where", ["first", "last"])
-def test_categories_are_found_wherever_they_stand(where: str, indent: Any, tmp_path: Path) -> None:
+def test_categories_are_found_anywhere_in_the_file(where: str, indent: Any, tmp_path: Path) -> None:
     content = json.loads(write_coco(tmp_path).read_text())
     categories = content.pop("categories")
     trap = {"info": {"categories": "none"}}

@@ -1,4 +1,4 @@
-"""Data sections of any shape: one place knows them, and every stage accepts them."""
+"""Data sections in any of mmdet's forms: every stage accepts them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dq.detector.data.datasets import (
     calibration_images,
     dataset_digest,
     dataset_of,
-    in_turns,
+    interleaved,
     validation_loss_dataset,
 )
-from dq.detector.data.datasets import test_classes as classes_said
+from dq.detector.data.datasets import test_classes as configured_classes
 from dq.detector.data.leaves import leaves, located
 from dq.detector.data.loader_options import evaluation_workers
 from dq.detector.evaluation.evaluate import score
@@ -60,11 +60,11 @@ def leaf(name: str, **more: Any) -> dict[str, Any]:
         ),
     ],
 )  # fmt: skip
-def test_innermost_sections_are_found_in_any_shape(section: Any, expected: list[str]) -> None:
+def test_innermost_sections_are_found_in_any_form(section: Any, expected: list[str]) -> None:
     assert files(section) == expected
 
 
-def test_lists_of_folders_go_with_lists_of_files() -> None:
+def test_lists_of_folders_match_lists_of_files() -> None:
     given = leaf(["a", "b"], img_prefix=["x", "y"], seg_prefix="z", separate_eval=False)
     first, second = innermost(section_of(config_of(given, None, None), "train"))
     assert (first["img_prefix"], second["img_prefix"]) == ("x", "y")
@@ -87,7 +87,7 @@ def test_lists_of_folders_go_with_lists_of_files() -> None:
         (leaf([]), "data.train.ann_file is an empty list"),
     ],
 )
-def test_what_is_no_section_is_refused_by_name(section: Any, said: str) -> None:
+def test_invalid_sections_are_refused_by_name(section: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         files(section)
 
@@ -106,15 +106,15 @@ def test_every_stage_accepts_a_random_nesting(seed: int, digits: Path) -> None:
         workflow=[("train", 1), ("val", 1)],
     )
     config = finish(config)
-    assert classes_said(config) == tuple(CLASSES)
+    assert configured_classes(config) == tuple(CLASSES)
     assert dataset_digest(config)
     assert dataset_digest(config, "test") not in (None, dataset_digest(config))
     assert image_size(config, None) == (48, 48)
-    # Training, and losses of validation, through the loader.
+    # Training and validation losses, through the data loader.
     for dataset in (dataset_of(config, "train"), validation_loss_dataset(config)):
         batch = next(training_loader(config, dataset, seed=1).steps(0))[0]
         assert batch["img"].data[0].shape == (2, 3, 48, 48)
-    # Calibration sees every set that the training has.
+    # Calibration uses every training set.
     calibration = calibration_dataset(config)
     sets, trained = seen_by(calibration), seen_by(dataset_of(config, "train"))
     assert all(each in sets for each in trained)
@@ -137,31 +137,31 @@ def test_every_stage_accepts_a_random_nesting(seed: int, digits: Path) -> None:
 
 
 def draw_files(dataset: Any, number: int) -> set[str]:
-    """Return the files of the images that a calibration of so many would look at."""
+    """Return the files of the images for a calibration with this number of images."""
     found: set[str] = set()
 
-    for index in in_turns(dataset, 3)[:number]:
+    for index in interleaved(dataset, 3)[:number]:
         place = located(dataset, index)
         assert place is not None
         found.add(place.leaf.data_infos[place.at]["filename"])
     return found
 
 
-def test_calibration_shares_fairly_and_is_the_same_each_time(digits: Path) -> None:
+def test_calibration_uses_equal_shares_and_is_reproducible(digits: Path) -> None:
     sizes = (20, 3, 1)
     sections = [part(digits, number, size, TRAINING) for number, size in enumerate(sizes)]
     config = config_of(sections, None, part(digits, 0, 4, TESTING))
     dataset = calibration_dataset(config)
-    shares = np.digitize(in_turns(dataset, 0)[:8], np.cumsum(sizes))
+    shares = np.digitize(interleaved(dataset, 0)[:8], np.cumsum(sizes))
     assert [int((shares == number).sum()) for number in range(3)] == [4, 3, 1]
     runs = [
         torch.cat(list(calibration_images(dataset, num_images=8, batch_size=3, seed=0)))
         for _ in range(2)
     ]
     assert torch.equal(*runs)
-    # One set is shuffled as it always was.
+    # A single set is only shuffled.
     alone = calibration_dataset(config_of(sections[0], None, part(digits, 0, 4, TESTING)))
-    assert in_turns(alone, 5) == np.random.default_rng(5).permutation(20).tolist()
+    assert interleaved(alone, 5) == np.random.default_rng(5).permutation(20).tolist()
 
 
 def test_calibration_sees_images_as_a_test_does(digits: Path) -> None:
@@ -177,14 +177,14 @@ def test_calibration_sees_images_as_a_test_does(digits: Path) -> None:
     assert all(torch.equal(calibrated[i]["img"][0], tested[i]["img"][0]) for i in range(6))
 
 
-def test_a_set_named_twice_is_calibrated_on_once(digits: Path) -> None:
+def test_a_set_named_twice_is_used_once_in_calibration(digits: Path) -> None:
     one = part(digits, 0, 5, TRAINING)
     repeated = {"type": "RepeatDataset", "times": 2, "dataset": one}
     config = config_of([one, repeated], None, part(digits, 0, 4, TESTING))
     assert len(calibration_sections(config)) == 1
 
 
-def test_images_are_calibrated_on_as_they_are_stored(digits: Path) -> None:
+def test_calibration_loads_images_as_they_are_stored(digits: Path) -> None:
     stored = [{"type": "LoadImageFromFile", "file_client_args": {"backend": "lmdb"}}]
     own = [{"type": "LoadFromCache", "cache": "x"}]
     given: list[tuple[list[Any], Any]] = [
@@ -209,10 +209,10 @@ def test_validation_losses_mix_where_training_does(digits: Path) -> None:
     assert "gt_bboxes" in dataset[0]
 
 
-def test_without_validation_data_nothing_is_missing(digits: Path) -> None:
+def test_validation_data_may_be_missing(digits: Path) -> None:
     config = finish(config_of(part(digits, 0, 5, TRAINING), None, part(digits, 0, 4, TESTING)))
     assert "val" not in config.data
-    assert classes_said(config) == tuple(CLASSES)
+    assert configured_classes(config) == tuple(CLASSES)
     assert finish(Config({**config._cfg_dict, "data": {**config.data, "val": None}})) is not None
 
 
@@ -234,12 +234,12 @@ def test_a_setting_given_twice_is_one_line(digits: Path) -> None:
         ({"shuffle": True}, "data.val_dataloader shuffles"),
     ],
 )
-def test_loaders_of_evaluations_are_checked(options: dict[str, Any], said: str) -> None:
+def test_evaluation_loader_options_are_checked(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         evaluation_workers(Config({"data": {"val_dataloader": options}}), "val")
 
 
-def test_mixed_images_cannot_be_evaluated_on(digits: Path) -> None:
+def test_mixed_images_cannot_be_evaluated(digits: Path) -> None:
     mixed = {
         "type": "MultiImageMixDataset", "pipeline": MIXED, "dataset": part(digits, 0, 6, LOADING),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Several test sets: metrics of each with its number, or of all as one, as mmdet has them."""
+"""Several test sets: metrics of each with its number, or of all as one, as in mmdet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.detector.shapes import TESTING, config_of, part
 
 
 def found_first(dataset: Any, share: float) -> list[list[np.ndarray[Any, Any]]]:
-    """Return results that have the true boxes of the first share of the images, and no others."""
+    """Return results with the true boxes of the first share of the images, and no others."""
     results = []
     for index in range(len(dataset)):
         truth = dataset.get_ann_info(index)
@@ -39,7 +39,7 @@ def test_each_set_has_its_own_metrics(digits: Path) -> None:
     first, second, third = (part(digits, number, 6, TESTING) for number in range(3))
     dataset = evaluated_set([first, {"type": "ConcatDataset", "datasets": [second, third]}])
     results = found_first(dataset, 1.0)
-    # The second set's images are not found.
+    # Nothing is detected in the images of the second set.
     results[6:12] = [[np.zeros((0, 5), np.float32)] * len(CLASSES)] * 6
     metrics = score(dataset, results, {"metric": ["mAP", "bbox"], "save_best": "auto"})
     assert [metrics[f"{set_}mAP"] for set_ in ("0_", "1_0_", "1_1_")] == [1.0, 0.0, 1.0]
@@ -76,7 +76,7 @@ def test_sets_in_other_folders_are_evaluated_as_one(
     assert score(dataset, results, settings) == score(plain, results, settings)
 
 
-def test_best_is_the_first_sets_where_a_metric_is_named(digits: Path) -> None:
+def test_save_best_uses_the_first_set_for_a_named_metric(digits: Path) -> None:
     dataset = evaluated_set([part(digits, number, 6, TESTING) for number in range(2)])
     assert save_best_on(dataset, "mAP") == "0_mAP"
     assert save_best_on(dataset, "1_mAP") == "1_mAP"
@@ -84,7 +84,7 @@ def test_best_is_the_first_sets_where_a_metric_is_named(digits: Path) -> None:
     assert save_best_on(dataset.datasets[0], "mAP") == "mAP"
 
 
-def test_a_set_without_metric_is_refused_before_anything_is_trained(digits: Path) -> None:
+def test_a_set_without_metric_is_refused_before_training(digits: Path) -> None:
     from mmdet.datasets import DATASETS
     from torch.utils.data import Dataset
 

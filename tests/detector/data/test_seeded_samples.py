@@ -56,7 +56,7 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize("kind", WRAPPERS)
-def test_a_sample_depends_on_seed_epoch_and_place_alone(kind: str, digits: Path) -> None:
+def test_a_sample_depends_only_on_seed_epoch_and_place(kind: str, digits: Path) -> None:
     samples = samples_of(WRAPPERS[kind](digits))
     first = look(samples[Draw(2, 5, 3)])
     random.seed(1)
@@ -91,7 +91,7 @@ def test_each_of_the_three_generators_is_seeded(digits: Path) -> None:
 
 
 @pytest.mark.parametrize("index", [3, 4])
-def test_the_generators_of_the_rank_are_left_as_they_were(index: int, copy: Path) -> None:
+def test_the_generators_of_the_rank_are_restored(index: int, copy: Path) -> None:
     samples = samples_of(section(copy))
     image_of(copy, 4).unlink()
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
@@ -102,14 +102,14 @@ def test_the_generators_of_the_rank_are_left_as_they_were(index: int, copy: Path
 
 DAMAGES = {
     "deleted": (lambda path: path.unlink(), "No such file or directory"),
-    "empty": (lambda path: path.write_bytes(b""), "it is no image"),
-    "no image": (lambda path: path.write_bytes(b"\0" * 4000), "it is no image"),
+    "empty": (lambda path: path.write_bytes(b""), "it is not an image"),
+    "no image": (lambda path: path.write_bytes(b"\0" * 4000), "it is not an image"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_another_takes_the_place_of_an_image_that_cannot_be_read(damage: str, copy: Path) -> None:
+def test_an_image_that_cannot_be_read_is_replaced(damage: str, copy: Path) -> None:
     samples = samples_of(section(copy))
     whole = look(samples[Draw(1, 9, 5)])
     act, reason = DAMAGES[damage]
@@ -130,7 +130,7 @@ def test_annotations_that_vanish_count_too(copy: Path) -> None:
     assert sample.content is not None
 
 
-def test_the_other_image_is_of_the_same_group_while_there_is_one(copy: Path) -> None:
+def test_the_replacement_is_of_the_same_group_if_possible(copy: Path) -> None:
     dataset = built(section(copy))
     dataset.flag = (np.arange(len(dataset)) < 3).astype(np.uint8)
     samples = SeededSamples(dataset, seed=7, max_bad=10)
@@ -144,7 +144,7 @@ def test_the_other_image_is_of_the_same_group_while_there_is_one(copy: Path) -> 
     assert len(sample.bad) == 3
 
 
-def test_a_mosaic_goes_without_the_bad_image(copy: Path) -> None:
+def test_a_mosaic_replaces_a_bad_image(copy: Path) -> None:
     samples = samples_of(mixed(copy))
     for i in (1, 6):
         image_of(copy, i).write_bytes(b"broken")
@@ -154,7 +154,7 @@ def test_a_mosaic_goes_without_the_bad_image(copy: Path) -> None:
     assert named == {str(image_of(copy, i)) for i in (1, 6)}
 
 
-def test_it_gives_up_where_more_are_bad_than_allowed_or_all_are(copy: Path) -> None:
+def test_it_gives_up_if_too_many_or_all_images_are_bad(copy: Path) -> None:
     few, many = samples_of(section(copy), max_bad=2), samples_of(section(copy), max_bad=1000)
     shutil.rmtree(copy / "JPEGImages")
     for samples, tried in ((few, 3), (many, 24)):
@@ -174,7 +174,7 @@ def test_an_error_of_the_pipeline_itself_is_not_a_bad_image(digits: Path) -> Non
         samples[Draw(0, 0, 4)]
 
 
-def test_an_image_that_the_pipeline_turns_down_is_replaced_as_in_mmdet(digits: Path) -> None:
+def test_an_image_that_the_pipeline_rejects_is_replaced_as_in_mmdet(digits: Path) -> None:
     turned_down = []
 
     def refuse(results: Any) -> Any:
@@ -191,7 +191,7 @@ def test_an_image_that_the_pipeline_turns_down_is_replaced_as_in_mmdet(digits: P
     assert look(samples[Draw(0, 3, 4)]) == look(first)
 
 
-def test_all_else_is_the_inner_data_sets(digits: Path) -> None:
+def test_other_attributes_are_those_of_the_inner_data_set(digits: Path) -> None:
     samples = samples_of(mixed(digits))
     assert samples.CLASSES[0] == "zero"
     assert len(samples) == 24
@@ -208,7 +208,7 @@ def test_mosaic_switched_off_changes_the_sample(digits: Path) -> None:
     assert look(samples[Draw(0, 1, 2)]) != before
 
 
-def test_loading_is_watched_once_however_often_a_loader_is_made(digits: Path) -> None:
+def test_loading_is_wrapped_once_for_any_number_of_loaders(digits: Path) -> None:
     samples = samples_of(section(digits))
     again = SeededSamples(samples._inner, seed=0, max_bad=0)
     watched = again.pipeline.transforms[:3]

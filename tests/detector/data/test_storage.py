@@ -1,4 +1,4 @@
-"""Data sets whose images are no files: what can be looked at is, the rest is named."""
+"""Data sets without image files: all possible checks are made, the others are logged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmdet.datasets.builder import PIPELINES
 
 from dq.data.digits import CLASSES
 from dq.detector.data.datasets import calibration_dataset, calibration_images, dataset_of
-from dq.detector.data.datasets import test_classes as classes_said
+from dq.detector.data.datasets import test_classes as configured_classes
 from dq.detector.evaluation.kept_predictions import predictions_of
 from dq.detector.loading.training_loader import training_loader
 from tests.detector.shapes import TESTING, TRAINING, config_of, part
@@ -27,7 +27,7 @@ WITHOUT_FILES = TRAINING[2:]
 
 @DATASETS.register_module(force=True)
 class InMemory(CustomDataset):  # type: ignore[misc]
-    """Images that are drawn where they are asked for; only a training knows how."""
+    """Images that are drawn on request, only for training."""
 
     CLASSES = ("cat", "dog")
 
@@ -48,7 +48,7 @@ class InMemory(CustomDataset):  # type: ignore[misc]
 
 @DATASETS.register_module(force=True)
 class InMemoryToo(InMemory):
-    """The same, and a test knows how as well."""
+    """The same, also for tests."""
 
     prepare_test_img = InMemory.prepare_train_img
 
@@ -60,7 +60,7 @@ def in_memory(kind: str, pipeline: list[Any]) -> dict[str, Any]:
 def test_images_in_memory_go_through_every_stage(caplog: pytest.LogCaptureFixture) -> None:
     train = in_memory("InMemory", WITHOUT_FILES)
     config = config_of(train, None, in_memory("InMemoryToo", TESTING[1:]))
-    assert classes_said(config) == ("cat", "dog")
+    assert configured_classes(config) == ("cat", "dog")
     with caplog.at_level(logging.WARNING):
         dataset = dataset_of(config, "train")
     assert "image files of InMemory are not looked for: it names none" in caplog.text
@@ -78,7 +78,7 @@ def test_images_in_memory_go_through_every_stage(caplog: pytest.LogCaptureFixtur
     assert predictions.pictures[3].path == "number 3 of InMemoryToo"
 
 
-def test_a_training_set_in_memory_is_calibrated_on_though_tests_read_files(digits: Path) -> None:
+def test_calibration_works_with_a_training_set_in_memory_and_test_files(digits: Path) -> None:
     train = in_memory("InMemory", WITHOUT_FILES)
     config = config_of(train, None, part(digits, 0, 4, TESTING))
     images = list(
@@ -89,7 +89,7 @@ def test_a_training_set_in_memory_is_calibrated_on_though_tests_read_files(digit
 
 @pytest.fixture
 def zipped(digits: Path) -> dict[str, Any]:
-    """Arguments of a storage of one's own that keeps the digits' images under other names."""
+    """Arguments of a custom storage backend that has the digits' images under other names."""
 
     class Zip(BaseStorageBackend):  # type: ignore[misc]
         def __init__(self, folder: str) -> None:
@@ -111,11 +111,11 @@ def stored(digits: Path, given: dict[str, Any], pipeline: list[Any]) -> dict[str
     return {**section, "img_subdir": "archive.zip@", "pipeline": [loading, *pipeline[1:]]}
 
 
-def test_images_in_a_storage_of_ones_own_are_not_looked_for_on_the_disk(
+def test_images_in_a_custom_storage_are_not_looked_for_on_the_disk(
     digits: Path, zipped: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     train = stored(digits, zipped, TRAINING)
-    # Tests read plain files, and calibration what training has.
+    # Tests read plain files, calibration reads the training storage.
     config = config_of(train, None, part(digits, 0, 6, TESTING))
     with caplog.at_level(logging.WARNING):
         dataset = dataset_of(config, "train")
@@ -128,12 +128,12 @@ def test_images_in_a_storage_of_ones_own_are_not_looked_for_on_the_disk(
 
 
 @pytest.mark.parametrize("backend", ["petrel", "lmdb", "tar"])
-def test_a_storage_that_is_not_there_is_one_line(digits: Path, backend: str) -> None:
+def test_a_missing_storage_is_reported_in_one_line(digits: Path, backend: str) -> None:
     given = {"backend": backend, **({"db_path": "x"} if backend == "lmdb" else {})}
     train = stored(digits, given, TRAINING)
     with pytest.raises(ValueError, match=f"data.train: file_client_args .*{backend}.* cannot be"):
         dataset_of(config_of(train, None, train), "train")
-    # Of annotations too.
+    # Also for annotations.
     train = {**part(digits, 0, 6, TRAINING), "file_client_args": given}
     with pytest.raises(ValueError, match=f"data.train.* {backend}"):
         dataset_of(config_of(train, None, train), "train")
@@ -147,7 +147,7 @@ def test_missing_files_are_named_where_mmdet_loads_them(digits: Path) -> None:
 
 @PIPELINES.register_module(force=True)
 class LoadDrawn:
-    """A step of one's own that makes the image."""
+    """A custom step that creates the image."""
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         results["img"] = np.full((160, 160, 3), 7, np.uint8)
@@ -157,7 +157,7 @@ class LoadDrawn:
         return results
 
 
-def test_images_that_a_step_of_ones_own_makes_are_not_looked_for(
+def test_images_of_a_custom_step_are_not_looked_for(
     digits: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train = part(digits, 0, 6, [{"type": "LoadDrawn"}, *TRAINING[1:]])
@@ -169,7 +169,7 @@ def test_images_that_a_step_of_ones_own_makes_are_not_looked_for(
     assert float(calibration_dataset(config)[0]["img"][0].max()) == 7.0
 
 
-def test_a_data_set_that_is_none_of_mmdets_kind_is_looked_at_as_far_as_it_goes(
+def test_a_data_set_of_another_kind_than_mmdets_is_checked_as_far_as_possible(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Own(torch.utils.data.Dataset[Any]):
@@ -189,7 +189,7 @@ def test_a_data_set_that_is_none_of_mmdets_kind_is_looked_at_as_far_as_it_goes(
     with caplog.at_level(logging.WARNING):
         assert len(dataset_of(config, "train")) == 3
     assert "image files of Own are not looked for: it has no list of them" in caplog.text
-    assert "boxes of Own are not looked at" in caplog.text
+    assert "boxes of Own are not checked" in caplog.text
     images = list(
         calibration_images(calibration_dataset(config), num_images=3, batch_size=3, seed=0)
     )

@@ -1,4 +1,4 @@
-"""Sharded evaluation: every image once, results in order."""
+"""Evaluation on several ranks: every image once, results in order."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(length: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("length", [7, 1])
-def test_each_image_is_seen_once_and_in_order_on_any_number_of_ranks(length: int) -> None:
+def test_each_image_is_used_once_and_in_order_on_any_number_of_ranks(length: int) -> None:
     alone = run(length)
     assert alone == {"mAP": sum(range(length))}
     assert run_ranks(run, 3, length) == [alone] * 3
@@ -66,7 +66,7 @@ class Matched:
 
 
 def test_the_metric_forks_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A process with threads that is forked may hang for good.
+    # A forked process may hang forever if its parent has threads.
     def refuse() -> int:
         raise AssertionError("forked")
 
@@ -76,7 +76,7 @@ def test_the_metric_forks_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class AsksForShapes(Numbers):
-    """As OpenImages: the metric needs the shapes of the images, which the pipeline knows."""
+    """Like OpenImages: the metric needs the image shapes, which the pipeline knows."""
 
     get_metas = load_from_pipeline = True
 
@@ -108,6 +108,6 @@ def run_with_shapes(workers: int = 0) -> dict[str, float]:
     return first | evaluate(Echo(), dataset, settings, device=device, workers=workers)
 
 
-def test_shapes_of_images_come_from_all_ranks_for_a_metric_that_asks_for_them() -> None:
+def test_image_shapes_come_from_all_ranks_if_the_metric_needs_them() -> None:
     assert run_with_shapes(workers=1) == {"mAP": 10.0}
     assert run_ranks(run_with_shapes, 2) == [{"mAP": 10.0}] * 2

@@ -1,4 +1,4 @@
-"""Keys and metrics of the ``evaluation`` section: known ones pass, others are named."""
+"""Keys and metrics of the ``evaluation`` section: known ones pass, others are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.detector.coco_set import config_of
 
 ROOT = Path(__file__).resolve().parents[3]
 OWN = sorted((ROOT / "configs").glob("[!_]*/*.py"))
-# One of mmdet's for each data set and kind of result.
+# One config of mmdet for each data set and kind of result.
 MMDETS = (
     "mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py",
     "rpn/rpn_r50_fpn_1x_coco.py",
@@ -35,7 +35,7 @@ MMDETS = (
 
 @DATASETS.register_module(force=True)
 class TakesAnything(CustomDataset):  # type: ignore[misc]
-    """Has a metric of its own."""
+    """Has its own metric."""
 
     def evaluate(self, results: Any, logger: Any = None, **kwargs: Any) -> Any:
         """Return how many settings there are."""
@@ -44,7 +44,7 @@ class TakesAnything(CustomDataset):  # type: ignore[misc]
 
 @DATASETS.register_module(force=True)
 class TakesOne(CocoDataset):  # type: ignore[misc]
-    """Has a metric of its own, with one setting."""
+    """Has its own metric, with one setting."""
 
     def evaluate(self, results: Any, logger: Any = None, depth: int = 1) -> Any:
         """Return it."""
@@ -53,7 +53,7 @@ class TakesOne(CocoDataset):  # type: ignore[misc]
 
 @DATASETS.register_module(force=True)
 class HasNone:
-    """Cannot be evaluated on."""
+    """Has no metric."""
 
 
 def check(kind: str, **settings: Any) -> None:
@@ -93,14 +93,12 @@ def test_configs_of_mmdet_pass(name: str) -> None:
         ("HasNone", {}, "HasNone has no evaluate"),
     ],
 )
-def test_what_a_data_set_does_not_know_is_named(
-    kind: str, settings: dict[str, Any], said: str
-) -> None:
+def test_unknown_keys_and_metrics_are_named(kind: str, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check(kind, **settings)
 
 
-def test_what_a_data_set_knows_passes() -> None:
+def test_known_keys_and_metrics_pass() -> None:
     check("CocoDataset", metric=["bbox", "segm"], classwise=True, metric_items="mAP", interval=2)
     check("CocoDataset", metric=("bbox",), proposal_nums=[1, 10, 100], iou_thrs=[0.5])
     check("CityscapesDataset", metric=["cityscapes", "segm"], outfile_prefix="x")
@@ -111,7 +109,7 @@ def test_what_a_data_set_knows_passes() -> None:
     check("TakesOne", depth=3, save_best="depth", rule="less", gpu_collect=True, tmpdir="x")
 
 
-def test_all_sections_are_looked_at() -> None:
+def test_all_sections_are_checked() -> None:
     known, other = {"type": "VOCDataset"}, {"type": "CocoDataset"}
     wrapped = {"type": "ConcatDataset", "datasets": [known, [other]]}
     with pytest.raises(ValueError, match="CocoDataset"):
@@ -120,7 +118,7 @@ def test_all_sections_are_looked_at() -> None:
         check_metric_settings(config_of(known, [known, other], evaluation={"iou_thr": 0.5}))
 
 
-def test_values_are_turned_into_what_the_metrics_need() -> None:
+def test_values_are_converted_for_the_metrics() -> None:
     given = {"metric": ("bbox", "segm"), "iou_thrs": [0.5], "proposal_nums": 100, "interval": 3}
     found = arguments_of({**given, "iou_thr": (0.5, 0.7), "gpu_collect": True, "start": 2})
     assert found["metric"] == ["bbox", "segm"]

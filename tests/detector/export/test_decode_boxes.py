@@ -1,4 +1,4 @@
-"""Exported detections are mmdet's own, box by box; heads that cannot be decoded are refused."""
+"""Exported detections equal mmdet's, box by box; heads that cannot be decoded are refused."""
 
 # ruff: noqa: C408 - configs are written as mmdet writes them.
 
@@ -28,7 +28,7 @@ from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model
 
 pytestmark = pytest.mark.slow
 
-# Eight bits have but 256 different scores, and boxes of equal scores may go in either order.
+# Eight bits give only 256 different scores, and boxes with equal scores have no fixed order.
 RECIPE = Recipe(rules=(Rule(module="bbox_head.*", bits=16),))
 SIZE = (64, 96)
 CLASSES = ("a", "b", "c", "d")
@@ -42,7 +42,7 @@ SSD = dict(
 )  # fmt: skip
 SHALLOW: dict[str, Any] = dict(stacked_convs=1, feat_channels=8)
 
-# Type of the detector and its head, by the family's name.
+# Detector type and head, by family name.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ssd": (
         "SingleStageDetector",
@@ -102,7 +102,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         ),
     ),
 }  # fmt: skip
-# Of the backbone, where the family's head does not get both.
+# Backbone outputs, if the family's head does not get both.
 OUTPUTS = {"atss": (0,), "gfl": (0,), "yolov3": (0,), "yolof": (1,)}
 NMS = dict(type="nms", iou_threshold=0.4)
 TEST = dict(nms_pre=60, score_thr=0.2, nms=NMS, max_per_img=50)
@@ -119,7 +119,7 @@ class TinyPyramid(nn.Module):
         self.second = nn.Conv2d(8, 8, 3, stride=2, padding=1)
 
     def init_weights(self) -> None:
-        """Begin with torch's own."""
+        """Keep torch's own initial weights."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         first = torch.relu(self.first(x))
@@ -128,7 +128,7 @@ class TinyPyramid(nn.Module):
 
 
 def built(family: str, **test_cfg: Any) -> nn.Module:
-    """Return a detector of the family with weights that find boxes everywhere."""
+    """Return a detector of the family with weights that give boxes everywhere."""
     torch.manual_seed(0)
     kind, head = FAMILIES[family]
     model = dict(
@@ -173,7 +173,7 @@ def exported(detector: nn.Module, graph: QuantizedGraph, folder: Path, decode: s
 
 
 def found_by(detector: nn.Module, batch: Tensor) -> list[list[np.ndarray[Any, Any]]]:
-    """Return mmdet's results, for images that were enlarged by 2 and 1.5."""
+    """Return mmdet's results for images that were enlarged by 2 and 1.5."""
     meta = {
         "img_shape": (*SIZE, 3),
         "scale_factor": np.array([2, 1.5, 2, 1.5], np.float32),
@@ -192,8 +192,8 @@ CASES: dict[str, dict[str, Any]] = {
     "yolof": {},
     "fcos": {},
     "gfl": {},
-    "yolov3": {"conf_thr": 0.3, "nms_pre": 400},  # mmdet's takes all candidates.
-    "yolox": {"max_per_img": -1},  # mmdet's returns all that is left.
+    "yolov3": {"conf_thr": 0.3, "nms_pre": 400},  # mmdet's uses all candidates.
+    "yolox": {"max_per_img": -1},  # mmdet's returns all remaining boxes.
 }
 
 
@@ -205,7 +205,7 @@ def test_detections_are_mmdets(family: str, tmp_path: Path) -> None:
     assert path.name == "net.nms.onnx"
     models = load_models(path, graph, CLASSES)
     batches = [images(), images()[1:]]
-    # The same integers end in mmdet's own decoding and suppression, and in the model's.
+    # mmdet's own decoding and NMS, and those of the model, get the same integers.
     plain = {key: model for key, model in models.items() if key != DETECTIONS}
     run_in_onnx_(detector, graph, plain, threads=1)
     wanted = [found_by(detector, batch) for batch in batches]
@@ -258,7 +258,7 @@ def refused(detector: nn.Module, match: str) -> None:
         Detections(decoder_of(detector, outputs, SIZE), settings_of(detector.bbox_head))
 
 
-def test_what_cannot_be_decoded_is_refused_by_name() -> None:
+def test_heads_that_cannot_be_decoded_are_refused_by_name() -> None:
     refused(built("foveabox"), r"FOVEA with FoveaHead cannot be decoded in ONNX; export with")
     soft = dict(type="soft_nms", iou_threshold=0.5)
     refused(built("fcos", nms=soft), r"cannot suppress boxes as .*soft_nms.* set model\.test_cfg")

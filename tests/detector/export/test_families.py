@@ -38,26 +38,26 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "yolof": {"model.neck.in_channels": 512},
     "yolox": {},
 }
-# Those whose layers ONNX Runtime computes in integers, all of them.
+# Families in which ONNX Runtime computes all layers in integers.
 IN_INTEGERS = {"faster_rcnn", "foveabox", "retinanet", "yolof"}
 SIZE = (64, 64)
-# Elsewhere it adds tensors with other instructions.
+# On other CPUs it adds tensors with other instructions.
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
 
-# Each layer reads the fake-quantized network's own input, so nothing grows with depth. In scales,
-# float32 sums in another order move a value by less than this beyond a tie,
+# Each layer reads the fake-quantized network's own input, so errors do not grow with depth. float32
+# sums in another order differ by less than this (in scales) beyond a tie,
 LITERAL_EXCESS = 1e-3
-# and so few of the values lie on ties.
+# and at most this share of the values is at a tie.
 LITERAL_SHARE = 2e-5
-# Integer engines round biases too, to the product of two scales.
+# Integer engines also quantize biases, to the product of two scales.
 INTEGER_EXCESS, INTEGER_SHARE = 0.05, 1e-3
 
 
 def settle_norms_(detector: nn.Module, images: Tensor) -> None:
-    """Give batch norms the statistics of these images, so that no activation vanishes."""
+    """Set batch norms to the statistics of these images, so that no activation vanishes."""
     norms = [m for m in detector.modules() if isinstance(m, _BatchNorm)]
     for norm in norms:
-        norm.momentum = None  # The average of all passes, of which there is one.
+        norm.momentum = None  # The average over all passes, here a single one.
         norm.reset_running_stats()
         norm.train()
     features = detector.extract_feat(images)  # type: ignore[operator]
@@ -67,7 +67,7 @@ def settle_norms_(detector: nn.Module, images: Tensor) -> None:
 
 
 def assert_agrees(graph: QuantizedGraph, model: onnx.ModelProto, images: list[Tensor]) -> None:
-    """Every rounding, every output and every quantized weight of the graph was compared."""
+    """Compare every fake quantization, every output and every quantized weight of the graph."""
     cut = CutNetwork(model, called_once(graph))
     assert cut.network.num_integer == OnnxNetwork(model).num_integer > 0
     for integers in (False, True):
@@ -80,14 +80,14 @@ def assert_agrees(graph: QuantizedGraph, model: onnx.ModelProto, images: list[Te
             (INTEGER_EXCESS, INTEGER_SHARE) if integers else (LITERAL_EXCESS, LITERAL_SHARE)
         )
         assert not [d for d in found if not d.excess < excess]
-        # At a tie a value goes to the next integer and no further.
+        # At a tie, a value may differ by one integer.
         assert not [d for d in found if not d.largest < 1.001]
         num = sum(d.num for d in found)
         assert sum(d.share * d.num for d in found) <= max(1, share * num)
 
 
 def assert_equal_bits(graph: QuantizedGraph, model: onnx.ModelProto, images: Tensor) -> None:
-    """Integer arithmetic in torch gives what ONNX Runtime gives, where that runs in integers."""
+    """Integer arithmetic in torch equals ONNX Runtime if that runs in integers."""
     network, exact = OnnxNetwork(model), exact_network(graph)
     assert exact is not graph
     found = flatten(exact(images))[0]

@@ -1,4 +1,4 @@
-"""What has no ONNX form of its own, or more than one input, in ONNX Runtime and in torch."""
+"""Operators without a direct ONNX form, and heads with two inputs, in ONNX Runtime and torch."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_deformable_convolution(tmp_path: Path, kind: type[nn.Module], groups: i
     ensure_operators()
     torch.manual_seed(0)
     middle: Any = kind(8, 8, 3, stride=2, padding=1, groups=groups, deform_groups=groups)
-    nn.init.normal_(middle.conv_offset.weight, std=0.3)  # Taps move, by pixels.
+    nn.init.normal_(middle.conv_offset.weight, std=0.3)  # Kernel taps move by whole pixels.
     detector = Deformed(middle)
     graph = exported(detector, tmp_path)
     model = load_model(tmp_path / "net.onnx")
@@ -67,7 +67,7 @@ def test_deformable_convolution(tmp_path: Path, kind: type[nn.Module], groups: i
     (got,) = network.tensors(images(2))
     scale = float((wanted.unique().diff()).min())
     assert wanted.unique().numel() > 20
-    # Sums of the float layer may fall on the other side of a tie, by one step.
+    # Sums of the float layer may be on the other side of a tie, which differs by one step.
     assert float((got - wanted).abs().max()) <= 1.01 * scale
     assert float((got != wanted).float().mean()) < 0.01
     with pytest.raises(ValueError, match="needs 19 or later"):
@@ -89,7 +89,7 @@ def test_roi_head_of_two_inputs(tmp_path: Path) -> None:
 
 
 def test_head_without_a_branch(tmp_path: Path) -> None:
-    """Grid R-CNN's box head scores and moves no box: it returns None for that."""
+    """Grid R-CNN's box head has no regression branch and returns None for it."""
     detector = detector_of("grid_rcnn")
     part = "roi_head.bbox_head"
     graph = exported(detector, tmp_path)

@@ -1,4 +1,4 @@
-"""Evaluation while training: it ends no training, and the best checkpoint is what it should be."""
+"""Evaluation during training: errors do not end the training; the best checkpoint is right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.detector.coco_set import CLASSES, found, nothing, section, write_coco
 
 
 class Runner:
-    """As much of mmcv's runner as the hook asks for, at the end of epoch 1."""
+    """The part of mmcv's runner that the hook needs, at the end of epoch 1."""
 
     counts_epochs = True
 
@@ -36,7 +36,7 @@ class Runner:
 
 
 class Detector(nn.Module):
-    """Finds what it was given, image by image."""
+    """Returns the given results, image by image."""
 
     with_mask = False
 
@@ -72,7 +72,7 @@ def test_metrics_are_logged_and_the_best_is_kept(tmp_path: Path) -> None:
     assert runner.saved == ["best_bbox_mAP_epoch_1.pth"]
 
 
-def test_a_detector_that_finds_nothing_yet_may_be_the_best_so_far(tmp_path: Path) -> None:
+def test_a_detector_without_detections_may_be_the_best_so_far(tmp_path: Path) -> None:
     hook, runner = hook_and_runner(tmp_path, nothing(3), save_best="bbox_mAP")
     hook.after_train_epoch(runner)
     assert runner.log_buffer.output["bbox_mAP"] == 0.0
@@ -80,7 +80,7 @@ def test_a_detector_that_finds_nothing_yet_may_be_the_best_so_far(tmp_path: Path
     assert runner.saved == ["best_bbox_mAP_epoch_1.pth"]
 
 
-def test_a_metric_that_fails_ends_no_training(
+def test_a_metric_that_fails_does_not_end_the_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number, settings in enumerate(({"metric": "proposal_fast"}, {"nonsense": 3})):
@@ -88,17 +88,17 @@ def test_a_metric_that_fails_ends_no_training(
         hook.after_train_epoch(runner)
         assert runner.saved == []
         assert not runner.log_buffer.ready
-        lines = [r for r in caplog.records if "the training goes on" in r.getMessage()]
+        lines = [r for r in caplog.records if "the training continues" in r.getMessage()]
         assert len(lines) == number + 1
         assert "\n" not in lines[-1].getMessage()
 
     hook, runner = hook_and_runner(tmp_path / "own")
     hook.dataloader.dataset.evaluate = lambda *_, **__: 1 // 0
     hook.after_train_epoch(runner)
-    assert "the training goes on" in caplog.records[-2].getMessage()
+    assert "the training continues" in caplog.records[-2].getMessage()
 
 
-def test_a_best_metric_that_is_not_there_is_named(
+def test_a_missing_metric_for_save_best_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     hook, runner = hook_and_runner(tmp_path, save_best="segm_mAP")
@@ -108,22 +108,22 @@ def test_a_best_metric_that_is_not_there_is_named(
 
 
 @pytest.mark.parametrize("name", ["PQ", "bbox_AP", "recall@100@0.5", "AR@1000", "bbox_mAP_s"])
-def test_every_metric_of_mmdet_is_better_when_greater(name: str, tmp_path: Path) -> None:
+def test_every_metric_of_mmdet_is_better_if_greater(name: str, tmp_path: Path) -> None:
     hook, _ = hook_and_runner(tmp_path, save_best=name)
     assert hook.rule == "greater"
 
 
-def test_settings_that_make_no_sense_are_refused_before_the_training(tmp_path: Path) -> None:
+def test_invalid_settings_are_refused_before_the_training(tmp_path: Path) -> None:
     for settings, said in (
         ({"interval": 0}, "positive"),
         ({"save_best": "whatever"}, "rule"),
-        ({"metric": ["bbox", "segm"]}, "needs masks, and Detector finds boxes alone"),
+        ({"metric": ["bbox", "segm"]}, "needs masks, but Detector finds only boxes"),
     ):
         with pytest.raises(ValueError, match=said):
             hook_and_runner(tmp_path, **settings)  # type: ignore[arg-type]
 
 
-def test_keys_about_collecting_results_are_taken_without_effect(tmp_path: Path) -> None:
+def test_keys_about_collecting_results_have_no_effect(tmp_path: Path) -> None:
     hook, runner = hook_and_runner(
         tmp_path, tmpdir="x", gpu_collect=True, broadcast_bn_buffer=False
     )

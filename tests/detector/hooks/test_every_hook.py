@@ -1,4 +1,4 @@
-"""Every hook that mmcv and mmdet register runs in every kind of training, or is refused by name."""
+"""Every hook of mmcv and mmdet runs in every kind of training, or is refused by name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RUNNERS: dict[str, dict[str, Any]] = {
 }
 CALLS: list[int] = []
 
-# They go together in one training; the rest of this file has the others.
+# These run together in one training; the other hooks have their own tests below.
 TOGETHER: dict[str, dict[str, Any]] = {
     "IterTimerHook": {},
     "ClosureHook": {"fn_name": "after_train_iter", "fn": lambda runner: CALLS.append(runner.iter)},
@@ -92,16 +92,16 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "GradientCumulativeFp16OptimizerHook": {"cumulative_iters": 2, "loss_scale": 512.0},
 }
 AVERAGES = ("EMAHook", "ExpMomentumEMAHook", "LinearMomentumEMAHook")
-# mmdet's own runner fails at these too, but for RFSearchHook.
+# mmdet's own runner fails for these too, except for RFSearchHook.
 REFUSED = {
-    "SyncRandomSizeHook": "needs update_dynamic_scale, which RepeatDataset has not",
-    "SetEpochInfoHook": "needs set_epoch, which SingleStageDetector has not",
-    "RFSearchHook": "changes the network while it is trained",
+    "SyncRandomSizeHook": "needs update_dynamic_scale, which RepeatDataset lacks",
+    "SetEpochInfoHook": "needs set_epoch, which SingleStageDetector lacks",
+    "RFSearchHook": "changes the network during training",
 }
 IN_TESTS_OF_THEIR_OWN = {"YOLOXModeSwitchHook", *AVERAGES, *OPTIMIZERS, *REFUSED}
 
 
-def test_no_hook_is_left_out() -> None:
+def test_no_hook_is_missing() -> None:
     covered = {*TOGETHER, *LOGGERS, *IN_TESTS_OF_THEIR_OWN}
     covered |= {f"{name}LrUpdaterHook" for name in RATES}
     covered |= {f"{name}MomentumUpdaterHook" for name in MOMENTA}
@@ -119,7 +119,7 @@ def no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Stand-ins for packages that are not installed, or that would speak to a server."""
+    """Stand-ins for packages that are not installed, or that would connect to a server."""
     names = ("mlflow", "neptune", "pavi", "dvclive", "clearml", "segmind", "wandb")
     found = {name: MagicMock(name=name) for name in names}
     for name, package in found.items():
@@ -139,7 +139,7 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def parts(tiny: Callable[..., Any]) -> SimpleNamespace:
-    """A detector in float and one with ranges, with their data set; they are trained on and on."""
+    """A float detector and one with ranges, with their data set; all tests train the same ones."""
     config = tiny(optimizer__lr=1e-3, log_config__interval=2)
     seed_everything(0)
     dataset = dataset_of(config, "train")
@@ -181,7 +181,7 @@ def run(
 
 @pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_hooks_and_loggers_that_go_together(
+def test_hooks_and_loggers_that_run_together(
     kind: str, runner: str, parts: SimpleNamespace, packages: SimpleNamespace, tmp_path: Path
 ) -> None:
     by_epoch = runner == "epochs"
@@ -217,18 +217,18 @@ def test_hooks_and_loggers_that_go_together(
     assert packages.segmind.utils.logging_utils.try_mlflow_log.call_count == lines
     assert packages.pavi.SummaryWriter.return_value.add_scalars.call_count == lines
     live = packages.dvclive.Live.return_value
-    # By epochs it logs what an evaluation leaves, and here is none.
+    # By epoch it logs the results of an evaluation, and there is none here.
     assert live.set_step.call_count == (0 if by_epoch else lines)
     snapshots = packages.pavi.SummaryWriter.return_value.add_snapshot_file.call_args_list
     assert Path(snapshots[-1].kwargs["snapshot_file_path"]).is_file()
     if by_epoch:
-        # mmdet's hook takes the last epoch's checkpoint, which has to be there already.
+        # mmdet's hook uses the last epoch's checkpoint, which must exist already.
         added = packages.wandb.Artifact.return_value.add_file.call_args_list
         assert "epoch_2.pth" in [Path(c.args[0]).name for c in added]
 
 
 class Toy(nn.Module):
-    """Trains nothing, under mmcv's own runner."""
+    """Runs in mmcv's own runner without training anything."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -294,7 +294,7 @@ def test_optimizer_hooks_step(name: str, kind: str, parts: SimpleNamespace, tmp_
     assert not torch.equal(before, detector.bbox_head.cls_convs[0][0].weight)
     batches = [r["batch"] for r in RECORDS if r["stage"] == "before_train_iter"]
     assert len(batches) == 4
-    # With several micro-batches a step, and only then, a step has a list of them.
+    # Only with several micro-batches per step, a step has a list of them.
     assert isinstance(batches[0], tuple) == name.startswith("GradientCumulative")
 
 
@@ -323,18 +323,18 @@ def test_yolox_switches_its_data_and_its_loss(
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_work_is_refused_before_the_first_step(
+def test_hooks_that_cannot_work_are_refused_before_the_first_step(
     name: str, parts: SimpleNamespace, tmp_path: Path
 ) -> None:
     settings = {"config": {"search": {"num_branches": 2}}} if name == "RFSearchHook" else {}
     with pytest.raises(ValueError, match=REFUSED[name]):
         run(parts, tmp_path, "float", "epochs", custom_hooks=[{"type": name, **settings}])
-    with pytest.raises(ValueError, match=r"custom_hooks: .*would step a second time"):
+    with pytest.raises(ValueError, match=r"custom_hooks: .*would run the optimizer a second time"):
         run(parts, tmp_path, "float", "epochs", custom_hooks=[{"type": "OptimizerHook"}])
     assert not list(tmp_path.glob("*.pth"))
 
 
-def test_set_epoch_info_reaches_a_detector_that_wants_it(
+def test_set_epoch_info_reaches_a_detector_that_needs_it(
     parts: SimpleNamespace, tmp_path: Path
 ) -> None:
     epochs: list[int] = []

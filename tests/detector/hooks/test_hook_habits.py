@@ -1,4 +1,4 @@
-"""What users' own hooks commonly do with a runner works as in mmcv."""
+"""Common actions of custom hooks on a runner work as in mmcv."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEEN: list[Any] = []
 
 @HOOKS.register_module(force=True)
 class HabitsHook(Hook):  # type: ignore[misc]
-    """Before the optimizer's hook: looks at batches and changes the loss."""
+    """Runs before the optimizer's hook: reads batches and changes the loss."""
 
     def after_train_iter(self, runner: Any) -> None:
         SEEN.append((runner.iter, float(runner.outputs["log_vars"]["loss"])))
@@ -37,7 +37,7 @@ class HabitsHook(Hook):  # type: ignore[misc]
 
 @HOOKS.register_module(force=True)
 class UploadHook(Hook):  # type: ignore[misc]
-    """After mmcv's hook of checkpoints: takes the file."""
+    """Runs after mmcv's CheckpointHook: reads the file."""
 
     def after_train_epoch(self, runner: Any) -> None:
         path = Path(runner.work_dir, f"epoch_{runner.epoch + 1}.pth")
@@ -52,7 +52,7 @@ class UploadHook(Hook):  # type: ignore[misc]
 
 @HOOKS.register_module(force=True)
 class BrokenHook(Hook):  # type: ignore[misc]
-    """Fails as hooks do."""
+    """Raises the given error."""
 
     def __init__(self, error: str) -> None:
         self.error = error
@@ -79,7 +79,7 @@ def run(config: Any, folder: Path) -> Any:
     return before, detector
 
 
-def test_a_loss_is_changed_batches_are_looked_at_and_checkpoints_are_taken(
+def test_hooks_may_change_the_loss_and_read_batches_and_checkpoints(
     tiny: Callable[..., Any], tmp_path: Path
 ) -> None:
     for runner in ({"type": "EpochBasedRunner", "max_epochs": 1},
@@ -92,7 +92,7 @@ def test_a_loss_is_changed_batches_are_looked_at_and_checkpoints_are_taken(
         ]  # fmt: skip
         folder = tmp_path / runner["type"]  # type: ignore[operator]
         before, detector = run(config, folder)
-        # A loss of nought moves nothing.
+        # A loss of zero changes no weight.
         after = dict(detector.named_parameters())
         assert all(torch.equal(after[name], value) for name, value in before.items())
         by_epoch = "max_epochs" in runner

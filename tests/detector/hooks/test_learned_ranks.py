@@ -1,4 +1,4 @@
-"""Learned quantizers on two real ranks: no agreement of their own, and the same everywhere."""
+"""Learned quantizers on two real ranks are equal without a collective of their own."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _train() -> dict[str, Any]:
     for step in range(11):
         runner.iter = step
         quantization.before_train_iter(runner)
-        # Each rank sees other images, and rank 1 larger ones; the norms are not synchronized.
+        # Each rank has other images, rank 1 larger ones; the norms are not synchronized.
         x = nets.images(10 * rank + step) * (1 + 3 * rank)
         optimizer.zero_grad()
         model(x)[0].square().mean().backward()
@@ -71,7 +71,7 @@ def _train() -> dict[str, Any]:
 def test_learned_scales_and_frozen_weights_stay_equal_through_every_phase() -> None:
     first, second = run_ranks(_train, 2)
     assert first["digests"] == second["digests"]
-    # Ranges move while observed, scales while learned, nothing while frozen.
+    # Ranges change in the observed phase, scales in the learned phase, nothing when frozen.
     assert len(set(first["digests"][:7])) == 7
     assert len(set(first["digests"][6:])) == 1
     assert all(torch.equal(value, second["learned"][n]) for n, value in first["learned"].items())

@@ -1,4 +1,4 @@
-"""A loss or weights that run away are named, and nothing is read between two looks."""
+"""A loss or weights that diverge are reported, and nothing is read between two checks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def steps(hook: RunawayHook, it: Any, losses: list[float]) -> None:
         hook.after_train_iter(it)
 
 
-def test_movement_is_relative_to_the_norm_then() -> None:
+def test_movement_is_relative_to_the_initial_norm() -> None:
     net = Net()
     before = {n: p.detach().clone() for n, p in net.named_parameters() if p.dim() > 1}
     with torch.no_grad():
@@ -48,7 +48,7 @@ def test_movement_is_relative_to_the_norm_then() -> None:
     assert movements(net, before)["second.weight"] == float("inf")
 
 
-def test_the_layer_is_named_once_and_again_when_it_is_twice_as_far(
+def test_the_layer_is_named_once_and_again_at_twice_the_distance(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     net = Net()
@@ -69,7 +69,7 @@ def test_the_layer_is_named_once_and_again_when_it_is_twice_as_far(
     assert len(caplog.records) == 2
 
 
-def test_a_growing_loss_ends_the_training_where_that_is_asked_for() -> None:
+def test_a_growing_loss_ends_the_training_if_requested() -> None:
     net = Net()
     it, hook = runner(net), RunawayHook(Guards(runaway="stop"))
     hook.before_run(it)
@@ -81,7 +81,7 @@ def test_a_growing_loss_ends_the_training_where_that_is_asked_for() -> None:
     steps(calm, it, [2.0, 5.0, 1.0, 3.0] * 30)
 
 
-def test_nothing_is_read_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_read_between_two_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     net = Net()
     it, hook = runner(net), RunawayHook(Guards(look_every=64))
     hook.before_run(it)
@@ -103,6 +103,6 @@ def test_nothing_is_read_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> N
         ({"max_loss_growth": 1.0}, "guards.max_loss_growth is 1.0; it must be more than 1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], line: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line):
         Guards(**settings)

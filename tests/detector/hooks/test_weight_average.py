@@ -1,4 +1,4 @@
-"""EMA hooks of mmdet and mmcv average as they do there, by the average that we keep."""
+"""Our weight average gives the same numbers as the EMA hooks of mmdet and mmcv."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def net() -> nn.Sequential:
 
 
 def steps(model: nn.Module, number: int) -> Any:
-    """Yield the numbers of steps, each after the model has moved."""
+    """Yield the numbers of steps, each after the model has changed."""
     generator = torch.Generator().manual_seed(1)
     for step in range(number):
         with torch.no_grad():
@@ -45,7 +45,7 @@ def test_average_is_that_of_the_hook(section: dict[str, Any]) -> None:
     runner = SimpleNamespace(model=theirs, iter=0)
     hook.before_run(runner)
     for runner.iter in steps(theirs, 7):
-        # mmcv's own adds in a form that current torch has removed.
+        # mmcv's own hook adds in a form that current torch has removed.
         torch.Tensor.add_ = _old_add(torch.Tensor.add_)  # type: ignore[method-assign]
         try:
             hook.after_train_iter(runner)

@@ -29,7 +29,7 @@ def test_an_epoch_has_every_sample_in_whole_chunks_of_one_group(
     assert chunks.shape == (-(-enough // step) * step, width)
     assert set(chunks.ravel()) == set(range(len(flags)))
     assert (flags[chunks] == flags[chunks][:, :1]).all()
-    # Before whole chunks are repeated, only a group's last chunk has a sample twice.
+    # Without the repeated chunks, only a group's last chunk has a sample twice.
     counts = np.bincount(chunks[:enough].ravel(), minlength=len(flags))
     assert (counts - 1).sum() == sum(-size % width for size in sizes)
 
@@ -70,7 +70,7 @@ def test_a_step_has_the_same_chunks_on_any_number_of_ranks(
 
 
 @given(count=st.integers(1, 50), width=WIDTH, step=STEP)
-def test_a_sequence_is_cut_as_it_comes_and_filled_up_from_its_beginning(
+def test_a_sequence_is_cut_in_order_and_filled_up_from_its_beginning(
     count: int, width: int, step: int
 ) -> None:
     chunks = chunks_in_sequence(np.arange(count), samples_per_chunk=width, chunks_per_step=step)
@@ -106,7 +106,7 @@ def test_classes_take_turns_as_in_mmdets_sampler() -> None:
         (2, 4, "start it on 1 or 2 ranks"),
     ],
 )
-def test_ranks_that_cannot_share_a_step_are_told_which_can(
+def test_ranks_that_cannot_share_a_step_get_a_list_of_possible_numbers(
     step: int, ranks: int, said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):

@@ -37,7 +37,7 @@ def flat(steps: Iterator[list[Any]]) -> list[Any]:
 
 
 def workers() -> list[Any]:
-    # mmdet's metrics leave pools of their own, which end when Python collects them.
+    # mmdet's metrics leave process pools, which end when Python collects them.
     children = multiprocessing.active_children()
     return [child for child in children if child.daemon and "PoolWorker" not in child.name]
 
@@ -65,7 +65,7 @@ def test_batches_are_the_same_from_any_number_of_workers(kind: Any, digits: Path
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_an_epoch_goes_on_from_any_step(number: int, digits: Path) -> None:
+def test_an_epoch_resumes_from_any_step(number: int, digits: Path) -> None:
     whole = loader(digits, workers_per_gpu=number, chunks_per_step=2)
     before = flat(whole.steps(1))
     for epoch, first in ((1, 4), (0, 1), (1, 6)):
@@ -75,7 +75,7 @@ def test_an_epoch_goes_on_from_any_step(number: int, digits: Path) -> None:
     assert flat(whole.steps(1)) == before
 
 
-def test_a_step_sees_the_same_images_on_any_number_of_ranks(
+def test_a_step_has_the_same_images_on_any_number_of_ranks(
     digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(world_size: int) -> list[list[Any]]:
@@ -94,7 +94,7 @@ def test_a_step_sees_the_same_images_on_any_number_of_ranks(
     assert run(1) == run(2) == run(4)
 
 
-def test_steps_are_counted_in_what_all_ranks_take(
+def test_steps_count_the_micro_batches_of_all_ranks(
     digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collectives, "world_size", lambda group=None: 2)
@@ -121,13 +121,13 @@ def test_one_epoch_after_the_other(persistent: bool, digits: Path) -> None:
         orders.append([name for step in steps for name in names(step[0])])
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(orders[2])
     assert orders[0] != orders[1] != orders[2]
-    # Left in the middle, persistent processes still begin anew at once.
+    # Persistent worker processes restart at once, even in the middle of an epoch.
     assert flat(islice(own.steps(0), 2)) == flat(islice(plain.steps(0), 2))
     assert flat(own.steps(1, 9)) == flat(plain.steps(1, 9))
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_the_generators_of_the_rank_are_left_as_they_were(number: int, digits: Path) -> None:
+def test_the_generators_of_the_rank_are_restored(number: int, digits: Path) -> None:
     own = loader(digits, workers_per_gpu=number)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     list(own.steps(0))
@@ -135,14 +135,14 @@ def test_the_generators_of_the_rank_are_left_as_they_were(number: int, digits: P
     assert after == before
 
 
-def test_images_come_in_the_data_sets_order_where_they_are_not_shuffled(digits: Path) -> None:
+def test_images_come_in_the_data_sets_order_without_shuffle(digits: Path) -> None:
     listed = (digits / "ImageSets/Main/train.txt").read_text().split()
     own = loader(digits, samples_per_gpu=5, shuffle=False)
     seen = [name for step in own.steps(3) for name in names(step[0])]
     assert seen == listed + listed[:1]
 
 
-def test_classes_take_turns_where_mmdets_class_aware_sampler_is_asked_for(digits: Path) -> None:
+def test_classes_take_turns_with_mmdets_class_aware_sampler(digits: Path) -> None:
     own = loader(digits, class_aware_sampler={"num_sample_class": 1})
     seen = [name for step in own.steps(0) for name in names(step[0])]
     assert len(seen) == 24
@@ -162,17 +162,17 @@ def test_killed_processes_are_replaced_and_no_batch_is_lost(
             seen += [content(batch) for batch in step]
             if number in (0, 7, 11):
                 os.kill(workers()[0].pid, signal.SIGKILL)
-                # The rank is busy when it happens, and must not be torn out of that.
+                # The rank is busy when it happens, and must not be interrupted.
                 until = time.monotonic() + 0.2
                 while time.monotonic() < until:
                     torch.ones(10).sum()
     assert seen == expected
     lost = 3 if persistent else 2
-    assert f"signal 9, Killed); begun anew where it was, {lost} of 3 times" in caplog.text
+    assert f"signal 9, Killed); restarted at the same batch, {lost} of 3 times" in caplog.text
     assert len(caplog.records) == lost
 
 
-def test_a_process_killed_while_its_batch_is_waited_for_is_replaced(
+def test_a_process_killed_while_the_rank_waits_for_its_batch_is_replaced(
     copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = flat(loader(copy).steps(0))
@@ -190,28 +190,28 @@ def test_a_process_killed_while_its_batch_is_waited_for_is_replaced(
     began = time.monotonic()
     assert flat(own.steps(0)) == expected
     assert time.monotonic() - began < 30
-    assert "begun anew where it was, 1 of 3 times" in caplog.text
+    assert "restarted at the same batch, 1 of 3 times" in caplog.text
 
 
-def test_a_process_that_is_killed_again_and_again_ends_the_run(
+def test_a_process_that_is_killed_repeatedly_ends_the_run(
     digits: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     dataset = built(section(digits))
     dataset.pipeline.transforms.insert(0, lambda _: os.kill(os.getpid(), signal.SIGKILL))
     own = training_loader(config(workers_per_gpu=1), dataset, seed=7)
-    said = r"^a loader process was lost 4 times, last process \d+: signal 9, Killed; if memory or"
+    said = r"^a worker process was lost 4 times, last process \d+: signal 9, Killed; if memory or"
     with pytest.raises(RuntimeError, match=said) as raised:
         next(own.steps(0))
     assert "\n" not in str(raised.value)
     assert len(caplog.records) == 3
 
 
-def test_a_process_that_hangs_ends_the_run_after_the_time_out(digits: Path) -> None:
+def test_a_process_that_hangs_ends_the_run_after_the_timeout(digits: Path) -> None:
     dataset = built(section(digits))
     dataset.pipeline.transforms.insert(0, lambda _: time.sleep(600))
     own = training_loader(config(workers_per_gpu=1, timeout=1), dataset, seed=7)
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match="no loader process gave a batch within 1 s") as raised:
+    with pytest.raises(RuntimeError, match="no worker process returned a batch") as raised:
         next(own.steps(0))
     assert "\n" not in str(raised.value)
     assert time.monotonic() - began < 20
@@ -232,7 +232,7 @@ os.kill(workers()[0].pid, signal.SIGSTOP)
 
 
 @pytest.mark.slow
-def test_no_process_outlives_the_rank_or_holds_it_up(digits: Path) -> None:
+def test_no_process_outlives_the_rank_or_blocks_it(digits: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LEFT_WITH_PROCESSES_AT_WORK, str(digits)],
         cwd=ROOT,
@@ -246,7 +246,7 @@ def test_no_process_outlives_the_rank_or_holds_it_up(digits: Path) -> None:
     assert not [pid for pid in pids if Path("/proc", pid).exists()]
 
 
-def test_an_error_in_a_process_is_raised_as_it_is(digits: Path) -> None:
+def test_an_error_in_a_process_is_raised_unchanged(digits: Path) -> None:
     dataset = built(section(digits))
 
     def broken(results: Any) -> Any:
@@ -259,7 +259,7 @@ def test_an_error_in_a_process_is_raised_as_it_is(digits: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_images_that_vanish_are_named_once_and_the_epoch_goes_on(
+def test_images_that_vanish_are_named_once_and_the_epoch_continues(
     number: int, copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = loader(copy, workers_per_gpu=number, max_bad=2)
@@ -272,7 +272,7 @@ def test_images_that_vanish_are_named_once_and_the_epoch_goes_on(
     told = sorted(record.getMessage() for record in caplog.records)
     assert len(told) == 2
     assert f"image {gone[0]} cannot be read: No such file or directory; others take its" in told[0]
-    assert f"image {gone[1]} cannot be read: it is no image; others take its place" in told[1]
+    assert f"image {gone[1]} cannot be read: it is not an image; others take its place" in told[1]
     assert "(bad image 2, 2 allowed)" in "".join(told)
 
 
@@ -284,14 +284,14 @@ def test_too_many_bad_images_end_the_run(
     own = loader(copy, workers_per_gpu=number, max_bad=max_bad)
     for path in sorted((copy / "JPEGImages").glob("train_*"))[: max_bad + 1]:
         path.unlink()
-    with pytest.raises(ValueError, match="mend it or take it out of the image list") as raised:
+    with pytest.raises(ValueError, match="repair it or remove it from the image list") as raised:
         list(own.steps(0))
     assert "\n" not in str(raised.value)
     assert str(copy / "JPEGImages") in str(raised.value)
     assert len(caplog.records) == max_bad
 
 
-def test_bad_images_change_nothing_that_depends_on_workers(copy: Path) -> None:
+def test_with_bad_images_batches_do_not_depend_on_workers(copy: Path) -> None:
     for path in sorted((copy / "JPEGImages").glob("train_*"))[:5]:
         path.write_bytes(b"")
     own = [loader(digits, workers_per_gpu=number) for digits, number in ((copy, 0), (copy, 3))]
@@ -322,7 +322,7 @@ def test_mmdets_yolox_hook_switches_mosaic_off(persistent: bool, digits: Path) -
     for runner.epoch in range(3):
         hook.before_train_epoch(runner)
         seen.append(flat(own.steps(runner.epoch)))
-    # It acts when as many epochs as are named are left after the one that begins.
+    # It acts when this number of epochs is left after the one that begins.
     plain = loader(digits, kind=mixed)
     mosaic = [flat(plain.steps(epoch)) for epoch in range(3)]
     plain.dataset.update_skip_type_keys(["Mosaic", "RandomAffine", "MixUp"])
@@ -332,7 +332,7 @@ def test_mmdets_yolox_hook_switches_mosaic_off(persistent: bool, digits: Path) -
     assert runner.model.bbox_head.use_l1
 
 
-def test_processes_use_one_thread_and_are_spared_the_ranks_signals(
+def test_processes_use_one_thread_and_ignore_the_ranks_signals(
     digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import cv2
@@ -367,9 +367,7 @@ def test_processes_use_one_thread_and_are_spared_the_ranks_signals(
         ({"chunks_per_step": 0}, "chunks_per_step is 0"),
     ],
 )
-def test_options_that_cannot_be_are_refused(
-    options: dict[str, Any], said: str, digits: Path
-) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], said: str, digits: Path) -> None:
     with pytest.raises(ValueError, match=said):
         loader(digits, **options)
 
@@ -390,6 +388,6 @@ def test_ranks_that_cannot_share_a_step_are_refused(
         loader(digits, chunks_per_step=4)
 
 
-def test_options_about_processes_do_not_matter_without_any(digits: Path) -> None:
+def test_options_of_worker_processes_have_no_effect_without_them(digits: Path) -> None:
     own = loader(digits, persistent_workers=True, prefetch_factor=4, timeout=3)
     assert len(flat(own.steps(0))) == 12

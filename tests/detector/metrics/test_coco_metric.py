@@ -1,4 +1,4 @@
-"""COCO's metric over a folder in VOC's layout."""
+"""COCO's metric for a folder in VOC's layout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BOX = "<object><name>{}</name><difficult>{}</difficult><bndbox>{}</bndbox></obje
 
 
 def write_set(folder: Path) -> Any:
-    """Two images: a box of each class, and one of the second that is difficult."""
+    """Write two images: a box of each class, and a difficult one of the second class."""
     from dq.detector.data.voc_folder import VOCFolderDataset
 
     for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
@@ -53,14 +53,14 @@ PERFECT = [
 ]
 
 
-def test_all_that_is_there_is_one_and_difficult_boxes_do_not_count(tmp_path: Path) -> None:
+def test_perfect_results_give_one_and_difficult_boxes_do_not_count(tmp_path: Path) -> None:
     metrics = score(write_set(tmp_path), PERFECT, {"metric": "bbox"})
     assert metrics["bbox_mAP"] == pytest.approx(1.0)
     assert metrics["bbox_mAP_50"] == pytest.approx(1.0)
     assert "bbox_mAP_l" not in metrics
 
 
-def test_a_box_that_is_a_little_off_counts_at_the_lower_overlaps(tmp_path: Path) -> None:
+def test_a_shifted_box_counts_at_the_lower_overlaps(tmp_path: Path) -> None:
     # 40 x 40 moved by 8 to the right: IoU 32 / 48 = 0.667, so 0.5, 0.55, 0.6, 0.65 of ten.
     found = [[rows((18, 10, 58, 50, 0.9)), rows()], PERFECT[1]]
     metrics = score(write_set(tmp_path), found, {"metric": "bbox"})
@@ -68,13 +68,13 @@ def test_a_box_that_is_a_little_off_counts_at_the_lower_overlaps(tmp_path: Path)
     assert metrics["bbox_mAP_75"] == pytest.approx(0.5)
 
 
-def test_nothing_found_is_zero(tmp_path: Path) -> None:
+def test_no_detections_give_zero(tmp_path: Path) -> None:
     metrics = score(write_set(tmp_path), [[rows(), rows()]] * 2, {"metric": "bbox"})
     assert metrics["bbox_mAP"] == 0.0
 
 
 @pytest.mark.parametrize("names", [["mAP", "bbox"], ["bbox", "mAP"]])
-def test_the_first_metric_is_the_one_that_tables_show(names: list[str], tmp_path: Path) -> None:
+def test_tables_show_the_first_metric(names: list[str], tmp_path: Path) -> None:
     metrics = score(write_set(tmp_path), PERFECT, {"metric": names})
     wanted = {"mAP": "mAP", "bbox": "bbox_mAP"}
     assert main_metric(metrics)[0] == wanted[names[0]]
@@ -87,7 +87,7 @@ def test_a_metric_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 
 def test_the_mean_of_the_classes_is_the_metric(tmp_path: Path) -> None:
-    # IoU 0.505 as VOC counts pixels (both ends belong to a box), 0.493 as others do.
+    # IoU 0.505 as VOC counts pixels (both ends are part of the box), 0.493 otherwise.
     found = [[rows((10, 10, 50, 50, 0.9)), rows()], [rows(), rows((20, 20, 40, 39.7, 0.7))]]
     dataset = write_set(tmp_path)
     classes = class_precision(dataset, found)

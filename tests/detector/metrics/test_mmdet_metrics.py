@@ -1,4 +1,4 @@
-"""Every metric of mmdet's data sets: all found is 1, nothing found is 0, nothing to find is 0."""
+"""Every metric of mmdet's data sets: 1 for perfect results, 0 for none, 0 without objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mmdet.datasets import DATASETS, CustomDataset, build_dataset
 
-from dq.detector.data.class_names import settle_classes_
+from dq.detector.data.class_names import set_classes_
 from dq.detector.evaluation.evaluate import main_metric, score, scores
 from dq.detector.evaluation.kept_predictions import class_precision, predictions_of
 from dq.detector.metrics.results import encoded
@@ -34,10 +34,10 @@ from tests.detector.coco_set import (
 
 @DATASETS.register_module(force=True)
 class MeasuredInMemory(CustomDataset):  # type: ignore[misc]
-    """mmdet's own way of a data set: a list of annotations."""
+    """mmdet's CustomDataset with a list of annotations in memory."""
 
     def load_annotations(self, ann_file: str) -> Any:
-        """Return them."""
+        """Return the annotations."""
         infos = []
         for number, objects in enumerate(OBJECTS):
             labels = np.array([CLASSES.index(label) for label, _ in objects], dtype=np.int64)
@@ -49,7 +49,7 @@ class MeasuredInMemory(CustomDataset):  # type: ignore[misc]
 
 
 def coco(folder: Path, **more: Any) -> Any:
-    # The file's order is another one than that of its numbers.
+    # The file is not in the order of its ids.
     return section(write_coco(folder), **more)
 
 
@@ -171,7 +171,7 @@ KINDS: dict[str, Kind] = {
 def dataset_of(make: Callable[[Path], Any], folder: Path) -> Any:
     given = make(folder)
     dataset = build_dataset(copy.deepcopy(given), {"test_mode": True})
-    settle_classes_(dataset, None)
+    set_classes_(dataset, None)
     if "openimages" in make.__name__:
         dataset.get_img_shape = lambda _: dataset.__dict__.update(
             test_img_shapes=[(SIZE, SIZE)] * len(dataset)
@@ -188,7 +188,7 @@ def results_of(kind: str, dataset: Any, *, empty: bool) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_all_found_is_one_and_nothing_found_is_zero(name: str, tmp_path: Path) -> None:
+def test_perfect_results_give_one_and_no_detections_give_zero(name: str, tmp_path: Path) -> None:
     make, settings, kind, metric = KINDS[name]
     dataset = dataset_of(make, tmp_path)
     perfect = scores(dataset, results_of(kind, dataset, empty=False), settings)
@@ -201,7 +201,7 @@ def test_all_found_is_one_and_nothing_found_is_zero(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_was_found_is_kept_besides(name: str, tmp_path: Path) -> None:
+def test_the_other_metrics_are_kept_too(name: str, tmp_path: Path) -> None:
     make, _, kind, _ = KINDS[name]
     dataset = dataset_of(make, tmp_path)
     if "openimages" in name:
@@ -214,7 +214,7 @@ def test_what_was_found_is_kept_besides(name: str, tmp_path: Path) -> None:
             assert classes == {}
             assert kept is None
             continue
-        # No box of the third class is there, so it has no precision.
+        # There is no box of the third class, so it has no precision.
         assert classes == {"one": pytest.approx(value), "two": pytest.approx(value)}
         assert kept is not None
         assert kept.classes == list(dataset.CLASSES)
@@ -225,7 +225,7 @@ def test_what_was_found_is_kept_besides(name: str, tmp_path: Path) -> None:
         assert boxes == ([] if empty else sorted(first.truth))
 
 
-def test_where_nothing_is_to_be_found_the_metric_is_zero(
+def test_without_annotated_objects_the_metric_is_zero(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = write_coco(tmp_path)
@@ -233,7 +233,7 @@ def test_where_nothing_is_to_be_found_the_metric_is_zero(
     file.write_text(json.dumps({**content, "annotations": []}))
     dataset = build_dataset(section(file), {"test_mode": True})
     assert score(dataset, found(CLASSES), {"metric": "bbox"}) == {"bbox_mAP": 0.0}
-    assert "nothing to be found" in caplog.text
+    assert "no annotated objects" in caplog.text
     voc = dataset_of(lambda f: xml(f, type="VOCFolderDataset"), tmp_path / "voc")
     for path in (tmp_path / "voc/Annotations").glob("*.xml"):
         path.write_text(f"<annotation><size><width>{SIZE}</width></size></annotation>")
@@ -260,7 +260,7 @@ def test_the_table_by_class_gives_each_class_its_own_numbers(tmp_path: Path) -> 
         (BOXES, {"nonsense": 1}, "nonsense"),
     ],
 )
-def test_results_that_a_metric_cannot_take_are_refused_in_one_line(
+def test_results_of_the_wrong_kind_are_refused_in_one_line(
     kind: str, settings: Any, said: str, tmp_path: Path
 ) -> None:
     dataset = build_dataset(coco(tmp_path), {"test_mode": True})
@@ -270,7 +270,7 @@ def test_results_that_a_metric_cannot_take_are_refused_in_one_line(
 
 
 class OneNumber:
-    """A data set with an ``evaluate`` of its own."""
+    """A data set with its own ``evaluate``."""
 
     def __init__(self, found: Any) -> None:
         self.found = found
@@ -296,7 +296,7 @@ def is_there(module: str) -> bool:
 
 @pytest.mark.skipif(not is_there("lvis"), reason="package lvis is not installed")
 def test_lvis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(np, "float", float, raising=False)  # which LVIS still asks for
+    monkeypatch.setattr(np, "float", float, raising=False)  # which LVIS still uses
     more = {"frequency": "f", "image_count": 3, "instance_count": 3}
     file = write_coco(tmp_path, **more)
     content = json.loads(file.read_text())
@@ -306,7 +306,7 @@ def test_lvis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text(json.dumps(content))
     for kind in ("LVISDataset", "LVISV1Dataset"):
         dataset = build_dataset(section(file, type=kind), {"test_mode": True})
-        settle_classes_(dataset, None)
+        set_classes_(dataset, None)
         settings = {"metric": ["bbox", "segm"], "classwise": True}
         for empty, value in ((False, 1.0), (True, 0.0)):
             found_ = scores(dataset, results_of(MASKS, dataset, empty=empty), settings)
@@ -336,7 +336,7 @@ def test_panoptic(tmp_path: Path) -> None:
 
 
 def panoptic(folder: Path) -> tuple[Any, list[Any]]:
-    """Return a panoptic data set of things alone, and the maps that are its annotations."""
+    """Return a panoptic data set with only things, and its annotation maps."""
     from mmdet.core import INSTANCE_OFFSET
     from PIL import Image
 
@@ -375,5 +375,5 @@ def panoptic(folder: Path) -> tuple[Any, list[Any]]:
     )
     del made["classes"]
     dataset = build_dataset(made, {"test_mode": True})
-    settle_classes_(dataset, None)
+    set_classes_(dataset, None)
     return dataset, maps

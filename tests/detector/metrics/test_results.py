@@ -1,4 +1,4 @@
-"""Results of every kind: masks encoded as mmdet's tests do it, boxes found in all of them."""
+"""Results of every kind: masks are encoded as in mmdet's tests, boxes are found in all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def masks_of(result: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_masks_become_run_lengths_and_the_rest_stays(kind: str) -> None:
+def test_masks_become_rle_and_the_rest_does_not_change(kind: str) -> None:
     result = encoded([KINDS[kind]])[0]
     masks = masks_of(result)
     if masks is not None:
@@ -83,7 +83,7 @@ class Images:
 
 
 class FindsMasks(nn.Module):
-    """Finds as many masks as the image's number says."""
+    """Returns as many masks as the number of the image."""
 
     def forward(self, img: list[Tensor], img_metas: Any, **_: Any) -> list[Any]:
         number = int(img[0][0, 0, 0, 0])

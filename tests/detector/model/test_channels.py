@@ -1,4 +1,4 @@
-"""Images have as many channels as the first layer takes."""
+"""Images get the number of channels that the first layer needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.detector.model.test_graph import detector_of
         ("retinanet", {}, 3),
         ("retinanet", {"model.backbone.in_channels": 1}, 1),
         ("faster_rcnn", {"model.backbone.in_channels": 6}, 6),
-        ("yolox", {}, 3),  # Its first convolution takes 12: a quarter of the pixels, four times.
+        ("yolox", {}, 3),  # Its first convolution has 12 input channels: four slices of the image.
         ("yolo", {}, 3),
         ("ssd", {}, 3),
         ("swin", {}, 3),
@@ -34,7 +34,7 @@ def test_channels_are_those_of_the_first_layer(
 
 
 class Gray(nn.Module):
-    """Four times a quarter of the pixels, as YOLOX does it, of images with one channel."""
+    """Four slices of the image as in YOLOX, for images with one channel."""
 
     def __init__(self) -> None:
         super().__init__()

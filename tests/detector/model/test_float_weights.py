@@ -1,4 +1,4 @@
-"""Initial weights that cannot be had, or are another network's, are refused in one line."""
+"""Initial weights that are missing, or of another network, are refused in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A detector on its quantized graph: what is quantized, what stays float, mmdet unchanged."""
+"""A detector on its quantized graph: quantized and float parts, mmdet's methods unchanged."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_single_stage_detector_is_one_graph() -> None:
     assert [s.call for s in heads] == [0, 1, 2, 3, 4]
 
 
-def test_boxes_are_scaled_in_evaluation_alone() -> None:
-    """FCOS multiplies its boxes by the stride in evaluation; training must not inherit it."""
+def test_boxes_are_scaled_only_in_evaluation() -> None:
+    """FCOS multiplies its boxes by the stride in evaluation; training must not do so."""
     detector = detector_of("fcos")
     head: Any = detector.bbox_head
     wanted = {}
@@ -143,7 +143,7 @@ def test_untraceable_backbone_is_refused_in_one_line() -> None:
         trace_detector(Deciding())
 
 
-def test_unread_parameters_are_named() -> None:
+def test_unused_parameters_are_named() -> None:
     levels = {"start_level": 0, "end_level": 2, "num_outs": 3}
     detector = detector_of("retinanet", **{f"model.neck.{k}": v for k, v in levels.items()})
     unused = parameters_outside(detector, trace_detector(detector))
@@ -151,7 +151,7 @@ def test_unread_parameters_are_named() -> None:
     assert all(name.startswith("backbone.layer4") for name in unused)
 
 
-def test_summary_counts_what_has_one_reason() -> None:
+def test_summary_groups_modules_by_reason() -> None:
     assert list(summary({"a": "x", "b": "x", "c": "y"})) == [("a and 1 more", "x"), ("c", "y")]
     many = {str(i): str(i) for i in range(9)}
     assert list(summary(many, most=2))[-1] == ("...", "and 7 other reasons")

@@ -1,4 +1,4 @@
-"""mmdet's heads on a CPU, with boxes outside the image and with no mask at all."""
+"""mmdet's heads on a CPU, with boxes outside the image and without masks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from mmdet.models.dense_heads import solov2_head
 from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 
-from dq.detector.model.mended_heads import mend_heads
+from dq.detector.model.mended_heads import fix_heads
 from tests.detector.model.test_graph import detector_of
 
 META = {"pad_shape": (64, 64, 3)}
 
 
-def test_points_are_where_they_are_asked_for() -> None:
-    mend_heads()
+def test_points_are_on_the_requested_device() -> None:
+    fix_heads()
     head: Any = detector_of("reppoints").bbox_head
     sizes = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
     points, flags = head.get_points(sizes, [META, META], "cpu")
@@ -26,7 +26,7 @@ def test_points_are_where_they_are_asked_for() -> None:
 
 
 def test_a_mask_outside_its_image_is_empty() -> None:
-    mend_heads()
+    fix_heads()
     mask = torch.ones(1, 1, 28, 28)
     for corners in ([-30, -30, -10, -10], [70, 5, 90, 20], [5, -40, 20, -5]):
         boxes = torch.tensor([corners], dtype=torch.float32)
@@ -40,8 +40,8 @@ def test_a_mask_outside_its_image_is_empty() -> None:
     assert found[0, 3, 3] == 1
 
 
-def test_no_mask_is_resized_to_no_mask() -> None:
-    mend_heads()
+def test_zero_masks_are_resized_to_zero_masks() -> None:
+    fix_heads()
     resized = solov2_head.F.interpolate(torch.zeros(1, 0, 8, 8), size=(16, 12), mode="bilinear")
     assert resized.shape == (1, 0, 16, 12)
     one = torch.rand(1, 1, 8, 8)

@@ -1,4 +1,4 @@
-"""Quantizers are all that a detector gains: its keys, parameters and modules stay mmdet's own."""
+"""A detector gains only quantizers: its keys, parameters and modules are still mmdet's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
 from tests.detector.model.test_graph import IMAGE, detector_of, flat
 
-# Of each way in which heads are traced: dense heads, one RoI head, stages, two inputs, masks.
+# All ways to trace heads: dense heads, one RoI head, stages, two inputs, masks.
 FAMILIES: dict[str, dict[str, Any]] = {
     "retinanet": {},
     "detr": {"model.bbox_head.in_channels": 512},
@@ -32,7 +32,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def content(detector: nn.Module) -> tuple[list[str], ...]:
-    """Return names of keys, parameters and modules, without those below ``quantizers``."""
+    """Return names of keys, parameters and modules, without those in ``quantizers``."""
     found = (detector.state_dict(), dict(detector.named_parameters()))
     modules = [name for name, _ in detector.named_modules(remove_duplicate=False)]
     lists = [list(names) for names in (*found, modules)]
@@ -86,7 +86,7 @@ def test_a_copy_runs_on_its_own_weights(family: str) -> None:
         assert part is taken.parts[name]
 
 
-def test_a_traced_module_is_no_child_of_its_model() -> None:
+def test_a_traced_module_is_not_a_child_of_its_model() -> None:
     root = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(4, 4, 1)))
     before = content(root)
     trace(root, root[1], examples=[torch.zeros(1, 4, 8, 8)])

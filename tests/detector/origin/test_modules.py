@@ -1,4 +1,4 @@
-"""The origin's three modules wrap a detector as they did there."""
+"""The three modules wrap a detector as in the origin."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def calibrated(detector: Any, **kwargs: Any) -> QuantCalibrateModule:
     return model
 
 
-def test_calibrating_changes_no_weight_and_evaluating_rounds(detector: Any) -> None:
+def test_calibration_changes_no_weight_and_evaluation_is_quantized(detector: Any) -> None:
     before = copy.deepcopy(detector.state_dict())
     reference = [
         t.clone() for t in QuantCalibrateModule(copy.deepcopy(detector)).eval()(images())[0]
@@ -59,7 +59,7 @@ def test_calibrating_changes_no_weight_and_evaluating_rounds(detector: Any) -> N
     assert len(results) == 2
 
 
-def test_every_batch_weighs_alike(detector: Any) -> None:
+def test_every_batch_has_equal_weight(detector: Any) -> None:
     model = calibrated(detector, recipe=Recipe(observer="moving_average"))
     observer = next(iter(model.graph.activations().values())).observer
     lowest = [images(seed).min().item() for seed in range(3)]
@@ -67,7 +67,7 @@ def test_every_batch_weighs_alike(detector: Any) -> None:
     assert observer.momentum == 0.01
 
 
-def test_training_observes_first_then_rounds_and_learns(detector: Any) -> None:
+def test_training_observes_first_then_fake_quantizes_and_learns(detector: Any) -> None:
     model = QuantTrainModule(detector, None, total_epochs=10, per_channel_q=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     model.train()
@@ -95,7 +95,7 @@ def test_norms_and_ranges_freeze_around_the_middle(detector: Any) -> None:
     assert [phase for _, phase in seen] == [Phase.TRAIN] * 4 + [Phase.FROZEN] * 2
 
 
-def test_a_test_module_gives_what_was_trained_and_refuses_to_guess(detector: Any) -> None:
+def test_a_test_module_gives_the_trained_results_and_needs_ranges(detector: Any) -> None:
     fresh = copy.deepcopy(detector)
     model = calibrated(detector).eval()
     test = QuantTestModule(fresh)
@@ -131,7 +131,7 @@ def test_the_origins_arguments_become_a_recipe() -> None:
     assert not recipe.outputs
 
 
-def test_the_input_is_left_alone_on_request(detector: Any) -> None:
+def test_the_input_is_not_quantized_on_request(detector: Any) -> None:
     with_input = QuantCalibrateModule(copy.deepcopy(detector))
     without = QuantCalibrateModule(detector, quantize_in=False)
     assert len(with_input.quantizers) - len(without.quantizers) == 1

@@ -1,4 +1,4 @@
-"""Losses of all ranks in one line of the log: by name, whatever order a rank has them in."""
+"""Losses of all ranks in one line of the log: by name, independent of the order on a rank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def losses(**values: float) -> LossValues:
 
 
 def logged() -> tuple[dict[str, float], int, str]:
-    """Average losses in another order, a hook at work between two loggers, then other losses."""
+    """Average losses in another order, with a hook between two loggers, then other losses."""
     rank = collectives.rank()
     buffer = LossLog()
     step = losses(a=1.0, b=10.0) if rank == 0 else losses(b=30.0, a=3.0)
@@ -46,7 +46,7 @@ def test_ranks_average_by_name_and_refuse_others() -> None:
     assert said.startswith("losses differ between ranks: more on rank 1 of 2 alone; let the model")
 
 
-def test_alone_the_last_values_count() -> None:
+def test_one_rank_averages_the_last_values() -> None:
     buffer = LossLog()
     for value in (1.0, 2.0, 4.0):
         buffer.update(losses(a=value))

@@ -1,4 +1,4 @@
-"""One step of several micro-batches, and steps that are not finite."""
+"""Steps of several micro-batches, and steps with NaN."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 class Net(nn.Module):
-    """Stands for a detector: a loss a micro-batch, and a buffer that forward passes change."""
+    """A stand-in for a detector: one loss per micro-batch, and a buffer that forward changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 
 def runner(model: nn.Module, lr: float = 0.1) -> Any:
-    """Return what `OptimizerStep` needs of a runner."""
+    """Return the part of a runner that `OptimizerStep` needs."""
 
     def train_step(batch: Any, optimizer: Any) -> dict[str, Any]:
         loss = model(batch["img"])
@@ -65,7 +65,7 @@ def batch(number: int, value: float | None = None) -> dict[str, Any]:
 
 
 def steps(ranks: int, clip: bool) -> dict[str, Tensor]:
-    """Train three steps of four micro-batches, shared out over the ranks."""
+    """Train three steps of four micro-batches, distributed over the ranks."""
     net = Net()
     it = runner(wrap(net, device=CPU))
     step = OptimizerStep(
@@ -128,11 +128,11 @@ def test_skipped_step_changes_nothing_and_too_many_end_the_training_on_all_ranks
     for got in (first, second):
         assert "step 1: " in got[3]
         assert "on rank 1" in got[3]
-        assert "2 steps in a row were left out" in got[3]
+        assert "2 steps in a row were skipped" in got[3]
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_a_step_that_is_left_out_ends_the_scalers_step_too(several: bool) -> None:
+def test_a_skipped_step_also_ends_the_scalers_step(several: bool) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     net = Net()
     it = runner(net)
@@ -143,13 +143,13 @@ def test_a_step_that_is_left_out_ends_the_scalers_step_too(several: bool) -> Non
     for _ in range(2):
         do(step, it, [batch(2, float("nan")), *more])
         assert all(map(torch.equal, before, net.parameters()))
-    # Not an overflow: the next step is scaled as it would have been.
+    # Not an overflow: the scale of the next step does not change.
     assert scaler.get_scale() == 1024.0
     do(step, it, [batch(3), *more])
     assert not torch.equal(before[0], next(net.parameters()))
 
 
-def test_an_overflow_of_float16_lowers_the_scale_and_is_no_step_left_out() -> None:
+def test_an_overflow_of_float16_lowers_the_scale_and_is_not_a_skipped_step() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     net = Net()
     it = runner(net)

@@ -1,4 +1,4 @@
-"""One config of each family, and the small one that is made of it."""
+"""One config of each family, and its small version."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_every_family_has_a_config() -> None:
     assert all(path.is_file() and path.parent.name == name for name, path in configs.items())
 
 
-def test_unknown_family_is_refused_with_the_near_one() -> None:
+def test_unknown_family_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ValueError, match="did you mean retinanet"):
         representatives(["retinanett"])
 
@@ -36,7 +36,7 @@ def values(section: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, section
 
 
-def test_every_family_has_a_small_config_that_fetches_nothing(tmp_path: Path) -> None:
+def test_every_family_has_a_small_config_without_downloads(tmp_path: Path) -> None:
     for name, path in representatives().items():
         text = tiny_config(path, tmp_path)
         file = tmp_path / "small.py"

@@ -1,4 +1,4 @@
-"""Checkpoints are ordered by what they say, whatever the clock said when they were written."""
+"""Checkpoints are ordered by their content, regardless of file times."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dq.dist.files.checkpoint import save_checkpoint
 
 
 def content(attempt: int | None, step: int, epoch: int, **more: Any) -> dict[str, Any]:
-    """Return what a training writes, less its weights; without an attempt what mmdet's own does."""
+    """Return a checkpoint without weights; without an attempt, as plain mmdet writes it."""
     meta: dict[str, Any] = {"epoch": epoch, "iter": step}
     training = {} if attempt is None else {"training": {"iteration": step, "epoch": epoch}}
     if attempt is not None:
@@ -42,7 +42,7 @@ def test_order_is_by_attempt_then_step_and_never_by_time(tmp_path: Path, noted: 
     wanted = [
         write(tmp_path, "epoch_9.pth", None, 900, 9),
         write(tmp_path, "epoch_2.pth", 1, 12, 2, noted=noted),
-        # Begun anew, or gone on with from an earlier one: fewer steps, but newer.
+        # Restarted, or resumed from an earlier one: fewer steps, but newer.
         write(tmp_path, "step_9.pth", 2, 9, 1, noted=noted),
         write(tmp_path, "step_10.pth", 2, 10, 1, noted=noted),
         write(tmp_path, "iter_11.pth", 2, 11, 1, noted=noted),
@@ -64,7 +64,7 @@ def test_a_folder_without_any(tmp_path: Path) -> None:
     assert newest_training(tmp_path) is None
 
 
-def test_damaged_ones_and_those_without_a_trainings_state_are_passed_over(
+def test_damaged_ones_and_those_without_training_state_are_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = write(tmp_path, "epoch_1.pth", 1, 6, 1)
@@ -76,7 +76,7 @@ def test_damaged_ones_and_those_without_a_trainings_state_are_passed_over(
     del bare["optimizer"]  # checkpoint_config.save_optimizer=False
     save_checkpoint(tmp_path / "epoch_4.pth", bare, note=Place(1, 24, 4).note)
     hooks = content(1, 18, 3)
-    del hooks["training"]  # What a hook of the user's own lets the runner write.
+    del hooks["training"]  # Written by the runner for a custom hook.
     save_checkpoint(tmp_path / "epoch_3.pth", hooks)
     (tmp_path / "epoch_2.pth").write_text("no checkpoint")
     with caplog.at_level(logging.WARNING):

@@ -1,4 +1,4 @@
-"""``checkpoint_config`` means what it means in mmcv, beside what we write to go on from."""
+"""``checkpoint_config`` works as in mmcv, apart from additional checkpoints for resuming."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.detector.minimal import minimal
 
 
 def epochs(section: dict[str, Any] | None, of: int) -> list[int]:
-    """Return after which of so many epochs a checkpoint is written."""
+    """Return the epochs after which a checkpoint is written."""
     plan = checkpoint_plan(section, counts_epochs=True)
     return [epoch for epoch in range(1, of + 1) if plan.at_epoch(epoch, of)]
 
@@ -38,11 +38,13 @@ def epochs(section: dict[str, Any] | None, of: int) -> list[int]:
         (None, []),
     ],
 )
-def test_when_an_epoch_ends_with_one(section: dict[str, Any] | None, expected: list[int]) -> None:
+def test_epochs_that_end_with_a_checkpoint(
+    section: dict[str, Any] | None, expected: list[int]
+) -> None:
     assert epochs(section, 5) == expected
 
 
-def test_steps_count_where_epochs_do_not() -> None:
+def test_steps_count_if_by_epoch_is_false() -> None:
     plan = checkpoint_plan({"interval": 3}, counts_epochs=False)
     assert [step for step in range(1, 9) if plan.at_step(step, 8)] == [3, 6, 8]
     plan = checkpoint_plan({"interval": 3, "by_epoch": False}, counts_epochs=True)
@@ -50,7 +52,7 @@ def test_steps_count_where_epochs_do_not() -> None:
 
 
 def kept(folder: Path, section: dict[str, Any]) -> list[str]:
-    """Return which of many files are left."""
+    """Return the files that are kept."""
     for number in range(1, 7):
         save_checkpoint(folder / f"epoch_{number}.pth", {}, note=Place(1, 9 * number, 0).note)
         save_checkpoint(folder / f"step_{number}.pth", {}, note=Place(1, number, 0).note)
@@ -62,7 +64,7 @@ def kept(folder: Path, section: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("more", [{}, {"max_keep_ckpts": -1}, {"max_keep_ckpts": 0}])
-def test_all_are_kept_where_the_config_says_no_number(tmp_path: Path, more: dict[str, Any]) -> None:
+def test_all_are_kept_if_the_config_has_no_number(tmp_path: Path, more: dict[str, Any]) -> None:
     left = kept(tmp_path, {"interval": 1, **more})
     assert [name for name in left if re.fullmatch(r"epoch_\d.pth", name)] == [
         f"epoch_{n}.pth" for n in range(1, 7)
@@ -72,7 +74,7 @@ def test_all_are_kept_where_the_config_says_no_number(tmp_path: Path, more: dict
     assert "step_4.pth.sha256" not in left
 
 
-def test_so_many_are_kept_as_the_config_says(tmp_path: Path) -> None:
+def test_the_number_in_the_config_is_kept(tmp_path: Path) -> None:
     left = kept(tmp_path, {"interval": 1, "max_keep_ckpts": 2})
     assert [name for name in left if re.fullmatch(r"epoch_\d.pth", name)] == [
         "epoch_5.pth",
@@ -80,7 +82,7 @@ def test_so_many_are_kept_as_the_config_says(tmp_path: Path) -> None:
     ]
 
 
-def test_what_does_not_say_when_it_was_written_is_neither_counted_nor_removed(
+def test_a_checkpoint_without_its_place_is_neither_counted_nor_removed(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "step_9.pth").write_text("no checkpoint")
@@ -88,7 +90,7 @@ def test_what_does_not_say_when_it_was_written_is_neither_counted_nor_removed(
     assert {"step_9.pth", "step_6.pth", "step_5.pth"} <= set(left)
 
 
-def test_a_config_that_says_nothing_keeps_three() -> None:
+def test_a_config_without_checkpoint_config_keeps_three() -> None:
     config = finish(minimal())
     assert checkpoint_plan(config.checkpoint_config, counts_epochs=True).max_keep_ckpts == 3
     config = finish(minimal(checkpoint_config={"interval": 1}))
@@ -97,7 +99,7 @@ def test_a_config_that_says_nothing_keeps_three() -> None:
     assert config.checkpoint_config is None
 
 
-def test_folder_is_below_out_dir() -> None:
+def test_folder_is_in_out_dir() -> None:
     stage = Path("runs/tiny/float")
     assert checkpoint_plan({}, counts_epochs=True).folder(stage) == stage
     plan = checkpoint_plan({"out_dir": "/big"}, counts_epochs=True)
@@ -123,7 +125,7 @@ def test_meta_is_plain_data() -> None:
         ({"minutes": -1}, "minutes is -1"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(section: dict[str, Any], message: str) -> None:
+def test_invalid_values_are_refused_by_name(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match="checkpoint_config") as caught:
         checkpoint_plan(section, counts_epochs=True)
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""An optimizer goes on with its own settings, with the config's, or is refused by name."""
+"""An optimizer resumes with its old settings or the config's, or is refused by name."""
 
 from __future__ import annotations
 
@@ -41,14 +41,16 @@ def step(net: nn.Module, optimizer: Optimizer) -> None:
 
 @pytest.mark.parametrize("now", KINDS)
 @pytest.mark.parametrize("before", KINDS)
-def test_any_optimizer_after_any_other_steps_or_is_refused_in_a_line(before: str, now: str) -> None:
+def test_any_optimizer_after_any_other_works_or_is_refused_in_one_line(
+    before: str, now: str
+) -> None:
     net, former = stepped(before)
     state = copy.deepcopy(former.state_dict())
     optimizer = KINDS[now](net.parameters())
     load_optimizer_(optimizer, state, "f.pth", new_settings=True)
     step(net, optimizer)
     optimizer = KINDS[now](net.parameters())
-    # Those of a family say the same of each parameter; the comparison of settings tells them apart.
+    # Similar optimizers have the same state per parameter; their settings distinguish them.
     if FAMILY[before] == FAMILY[now]:
         load_optimizer_(optimizer, copy.deepcopy(state), "f.pth", new_settings=False)
         step(net, optimizer)
@@ -61,7 +63,7 @@ def test_any_optimizer_after_any_other_steps_or_is_refused_in_a_line(before: str
 def test_a_new_rate_keeps_the_momentum() -> None:
     net, former = stepped("sgd")
     state = copy.deepcopy(former.state_dict())
-    state["param_groups"][0]["initial_lr"] = 0.1  # As mmcv's learning rate hooks leave it.
+    state["param_groups"][0]["initial_lr"] = 0.1  # As after mmcv's learning rate hooks.
     optimizer = SGD(net.parameters(), lr=0.025, momentum=0.9)
     load_optimizer_(optimizer, state, "f.pth", new_settings=True)
     assert optimizer.param_groups[0]["lr"] == 0.025

@@ -1,4 +1,4 @@
-"""A quantized training with learned scales and every extra, on a detector of toy size."""
+"""A quantized training with learned scales and all optional methods, on a toy detector."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_the_phases_follow_the_schedule(trained: Any) -> None:
 
 
 @pytest.mark.slow
-def test_every_loss_is_logged_beside_the_detectors_own(trained: Any) -> None:
+def test_every_added_loss_is_logged(trained: Any) -> None:
     text = "\n".join(trained.lines)
     for name in ("loss_cls", "loss_distill:", "loss_distill_features:", "loss_dampening:"):
         assert name in text
@@ -110,7 +110,7 @@ def test_every_loss_is_logged_beside_the_detectors_own(trained: Any) -> None:
 
 
 @pytest.mark.slow
-def test_scales_were_learned_in_a_group_of_their_own(trained: Any) -> None:
+def test_scales_were_learned_in_a_separate_parameter_group(trained: Any) -> None:
     after = learned_parameters(trained.graph.quantizers)
     changed = [
         name for name, value in after.items() if not torch.equal(value, trained.before[name])
@@ -124,7 +124,7 @@ def test_scales_were_learned_in_a_group_of_their_own(trained: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_checkpoint_holds_the_average_and_the_companions_the_rest(trained: Any) -> None:
+def test_the_checkpoint_has_the_average_and_the_companions_the_rest(trained: Any) -> None:
     content = load_checkpoint(trained.folder / "epoch_2.pth")
     assert not any(key.startswith(CONTAINER) for key in content["state_dict"])
     assert set(content["companions"]) == {"average", "oscillation"}
@@ -134,12 +134,12 @@ def test_the_checkpoint_holds_the_average_and_the_companions_the_rest(trained: A
     assert not torch.equal(averaged, raw[name])
     assert (averaged - raw[name]).abs().max() < 0.2 * raw[name].abs().max()
     assert content["quantization"]["state"].keys() == trained.graph.quantizers.state_dict().keys()
-    # After the training the detector is what the checkpoint holds, but for its statistics.
+    # After the training, the detector equals the checkpoint, except for its statistics.
     assert torch.equal(trained.detector.state_dict()[name], averaged)
 
 
 @pytest.mark.slow
-def test_the_result_is_usable_and_nothing_of_the_training_is_left(trained: Any) -> None:
+def test_the_result_is_usable_without_remains_of_the_training(trained: Any) -> None:
     detector, graph = trained.detector, trained.graph
     detector.eval()
     set_phase(graph.quantizers, Phase.FROZEN)
@@ -153,10 +153,10 @@ def test_the_result_is_usable_and_nothing_of_the_training_is_left(trained: Any) 
 
 
 @pytest.mark.slow
-def test_a_resumed_training_goes_on_from_the_weights_and_not_from_the_average(
+def test_a_resumed_training_continues_from_the_weights_not_from_the_average(
     trained: Any, tiny: Callable[..., Any], tmp_path: Path
 ) -> None:
-    # An optimizer that does not move shows what was loaded.
+    # An optimizer that changes nothing shows the loaded weights.
     config = tiny(runner__max_epochs=2, optimizer__lr=0.0)
     it = prepared(config)
     first = load_checkpoint(trained.folder / "epoch_1.pth")
@@ -169,13 +169,13 @@ def test_a_resumed_training_goes_on_from_the_weights_and_not_from_the_average(
     raw, resumed = (c["companions"]["average"] for c in (first, second))
     assert torch.equal(raw["values"][name], resumed["values"][name])
     assert resumed["num_updates"] == raw["num_updates"] + 6
-    # The average has moved on towards the weights.
+    # The average has moved towards the weights.
     before = (first["state_dict"][name] - raw["values"][name]).abs().max()
     after = (second["state_dict"][name] - raw["values"][name]).abs().max()
     assert after < before
 
 
-def test_loss_terms_are_added_inside_the_body_alone() -> None:
+def test_loss_terms_are_added_only_inside_the_body() -> None:
     class Detector(torch.nn.Module):
         def forward_train(self) -> dict[str, Any]:
             return {"loss_cls": torch.tensor(1.0)}

@@ -1,4 +1,4 @@
-"""Running statistics that each rank has of its own: one mean wherever somebody reads them."""
+"""Running statistics differ between ranks, but evaluations and checkpoints use their mean."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def trained(config: Any, folder: Path) -> dict[str, Any]:
-    """Train by iterations and return this rank's statistics at each evaluation and at the end."""
+    """Train by iteration; return this rank's statistics at each evaluation and at the end."""
     from dq.detector.data.datasets import dataset_of
     from dq.detector.hooks.quantization import evaluation as evaluation_hook
     from dq.detector.model.build import build_model
@@ -28,7 +28,7 @@ def trained(config: Any, folder: Path) -> dict[str, Any]:
 
     def look(detector: Any, *_: object, **__: object) -> list[Any]:
         seen.append({k: v.clone() for k, v in detector.state_dict().items() if "running" in k})
-        return []  # Nothing is found, and no metric of that is needed here.
+        return []  # There are no detections, and no metric is needed here.
 
     evaluation_hook.detect = look  # type: ignore[assignment]
     seed_everything(0)
@@ -39,7 +39,7 @@ def trained(config: Any, folder: Path) -> dict[str, Any]:
     return {"seen": seen, "end": {k: v.clone() for k, v in detector.state_dict().items()}}
 
 
-def test_evaluations_and_checkpoints_of_any_intervals_see_the_mean_over_ranks(
+def test_evaluations_and_checkpoints_at_any_interval_use_the_mean_over_ranks(
     tiny: Callable[..., Any], tmp_path: Path
 ) -> None:
     config = tiny(evaluation__interval=3)
@@ -53,7 +53,7 @@ def test_evaluations_and_checkpoints_of_any_intervals_see_the_mean_over_ranks(
         for one, other in zip([*first["seen"], first["end"]], [*second["seen"], second["end"]],
                               strict=True):  # fmt: skip
             assert all(torch.equal(value, other[name]) for name, value in one.items())
-    # When checkpoints are written changes nothing of what is learned.
+    # The interval of checkpoints does not change the training.
     (often, _), (once, _) = results.values()
     assert all(torch.equal(value, once["end"][name]) for name, value in often["end"].items())
 

@@ -1,1 +1,1 @@
-"""Look at a data set before anything is trained on it: images, boxes, classes."""
+"""Check a data set before training: images, boxes, classes."""

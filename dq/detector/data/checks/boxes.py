@@ -1,4 +1,4 @@
-"""Boxes of a data set beside the size of their images."""
+"""Check the boxes of a data set against the sizes of their images."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from dq.detector.data.checks.image_size import (
     loader_of,
     sizes_of,
 )
-from dq.detector.data.leaves import annotation_of, files_of, infos_of, name_of, said_of
+from dq.detector.data.leaves import annotation_of, files_of, infos_of, name_of, set_name
 
 Boxes = np.ndarray[Any, Any]
-# So many files are opened at most, spread over the data set.
+# Maximum number of files to open, spread over the data set.
 MAX_OPENED = 20_000
 KINDS = (("bboxes", "labels"), ("bboxes_ignore", "labels_ignore"))
 
 
 @dataclass(slots=True)
 class Count:
-    """Boxes of one kind: how many, in how many images, and the first of these."""
+    """Boxes of one kind: how many, in how many images, and the first such image."""
 
     boxes: int = 0
     images: int = 0
     first: str = ""
 
     def add(self, boxes: int, image: str) -> None:
-        """Count boxes of another image, which may be none."""
+        """Add the number of boxes of one image, which may be 0."""
         if boxes:
             self.boxes, self.images = self.boxes + boxes, self.images + 1
             self.first = self.first or image
@@ -44,18 +44,18 @@ class Count:
 
 
 def has_area(boxes: Boxes) -> Boxes:
-    """Return for each box ``(N, 4)`` of corners whether it has width and height."""
+    """Return for each box (``(N, 4)``, corners) whether it has width and height."""
     kept: Boxes = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return kept
 
 
 def inside(boxes: Boxes, size: Size) -> Boxes:
-    """Return boxes cut off at the border of an image of this width and height."""
+    """Return the boxes clipped to an image of this width and height."""
     return np.clip(boxes[:, :4], 0, [*size, *size])
 
 
-def lies_in(boxes: Boxes, size: Size) -> Boxes:
-    """Return for each box whether half of it or more lies in an image of this width and height."""
+def mostly_inside(boxes: Boxes, size: Size) -> Boxes:
+    """Return for each box whether at least half of it is in an image of this width and height."""
     return _areas(inside(boxes, size)) >= 0.5 * _areas(boxes)
 
 
@@ -65,11 +65,11 @@ def _areas(boxes: Boxes) -> Boxes:
 
 
 class WithoutUselessBoxes:
-    """``get_ann_info`` of a data set, less the boxes that have no area in their image.
+    """``get_ann_info`` of a data set, without the boxes that have no area in their image.
 
     Args:
         get_ann_info: The data set's own.
-        sizes: Width and height of the images that have boxes outside.
+        sizes: Width and height of the images with boxes outside, by index.
     """
 
     def __init__(self, get_ann_info: Any, sizes: Mapping[int, Size]) -> None:
@@ -88,14 +88,14 @@ class WithoutUselessBoxes:
                 keep &= has_area(inside(found, self.sizes[index]))
             if keep.all():
                 continue
-            beside = [labels] if boxes.endswith("_ignore") else _beside(annotation, len(found))
-            for name in {boxes, *beside} & set(annotation):
+            keys = [labels] if boxes.endswith("_ignore") else _per_box_keys(annotation, len(found))
+            for name in {boxes, *keys} & set(annotation):
                 annotation[name] = _chosen(annotation[name], keep)
         return annotation
 
 
-def _beside(annotation: Mapping[str, Any], number: int) -> list[str]:
-    """Return the names of what an annotation has for each box: labels, masks, keypoints."""
+def _per_box_keys(annotation: Mapping[str, Any], number: int) -> list[str]:
+    """Return the keys with one entry per box: labels, masks, keypoints."""
     return [
         name
         for name, value in annotation.items()
@@ -112,20 +112,20 @@ def _chosen(values: Any, keep: Boxes) -> Any:
 
 
 def check_boxes(leaf: Any, split: str, say: Callable[[str], None], *, opens: bool) -> None:
-    """Make a data set leave out boxes without area, and refuse boxes made for another image size.
+    """Remove boxes without area from a data set; refuse boxes made for another image size.
 
     Args:
         leaf: A data set that reads images.
         split: Its name in the config, for messages.
-        say: Takes a line about what is worth knowing.
-        opens: Whether its images are plain files, whose size can be read.
+        say: Called with each line to log.
+        opens: Whether its images are plain files with a readable size.
 
     Raises:
-        ValueError: Boxes fit the size that an annotation gives its image, and not the image.
+        ValueError: Boxes fit the image size in the annotation, but not the real size of the image.
     """
     infos = infos_of(leaf)
     if infos is None or annotation_of(leaf, 0) is None:
-        say(f"data.{split}: boxes of {said_of(leaf)} are not looked at, which has no list of them")
+        say(f"data.{split}: boxes of {set_name(leaf)} are not checked: it has no list of them")
         return
     real = _real_sizes(leaf, split, infos, say) if opens else {}
     empty, stray, other = Count(), Count(), Count()
@@ -139,7 +139,7 @@ def check_boxes(leaf: Any, split: str, say: Callable[[str], None], *, opens: boo
         _check_labels(leaf, split, annotation, name)
         area = has_area(boxes)
         empty.add(int((~area).sum()), name)
-        said, size = _said_size(info), real.get(index)
+        said, size = _annotated_size(info), real.get(index)
         if said and size and said != size:
             size = _refuse_other_size(leaf, split, index, said, size)
             other.add(int(size != said), name)
@@ -161,12 +161,12 @@ def check_boxes(leaf: Any, split: str, say: Callable[[str], None], *, opens: boo
         say(f"data.{split}: {stray.boxes} boxes outside their image {stray}")
     if other.boxes:
         say(
-            f"data.{split}: {other.images} images have another size than {said_of(leaf)} says"
+            f"data.{split}: {other.images} images have another size than {set_name(leaf)} says"
             f" (first {other.first}); their boxes fit both, but may be made for the other"
         )
     if empty.boxes or (outside and not tested):
         kept = WithoutUselessBoxes(leaf.get_ann_info, {} if tested else outside)
-        # An attribute of the instance hides the method of the class.
+        # An attribute of the instance overrides the method of the class.
         leaf.__dict__["get_ann_info"] = kept
 
 
@@ -176,7 +176,7 @@ def _all_boxes(annotation: Mapping[str, Any]) -> Boxes:
     return np.concatenate(known) if known else np.zeros((0, 4), np.float32)
 
 
-def _said_size(info: Mapping[str, Any]) -> Size | None:
+def _annotated_size(info: Mapping[str, Any]) -> Size | None:
     width, height = info.get("width"), info.get("height")
     if not isinstance(width, int | float) or not isinstance(height, int | float):
         return None
@@ -186,72 +186,72 @@ def _said_size(info: Mapping[str, Any]) -> Size | None:
 def _real_sizes(
     leaf: Any, split: str, infos: Sequence[Mapping[str, Any]], say: Callable[[str], None]
 ) -> dict[int, Size]:
-    """Return width and height of the images as they will be loaded, by index."""
+    """Return width and height of the images as the pipeline loads them, by index."""
     stride = -(-len(infos) // MAX_OPENED)
     if stride > 1:
-        say(f"data.{split}: the size of one in {stride} images is looked at, {said_of(leaf)}")
+        say(f"data.{split}: the size of one in {stride} images is checked, {set_name(leaf)}")
     chosen = range(0, len(infos), max(1, stride))
     sizes = sizes_of([name_of(leaf, index) for index in chosen], loader_of(leaf))
     return {i: size for i, size in zip(chosen, sizes, strict=True) if size is not None}
 
 
 def _check_labels(leaf: Any, split: str, annotation: Mapping[str, Any], name: str) -> None:
-    """Raise ValueError for a label that no class has."""
+    """Raise ValueError for a label without a class."""
     labels, classes = annotation.get("labels"), getattr(leaf, "CLASSES", None)
     if not isinstance(labels, np.ndarray) or not len(labels) or not classes:
         return
     if labels.min() < 0 or labels.max() >= len(classes):
         worst = int(labels.min() if labels.min() < 0 else labels.max())
         raise ValueError(
-            f"data.{split}: image {name} has a box of label {worst} in {said_of(leaf)}; labels of"
+            f"data.{split}: image {name} has a box of label {worst} in {set_name(leaf)}; labels of"
             f" {len(classes)} classes go from 0 to {len(classes) - 1}"
         )
 
 
 def _refuse_other_size(leaf: Any, split: str, index: int, said: Size, size: Size) -> Size:
-    """Return the size of an image for which an annotation says another.
+    """Return the real size of an image whose annotation gives another size.
 
     Raises:
-        ValueError: Some of its boxes fit only the size that is said, or are left out for it. Where
-            they fit neither, or both, nobody can tell.
+        ValueError: Some of its boxes fit only the annotated size, or mmdet drops them because of
+            it. If they fit neither or both, it stays undecided.
     """
     boxes = _boxes_of_file(leaf, index)
-    fit_said, fit = lies_in(boxes, said), lies_in(boxes, size)
+    fit_said, fit = mostly_inside(boxes, said), mostly_inside(boxes, size)
     lost = has_area(boxes) & fit_said & ~fit
-    # Only COCO's are judged by the size that is said; in Pascal VOC's files it is often wrong.
+    # Only COCO boxes are checked against the annotated size; in Pascal VOC files it is often wrong.
     unseen = has_area(boxes) & fit & ~fit_said & isinstance(leaf, CocoDataset)
     path, step = name_of(leaf, index), loader_of(leaf)
     if not (lost | unseen).any():
         return size
     loaded = loaded_size(path, step)
-    if loaded != size:  # Only OpenCV knows which tags it heeds in which kinds of files.
+    if loaded != size:  # Only OpenCV knows which tags it applies in which kinds of files.
         return loaded or size
     where = f"data.{split}: {int((lost | unseen).sum())} of {len(boxes)} boxes of image {path}"
-    mend = f"mend the width, height and boxes of this image in {said_of(leaf)}"
+    fix = f"correct the width, height and boxes of this image in {set_name(leaf)}"
     if unseen.any():
         raise ValueError(
             f"{where} lie outside the {said[0]}x{said[1]} that its annotation says, so mmdet leaves"
-            f" them out, and it is {size[0]}x{size[1]}; {mend}"
+            f" them out, and it is {size[0]}x{size[1]}; {fix}"
         )
     turned = step.color_type in TURNING
     by_tag = size == said[::-1] and head_size(path, turned=not turned) == said
     how = f"{size[0]}x{size[1]} as it is read"
     if by_tag and turned:
-        how += ", turned by its EXIF tag"
-        mend = (
-            "write the photo anew without the tag, or leave it unturned with"
+        how += ", rotated by its EXIF tag"
+        fix = (
+            "rewrite the photo without the tag, or ignore the tag with"
             " color_type='color_ignore_orientation' in LoadImageFromFile"
         )
     elif by_tag:
-        how += ", not turned as its EXIF tag asks for"
-        mend = "use color_type='color' in LoadImageFromFile"
+        how += ", not rotated by its EXIF tag"
+        fix = "use color_type='color' in LoadImageFromFile"
     raise ValueError(
-        f"{where} lie outside it, which is {how}, and {said[0]}x{said[1]} by its annotation; {mend}"
+        f"{where} lie outside it, which is {how}, and {said[0]}x{said[1]} by its annotation; {fix}"
     )
 
 
 def _boxes_of_file(leaf: Any, index: int) -> Boxes:
-    """Return an image's boxes, those too that mmdet leaves out for the size that is said."""
+    """Return an image's boxes, including those that mmdet drops because of the annotated size."""
     if isinstance(leaf, CocoDataset) and hasattr(leaf, "coco"):
         ids = leaf.coco.get_ann_ids(img_ids=[leaf.data_infos[index]["id"]])
         found = [a for a in leaf.coco.load_anns(ids) if a["category_id"] in leaf.cat_ids]

@@ -1,4 +1,4 @@
-"""Classes of a data set beside those of its annotation files."""
+"""Compare the classes of a data set with those of its annotation files."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from typing import Any
 
 from mmdet.datasets import CocoDataset, XMLDataset
 
-from dq.detector.data.leaves import said_of
+from dq.detector.data.leaves import set_name
 from dq.names import did_you_mean
 
-# So many of the classes that are left out are named.
+# Maximum number of unused classes to name in a message.
 NAMED = 4
 
 
 def check_classes(leaf: Any, split: str, say: Callable[[str], None]) -> None:
     """Compare a data set's classes with the boxes of its files.
 
-    Boxes of other classes are left out by mmdet; they are counted.
+    mmdet drops boxes of other classes; they are counted.
 
     Args:
         leaf: A data set that reads images.
         split: Its name in the config, for messages.
-        say: Takes a line about what is worth knowing.
+        say: Called with each line to log.
 
     Raises:
-        ValueError: A class of COCO's cannot be, or none of Pascal VOC's occurs.
+        ValueError: A class is not a COCO category of the file, or no Pascal VOC class occurs.
     """
     try:
         if isinstance(leaf, XMLDataset):
             _check_xml(leaf, split, say)
         elif getattr(type(leaf), "load_annotations", None) is CocoDataset.load_annotations:
-            # Sets that read COCO's files in another way have names of their own for the classes.
+            # Data sets that read COCO files in another way may use other class names.
             _check_coco(leaf, split, say)
     except (OSError, ET.ParseError, KeyError, AttributeError, TypeError) as error:
         say(
-            f"data.{split}: classes of {said_of(leaf)} are not compared with its annotations, which"
-            f" are stored in a way of their own ({type(error).__name__})"
+            f"data.{split}: classes of {set_name(leaf)} are not compared with its annotations,"
+            f" which have a format of their own ({type(error).__name__})"
         )
 
 
@@ -80,7 +80,7 @@ def _check_coco(leaf: Any, split: str, say: Callable[[str], None]) -> None:
 def _left_out(split: str, leaf: Any, others: Counter[str]) -> str:
     return (
         f"data.{split}: {others.total()} boxes of {len(others)} other classes in"
-        f" {said_of(leaf)} are left out ({_named(others)})"
+        f" {set_name(leaf)} are left out ({_named(others)})"
     )
 
 

@@ -1,4 +1,4 @@
-"""Look through a data set before it is used: missing files, useless boxes, unknown classes."""
+"""Check a data set before it is used: missing files, useless boxes, unknown classes."""
 
 from __future__ import annotations
 
@@ -13,33 +13,32 @@ from mmdet.datasets import CustomDataset
 from dq.detector.data.checks.boxes import check_boxes
 from dq.detector.data.checks.classes import check_classes
 from dq.detector.data.checks.image_size import has_sizes, is_on_disk, loader_of
-from dq.detector.data.leaves import files_of, infos_of, leaves, said_of
+from dq.detector.data.leaves import files_of, infos_of, leaves, set_name
 
 log = logging.getLogger(__name__)
 
-# What a class of one's own may replace, so that no one knows from outside where images are.
+# If a custom class overrides one of these, the places of its images are unknown.
 PREPARING = ("pre_pipeline", "prepare_train_img", "prepare_test_img", "__getitem__")
 
 
 def inspect(dataset: Any, split: str, *, quiet: bool = False) -> None:
-    """Check every data set inside ``dataset`` and make each leave out boxes without area.
+    """Check every data set inside ``dataset`` and remove boxes without area.
 
-    What cannot be looked at is named: a data set may keep images in memory, in a data base or on a
-    server.
+    Checks that are not possible are logged: images may be in memory, in a database or on a server.
 
     Args:
         dataset: Any mmdet data set, wrappers (repeat, concatenate, mosaic) included.
         split: Its name in the config, for messages.
-        quiet: Say nothing about what is no error.
+        quiet: Log nothing but errors.
 
     Raises:
-        ValueError: No images, an image file that is missing, or classes or boxes that do not fit;
-            the message names the first case and the mend.
+        ValueError: No images, a missing image file, or classes or boxes that do not fit; the
+            message names the first case and the fix.
     """
     said: dict[str, None] = {}
 
     def say(line: str) -> None:
-        # A data set that is named twice has the same defects twice.
+        # A data set that occurs twice has the same defects twice.
         if line not in said and not quiet:
             said[line] = None
             log.warning("%s", line)
@@ -47,17 +46,17 @@ def inspect(dataset: Any, split: str, *, quiet: bool = False) -> None:
     for leaf in leaves(dataset):
         if not len(leaf):
             raise ValueError(
-                f"data.{split}: no images in {said_of(leaf)} (with the boxes asked for)"
+                f"data.{split}: no images in {set_name(leaf)} (with the boxes that it needs)"
             )
         has_files = _check_files(leaf, split, say)
         check_classes(leaf, split, say)
         check_boxes(leaf, split, say, opens=has_files and has_sizes(leaf))
         if has_files:
-            leaf.pipeline = _NamesBadImages(leaf.pipeline)
+            leaf.pipeline = _NamingPipeline(leaf.pipeline)
 
 
-class _NamesBadImages:
-    """A pipeline whose failure on an image that cannot be decoded names that image."""
+class _NamingPipeline:
+    """A pipeline that names the image if it cannot be decoded."""
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
@@ -72,18 +71,18 @@ class _NamesBadImages:
             if reason is None:
                 raise
             raise ValueError(
-                f"image {path} cannot be read: {reason}; mend it or take it out of the image list"
+                f"image {path} cannot be read: {reason}; repair it or remove it from the image list"
             ) from error
 
     def __getattr__(self, name: str) -> Any:
-        # mmdet looks at the transforms inside, to update them.
+        # mmdet accesses the transforms inside, to update them.
         if name == "pipeline":
             raise AttributeError(name)
         return getattr(self.pipeline, name)
 
 
 def _unreadable(path: Path) -> str | None:
-    """Say why an image file cannot be decoded, None when it can."""
+    """Return why an image file cannot be decoded, or None."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -92,11 +91,11 @@ def _unreadable(path: Path) -> str | None:
         image = mmcv.imfrombytes(content)
     except Exception as error:
         return " ".join(str(error).split())[:100]
-    return "it is no image" if image is None else None
+    return "it is not an image" if image is None else None
 
 
 def _check_files(leaf: Any, split: str, say: Callable[[str], None]) -> bool:
-    """Look for the image files, and say whether they are plain files that are all there.
+    """Look for the image files; return whether they are plain files and all exist.
 
     Raises:
         ValueError: Files are missing.
@@ -116,8 +115,8 @@ def _check_files(leaf: Any, split: str, say: Callable[[str], None]) -> bool:
             return True
         if not names:
             reason = "it names none"
-        elif _prepares_itself(leaf):
-            reason = f"{type(leaf).__name__} prepares samples in a way of its own"
+        elif _has_own_loading(leaf):
+            reason = f"{type(leaf).__name__} prepares samples in its own way"
         elif step is None and transforms is not None:
             reason = "no LoadImageFromFile is in its pipeline"
         else:
@@ -125,12 +124,12 @@ def _check_files(leaf: Any, split: str, say: Callable[[str], None]) -> bool:
                 f"data.{split}: {len(missing)} of {len(names)} images are missing, first"
                 f" {prefix / missing[0]}; set img_prefix to the folder that has them"
             )
-    say(f"data.{split}: image files of {said_of(leaf)} are not looked for: {reason}")
+    say(f"data.{split}: image files of {set_name(leaf)} are not looked for: {reason}")
     return False
 
 
-def _prepares_itself(leaf: Any) -> bool:
-    """Say whether a class from outside mmdet has its own way from an index to a sample."""
+def _has_own_loading(leaf: Any) -> bool:
+    """Return whether a class from outside mmdet loads samples in its own way."""
     for kind in type(leaf).__mro__:
         if kind is CustomDataset:
             return False

@@ -1,1 +1,1 @@
-"""mmcv's compiled operators on devices that they were not compiled for."""
+"""Run mmcv's compiled operators on devices for which they were not compiled."""

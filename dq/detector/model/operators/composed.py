@@ -1,8 +1,8 @@
-"""Operators of mmcv that detectors call, made of torch's and torchvision's operators.
+"""mmcv operators of detectors, composed of torch's and torchvision's operators.
 
-Each function takes what the operator's own ``apply`` takes and returns what it returns; autograd
-finds the gradients. Where mmcv has a compiled operator for the CPU, results are equal to it up to
-rounding; where it has none, to mmdet's or mmcv's own Python version.
+Each function has the arguments and the result of the operator's own ``apply``; autograd computes
+the gradients. Up to rounding, results are equal to mmcv's compiled operator for the CPU. If there
+is none, they are equal to mmdet's or mmcv's own Python version.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def roi_align(
     pool_mode: str = "avg",
     aligned: bool = True,
 ) -> Tensor:
-    """Return features ``(R, C, h, w)`` of boxes ``(R, 5)``: image index and corners in pixels.
+    """Return features ``(R, C, h, w)`` of boxes ``(R, 5)`` (image index, corners in pixels).
 
     Raises:
-        ValueError: ``pool_mode`` is "max", which torchvision's operator does not know.
+        ValueError: ``pool_mode`` is "max", which torchvision's operator does not support.
     """
     if pool_mode != "avg":
         raise ValueError(
@@ -53,8 +53,8 @@ def sigmoid_focal_loss(
 ) -> Tensor:
     """Return the focal loss of logits ``(N, classes)`` for class indices ``(N,)``.
 
-    The index ``classes`` is the background. As mmdet computes it on a CPU: with the logarithm of
-    the sigmoid, which stays exact for large logits. Source: arXiv 1708.02002, equation 5.
+    The index ``classes`` is the background. As mmdet does on a CPU, it uses the logarithm of the
+    sigmoid, which stays exact for large logits. Source: arXiv 1708.02002, equation 5.
     """
     num_classes = input.shape[1]
     positive = target.unsqueeze(1) == torch.arange(num_classes, device=input.device)
@@ -66,7 +66,7 @@ def sigmoid_focal_loss(
     )
     loss = loss * share * missed.pow(gamma)
     if weight is not None and weight.numel():
-        # The background, which has no weight of its own, counts once.
+        # The background, which has no weight, counts once.
         loss = loss * torch.cat([weight, weight.new_ones(1)])[target].unsqueeze(1)
     if reduction == "mean":
         return loss.sum() / input.shape[0]
@@ -85,9 +85,9 @@ def deform_conv2d(
     bias: bool = False,
     im2col_step: int = 32,
 ) -> Tensor:
-    """Return a convolution whose taps are moved by ``offset``; arXiv 1703.06211.
+    """Return a convolution whose kernel taps are shifted by ``offset``; arXiv 1703.06211.
 
-    Groups follow from the shapes of ``weight`` and ``offset``; ``im2col_step`` changes no value.
+    Groups follow from the shapes of ``weight`` and ``offset``; ``im2col_step`` has no effect.
     """
     return _deformed((input, offset, weight, None, None), (stride, padding, dilation))
 
@@ -104,7 +104,7 @@ def modulated_deform_conv2d(
     groups: int = 1,
     deform_groups: int = 1,
 ) -> Tensor:
-    """Return a convolution whose taps are moved and weighted; arXiv 1811.11168."""
+    """Return a convolution whose kernel taps are shifted and weighted; arXiv 1811.11168."""
     return _deformed((input, offset, weight, bias, mask), (stride, padding, dilation))
 
 
@@ -112,9 +112,9 @@ def _deformed(
     tensors: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
     settings: tuple[Pair, Pair, Pair],
 ) -> Tensor:
-    """Return torchvision's convolution of input, offset, weight, bias and mask.
+    """Return torchvision's deformable convolution of input, offset, weight, bias and mask.
 
-    All take the dtype of the offset, as in mmcv, where autocast narrows that alone.
+    All use the dtype of the offset, as in mmcv, because autocast changes only that one.
     """
     input, offset, weight, bias, mask = tensors
     _check_offset(input, offset, weight, *settings)
@@ -128,10 +128,10 @@ def _deformed(
 def _check_offset(
     input: Tensor, offset: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair
 ) -> None:
-    """Raise ValueError where there is not one offset for each output.
+    """Raise ValueError unless there is one offset for each output.
 
-    mmcv's compiled operator reads what lies there all the same (mmdet's DyHead relies on it);
-    torchvision's and ONNX's have no such way.
+    mmcv's compiled operator reads past the sizes instead (mmdet's DyHead relies on it); those of
+    torchvision and ONNX cannot.
     """
     sizes = zip(
         input.shape[2:], weight.shape[2:], _pair(stride), _pair(padding), _pair(dilation),
@@ -152,20 +152,20 @@ def _check_offset(
 def carafe(
     features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int
 ) -> Tensor:
-    """Return features enlarged by weights for each place; arXiv 1905.02188, equation 3.
+    """Return features upsampled with weights for each position; arXiv 1905.02188, equation 3.
 
     Args:
         features: ``(N, C, H, W)``.
         masks: ``(N, groups * kernel_size ** 2, H * scale_factor, W * scale_factor)``.
-        kernel_size: Side of the window that each output is a weighted sum of.
-        group_size: Number of groups of channels; each has weights of its own.
-        scale_factor: How much larger the output is.
+        kernel_size: Side of the window; each output is a weighted sum over one window.
+        group_size: Number of groups of channels; each has its own weights.
+        scale_factor: Upsampling factor.
     """
     num, channels, height, width = features.shape
     reach = kernel_size // 2
     padded = functional.pad(features, [reach] * 4)
     padded = padded.view(num, group_size, channels // group_size, *padded.shape[2:])
-    # Groups, taps, then each input place beside the outputs that it is in the middle of.
+    # Groups, taps, then each input position with the outputs around it.
     weights = masks.view(num, group_size, kernel_size**2, height, scale_factor, width, scale_factor)
     output: Tensor | None = None
     for tap in range(kernel_size**2):
@@ -186,7 +186,7 @@ def masked_conv2d(
     padding: Pair = 0,
     stride: Pair = 1,
 ) -> Tensor:
-    """Return a convolution of one image that is zero where ``mask`` ``(1, H, W)`` is not positive.
+    """Return a convolution of one image; it is zero where ``mask`` ``(1, H, W)`` is not positive.
 
     Without gradients, as mmcv's operator.
     """
@@ -202,7 +202,7 @@ def multi_scale_deformable_attention(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Return the sum of sampled values by mmcv's own Python version; arXiv 2010.04159."""
+    """Return the weighted sum of sampled values by mmcv's Python version; arXiv 2010.04159."""
     output: Tensor = multi_scale_deformable_attn_pytorch(
         value,
         value_spatial_shapes,

@@ -1,4 +1,4 @@
-"""Which of mmcv's operators are replaced on which device."""
+"""Decide which of mmcv's operators are replaced on which device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ON_CPU: dict[type[Function], Composed] = {
     DeformConv2dFunction: composed.deform_conv2d,
     ModulatedDeformConv2dFunction: composed.modulated_deform_conv2d,
 }
-# These have a kernel for CUDA alone.
+# These have a kernel for CUDA only.
 ON_CUDA_ALONE: dict[type[Function], Composed] = {
     SigmoidFocalLossFunction: composed.sigmoid_focal_loss,
     CARAFEFunction: composed.carafe,
@@ -38,7 +38,7 @@ ON_CUDA_ALONE: dict[type[Function], Composed] = {
     MaskedConv2dFunction: composed.masked_conv2d,
     MultiScaleDeformableAttnFunction: composed.multi_scale_deformable_attention,
 }
-# No detector of mmdet's own configs uses these.
+# No config of mmdet itself uses these.
 WITHOUT_COMPOSITION: dict[type[Function], str] = {
     RoIPoolFunction: "RoIPool; use RoIAlign",
     SoftmaxFocalLossFunction: "softmax_focal_loss; use FocalLoss(use_sigmoid=True)",
@@ -47,17 +47,17 @@ WITHOUT_COMPOSITION: dict[type[Function], str] = {
 
 @functools.cache
 def ensure_operators() -> None:
-    """Make mmcv's operators work on CPU and GPU whatever mmcv-full was compiled for.
+    """Make mmcv's operators work on CPU and GPU, regardless of how mmcv-full was compiled.
 
-    Operators that have no kernel for a device are composed of torch's and torchvision's; those
-    without a composition raise an error that names them. Done once a process.
+    Operators without a kernel for a device are composed of torch's and torchvision's. Those without
+    a composition raise an error with their name. Done once per process.
     """
     with_cuda = get_compiling_cuda_version() != "not available"
     if not with_cuda:
         use_torchvision_nms()
         if torch.cuda.is_available():
             log.info(
-                "mmcv-full has no CUDA operators: torchvision's and torch's take their place"
+                "mmcv-full has no CUDA operators: torchvision's and torch's replace them"
                 " (docs/gpu.md)"
             )
 

@@ -1,4 +1,4 @@
-"""Non-maximum suppression on a GPU when mmcv-full was compiled for the CPU alone."""
+"""NMS on a GPU if mmcv-full was compiled for the CPU only."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torchvision.ops import nms as torchvision_nms
 
 
 class TorchvisionNms:
-    """mmcv's compiled operators with torchvision's suppression for tensors on a GPU.
+    """mmcv's compiled operators, with torchvision's NMS for tensors on a GPU.
 
     Args:
-        compiled: mmcv's extension module; everything but ``nms`` on a GPU is passed to it.
+        compiled: mmcv's extension module; everything except ``nms`` on a GPU is passed to it.
     """
 
     def __init__(self, compiled: Any) -> None:
@@ -25,8 +25,8 @@ class TorchvisionNms:
         Args:
             boxes: Corners ``(N, 4)``.
             scores: ``(N,)``.
-            iou_threshold: Boxes that overlap a better one by more are left out.
-            offset: 1 where corners are inclusive pixels.
+            iou_threshold: Boxes that overlap a better one by more are removed.
+            offset: 1 if corners are inclusive pixels.
         """
         if boxes.device.type == "cpu" and self.compiled is not None:
             kept: Tensor = self.compiled.nms(
@@ -43,12 +43,12 @@ class TorchvisionNms:
 
 
 def operators_module() -> Any:
-    """Return the module ``mmcv.ops.nms``, whose name in the package is the function's."""
+    """Return the module ``mmcv.ops.nms``; in the package, the function hides its name."""
     return importlib.import_module("mmcv.ops.nms")
 
 
 def use_torchvision_nms() -> None:
-    """Let mmcv's ``nms`` use torchvision's operator on a GPU; again, it changes nothing."""
+    """Make mmcv's ``nms`` use torchvision's operator on a GPU; a second call has no effect."""
     module = operators_module()
     if not isinstance(module.ext_module, TorchvisionNms):
         module.ext_module = TorchvisionNms(module.ext_module)

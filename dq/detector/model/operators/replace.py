@@ -1,4 +1,4 @@
-"""Let an autograd function of mmcv compute with a composition where it has no compiled operator."""
+"""Replace an autograd function of mmcv by a composition if it has no compiled operator."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Takes = Callable[[torch.device], bool]
 
 
 def replace_(function: type[Function], composed: Composed, takes: Takes) -> None:
-    """Let ``function.apply`` call ``composed`` for tensors on devices that ``takes`` names.
+    """Make ``function.apply`` call ``composed`` on devices for which ``takes`` returns True.
 
-    The two methods of the class are replaced, not its name, since modules of mmcv and mmdet have
-    imported ``apply`` under names of their own.
+    The two methods of the class are replaced, not its name, because modules of mmcv and mmdet
+    import ``apply`` under other names.
 
     Args:
         function: An autograd function of mmcv with one tensor as result.
-        composed: Takes the same arguments; its gradients are autograd's.
-        takes: Says for the device of the first tensor whether ``composed`` computes.
+        composed: Has the same arguments; autograd computes its gradients.
+        takes: Gets the device of the first tensor; returns whether to use ``composed``.
     """
     compiled_forward, compiled_backward = function.forward, function.backward
 
     def forward(ctx: Any, *args: Any) -> Tensor:
         device = next(arg.device for arg in args if isinstance(arg, Tensor))
-        # An exporter can look into a composition alone.
+        # An exporter can only trace a composition.
         ctx.is_composed = takes(device) or torch.compiler.is_exporting()
         if not ctx.is_composed:
             computed: Tensor = compiled_forward(ctx, *args)
@@ -36,7 +36,7 @@ def replace_(function: type[Function], composed: Composed, takes: Takes) -> None
         if not any(ctx.needs_input_grad):
             plain: Tensor = composed(*args)
             return plain
-        # A graph of its own, which the backward pass below goes through.
+        # A separate autograd graph, used by the backward pass below.
         ctx.inputs = [
             arg.detach().requires_grad_(needed) if isinstance(arg, Tensor) else arg
             for arg, needed in zip(args, ctx.needs_input_grad, strict=True)

@@ -1,4 +1,4 @@
-"""Boxes beside the size of their images: photos turned by a tag, wrong sizes, boxes outside."""
+"""Boxes and image sizes: photos rotated by a tag, wrong sizes, boxes outside."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOADING: list[dict[str, Any]] = [
 
 
 def photo(path: Path, *, turned: bool = False) -> None:
-    """Write a lying photo; with the tag that sets it upright where it is to be turned."""
+    """Write a landscape photo; if ``turned``, with the EXIF tag that rotates it to portrait."""
     image = Image.fromarray(np.full((HEIGHT, WIDTH, 3), 99, np.uint8))
     exif = Image.Exif()
     if turned:
@@ -40,7 +40,7 @@ def coco(
     loading: dict[str, Any] | None = None,
     **more: Any,
 ) -> Config:
-    """Return a config of a COCO set whose first image is sound and whose second has these boxes."""
+    """Return a config of a COCO set: the first image is valid, the second has these boxes."""
     photo(folder / "sound.jpg")
     content = {
         "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}],
@@ -63,29 +63,29 @@ def coco(
     return Config({"data": {"train": section, "test": section}})
 
 
-RIGHT = [90.0, 10.0, 25.0, 40.0]  # In the lying photo; the upright one is only 80 wide.
+RIGHT = [90.0, 10.0, 25.0, 40.0]  # In the landscape photo; the portrait one is only 80 wide.
 
 
-def test_boxes_of_a_photo_turned_by_its_tag_are_found_and_named(tmp_path: Path) -> None:
+def test_boxes_of_a_photo_rotated_by_its_tag_are_found_and_named(tmp_path: Path) -> None:
     config = coco(tmp_path, [RIGHT])
     photo(tmp_path / "photo.jpg", turned=True)
-    with pytest.raises(ValueError, match="turned by its EXIF tag") as error:
+    with pytest.raises(ValueError, match="rotated by its EXIF tag") as error:
         dataset_of(config, "train")
     text = str(error.value)
     assert f"1 of 1 boxes of image {tmp_path / 'photo.jpg'} lie outside it, which is 80x" in text
     assert "120x80 by its annotation" in text
     assert "color_type='color_ignore_orientation'" in text
-    # The mend is one.
-    mended = coco(tmp_path, [RIGHT], loading={"color_type": "color_ignore_orientation"})
-    assert len(dataset_of(mended, "train")) == 2
+    # The suggested fix works.
+    fixed = coco(tmp_path, [RIGHT], loading={"color_type": "color_ignore_orientation"})
+    assert len(dataset_of(fixed, "train")) == 2
 
 
-def test_boxes_of_a_photo_that_is_not_turned_are_found(tmp_path: Path) -> None:
+def test_boxes_of_a_photo_that_is_not_rotated_are_found(tmp_path: Path) -> None:
     upright = [10.0, 90.0, 40.0, 25.0]
     unturned = {"color_type": "unchanged"}
     config = coco(tmp_path, [upright], size=(HEIGHT, WIDTH), loading=unturned)
     photo(tmp_path / "photo.jpg", turned=True)
-    with pytest.raises(ValueError, match=r"not turned as its EXIF tag asks.*color_type='color'"):
+    with pytest.raises(ValueError, match=r"not rotated by its EXIF tag.*color_type='color'"):
         dataset_of(config, "train")
     assert len(dataset_of(coco(tmp_path, [upright], size=(HEIGHT, WIDTH)), "train")) == 2
 
@@ -93,9 +93,9 @@ def test_boxes_of_a_photo_that_is_not_turned_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "box", "said"),
     [
-        # Boxes of the photo before it was made smaller.
+        # Boxes of the photo before it was resized.
         ((240, 160), [150.0, 100.0, 80.0, 50.0], "lie outside it, which is 120x80 as it is read"),
-        # mmdet leaves such boxes out in silence.
+        # mmdet drops such boxes silently.
         ((60, 40), RIGHT, "lie outside the 60x40 that its annotation says"),
     ],
 )
@@ -104,20 +104,20 @@ def test_a_wrong_size_is_named_with_its_file(
 ) -> None:
     config = coco(tmp_path, [[1.0, 1.0, 9.0, 9.0], box], size=size)
     photo(tmp_path / "photo.jpg")
-    mend = r"; mend the width, height and boxes of this image in .*list\.json"
+    fix = r"; correct the width, height and boxes of this image in .*list\.json"
     for split in ("train", "test"):
-        with pytest.raises(ValueError, match=rf"1 of 2 boxes of image .*photo\.jpg {said}.*{mend}"):
+        with pytest.raises(ValueError, match=rf"1 of 2 boxes of image .*photo\.jpg {said}.*{fix}"):
             dataset_of(config, split, test_mode=split == "test")
 
 
-def test_a_wrong_size_that_loses_no_box_is_none_of_pascal_vocs_errors(tmp_path: Path) -> None:
+def test_a_wrong_size_that_loses_no_box_is_accepted_for_pascal_voc(tmp_path: Path) -> None:
     config = voc(tmp_path, [[91, 11, 116, 51]])
     path = tmp_path / "Annotations/a.xml"
     path.write_text(path.read_text().replace("width>120", "width>80"))
     assert len(dataset_of(config, "train").get_ann_info(0)["bboxes"]) == 1
 
 
-def test_another_size_that_boxes_fit_is_said_once(
+def test_another_size_that_boxes_fit_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = coco(tmp_path, [[1.0, 1.0, 9.0, 9.0]], size=(121, 80))
@@ -128,7 +128,7 @@ def test_another_size_that_boxes_fit_is_said_once(
 
 
 def voc(folder: Path, boxes: list[list[int]], **more: Any) -> Config:
-    """Return a config of one VOC image with these corners; those with a fifth number are odd."""
+    """Return a config of one VOC image with these corners; a fifth number makes a box special."""
     for name in ("JPEGImages", "Annotations"):
         (folder / name).mkdir(exist_ok=True)
     photo(folder / "JPEGImages/a.jpg")
@@ -147,7 +147,7 @@ def voc(folder: Path, boxes: list[list[int]], **more: Any) -> Config:
     return Config({"data": {"train": section, "test": section}})
 
 
-def test_boxes_wholly_outside_are_left_out_of_training_and_named(
+def test_boxes_outside_the_image_are_dropped_in_training_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     inside, across, outside = [11, 11, 31, 31], [101, 11, 151, 31], [131, 11, 151, 31]
@@ -160,7 +160,7 @@ def test_boxes_wholly_outside_are_left_out_of_training_and_named(
         caplog.text
     )
     assert "1 boxes without area in 1 images are left out" in caplog.text
-    # A metric is mmdet's: there they count as not found.
+    # In mmdet's metric they count as not found.
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         tested = dataset_of(config, "test", test_mode=True).get_ann_info(0)
@@ -168,7 +168,7 @@ def test_boxes_wholly_outside_are_left_out_of_training_and_named(
     assert "where nothing can find them" in caplog.text
 
 
-def test_boxes_of_other_classes_are_left_out_counted_and_said_once(
+def test_boxes_of_other_classes_are_dropped_counted_and_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     box = [11, 11, 31, 31]
@@ -183,7 +183,7 @@ def test_boxes_of_other_classes_are_left_out_counted_and_said_once(
         dataset_of(none, "train")
 
 
-def test_what_belongs_to_a_box_goes_with_it() -> None:
+def test_entries_of_a_dropped_box_are_dropped_too() -> None:
     annotation = {
         "bboxes": np.array([[0, 0, 4, 4], [2, 2, 2, 6], [9, 9, 12, 12]], np.float32),
         "labels": np.array([0, 1, 2]), "masks": ["a", "b", "c"], "seg_map": "abc",
@@ -197,7 +197,7 @@ def test_what_belongs_to_a_box_goes_with_it() -> None:
     assert WithoutUselessBoxes(lambda index: annotation, {})(0)["masks"] == ["a", "c"]
 
 
-def test_labels_that_no_class_has_are_named(tmp_path: Path) -> None:
+def test_labels_without_a_class_are_named(tmp_path: Path) -> None:
     import pickle
 
     photo(tmp_path / "a.jpg")
@@ -214,7 +214,7 @@ def test_labels_that_no_class_has_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("color_type", ["color", "grayscale", "unchanged"])
-def test_a_head_tells_the_size_that_loading_gives(
+def test_the_header_gives_the_size_of_the_loaded_image(
     tmp_path: Path, turned: bool, color_type: str
 ) -> None:
     config = coco(tmp_path, [[1.0, 1.0, 9.0, 9.0]], loading={"color_type": color_type})

@@ -13,7 +13,7 @@ from dq.detector.data.leaves import leaves
 
 
 class Leaf:
-    """The least of a data set that is looked through."""
+    """A minimal data set for the checks."""
 
     def __init__(self, folder: Path, boxes: list[list[float]]) -> None:
         self.img_prefix, self.ann_file = str(folder), "list.txt"
@@ -39,7 +39,7 @@ class Wrapper:
         self.dataset = dataset
 
 
-def test_boxes_without_area_are_left_out_with_their_labels(
+def test_boxes_without_area_are_dropped_with_their_labels(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     leaf = Leaf(tmp_path, [[0, 0, 4, 4], [2, 2, 2, 6], [1, 3, 5, 3], [1, 1, 2, 2]])
@@ -52,7 +52,7 @@ def test_boxes_without_area_are_left_out_with_their_labels(
     assert "3 boxes without area in 1 images are left out (first a.jpg)" in caplog.text
 
 
-def test_sound_annotations_are_not_touched(tmp_path: Path) -> None:
+def test_valid_annotations_are_not_changed(tmp_path: Path) -> None:
     leaf = Leaf(tmp_path, [[0, 0, 4, 4]])
     leaf.get_ann_info = lambda index: {"bboxes": leaf.boxes, "labels": np.zeros(1)}  # type: ignore[method-assign]
     before = leaf.get_ann_info

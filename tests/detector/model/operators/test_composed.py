@@ -1,4 +1,4 @@
-"""Compositions equal mmcv's compiled operators, where there are any on a CPU, or plain loops."""
+"""Compositions equal mmcv's compiled operators for the CPU if there are any, or plain loops."""
 
 from collections.abc import Callable
 from typing import Any
@@ -157,7 +157,7 @@ def test_an_operator_without_composition_is_refused_by_name() -> None:
         roi_pool(_random(1, 2, 4, 4), _boxes(1), 2)
 
 
-def test_replaced_functions_go_on_to_the_compiled_operator_elsewhere() -> None:
+def test_replaced_functions_call_the_compiled_operator_on_other_devices() -> None:
     class Double(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ def test_torchvision_suppresses_the_boxes_that_mmcv_suppresses(
     scores = torch.rand(300, generator=generator)
     compiled = operators_module().ext_module
     expected = compiled.nms(boxes, scores, iou_threshold=iou_threshold, offset=offset)
-    # Without mmcv's operator the path for a GPU is taken, on the CPU.
+    # Without mmcv's operator, the GPU path runs, on the CPU.
     found = TorchvisionNms(None).nms(boxes, scores, iou_threshold, offset)
     assert 0 < len(found) < 300
     assert found.tolist() == expected.tolist()
