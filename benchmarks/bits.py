@@ -3,7 +3,7 @@
     python -m benchmarks.bits CONFIG --checkpoint FLOAT.pth --work-dir DIR [--ranks 2]
         [--rows int8,w4a8] [--cfg-options KEY=VALUE ...] [--out TABLE.md]
 
-Each row is one `launcher run` from the same float checkpoint; rows that are done are not run again.
+Each row is one `launcher run` from the same float checkpoint; finished rows are not run again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dq.tracking.record.stage_summary import StageSummary, read_summary
 
-# What each row sets; below 8 bits training learns the scales (LSQ).
+# Overrides of each row; below 8 bits training learns the scales (LSQ).
 ROWS = {
     "int16": ("quant.preset=int16",),
     "int8": ("quant.preset=int8",),
@@ -26,7 +26,7 @@ ROWS = {
 
 
 def command(arguments: argparse.Namespace, stage: str, row: str | None) -> list[str]:
-    """Return the command line of one launch."""
+    """Return the command line of one launcher call."""
     work_dir = arguments.work_dir / (row or "float")
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     words += ["--nproc-per-node", str(arguments.ranks), "-m", "launcher", stage, arguments.config]
@@ -59,7 +59,7 @@ def table(float_value: float, rows: dict[str, dict[str, StageSummary]]) -> str:
 
 
 def main() -> None:
-    """Measure the rows that were asked for and print the table."""
+    """Measure the requested rows and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config")
     parser.add_argument("--checkpoint", type=Path, required=True)

@@ -19,7 +19,7 @@ from dq.tracking.reports.html_report import html_report
 
 
 def fill(folder: Path, runs: int, rows: int) -> None:
-    """Write so many experiments of three stages, the rows shared out over the trained two."""
+    """Write experiments of three stages each; the rows are split over the two trained stages."""
     text = "".join(
         json.dumps({"kind": "train", "step": i, "time": 1.7e9 + i, "epoch": i / 1000,
                     "loss": 10 / (1 + i), "loss_cls": 5 / (1 + i), "loss_bbox": 5 / (1 + i),
@@ -40,7 +40,7 @@ def fill(folder: Path, runs: int, rows: int) -> None:
 
 
 def main() -> None:
-    """Print the seconds of the table, and of the report."""
+    """Print the seconds for the table and for the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--rows", type=int, default=10000)

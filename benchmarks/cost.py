@@ -1,10 +1,10 @@
-"""Estimate what a training costs, from the network's multiplications and the schedule.
+"""Estimate the cost of a training from the network's multiply-adds and the schedule.
 
     python -m benchmarks.cost CONFIG... --images 16551 [--tflops 20]
 
-Counted on the meta device at the test pipeline's size: no data, no weights and no time are needed.
-A training step is taken as three forward passes (one forward, two backward), `--tflops` as what the
-GPU sustains of it; loading and small operators come on top.
+Counted on the meta device at the test pipeline's size: no data and no weights are needed. A
+training step counts as three forward passes (one forward, two backward). `--tflops` is what the GPU
+sustains. Loading and small operators come on top.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ PASSES_PER_STEP = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a config asks for.
+    """The cost of a config.
 
     Attributes:
-        multiplications: Of one image's forward pass, multiply-adds.
-        float_images: Images that float training looks at, repetitions counted.
-        quantized_images: Those of quantized training.
+        multiplications: Multiply-adds of one image's forward pass.
+        float_images: Images processed by float training, repetitions included.
+        quantized_images: Images processed by quantized training.
     """
 
     multiplications: float
@@ -46,17 +46,17 @@ class Cost:
 
 
 def passes(config: Any) -> int:
-    """Return how often a training looks at each image."""
+    """Return how often a training processes each image."""
     section, times = section_of(config, "train"), 1
     while "dataset" in section or "datasets" in section:
         times *= section.get("times", 1)
-        # Several sets are looked at equally often, whatever each of them repeats.
+        # All sets are processed equally often, whatever the repetitions of each.
         section = section["dataset"] if "dataset" in section else section["datasets"][0]
     return int(times * config.runner.max_epochs)
 
 
 def cost_of(path: Path, num_images: int) -> Cost:
-    """Return what the config at ``path`` costs with so many training images."""
+    """Return the cost of the config at ``path`` with this number of training images."""
     config = finish(read_config(path))
     detector = build_model(config, test_classes(config), initialise=False).to("meta").eval()
     height, width = image_size(config, None)
@@ -74,7 +74,7 @@ def cost_of(path: Path, num_images: int) -> Cost:
 
 
 def hours(cost: Cost, images: int, tflops: float) -> float:
-    """Return how long a training over ``images`` computes, in hours of one GPU."""
+    """Return the compute time of a training over ``images``, in hours of one GPU."""
     return 2 * cost.multiplications * PASSES_PER_STEP * images / (tflops * 1e12) / 3600
 
 

@@ -1,4 +1,4 @@
-"""What each pass over memory costs on this CPU: the measured half of the cost model.
+"""Measure each pass over memory on this CPU: the measured half of the cost model.
 
     python -m benchmarks.kernels [--write docs/tables/kernels.md]
 
@@ -22,7 +22,7 @@ from dq.quant.kernels.operators import learned_gradients
 
 
 def passes() -> dict[str, tuple[float, Callable[[], object]]]:
-    """Return by name the bytes that a pass moves for each value, and the pass."""
+    """Return for each pass, by name, the bytes it moves per value, and the pass itself."""
     x = torch.randn(8, 64, 64, 64)
     gradient, y = torch.randn_like(x), torch.empty_like(x)
     mask = torch.ones_like(x, dtype=torch.uint8)
@@ -75,13 +75,13 @@ def table(
     library: Callable[[], object | None],
     rows: Callable[[], list[str]],
 ) -> int:
-    """Print a table that is measured with one thread, and write it where the arguments say.
+    """Measure with one thread, print the table, and write it to the file given by ``--write``.
 
     Args:
         argv: The arguments of the command.
-        title: The docstring of the module that is the command.
-        library: The kernels that are measured; None where they cannot be had.
-        rows: Measures; the lines of the table in Markdown.
+        title: The docstring of the command's module.
+        library: The kernels to measure; None if they are not available.
+        rows: Measures and returns the lines of the Markdown table.
     """
     parser = argparse.ArgumentParser(description=title.splitlines()[0])
     parser.add_argument("--write", type=Path)

@@ -1,14 +1,14 @@
-"""Kill `run --resume` again and again, set its clock back, and compare with a run left in peace.
+"""Kill `run --resume` repeatedly, change file times, and compare with an undisturbed run.
 
     python -m benchmarks.kills [--times 60] [--ranks 1 2 3] [--seed 0] [--write FILE]
 
-A chain (float training, calibration, quantized training with learned scales, an average of weights
-and oscillation, each evaluated) on a few embedded images is killed with SIGKILL at moments of
-chance: at any time, while a file is written, in a training, in the calibration, in an evaluation;
-mostly all ranks, sometimes one. Between two attempts every file gets a time of chance,
-in the past or in the future, as clocks do that were set back. Then it goes on. What it ends with
-must be that of an undisturbed run: every tensor of every checkpoint bit for bit, every metric and
-logged loss, and the names of all files. No process may be left.
+A chain (float training, calibration, quantized training with learned scales, a weight average and
+oscillation, each evaluated) on a few embedded images is killed with SIGKILL at random moments: at
+any time, while a file is written, in a training, in the calibration, in an evaluation. Usually all
+ranks are killed, sometimes one. Between two attempts every file gets a random time, in the past or
+in the future, as if clocks had been changed. Then it is resumed. Its results must be those of an
+undisturbed run: every tensor of every checkpoint bit for bit, every metric and logged loss, and the
+names of all files. No process may be left.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tests.warm import WarmProcess, session
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("float", "calibrated", "qat")
 LIMIT_S = 1200.0
-# A rank that lost another must end by itself.
+# A rank that has lost another must end by itself.
 LEFT_ALONE_S = 120.0
 CONFIG = """
 _base_ = [{base!r}]
@@ -91,7 +91,7 @@ quant = dict(
     training={{'optimizer.lr': 4e-3, 'runner.max_epochs': 2, 'lr_config.warmup_iters': 2,
               'evaluation.interval': 1}})
 """
-# Times and speeds, and names of files and runs that are drawn by chance.
+# Times and speeds, and random names of files and runs.
 OF_CHANCE = re.compile(r"time|seconds|_s$|share|memory|eta|sha256|run_id|parent|finished|^key$")
 STAMP = re.compile(r"\d{8}_\d{6}")
 
@@ -100,7 +100,7 @@ Times = Mapping[Path, int]
 
 
 def times_of(folder: Path) -> Times:
-    """Return when each file was written, to know later which of them are new."""
+    """Return when each file was written, to recognize new files later."""
     found = {}
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
@@ -109,7 +109,7 @@ def times_of(folder: Path) -> Times:
 
 
 def is_new(path: Path, before: Times) -> bool:
-    """Whether a file is there, and was written since."""
+    """Whether a file exists and was written since."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat(follow_symlinks=False).st_mtime_ns != before.get(path)
     return False
@@ -121,13 +121,13 @@ def writing(folder: Path, before: Times) -> bool:
 
 
 def calibrating(folder: Path, before: Times) -> bool:
-    """Whether the calibration has begun and has no result."""
+    """Whether the calibration has started and has no result."""
     place = folder / "calibrated"
     return is_new(place / "run.json", before) and not (place / "calibrated.pth").exists()
 
 
 def evaluating(folder: Path, before: Times) -> bool:
-    """Whether a stage has come to a result and not evaluated it."""
+    """Whether a stage has a result that is not evaluated yet."""
     places = [(folder / stage, f"{stage}.pth") for stage in STAGES]
     return any(
         is_new(place / name, before) and not (place / "summary.json").exists()
@@ -136,7 +136,7 @@ def evaluating(folder: Path, before: Times) -> bool:
 
 
 def training(folder: Path, before: Times) -> bool:
-    """Whether a training has gone on by some steps and has no result."""
+    """Whether a training has done some more steps and has no result."""
     return any(
         not (folder / stage / f"{stage}.pth").exists()
         and any(is_new(path, before) for path in (folder / stage).glob("step_*.pth"))
@@ -156,12 +156,12 @@ ENDED = "it had ended"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strike:
-    """When an attempt is killed.
+    """When and how an attempt is killed.
 
     Attributes:
         moment: A key of `MOMENTS`.
-        later_s: Seconds after that moment has come.
-        victim: The rank; None for all of them.
+        later_s: Seconds after that moment.
+        victim: The rank to kill; None for all of them.
     """
 
     moment: str
@@ -170,13 +170,13 @@ class Strike:
 
 
 class Job:
-    """Ranks of a launcher, started as srun starts them.
+    """Ranks of a launcher, started in the way of srun.
 
     Args:
-        ranks: How many.
+        ranks: Number of ranks.
         words: The launcher's command line.
-        output: Takes what they print.
-        mark: In the environment of each process, to find what is left of them.
+        output: File for their output.
+        mark: A variable in the environment of each process, to find processes that are left.
     """
 
     def __init__(self, ranks: int, words: Sequence[str], output: Path, mark: str) -> None:
@@ -200,7 +200,7 @@ class Job:
         return all(process.poll() is not None for process in self.processes)
 
     def wait(self, limit_s: float) -> list[int]:
-        """Return the exit codes; ranks that take longer are killed."""
+        """Return the exit codes; ranks that exceed the limit are killed."""
         end = time.monotonic() + limit_s
         while not self.ended() and time.monotonic() < end:
             time.sleep(0.05)
@@ -208,7 +208,7 @@ class Job:
         return [process.wait() for process in self.processes]
 
     def kill(self, victim: int | None = None) -> None:
-        """Kill one rank, or all with what they have started."""
+        """Kill one rank, or all of them with their child processes."""
         for rank, process in enumerate(self.processes):
             if victim in (None, rank):
                 for pid in session(process.pid):
@@ -217,7 +217,7 @@ class Job:
 
 
 def strike(job: Job, folder: Path, planned: Strike, limit_s: float) -> str:
-    """Kill a job as planned and return at which moment that was; `ENDED` where it came too late."""
+    """Kill a job as planned and return the moment; `ENDED` if the job ended before."""
     end = time.monotonic() + limit_s
     before, is_moment = times_of(folder), MOMENTS[planned.moment]
     while not is_moment(folder, before):
@@ -241,7 +241,7 @@ def strike(job: Job, folder: Path, planned: Strike, limit_s: float) -> str:
 
 
 def set_clocks(folder: Path, chance: random.Random) -> None:
-    """Give every file a time of up to a week before or after now."""
+    """Set the time of every file to a random one, up to a week before or after now."""
     week = 7 * 86400
     for path in folder.rglob("*"):
         when = time.time() + chance.uniform(-week, week)
@@ -250,7 +250,7 @@ def set_clocks(folder: Path, chance: random.Random) -> None:
 
 
 def alive(mark: str) -> list[int]:
-    """Return the processes that were started under a mark."""
+    """Return the processes that were started with a mark."""
     wanted = f"DQ_KILLS={mark}".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -261,7 +261,7 @@ def alive(mark: str) -> list[int]:
 
 
 def differences(one: Any, other: Any, where: str) -> Iterator[str]:
-    """Yield the places where two results differ, tensors in a single bit."""
+    """Yield the places where two results differ; tensors are compared bit for bit."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         if one.dtype != other.dtype or not torch.equal(one, other):
             yield where
@@ -279,7 +279,7 @@ def differences(one: Any, other: Any, where: str) -> Iterator[str]:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """Return all that a chain has come to, less what chance and clocks decide."""
+    """Return all results of a chain except random values and times."""
     found: dict[str, Any] = {"files": sorted(names_of(folder))}
     for stage in STAGES:
         for path in sorted((folder / stage).glob("*.pth")):
@@ -295,9 +295,9 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def names_of(folder: Path) -> set[str]:
-    """Return the names of all files, without the times in them, but for logs and rows of before.
+    """Return the names of all files without the times in them, except logs and previous rows.
 
-    Checksums too: a kill between a checkpoint and its checksum leaves the one without the other.
+    Checksum files are excepted too: a kill may leave a checkpoint without its checksum.
     """
     paths = [path for path in folder.rglob("*") if not path.is_dir()]
     names = {STAMP.sub("TIME", str(path.relative_to(folder))) for path in paths}
@@ -306,7 +306,7 @@ def names_of(folder: Path) -> set[str]:
 
 
 def _without(value: Any, words: str) -> Any:
-    """Return a nested value without words in its texts."""
+    """Return a nested value with some words removed from its texts."""
     if isinstance(value, str):
         return value.replace(words, "")
     if isinstance(value, dict):
@@ -315,7 +315,7 @@ def _without(value: Any, words: str) -> Any:
 
 
 def planned(chance: random.Random, folder: Path, ranks: int, seconds: float) -> Strike:
-    """Draw when, and whom, to kill: at a moment that is still to come."""
+    """Choose a random moment that is still to come, and the ranks to kill."""
     moments = ["any time", "a file is written", "evaluation"]
     if not (folder / "calibrated/calibrated.pth").exists():
         moments.append("calibration")
@@ -331,7 +331,7 @@ def planned(chance: random.Random, folder: Path, ranks: int, seconds: float) -> 
 def prove(
     ranks: int, times: int, folder: Path, chance: random.Random, say: Callable[[str], None]
 ) -> tuple[Counter[str], list[str], int]:
-    """Kill so many times; return the moments, what differed, and how many chains came to an end."""
+    """Kill repeatedly; return the moments, the differences, and the number of finished chains."""
     config = folder / "config.py"
     mark, output = uuid.uuid4().hex, folder / f"output{ranks}.txt"
 
@@ -386,7 +386,7 @@ def table(found: Mapping[int, tuple[Counter[str], list[str], int]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Kill, compare, print a table; return 1 where anything differs."""
+    """Kill, compare and print a table; return 1 if anything differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--times", type=int, default=60, help="kills in all (default 60)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3])

@@ -1,10 +1,10 @@
-"""A training as the launcher runs it: start to first step, steps, loading, evaluation, by ranks.
+"""Measure a training in the launcher: start to first step, step, loading, evaluation, by ranks.
 
     python -m benchmarks.launch CONFIG --work-dir DIR [--ranks 1 2] [--write docs/tables/launch.md]
         [--cfg-options KEY=VALUE ...]
 
-Each number of ranks trains one epoch in float and evaluates; one computing thread a rank. The time
-to the first step begins before torchrun and holds imports, the look through the data, and building.
+Each number of ranks trains one epoch in float and evaluates; one computing thread per rank. The
+time to the first step starts before torchrun and includes imports, the data checks, and building.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ runner = dict(max_epochs=1)
 
 
 def measure(given: argparse.Namespace, ranks: int) -> dict[str, float]:
-    """Train and evaluate once on so many ranks."""
+    """Train and evaluate once on this number of ranks."""
     folder = (given.work_dir / f"ranks{ranks}").resolve()
     folder.mkdir(parents=True)
     config, times = folder / "config.py", folder / "steps.csv"

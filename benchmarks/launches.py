@@ -1,12 +1,12 @@
-"""How many operators a training step calls, float against QAT: on a GPU each is a launch or more.
+"""Count the operators of a training step, float and QAT: on a GPU each is at least one launch.
 
     python -m benchmarks.launches [--nets ssd_mobilenet ...] [--sides float observing frozen lsq]
         [--size 256] [--batch 2] [--device cpu] [--out FILE.json] [--write FILE.md]
 
-Counted is what torch dispatches in forward pass, backward pass, optimizer and range update, views
-left out, since they launch nothing. Our kernels for the CPU are switched off, so that a CPU shows
-what a GPU is given. On a GPU the profiler counts the launched kernels besides, and the times at
-which the host waits for the device.
+Counted are the operators that torch dispatches in forward pass, backward pass, optimizer and range
+update, without views, which launch nothing. Our CPU kernels are switched off, so that a CPU shows
+what a GPU gets. On a GPU the profiler also counts the launched kernels, and how often the host
+waits for the device.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero")
 
 
 class Counting(TorchDispatchMode):
-    """Counts the operators that are called under it, by name."""
+    """Count the operators that are called under it, by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Counting(TorchDispatchMode):
 
 
 def measure(net: str, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row for each side of one net."""
+    """Return one row for each side of a net."""
     config, detector = build(net, given.size)
     data = speed.batch_of(config, given)
     rows = []
@@ -81,7 +81,7 @@ def _profiled(work: speed.Work) -> dict[str, int]:
 
 
 def num_quantizers(net: str, size: int) -> tuple[int, int]:
-    """Return how many activations and weights of a net are rounded."""
+    """Return the numbers of quantized activations and weights of a net."""
     from dq.detector.model.graph import quantize_detector
     from dq.quant.recipes.recipe import Recipe
 
@@ -92,7 +92,7 @@ def num_quantizers(net: str, size: int) -> tuple[int, int]:
 
 
 def table(rows: Sequence[dict[str, Any]], counts: dict[str, tuple[int, int]]) -> str:
-    """Return the rows as Markdown, with what QAT adds for each quantizer."""
+    """Return the rows as Markdown, with the operators that QAT adds per quantizer."""
     lines = [
         "| net | side | operators | beyond float, a rounded tensor | kernels | waits |",
         "|---|---|---|---|---|---|",

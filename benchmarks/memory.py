@@ -3,8 +3,8 @@
     python -m benchmarks.memory [--steps 2000] [--ranks 2] [--work-dir runs/memory]
 
 Trains a narrow SSD-FPN on the embedded digits with loader processes, checkpoints, evaluations, LSQ
-and a weight average, reads every rank's resident memory as it goes, and prints it by hundreds of
-steps. The first hundreds fill caches; what matters is the slope of the second half.
+and a weight average. It records every rank's resident memory and prints it by hundreds of steps.
+The first hundreds fill caches; what matters is the slope of the second half.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def samples(path: Path) -> list[tuple[int, float]]:
 
 
 def table(folder: Path, ranks: int) -> str:
-    """Return MiB by step for each rank, and MiB a thousand steps of the second half."""
+    """Return MiB by step for each rank, and the growth of the second half per thousand steps."""
     found = [samples(folder / f"rank_{rank}.csv") for rank in range(ranks)]
     last = found[0][-1][0]
     marks = [last * tenth // 10 for tenth in range(1, 11)]
@@ -77,7 +77,7 @@ def main() -> None:
     if not data.exists():
         words = ["data", "digits", "--folder", str(data), "--num-train", str(NUM_TRAIN)]
         subprocess.run([*launcher, *words, "--num-val", "10", "--num-test", "10"], check=True)
-    # The digits' config goes through its images twice an epoch.
+    # The digits config processes its images twice per epoch.
     steps_an_epoch = 2 * NUM_TRAIN // (BATCH * arguments.ranks)
     config = folder / "memory.py"
     config.write_text(

@@ -1,10 +1,10 @@
-"""mmdet's own tests on current numpy and torch, with what `dq.detector.removed_names` gives back.
+"""Run mmdet's own tests on current numpy and torch, with `dq.detector.removed_names`.
 
     python -m benchmarks.mmdet_tests FOLDER [--limit 180] [TESTS ...]
 
-FOLDER holds ``tests`` and ``configs`` of mmdet 2.28.2's repository, which its wheel leaves out, and
-nothing else of it, so that the installed package is what is tested. TESTS are files or folders
-below FOLDER; without them all but the tests of asynchronous inference run, in some 20 minutes. The
+FOLDER has ``tests`` and ``configs`` of mmdet 2.28.2's repository, which its wheel does not include,
+and nothing else of it, so that the installed package is tested. TESTS are files or folders below
+FOLDER. By default all tests except those of asynchronous inference run, in about 20 minutes. The
 exit code is pytest's.
 """
 
@@ -26,7 +26,7 @@ def command(folder: Path, tests: Sequence[str], limit_s: int) -> list[str]:
     """Return the command that runs the tests, in the folder.
 
     Raises:
-        ValueError: The folder is not what it should be.
+        ValueError: The folder has not the expected content.
     """
     for name in ("tests", "configs"):
         if not (folder / name).is_dir():
@@ -41,7 +41,7 @@ def command(folder: Path, tests: Sequence[str], limit_s: int) -> list[str]:
     chosen = list(tests) or [
         f"tests/{name}" for name in FOLDERS if (folder / "tests" / name).is_dir()
     ]
-    # The plugin is our package: it mends numpy before a test imports mmdet.
+    # The plugin is our package: it restores numpy's removed names before a test imports mmdet.
     words = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", ".", "-q", "-rfE"]
     words += ["-p", "dq.detector", "-p", "no:cacheprovider", "--timeout", str(limit_s)]
     return [*words, "--ignore", LEFT_OUT, *chosen]

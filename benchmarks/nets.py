@@ -1,4 +1,4 @@
-"""The detectors whose speed is measured, with random weights and norms in training."""
+"""The detectors whose speed is measured, with random weights and batch norms in training mode."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ NETS = {
 
 
 def build(name: str, size: int) -> tuple[Config, nn.Module]:
-    """Return config and detector; all layers train, and norms by the batch.
+    """Return config and detector; all layers are trained, and norms use batch statistics.
 
     Args:
-        name: Of `NETS`.
-        size: Side of the images in pixels.
+        name: One of `NETS`.
+        size: Width and height of the images in pixels.
     """
     config = compat_cfg(replace_cfg_vals(Config.fromfile(str(NETS[name]))))
     _free(config.model, size)
@@ -35,7 +35,7 @@ def build(name: str, size: int) -> tuple[Config, nn.Module]:
 
 
 def _free(section: dict, size: int) -> None:
-    """Take out pretrained weights, frozen stages, frozen norms and sizes chosen at random."""
+    """Remove pretrained weights, frozen stages, frozen norms and random image sizes."""
     for key, value in list(section.items()):
         if key in ("init_cfg", "pretrained"):
             section[key] = None

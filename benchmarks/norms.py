@@ -1,9 +1,9 @@
-"""What one synchronized norm costs on this CPU without its collectives: kernels, operators, torch.
+"""Measure a synchronized norm on this CPU without collectives: our kernels, operators, torch.
 
     python -m benchmarks.norms [--write docs/tables/norms.md]
 
-Forward and backward of one layer, float32, one thread, medians; torch's own batch norm, which
-synchronizes nothing, for comparison.
+Forward and backward of one layer, float32, one thread, medians; for comparison torch's own batch
+norm, which synchronizes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EPS = 1e-5
 
 
 def over_ranks(passes: Any, x: Tensor, gradient: Tensor, weight: Tensor) -> Callable[[], object]:
-    """Return the four passes of a norm, with what a rank knows standing for what all know."""
+    """Return the four passes of a norm; this rank's moments stand for those of all ranks."""
 
     def work() -> object:
         own = passes.own_moments(x).unsqueeze(0)

@@ -1,4 +1,4 @@
-"""The same net prepared for QAT by others: torch.ao's FX mode and torchao's PT2E."""
+"""The same net prepared for QAT by other libraries: torch.ao's FX mode and torchao's PT2E."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, fx
 def fx_qat(graph: fx.GraphModule, images: Tensor) -> Any:
     """Return the graph prepared by `torch.ao.quantization.quantize_fx.prepare_qat_fx`.
 
-    Its default configuration for x86: fused observers, per-channel weights, norms folded.
+    Its default configuration for x86: fused observers, per-channel weights, folded norms.
     """
     from torch.ao.quantization import get_default_qat_qconfig_mapping
     from torch.ao.quantization.quantize_fx import prepare_qat_fx

@@ -1,13 +1,13 @@
-"""What ranks add to a quantized training: step time, collectives, the cost of merging ranges.
+"""Measure what ranks add to a quantized training: step time, collectives, merging ranges.
 
     python -m benchmarks.ranks [--ranks 1 2 4] [--net ssd_mobilenet] [--size 160] [--batch 2]
         [--steps 9] [--write docs/tables/ranks.md]
 
 Each number of ranks is one torchrun of real gloo processes (NCCL with `--device cuda`), one
-computing thread each: DDP, synchronized norms, and ranges agreed once a step. The collectives of a
-step are counted by torch's profiler, those beyond DDP's gradients and the norms' moments by
-dq.dist. Then `agree_` alone, over 10 to 1,000 quantizers, and from an all-reduce of a few bytes and
-one of 16 MiB the latency and the bandwidth, from which the cost on more ranks is computed.
+computing thread each: DDP, synchronized norms, and ranges merged once per step. torch's profiler
+counts the collectives of a step; dq.dist counts those besides DDP's gradients and the norms'
+moments. Then `merge_ranges_` alone is measured, over 10 to 1,000 quantizers. An all-reduce of a few
+bytes and one of 16 MiB give latency and bandwidth, from which the cost on more ranks is computed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FAR = (64, 256, 1024)
 
 
 def median_s(work: Callable[[], object], number: int) -> float:
-    """Return the median time of so many calls, in seconds, after two that warm up."""
+    """Return the median time of ``number`` calls, in seconds, after two warm-up calls."""
     taken = []
     for _ in range(number + 2):
         began = time.perf_counter()
@@ -42,7 +42,7 @@ def median_s(work: Callable[[], object], number: int) -> float:
 
 
 def on_rank(given: argparse.Namespace) -> dict[str, Any]:
-    """Measure on one of the ranks; every rank must call it."""
+    """Measure on one rank; every rank must call it."""
     from benchmarks.nets import build
     from benchmarks.speed import batch_of, quantized
     from dq.detector.model.graph import parameters_outside
@@ -50,7 +50,7 @@ def on_rank(given: argparse.Namespace) -> dict[str, Any]:
     from dq.dist.exchange import collectives
     from dq.dist.exchange.data_parallel import wrap
     from dq.dist.norm.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
-    from dq.sync import agree_
+    from dq.sync import merge_ranges_
 
     config, detector = build(given.net, given.size)
     detector = convert_sync_batch_norm(detector)
@@ -67,7 +67,7 @@ def on_rank(given: argparse.Namespace) -> dict[str, Any]:
         loss, _ = parse_losses(model(**data))
         loss.backward()
         optimizer.step()
-        agree_(quantizers)
+        merge_ranges_(quantizers)
 
     whole = median_s(step, given.steps)
     before = collectives.collective_count()
@@ -75,7 +75,7 @@ def on_rank(given: argparse.Namespace) -> dict[str, Any]:
         step()
     ours = collectives.collective_count() - before
     kinds = Counter({e.key: e.count for e in profile.key_averages() if e.key.startswith("c10d::")})
-    # Some stand behind what nobody reads.
+    # Some are after an output that nothing reads.
     reached = {str(node.target) for node in graph.graph.nodes}
     norms = [
         m for n, m in detector.named_modules() if isinstance(m, SyncBatchNorm) and n in reached
@@ -84,7 +84,7 @@ def on_rank(given: argparse.Namespace) -> dict[str, Any]:
         "ranks": collectives.world_size(),
         "step_s": whole,
         "quantizers": len(quantizers),
-        "agree_s": median_s(lambda: agree_(quantizers), 30),
+        "agree_s": median_s(lambda: merge_ranges_(quantizers), 30),
         "norms": len(norms),
         "kinds": dict(kinds),
         # Each synchronized norm issues one forward and one backward.
@@ -102,7 +102,7 @@ def _agreement(number: int) -> float:
     from dq.quant.numerics.spec import QuantSpec
     from dq.quant.observers.min_max import MovingAverageObserver
     from dq.quant.quantizers.fake_quantize import ActivationQuantizer
-    from dq.sync import agree_
+    from dq.sync import merge_ranges_
 
     quantizers = [ActivationQuantizer(QuantSpec(), MovingAverageObserver()) for _ in range(number)]
 
@@ -110,7 +110,7 @@ def _agreement(number: int) -> float:
         for quantizer in quantizers:
             quantizer.observer.batch_min.fill_(-1.0)
             quantizer.observer.batch_max.fill_(1.0)
-        agree_(quantizers)
+        merge_ranges_(quantizers)
 
     return median_s(work, 20)
 
@@ -122,12 +122,12 @@ def _all_reduce(numel: int, number: int) -> float:
     return median_s(lambda: collectives.all_reduce_(flat), number)
 
 
-def far(found: dict[str, Any], ranks: int) -> float:
-    """Return the computed seconds of merging ranges on this many ranks.
+def computed_merge_s(found: dict[str, Any], ranks: int) -> float:
+    """Return the computed seconds to merge ranges on this number of ranks.
 
-    Recursive doubling: log2(ranks) rounds of the latency of one message and the time of its bytes
-    (Thakur, Rabenseifner and Gropp 2005, "Optimization of Collective Communication Operations in
-    MPICH", section 4.3), with what one round of two ranks took here.
+    Recursive doubling: log2(ranks) rounds, each with the latency of one message and the time of its
+    bytes (Thakur, Rabenseifner and Gropp 2005, "Optimization of Collective Communication Operations
+    in MPICH", section 4.3), with the time measured here for one round of two ranks.
     """
     rounds = math.log2(ranks)
     per_byte = (found["large_s"] - found["latency_s"]) / (4 * 2**22)
@@ -158,7 +158,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     two = [r for r in results if r["ranks"] == 2]
     if two:
         lines += ["", "| ranks, computed | merging ranges, ms |", "|---|---|"]
-        lines += [f"| {n} | {1e3 * far(two[0], n):.2f} |" for n in FAR]
+        lines += [f"| {n} | {1e3 * computed_merge_s(two[0], n):.2f} |" for n in FAR]
     return "\n".join(lines) + "\n"
 
 

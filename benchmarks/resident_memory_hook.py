@@ -1,4 +1,4 @@
-"""An mmcv hook that writes how much memory its rank has resident, for `benchmarks.memory`."""
+"""An mmcv hook that writes the resident memory of its rank, for `benchmarks.memory`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mmcv.runner import HOOKS, Hook
 
 @HOOKS.register_module(force=True)
 class ResidentMemoryHook(Hook):  # type: ignore[misc]
-    """Append ``step,MiB`` to ``folder/rank_N.csv`` every so many steps.
+    """Append ``step,MiB`` to ``folder/rank_N.csv`` every ``interval`` steps.
 
     Args:
-        folder: Exists.
+        folder: An existing folder.
         interval: Steps between two lines.
     """
 
@@ -23,7 +23,7 @@ class ResidentMemoryHook(Hook):  # type: ignore[misc]
         self.interval = interval
 
     def before_run(self, runner: Any) -> None:
-        """Begin the file anew."""
+        """Start the file again."""
         self.path.write_text("")
 
     def after_train_iter(self, runner: Any) -> None:

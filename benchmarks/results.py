@@ -1,17 +1,17 @@
-"""The tables of results: configs by columns by seeds, each cell a chain of launcher commands.
+"""Make the tables of results: configs by columns by seeds, each cell a chain of commands.
 
     python -m benchmarks.results --configs configs/bccd/ssd_mobilenet_fpn_160.py ... \
         --data DIR --seeds 0 1 2 --jobs 2 [--cfg-options KEY=VALUE ...] [--write docs/results.md]
 
-``DIR/<the config's folder>`` is its data set. A column is a recipe of `configs/_base_`; a cell's
-folder holds the config that joins the two. Columns are made in order, the cells of one side by
-side. A cell ends with its stage's summary.json; one that is there is not made again, so the
-benchmark can be stopped and started. `--table-only` writes the tables of what is there, between
-the markers of the file where it has them.
+``DIR/<the config's folder>`` is its data set. A column is a recipe of `configs/_base_`; the folder
+of a cell has the config that joins detector and recipe. Columns are made in order, the cells of a
+column in parallel. A cell ends with its stage's summary.json and is not made again if that exists,
+so the benchmark can be stopped and restarted. `--table-only` writes the tables of the existing
+cells, between the markers of the file if it has them.
 
-`--variant NAME COLUMN KEY=VALUE ...` adds a column: another one with overrides, to see what a
-setting is worth. With `data.test.ann_file=DIR/.../val.txt` recipes are chosen on other images than
-the tables' are measured on.
+`--variant NAME COLUMN KEY=VALUE ...` adds a column: an existing one with overrides, to measure a
+setting. With `data.test.ann_file=DIR/.../val.txt` recipes are chosen on other images than those of
+the tables.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pathlib import Path
 
 RECIPES = Path(__file__).resolve().parents[1] / "configs" / "_base_"
 BEGIN, END = "<!-- made by benchmarks.results -->", "<!-- end -->"
-# Exit code of `eval` where the exported model's mAP is another: measured all the same.
+# Exit code of `eval` if the exported model's mAP differs: it is measured nevertheless.
 GATE_MISSED = 1
 
 
@@ -38,11 +38,11 @@ class Column:
     """One column of the table.
 
     Attributes:
-        command: Of the launcher.
+        command: The launcher's command.
         stage: Folder of its summary.
         recipe: Config of `RECIPES` that is added to the detector's; none for float.
-        options: Config overrides beyond the user's; ``{parent}`` is the parent's checkpoint.
-        parent: Column whose checkpoint it begins from.
+        options: Config overrides besides the user's; ``{parent}`` is the parent's checkpoint.
+        parent: Column whose checkpoint it starts from.
     """
 
     command: str
@@ -52,7 +52,7 @@ class Column:
     parent: str = "float"
 
 
-# The rates and passes of quant_int8.py.
+# The learning rates and passes of quant_int8.py.
 TRAINED_ON = (
     "load_from={parent}",
     "optimizer.lr=1e-4",
@@ -99,12 +99,12 @@ class Cell:
 
     @property
     def summary(self) -> Path:
-        """The file that it ends with."""
+        """The file whose existence means that it is finished."""
         return self.folder / self.what.stage / "summary.json"
 
     @property
     def parent(self) -> Path:
-        """The checkpoint that it begins from."""
+        """The checkpoint that it starts from."""
         other = Cell(root=self.root, config=self.config, seed=self.seed, column=self.what.parent)
         return other.folder / other.what.stage / f"{other.what.stage}.pth"
 
@@ -116,10 +116,10 @@ class Cell:
 
 
 def add_variant(name: str, column: str, *options: str) -> None:
-    """Add a column that differs from another one by config overrides.
+    """Add a column that is another one with config overrides.
 
     Raises:
-        ValueError: There is no such column, or there is one of this name already.
+        ValueError: There is no such column, or a column of this name exists.
     """
     if column not in COLUMNS:
         raise ValueError(f"--variant: there is no column {column!r}; use of {', '.join(COLUMNS)}")
@@ -129,7 +129,7 @@ def add_variant(name: str, column: str, *options: str) -> None:
 
 
 def commands(cell: Cell, options: Sequence[str], threads: int = 1) -> list[list[str]]:
-    """Return the launcher's arguments that make one cell, whose parent is there."""
+    """Return the launcher's arguments that make one cell; its parent must exist."""
     what, config = cell.what, str(cell.folder / "config.py")
     shared = ["--work-dir", str(cell.folder), "--seed", str(cell.seed)]
     shared += ["--threads", str(threads)]
@@ -151,7 +151,7 @@ def commands(cell: Cell, options: Sequence[str], threads: int = 1) -> list[list[
 
 
 def make(cell: Cell, options: Sequence[str], ranks: int, threads: int) -> bool:
-    """Run what makes a cell, its output in ``log.txt``; return whether it is there."""
+    """Run the commands of a cell, with output in ``log.txt``; return whether it is finished."""
     if cell.summary.is_file():
         return True
     if cell.what.parent and not cell.parent.is_file():
@@ -162,7 +162,7 @@ def make(cell: Cell, options: Sequence[str], ranks: int, threads: int) -> bool:
     if ranks > 1:
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         start += ["--nproc-per-node", str(ranks), "-m", "launcher"]
-    # A launcher's rank is not to compute on all cores beside the others.
+    # One rank must not use all cores, because other cells run at the same time.
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with (cell.folder / "log.txt").open("a") as log:
         for words in commands(cell, options, threads):
@@ -175,11 +175,11 @@ def make(cell: Cell, options: Sequence[str], ranks: int, threads: int) -> bool:
 
 
 def metrics_of(cell: Cell) -> dict[str, float]:
-    """Return a cell's metrics in per cent, nothing where it has not been measured."""
+    """Return a cell's metrics in percent; empty if it has not been measured."""
     if not cell.summary.is_file():
         return {}
     content = json.loads(cell.summary.read_text())
-    # An exported model's result may have only the one that its gate compares.
+    # The result of an exported model may have only the metric that its gate compares.
     found = content.get("metrics") or {content["metric"]: content["integer"]}
     return {name: 100 * float(found[name]) for name in METRICS if name in found}
 
@@ -206,7 +206,7 @@ def _cell(values: Mapping[int, float], floats: Mapping[int, float], column: str)
     text = f"{statistics.mean(values.values()):.1f}"
     if len(values) > 1:
         text += f" ± {statistics.stdev(values.values()):.1f}"
-    # Seed by seed: a quantized detector is compared with the float one it came from.
+    # Per seed: a quantized detector is compared with the float detector it came from.
     differences = [value - floats[seed] for seed, value in values.items() if seed in floats]
     if column != "float" and differences:
         text += f" ({statistics.mean(differences):+.1f})"
@@ -229,7 +229,7 @@ def tables(cells: Sequence[Cell]) -> str:
 
 
 def between_markers(text: str, made: str) -> str:
-    """Return ``text`` with what was made between its markers, which are added if it has none."""
+    """Return ``text`` with ``made`` between its markers, which are added if it has none."""
     if BEGIN not in text or END not in text:
         return f"{text.rstrip()}\n\n{BEGIN}\n\n{made}\n{END}\n".lstrip()
     before, rest = text.split(BEGIN, 1)
@@ -237,7 +237,7 @@ def between_markers(text: str, made: str) -> str:
 
 
 def cells_of(given: argparse.Namespace) -> Iterator[Cell]:
-    """Yield the cells that were asked for, parents before children."""
+    """Yield the requested cells, parents before children."""
     for column in (c for c in COLUMNS if c in given.columns):
         for seed in given.seeds:
             for config in given.configs:
@@ -251,7 +251,7 @@ def options_of(given: argparse.Namespace, config: Path) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make what is missing and write the tables; return 1 where a cell failed."""
+    """Make the missing cells and write the tables; return 1 if a cell failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--configs", type=Path, nargs="+", required=True)
     parser.add_argument("--columns", nargs="*", choices=COLUMNS, default=list(COLUMNS))

@@ -1,11 +1,11 @@
-"""How far a quantized detector's metric can be known: evaluate it with rounding ties moved.
+"""Measure how exactly a quantized detector's metric is known: evaluate with moved rounding ties.
 
     python -m benchmarks.rounding_ties CONFIG --checkpoint QUANTIZED.pth [--times 5] [--move 1e-5]
         [--cfg-options key=value ...]
 
-Before every rounding each value is moved by chance by at most --move scales, which is what another
-order of float32 sums does. Where two evaluations differ by less than these do, nobody can say that
-two detectors differ.
+Before every rounding each value is moved at random by at most --move scales, as much as another
+order of float32 sums does. A difference between two detectors that is smaller than the spread of
+these evaluations means nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dq.dist.files.checkpoint import load_checkpoint
 
 
 def move_ties_(graph: Any, largest: float, seed: int) -> list[Any]:
-    """Move what every activation quantizer rounds by up to so many scales; return the hooks."""
+    """Move all activation quantizers' inputs by up to ``largest`` scales; return the hooks."""
     generator = torch.Generator().manual_seed(seed)
 
     def move(quantizer: Any, given: Any) -> Any:
@@ -37,7 +37,7 @@ def move_ties_(graph: Any, largest: float, seed: int) -> list[Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the metric as it is, and once for each seed."""
+    """Print the unchanged metric, and then one for each seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--checkpoint", type=Path, required=True)

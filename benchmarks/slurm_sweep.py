@@ -1,18 +1,18 @@
-"""A sweep on a real Slurm whose elements are struck one by one, against one that nobody disturbs.
+"""Disturb the elements of a sweep on a real Slurm one by one; compare with an undisturbed sweep.
 
     python -m benchmarks.slurm_sweep [--presets int8 w4a8] [--seeds 0 1] [--kinds warn ...]
 
-Starts the tests' cluster (root and apt-get), submits the sweep twice, and strikes every element of
-the second, of its float array and of its main one, with each kind while its siblings run:
+Starts the tests' cluster (root and apt-get), submits the sweep twice, and disturbs every element of
+the second, of its float array and of its main array, in each way while other elements run:
 
     warn      scancel -s USR2 A_I
-    timeout   its time limit is lowered, and Slurm warns it
+    timeout   its time limit is lowered, so Slurm warns it
     preempt   a job of a higher partition wants its node
-    requeue   scontrol requeue A_I, of which the element is not told in time
+    requeue   scontrol requeue A_I, without a warning in time
 
-Fails unless every element ends well after as many restarts as it was struck, no sibling was
+Fails unless every element ends well after one restart per disturbance, no other element was
 restarted meanwhile, all checkpoints and logged losses are those of the undisturbed sweep bit for
-bit, and no file of a finished element was written again, not even by submitting the sweep anew.
+bit, and no file of a finished element was written again, also not by submitting the sweep again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GATE = """
 custom_imports = dict(imports=['tests.slurm.gate'], allow_failed_imports=False)
 custom_hooks = [dict(type='GateHook', step=2, marker={marker!r}, attempts={attempts})]
 """
-# Two CPUs are a node: an element each, so that one can be preempted alone.
+# A node has two CPUs, which is one element, so that one can be preempted alone.
 RESOURCES = (
     "--partition",
     "swept",
@@ -55,15 +55,15 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """What is swept.
+    """The sweep and its disturbances.
 
     Attributes:
-        presets: Several share a float training, which is an array of its own.
-        seeds: One at least.
-        kinds: What strikes; element N begins with the Nth.
-        strikes: How often each element is struck.
-        checkpoint: A float detector for all, in place of float trainings.
-        options: More of the command line.
+        presets: If there are several, they share a float training, in an array of its own.
+        seeds: At least one.
+        kinds: The disturbances; element N starts with the Nth.
+        strikes: How often each element is disturbed.
+        checkpoint: A float detector for all, instead of float trainings.
+        options: More options of the command line.
     """
 
     presets: Sequence[str]
@@ -84,7 +84,7 @@ class Grid:
 
 @contextlib.contextmanager
 def surroundings(cluster: Cluster, folder: Path) -> Iterator[None]:
-    """Let the launcher find the cluster, and keep its index of submissions in ``folder``."""
+    """Make the launcher find the cluster, and keep its index of submissions in ``folder``."""
     former = dict(os.environ)
     os.environ.update(cluster.environ, XDG_STATE_HOME=str(folder / "state"), OMP_NUM_THREADS="1")
     try:
@@ -118,13 +118,13 @@ def strike(cluster: Cluster, job_id: str, kind: str) -> None:
 
 
 class Striker:
-    """Strikes each element of a chain, once at each of its first attempts, one at a time.
+    """Disturb each element of a chain, once in each of its first attempts, one at a time.
 
     Args:
-        cluster: Where it runs.
-        chain: What was submitted.
-        grid: What was swept, and what strikes it.
-        marker: Where the gate says that an element waits, with ``{element}`` and ``{attempt}``.
+        cluster: The cluster on which the chain runs.
+        chain: The submitted sweep.
+        grid: The sweep and its disturbances.
+        marker: File that says that an element waits, with ``{element}`` and ``{attempt}``.
     """
 
     def __init__(self, cluster: Cluster, chain: Chain, grid: Grid, marker: str) -> None:
@@ -132,7 +132,7 @@ class Striker:
         self.struck: list[tuple[str, str]] = []
 
     def strike_all(self) -> None:
-        """Go on until every element has been struck as often as it is to be."""
+        """Continue until every element has been disturbed as often as planned."""
         end = time.monotonic() + LIMIT_S
         while len(self.struck) < len(self.chain.jobs) * self.grid.strikes:
             assert time.monotonic() < end, self.state()
@@ -146,7 +146,7 @@ class Striker:
             time.sleep(0.5)
 
     def _refuse_lost(self) -> None:
-        """Fail as soon as an element has ended that is still to be struck."""
+        """Fail as soon as an element has ended that must still be disturbed."""
         for job in self.chain.jobs:
             state = self.cluster.state(job.job_id)
             struck = sum(job_id == job.job_id for job_id, _ in self.struck)
@@ -170,19 +170,19 @@ class Striker:
         return {job.job_id: self.cluster.restarts(job.job_id) for job in self.chain.jobs}
 
     def state(self) -> str:
-        """Return what Slurm says of all jobs."""
+        """Return Slurm's list of all jobs."""
         return self.cluster.ask("squeue", "-r", "-t", "all")
 
 
 def await_all(cluster: Cluster, chain: Chain) -> None:
-    """Wait until every element has ended well."""
+    """Wait until every element has ended successfully."""
     for job in chain.jobs:
         state = cluster.await_state(job.job_id, *ENDED, limit_s=LIMIT_S)
         assert state == "COMPLETED", (job.job_id, chain.log(job, 0).read_text()[-3000:])
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return what tells whether results were written again: inode and time of each."""
+    """Return inode and time of each result, which change if it is written again."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.name in ("summary.json", "metrics.jsonl") or path.suffix == ".pth":
@@ -192,13 +192,13 @@ def files_of(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def prove(cluster: Cluster, config: Path, folder: Path, grid: Grid) -> dict[str, int]:
-    """Run the sweep undisturbed and struck, compare, and return the restarts of each element.
+    """Run the sweep undisturbed and disturbed, compare, and return the restarts of each element.
 
     Args:
-        cluster: A running one.
-        config: Of a small detector.
-        folder: For all that is written.
-        grid: What is swept.
+        cluster: A running cluster.
+        config: Config of a small detector.
+        folder: Folder for all output.
+        grid: The sweep and its disturbances.
     """
     marker = str(folder / "gate-{element}-{attempt}-{rank}")
     gates = {name: GATE.format(marker=marker, attempts=number)
@@ -222,7 +222,7 @@ def prove(cluster: Cluster, config: Path, folder: Path, grid: Grid) -> dict[str,
 
 
 def prove_done_once(cluster: Cluster, folder: Path, grid: Grid) -> None:
-    """Submit the struck sweep of `prove` anew: nothing of it is done again."""
+    """Submit the disturbed sweep of `prove` again: nothing of it may be done again."""
     before = files_of(folder / "struck")
     config = folder / "struck-config/rich.py"
     await_all(cluster, submit(grid.words(config, folder / "struck")))
@@ -230,7 +230,7 @@ def prove_done_once(cluster: Cluster, folder: Path, grid: Grid) -> None:
 
 
 def main() -> None:
-    """Prove it on a cluster of this machine."""
+    """Run it on a cluster of this machine."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--presets", nargs="+", default=["int8", "w4a8"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])

@@ -1,20 +1,20 @@
-"""What a quantized training step costs against a float one: paired in one run, with peers.
+"""Measure a quantized training step against a float one: paired in one run, with other libraries.
 
     python -m benchmarks.speed [--nets ssd_mobilenet retinanet_r18 ...] [--sides float training ...]
         [--size 256] [--batch 4] [--rounds 9] [--compile] [--device cuda] [--amp] [--channels-last]
         [--out speed.json] [--write docs/tables/speed.md]
 
-A step is mmdet's whole one: forward, losses, backward, SGD and, where ranges are observed, their
-update. In each round every side makes one step in turn, so that what else the machine does meets
-all of them; the table has the median of the rounds' ratios to float, and their quartiles. Peak
-memory is parameters, buffers and momentum, and what torch's allocator handed out in one step.
+A step is mmdet's whole one: forward, losses, backward, SGD and, if ranges are observed, their
+update. In each round every side makes one step in turn, so that other load on the machine affects
+all of them. The table has the median of the rounds' ratios to float, and their quartiles. Peak
+memory is parameters, buffers and momentum, plus the peak of torch's allocator in one step.
 
 Sides:
-    float, float_frozen: mmdet's own step, norms by the batch or frozen
-    observing: rounding, observing, norms by the batch: what QAT begins with
-    frozen_norms, frozen: the same with norms frozen, and with ranges frozen too: what it ends with
+    float, float_frozen: mmdet's own step, norms with batch statistics or frozen
+    observing: rounding, observing, norms with batch statistics: the first phase of QAT
+    frozen_norms, frozen: the same with frozen norms, and with frozen ranges too: the last phases
     lsq: learned scales
-    composed: `observing` made of torch's operators, without our kernels
+    composed: `observing` with torch's operators, without our kernels
     fx, pt2e: the net prepared by torch.ao's FX QAT, by torchao's PT2E QAT (`pip install torchao`)
     inference, calibrating: both without gradients
 """
@@ -67,7 +67,7 @@ Work = Callable[[], None]
 
 
 def batch_of(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return random images with some boxes each, as a training loader yields them."""
+    """Return random images with some boxes each, in the form that a training loader yields."""
     generator = torch.Generator().manual_seed(0)
     size, number = arguments.size, arguments.batch
     images = torch.randn(number, 3, size, size, generator=generator).to(arguments.device)
@@ -98,9 +98,9 @@ def batch_of(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
 def side(
     name: str, detector: nn.Module, data: dict[str, Any], given: argparse.Namespace
 ) -> tuple[Work, int]:
-    """Return a function that does one step of this side on a detector of its own.
+    """Return a function that does one step of this side on its own detector.
 
-    Beside it the bytes that the detector and its optimizer hold between steps.
+    Also return the bytes that the detector and its optimizer hold between steps.
     """
     detector = copy.deepcopy(detector).to(given.device).train()
     if given.channels_last:
@@ -133,7 +133,7 @@ def side(
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return how much memory tensors fill."""
+    """Return the memory of tensors in bytes."""
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -142,7 +142,7 @@ def _float_graph(detector: nn.Module) -> fx.GraphModule:
 
 
 def quantized(name: str, detector: nn.Module, images: Tensor) -> tuple[Any, Work]:
-    """Return the calibrated graph of a side, in its phase, and what is to be done after a step."""
+    """Return the calibrated graph of a side in its phase, and what must be called after a step."""
     graph = quantize_detector(detector, Recipe(learned="lsq" if name == "lsq" else None))
     quantizers = list(graph.activations().values())
     detector.eval()
@@ -161,14 +161,14 @@ def quantized(name: str, detector: nn.Module, images: Tensor) -> tuple[Any, Work
 
 
 def freeze_norms(detector: nn.Module) -> None:
-    """Let batch norms use and keep their running statistics."""
+    """Make batch norms use their running statistics and not update them."""
     for module in detector.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
 
 
 def without_kernels(work: Work) -> Work:
-    """Return the work done by compositions of torch's operators alone."""
+    """Return the same work with compositions of torch's operators only."""
 
     def composed() -> None:
         takes = native.takes
@@ -211,7 +211,7 @@ def _training(
 
 
 def seconds(work: Work, device: str) -> float:
-    """Return how long the work takes, the device's part included."""
+    """Return the time of the work in seconds, including the device's."""
     if device != "cpu":
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -222,7 +222,7 @@ def seconds(work: Work, device: str) -> float:
 
 
 def peak_bytes(work: Work, device: str) -> int:
-    """Return how far the allocator's sum rises above its beginning while the work is done."""
+    """Return the rise of the allocator's peak above its start while the work runs."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -258,7 +258,7 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
             works[one], held[one] = side(one, detector, data, given)
             warm_up[one] = seconds(works[one], given.device)
             seconds(works[one], given.device)
-        except Exception as error:  # A peer that cannot do this net is part of the result.
+        except Exception as error:  # A library that cannot do this net is part of the result.
             if one not in peers.PEERS:
                 raise
             works.pop(one, None)

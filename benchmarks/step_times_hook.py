@@ -1,4 +1,4 @@
-"""An mmcv hook that writes when each step of its rank was done, for `benchmarks.tracking`."""
+"""An mmcv hook that writes the time of each step of its rank, for `benchmarks.tracking`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dq.detector.hooks.tracking import TrackingHook
 class StepTimesHook(Hook):  # type: ignore[misc]
     """Write ``epoch,seconds,CPU seconds,tracking's seconds`` of each step when the training ends.
 
-    The last are those that the training has spent in the hook of tracking so far.
+    The last column is the time spent in the tracking hook so far.
 
     Args:
-        path: Of the file; its folder exists.
+        path: Path of the file, in an existing folder.
     """
 
     def __init__(self, path: str) -> None:
@@ -28,7 +28,7 @@ class StepTimesHook(Hook):  # type: ignore[misc]
         self.tracking_s = 0.0
 
     def before_run(self, runner: Any) -> None:
-        """Take the time of all that the hook of tracking does."""
+        """Time all calls of the tracking hook."""
         for hook in runner.hooks:
             if isinstance(hook, TrackingHook):
                 for name in ("after_train_iter", "after_train_epoch"):

@@ -1,12 +1,12 @@
-"""Measure what tracking takes from a quantization-aware training: pairs with and without it.
+"""Measure the cost of tracking in a quantization-aware training: pairs with and without it.
 
     python -m benchmarks.tracking CONFIG --checkpoint FLOAT_OR_CALIBRATED.pth --work-dir DIR
         [--pairs 4] [--epochs 2] [--cfg-options KEY=VALUE ...]
 
-"on" is what a user gets who sets nothing: W&B offline, figures of all quantizers after each epoch,
-rows at the config's log interval. "off" is all of it turned off that can be; its rows are written
-all the same, and what one costs is measured apart. The order alternates, so that a machine that
-warms up favours neither. Processor time is given too, for a machine that others use as well.
+"on" is the default: W&B offline, figures of all quantizers after each epoch, rows at the config's
+log interval. "off" turns off everything that can be turned off. Its rows are still written; the
+cost of a row is measured separately. The order alternates, so that a machine that warms up favours
+neither. Processor time is given too, for a machine that others use as well.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ WARM_UP = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """How fast a training was.
+    """The speed of a training.
 
     Attributes:
         step_s: Median seconds of a step inside an epoch.
-        whole_s: Seconds of all steps and what lies between epochs, for a step.
-        cpu_s: Processor seconds of the training's process for a step inside an epoch.
-        between_s: Seconds between the epochs, for each.
-        tracking_s: Seconds of the hook of tracking for a step inside an epoch.
-        figures_s: Of it between epochs, for each: the figures of all quantizers.
+        whole_s: Seconds of all steps and of the work between epochs, per step.
+        cpu_s: Processor seconds of the training's process per step inside an epoch.
+        between_s: Seconds between epochs, per epoch.
+        tracking_s: Seconds in the tracking hook per step inside an epoch.
+        figures_s: Seconds in the tracking hook between epochs, per epoch: quantizer figures.
     """
 
     step_s: float
@@ -58,7 +58,7 @@ class Speed:
 
 
 def speed_of(lines: list[str]) -> Speed:
-    """Return the speed of a training whose steps `StepTimesHook` has written."""
+    """Return the speed of a training from the file of `StepTimesHook`."""
     steps = [[float(text) for text in line.split(",")] for line in lines[WARM_UP:]]
     pairs = [
         [later - before for before, later in zip(*pair, strict=True)]
@@ -77,7 +77,7 @@ def speed_of(lines: list[str]) -> Speed:
 
 
 def train(arguments: argparse.Namespace, side: str, number: int) -> Speed:
-    """Train once, in a process of its own."""
+    """Train once in a separate process."""
     wandb, tracking = SIDES[side]
     folder = (arguments.work_dir / f"{side}{number}").resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def train(arguments: argparse.Namespace, side: str, number: int) -> Speed:
 
 
 def seconds_of_a_row() -> float:
-    """Return how long the training's own process takes to keep a row of twelve numbers."""
+    """Return how long the training's process takes to write a row of twelve numbers."""
     with tempfile.TemporaryDirectory() as name:
         tracker = FolderTracker(Path(name), Run(id="benchmark", experiment="e", stage="qat"))
         row = {f"loss_{i}": i / 7 for i in range(12)}
@@ -108,7 +108,7 @@ def seconds_of_a_row() -> float:
 
 
 def main() -> None:
-    """Print each pair, and the medians over all."""
+    """Print each pair, and the medians."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config")
     parser.add_argument("--checkpoint", type=Path, required=True)

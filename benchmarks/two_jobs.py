@@ -1,9 +1,9 @@
-"""Start two jobs together in one work dir, again and again: one runs, one is refused, all is whole.
+"""Start two jobs in one work dir together, repeatedly: one runs, one is refused, files are whole.
 
     python -m benchmarks.two_jobs CONFIG [--times 20] [--command train] [--work-dir runs/two_jobs]
 
-Prints a line a round, and returns 1 where a round ended otherwise, a file is damaged or something
-is left that should not be.
+Prints a line per round, and returns 1 if a round ended otherwise, a file is damaged or something is
+left over.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dq.dist.files.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 REFUSED = "is being written by process"
-# Starts a launcher with these words, so that its output goes to a file, and returns what waits.
+# Starts a launcher with these words and its output in a file, and returns a function that waits.
 Start = Callable[[Sequence[str], Path], Callable[[], int]]
 
 
@@ -32,8 +32,8 @@ class Round:
 
     Attributes:
         codes: Their exit codes.
-        outputs: What each printed.
-        faults: What should not be; empty where all is well.
+        outputs: What each of them printed.
+        faults: Everything that is wrong; empty if nothing is.
     """
 
     codes: tuple[int, int]
@@ -42,13 +42,13 @@ class Round:
 
 
 def two_at_once(words: Sequence[str], work_dir: Path, start: Start, gap_s: float = 0.0) -> Round:
-    """Run the same command twice at once in one work dir, and look at what came of it.
+    """Run the same command twice at once in one work dir, and check the outcome.
 
     Args:
         words: The launcher's command line without the work dir.
-        work_dir: New.
+        work_dir: A new folder.
         start: Starts a launcher.
-        gap_s: Seconds between the two.
+        gap_s: Seconds between the two starts.
     """
     outputs = [work_dir.with_name(f"{work_dir.name}_{number}.txt") for number in range(2)]
     line = [*words, "--work-dir", str(work_dir)]
@@ -68,7 +68,7 @@ def two_at_once(words: Sequence[str], work_dir: Path, start: Start, gap_s: float
 
 
 def damaged(work_dir: Path) -> list[str]:
-    """Return what is damaged or left over in a work dir whose command has ended."""
+    """Return the damaged or left-over files of a work dir whose command has ended."""
     faults = []
     files = [path for path in work_dir.rglob("*") if path.is_file() or path.is_symlink()]
     for path in files:
@@ -78,7 +78,7 @@ def damaged(work_dir: Path) -> list[str]:
             if path.suffix == ".pth":
                 load_checkpoint(path)
             elif path.suffix in (".json", ".jsonl"):
-                # mmcv's own log is called .log.json and has a row a line, too.
+                # mmcv's own log is called .log.json and also has a row per line.
                 in_rows = path.suffix == ".jsonl" or ".log" in path.suffixes
                 texts = path.read_text().splitlines() if in_rows else [path.read_text()]
                 for text in texts:
@@ -91,7 +91,7 @@ def damaged(work_dir: Path) -> list[str]:
 
 
 def start_launcher(words: Sequence[str], output: Path) -> Callable[[], int]:
-    """Start a launcher in a process of its own."""
+    """Start a launcher in a separate process."""
     with output.open("wb") as file:
         command = [sys.executable, "-m", "launcher", *words]
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
@@ -99,7 +99,7 @@ def start_launcher(words: Sequence[str], output: Path) -> Callable[[], int]:
 
 
 def main() -> int:
-    """Run all rounds and return 1 where one failed."""
+    """Run all rounds and return 1 if one failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--times", type=int, default=20)
@@ -114,7 +114,7 @@ def main() -> int:
     for number in range(given.times):
         folder = given.work_dir.absolute() / f"round_{number}"
         shutil.rmtree(folder, ignore_errors=True)
-        # From together to one second apart.
+        # From 0 to 1 second apart.
         found = two_at_once(words, folder, start_launcher, gap_s=number / max(1, given.times))
         failed += bool(found.faults)
         print(f"{number}: {found.codes} {'; '.join(found.faults) or 'well'}", flush=True)

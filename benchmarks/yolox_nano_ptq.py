@@ -3,9 +3,9 @@
     python -m benchmarks.yolox_nano_ptq --annotations train128.json --images JPEGImages \
         --checkpoint yolox_nano_coco.pth [--only int8] [--export] [--work-dir runs/yolox_nano_ptq]
 
-The images are split by their id's order: every other one calibrates, the rest is evaluated, so no
-image serves both. Each row is a run of `launcher calibrate` with the options shown; with --export
-each is exported too, and evaluated in ONNX Runtime.
+The images are split in the order of their ids: every second one calibrates, the rest is evaluated,
+so no image serves both. Each row is a run of `launcher calibrate` with the options shown; with
+--export each is also exported and evaluated in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 CONFIG = Path(__file__).parents[1] / "configs" / "yolox" / "yolox_nano_416_ptq.py"
 PLAIN = ("quant.repairs=[]", "quant.mixed=None")
 
-# Name of the row: options of `launcher calibrate` beyond the config's.
+# Row name: options of `launcher calibrate` in addition to the config's.
 ROWS: dict[str, tuple[str, ...]] = {
     "int8, min-max": (*PLAIN, "quant.observer=min_max"),
     "int8, 99.99 percentile": (*PLAIN, "quant.observer=percentile"),
@@ -42,11 +42,11 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 
 def split(annotations: Path, folder: Path) -> tuple[Path, Path]:
-    """Write two COCO files, with every other image each, and return their paths.
+    """Write two COCO files, with every second image each, and return their paths.
 
     Args:
         annotations: A COCO file.
-        folder: Where the two go.
+        folder: Folder for the two files.
     """
     content = json.loads(annotations.read_text())
     images = sorted(content["images"], key=lambda image: image["id"])
@@ -66,7 +66,7 @@ def folder_of(arguments: argparse.Namespace, name: str) -> Path:
 
 
 def start(arguments: argparse.Namespace, words: Sequence[object], options: Sequence[str]) -> int:
-    """Run a launcher command in a process of its own on the data's halves; return its exit code."""
+    """Run a launcher command in a separate process on the data's halves; return its exit code."""
     halves = split(arguments.annotations, arguments.work_dir)
     data = [
         option
@@ -96,7 +96,7 @@ def exported(arguments: argparse.Namespace, folder: Path, options: Sequence[str]
     model = folder / "export" / f"{folder.name}.onnx"
     if start(arguments, ("export", CONFIG, *checkpoint), options):
         raise RuntimeError(f"{folder}: launcher export failed")
-    # A missed gate is no failure here: both metrics are in the summary.
+    # A missed gate is not a failure here: both metrics are in the summary.
     if start(arguments, ("eval", CONFIG, model, "--backend", "onnxruntime", *checkpoint), ()) > 1:
         raise RuntimeError(f"{folder}: launcher eval --backend onnxruntime failed")
     return json.loads((folder / "eval_onnxruntime/summary.json").read_text())
@@ -115,7 +115,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the rows asked for and print the table."""
+    """Run the requested rows and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("--annotations", "--images", "--checkpoint"):
         parser.add_argument(name, type=Path, required=True)

@@ -1,18 +1,18 @@
-"""Names that nobody knows: a message says the nearest that is known."""
+"""Messages for unknown names: they suggest the nearest known name."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-# So alike must two names be; 1 is equal.
+# Names must be at least this similar; 1 is equal.
 CUTOFF = 0.5
-# A list of what there is stays readable up to so many names.
+# A list of known names stays readable up to this length.
 _SHOWN = 12
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """Return ``did you mean X?`` for the nearest known name, else what there is."""
+    """Return ``did you mean X?`` for the nearest known name, else the known names."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=CUTOFF)
     if near:
@@ -30,7 +30,7 @@ def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
 
     Args:
         given: Keys of a section.
-        known: All that it may have.
+        known: All keys that the section may have.
         where: The section, such as ``quant.schedule``.
     """
     names = set(known)

@@ -1,10 +1,10 @@
-"""Kernels in C++: compiled once a machine, loaded once a process, called on tensors' memory.
+"""C++ kernels: compiled once per machine, loaded once per process, called on tensors' memory.
 
-A composition of torch's operators passes over memory several times where one pass is enough, and
-on a CPU memory is what the small work between convolutions costs. Without a compiler, or with
-`DQ_NATIVE=0`, nothing is lost but speed: callers then compose the same results from torch's
-operators, as they do on a GPU and for other dtypes. Here is what all kernels share; what they
-compute stands beside their sources.
+A composition of torch's operators passes over memory several times where one pass is enough, and on
+a CPU memory traffic dominates the small operations between convolutions. Without a compiler, or
+with `DQ_NATIVE=0`, only speed is lost: callers compute the same results with torch's operators, as
+they do on a GPU and for other dtypes. This module has what all kernels share; what a kernel
+computes is described at its source.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dq.whole_file import drafts
 
 log = logging.getLogger(__name__)
 
-# Contraction would make a * b + c another number than torch's operators give.
+# Contraction (fused multiply-add) would give a * b + c other bits than torch's operators.
 FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
@@ -40,13 +40,13 @@ SWITCH = "DQ_NATIVE"
 
 
 class Kernels:
-    """The functions of one C++ file; nothing is compiled before they are asked for.
+    """The functions of one C++ file; it is compiled when they are first used.
 
     Args:
-        source: The file; its functions are ``extern "C"``, return nothing and take the number of
+        source: The file. Its functions are ``extern "C"``, return nothing and take the number of
             threads as their last argument.
-        signatures: The ctypes of each function's arguments by its name, without which pointers
-            would be cut to 32 bits.
+        signatures: The ctypes of each function's arguments, by function name. Without them
+            pointers would be truncated to 32 bits.
     """
 
     def __init__(self, source: Path, signatures: Mapping[str, Sequence[Any]]) -> None:
@@ -54,16 +54,16 @@ class Kernels:
         self.signatures = signatures
 
     def library(self) -> ctypes.CDLL | None:
-        """Return the kernels, compiled where they are not yet; None where that cannot be done."""
+        """Return the kernels, compiled if necessary; None if that is impossible."""
         return self._library
 
     def call(self, name: str, *arguments: float | int | None) -> None:
-        """Call a kernel with as many threads as torch uses.
+        """Call a kernel with the number of threads that torch uses.
 
         Args:
-            name: Of the function in the source.
-            arguments: Its arguments but for the last, the number of threads; `pointer` makes
-                those for tensors.
+            name: Name of the function in the source.
+            arguments: Its arguments without the last one, the number of threads; use `pointer` for
+                tensors.
         """
         assert self._library is not None, "nobody asked whether there are kernels"
         getattr(self._library, name)(*arguments, torch.get_num_threads())
@@ -87,49 +87,49 @@ class Kernels:
 
 
 def has_memory(*tensors: Tensor) -> bool:
-    """Say whether the tensors are plain ones whose data a kernel may read, in this context."""
+    """Return whether the tensors are plain ones with memory that a kernel may read here."""
     if torch._C._len_torch_dispatch_stack() > 0 or functorch.maybe_current_level() is not None:
-        return False  # Tensors here stand for others and have no memory of their own.
+        return False  # Fake or functional tensors have no memory of their own.
     return all(type(x) in (Tensor, nn.Parameter) for x in tensors)
 
 
 def is_dense(x: Tensor) -> bool:
-    """Say whether the tensor fills its memory, so that a kernel may take it as one row."""
+    """Return whether the tensor fills its memory, so that a kernel may treat it as one row."""
     return x.is_contiguous() or (
         x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     )
 
 
 def dense(x: Tensor) -> Tensor:
-    """Return the tensor, copied where it does not fill its memory."""
+    """Return the tensor, copied if it does not fill its memory."""
     return x if is_dense(x) else x.contiguous()
 
 
-def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return the tensor in the layout of another, copied where it has a different one.
+def with_layout_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return the tensor in the memory layout of another, copied if its layout differs.
 
     Args:
-        tensor: Such as a gradient, in whatever layout the layer behind has made it.
-        like: Of the same shape.
+        tensor: Such as a gradient, in the layout that the next layer's backward pass gave it.
+        like: A tensor of the same shape.
     """
     if tensor.stride() == like.stride():
         return tensor
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
-def as_promised(result: Tensor, input: Tensor) -> Tensor:
-    """Return the result of an operator with the strides that it promises the compiler.
+def with_promised_strides(result: Tensor, input: Tensor) -> Tensor:
+    """Return the result of an operator with the strides that the operator promised the compiler.
 
     Args:
         result: Of the shape of ``input``, any dtype.
-        input: What the operator's fake calls ``torch.empty_like`` on.
+        input: The tensor for which the operator's fake calls ``torch.empty_like``.
     """
     promised = torch.empty_like(input, dtype=result.dtype)
     return result if promised.stride() == result.stride() else promised.copy_(result)
 
 
 def pointer(x: Tensor | None) -> int | None:
-    """Return the address of a tensor's data for a kernel; None stays None."""
+    """Return the address of a tensor's data for a kernel; None for None."""
     return None if x is None else x.data_ptr()
 
 
@@ -143,11 +143,11 @@ def _built(source: Path) -> Path:
     if shutil.which(compiler.split()[0]) is None:
         raise FileNotFoundError(f"{compiler} is not on PATH")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Several ranks may build at once; each puts a whole file in place.
+    # Several ranks may build at once; each of them writes a whole file.
     with tempfile.TemporaryDirectory() as folder, drafts(path) as (linked,):
         unlinked = Path(folder, "unlinked.o")
-        # Linked without OpenMP's runtime, so that the one torch has loaded serves both: a second
-        # one would compete with its threads.
+        # Linked without an OpenMP runtime, so that kernels use the one torch has loaded. A second
+        # runtime would compete for the same cores.
         for words in (
             [*compiler.split(), *FLAGS, "-c", str(source), "-o", str(unlinked)],
             [*compiler.split(), "-shared", str(unlinked), "-o", str(linked)],
@@ -162,7 +162,7 @@ def _folder() -> Path:
 
 
 def _processor() -> str:
-    """Describe what the compiler optimizes for; a home may be shared by different machines."""
+    """Describe the processor that the compiler optimizes for; machines may share a home."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

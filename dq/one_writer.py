@@ -1,11 +1,11 @@
-"""One process at a time writes a folder; who died, by kill -9 or with its machine, holds nobody up.
+"""One process at a time writes a folder. A dead holder (kill -9, power loss) blocks nobody.
 
-The holder has a file ``.writer.N`` in the folder that says who it is and in which a process of its
-own counts (`dq.beat`). Where its process can be looked at, that decides whether it lives; else
-whether the count goes on, by the reader's own clock: clocks of two machines are never compared.
-
-Nothing is asked of the file system but that a name can be given to one file only (`os.link`), which
-NFS does. A dead holder is followed by whoever makes the file of the next number: one alone can.
+The holder has a file ``.writer.N`` in the folder. It says who the holder is, and a helper process
+writes a growing count into it (`dq.beat`). If the holder's process is visible from here, that
+decides whether it lives. Else the count decides: it must grow, measured with the reader's own
+clock. Clocks of two machines are never compared. The file system only needs hard links that fail if
+the name exists (`os.link`), which NFS has. A dead holder is replaced by the process that creates
+the file with the next number; only one process can.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _NAME = re.compile(r"\.writer\.([0-9]+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writer:
-    """Who writes a folder.
+    """The process that writes a folder.
 
     Attributes:
-        token: Unlike every other writer's.
-        process: As `dq.tracking.record.liveness.this_process` says.
-        since: When it began, for people: seconds since 1970 by its own clock.
-        job: Number of a Slurm job, empty for none.
+        token: Different for every writer.
+        process: From `dq.tracking.record.liveness.this_process`.
+        since: Start of writing, to show to people: seconds since 1970 by its own clock.
+        job: Number of a Slurm job, empty if there is none.
         attempt: How often that job had been started before.
     """
 
@@ -56,11 +56,11 @@ class Writer:
         return f"process {self.process.get('pid')} on {self.process.get('host')} since {began}"
 
     def follows(self, other: Writer) -> bool:
-        """Whether this is the same Slurm job, started again after the other."""
+        """Whether this is the same Slurm job, requeued after the other."""
         return bool(self.job) and self.job == other.job and self.attempt > other.attempt
 
     def lives(self) -> bool | None:
-        """Whether the process lives; None where it cannot be looked at from here."""
+        """Whether the process lives; None if it is not visible from here."""
         here = this_process()
         if not here["boot"] or any(self.process.get(k) != here[k] for k in ("boot", "space")):
             return None
@@ -69,10 +69,10 @@ class Writer:
 
 
 class WritersLock:
-    """The right to write a folder; see `hold`.
+    """The lock on a folder; see `hold`.
 
     Attributes:
-        followed: Who died holding it before, if anybody.
+        followed: The dead process that held it before, if any.
     """
 
     def __init__(self, path: Path, me: Writer, file: int, followed: Writer | None) -> None:
@@ -82,19 +82,19 @@ class WritersLock:
         self._beat = self._start_beat()
 
     def watch(self, when_lost: Callable[[str], None]) -> None:
-        """Look now and then, in a thread, whether this is still the holder.
+        """Check regularly, in a thread, whether this process still holds the lock.
 
-        A machine that stood still for a minute may wake up to find that another has taken over.
+        A machine that was suspended for a minute may find that another process has taken over.
 
         Args:
-            when_lost: Takes a line that says so; called once, in that thread.
+            when_lost: Receives a message about it; called once, in that thread.
         """
         thread = threading.Thread(target=self._look, args=(when_lost,), name="dq-writer")
         thread.daemon = True
         thread.start()
 
     def is_lost(self) -> bool:
-        """Whether another process holds the folder now, or the file was removed."""
+        """Whether another process holds the lock now, or the file was removed."""
         newest = _newest(self.path.parent)
         if newest is None or newest[1] != self.path:
             return True
@@ -102,7 +102,7 @@ class WritersLock:
         return found is not None and found[1].token != self.me.token
 
     def release(self) -> None:
-        """Let others write the folder."""
+        """Release the lock."""
         self._released.set()
         with contextlib.suppress(OSError):
             if not self.is_lost():
@@ -139,16 +139,16 @@ class WritersLock:
 
 
 def hold(folder: Path, *, silence_s: float = SILENCE_S) -> WritersLock:
-    """Return the right to write a folder, which is made where it is missing.
+    """Lock a folder for writing; a missing folder is created.
 
     Args:
         folder: To be written by one process at a time.
-        silence_s: Seconds without a beat after which a process that cannot be looked at from here
-            counts as dead. So long does it take to find out, and no longer than a beat to find out
-            that it lives.
+        silence_s: Seconds without a heartbeat after which a process that is not visible from here
+            counts as dead. Finding that out takes this long. Finding out that it lives takes one
+            heartbeat.
 
     Raises:
-        ValueError: Another process writes it, or it cannot be written.
+        ValueError: Another process writes it, or it is not writable.
     """
     me = Writer()
     try:
@@ -159,7 +159,7 @@ def hold(folder: Path, *, silence_s: float = SILENCE_S) -> WritersLock:
             if newest is not None:
                 number, path = newest
                 found = _read(path)
-                if found is None:  # Released in this very moment.
+                if found is None:  # Released at this moment.
                     time.sleep(RETRY_S)
                     continue
                 followed = found[1]
@@ -171,7 +171,7 @@ def hold(folder: Path, *, silence_s: float = SILENCE_S) -> WritersLock:
             mine = folder / f".writer.{number + 1}"
             file = _make(mine, me)
             if file is None:
-                continue  # Another one was faster.
+                continue  # Another process was faster.
             latest = _newest(folder)
             if latest is not None and latest[1] == mine:
                 break
@@ -191,8 +191,8 @@ def hold(folder: Path, *, silence_s: float = SILENCE_S) -> WritersLock:
 
 
 def _make(path: Path, me: Writer) -> int | None:
-    """Make the file with its content, and return it open; None where there is one already."""
-    # Called like any draft, see `dq.whole_file`: what a kill leaves here is removed like those.
+    """Create the file with its content and return it open; None if it exists already."""
+    # Named like any draft, see `dq.whole_file`: leftovers of a kill are removed like those.
     draft = path.with_name(f".writer.{me.token}.tmp")
     content = b"%0*d\n" % (beat.DIGITS, 0) + json.dumps(asdict(me)).encode() + b"\n"
     file = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
@@ -201,14 +201,14 @@ def _make(path: Path, me: Writer) -> int | None:
         os.fsync(file)
         with contextlib.suppress(OSError):
             os.link(draft, path)
-        # A server's answer may be lost, and a repeated call refused: the count of names decides.
+        # An NFS server's answer may be lost and the retry refused: the link count decides.
         if os.fstat(file).st_nlink == 2:
             return file
         if path.exists():
             os.close(file)
             return None
         os.close(file)
-        # A file system without second names.
+        # A file system without hard links.
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
         os.write(file, content)
         os.fsync(file)
@@ -230,9 +230,9 @@ def _newest(folder: Path) -> tuple[int, Path] | None:
 
 
 def _read(path: Path) -> tuple[bytes, Writer] | None:
-    """Return a lock's count and its holder; None where the file is gone.
+    """Return a lock's count and its holder; None if the file is gone.
 
-    One that cannot be read is nobody's who could be looked at.
+    A file that cannot be read counts as held by an unknown process.
     """
     try:
         count, _, text = path.read_bytes().partition(b"\n")
@@ -245,7 +245,7 @@ def _read(path: Path) -> tuple[bytes, Writer] | None:
 
 
 def _is_alive(path: Path, silence_s: float) -> bool:
-    """Whether a lock's holder lives; where only its count can tell, that is waited for."""
+    """Whether a lock's holder lives; if only its count can tell, wait for the count to grow."""
     before = _read(path)
     if before is None:
         return False

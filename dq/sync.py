@@ -1,4 +1,4 @@
-"""The bridge between ranks and quantizers: calibrate on one rank, agree once a step, prove it."""
+"""The bridge between ranks and quantizers: calibrate on one rank, merge ranges, verify equality."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def merge_records_(observers: Sequence[MinMaxObserver]) -> None:
-    """Make what the observers recorded since the last update equal on all ranks.
+    """Make what the observers have recorded since the last update equal on all ranks.
 
-    Every rank must call it, at the same step, with the same observers. Minima travel negated, so
-    that minima and maxima together take one all-reduce; sums, where an observer has any, take one
-    more.
+    Every rank must call it, at the same step, with the same observers. Minima are negated, so one
+    all-reduce merges minima and maxima together. Sums, if an observer has any, take one more.
 
     Args:
         observers: In the same order on every rank.
@@ -34,7 +33,7 @@ def merge_records_(observers: Sequence[MinMaxObserver]) -> None:
     if collectives.world_size() == 1:
         return
     kinds: dict[str, list[Tensor]] = {"min": [], "max": [], "sum": []}
-    # Observers of one kind after the other, in an order that is the same on every rank.
+    # Observers grouped by kind, in an order that is the same on every rank.
     by_records: dict[tuple[tuple[str, str], ...], list[MinMaxObserver]] = {}
     for observer in observers:
         by_records.setdefault(tuple(observer.merge.items()), []).append(observer)
@@ -64,10 +63,10 @@ def _scatter_(flat: Tensor, tensors: list[Tensor]) -> None:
     torch._foreach_copy_(tensors, unflatten(flat, tensors))  # type: ignore[no-untyped-call]
 
 
-def agree_(quantizers: Sequence[ActivationQuantizer]) -> None:
-    """Give every rank the same new ranges and scales from what all ranks observed.
+def merge_ranges_(quantizers: Sequence[ActivationQuantizer]) -> None:
+    """Give every rank the same new ranges and scales, from what all ranks observed.
 
-    Every rank must call it, once a step, after the forward passes.
+    Every rank must call it, once per step, after the forward passes.
     """
     merge_records_(observers_of(quantizers))
     update_scales_(list(quantizers))
@@ -76,41 +75,41 @@ def agree_(quantizers: Sequence[ActivationQuantizer]) -> None:
 def calibrate_on_one_rank(
     graph: QuantizedGraph, work: Callable[[], None], *, rank: int = 0, limit_s: float = 86400.0
 ) -> str:
-    """Let one rank calibrate, give all ranks its model and quantizers, prove that they have them.
+    """Calibrate on one rank, send model and quantizers to all ranks, verify that they are equal.
 
-    Every rank must call it. The others wait on the store, in no collective, so calibration may
-    take longer than any collective's time-out.
+    Every rank must call it. The others wait on the store and not in a collective, so calibration
+    may take longer than the collectives' time-out.
 
     Args:
-        graph: The prepared model, equal on all ranks before.
-        work: Calibrates ``graph``; called on ``rank`` alone.
+        graph: The prepared model, equal on all ranks before the call.
+        work: Calibrates ``graph``; called on ``rank`` only.
         rank: The calibrating rank.
-        limit_s: How long the others wait at most, in seconds.
+        limit_s: Longest time that the others wait, in seconds.
 
     Returns:
         The digest of all quantizer state, equal on all ranks.
 
     Raises:
-        RuntimeError: The calibrating rank failed (on all ranks, with its message), or the ranks
-            differ afterwards.
+        RuntimeError: The calibrating rank failed (raised on all ranks, with its message), or the
+            ranks differ afterwards.
     """
     run_on_rank(work, rank=rank, limit_s=limit_s)
-    # Repairs of calibration live in the float layers' parameters too.
+    # The repairs of a calibration also change parameters of the float layers.
     tensors = list(graph.root.state_dict().values())
     collectives.broadcast_coalesced_(tensors, source=rank)
-    # As if loaded from a checkpoint, on every rank: the one that calibrated knows of how many
-    # batches its ranges are, and would go on from them with other weights than the rest.
+    # Treat every rank as if loaded from a checkpoint. Only the calibrating rank knows the number of
+    # batches in its ranges, so it would update them with other weights than the other ranks.
     for part in (graph, *graph.parts.values()):
         for observer in observers_of(list(part.activations().values())):
             observer.end_calibration_()
-    return prove_equal(graph, "after calibration")
+    return check_equal_on_ranks(graph, "after calibration")
 
 
-def prove_equal(graph: QuantizedGraph, when: str) -> str:
+def check_equal_on_ranks(graph: QuantizedGraph, when: str) -> str:
     """Compare the digest of all quantizer state over the ranks and return it.
 
-    Every rank must call it. Scales that are no state, those of weights, are in the digest too where
-    all ranks have the same; where not, a warning names the layers: see `differing_weight_scales`.
+    Every rank must call it. Scales of weights are not state. They are in the digest if they are
+    equal on all ranks; otherwise a warning names the layers: see `differing_weight_scales`.
 
     Args:
         graph: The prepared model.
@@ -145,7 +144,7 @@ def prove_equal(graph: QuantizedGraph, when: str) -> str:
 
 @torch.no_grad()
 def weight_scales(graph: QuantizedGraph) -> dict[str, Tensor]:
-    """Return the scales with which every rounded weight of the graph is rounded in inference."""
+    """Return the scales with which each quantized weight of the graph is rounded in inference."""
     found: dict[str, Tensor] = {}
     for part in (graph, *graph.parts.values()):
         for site, quantized, layer, norm in part.layers():
@@ -154,16 +153,16 @@ def weight_scales(graph: QuantizedGraph) -> dict[str, Tensor]:
 
 
 def differing_weight_scales(scales: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the weights whose scales are not the same on all ranks, and by what factor at most.
+    """Return the weights whose scales differ between ranks, and the largest factor between them.
 
-    A folded weight has its norm's running statistics in it. Where norms are not synchronised each
-    rank rounds with scales of its own until the statistics are averaged, and a power of two, which
-    hardly differs or by a factor of two, lets one rank train for another grid than the next.
+    A folded weight contains its norm's running statistics. If norms are not synchronized, each rank
+    rounds with its own scales until the statistics are averaged. A power-of-two scale is either
+    almost equal or differs by a factor of two, and then ranks train for different grids.
 
     Every rank must call it.
 
     Args:
-        scales: As `weight_scales` returns them, of the same graph on every rank.
+        scales: From `weight_scales`, for the same graph on every rank.
     """
     names = differing_names(scales.items())
     if not names:

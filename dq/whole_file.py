@@ -1,7 +1,7 @@
-"""A file that is written whole or not at all, whoever else writes one of its name at that moment.
+"""Write a file whole or not at all, also if others write a file of the same name at that moment.
 
-It is written under a name that nobody else has, beside its place, flushed to the disk and renamed.
-What a killed process has left of such names is told apart from all other files by its name.
+It is written under a unique temporary name in the same folder, flushed to the disk and renamed. The
+leftovers of a killed process are recognized by their names.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-# A name may have 255 bytes on most file systems; those of a draft are its file's and 22 more.
+# Most file systems allow 255 bytes; a draft's name is that of its file and 22 bytes more.
 _LONGEST = 200
 _DRAFT = re.compile(r"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)
 
 
 @contextlib.contextmanager
 def drafts(*paths: Path) -> Iterator[list[Path]]:
-    """Lend a new name beside each path; in order they take the paths' names when the body is done.
+    """Give each path a temporary name in its folder; when the body is done, rename in this order.
 
-    Until then, and when the body or the disk fails, files of these names stay as they are, and
-    nothing else is left.
+    Until then, and if the body or the disk fails, files at these paths stay as they are and nothing
+    else is left.
 
     Args:
-        paths: In folders that exist. A draft that the body does not write becomes no file.
+        paths: In folders that exist. If the body does not write a draft, no file is created.
 
     Raises:
-        OSError: The disk refuses.
+        OSError: The disk is full or refuses the write.
     """
     lent = [_draft(path) for path in paths]
     try:
@@ -51,17 +51,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file, text as UTF-8, or leave it as it was.
 
     Raises:
-        OSError: The disk refuses.
+        OSError: The disk is full or refuses the write.
     """
     with drafts(path) as (draft,):
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def link_whole(path: Path, target: str) -> None:
-    """Make a symbolic link, or let one that is there point elsewhere, at no moment to nothing.
+    """Create or change a symbolic link; it never points to nothing in between.
 
     Raises:
-        OSError: The disk refuses.
+        OSError: The disk is full or refuses the write.
     """
     draft = _draft(path)
     try:
@@ -73,16 +73,16 @@ def link_whole(path: Path, target: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Make a file's content survive a power cut."""
+    """Flush a file's content to the disk, so that it survives a power cut."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def remove_drafts(folder: Path) -> list[Path]:
-    """Remove what killed processes have left of drafts in a folder and below it; return them.
+    """Remove the drafts that killed processes have left in a folder and below it; return them.
 
-    To be called by whoever is sure that nobody writes there. Links are not followed, and what
-    cannot be removed stays.
+    Call it only when nobody else writes there. Links are not followed, and files that cannot be
+    removed stay.
     """
     removed = []
     for place, _, names in os.walk(folder, onerror=lambda _: None):
@@ -100,7 +100,7 @@ def _draft(path: Path) -> Path:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make new names survive a power cut; some network file systems cannot, and say so."""
+    """Flush new names to the disk; some network file systems do not support it and raise."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -20,9 +20,9 @@ DEBUG = "--debug"
 
 def exit_code(error: BaseException) -> int:
     """Return 2 for the user's mistake, 1 for the world's and for what nobody foresaw."""
-    from dq.dist.errors.foreseen import is_foreseen
+    from dq.dist.errors.foreseen import is_expected
 
-    return USER_ERROR if isinstance(error, ValueError) and is_foreseen(error) else WORLD_ERROR
+    return USER_ERROR if isinstance(error, ValueError) and is_expected(error) else WORLD_ERROR
 
 
 def line_of(error: BaseException, log: Path | None) -> str:
@@ -32,12 +32,12 @@ def line_of(error: BaseException, log: Path | None) -> str:
         error: As it was caught.
         log: The file, or the folder of files, that has its traceback.
     """
-    from dq.dist.errors.foreseen import described, is_foreseen, words_of
+    from dq.dist.errors.foreseen import error_message, error_summary, is_expected
 
-    if not is_foreseen(error):
+    if not is_expected(error):
         where = f"; the traceback is in {log}" if log is not None else ""
-        return f"{described(error)}{where} ({DEBUG} prints it)"
-    words = words_of(error) or type(error).__name__
+        return f"{error_summary(error)}{where} ({DEBUG} prints it)"
+    words = error_message(error) or type(error).__name__
     if isinstance(error, ValueError) or log is None:
         return words
     return f"{words} (traceback in {log})"
@@ -72,7 +72,7 @@ def tell_once(line: str, code: int, print_it: Callable[[], None]) -> None:
         print_it()
         return
     try:
-        from dq.dist.group.early_failure import EarlyFailure, tell
+        from dq.dist.group.early_failure import StartFailure, report_failure
         from dq.dist.rendezvous.environment import read_environment
 
         environment = read_environment()
@@ -80,9 +80,9 @@ def tell_once(line: str, code: int, print_it: Callable[[], None]) -> None:
         # Without torch, or a place among the ranks, nobody can be asked.
         print_it()
         return
-    failure = EarlyFailure(rank=environment.rank, mistake=code == USER_ERROR, line=line)
+    failure = StartFailure(rank=environment.rank, mistake=code == USER_ERROR, line=line)
     with contextlib.suppress(KeyboardInterrupt):
-        tell(environment, failure, print_it)
+        report_failure(environment, failure, print_it)
 
 
 def say(error: BaseException, log: Path | None, *, debug: bool = False) -> None:
@@ -174,8 +174,8 @@ def _destructor_failed(arguments: Any) -> None:
 
 
 def _warn(error: BaseException, what: str) -> None:
-    from dq.dist.errors.foreseen import described
+    from dq.dist.errors.foreseen import error_summary
 
     if not log_traceback(error):
         write_traceback(error)
-    print(f"warning: {what}: {described(error)}", file=sys.stderr, flush=True)
+    print(f"warning: {what}: {error_summary(error)}", file=sys.stderr, flush=True)

@@ -17,14 +17,14 @@ from dq.detector import removed_names
 from dq.detector.step.guards import Guards
 from dq.detector.step.supervision import Supervision, Watch
 from dq.dist.errors.lost import LostRankError, explain_lost_rank
-from dq.dist.group.claim import first_to_claim, linger
+from dq.dist.group.claim import first_to_claim, wait_for_claims
 from dq.dist.group.process_group import process_group
 from dq.dist.rendezvous.environment import Environment, read_environment
 from dq.dist.watch.agreement import Agreement, CudaMarks
 from dq.dist.watch.signals import Stopped, StopSignals, stop_signals
 from dq.tracking.wandb_copy.mirror import Limits
 from dq.tracking.wandb_copy.relay_process import Relay
-from dq.tracking.wandb_copy.variables import ignored, mode_of
+from dq.tracking.wandb_copy.variables import mode_of, unsupported
 from launcher.failure import log_traceback, say
 from launcher.logs import logging_to
 from launcher.plan import surroundings
@@ -73,7 +73,7 @@ class Session:
         if self.wandb == "disabled":
             return None
         if not self._relays:
-            for line in ignored(os.environ):
+            for line in unsupported(os.environ):
                 log.warning("%s", line)
             limits = Limits(init_s=init_s, finish_s=finish_s)
             self._relays.append(Relay(self.wandb, self.experiment / "logs" / "wandb.log", limits))
@@ -224,10 +224,10 @@ def _report(error: Exception | Stopped, log_file: Path, *, debug: bool) -> None:
         return
     log_traceback(error)
     # What one rank did for all has failed there, and it has the error itself.
-    if not getattr(error, "told_elsewhere", False) and first_to_claim("report"):
+    if not getattr(error, "reported_elsewhere", False) and first_to_claim("report"):
         say(_explained(error), log_file, debug=debug)
     if explain_lost_rank(error) is None:
-        linger("report")
+        wait_for_claims("report")
     error.reported = True  # type: ignore[attr-defined]
 
 

@@ -1,10 +1,10 @@
 """Create the virtual environment: torch, mmcv-full compiled from its sdist, then this project.
 
-Run by the Makefile with the system's Python, so it uses the standard library alone. Every step is
-skipped when its result is already there, which makes a second run a matter of seconds.
+The Makefile runs it with the system's Python, so it uses only the standard library. A step is
+skipped if its result exists already, so a second run takes seconds.
 
 mmcv-full 1.7.2 has no wheel for current torch. Its sdist asks for C++17 while torch's headers need
-C++20, so the build runs behind a wrapper that changes that one flag (and drops ``-g``, which
+C++20, so the build uses a compiler wrapper that changes that one flag (and drops ``-g``, which
 doubles the compile time). The wheel is kept in the user's cache, one for each combination of
 mmcv, torch, Python and accelerator.
 """
@@ -34,7 +34,7 @@ BEFORE_MMCV = ("torch", "torchvision", "numpy", "opencv-python-headless", "packa
 
 
 class SetupError(Exception):
-    """What is wrong with this machine and how to mend it, in one line."""
+    """What is wrong with this machine and how to fix it, in one line."""
 
 
 def say(text: str) -> None:
@@ -69,7 +69,7 @@ def require_space(folder: Path, gib: float, purpose: str) -> None:
 
 
 def require_compiler(name: str) -> str:
-    """Return the C++ compiler's path; raise when there is none that knows C++20 and Python.h."""
+    """Return the C++ compiler's path; raise if there is none that knows C++20 and Python.h."""
     path = shutil.which(name)
     if path is None:
         raise SetupError(
@@ -93,7 +93,7 @@ def require_compiler(name: str) -> str:
 
 
 def run(command: Sequence[str | Path], *, log: Path, env: dict[str, str] | None = None) -> None:
-    """Run a command with its output in ``log``; raise with the log's end when it fails.
+    """Run a command with its output in ``log``; raise with the log's end if it fails.
 
     Lines such as ``[12/73]`` of ninja and pip's ``Downloading`` are shown as progress.
     """
@@ -126,7 +126,7 @@ def run(command: Sequence[str | Path], *, log: Path, env: dict[str, str] | None 
 
 
 def installed_version(python: Path, module: str) -> str | None:
-    """Return the version of a distribution in the environment, None where it is absent."""
+    """Return the version of a distribution in the environment, None if it is absent."""
     code = (
         "import importlib.metadata as m, sys\n"
         "try: print(m.version(sys.argv[1]))\n"
@@ -137,14 +137,14 @@ def installed_version(python: Path, module: str) -> str | None:
 
 
 def is_installed(python: Path, requirement: str) -> bool:
-    """Say whether exactly this ``name==version`` is in the environment."""
+    """Return whether exactly this ``name==version`` is in the environment."""
     name, version = requirement.split("==")
     found = installed_version(python, name)
     return found is not None and found.split("+")[0] == version
 
 
 def accelerator(python: Path) -> str:
-    """Return ``cuda`` where torch sees a GPU and a matching nvcc is there, else ``cpu``."""
+    """Return ``cuda`` if torch sees a GPU and there is a matching nvcc, else ``cpu``."""
     code = (
         "import torch\n"
         "from torch.utils.cpp_extension import CUDA_HOME\n"
@@ -185,7 +185,7 @@ def write_wrapper(path: Path, compiler: str) -> Path:
 
 
 def mmcv_wheel(python: Path, log: Path) -> Path:
-    """Return mmcv-full's wheel from the cache, compiling it first where it is not there."""
+    """Return mmcv-full's wheel from the cache; compile it first if it is not there."""
     kind = accelerator(python)
     torch_version = pinned("torch").replace("==", "")
     tag = f"{pinned('mmcv-full').replace('==', '')}-{torch_version}-{sys.implementation.cache_tag}"
@@ -210,7 +210,7 @@ def mmcv_wheel(python: Path, log: Path) -> Path:
             "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
         }
         if kind == "cpu":
-            # mmcv's setup compiles CUDA sources wherever torch sees a GPU, with nvcc or without.
+            # mmcv's setup compiles CUDA sources if torch sees a GPU, even without nvcc.
             env["CUDA_VISIBLE_DEVICES"] = ""
         if kind == "cuda":
             nvcc = shutil.which(
@@ -236,7 +236,7 @@ def mmcv_wheel(python: Path, log: Path) -> Path:
 
 
 def fingerprint(extras: str) -> str:
-    """Return a digest of everything that decides what is installed."""
+    """Return a digest of everything that affects what is installed."""
     digest = hashlib.sha256(extras.encode())
     for path in (ROOT / "pyproject.toml", CONSTRAINTS, Path(__file__)):
         digest.update(path.read_bytes())
@@ -245,7 +245,7 @@ def fingerprint(extras: str) -> str:
 
 
 def create(venv: Path, extras: str) -> None:
-    """Make ``venv`` hold the project and all it needs; do nothing where it already does."""
+    """Install the project and its dependencies into ``venv``; do nothing if they already are."""
     if not (3, 11, 4) <= sys.version_info < (3, 14):
         version = platform.python_version()
         raise SetupError(

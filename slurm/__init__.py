@@ -1,1 +1,1 @@
-"""Submission to Slurm through submitit: what runs, on what, in which order; without torch."""
+"""Submission to Slurm with submitit: what runs, with which resources, in which order; no torch."""

@@ -1,4 +1,4 @@
-"""How a job ended, kept beside its logs, for Slurm itself forgets."""
+"""Record how a job ended next to its logs, because Slurm forgets it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write_end(folder: Path, job_id: str, code: int, attempt: int) -> None:
 
 
 def read_end(folder: Path, job_id: str) -> dict[str, float] | None:
-    """Return ``code``, ``attempt`` and ``time`` of a job's last end; None where there was none."""
+    """Return ``code``, ``attempt`` and ``time`` of a job's last end; None if there is none."""
     try:
         found: dict[str, float] = json.loads((folder / f"{job_id}_end.json").read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Print a log, and what is added to it until its job has ended."""
+"""Print a log and follow it until its job has ended."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ STATE_EVERY_S = 5.0
 
 
 def await_begin(chain: Chain, job: Submitted) -> tuple[Chain, Submitted]:
-    """Wait until a local job that waits for others has begun, or will not; return it as it is then.
+    """Wait until a local job has started, or never will; return its state then.
 
     Args:
-        chain: That has it.
-        job: Without a number yet.
+        chain: The chain of the job.
+        job: A job without a number yet.
     """
     place = chain.jobs.index(job)
     while not job.job_id and not states(chain)[""].has_ended:
@@ -29,10 +29,10 @@ def await_begin(chain: Chain, job: Submitted) -> tuple[Chain, Submitted]:
 
 
 def lines_of(path: Path, *, has_ended: Callable[[], bool] | None = None) -> Iterator[str]:
-    """Yield a log's text as it comes.
+    """Yield a log's text as it is written.
 
     Args:
-        path: Need not exist yet when it is followed.
+        path: May be missing at first when it is followed.
         has_ended: Asked every few seconds; None to stop at the file's present end.
     """
     while not path.is_file():

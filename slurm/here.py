@@ -1,4 +1,4 @@
-"""Run jobs on this machine, one after another, as Slurm would: from the terminal to its end."""
+"""Run jobs on this machine, one after another, in the way of Slurm, until all have ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import submitit
 
 from slurm.end import read_end
 from slurm.own_process import this_process
-from slurm.placeless import placeless
+from slurm.placeless import without_rank_variables
 from slurm.plan import Element, Job
 from slurm.record import Chain, Submitted, keep, recorded
 from slurm.task import STOPPED, Task, task_of
@@ -28,18 +28,18 @@ from slurm.text import Place
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PAUSE_S = 0.2
-# Lines of a log that are not a stage's result: the launcher's and other loggers', submitit's,
-# torchrun's.
+# Log lines that are not a stage's result: of the launcher's and other loggers, of submitit and of
+# torchrun.
 _LOGGED = re.compile(
     r"^(\d\d:\d\d:\d\d [A-Z] |submitit |[WEI]\d{4} |Setting OMP_NUM_THREADS|\*{5,})"
 )
 
 
 class OwnSession(submitit.LocalExecutor):
-    """submitit's local executor, whose processes are not the terminal's.
+    """submitit's local executor, with processes in a session of their own.
 
-    Ctrl-C strikes all that run there: submitit's process would print a traceback, and the ranks
-    would be asked twice.
+    Ctrl-C signals all processes of the terminal: submitit's process would print a traceback, and
+    the ranks would get two requests.
     """
 
     def _submit_command(self, command: str) -> Any:
@@ -65,14 +65,14 @@ class OwnSession(submitit.LocalExecutor):
 
 
 class _Stop:
-    """Hand what the user or the system asks of this process on to the job that runs."""
+    """Forward signals from the user or the system to the running job."""
 
     def __init__(self) -> None:
         self.asked: str | None = None
         self.process: subprocess.Popen[bytes] | None = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Be the handler of every signal."""
+        """Handle a signal."""
         if self.asked is None:
             with contextlib.suppress(OSError):
                 os.write(2, b"stopping: the job finishes its step and writes a checkpoint\n")
@@ -82,11 +82,11 @@ class _Stop:
 
 
 def run_here(jobs: Sequence[Job], place: Place) -> int:
-    """Run the jobs one after another on this machine and return the first exit code that is not 0.
+    """Run the jobs one after another on this machine and return the first nonzero exit code.
 
     Each is a process of submitit's local executor, with torchrun in it for several ranks, which
-    ends them all when one dies. What a stage has found is printed at its end, or its error.
-    SIGINT, SIGTERM and SIGHUP end the job that runs with a checkpoint, and those after it.
+    ends them all when one dies. The result of a stage, or its error, is printed at its end.
+    SIGINT, SIGTERM and SIGHUP end the running job with a checkpoint, and cancel those after it.
     """
     waiting = [(job, element) for job in jobs for element in job.elements]
     chain = Chain(
@@ -104,7 +104,7 @@ def run_here(jobs: Sequence[Job], place: Place) -> int:
                 return STOPPED
             handle = _start(job, element, place)
             stop.process = handle._process
-            if stop.asked:  # Between the two lines above.
+            if stop.asked:  # A signal between the two lines above.
                 handle._process.terminate()
             begun = recorded(handle.job_id, job, element, 1)
             chain = _with(chain, number, begun)
@@ -112,18 +112,18 @@ def run_here(jobs: Sequence[Job], place: Place) -> int:
             what, log = element.label or job.name, chain.log(begun, 0)
             _print(f"{what}: {log}")
             code = _await(handle, stop)
-            say_end(what, log, code)
+            print_result(what, log, code)
             if code:
                 return code
     return 0
 
 
-def say_end(what: str, log: Path, code: int) -> None:
-    """Print what a job has found, or why it has ended.
+def print_result(what: str, log: Path, code: int) -> None:
+    """Print the result of a job, or why it ended.
 
     Args:
         what: The job.
-        log: Of its first rank.
+        log: Log of its first rank.
         code: Its exit code.
     """
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
@@ -132,24 +132,24 @@ def say_end(what: str, log: Path, code: int) -> None:
         results = [line for line in lines if not _LOGGED.match(line)]
         _print("\n".join(results))
     elif code == STOPPED:
-        _print(f"{what}: stopped by a signal; submit again to go on", error=True)
+        _print(f"{what}: stopped by a signal; submit again to continue", error=True)
     else:
         why = errors[-1] if errors else f"ended with exit code {code}; its log says why: {log}"
         _print(f"error: {what}: {why}", error=True)
 
 
 def _print(text: str, *, error: bool = False) -> None:
-    """Print a text where there is still a terminal."""
+    """Print a text if the terminal still exists."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def run_in_process(jobs: Sequence[Job], place: Place) -> int:
-    """Run the jobs one after another in this very process, for a debugger; return the exit code."""
+    """Run the jobs one after another in this process, for a debugger; return the exit code."""
     for job in jobs:
         for element in job.elements:
             task = replace(task_of(element, job.profile), ranks_per_node=0)
-            with placeless():
+            with without_rank_variables():
                 handle = submitit.DebugExecutor(place.jobs).submit(task)
                 try:
                     handle.results()
@@ -161,7 +161,7 @@ def run_in_process(jobs: Sequence[Job], place: Place) -> int:
 def _start(job: Job, element: Element, place: Place) -> Any:
     ranks = job.profile.ranks_per_node
     task: Task = replace(task_of(element, job.profile), ranks_per_node=ranks if ranks > 1 else 0)
-    with placeless(_variables(job, place)):
+    with without_rank_variables(_variables(job, place)):
         return OwnSession(place.jobs).submit(task)
 
 
@@ -179,7 +179,7 @@ def _await(handle: Any, stop: _Stop) -> int:
 @contextmanager
 def _handled() -> Iterator[_Stop]:
     stop = _Stop()
-    # What nohup and its like have ignored stays ignored.
+    # Signals that nohup or similar tools ignore stay ignored.
     former = {n: signal.signal(n, stop.handle) for n in SIGNALS
               if signal.getsignal(n) is not signal.SIG_IGN}  # fmt: skip
     try:
@@ -195,7 +195,7 @@ def _with(chain: Chain, number: int, begun: Submitted) -> Chain:
 
 
 def _variables(job: Job, place: Place) -> dict[str, str]:
-    """Return what a batch script sets on a cluster, as far as a local job needs it."""
+    """Return the variables that a batch script sets on a cluster and a local job needs."""
     path = [str(place.folder / "code"), os.environ.get("PYTHONPATH", ""), str(place.cwd)]
     more = {name: str(value) for name, value in job.profile.environment.items()}
     if place.snapshot:
@@ -205,7 +205,7 @@ def _variables(job: Job, place: Place) -> dict[str, str]:
 
 
 def _gpus(number: int) -> str:
-    """Return so many of the GPUs that this shell may use."""
+    """Return this number of the GPUs that this shell may use."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [str(n) for n in range(number)] if allowed is None else allowed.split(",")
     return ",".join(names[:number])

@@ -1,4 +1,4 @@
-"""What a job has measured, as far as it is not what lay in its folder before it was submitted."""
+"""The results of a job, without those that were in its folder before it was submitted."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 SUMMARY, ROWS = "summary.json", "metrics.jsonl"
 STAGES = ("qat", "calibrated", "float")
-# The last rows of a file, which may be large.
+# Only the last rows are read, because the file may be large.
 TAIL_BYTES = 16384
 
 
-def seen(experiment: Path, stage: str) -> dict[str, str]:
-    """Return what there is of results in a folder by digest, to be told from a job's own later.
+def result_digests(experiment: Path, stage: str) -> dict[str, str]:
+    """Return the digests of the results in a folder, to recognize a job's own results later.
 
-    No clock is asked: that of the node that will write may be another than this one.
+    File times are not used: the clock of the node that will write may differ from this one.
 
     Args:
         experiment: The job's folder.
-        stage: Its stage; empty for several.
+        stage: Its stage; empty if it has several.
     """
     found = {}
     for name in [stage] if stage else STAGES:
@@ -32,12 +32,12 @@ def seen(experiment: Path, stage: str) -> dict[str, str]:
 
 
 def last_metrics(experiment: Path, stage: str, before: Mapping[str, str]) -> str:
-    """Return the newest that a job has measured, in a few words; empty when there is nothing.
+    """Return the newest results of a job in a few words; empty if there are none.
 
     Args:
         experiment: The job's folder.
-        stage: Its stage; empty for several.
-        before: What `seen` returned when it was submitted; that is another's.
+        stage: Its stage; empty if it has several.
+        before: From `result_digests` at submission; these results are not the job's.
     """
     for name in [stage] if stage else STAGES:
         for file, read in ((SUMMARY, _summary), (ROWS, _logged)):

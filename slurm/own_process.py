@@ -1,4 +1,4 @@
-"""A process by a name that no later one has, and whether it still lives."""
+"""Unique names of processes, and whether a named process still lives."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def process_name(pid: int) -> str:
-    """Return ``host:pid:start``; the start tells it from a later process of the same number."""
+    """Return ``host:pid:start``; the start distinguishes it from a later process with that pid."""
     return f"{socket.gethostname()}:{pid}:{_start_of(pid)}"
 
 
 def pid_of(name: str) -> int | None:
-    """Return the number of a process that lives on this machine, None where it does not."""
+    """Return the pid of a process that lives on this machine, None if it does not."""
     host, _, rest = name.rpartition(":")[0].rpartition(":")
     if not rest.isdecimal() or host != socket.gethostname():
         return None
@@ -21,7 +21,7 @@ def pid_of(name: str) -> int | None:
 
 
 def _start_of(pid: int) -> str:
-    """Return when it began, in ticks since the machine did; empty for one that has ended."""
+    """Return when it started, in ticks since the boot; empty if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -30,7 +30,7 @@ def _start_of(pid: int) -> str:
 
 
 def is_of_this_host(name: str) -> bool:
-    """Tell whether a process of this name can be looked at here."""
+    """Return whether a process of this name can be checked on this machine."""
     return name.rpartition(":")[0].rpartition(":")[0] == socket.gethostname()
 
 

@@ -1,4 +1,4 @@
-"""What is to be submitted: jobs, each with its command lines, and which waits for which."""
+"""What is to be submitted: jobs, their command lines, and which job waits for which."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from slurm.profile import Profile
 
-# Where the launcher's commands leave their results below the experiment's folder.
+# Where the launcher's commands write their results in the experiment's folder.
 STAGE_FOLDERS = {
     "train": "float", "calibrate": "calibrated", "qat": "qat", "eval": "eval", "analyze": "analyze",
 }  # fmt: skip
-# Commands that compute: they take --threads.
+# Commands with computation: they take --threads.
 COMPUTING = ("train", "calibrate", "qat", "eval", "analyze", "export", "run")
-# Commands in which several ranks share the work; in the others one works.
+# Commands in which several ranks share the work; in the others only one rank works.
 PARALLEL = ("train", "qat", "eval", "run")
 
 
@@ -24,9 +24,9 @@ class Element:
     """One command line of the launcher.
 
     Attributes:
-        words: As after ``python -m launcher``.
+        words: The arguments after ``python -m launcher``.
         experiment: Folder that it works in.
-        label: Names it in an array.
+        label: Its name in an array.
     """
 
     words: tuple[str, ...]
@@ -35,12 +35,12 @@ class Element:
 
     @property
     def stage(self) -> str:
-        """Return the folder of its results below the experiment; empty for several."""
+        """Return the folder of its results in the experiment; empty if there are several."""
         return STAGE_FOLDERS.get(self.words[0], "")
 
     @property
     def computes(self) -> bool:
-        """Tell whether its CPUs are a rank's threads."""
+        """Return whether its CPUs are used as a rank's threads."""
         return self.words[0] in COMPUTING
 
 
@@ -49,10 +49,10 @@ class Job:
     """What one call of sbatch submits: a command line, or an array of them.
 
     Attributes:
-        name: Unique among those submitted together.
+        name: Unique among the jobs submitted together.
         elements: One, or those of the array.
-        profile: What it asks for.
-        after: Name of the job that must have ended well before.
+        profile: The resources it requests.
+        after: Name of the job that must have ended successfully before.
     """
 
     name: str
@@ -62,12 +62,12 @@ class Job:
 
     @property
     def is_array(self) -> bool:
-        """Tell whether it is an array."""
+        """Return whether it is an array."""
         return len(self.elements) > 1
 
 
 def profile_for(command: str, stage: str, profile: Profile) -> Profile:
-    """Return what a command asks for: one rank where only one would work."""
+    """Return the resources for a command: one rank if only one would work."""
     if command not in PARALLEL:
         profile = profile.alone()
         if command in ("data", "coverage"):
@@ -80,7 +80,7 @@ def _without_gpus(profile: Profile) -> Profile:
 
 
 def single(words: Sequence[str], experiment: Path, profile: Profile) -> list[Job]:
-    """Return the one job of one command."""
+    """Return the job of a single command."""
     command = words[0]
     element = Element(words=tuple(words), experiment=experiment)
     return [Job(name=command, elements=(element,), profile=profile_for(command, command, profile))]
@@ -95,15 +95,15 @@ def chain(
     checkpoint: str | None = None,
     fresh: bool = False,
 ) -> list[Job]:
-    """Return float, calibrate, qat and eval as jobs, each begun from the former's checkpoint.
+    """Return float, calibrate, qat and eval as jobs, each starting from the previous checkpoint.
 
     Args:
-        config: Its path.
+        config: Path of the config.
         experiment: The experiment's folder.
-        profile: Of all jobs; calibration takes one rank of it.
-        options: Of each command: ``train``, ``calibrate``, ``qat``, ``eval``.
-        checkpoint: A float detector; there is no float training then.
-        fresh: Do again what is done, and resume nothing.
+        profile: Profile of all jobs; calibration uses one rank of it.
+        options: Options of each command: ``train``, ``calibrate``, ``qat``, ``eval``.
+        checkpoint: A float detector; then there is no float training.
+        fresh: Do everything again, and resume nothing.
     """
     again = () if fresh else ("--reuse",)
     place = ("--work-dir", str(experiment))
@@ -146,16 +146,16 @@ def sweep(
 ) -> list[Job]:
     """Return a grid of whole chains as an array.
 
-    Where several presets share a float training, those are an array of their own, for which the
-    other waits, and each element finds its training's folder by a link.
+    If several presets share a float training, the float trainings are an array of their own. The
+    other array waits for it, and each element finds its float training through a link.
 
     Args:
-        configs: Name and path of each.
-        presets: Values of ``quant.preset``; none takes each config's own.
+        configs: Name and path of each config.
+        presets: Values of ``quant.preset``; if empty, each config's own.
         seeds: At least one.
-        folder: Of all experiments.
-        profile: Of each element.
-        options: Of each command, ``train`` and ``run``, without what is named here.
+        folder: Folder of all experiments.
+        profile: Profile of each element.
+        options: Options of each command, ``train`` and ``run``, besides those named here.
         cfg_options: ``--cfg-options`` for all of them.
         checkpoint: A float detector for all.
     """
@@ -185,7 +185,7 @@ def sweep(
 
 
 def float_links(jobs: Sequence[Job]) -> dict[Path, Path]:
-    """Return, for a sweep whose float trainings are shared, link -> what it points to."""
+    """Return link -> target for a sweep with shared float trainings."""
     if len(jobs) != 2 or jobs[1].name != "sweep":
         return {}
     links = {}

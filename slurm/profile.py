@@ -1,4 +1,4 @@
-"""A cluster profile: what sbatch is told, how a job is set up, how often it restarts."""
+"""A cluster profile: options for sbatch, set-up of a job, number of restarts."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from slurm.time_limit import minutes_of
 
 FOLDER = Path(__file__).parent / "profiles"
 EXECUTORS = ("slurm", "local", "debug")
-# Slurm looks at limits every 30 s, and a rank needs about as long until it handles signals.
+# Slurm checks limits every 30 s, and a rank needs about as long until it handles signals.
 START_UP_S = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What one kind of job asks the cluster for; the keys of a profile's TOML file.
+    """The resources and set-up of one kind of job; the keys of a profile's TOML file.
 
     Attributes:
         executor: ``slurm``; ``local`` runs here in processes of their own, ``debug`` in this one.
-        partition: As sbatch's option of that name, like all that follow up to ``exclusive``.
-        time: Limit of one attempt, in minutes or in Slurm's way to write it.
-        nodes: How many.
-        gpus_per_node: GPUs, and ranks unless ``tasks_per_node`` says otherwise.
+        partition: sbatch's option of that name, like all others up to ``exclusive``.
+        time: Limit of one attempt, in minutes or in Slurm's notation.
+        nodes: Number of nodes.
+        gpus_per_node: GPUs, and also ranks unless ``tasks_per_node`` is set.
         gpu_type: As in ``--gpus-per-node=a100:8``.
         tasks_per_node: Ranks on a node.
-        cpus_per_task: CPUs of a rank; its loader processes run there too.
+        cpus_per_task: CPUs of a rank, including its loader processes.
         mem_gb: Memory of a node.
         signal_delay_s: Seconds before the time limit at which the ranks are warned.
-        max_restarts: How often a job is started again, for whatever reason.
+        max_restarts: How often a job is restarted, for whatever reason.
         parallel: How many elements of an array run at a time.
-        torchrun: Start one torchrun on each node in place of a task a rank.
-        setup: Shell lines before the job begins: modules, conda.
-        python: The interpreter in the job; default the one that submits.
+        torchrun: Start one torchrun on each node instead of one task per rank.
+        setup: Shell lines before the job starts: modules, conda.
+        python: The interpreter in the job; default: the one that submits.
         container: An image for srun's ``--container-image`` (enroot with pyxis).
         container_mounts: For ``--container-mounts``.
-        srun: More of srun's options.
-        sbatch: More of sbatch's options, ``{reservation = "night"}``.
+        srun: More options of srun.
+        sbatch: More options of sbatch, ``{reservation = "night"}``.
         environment: Variables of the job.
         stages: Other values for single stages: ``[stages.calibrate]``.
     """
@@ -94,27 +94,27 @@ class Profile:
 
     @property
     def ranks_per_node(self) -> int:
-        """Return how many ranks a node has."""
+        """Return the number of ranks on a node."""
         return self.tasks_per_node or self.gpus_per_node or 1
 
     def alone(self) -> Profile:
-        """Return the same for one rank, with one GPU where there are any."""
+        """Return the same for one rank, with at most one GPU."""
         gpus = min(1, self.gpus_per_node)
         return replace(self, nodes=1, gpus_per_node=gpus, tasks_per_node=1, torchrun=False)
 
     def of_stage(self, name: str) -> Profile:
-        """Return the same with what ``[stages.NAME]`` says."""
+        """Return the same with the values of ``[stages.NAME]``."""
         values = self.stages.get(name)
         return self if not values else _with(self, values, f"stages.{name}")
 
 
 def read_profile(name: str | None, overrides: Mapping[str, Any]) -> Profile:
-    """Return a cluster profile with the command line's values over it.
+    """Return a cluster profile, overridden by the command line.
 
     Args:
-        name: A TOML file, or the name of one that comes along (``a100``), ``local``, ``debug``, or
-            None for sbatch's own defaults.
-        overrides: By `Profile`'s names; None where nothing was given.
+        name: A TOML file, the name of a profile of this package (``a100``), ``local``, ``debug``,
+            or None for sbatch's own defaults.
+        overrides: Keyed by the fields of `Profile`; None for options that were not given.
 
     Raises:
         ValueError: There is no such profile, or it has an unknown key or a wrong value.
@@ -134,7 +134,7 @@ def read_profile(name: str | None, overrides: Mapping[str, Any]) -> Profile:
         raise ValueError(f"cluster profile {path} cannot be read: {error}") from error
     profile = _with(_with(Profile(), content, str(path)), given, "command line")
     for stage in profile.stages:
-        profile.of_stage(stage)  # A mistake in it should not wait for its stage.
+        profile.of_stage(stage)  # Report a mistake in it now, not when its stage starts.
     return profile
 
 
@@ -153,7 +153,7 @@ def _with(profile: Profile, values: Mapping[str, Any], where: str) -> Profile:
 def _check_kind(value: object, kind: str, where: str) -> None:
     wanted = {"tuple": (list, tuple), "Mapping": Mapping, "bool": bool, "str": str, "int": int}
     names = [name for name in wanted if name in kind.partition("[")[0]]
-    # A bool is an int to Python, not to a reader of profiles.
+    # A bool is an int in Python, but not in a profile.
     fits = any(
         isinstance(value, wanted[n]) and not (n == "int" and isinstance(value, bool))  # type: ignore[arg-type]
         for n in names

@@ -1,4 +1,4 @@
-"""What was submitted: a record beside the logs, and an index of all records in the user's home."""
+"""The record of a submission next to its logs, and an index of all records in the user's home."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dq.whole_file import write_whole
-from slurm.measured import seen
+from slurm.measured import result_digests
 from slurm.plan import Element, Job
 
 FILE_NAME = "chain.json"
@@ -19,18 +19,18 @@ KEPT = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """A job, or one element of an array, that a scheduler has taken.
+    """A job, or one element of an array, that was submitted.
 
     Attributes:
         job_id: The scheduler's number; ``12_3`` for an element of an array; empty before a local
-            job begins.
-        name: Of the job within its chain.
-        label: Of the element, empty outside of arrays.
+            job starts.
+        name: Name of the job within its chain.
+        label: Label of the element, empty outside of arrays.
         words: The launcher's command line.
         experiment: Folder that it works in.
-        stage: Folder of its results below that; empty for several.
-        tasks: How many write a log.
-        before: What lay in its folder then; see `slurm.measured.seen`.
+        stage: Subfolder of its results; empty if there are several.
+        tasks: Number of tasks, each with a log.
+        before: The earlier results in its folder; see `slurm.measured.result_digests`.
     """
 
     job_id: str
@@ -45,15 +45,15 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """What was submitted together.
+    """Jobs that were submitted together.
 
     Attributes:
-        name: By which users call it.
+        name: Its name for users.
         executor: ``slurm`` or ``local``.
-        folder: Of snapshot, logs and this record.
+        folder: Folder of snapshot, logs and this record.
         created: Seconds since 1970.
-        jobs: In the order of their beginning.
-        process: Which one runs them, on this machine; see `slurm.own_process`.
+        jobs: In the order of their start.
+        process: The process that runs them, on this machine; see `slurm.own_process`.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Chain:
     process: str = ""
 
     def log(self, job: Submitted, rank: int) -> Path:
-        """Return the file with all that a rank has printed."""
+        """Return the file with the output of a rank."""
         return Path(self.folder, "jobs", f"{job.job_id}_{rank}_log.out")
 
 
@@ -73,9 +73,9 @@ def recorded(job_id: str, job: Job, element: Element, tasks: int) -> Submitted:
 
     Args:
         job_id: The scheduler's number.
-        job: What is to run.
-        element: Which of it.
-        tasks: How many write a log.
+        job: The job.
+        element: The element of the job.
+        tasks: Number of tasks, each with a log.
     """
     return Submitted(
         job_id=job_id,
@@ -85,7 +85,7 @@ def recorded(job_id: str, job: Job, element: Element, tasks: int) -> Submitted:
         experiment=str(element.experiment),
         stage=element.stage,
         tasks=tasks,
-        before=seen(element.experiment, element.stage),
+        before=result_digests(element.experiment, element.stage),
     )
 
 
@@ -115,12 +115,12 @@ def chains() -> list[Chain]:
             jobs = tuple(Submitted(**{**j, "words": tuple(j["words"])}) for j in content["jobs"])
             found.append(Chain(**{**content, "jobs": jobs}))
         except (OSError, ValueError, TypeError, KeyError):
-            continue  # The experiment was removed, and its record with it.
+            continue  # The experiment was removed together with its record.
     return found
 
 
 def find_chain(name: str, among: Sequence[Chain]) -> Chain:
-    """Return the chain of a name, or the one that has a job of this number.
+    """Return the chain with this name, or the one that has a job with this number.
 
     Raises:
         ValueError: There is none.
@@ -161,7 +161,7 @@ def find_job(name: str, among: Sequence[Chain]) -> tuple[Chain, Submitted]:
 
 
 def new_name(stem: str, folder: Path) -> str:
-    """Return a chain name that is free in ``folder``: the experiment's and the time."""
+    """Return an unused chain name in ``folder``: the experiment's and the time."""
     base = f"{stem}-{time.strftime('%m%d-%H%M%S')}"
     name, number = base, 1
     while (folder / name).exists():

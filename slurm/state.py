@@ -1,4 +1,4 @@
-"""How submitted jobs fare: what Slurm says, else what they left behind."""
+"""The state of submitted jobs: from Slurm, else from the files they left."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from slurm.record import Chain, Submitted
 ENDED = (
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "STOPPED",
     "PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED",
-    "GONE",  # Slurm does not know it any more, and it has left nothing.
+    "GONE",  # Slurm does not know it any more, and it has left no file.
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """How a job fares.
+    """The state of a job.
 
     Attributes:
-        name: Slurm's word, ``RUNNING`` say.
-        nodes: Where, or why it waits.
-        elapsed: As Slurm writes it.
+        name: Slurm's word, for example ``RUNNING``.
+        nodes: Its nodes, or why it waits.
+        elapsed: In Slurm's notation.
     """
 
     name: str
@@ -38,7 +38,7 @@ class State:
 
     @property
     def has_ended(self) -> bool:
-        """Tell whether it will not run any more."""
+        """Return whether it will not run any more."""
         return self.name.startswith(ENDED)
 
 
@@ -46,12 +46,12 @@ def states(chain: Chain) -> dict[str, State]:
     """Return the state of each job of a chain by its number."""
     if chain.executor == "slurm":
         ids = [job.job_id for job in chain.jobs]
-        queue = _said(_SQUEUE, ids)
-        found = {**(_said(_SACCT, ids) or {}), **(queue or {})}
+        queue = _query(_SQUEUE, ids)
+        found = {**(_query(_SACCT, ids) or {}), **(queue or {})}
         unknown = "UNKNOWN" if queue is None else "GONE"
-        return {j.job_id: found.get(j.job_id) or _left_behind(chain, j, unknown)
+        return {j.job_id: found.get(j.job_id) or _state_from_files(chain, j, unknown)
                 for j in chain.jobs}  # fmt: skip
-    return {job.job_id: _here(chain, job) for job in chain.jobs}
+    return {job.job_id: _local_state(chain, job) for job in chain.jobs}
 
 
 _NO_SUCH_JOB = "Invalid job id"
@@ -59,8 +59,8 @@ _SQUEUE = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%R|%M", "-j"]
 _SACCT = ["sacct", "-n", "-X", "-P", "-o", "JobID,State,NodeList,Elapsed", "-j"]
 
 
-def _said(command: Sequence[str], ids: Sequence[str]) -> dict[str, State] | None:
-    """Return what a command of Slurm's says of those it knows; None where it does not answer."""
+def _query(command: Sequence[str], ids: Sequence[str]) -> dict[str, State] | None:
+    """Return the jobs that a Slurm command reports; None if it does not answer."""
     numbers = sorted({i.split("_")[0] for i in ids})
     try:
         done = subprocess.run(
@@ -79,15 +79,15 @@ def _said(command: Sequence[str], ids: Sequence[str]) -> dict[str, State] | None
     return found
 
 
-def _here(chain: Chain, job: Submitted) -> State:
-    """Return the state of a job of this machine: its process's, else what it left behind."""
+def _local_state(chain: Chain, job: Submitted) -> State:
+    """Return the state of a job of this machine: that of its process, else from its files."""
     if not job.job_id:
         lives = pid_of(chain.process) is not None or not is_of_this_host(chain.process)
         return State(name="PENDING" if lives else "CANCELLED")
-    return State(name="RUNNING") if _is_alive(chain, job.job_id) else _left_behind(chain, job)
+    return State(name="RUNNING") if _is_alive(chain, job.job_id) else _state_from_files(chain, job)
 
 
-def _left_behind(chain: Chain, job: Submitted, unknown: str = "UNKNOWN") -> State:
+def _state_from_files(chain: Chain, job: Submitted, unknown: str = "UNKNOWN") -> State:
     end = read_end(Path(chain.folder) / "jobs", job.job_id)
     if end is None:
         return State(name=unknown)
@@ -100,30 +100,30 @@ def cancel_chain(chain: Chain) -> list[str]:
     """Cancel all jobs of a chain that have not ended, and return their numbers.
 
     Raises:
-        RuntimeError: Slurm does not do it.
+        RuntimeError: Slurm fails to cancel them.
     """
     waiting = [number for number, state in states(chain).items() if not state.has_ended]
     if chain.executor != "slurm":
-        # Whoever runs them hands the signal on, and begins none of those that wait.
+        # The process that runs them forwards the signal, and starts none of the waiting jobs.
         first = pid_of(chain.process)
         for pid in [first] if first else [int(n) for n in waiting if n and _is_alive(chain, n)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         return [job.job_id or job.name for job in chain.jobs if job.job_id in waiting]
     if waiting:
-        # Those that wait for others first, so that none of them begins.
+        # Cancel those that wait for others first, so that none of them starts.
         done = subprocess.run(
             ["scancel", *reversed(waiting)], capture_output=True, text=True, check=False, timeout=60
         )
         wrong = [line for line in done.stderr.splitlines() if _NO_SUCH_JOB not in line]
-        if done.returncode and wrong:  # One may have ended since.
+        if done.returncode and wrong:  # One may have ended in the meantime.
             said = " ".join(" ".join(wrong).split())
             raise RuntimeError(f"scancel failed: {said}; `scontrol ping` tells whether it answers")
     return waiting
 
 
 def _is_alive(chain: Chain, number: str) -> bool:
-    """Tell whether a local job's process lives; numbers are used again, so its command counts."""
+    """Return whether a local job's process lives; pids are reused, so its command is compared."""
     try:
         words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
     except OSError:

@@ -1,4 +1,4 @@
-"""Hand jobs to Slurm, all of them or none."""
+"""Submit jobs to Slurm, all of them or none."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 
 import submitit
 
-from slurm.placeless import placeless
+from slurm.placeless import without_rank_variables
 from slurm.plan import Job
 from slurm.record import Chain, Submitted, keep, recorded
 from slurm.task import task_of
 from slurm.text import Place, check_place, parameters
 
-# What sbatch says -> what helps; the user's mistakes. Anything else is the cluster's.
-_MENDS = (
+# Errors of sbatch that are the user's mistakes -> advice. Any other error is the cluster's.
+_ADVICE = (
     ("invalid partition", "`sinfo -s` lists partitions; give --partition or set it in the profile"),
     ("account", "`sacctmgr show associations user=$USER` lists accounts; give --account"),
     ("qos", "`sacctmgr show qos` lists them; give --qos or leave it out"),
@@ -32,8 +32,8 @@ _MENDS = (
     ("node count", "ask for fewer --nodes, or another --partition"),
     ("time limit", "give a shorter --time, or another --partition"),
     ("invalid generic resource", "`sinfo -o '%P %G'` lists GPUs; change --gpus-per-node"),
-    ("unrecognized option", "mend the name in [sbatch] of the profile"),
-    ("invalid", "mend that value"),
+    ("unrecognized option", "fix the name in [sbatch] of the profile"),
+    ("invalid", "fix that value"),
 )
 
 
@@ -41,7 +41,7 @@ _PREFIX = re.compile(r"^sbatch: (error: )?(Batch job submission failed: )?")
 
 
 def need_slurm() -> None:
-    """Raise ValueError where there is no Slurm to submit to."""
+    """Raise ValueError if there is no Slurm to submit to."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ValueError(
             "sbatch is not on this machine's PATH; submit from a login node of the cluster, or"
@@ -50,10 +50,10 @@ def need_slurm() -> None:
 
 
 def submit(jobs: Sequence[Job], place: Place) -> Chain:
-    """Submit the jobs to Slurm and return their record; on an error those before are cancelled.
+    """Submit the jobs to Slurm and return their record; on an error cancel those already submitted.
 
     Raises:
-        ValueError: Slurm refuses what the user asked for.
+        ValueError: Slurm refuses the user's request.
         RuntimeError: Slurm does not answer.
     """
     check_place(place)
@@ -82,7 +82,7 @@ def _submit(job: Job, place: Place, after: str | None) -> list[Submitted]:
         executor.python = job.profile.python
     executor.update_parameters(wckey=None, **parameters(job, place, after))
     tasks = [task_of(element, job.profile) for element in job.elements]
-    with placeless(), _silent(), _explained(job):
+    with without_rank_variables(), _silent(), _explained(job):
         handles = executor.submit_array(tasks)
     return [
         recorded(str(handle.job_id), job, element, handle.num_tasks)
@@ -91,14 +91,14 @@ def _submit(job: Job, place: Place, after: str | None) -> list[Submitted]:
 
 
 def cancel(job_ids: set[str]) -> None:
-    """Let Slurm cancel jobs; those that have ended already are no mistake."""
+    """Cancel jobs in Slurm; jobs that have ended already are no error."""
     if job_ids:
         subprocess.run(["scancel", *sorted(job_ids)], capture_output=True, check=False, timeout=60)
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep submitit from printing what sbatch says; it is in the error."""
+    """Keep submitit from printing sbatch's output; it is in the error."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         yield
 
@@ -110,9 +110,9 @@ def _explained(job: Job) -> Iterator[None]:
     except submitit.core.utils.FailedJobError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         said = "; ".join(_PREFIX.sub("", line) for line in lines) or "no reason given"
-        for sign, mend in _MENDS:
+        for sign, advice in _ADVICE:
             if sign in said.lower():
-                raise ValueError(f"Slurm refuses {job.name}: {said}; {mend}") from error
+                raise ValueError(f"Slurm refuses {job.name}: {said}; {advice}") from error
         raise RuntimeError(
             f"Slurm did not take {job.name}: {said}; `scontrol ping` tells whether it answers"
         ) from error

@@ -1,4 +1,4 @@
-"""What runs in each task of a job: the launcher, as a rank; and what becomes of it afterwards."""
+"""The program of each task of a job: run the launcher as a rank, and act on its exit code."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ from slurm.plan import Element
 from slurm.profile import Profile
 from slurm.text import mark_name, own_number
 
-# The launcher's exit code for "stopped by a signal, go on with --resume".
+# The launcher's exit code for "stopped by a signal, resume with --resume".
 STOPPED = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-# Long enough for the first task to leave its mark and for Slurm to end the others.
+# Time for the first task to write its mark and for Slurm to end the others.
 FAREWELL_S = 60.0
 
 
-class _Asked(BaseException):
+class _SignalReceived(BaseException):
     """A signal came before the launcher could handle it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task(submitit.helpers.Checkpointable):
-    """Run the launcher in this process as the rank that submitit says.
+    """Run the launcher in this process as the rank given by submitit.
 
     The launcher handles signals itself: all ranks stop after the same step, a checkpoint is
     written, the exit code is 75. Then the first task leaves a mark for the batch script, which
     requeues the job (a container has no scontrol), and the others wait to be ended. The next
-    attempt goes on from the newest checkpoint by itself, for Slurm counts the restarts.
+    attempt resumes from the newest checkpoint by itself, because Slurm counts the restarts.
 
     Attributes:
         words: The launcher's command line.
-        ranks_per_node: Under torchrun, which makes them; 0 when each task is a rank.
-        max_restarts: How often the job may be started again.
+        ranks_per_node: Ranks that torchrun starts; 0 if each task is a rank.
+        max_restarts: How often the job may be restarted.
     """
 
     words: tuple[str, ...]
@@ -55,7 +55,7 @@ class Task(submitit.helpers.Checkpointable):
     max_restarts: int = 20
 
     def __call__(self) -> int:
-        """Return 0, or leave the process with the launcher's exit code."""
+        """Return 0, or exit the process with the launcher's exit code."""
         place = submitit.JobEnvironment()
         attempt = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         on_cluster = place.cluster == "slurm"
@@ -64,11 +64,11 @@ class Task(submitit.helpers.Checkpointable):
         if attempt > self.max_restarts:
             print(
                 f"error: started for the {attempt + 1}th time, which is more than --max-restarts"
-                f" {self.max_restarts} allows; look at why, then submit again: it goes on",
+                f" {self.max_restarts} allows; find out why, then submit again to continue",
                 file=sys.stderr,
             )
             raise SystemExit(1)
-        for name in RANK_NAMES:  # Of the shell that submitted, perhaps.
+        for name in RANK_NAMES:  # Perhaps inherited from the submitting shell.
             os.environ.pop(name, None)
         os.environ.update(rank_variables(place, self.ranks_per_node > 0))
         if on_cluster:
@@ -77,7 +77,7 @@ class Task(submitit.helpers.Checkpointable):
         if place.cluster != "debug" and place.global_rank == 0:
             write_end(Path(os.environ["SUBMITIT_FOLDER"]), place.job_id, code, attempt)
         if code == STOPPED and on_cluster:
-            self._ask_to_start_again(place, attempt)
+            self._request_requeue(place, attempt)
         if code:
             raise SystemExit(code)
         return code
@@ -88,32 +88,32 @@ class Task(submitit.helpers.Checkpointable):
                 if self.ranks_per_node > 0:
                     return _under_torchrun(self.words, self.ranks_per_node, place)
                 return _in_this_process(self.words)
-        except _Asked as signal_name:
+        except _SignalReceived as signal_name:
             print(f"stopped by {signal_name} before anything began", flush=True)
             return STOPPED
 
-    def _ask_to_start_again(self, place: Any, attempt: int) -> None:
+    def _request_requeue(self, place: Any, attempt: int) -> None:
         if place.global_rank == 0:
             if attempt >= self.max_restarts:
                 print(
                     f"error: stopped by a signal, and --max-restarts {self.max_restarts} is used"
-                    " up; submit again to go on",
+                    " up; submit again to continue",
                     file=sys.stderr,
                 )
                 return
             Path(os.environ["SUBMITIT_FOLDER"], mark_name(os.environ)).touch()
             return
-        # An exit code other than 0 ends the other tasks, the first perhaps before its mark.
+        # A nonzero exit code ends the other tasks, perhaps the first one before it has left a mark.
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         time.sleep(FAREWELL_S)
 
 
 def task_of(element: Element, profile: Profile) -> Task:
-    """Return what a task of a job does, on a cluster or here."""
+    """Return the task of a job, on a cluster or on this machine."""
     words = list(element.words)
     if profile.cpus_per_task and element.computes:
-        # They are the rank's own, and not to be shared again. What the user says comes later.
+        # They are the rank's own and must not be divided again. The user's options come later.
         words[1:1] = ["--threads", str(profile.cpus_per_task)]
     return Task(
         words=tuple(words),
@@ -123,7 +123,7 @@ def task_of(element: Element, profile: Profile) -> Task:
 
 
 def rank_variables(place: JobEnvironment, of_torchrun: bool) -> Mapping[str, str]:
-    """Return torchrun's variables for this task; none where torchrun itself will set them."""
+    """Return torchrun's variables for this task; none if torchrun itself will set them."""
     if of_torchrun or place.num_tasks == 1:
         return {}
     return {
@@ -139,7 +139,7 @@ def rank_variables(place: JobEnvironment, of_torchrun: bool) -> Mapping[str, str
 def torchrun_words(
     words: tuple[str, ...], ranks: int, place: JobEnvironment, environ: Mapping[str, str]
 ) -> list[str]:
-    """Return the command line of this node's torchrun."""
+    """Return the command line of torchrun on this node."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     if place.num_nodes == 1:
         command += ["--standalone"]
@@ -148,8 +148,8 @@ def torchrun_words(
             *("--nnodes", str(place.num_nodes), "--rdzv-backend", "c10d"),
             *("--rdzv-endpoint", f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}"),
             *("--rdzv-id", own_number(environ)),
-            # It compares the end point's name with its host's to see where the store lives, and a
-            # cluster's name for a node need not be the host's.
+            # torchrun compares the end point's name with its host's to find out where the store
+            # is, and a cluster's name for a node may differ from the host's.
             *("--rdzv-conf", f"is_host={int(place.node == 0)}"),
             *("--local-addr", environ.get("SLURMD_NODENAME", place.hostname)),
         ]
@@ -167,31 +167,31 @@ def _in_this_process(words: tuple[str, ...]) -> int:
 
 
 def _under_torchrun(words: tuple[str, ...], ranks: int, place: Any) -> int:
-    """Start this node's torchrun and wait for it, whatever signals come: it gets them too."""
+    """Start this node's torchrun and wait for it, also after signals: it receives them too."""
     environ = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     process = subprocess.Popen(torchrun_words(words, ranks, place, os.environ), env=environ)
     asked: list[int] = []
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        # Slurm signals all processes of a job; submitit's local executor this one alone.
+    def forward(number: int, frame: FrameType | None) -> None:
+        # Slurm signals all processes of a job; submitit's local executor only this one.
         if not asked and place.cluster != "slurm":
             process.send_signal(number)
         asked.append(number)
 
-    former = {number: signal.signal(number, hand_on) for number in (*SIGNALS, signal.SIGINT)}
+    former = {number: signal.signal(number, forward) for number in (*SIGNALS, signal.SIGINT)}
     try:
         code = process.wait()
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-    # torchrun's own code says no more than that a rank failed.
+    # torchrun's own exit code only says that a rank failed.
     return STOPPED if code and asked else (code if code >= 0 else 128 - code)
 
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
-        raise _Asked(signal.Signals(number).name)
+        raise _SignalReceived(signal.Signals(number).name)
 
     former = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
@@ -202,7 +202,7 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _forget_earlier_attempts(place: Any) -> None:
-    """Remove what an earlier attempt left, which submitit would trip over or read as this one's."""
+    """Remove files of an earlier attempt that submitit would trip over or take for new ones."""
     paths = place.paths
     paths.result_pickle.unlink(missing_ok=True)
     for path in (paths.result_pickle, paths.submitted_pickle):

@@ -1,4 +1,4 @@
-"""The text of a job, as sbatch gets it."""
+"""The text of a job for sbatch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from slurm.plan import Job
 
-# A job's first task leaves this when the job is to be started again; see `slurm.task`.
+# A job's first task writes this file if the job must be requeued; see `slurm.task`.
 REQUEUE_MARK = "requeue"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where the jobs submitted together live.
+    """Folders and names of the jobs submitted together.
 
     Attributes:
         chain: Their common name.
-        folder: Of this submission: snapshot, logs, records.
-        cwd: Where the user is; relative paths in configs begin there.
-        group: What W&B groups their runs by.
+        folder: Folder of this submission: snapshot, logs, records.
+        cwd: The user's folder; relative paths in configs start there.
+        group: W&B's group of their runs.
         snapshot: Whether code was copied.
     """
 
@@ -42,7 +42,7 @@ class Place:
 
 
 def check_place(place: Place) -> None:
-    """Raise ValueError where Slurm would not find the folder by its name."""
+    """Raise ValueError if Slurm would change the folder's name."""
     for path in (place.folder, place.cwd):
         wrong = [c for c in "%\\\n" if c in str(path)]
         if wrong:
@@ -53,12 +53,12 @@ def check_place(place: Place) -> None:
 
 
 def parameters(job: Job, place: Place, dependency: str | None = None) -> dict[str, Any]:
-    """Return the job's parameters by the names of submitit's SlurmExecutor.
+    """Return the job's parameters for submitit's SlurmExecutor.
 
     Args:
-        job: What is to run.
-        place: Where.
-        dependency: The number of the job that must have ended well before.
+        job: The job.
+        place: Its folders and names.
+        dependency: The number of the job that must have ended successfully before.
     """
     profile = job.profile
     gpus: int | str | None = profile.gpus_per_node or None
@@ -88,19 +88,19 @@ def parameters(job: Job, place: Place, dependency: str | None = None) -> dict[st
     }
     extra = {"chdir": str(place.cwd), "requeue": True, **profile.sbatch}
     if dependency:
-        # What waits for a stage that failed is cancelled, instead of waiting for ever.
+        # Cancel jobs that wait for a failed stage; otherwise they would wait forever.
         extra["kill-on-invalid-dep"] = "yes"
     return {**{k: v for k, v in values.items() if v is not None}, "additional_parameters": extra}
 
 
 def command(job: Job, place: Place) -> str:
-    """Return the shell command that starts a task's Python; submitit's own."""
+    """Return the shell command that starts a task's Python; it is submitit's own."""
     python = job.profile.python or shlex.quote(sys.executable)
     return f"{python} -u -m submitit.core._submit {shlex.quote(str(place.jobs))}"
 
 
 def job_text(job: Job, place: Place, dependency: str | None = None) -> str:
-    """Return the whole job text, the same that submitit hands to sbatch."""
+    """Return the whole job text that submitit passes to sbatch."""
     more: dict[str, Any] = {"map_count": len(job.elements)} if job.is_array else {}
     values = {"wckey": None, **parameters(job, place, dependency)}
     text: str = _make_sbatch_string(
@@ -116,14 +116,14 @@ def _cpus(job: Job) -> int | None:
 
 def _srun(job: Job) -> list[str]:
     profile = job.profile
-    # A rank that dies does not end a job by itself: the others would wait for it.
+    # A dead rank does not end a job by itself: the others would wait for it.
     words = ["--kill-on-bad-exit=1"]
     if cpus := _cpus(job):
-        # Since Slurm 22.05 srun does not take it over from sbatch.
+        # Since Slurm 22.05 srun does not inherit it from sbatch.
         words.append(f"--cpus-per-task={cpus}")
-    # Nothing binds GPUs: each rank sees all of its node's and takes that of its local rank. Bound
-    # to one each they could not reach each other's memory, and --gpu-bind=none leaves
-    # CUDA_VISIBLE_DEVICES unset, so that jobs which share a node would use each other's.
+    # GPUs are not bound: each rank sees all GPUs of its node and uses the one of its local rank. If
+    # each were bound to one, they could not reach each other's memory. --gpu-bind=none would leave
+    # CUDA_VISIBLE_DEVICES unset, so jobs that share a node would use each other's GPUs.
     if profile.container:
         words.append(f"--container-image={profile.container}")
         mounts = [*profile.container_mounts]
@@ -138,30 +138,30 @@ def _setup(job: Job, place: Place) -> list[str]:
     lines += job.profile.setup
     if place.snapshot:
         lines += [
-            "# The code as it was at submission; what it does not have comes from this folder.",
+            "# The code at submission; other modules come from the folder of the submission.",
             f"export PYTHONPATH={quote(str(place.folder / 'code'))}"
             f'"${{PYTHONPATH:+:$PYTHONPATH}}":{quote(str(place.cwd))} PYTHONSAFEPATH=1',
         ]
     return [
         *lines,
-        "# An array's last element has the array's own number: by that alone all would be meant.",
+        "# The last element has the array's own job number, which means all elements.",
         'self="$SLURM_JOB_ID"',
         '[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || self="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
-        "# Where the ranks meet: the first node, on a port that nobody uses there. The next one up",
-        "# would be that of an array's next element, which may be starting there too.",
+        "# Where the ranks meet: the first node, on a free port. Do not try the next port:",
+        "# the array's next element uses it and may be starting there too.",
         'export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
         "MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))",
         'while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do'
         " MASTER_PORT=$((20000 + (MASTER_PORT + 1009) % 10000)); done",
         "export MASTER_PORT",
         *_tracking(job, place),
-        "# The warning is for the ranks; this script has to outlive it, to requeue the job.",
+        "# The warning is for the ranks; this script ignores it, so that it can requeue the job.",
         "trap : TERM USR1 USR2",
     ]
 
 
 def _tracking(job: Job, place: Place) -> list[str]:
-    """Name the run to W&B by variables that it reads itself, unless the user has."""
+    """Pass the run's group, notes and tags to W&B, unless the user has set its variables."""
     tags = "slurm-$self" + (",array-$SLURM_ARRAY_TASK_ID" if job.is_array else "")
     return [
         "# For W&B, if it is used.",
@@ -172,13 +172,13 @@ def _tracking(job: Job, place: Place) -> list[str]:
 
 
 def own_number(environ: Mapping[str, str]) -> str:
-    """Return the job's number, ``12_3`` for an element of an array, as `launcher jobs` has it."""
+    """Return the job's number, ``12_3`` for an element of an array, as in `launcher jobs`."""
     array = environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{environ['SLURM_ARRAY_TASK_ID']}" if array else environ["SLURM_JOB_ID"]
 
 
 def mark_name(environ: Mapping[str, str]) -> str:
-    """Return the name of the mark by which an attempt of a job asks to be started again."""
+    """Return the name of the mark file with which an attempt of a job asks to be requeued."""
     attempt = environ.get("SLURM_RESTART_COUNT") or "0"
     return f"{own_number(environ)}_{attempt}_{REQUEUE_MARK}"
 
@@ -187,14 +187,14 @@ def _teardown(job: Job, place: Place) -> list[str]:
     mark = f'{shlex.quote(str(place.jobs))}/"${{self}}_${{SLURM_RESTART_COUNT:-0}}'
     return [
         "code=$?",
-        "# The first rank has left a mark if a signal stopped it with a checkpoint written. A job",
-        "# that was cancelled, or that Slurm requeues by itself, is not RUNNING any more.",
+        "# The first rank leaves a mark if a signal stopped it after it wrote a checkpoint. A job",
+        "# that was cancelled, or that Slurm requeues itself, is no longer RUNNING.",
         f'mark={mark}_{REQUEUE_MARK}"',
         'if [ -e "$mark" ]; then',
-        "    for _ in 1 2 3 4 5 6; do  # Slurm's controller may be away for a while.",
+        "    for _ in 1 2 3 4 5 6; do  # Slurm's controller may be down for a while.",
         '        if state="$(squeue -h -j "$self" -o %T)"; then',
         '            [ "$state" = RUNNING ] || break',
-        '            scontrol requeue "$self" && sleep 60 && break  # it ends here',
+        '            scontrol requeue "$self" && sleep 60 && break  # Slurm ends the script here.',
         "        fi",
         "        sleep 10",
         "    done",

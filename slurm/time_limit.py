@@ -1,4 +1,4 @@
-"""Slurm's way to write a duration, as minutes."""
+"""Convert Slurm's notation of a duration to minutes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def minutes_of(text: str | int) -> int:
     """Return a time limit in whole minutes, rounded up.
 
     Args:
-        text: As sbatch's ``--time``: ``90``, ``90:00``, ``1:30:00``, ``1-12``, ``1-12:30:00``.
+        text: Like sbatch's ``--time``: ``90``, ``90:00``, ``1:30:00``, ``1-12``, ``1-12:30:00``.
 
     Raises:
-        ValueError: It is written in none of these ways, or is nothing.
+        ValueError: It is in none of these notations, or is zero.
     """
     found = _FORMS.fullmatch(str(text).strip())
     if found is None:

@@ -1,4 +1,4 @@
-"""Fixtures that every test may use."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-# W&B has tests of its own; the others are not to start its process at every launch.
+# W&B has its own tests; the others must not start its process at every launch.
 os.environ["WANDB_MODE"] = "disabled"
 
 
@@ -21,18 +21,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def _device(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let tensors and modules of a test be made on the device of ``--device``."""
+    """Create tensors and modules of a test on the device of ``--device``."""
     device = request.config.getoption("--device")
     if device == "cpu":
         yield
         return
     if request.node.get_closest_marker("cpu"):
         pytest.skip("this test is about a CPU")
-    # Convolutions in TF32 keep ten bits, too few to compare with anything.
+    # TF32 convolutions keep ten bits, too few for comparisons.
     torch.backends.cudnn.allow_tf32 = False
     from tests.on_device import OnDevice
 
-    # Layers among a test's parameters were made before there was a test.
+    # Layers in a test's parameters were created before the test started.
     for value in getattr(request.node, "callspec", SimpleNamespace(params={})).params.values():
         if isinstance(value, torch.nn.Module):
             value.to(device)

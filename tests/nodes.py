@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces with an address each and a cable between them."""
+"""Two hosts on one machine: network namespaces with an address each and a virtual cable."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Node:
     """A host.
 
     Attributes:
-        name: Of its namespace.
-        address: That the other reaches it by.
-        interface: That this address belongs to.
+        name: Name of its namespace.
+        address: Address at which the other host reaches it.
+        interface: The network interface of this address.
     """
 
     name: str
@@ -38,15 +38,15 @@ class Node:
         self, meet: Node, *words: object, output: Path, nodes: str = "2", ranks: int = 1,
         options: tuple[str, ...] = (), conf: str = "",
     ) -> subprocess.Popen[bytes]:  # fmt: skip
-        """Start torchrun here as a user does on each host, with the launcher in it.
+        """Start torchrun with the launcher here, as a user does on each host.
 
         Args:
             meet: The host of the rendezvous.
             words: The launcher's command line.
-            output: A file for all that is printed.
+            output: A file for all output.
             nodes: torchrun's ``--nnodes``.
-            ranks: On this host.
-            options: More of torchrun's.
+            ranks: Number of ranks on this host.
+            options: More options of torchrun.
             conf: More of its ``--rdzv-conf``.
         """
         command = [
@@ -54,7 +54,7 @@ class Node:
             *(sys.executable, "-m", "torch.distributed.run"),
             *("--nnodes", nodes, "--nproc-per-node", str(ranks), "--rdzv-backend", "c10d"),
             *("--rdzv-endpoint", f"{meet.address}:{PORT}", "--rdzv-id", "two-nodes"),
-            # torchrun looks its own name up to find out, and a name says nothing of a namespace.
+            # torchrun would look up its own host name, which does not depend on the namespace.
             *("--rdzv-conf", ",".join(filter(None, [f"is_host={int(self == meet)}", conf]))),
             *("--local-addr", self.address, *options, "-m", "launcher", *map(str, words)),
         ]
@@ -74,21 +74,21 @@ class Node:
         return [int(pid) for pid in found.stdout.split()]
 
     def lose_power(self) -> None:
-        """Kill all that runs here, torchrun's agent too, at once."""
+        """Kill all processes here at once, also torchrun's agent."""
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def pull_cable(self) -> None:
-        """Cut the host off, without a word to the other."""
+        """Disconnect the host without notice to the other."""
         _ip("-n", self.name, "link", "set", self.interface, "down")
 
 
 @contextlib.contextmanager
 def two_nodes() -> Iterator[tuple[Node, Node]]:
-    """Make two hosts, and take them down with all that runs there.
+    """Create two hosts, and remove them with all their processes.
 
-    Skips the test where this process may not make network namespaces.
+    Skips the test if this process may not create network namespaces.
     """
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("two hosts are network namespaces, which need root and iproute2's ip")

@@ -1,4 +1,4 @@
-"""Makes the tensors of a test on another device, with the numbers that they have on the CPU."""
+"""Create the tensors of a test on another device, with the same values as on the CPU."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.utils._device import _device_constructors
 
 
 class OnDevice(TorchFunctionMode):
-    """Lets functions that make tensors make them on a device, where they are not told another.
+    """Create tensors on a device, unless a function is given another one.
 
-    As `torch.device` does as a context, but random numbers are drawn by the CPU's generators, so
-    that a test sees the same values on every device and may use a generator of its own.
+    Like the context of `torch.device`, but random numbers come from the CPU's generators, so that
+    a test has the same values on every device and may use its own generator.
 
     Args:
-        device: Where the tensors go.
+        device: Device of the tensors.
     """
 
     _in_place = (torch.Tensor.uniform_, torch.Tensor.normal_)

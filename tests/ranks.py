@@ -1,7 +1,7 @@
-"""Runs a function of a test in several real processes that meet over a file, and never hangs.
+"""Run a function of a test in several real processes that meet through a file; never hang.
 
-The processes fork from a server that has torch loaded, so each starts in a fraction of a second.
-They see the environment of the moment the server started: set variables inside the function.
+The processes are forked from a server that has torch loaded, so each starts in a fraction of a
+second. They have the environment at the server's start: set variables inside the function.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _processes = multiprocessing.get_context("forkserver")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Tell how one rank ended: with a result, or with an error in words."""
+    """How one rank ended: with a result, or with an error as text."""
 
     rank: int
     result: Any = None
@@ -38,7 +38,7 @@ class Outcome:
 
 
 class RanksError(AssertionError):
-    """Some ranks raised, died or were stuck; the text says which, and how."""
+    """Some ranks raised, died or hung; the text names them and how."""
 
 
 def run_ranks(
@@ -47,13 +47,13 @@ def run_ranks(
     """Run `function(*args)` in every rank of a gloo group, and return the results in rank order.
 
     Args:
-        function: a module-level function of a test file.
-        world_size: number of processes.
-        args: what pickle can carry; the same for every rank.
-        limit_s: seconds after which stuck ranks are killed.
+        function: A module-level function of a test file.
+        world_size: Number of processes.
+        args: Picklable arguments, the same for every rank.
+        limit_s: Seconds after which hanging ranks are killed.
 
     Raises:
-        RanksError: a rank raised, died or was stuck; once one did, the others get three seconds.
+        RanksError: A rank raised, died or hung; after the first, the others get three seconds.
     """
     outcomes = rank_outcomes(function, world_size, *args, limit_s=limit_s, grace_s=_GRACE_S)
     failures = [f"rank {outcome.rank}: {outcome.error}" for outcome in outcomes if outcome.error]
@@ -71,17 +71,17 @@ def rank_outcomes(
     group: bool = True,
     group_timeout_s: float | None = None,
 ) -> list[Outcome]:
-    """Run as `run_ranks` does, but return how each rank ended, for tests that kill some.
+    """Like `run_ranks`, but return how each rank ended, for tests that kill some.
 
     Args:
-        function: a module-level function of a test file.
-        world_size: number of processes.
-        args: what pickle can carry; the same for every rank.
-        limit_s: seconds after which stuck ranks are killed.
-        grace_s: seconds that the others get once a rank has failed.
-        group: make a process group; without one the function gets RANK and WORLD_SIZE in its
+        function: A module-level function of a test file.
+        world_size: Number of processes.
+        args: Picklable arguments, the same for every rank.
+        limit_s: Seconds after which hanging ranks are killed.
+        grace_s: Seconds that the others get after a rank has failed.
+        group: Create a process group; without one the function gets RANK and WORLD_SIZE in its
             environment.
-        group_timeout_s: time-out of the group's collectives; `limit_s` by default.
+        group_timeout_s: Time-out of the group's collectives; `limit_s` by default.
     """
     if "<" in function.__qualname__ or "." in function.__qualname__:
         raise ValueError(f"{function.__qualname__} must be a module-level function")
@@ -154,8 +154,8 @@ def _be_rank(
     source: tuple[str, str, str],
     args: bytes,
 ) -> None:
-    """Live in the child: do the work, send what came of it, stay until the test has it all."""
-    signal.alarm(math.ceil(limit_s) + 30)  # Ends this process even when the test itself is gone.
+    """Run in the child: do the work, send the result, stay until the test has everything."""
+    signal.alarm(math.ceil(limit_s) + 30)  # Ends this process even if the test itself is gone.
     try:
         import torch
         import torch.distributed as dist
@@ -182,7 +182,7 @@ def _be_rank(
 
 
 def _load(module_name: str, path: str, name: str) -> Callable[..., Any]:
-    """Load the function from its file, under the name that pickles of the test expect."""
+    """Load the function from its file, under the name that the test's pickles expect."""
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, Path(path))
         assert spec is not None

@@ -1,4 +1,4 @@
-"""docs/library.md: its examples run as they stand there, alone and on two ranks."""
+"""docs/library.md: its examples run unchanged, in one process and on two ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process at a time writes a folder, and the dead hold nobody up: processes, kills."""
+"""One process at a time writes a folder, and a dead one blocks nobody: real processes, kills."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def holder(
     folder: Path, body: str = "sys.stdin.read()", environ: Mapping[str, str] | None = None,
     prefix: tuple[str, ...] = (),
 ) -> Iterator[subprocess.Popen[str]]:  # fmt: skip
-    """Start a process that tries to hold a folder, and wait for its first line."""
+    """Start a process that tries to lock a folder, and wait for its first line."""
     process = subprocess.Popen(
         [*prefix, sys.executable, "-c", HOLDER.replace("BODY", body), str(folder)], cwd=ROOT,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -59,13 +59,13 @@ def line(process: subprocess.Popen[str]) -> str:
 
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Be on a machine from which no other process can be looked at."""
+    """Simulate a machine from which no other process is visible."""
     own = one_writer.this_process()
     there = {**own, "host": "other", "boot": "another boot", "space": "another space"}
     monkeypatch.setattr(one_writer, "this_process", lambda: there)
 
 
-def test_the_second_is_refused_with_who_and_since_when(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused_with_process_and_time(tmp_path: Path) -> None:
     with holder(tmp_path / "new") as first:
         assert line(first) == "held"
         with holder(tmp_path / "new") as second:
@@ -75,7 +75,7 @@ def test_the_second_is_refused_with_who_and_since_when(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "new") == [".writer.1"], "a kill leaves the file"
 
 
-def test_a_killed_holder_is_followed_at_once_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_killed_holder_is_replaced_at_once_and_nothing_is_left(tmp_path: Path) -> None:
     with holder(tmp_path) as first:
         assert line(first) == "held"
         first.send_signal(signal.SIGKILL)
@@ -88,7 +88,7 @@ def test_a_killed_holder_is_followed_at_once_and_nothing_is_left(tmp_path: Path)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_number_that_is_used_again_is_not_the_holder(tmp_path: Path) -> None:
+def test_a_reused_pid_is_not_the_holder(tmp_path: Path) -> None:
     process = {**one_writer.this_process(), "began": 1}
     who = {"token": "x", "process": process, "since": 1.0, "job": "", "attempt": 0}
     content = b"%020d\n" % 5 + json.dumps(who).encode()
@@ -98,10 +98,10 @@ def test_a_number_that_is_used_again_is_not_the_holder(tmp_path: Path) -> None:
     lock.release()
 
 
-def test_from_another_machine_the_beat_decides(
+def test_from_another_machine_the_heartbeat_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Holds the interpreter's lock as a long json.load does: the beat goes on.
+    # Holds the GIL like a long json.load: the heartbeat continues.
     body = "import ctypes; ctypes.PyDLL(None).sleep(60)"
     with holder(tmp_path, body) as first:
         assert line(first) == "held"
@@ -117,20 +117,20 @@ def test_from_another_machine_the_beat_decides(
         lock.release()
 
 
-def test_a_holder_that_cannot_be_read_is_followed_after_silence(tmp_path: Path) -> None:
+def test_an_unreadable_holder_is_replaced_after_silence(tmp_path: Path) -> None:
     (tmp_path / ".writer.1").write_bytes(b"\0\0\0")
     lock = hold(tmp_path, silence_s=0.4)
     lock.release()
 
 
-def test_a_slurm_job_that_was_started_again_follows_itself(
+def test_a_requeued_slurm_job_replaces_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with holder(tmp_path, environ={"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "0"}) as first:
         assert line(first) == "held"
         elsewhere(monkeypatch)
         monkeypatch.setenv("SLURM_JOB_ID", "12")
-        # A second command inside the same job is not the job started again.
+        # A second command inside the same job is not a restart of the job.
         with pytest.raises(ValueError, match="is being written"):
             hold(tmp_path, silence_s=20.0)
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -140,7 +140,7 @@ def test_a_slurm_job_that_was_started_again_follows_itself(
         lock.release()
 
 
-def test_whoever_was_taken_for_dead_is_told(tmp_path: Path) -> None:
+def test_a_process_that_was_taken_for_dead_is_told(tmp_path: Path) -> None:
     body = """
 one_writer.LOOK_S = 0.2
 lock.watch(lambda line: print(line, flush=True))
@@ -152,7 +152,7 @@ sys.stdin.read()
         assert "is written by another process now" in line(first)
 
 
-def test_of_many_that_follow_the_dead_one_is_alone(tmp_path: Path) -> None:
+def test_only_one_process_replaces_a_dead_holder(tmp_path: Path) -> None:
     for number in range(3):
         folder = tmp_path / str(number)
         with holder(folder) as dead:
@@ -177,7 +177,7 @@ def test_of_many_that_follow_the_dead_one_is_alone(tmp_path: Path) -> None:
         assert os.listdir(folder) == []
 
 
-def test_a_beat_that_was_killed_begins_again_and_none_outlives_its_parent(tmp_path: Path) -> None:
+def test_a_killed_heartbeat_restarts_and_none_outlives_its_parent(tmp_path: Path) -> None:
     body = """
 one_writer.LOOK_S = 0.2
 lock.watch(print)
@@ -201,9 +201,7 @@ sys.stdin.read()
         assert not Path(f"/proc/{again}").exists()
 
 
-def test_a_file_system_without_second_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError
 

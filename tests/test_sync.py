@@ -1,4 +1,4 @@
-"""Ranks that see different data round with the same ranges."""
+"""Ranks with different data round with the same ranges."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import update_scales_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
-from dq.sync import agree_, calibrate_on_one_rank, prove_equal
+from dq.sync import calibrate_on_one_rank, check_equal_on_ranks, merge_ranges_
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.cpu
@@ -51,7 +51,7 @@ def prepared(converted: bool = False) -> tuple[Net, QuantizedGraph]:
 
 
 def batches(number: int) -> Tensor:
-    """A global batch of 4 images; its halves differ in scale fourfold."""
+    """A global batch of 4 images; the scales of its halves differ by a factor of four."""
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(number))
     return x * torch.tensor([1.0, 1.0, 4.0, 4.0]).reshape(4, 1, 1, 1)
 
@@ -93,7 +93,7 @@ def tamper_and_prove() -> str:
         name = next(n for n in graph.activations() if "head" in n)
         graph.activations()[name].scale.mul_(1 + 1e-6)
     try:
-        prove_equal(graph, "in this test")
+        check_equal_on_ranks(graph, "in this test")
     except RuntimeError as error:
         return str(error)
     return "no error"
@@ -125,9 +125,9 @@ def train_steps(
         model(x).square().mean().backward()
         optimizer.step()
         before = collectives.collective_count()
-        agree_(quantizers)
+        merge_ranges_(quantizers)
         agreed += collectives.collective_count() - before
-    prove_equal(graph, "after training")
+    check_equal_on_ranks(graph, "after training")
     return net.state_dict(), [float(q.scale) for q in quantizers], agreed
 
 
@@ -157,7 +157,7 @@ def test_norms_converted_before_or_after_preparing_train_alike_and_revert() -> N
 
 
 def rank_of_its_own_and_scales(power_of_two: bool, learned: str | None) -> tuple[list[str], str]:
-    """Let the norms' statistics differ between ranks, as they do where nobody synchronises them."""
+    """Let the norms' statistics differ between ranks, as they do without synchronization."""
     recipe = Recipe(learned=learned)
     recipe = replace(recipe, weight=replace(recipe.weight, power_of_two=power_of_two))
     torch.manual_seed(0)
@@ -173,7 +173,7 @@ def rank_of_its_own_and_scales(power_of_two: bool, learned: str | None) -> tuple
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("dq.sync").addHandler(handler)
     try:
-        return messages, prove_equal(graph, "here")
+        return messages, check_equal_on_ranks(graph, "here")
     except RuntimeError as error:
         return [str(error)], ""
 
@@ -195,26 +195,26 @@ def test_weight_scales_of_single_ranks_are_shown(power_of_two: bool, learned: st
 def test_the_digest_sees_the_scale_of_a_weight_that_is_no_state() -> None:
     net, graph = prepared()
     calibrate(graph)
-    before = prove_equal(graph, "here")
+    before = check_equal_on_ranks(graph, "here")
     with torch.no_grad():
         net.first.weight.mul_(1.5)
-    assert prove_equal(graph, "here") != before
+    assert check_equal_on_ranks(graph, "here") != before
 
 
 def observe_after_calibration() -> str:
     _, graph = prepared()
     calibrate_on_one_rank(graph, lambda: calibrate(graph), rank=0)
-    # What data parallelism does when it wraps a model, buffers that no checkpoint has included.
+    # Like DDP when it wraps a model, which also sets buffers that no checkpoint has.
     collectives.broadcast_coalesced_(list(graph.root.buffers()))
     graph.root.train()
     for phase in (Phase.OBSERVE, Phase.TRAIN):
         set_phase(graph.quantizers, phase)
         for number in range(2):
             graph(batches(collectives.rank() + 2 * number))
-            agree_(list(graph.activations().values()))
-        prove_equal(graph, f"in the phase {phase.value}")
+            merge_ranges_(list(graph.activations().values()))
+        check_equal_on_ranks(graph, f"in the phase {phase.value}")
     return "equal"
 
 
-def test_ranks_go_on_alike_from_what_one_of_them_calibrated() -> None:
+def test_ranks_continue_alike_after_calibration_on_one_rank() -> None:
     assert run_ranks(observe_after_calibration, 2) == ["equal"] * 2

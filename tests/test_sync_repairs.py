@@ -1,4 +1,4 @@
-"""What one rank's calibration repairs reaches every rank: float parameters and quantizer state."""
+"""Repairs by one rank's calibration reach every rank: float parameters and quantizer state."""
 
 from dataclasses import replace
 from typing import Any

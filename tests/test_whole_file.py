@@ -1,4 +1,4 @@
-"""Files written whole or not at all, by several at once, through failures and kills."""
+"""Files are written whole or not at all, by several processes at once, through errors and kills."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ with drafts(Path(sys.argv[1], "deep", "file")) as (draft,):
 """
 
 
-def test_what_a_kill_leaves_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_drafts_of_killed_processes_are_removed(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     kept = [tmp_path / ".hidden.tmp", tmp_path / "deep/.file.tmp", tmp_path / "deep/a.0123.tmp"]
     for path in kept:

@@ -1,8 +1,8 @@
-"""Starts the launcher in processes of its own, forked from one that has its libraries loaded.
+"""Start the launcher in separate processes, forked from one that has its libraries loaded.
 
-A process that imports torch and mmdet is busy for seconds before it does anything. Here a server
-has done so once; each process it forks is a session leader with an output, an environment and a
-working folder of its own, and runs `python -m launcher`'s module from its beginning.
+A process that imports torch and mmdet needs seconds before it does anything. Here a server has done
+so once. Each process it forks is a session leader with its own output, environment and working
+folder, and runs `python -m launcher`'s module from its start.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ PRELOADED = ("torch._dynamo", "mmdet.apis", "mmcv.runner", "launcher.stages", "l
 
 
 class WarmProcess:
-    """A running launcher, with what `subprocess.Popen` has of the same names.
+    """A running launcher, with the methods of `subprocess.Popen` that tests use.
 
     Args:
         words: The launcher's command line.
         environ: The whole environment.
         output: Receives standard output and standard error.
-        errors: Receives standard error instead, where given.
+        errors: Receives standard error instead, if given.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class WarmProcess:
                 os.kill(self.pid, number)
 
     def end(self) -> None:
-        """Kill the process and all that it started in its session."""
+        """Kill the process and all processes of its session."""
         for pid in session(self.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -85,7 +85,7 @@ class WarmProcess:
 
 
 def session(leader: int) -> list[int]:
-    """Return the living processes of a session."""
+    """Return the live processes of a session."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -101,7 +101,7 @@ _lock = threading.Lock()
 
 
 def _server() -> str:
-    """Return the address of the server, started at the first call; it ends with this process."""
+    """Return the address of the server; it starts at the first call and ends with this process."""
     with _lock:
         if not _started:
             address = f"{tempfile.mkdtemp(prefix='warm-')}/launcher"
@@ -110,7 +110,7 @@ def _server() -> str:
                 [sys.executable, "-m", "tests.warm", address, str(read)],
                 cwd=ROOT, pass_fds=[read], env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
-            os.close(read)  # The other end closes with this process, however that ends.
+            os.close(read)  # The other end closes when this process ends, for whatever reason.
             os.set_inheritable(write, False)
             atexit.register(process.wait)
             atexit.register(os.close, write)
@@ -124,7 +124,7 @@ def _server() -> str:
 
 
 def serve(address: str, parent: int) -> None:
-    """Fork a launcher for each order until the test's own process is gone."""
+    """Fork a launcher for each request until the test's own process is gone."""
     import importlib
 
     for name in PRELOADED:
@@ -153,7 +153,7 @@ def serve(address: str, parent: int) -> None:
 
 
 def _report(waiting: dict[int, socket.socket]) -> None:
-    """Tell those that wait how their processes ended."""
+    """Tell the waiting processes how their launchers ended."""
     for pid in list(waiting):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -189,7 +189,7 @@ def _fork(channel: socket.socket, others: list[socket.socket], parent: int) -> i
 
 
 def _be_launcher(words: list[str]) -> None:
-    """Run the launcher as a new interpreter would, and end as one does."""
+    """Run the launcher like a new interpreter, and end like one."""
     import importlib
     import multiprocessing.util
     import traceback

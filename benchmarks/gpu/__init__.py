@@ -1,1 +1,1 @@
-"""The project on a GPU: one command that tests, runs and measures, within a time limit."""
+"""The GPU check: one command that tests, runs and measures the project, within a time limit."""

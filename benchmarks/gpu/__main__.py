@@ -3,10 +3,10 @@
     python -m benchmarks.gpu --out DIR [--minutes 8] [--only NAME ...] [--skip NAME ...]
         [--device cpu]
 
-From a checkout whose environment has torch, mmdet and mmcv-full. Each part is a process with a time
-limit of its own, and results are written as they come: ``DIR/gpu.json``, ``DIR/gpu.md`` (of which
-docs/gpu.md keeps the figures) and a log a part. ``--device cpu`` rehearses every part with next to
-nothing to do.
+Run it in a checkout whose environment has torch, mmdet and mmcv-full. Each part is a process with
+its own time limit, and results are written as they come: ``DIR/gpu.json``, ``DIR/gpu.md`` (the
+source of the figures in docs/gpu.md) and one log per part. ``--device cpu`` rehearses every part
+with very little work.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         if part.name.startswith(tuple(given.skip)):
             continue
-        # A busy CPU takes long even for next to nothing.
+        # A busy CPU takes long even for very little work.
         left_s = 3600.0 if rehearses else end - time.monotonic()
         one = dataclasses.replace(part, limit_s=left_s) if rehearses else part
         found.append({**run_part(one, out, left_s), "files": list(part.files)})

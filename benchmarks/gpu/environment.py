@@ -1,4 +1,4 @@
-"""What machine this is: GPU, driver, CUDA, torch and what mmcv's operators were compiled for."""
+"""Describe the machine: GPU, driver, CUDA, torch, and the target of mmcv's compiled operators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "torchvision", "triton", "numpy", "mmcv-full", "mmdet", "to
 
 
 def describe() -> dict[str, str]:
-    """Return names and versions, a dash where there is none."""
+    """Return names and versions; a dash where there is none."""
     found = {"python": platform.python_version(), "cpus": str(os.cpu_count())}
     for name in PACKAGES:
         try:

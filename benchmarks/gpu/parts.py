@@ -1,4 +1,4 @@
-"""The parts of the GPU check: each a process of its own, the most important first."""
+"""The parts of the GPU check: each is a separate process, the most important first."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ CONFIG = "configs/digits/ssd_resnet_fpn_160.py"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Name one process of the check.
+    """One process of the check.
 
     Args:
-        name: Of its log file, its section and its entry in the results.
+        name: Name of its log file, section and entry in the results.
         words: The command line after the interpreter.
-        limit_s: Seconds after which it is ended; less where less is left.
-        files: What it writes into the results' folder: name of a JSON or Markdown file.
-        environ: Variables beyond those of the check itself.
+        limit_s: Time limit in seconds, further limited by the time that is left.
+        files: Names of the JSON or Markdown files that it writes into the results' folder.
+        environ: Variables in addition to those of the check itself.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How much each part does: everything on a GPU, next to nothing in a rehearsal."""
+    """The amount of work of each part: full on a GPU, very little in a rehearsal."""
 
     epochs: int
     images: int
@@ -72,12 +72,12 @@ REHEARSAL = Scale(
 
 
 def parts(out: Path, device: str, scale: Scale) -> list[Part]:
-    """Return all parts in the order in which they matter.
+    """Return all parts, the most important first.
 
     Args:
         out: The results' folder.
         device: "cuda" or, for a rehearsal, "cpu".
-        scale: How much each does.
+        scale: The amount of work of each part.
     """
     return [
         *_chain(out, device, scale),
@@ -99,7 +99,7 @@ def _chain(out: Path, device: str, scale: Scale) -> list[Part]:
     return [
         Part(name="digits", words=digits, limit_s=120),
         Part(name="chain", words=[*run, "--work-dir", str(out / "chain")], limit_s=240),
-        # The same checkpoint on both devices: what differs is arithmetic alone.
+        # The same checkpoint on both devices, so only the arithmetic differs.
         *(
             Part(
                 name=f"evaluation on {kind}",
@@ -125,7 +125,7 @@ def _chain_options(out: Path, scale: Scale) -> list[str]:
 
 
 def _two_ranks(out: Path, device: str, scale: Scale) -> list[Part]:
-    """Return the chain on two ranks of one GPU, which meet over gloo: NCCL refuses that."""
+    """Return the chain on two ranks that share one GPU, with gloo, because NCCL refuses that."""
     place = "cuda:0" if device == "cuda" else "cpu"
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words += ["-m", "launcher", "run", CONFIG, "--device", place, *_chain_options(out, scale)]

@@ -1,5 +1,5 @@
-# Blood cells (BCCD, VOC layout) at 160x160: 40 passes over the images in epochs of five. The metric
-# is VOC's at IoU 0.5, and COCO's over 0.5 to 0.95 besides.
+# Blood cells (BCCD, VOC layout) at 160x160: 40 passes over the images in epochs of five. Metrics:
+# VOC's at IoU 0.5 and COCO's over 0.5 to 0.95.
 _base_ = [
     "./voc_folder_256.py",
     "./schedule_small.py",

@@ -1,4 +1,4 @@
-# What dense heads with focal loss share: assignment, suppression, MobileNetV2's pyramid.
+# Common to dense heads with focal loss: assignment, suppression, MobileNetV2's pyramid.
 _base_ = ["./mobilenet_fpn.py"]
 model = dict(
     train_cfg=dict(

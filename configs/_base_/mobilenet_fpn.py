@@ -1,6 +1,6 @@
 # MobileNetV2 with a narrow pyramid of three levels, strides 8 to 32.
 norm_cfg = dict(type="BN", requires_grad=True)
-# A file of one's own, of the backbone alone, has no prefix: None.
+# A file with weights of the backbone alone has no prefix: None.
 backbone_weights = "open-mmlab://mmdet/mobilenet_v2"
 backbone_prefix = "backbone"
 model = dict(

@@ -1,4 +1,4 @@
-# int8: an eighth of the float passes at a tenth of the float rate, the weights averaged.
+# int8: an eighth of the float passes at a tenth of the float rate, with a weight average.
 quant = dict(
     preset="int8",
     schedule=dict(calibration_batches=25, calibration_batch_size=8),

@@ -1,5 +1,5 @@
-# As quant_w4a4.py, but outputs without an activation function (bottlenecks, laterals) and sums have
-# 8 bits: they are signed and far from uniform. What ReLU returns has 4.
+# Like quant_w4a4.py, but outputs without an activation function (bottlenecks, laterals) and sums
+# have 8 bits: they are signed and far from uniform. Outputs of ReLU have 4.
 _base_ = ["./quant_w4a4.py"]
 quant = dict(
     rules=[

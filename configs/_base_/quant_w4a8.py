@@ -1,5 +1,5 @@
-# 4-bit weights, 8-bit activations, the first and last layers all 8: ranges are learned, the float
-# model teaches, half the float rate and a quarter of its passes.
+# 4-bit weights, 8-bit activations, first and last layers 8 bits: learned ranges, distillation from
+# the float model, half the float rate and a quarter of its passes.
 quant = dict(
     preset="w4a8",
     learned="lsq+",

@@ -1,4 +1,4 @@
-# AdamW and one cosine down to zero: a small detector is trained within minutes on a CPU.
+# AdamW and one cosine decay to zero: trains a small detector within minutes on a CPU.
 optimizer = dict(type="AdamW", lr=1e-3, weight_decay=1e-2)
 optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
 lr_config = dict(

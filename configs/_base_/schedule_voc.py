@@ -1,4 +1,4 @@
-# 24 epochs of ten passes each, as mmdet's ssd512_voc0712; for 2 GPUs of 16 images.
+# 24 epochs of ten passes each, like mmdet's ssd512_voc0712; for 2 GPUs with 16 images each.
 optimizer = dict(type="SGD", lr=1e-2, momentum=0.9, weight_decay=4e-5)
 optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
 lr_config = dict(

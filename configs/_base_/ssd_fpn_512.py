@@ -1,5 +1,5 @@
-# SSD heads on a feature pyramid at 512x512: the detector of the origin's table.
-# The backbone and the pyramid's in_channels stand in the configs that inherit this.
+# SSD heads on a feature pyramid at 512x512: the detector of the original table.
+# The backbone and the pyramid's in_channels are in the configs that inherit this one.
 norm_cfg = dict(type="BN", requires_grad=True)
 model = dict(
     type="SingleStageDetector",

@@ -1,5 +1,5 @@
 # Pascal VOC 2007 + 2012 trainval for training, VOC 2007 test for evaluation, at 512x512.
-# `python -m launcher data voc0712` puts them below data/VOCdevkit.
+# `python -m launcher data voc0712` puts them into data/VOCdevkit.
 dataset_type = "VOCDataset"
 data_root = "data/VOCdevkit"
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)

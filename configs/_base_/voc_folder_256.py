@@ -1,5 +1,5 @@
-# A data set of one's own in VOC's layout. Inherit it, set `data_root` and `classes`; at another
-# size than 256x256 `image_size` too.
+# Your own data set in VOC's layout. Inherit this file, set `data_root` and `classes`, and also
+# `image_size` for a size other than 256x256.
 dataset_type = "VOCFolderDataset"
 data_root = "data/SET_ME"
 image_size = (256, 256)

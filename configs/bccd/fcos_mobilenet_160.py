@@ -14,7 +14,7 @@ model = dict(
         center_sample_radius=1.5,
         norm_on_bbox=True,
         centerness_on_reg=True,
-        # mmdet's own choice: the towers serve all levels, whose statistics differ.
+        # mmdet's own choice: the towers are shared by all levels, whose statistics differ.
         norm_cfg=dict(type="GN", num_groups=16, requires_grad=True),
         loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
         loss_bbox=dict(type="GIoULoss", loss_weight=1.0),

@@ -1,4 +1,4 @@
-# SSD-FPN on RegNetX-200MF (as RegNetX-800MF, a quarter of its multiplications), from scratch.
+# SSD-FPN with RegNetX-200MF (a quarter of RegNetX-800MF's multiply-adds), from scratch.
 _base_ = ["./ssd_mobilenet_fpn_160.py"]
 model = dict(
     backbone=dict(

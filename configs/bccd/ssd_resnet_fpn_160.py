@@ -1,4 +1,4 @@
-# SSD-FPN on a ResNet18 of half its width, from scratch, at 160x160.
+# SSD-FPN with a ResNet18 of half width, from scratch, at 160x160.
 _base_ = ["./ssd_mobilenet_fpn_160.py"]
 model = dict(
     backbone=dict(

@@ -1,4 +1,4 @@
-# YOLOX of a quarter of the width, from scratch, at 160x160 and no other size.
+# YOLOX with a quarter of its width, from scratch, at 160x160 and no other size.
 _base_ = ["../_base_/bccd_160.py"]
 model = dict(
     type="YOLOX",

@@ -40,7 +40,7 @@ train_pipeline = [
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="MinIoURandomCrop", min_ious=(0.7, 0.9), min_crop_size=0.6),
     dict(type="Resize", img_scale=size, keep_ratio=False),
-    # No flip: a mirrored digit is another sign. The step itself is wanted by Collect's metadata.
+    # No flip: a mirrored digit means something else. Collect's metadata needs the step itself.
     dict(type="RandomFlip", flip_ratio=0.0),
     dict(type="PhotoMetricDistortion", brightness_delta=24, contrast_range=(0.7, 1.3)),
     dict(type="Normalize", **img_norm_cfg),

@@ -1,4 +1,4 @@
-# mmdet's own SSD512 with VGG16 on VOC0712 (79.8 float), with a section for quantization.
+# mmdet's own SSD512 with VGG16 on VOC0712 (79.8 float), plus a quantization section.
 import os.path
 
 import mmdet

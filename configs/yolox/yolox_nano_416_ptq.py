@@ -1,5 +1,5 @@
 # YOLOX-Nano at 416x416 on COCO's classes: post-training quantization of everything to 8 bit.
-# Calibrates on data.train through the test pipeline; batch norms may be folded into identities.
+# Calibrates on data.train with the test pipeline; folded batch norms may be identities.
 _base_ = ["../_base_/runtime.py"]
 data_root = "data/coco/"
 model = dict(

@@ -1,8 +1,8 @@
-"""Training on several ranks: what a training loop of one's own needs, without a detector library.
+"""Training on several ranks: the parts that a training loop needs, without a detector library.
 
 Process group, collectives, SyncBatchNorm for gloo and NCCL, data parallelism, work that one rank
-does for all, digests, and checkpoints that are whole or not there. Names are imported when they are
-first used, so that a machine without torch can read what needs none.
+does for all, digests, and checkpoints that are written whole. Names are imported when they are
+first used, so that a machine without torch can import the parts that do not need it.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What a run leaves behind to be compared: summaries, tables, plots."""
+"""Tracking: the record of a run, its copy in W&B, and the comparison of runs."""

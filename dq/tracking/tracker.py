@@ -1,4 +1,4 @@
-"""What a run writes while it goes: rows of numbers, tables of quantizers, images, its end."""
+"""Write what a run produces: rows of numbers, tables of quantizers, images, its end."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dq.tracking.record.run import Run, write_run
 from dq.tracking.wandb_copy.relay_process import Relay
 
 log = logging.getLogger(__name__)
-# Of validation, the greater the better; losses and counts are not called so.
+# Validation metrics where larger is better; losses and counts have other names.
 AT_EPOCH, AT_END = ("val", "proof", "epoch"), ("test", "images", "checkpoint", "end")
 BEST = ("mAP", "AP", "AR", "recall")
 
 
 class Tracker:
-    """Takes what is to be tracked and drops it; what ranks other than the main one have.
+    """Accept everything and write nothing; for ranks other than the main one.
 
-    Nothing here raises, waits for a server, draws a random number or needs another rank.
+    No method raises, waits for a server, draws a random number or needs another rank.
     """
 
     run: Run | None = None
@@ -34,7 +34,7 @@ class Tracker:
 
         Args:
             kind: ``train``, ``val``, ``test``, or the name of an event.
-            step: Steps of the optimizer that are done.
+            step: Number of optimizer steps done.
             values: Plain numbers and texts by name.
         """
 
@@ -42,14 +42,14 @@ class Tracker:
         """Keep one table of all quantizers.
 
         Args:
-            step: Steps that are done.
-            epoch: Epochs that are done.
+            step: Number of steps done.
+            epoch: Number of epochs done.
             when: ``calibration``, ``epoch`` or ``end``.
-            rows: A dict a quantizer, the same names in each.
+            rows: One dict per quantizer, with the same keys in each.
         """
 
     def images(self, step: int, files: Iterable[Path]) -> None:
-        """Keep pictures that lie in the run's folder."""
+        """Keep pictures that are in the run's folder."""
 
     def finish(self, exit_code: int) -> None:
         """End the run."""
@@ -57,18 +57,19 @@ class Tracker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumed:
-    """From where a run goes on.
+    """The point at which a run is resumed.
 
     Attributes:
         step: Steps that the checkpoint has done.
-        inside_epoch: Whether what ends an epoch (validation, proof, a table) is still to come.
+        inside_epoch: Whether the work at the end of an epoch (validation, proof, a table) is still
+            to come.
     """
 
     step: int
     inside_epoch: bool = False
 
     def keeps(self, row: Mapping[str, Any]) -> bool:
-        """Whether the run that goes on will not write this row again."""
+        """Whether the resumed run will not write this row again."""
         step = int(row.get("step", 0))
         if step != self.step:
             return step < self.step
@@ -79,16 +80,16 @@ class Resumed:
 
 
 class FolderTracker(Tracker):
-    """Writes ``metrics.jsonl``, ``quantizers.jsonl`` and ``run.json``; W&B is told by the relay.
+    """Write ``metrics.jsonl``, ``quantizers.jsonl`` and ``run.json``; the relay copies them to W&B.
 
     Args:
-        folder: Of the stage.
-        run: Who this is; written at once.
-        resumed: For a run that goes on; what it will write again is taken out.
-        relay: Copies the folder to W&B, from a process of its own.
+        folder: Folder of the stage.
+        run: Identity of the run; written immediately.
+        resumed: For a resumed run; the rows that it will repeat are removed.
+        relay: Copies the folder to W&B in a separate process.
 
     Raises:
-        ValueError: The folder cannot be written.
+        ValueError: The folder is not writable.
     """
 
     def __init__(
@@ -137,13 +138,13 @@ class FolderTracker(Tracker):
         )
 
     def images(self, step: int, files: Iterable[Path]) -> None:
-        """Name pictures of this folder in the metrics; see `Tracker.images`."""
+        """Record pictures of this folder in the metrics; see `Tracker.images`."""
         names = [str(path.relative_to(self.folder)) for path in files]
         if names:
             self.log("images", step, {"files": names})
 
     def finish(self, exit_code: int) -> None:
-        """Close the files and say how the run ended; see `Tracker.finish`."""
+        """Close the files and record how the run ended; see `Tracker.finish`."""
         status = {0: "finished", 75: "stopped"}.get(exit_code, "failed")
         assert self.run is not None
         self.run = replace(self.run, status=status, exit_code=exit_code, ended=time.time())

@@ -1,4 +1,4 @@
-"""The table of all families as Markdown: written, and read again where only some are tried anew."""
+"""Write the table of all families as Markdown; read it again if only some families run again."""
 
 from __future__ import annotations
 
@@ -13,31 +13,30 @@ from launcher.coverage.row import CRASHED, DIFFERS, REFUSED, STEPS, WHOLE, Row
 _HEAD = """\
 # Coverage of mmdet's configs
 
-One config of each family that mmdet ships goes the whole way through files: every step is a
-command of the launcher in a process of its own, which reads what others wrote. Nets are narrow and
-shallow, weights random, the data four images of digits in COCO's format with boxes and masks, so
-nothing here says how well a detector does. Made by
-`python -m launcher coverage --out docs/coverage.md`.
+One config of each family that mmdet ships goes through all steps: every step is a launcher command
+in a separate process that reads the files of earlier steps. Nets are narrow and shallow, weights
+are random, and the data are four images of digits in COCO's format with boxes and masks, so the
+table says nothing about accuracy. Made by `python -m launcher coverage --out docs/coverage.md`.
 
-| column | what it says yes to |
+| column | meaning of yes |
 |---|---|
 | float | two steps of float training, evaluation and checkpoint |
 | calibrate | calibration (int8) of that checkpoint |
 | qat | QAT from its ranges, stopped by a signal in its first step |
-| resume | the same training gone on with `--resume` to its end |
-| eval | each of the three checkpoints has, in a fresh process, the metrics that its stage had |
-| mmdet | mmdet itself loads each, every key and no other, and finds the same boxes in float; \
-`loads` where it cannot detect on this machine |
+| resume | the same training resumed with `--resume` to its end |
+| eval | each of the three checkpoints has, in a new process, the metrics that its stage had |
+| mmdet | mmdet itself loads each checkpoint, with exactly its keys, and finds the same boxes in \
+float; `loads` if it cannot detect on this machine |
 | export | ONNX of the network, and of each RoI head |
-| boxes, nms | ONNX with boxes decoded, and suppressed; `none` where no decoder of ours fits |
+| boxes, nms | ONNX with decoded boxes, and with NMS; `none` if no decoder of ours fits |
 | onnxruntime | each exported model has the metric of the checkpoint in torch, to a tenth of a \
-point; `ties` where it moves further on these four images though every layer agrees on the same \
-input: values beside a tie, or boxes of one score in another order |
+point; `ties` if the metric differs more on these four images although every layer agrees on the \
+same input: values next to a rounding tie, or boxes of equal score in another order |
 
-**Result**: `whole way` where nothing failed; `refused` by one line, which stands under what, with
-exit code 2; `differs` where two numbers should be equal and are not; `crashed` for all else.
-**Quantized**: `OK` where all that has weights is; of `partly float` the parts named under what run
-in float.
+**Result**: `whole way` if nothing failed; `refused` with one line, which is in the last column, and
+exit code 2; `differs` if two numbers should be equal and are not; `crashed` for anything else.
+**Quantized**: `OK` if everything with weights is quantized; with `partly float` the parts in the
+last column stay in float.
 """
 _COLUMNS = ("family", "config", "result", "quantized", "quantizers", *STEPS, "what")
 

@@ -22,7 +22,7 @@ from dq.quant.analysis.statistics import model_bytes
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
-from dq.sync import prove_equal
+from dq.sync import check_equal_on_ranks
 from dq.tracking.record.stage_summary import StageSummary, sha256_of, write_summary
 from launcher.stages.evidence import keep_predictions
 from launcher.stages.stage import Stage
@@ -102,9 +102,9 @@ def conclude(
     proof = None
     if graph is not None:
         set_phase(graph.quantizers, Phase.FROZEN)
-        proof = prove_equal(graph, f"at the end of {stage.name}")
+        proof = check_equal_on_ranks(graph, f"at the end of {stage.name}")
     _write_checkpoint(stage, detector, graph, recipe)
-    stage.place.signals.refuse_to_go_on()
+    stage.place.signals.raise_if_stopped()
     measurement = _measured(stage, detector, graph)
     if collectives.is_main_rank():
         keep_predictions(stage, detector, graph, measurement)

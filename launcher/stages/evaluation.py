@@ -14,7 +14,7 @@ from dq.detector.evaluation.results_file import check_format, format_results
 from dq.detector.model.stored_detector import stored_detector
 from dq.dist.exchange import collectives
 from dq.dist.work.on_main_rank import on_main_rank
-from dq.sync import prove_equal
+from dq.sync import check_equal_on_ranks
 from dq.tracking.record.stage_summary import StageSummary, write_summary
 from launcher.plan import Plan
 from launcher.session import Session
@@ -48,7 +48,7 @@ def evaluated(
         measurement = measure(plan.config, detector, graph, place.device, keep)
         if collectives.is_main_rank():
             keep_predictions(stage, detector, graph, measurement)
-        proof = None if graph is None else prove_equal(graph, "in evaluation")
+        proof = None if graph is None else check_equal_on_ranks(graph, "in evaluation")
         summary = summary_of(stage, measurement, detector, graph, proof)
 
         def write() -> None:

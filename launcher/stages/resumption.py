@@ -16,7 +16,7 @@ from dq.detector.training.checkpoint_plan import checkpoint_folder
 from dq.detector.training.train import Resume
 from dq.dist.exchange import collectives
 from dq.dist.files.checkpoint import load_checkpoint
-from dq.dist.rendezvous.restarts import agent, is_one_of, restart_counted
+from dq.dist.rendezvous.restarts import is_known_agent, restart_counted, torchrun_agent
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.tracking.record.stage_summary import read_summary
 from dq.tracking.tracker import Tracker
@@ -108,7 +108,7 @@ def resumption(asked: Asked, begun: Begun) -> Resume | None:
         ValueError: The file is missing, damaged or another training's, or it was made with other
             settings that nobody has asked to apply.
     """
-    agents = collectives.all_gather_objects(agent())
+    agents = collectives.all_gather_objects(torchrun_agent())
 
     def read() -> Resume | None:
         found = newest_training(begun.checkpoints) if _looks(asked, agents) else None
@@ -138,7 +138,7 @@ def _is_own(
 ) -> bool:
     """Whether a checkpoint is of this very job, before it was started again."""
     meta = content["meta"]
-    if not restart_counted() and not is_one_of(agents, meta.get("agents", ())):
+    if not restart_counted() and not is_known_agent(agents, meta.get("agents", ())):
         return False
     return (meta.get("key"), meta.get(ASKED_FILE)) == (begun.stage.key, asked_file(asked))
 

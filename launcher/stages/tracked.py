@@ -37,7 +37,7 @@ def tracked(stage: Stage, resume: Resume | None = None) -> Iterator[Stage]:
         Stopped: A signal has come.
     """
     plan, place = stage.plan, stage.place
-    place.signals.refuse_to_go_on()
+    place.signals.raise_if_stopped()
     tracker = Tracker()
 
     def begin() -> None:

@@ -1,4 +1,4 @@
-"""A config file and those it inherits, copied side by side."""
+"""Copy a config file and the files it inherits into one folder."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 def copy_config(path: Path, folder: Path) -> Path:
     """Copy a config and its bases into ``folder`` and return the copy of the config.
 
-    The copies name each other; ``{{ fileDirname }}`` and its like mean the originals'. A ``_base_``
-    that is computed stays as it is: it finds files of installed packages, which nobody edits.
+    The copies refer to each other; ``{{ fileDirname }}`` and similar refer to the originals. A
+    computed ``_base_`` stays as it is: it finds files of installed packages, which nobody edits.
 
     Args:
         path: An mmdet 2.x Python config.
-        folder: Empty or absent.
+        folder: An empty or missing folder.
 
     Raises:
-        ValueError: A file is missing or is no Python.
+        ValueError: A file is missing or is not valid Python.
     """
     folder.mkdir(parents=True, exist_ok=True)
     copies: dict[Path, str] = {}
@@ -27,7 +27,7 @@ def copy_config(path: Path, folder: Path) -> Path:
 
 
 def check_config(path: Path) -> None:
-    """Raise ValueError when the config or a base is missing or is no Python; needs no mmcv."""
+    """Raise ValueError if the config or a base is missing or not valid Python; needs no mmcv."""
     seen: set[Path] = set()
     pending = [path.absolute()]
     while pending:
@@ -42,11 +42,11 @@ def literal_setting(path: Path, name: str) -> str | None:
     """Return a string that a config or one of its bases sets at its top level; needs no mmcv.
 
     Args:
-        path: An mmdet 2.x Python config that `check_config` has found sound.
-        name: Of the setting.
+        path: An mmdet 2.x Python config that `check_config` has accepted.
+        name: Name of the setting.
 
     Returns:
-        The string; None where there is none, or it is computed.
+        The string; None if there is none, or if it is computed.
     """
     module = _parse(path)
     found: str | None = None
@@ -81,7 +81,7 @@ def _copy(path: Path, folder: Path, copies: dict[Path, str], asked_by: Path | No
 
 
 def _predefined(text: str, path: Path) -> str:
-    """Fill in what mmcv would from the file's name, which the copy has not."""
+    """Fill in mmcv's variables for the file's name, which the copy has not."""
     values = {
         "fileDirname": str(path.parent),
         "fileBasename": path.name,
@@ -122,7 +122,7 @@ def _base_statement(module: ast.Module, path: Path) -> ast.Assign | None:
 
 
 def _literal(statement: ast.Assign | None) -> list[str] | None:
-    """Return the bases' names; None where there are none or they are computed."""
+    """Return the bases' names; None if there are none or they are computed."""
     if statement is None:
         return None
     try:

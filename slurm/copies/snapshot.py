@@ -1,4 +1,4 @@
-"""A copy of the code that a job runs, so that editing it afterwards changes nothing."""
+"""A copy of the code for a job, so that later edits do not affect it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 PACKAGES = ("launcher", "dq", "slurm", "configs")
-# Left out: what Python and version control make anew. All else may be read when the code runs.
+# Not copied: what Python and version control create again. Code may read any other file.
 LEFT_OUT = ("__pycache__", ".git", ".hg", ".svn", ".venv", ".mypy_cache", ".ruff_cache",
             ".pytest_cache", ".ipynb_checkpoints")  # fmt: skip
 COMPILED = (".pyc", ".pyo")
@@ -15,15 +15,15 @@ LIMIT_BYTES = 50 * 2**20
 
 
 def copy_code(target: Path, *, source: Path | None = None, more: tuple[Path, ...] = ()) -> None:
-    """Copy the project's packages into ``target``, with all that lies beside their modules.
+    """Copy the project's packages into ``target``, with all files next to their modules.
 
     Args:
-        target: Does not exist yet.
-        source: The folder they lie in; by default the one this module is run from.
+        target: Must not exist yet.
+        source: The folder with the packages; by default the one of this module.
         more: The user's own modules or packages that configs import.
 
     Raises:
-        ValueError: One of ``more`` is missing, or all together are too large to be code.
+        ValueError: One of ``more`` is missing, or the size is too large for code.
     """
     source = source or Path(__file__).resolve().parents[2]
     paths = [source / name for name in PACKAGES if (source / name).is_dir()]
@@ -47,7 +47,7 @@ def copy_code(target: Path, *, source: Path | None = None, more: tuple[Path, ...
 
 
 def _files(top: Path) -> list[Path]:
-    """Return all files of a package, through links to folders too."""
+    """Return all files of a package, also those in linked folders."""
     if top.is_file():
         return [top]
     found: list[Path] = []
@@ -55,7 +55,7 @@ def _files(top: Path) -> list[Path]:
     for name, folders, files in os.walk(top, followlinks=True):
         here = Path(name).resolve()
         folders[:] = [] if here in seen else sorted(f for f in folders if f not in LEFT_OUT)
-        if here in seen:  # A link to a folder above it.
+        if here in seen:  # A link to a parent folder.
             continue
         seen.add(here)
         paths = (Path(name, file) for file in sorted(files))

@@ -1,4 +1,4 @@
-"""The estimate of what a training costs."""
+"""The estimated cost of a training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A chain that is killed and goes on ends as one that was left in peace."""
+"""A chain that is killed and resumed has the results of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_chain_killed_twice_ends_with_the_same_bits(
         ({"step_s": 1.0, "run_id": "x"}, {"step_s": 2.0, "run_id": "y"}, 0),
     ],
 )
-def test_what_differs_is_found(one: Any, other: Any, wanted: int) -> None:
+def test_differences_are_found(one: Any, other: Any, wanted: int) -> None:
     assert len(list(differences(one, other, ""))) == wanted
 
 

@@ -1,4 +1,4 @@
-"""The command that runs mmdet's own tests: on the installed mmdet, with numpy mended."""
+"""The command that runs mmdet's own tests: on the installed mmdet, with numpy's removed names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_folder_of_something_else_is_refused(
 
 
 @pytest.mark.slow
-def test_names_are_mended_before_a_test_imports_mmdet(
+def test_names_are_restored_before_a_test_imports_mmdet(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "configs").mkdir()

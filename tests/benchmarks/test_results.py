@@ -1,4 +1,4 @@
-"""The benchmark of results: which commands make a cell, and the tables of what is there."""
+"""The benchmark of results: the commands of a cell, and the tables."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def given() -> argparse.Namespace:
 
 
 @pytest.mark.slow
-def test_sides_are_measured_against_theirs(given: argparse.Namespace) -> None:
+def test_sides_are_measured_against_their_base(given: argparse.Namespace) -> None:
     takes = native.takes
     found = speed.measure("ssd_mobilenet", given)
     assert list(found["sides"]) == given.sides
@@ -34,7 +34,7 @@ def test_sides_are_measured_against_theirs(given: argparse.Namespace) -> None:
         assert len(side["ratio"]) == 3
         held = side["memory_mib"] / found["sides"][base]["memory_mib"]
         assert held == pytest.approx(side["memory_ratio"])
-    # The composition keeps what the kernels do not.
+    # The composition keeps tensors that the kernels do not keep.
     memory = {name: side["memory_mib"] for name, side in found["sides"].items()}
     assert memory["composed"] > memory["observing"]
     text = speed.table([found])
@@ -61,7 +61,7 @@ def test_a_side_without_its_base_is_refused(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_every_net_trains_wholly(name: str) -> None:
+def test_every_layer_of_every_net_trains(name: str) -> None:
     _, detector = build(name, 64)
     norms = [m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms
@@ -71,8 +71,10 @@ def test_every_net_trains_wholly(name: str) -> None:
 
 def test_the_computed_cost_grows_with_the_logarithm_of_the_ranks() -> None:
     found = {"latency_s": 1e-3, "large_s": 1e-3 + 4 * 2**22 * 1e-9, "agree_bytes": 1000}
-    assert ranks.far(found, 2) == pytest.approx(1.001e-3)
-    assert ranks.far(found, 1024) == pytest.approx(10 * ranks.far(found, 2))
+    assert ranks.computed_merge_s(found, 2) == pytest.approx(1.001e-3)
+    assert ranks.computed_merge_s(found, 1024) == pytest.approx(
+        10 * ranks.computed_merge_s(found, 2)
+    )
 
 
 def test_every_pass_can_be_measured() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of tracking tells steps from what lies between epochs."""
+"""The tracking benchmark separates steps from the work between epochs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from benchmarks.tracking import WARM_UP, seconds_of_a_row, speed_of
 
 
-def test_a_step_is_told_from_what_lies_between_epochs() -> None:
+def test_steps_are_separated_from_the_work_between_epochs() -> None:
     lines, seconds, tracking = [], 0.0, 0.0
     for epoch in (0, 1):
         seconds += 3.0 if epoch else 0.0

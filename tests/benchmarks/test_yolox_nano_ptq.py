@@ -1,4 +1,4 @@
-"""A hard detector in 8 bit: everything quantized, the automatic repairs keep its mAP."""
+"""A hard detector in 8 bit: everything is quantized, and the automatic repairs keep its mAP."""
 
 import argparse
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_int8_with_repairs_loses_about_one_map_and_raises_at_most_five(
     name = "int8, MSE, bias, 5 raised"
     repaired = launch("calibrate", arguments, name, ROWS[name])
     assert float_["value"] > 0.3
-    # On 64 images processors differ: 0.6 on one, and 1.1 on another whose kernels add otherwise.
+    # On 64 images processors differ: 0.6 on one, 1.1 on another with another order of sums.
     assert repaired["value"] > float_["value"] - 0.015
     (checkpoint,) = tmp_path.glob("int8*/calibrated/calibrated.pth")
     quantization = load_checkpoint(checkpoint)["quantization"]

@@ -1,4 +1,4 @@
-"""Fixtures that several tests of ranks share."""
+"""Fixtures for tests of ranks."""
 
 import socket
 

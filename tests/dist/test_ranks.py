@@ -1,4 +1,4 @@
-"""The helper that runs ranks: it reports, it never hangs, it leaves no process behind."""
+"""The helper that runs ranks: it reports results, never hangs, and leaves no process."""
 
 import multiprocessing
 import os

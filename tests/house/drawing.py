@@ -1,4 +1,4 @@
-"""Draws who imports whom into ``docs/architecture.md``: ``python -m tests.house.drawing``."""
+"""Draw the imports between packages into ``docs/architecture.md``: ``-m tests.house.drawing``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _MARKS = re.compile(r"(<!-- drawing (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def page(text: str) -> str:
-    """Return the page with every drawing made anew."""
+    """Return the page with every drawing made again."""
     return _MARKS.sub(lambda found: found[1] + "\n".join(drawing(found[2])) + "\n" + found[3], text)
 
 
 def drawing(place: str) -> Iterator[str]:
-    """Yield the lines of a table and a graph of a part's packages, read from the source."""
+    """Yield the lines of the table and graph of a part's packages, read from the source."""
     yield ""
     yield "| package | what is inside | files |"
     yield "| --- | --- | --- |"

@@ -1,4 +1,4 @@
-"""The order of the packages inside each part, and who imports whom; `drawing` draws it."""
+"""The order of the packages inside each part, and their imports; `drawing` draws them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Each package, the lowest first, with those that it may import.
+# Each package, the lowest first, with the packages that it may import.
 ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "dq/quant": {
         "numerics": (),

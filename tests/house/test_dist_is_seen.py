@@ -1,4 +1,4 @@
-"""A folder called ``dist`` is skipped by many tools without a word; ours must see it."""
+"""Many tools silently skip a folder called ``dist``; ours must include it."""
 
 from __future__ import annotations
 

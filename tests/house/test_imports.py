@@ -1,4 +1,4 @@
-"""The dependency rule: who may import whom, read from the source."""
+"""The dependency rule: which package may import which, read from the source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("dq", "launcher", "slurm")
 
-# What a package must never import, at the top of a file or inside a function.
+# Packages that must never be imported, neither at the top of a file nor inside a function.
 FORBIDDEN = {
     "dq/quant": ("torch.distributed", "dq.dist", "dq.detector", "dq.sync", "mmdet", "mmcv"),
     "dq/dist": ("dq.quant", "dq.detector", "dq.sync", "mmdet", "mmcv"),
@@ -24,9 +24,9 @@ FORBIDDEN = {
     "launcher": ("mmdet", "torch.distributed"),
     "slurm": ("torch", "mmdet", "mmcv", "dq"),
 }
-# Python's own alone is needed for it, so a login node has it.
+# Needs only the standard library, so a login node can run it.
 WITHOUT_PACKAGES = {("slurm", "dq.whole_file"), ("slurm", "dq.names")}
-# mmcv prints through loggers of its own, which only the session that makes ours can quieten.
+# mmcv prints through its own loggers, which only the session that creates ours can silence.
 EXCEPTIONS = {("launcher/session.py", "mmcv.utils")}
 
 
@@ -51,7 +51,7 @@ def is_below(name: str, package: str) -> bool:
 
 
 @pytest.mark.parametrize("place", FORBIDDEN)
-def test_nobody_imports_what_the_house_forbids(place: str) -> None:
+def test_forbidden_imports(place: str) -> None:
     checked = 0
     for path in files(place):
         checked += 1
@@ -114,12 +114,12 @@ def test_no_import_circles() -> None:
         visit(name, ())
 
 
-def test_what_a_login_node_needs_is_in_python_itself() -> None:
+def test_login_node_modules_need_only_the_standard_library() -> None:
     for _, name in WITHOUT_PACKAGES:
         found = {n.partition(".")[0] for n in imports(ROOT / f"{name.replace('.', '/')}.py")}
         assert found <= {*sys.stdlib_module_names}, found
 
 
-def test_no_room_for_leftovers() -> None:
+def test_no_files_for_leftovers() -> None:
     names = {path.stem for package in PACKAGES for path in files(package)}
     assert not names & {"utils", "common", "helpers", "misc"}

@@ -1,4 +1,4 @@
-"""Arrows between packages go one way, no folder grows too full, and the drawing shows it."""
+"""Imports between packages go one way, no folder grows too large, the drawing is up to date."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.house.drawing import PAGE, page
 from tests.house.order import ORDER, ROOT, imported, packages_of
 
-# What a folder may hold, its __init__.py apart; a subject has no more parts than one can overlook.
+# Most files in a folder, without its __init__.py; more parts are hard to survey.
 MOST_FILES = 15
 
 
@@ -40,5 +40,5 @@ def test_no_folder_is_too_full(place: str) -> None:
         assert number <= MOST_FILES, f"{folder.relative_to(ROOT)} has {number} files"
 
 
-def test_the_drawing_is_of_today() -> None:
+def test_the_drawing_is_up_to_date() -> None:
     assert PAGE.read_text() == page(PAGE.read_text()), "run python -m tests.house.drawing"

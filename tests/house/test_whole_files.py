@@ -1,4 +1,4 @@
-"""What is written beside its place and then renamed is so by `dq.whole_file`, says the source."""
+"""Temporary files that are renamed are written only by `dq.whole_file`; checked in the source."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPLEMENTATION = "dq/whole_file.py"
-# Who renames or names something else, and what.
+# Other places that rename or use such a name, and why.
 OTHERS = {
     ("dq/data/disk.py", "rename"): "a whole folder, under a name by chance",
     ("dq/tracking/record/rows.py", "replace"): "moves a finished file aside",
@@ -28,7 +28,7 @@ ENDINGS = (r"\.tmp", r"\.partial", r"\.part", r"\.temp", r"\.new")
 
 
 def found_in(path: Path) -> Iterator[str]:
-    """Yield what in a file looks like a temporary name or a rename of one."""
+    """Yield the places in a file that look like a temporary name or its rename."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id

@@ -1,4 +1,4 @@
-"""The set-up says what a machine lacks, and changes just what the compiler needs changed."""
+"""The set-up names what a machine lacks, and changes only the necessary compiler options."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def setup() -> ModuleType:
     return module
 
 
-def test_missing_compiler_is_said_with_the_mend(setup: ModuleType) -> None:
+def test_missing_compiler_is_reported_with_the_fix(setup: ModuleType) -> None:
     with pytest.raises(setup.SetupError, match=r"no C\+\+ compiler 'no-such-g\+\+'.*apt-get"):
         setup.require_compiler("no-such-g++")
 
 
-def test_compiler_without_cxx20_is_said(setup: ModuleType, tmp_path: Path) -> None:
+def test_compiler_without_cxx20_is_reported(setup: ModuleType, tmp_path: Path) -> None:
     old = tmp_path / "old-g++"
     old.write_text("#!/bin/sh\necho 'unrecognized option -std=c++20' >&2\nexit 1\n")
     old.chmod(0o755)
@@ -37,7 +37,7 @@ def test_compiler_without_cxx20_is_said(setup: ModuleType, tmp_path: Path) -> No
         setup.require_compiler(str(old))
 
 
-def test_full_disk_is_said_before_anything_is_done(setup: ModuleType, tmp_path: Path) -> None:
+def test_full_disk_is_reported_before_anything_is_done(setup: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(setup.SetupError, match="needs 1000000000 GiB"):
         setup.require_space(tmp_path / "not" / "there", 1e9, "this test")
 

@@ -69,7 +69,7 @@ class Cluster:
     """A running cluster; commands need ``SLURM_CONF`` in their environment.
 
     Attributes:
-        folder: Of all its files.
+        folder: Folder of all its files.
     """
 
     folder: Path
@@ -79,7 +79,7 @@ class Cluster:
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def ask(self, *command: str) -> str:
-        """Return what a command of Slurm's prints."""
+        """Return the output of a Slurm command."""
         done = subprocess.run(
             command,
             capture_output=True,
@@ -123,9 +123,9 @@ class Cluster:
 
 @contextlib.contextmanager
 def running_cluster() -> Iterator[Cluster]:
-    """Start a cluster and take it down with all that runs on it, leaving no file behind.
+    """Start a cluster; stop it with everything that runs on it, and leave no file.
 
-    Skips where this process may not install or start it.
+    Skips the test if this process may not install or start it.
     """
     _install()
     folder = Path(tempfile.mkdtemp(prefix="dq-slurm-"))

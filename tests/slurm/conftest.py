@@ -1,4 +1,4 @@
-"""The launcher's tiny detector, and a Slurm to run it on."""
+"""The launcher's tiny detector, and a Slurm cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.slurm.cluster import Cluster, running_cluster
 
 @pytest.fixture(autouse=True)
 def _own_index(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the user's index of submissions out of the tests."""
+    """Use an index of submissions that is not the user's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
 
 

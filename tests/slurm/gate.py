@@ -1,4 +1,4 @@
-"""A hook that holds a training before a step until it is told to stop, as if steps took long."""
+"""A hook that holds a training before a step until a signal comes, like a very long step."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ LIMIT_S = 240.0
 
 @HOOKS.register_module(force=True)
 class GateHook(Hook):
-    """Wait until a signal has come; in the first attempts only.
+    """Wait until a signal has come; only in the first attempts.
 
     Args:
-        step: Steps done before it.
-        marker: File that says that a rank waits; ``{attempt}``, ``{rank}`` and, in an array,
-            ``{element}`` (its number and index) are replaced.
-        attempts: How many of the job's attempts wait.
+        step: Number of steps done before it.
+        marker: File whose existence says that a rank waits; ``{attempt}``, ``{rank}`` and, in an
+            array, ``{element}`` (array number and index) are replaced.
+        attempts: Number of the job's attempts that wait.
     """
 
     def __init__(self, step: int, marker: str, attempts: int = 1) -> None:

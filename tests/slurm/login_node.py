@@ -1,4 +1,4 @@
-"""A login node: an interpreter that has this project, submitit and what that needs, no more."""
+"""A login node: an interpreter with only this project, submitit and its dependencies."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ raise SystemExit(main())
 
 
 def login(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    """Call the launcher without site-packages, but for links to the few that a login node has.
+    """Call the launcher without site-packages, except links to the packages of a login node.
 
     Args:
-        folder: Of those links and of the user's index of submissions.
+        folder: Folder for those links and for the user's index of submissions.
         words: The launcher's command line.
     """
     packages = folder / "packages"

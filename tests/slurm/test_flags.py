@@ -1,4 +1,4 @@
-"""Every flag of a command reaches every job that it concerns."""
+"""Every flag of a command reaches every job that it applies to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.launcher.conftest import ROOT, Launch
 CONFIG = str(ROOT / "configs/digits/ssd_resnet_fpn_160.py")
 PARSERS = build_parsers()[1]
 CHAIN = ("train", "calibrate", "qat", "eval")
-# What the plan of the chain gives its jobs itself, and why a flag is not for a job that has it.
+# Flags that the plan of the chain sets itself, and why a job with them does not get the user's.
 NOT_HANDED_ON = {
     "work_dir": "absolute in every job",
     "fresh": "--reuse and --resume are left out",
@@ -45,7 +45,7 @@ def flags(command: str) -> list[argparse.Action]:
 
 
 def said(action: argparse.Action) -> list[str]:
-    """Return a flag with a value that is not its default."""
+    """Return a flag with a value that differs from its default."""
     if action.nargs == 0:
         return [action.option_strings[0]]
     value = SAMPLES.get(action.dest, ["3" if action.type in (int, float) else "a,b"])
@@ -53,7 +53,7 @@ def said(action: argparse.Action) -> list[str]:
 
 
 def jobs(out: str) -> dict[str, argparse.Namespace]:
-    """Return the commands of a dry run by the command, as the jobs will parse them."""
+    """Return the jobs' parsed arguments from a dry run, by command."""
     lines = re.findall(r"^# launcher (.*)$", out, re.MULTILINE)
     return {words[0]: parse(words) for words in map(shlex.split, lines)}
 
@@ -72,7 +72,7 @@ def test_a_flag_of_the_chain_reaches_each_job_that_has_it(
     assert set(found) == set(CHAIN)
     has = {name for name in CHAIN if any(a.dest == action.dest for a in PARSERS[name]._actions)}
     assert has
-    # Calibration is the job of one rank, and so is no matter of which one.
+    # Calibration is a job of one rank, so its number does not matter.
     concerned = {"qat"} if action.dest == "calibration_rank" else has
     for name in concerned:
         assert getattr(found[name], action.dest) == wanted, name
@@ -121,7 +121,7 @@ def test_checkpoint_and_trust_reach_those_that_read_it(
 
 
 @pytest.mark.parametrize("command", ["run", "sweep"])
-def test_one_training_s_checkpoint_is_not_handed_to_several(
+def test_the_checkpoint_of_one_training_is_not_passed_to_several(
     launch: Launch, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("launcher.commands.submit._check", lambda order: [])
@@ -145,7 +145,7 @@ SHOWN = {
     "parallel": "#SBATCH --array=0-1%1",
     "group": "WANDB_RUN_GROUP:-3}",
 }
-# These are no words of a job's text.
+# These do not appear in a job's text.
 ELSEWHERE = ("help", "debug", "cluster", "torchrun", "include", "dry_run", "max_restarts")
 
 

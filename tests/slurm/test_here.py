@@ -1,4 +1,4 @@
-"""``submit --cluster local``: what the terminal shows, Ctrl-C, and what `jobs` knows meanwhile."""
+"""``submit --cluster local``: output on the terminal, Ctrl-C, and what `jobs` shows meanwhile."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm.here import _gpus, _handled, say_end
+from slurm.here import _gpus, _handled, print_result
 from slurm.own_process import is_of_this_host, pid_of, process_name, this_process
-from slurm.placeless import without_place
+from slurm.placeless import rank_variables_removed
 from slurm.record import Chain, Submitted
 from slurm.state import states
 from tests.launcher.conftest import ROOT, Launch
@@ -29,14 +29,14 @@ custom_hooks = [dict(type='GateHook', step=2, marker={marker!r})]
 
 
 class Terminal:
-    """A process on a terminal of its own, whose output is kept."""
+    """A process on its own terminal, whose output is recorded."""
 
     def __init__(self, *words: object, environ: dict[str, str]) -> None:
         self.pid, self._file = pty.fork()
         self.shown = ""
         if self.pid == 0:
             os.chdir(ROOT)
-            # Tests that run in the background have it ignored, and what is started inherits that.
+            # Tests in the background ignore this signal, and their child processes inherit that.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             command = [sys.executable, "-m", "launcher", *map(str, words)]
             os.execve(sys.executable, command, {**os.environ, **environ})
@@ -45,7 +45,7 @@ class Terminal:
         os.write(self._file, keys)
 
     def read(self, limit_s: float) -> None:
-        """Take in what has come, waiting no longer than ``limit_s``."""
+        """Read available output, waiting at most ``limit_s``."""
         if select.select([self._file], [], [], limit_s)[0]:
             try:
                 self.shown += os.read(self._file, 65536).decode(errors="replace")
@@ -95,7 +95,7 @@ def test_ctrl_c_stops_the_job_with_a_checkpoint_and_without_a_traceback(
     terminal.press(b"\x03")
     assert terminal.wait() == 75, terminal.shown
     assert "Traceback" not in terminal.shown
-    assert terminal.shown.count("float: stopped by a signal; submit again to go on") == 1
+    assert terminal.shown.count("float: stopped by a signal; submit again to continue") == 1
     assert (tmp_path / "work/float/step_3.pth").is_file()
     _, out, _ = launch("jobs")
     assert states_shown(out) == {
@@ -123,7 +123,7 @@ def test_the_error_of_a_job_is_one_line_on_the_terminal(config: Path, tmp_path: 
     assert "Traceback" not in done.stderr + done.stdout
 
 
-def test_results_and_errors_are_told_from_the_rest_of_a_log(
+def test_results_and_errors_are_found_in_a_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "log"
@@ -135,24 +135,24 @@ def test_results_and_errors_are_told_from_the_rest_of_a_log(
     ]
     table = ["", "| mAP, % | float |", "| ------ | ----- |", "| tiny   | 50.0  |"]
     log.write_text("\n".join([*noise[:3], *table, *noise[3:]]))
-    say_end("eval", log, 0)
+    print_result("eval", log, 0)
     assert capsys.readouterr() == ("\n".join(table) + "\n", "")
     log.write_text("\n".join([*noise, "error: no room", "Traceback (most recent call last):"]))
-    say_end("qat", log, 1)
+    print_result("qat", log, 1)
     assert capsys.readouterr() == ("", "error: qat: no room\n")
     log.write_text("Segmentation fault\n")
-    say_end("qat", log, 139)
+    print_result("qat", log, 139)
     assert capsys.readouterr().err == (
         f"error: qat: ended with exit code 139; its log says why: {log}\n"
     )
-    say_end("qat", tmp_path / "none", 75)
+    print_result("qat", tmp_path / "none", 75)
     assert "stopped by a signal; submit again" in capsys.readouterr().err
 
 
 def test_a_closed_terminal_ends_the_job_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is asked of the process that waits is handed on; to print no more is no error."""
+    """The waiting process forwards the signal; that it can no longer print is no error."""
     with _handled() as stop, subprocess.Popen(["sleep", "60"], start_new_session=True) as job:
         stop.process = job  # type: ignore[assignment]
         with monkeypatch.context() as closed:
@@ -162,10 +162,10 @@ def test_a_closed_terminal_ends_the_job_and_nothing_else(
         assert stop.asked == "SIGHUP"
     with monkeypatch.context() as closed:
         closed.setattr("builtins.print", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "gone")))
-        say_end("qat", tmp_path / "none", 75)
+        print_result("qat", tmp_path / "none", 75)
 
 
-def test_what_nohup_has_ignored_stays_ignored() -> None:
+def test_signals_ignored_by_nohup_stay_ignored() -> None:
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with _handled() as stop:
@@ -175,7 +175,7 @@ def test_what_nohup_has_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, former)
 
 
-def test_a_process_is_told_from_a_later_one_of_its_number() -> None:
+def test_a_reused_pid_is_another_process() -> None:
     me = this_process()
     assert pid_of(me) == os.getpid()
     assert pid_of(f"{me}0") is None
@@ -187,7 +187,7 @@ def test_a_process_is_told_from_a_later_one_of_its_number() -> None:
     assert pid_of("") is None
 
 
-def test_stages_that_wait_are_cancelled_once_nobody_would_begin_them(tmp_path: Path) -> None:
+def test_waiting_stages_are_cancelled_when_no_process_would_start_them(tmp_path: Path) -> None:
     waiting = Submitted(
         job_id="", name="qat", label="", words=("qat",), experiment="", stage="qat", tasks=1
     )
@@ -207,7 +207,7 @@ def test_a_job_is_no_task_of_the_allocation_it_is_submitted_from() -> None:
         "SUBMITIT_EXECUTOR": "slurm",
     }  # fmt: skip
     kept = {"SLURM_CONF": "/etc/x", "SLURM_JWT": "y", "SBATCH_ACCOUNT": "mine", "HOME": "/h"}
-    assert without_place({**place, **kept}) == kept
+    assert rank_variables_removed({**place, **kept}) == kept
 
 
 def test_a_local_job_uses_the_gpus_of_its_shell(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Every command on a login node: it works, or one line names the package that it needs."""
+"""Every command on a login node: it works, or one line names the missing package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.launcher.conftest import ROOT
 from tests.slurm.login_node import login
 
 CONFIG = ROOT / "configs/digits/ssd_resnet_fpn_160.py"
-# What each command needs beside submitit, at its least; the others work.
+# The first package that each command needs in addition to submitit; the others work.
 NEEDS = {
     "train": "torch",
     "calibrate": "torch",
@@ -39,7 +39,7 @@ SENT = ("sync", "compare", "submit", "jobs", "logs", "cancel")
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """A folder with one experiment that has ended, and a run of W&B's that was not sent."""
+    """A folder with one finished experiment and an unsent W&B run."""
     folder = tmp_path / "runs"
     for stage in ("float", "qat"):
         write_run(folder / "tiny" / stage, Run(id="a", experiment="tiny", stage=stage))
@@ -59,12 +59,12 @@ def test_help_needs_nothing(tmp_path: Path, command: str) -> None:
     assert done.stdout.startswith("usage: launcher")
 
 
-def test_each_command_is_known_to_need_something_or_nothing() -> None:
+def test_every_command_is_listed() -> None:
     assert {*NEEDS, *SENT} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", [*NEEDS, "CONFIG"])
-def test_what_needs_more_names_the_package(tmp_path: Path, command: str) -> None:
+def test_a_missing_package_is_named(tmp_path: Path, command: str) -> None:
     (tmp_path / "f.pth").touch()
     words = WORDS.get(command, (CONFIG, "--checkpoint", "f.pth"))
     given = (CONFIG,) if command == "CONFIG" else (command, *words)
@@ -88,7 +88,7 @@ def test_experiments_are_compared(tmp_path: Path, runs: Path) -> None:
         assert re.search(package, done.stderr)
 
 
-def test_sending_names_wandb_and_only_where_there_is_something(tmp_path: Path, runs: Path) -> None:
+def test_sync_needs_wandb_only_with_runs_to_send(tmp_path: Path, runs: Path) -> None:
     done = login(tmp_path, "sync", runs)
     assert done.returncode == 2
     assert re.fullmatch(r"error: `launcher sync` needs the package wandb, .*\n", done.stderr)
@@ -97,7 +97,7 @@ def test_sending_names_wandb_and_only_where_there_is_something(tmp_path: Path, r
 
 @pytest.mark.parametrize("job", [c for c in COMMANDS if c not in SENT[2:]] + ["sweep"])
 def test_every_command_is_submitted(tmp_path: Path, job: str) -> None:
-    """A stand-in for sbatch takes what is submitted, and `jobs` and the others know it."""
+    """A fake sbatch accepts the submission, and `jobs` and the others know it."""
     (tmp_path / "f.pth").touch()
     words = WORDS.get(job, (CONFIG, "--checkpoint", "f.pth"))
     words = {"compare": (), "sync": (), "sweep": (CONFIG, "--presets", "int8", "w4a8")}.get(

@@ -1,4 +1,4 @@
-"""What a job has measured is told from what lay in its folder before, without a clock."""
+"""A job's results are told apart from earlier ones in its folder, without file times."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 import os
 from pathlib import Path
 
-from slurm.measured import last_metrics, seen
+from slurm.measured import last_metrics, result_digests
 
 
 def write(folder: Path, name: str, *rows: object) -> Path:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    # Its time says that it is older than anything.
+    # Its time is older than anything else.
     os.utime(path, (1, 1))
     return path
 
@@ -22,11 +22,11 @@ TRAIN = {"kind": "train", "step": 3, "epoch": 0.5, "loss": 1.25, "time": 9.0}
 VAL = {"kind": "val", "step": 6, "epoch": 1, "mAP": 0.5}
 
 
-def test_results_of_before_are_anothers(tmp_path: Path) -> None:
-    assert seen(tmp_path, "") == {}
+def test_earlier_results_do_not_count(tmp_path: Path) -> None:
+    assert result_digests(tmp_path, "") == {}
     write(tmp_path, "float/summary.json", {"metric": "mAP", "value": 0.25})
     write(tmp_path, "float/metrics.jsonl", TRAIN)
-    before = seen(tmp_path, "")
+    before = result_digests(tmp_path, "")
     assert set(before) == {"float/summary.json", "float/metrics.jsonl"}
     assert last_metrics(tmp_path, "", before) == ""
     assert last_metrics(tmp_path, "float", before) == ""
@@ -39,7 +39,7 @@ def test_results_of_before_are_anothers(tmp_path: Path) -> None:
     assert last_metrics(tmp_path, "", before) == "qat epoch 0.5 step 3 loss 1.25"
 
 
-def test_what_cannot_be_read_says_nothing(tmp_path: Path) -> None:
+def test_unreadable_files_have_no_result(tmp_path: Path) -> None:
     (write(tmp_path, "qat/summary.json")).write_text("{")
     (write(tmp_path, "qat/metrics.jsonl")).write_text('{"kind": "train", "step"')
     assert last_metrics(tmp_path, "qat", {}) == ""

@@ -1,7 +1,7 @@
 """Jobs on a real Slurm: chains, time-outs, preemption, lost nodes, killed ranks, cancelling.
 
-All jobs are submitted at the beginning and run side by side, for a start of the launcher takes
-seconds of a processor; each test then looks at what became of its own.
+All jobs are submitted at the start and run in parallel, because a start of the launcher takes
+seconds of processor time. Each test then checks its own jobs.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ SMALL = ("--cpus-per-task", "1", "--signal-delay-s", "20", "--time", "15")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What was submitted.
+    """The submitted jobs.
 
     Attributes:
-        cluster: That it runs on.
-        folder: With a folder for each.
-        chains: By a short name.
+        cluster: The cluster that runs them.
+        folder: Has a folder for each chain.
+        chains: Chains by a short name.
     """
 
     cluster: Cluster
@@ -78,7 +78,7 @@ class Scene:
         assert state == "COMPLETED", self.log(name, number)[-3000:]
 
     def await_gate(self, name: str, attempt: int = 0, ranks: int = 1) -> None:
-        """Wait until all ranks of an attempt stand at the gate."""
+        """Wait until all ranks of an attempt wait at the gate."""
         end = time.monotonic() + 200
         markers = [self.folder / f"{name}-gate-{attempt}-{rank}" for rank in range(ranks)]
         while not all(marker.exists() for marker in markers):
@@ -89,7 +89,7 @@ class Scene:
 
 
 def disturb(scene: Scene) -> None:
-    """Requeue, preempt and take away a node, each as soon as its training stands at the gate."""
+    """Requeue, preempt and take away a node, each as soon as its training waits at the gate."""
     cluster, job = scene.cluster, scene.job("frail")
     scene.await_gate("frail")
     cluster.ask("scontrol", "requeue", job)
@@ -100,7 +100,7 @@ def disturb(scene: Scene) -> None:
     end = time.monotonic() + 60
     while cluster.state(job) == "RUNNING" and time.monotonic() < end:
         time.sleep(0.2)
-    with contextlib.suppress(AssertionError):  # It may register by itself, and is not down then.
+    with contextlib.suppress(AssertionError):  # It may register by itself, then it is not down.
         cluster.ask("scontrol", "update", "NodeName=dqn4", "State=RESUME")
 
 
@@ -145,7 +145,7 @@ def scene(
             "chain", "--cluster", folder / "cluster.toml", "--group", "it's mine",
             "run", odd / "a config.py", "--work-dir", odd / "o'k", "--device", "cpu",
         )  # fmt: skip
-        # What was submitted is what runs, whatever is edited afterwards.
+        # Later edits must not affect submitted jobs.
         (odd / "a config.py").write_text("nonsense(")
         qat("killed", KILL.format(marker=str(folder / "killed-at")), *two)
         (folder / "bad.pth").write_bytes(float_checkpoint.read_bytes()[:-2000])
@@ -153,7 +153,7 @@ def scene(
                "--work-dir", folder / "bad", "--device", "cpu")  # fmt: skip
         qat("whole-2", "", *two)
         qat("whole-1", "")
-        # Holds both nodes until it is cancelled, so it comes last, and its test too.
+        # Occupies both nodes until it is cancelled, so it comes last, like its test.
         qat("cancelled", gate("cancelled"), "--nodes", "2", "--torchrun")
         made = Scene(cluster=cluster, folder=folder, chains=submitted)
         disturb(made)
@@ -231,7 +231,7 @@ def test_chain_over_two_nodes_ends_with_the_table(
     logs = [(experiment / f"logs/rank_{rank}.log").read_text() for rank in range(4)]
     proofs = [re.findall(r"digest (\w{16})", log) for log in logs]
     assert proofs[0][-len(proofs[3]) :] == proofs[1] == proofs[2] == proofs[3] != []
-    # Two tasks on each node, with all of its GPUs to choose from by the local rank.
+    # Two tasks on each node; each sees all GPUs and chooses by local rank.
     tasks = [re.findall(r"task \d of 4 on (\w+), local (\d), GPUs (\S+),",
                         scene.log("chain", 2, rank)) for rank in range(4)]  # fmt: skip
     assert tasks == [[(f"dqn{n}", str(i), "0,1")] for n in (1, 2) for i in (0, 1)]

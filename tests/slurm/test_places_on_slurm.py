@@ -1,4 +1,4 @@
-"""Who is which rank on a real Slurm, however a process was started there."""
+"""Which process is which rank on a real Slurm, in every way to start one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def who(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def places(cluster: Cluster, command: str, **variables: str) -> list[object]:
-    """Return what all processes of a command say, sorted."""
+    """Return the sorted output of all processes of a command."""
     done = subprocess.run(
         ["bash", "-c", command],
         capture_output=True,
@@ -48,7 +48,7 @@ def places(cluster: Cluster, command: str, **variables: str) -> list[object]:
         stdin=subprocess.DEVNULL,
         env={**os.environ, **cluster.environ, **variables},
     )
-    # A terminal may have echoed something before.
+    # A terminal may have echoed something before it.
     lines = [line.partition("@ ")[2] for line in done.stdout.splitlines() if "@ " in line]
     assert lines, done.stdout + done.stderr
     return sorted((json.loads(line) for line in lines), key=str)
@@ -91,7 +91,7 @@ def test_a_batch_script_is_alone_unless_it_has_half_a_step_of_another(
 def test_what_has_outlived_its_step_or_is_one_shell_of_several_is_no_rank(
     cluster: Cluster, who: Path, tmp_path: Path
 ) -> None:
-    # As in screen or tmux: begun in a task, which ends.
+    # Like screen or tmux: started in a task that ends.
     out = tmp_path / "out"
     later = f"setsid bash -c 'sleep 1; {who} > {out} 2>&1' & sleep 0.2"
     (tmp_path / "task").write_text(f"#!/bin/bash\n[ $SLURM_PROCID = 1 ] && {later}\nexit 0\n")

@@ -1,4 +1,4 @@
-"""What `jobs` and `cancel` make of Slurm's words, for arrays and for what Slurm has forgotten."""
+"""How `jobs` and `cancel` read Slurm's output, for arrays and for jobs Slurm has forgotten."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_each_element_has_its_own_state(chain: Chain, tmp_path: Path) -> None:
     assert (tmp_path / "cancelled").read_text().split() == ["7_2", "7_0"]
 
 
-def test_what_slurm_has_forgotten_has_ended(chain: Chain, tmp_path: Path) -> None:
+def test_forgotten_jobs_have_ended(chain: Chain, tmp_path: Path) -> None:
     tool(tmp_path, "squeue", FORGOTTEN)
     assert {state.name for state in states(chain).values()} == {"GONE"}
     assert cancel_chain(chain) == []

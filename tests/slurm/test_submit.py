@@ -1,4 +1,4 @@
-"""``launcher submit`` and its fellows without Slurm or torch, or with a stand-in for sbatch."""
+"""``launcher submit`` and related commands without Slurm or torch, or with a fake sbatch."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_refusal_of_a_later_stage_cancels_the_former(
     launch: Launch, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     said: str, code: int, mend: str,
 ) -> None:  # fmt: skip
-    # A stand-in: it takes the first job and refuses the second, as accounting would.
+    # A fake sbatch accepts the first job and refuses the second, as accounting would.
     for name, text in {
         "sbatch": f'if [ -e {tmp_path}/first ]; then echo "sbatch: error: Batch job submission'
         f' failed: {said}" >&2; exit 1; fi; touch {tmp_path}/first; echo Submitted batch job 7',
@@ -177,7 +177,7 @@ def test_a_snapshot_has_all_that_the_packages_have(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_has_what_a_package_of_the_user_s_reads(tmp_path: Path) -> None:
-    """Whatever it is called: compiled operators, class names, small weights, a linked folder."""
+    """Whatever the files are called: compiled operators, class names, weights, a linked folder."""
     mine = tmp_path / "mine"
     (mine / "sub").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
@@ -200,7 +200,7 @@ def test_a_snapshot_has_what_a_package_of_the_user_s_reads(tmp_path: Path) -> No
 
 
 def test_an_installed_package_has_its_data_too() -> None:
-    """What lies beside modules and is no module is named for the wheel as well."""
+    """Data files next to modules are listed for the wheel as well."""
     named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     patterns = [
         (package.replace(".", "/"), pattern)

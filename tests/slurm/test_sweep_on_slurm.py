@@ -1,4 +1,4 @@
-"""The smallest case of `benchmarks.slurm_sweep`: single elements of an array are struck."""
+"""The smallest case of `benchmarks.slurm_sweep`: single elements of an array are disturbed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from slurm.record import chains
 from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-# What takes time and is no part of the training.
+# Options that save time and do not affect the training.
 LIGHT = ("--no-validate", "--wandb", "disabled", "--cfg-options", "tracking.quantizer_images=0",
          "tracking.prediction_images=0")  # fmt: skip
 
 
-def test_elements_struck_one_by_one_end_as_if_nothing_had_been(
+def test_disturbed_elements_end_like_undisturbed_ones(
     cluster: Cluster, config: Path, float_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """The first is warned, the last, whose number is the array's, is preempted."""
+    """The first is warned; the last, which has the array's own number, is preempted."""
     grid = Grid(
         presets=["int8", "w4a8"],
         seeds=[0],

@@ -1,4 +1,4 @@
-"""The text of a job, whole, and the arguments that go into it."""
+"""The whole text of a job, and its arguments."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ WHOLE = """\
 # setup
 export NCCL_SOCKET_IFNAME=ib0
 module load cuda
-# The code as it was at submission; what it does not have comes from this folder.
+# The code at submission; other modules come from the folder of the submission.
 export PYTHONPATH='/runs/o'"'"'k/submissions/tiny-1/code'"${PYTHONPATH:+:$PYTHONPATH}":'/home/me/my work' PYTHONSAFEPATH=1
-# An array's last element has the array's own number: by that alone all would be meant.
+# The last element has the array's own job number, which means all elements.
 self="$SLURM_JOB_ID"
 [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || self="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
-# Where the ranks meet: the first node, on a port that nobody uses there. The next one up
-# would be that of an array's next element, which may be starting there too.
+# Where the ranks meet: the first node, on a free port. Do not try the next port:
+# the array's next element uses it and may be starting there too.
 export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((20000 + (MASTER_PORT + 1009) % 10000)); done
@@ -60,7 +60,7 @@ export MASTER_PORT
 export WANDB_RUN_GROUP=${WANDB_RUN_GROUP:-'it'"'"'s mine'}
 export WANDB_NOTES="${WANDB_NOTES:+$WANDB_NOTES; }slurm job $self on $SLURM_JOB_NODELIST"
 export WANDB_TAGS="${WANDB_TAGS:+$WANDB_TAGS,}slurm-$self,array-$SLURM_ARRAY_TASK_ID"
-# The warning is for the ranks; this script has to outlive it, to requeue the job.
+# The warning is for the ranks; this script ignores it, so that it can requeue the job.
 trap : TERM USR1 USR2
 
 # command
@@ -70,14 +70,14 @@ srun --unbuffered --output '/runs/o'"'"'k/submissions/tiny-1/jobs/%A_%a_%t_log.o
 
 # teardown
 code=$?
-# The first rank has left a mark if a signal stopped it with a checkpoint written. A job
-# that was cancelled, or that Slurm requeues by itself, is not RUNNING any more.
+# The first rank leaves a mark if a signal stopped it after it wrote a checkpoint. A job
+# that was cancelled, or that Slurm requeues itself, is no longer RUNNING.
 mark='/runs/o'"'"'k/submissions/tiny-1/jobs'/"${self}_${SLURM_RESTART_COUNT:-0}_requeue"
 if [ -e "$mark" ]; then
-    for _ in 1 2 3 4 5 6; do  # Slurm's controller may be away for a while.
+    for _ in 1 2 3 4 5 6; do  # Slurm's controller may be down for a while.
         if state="$(squeue -h -j "$self" -o %T)"; then
             [ "$state" = RUNNING ] || break
-            scontrol requeue "$self" && sleep 60 && break  # it ends here
+            scontrol requeue "$self" && sleep 60 && break  # Slurm ends the script here.
         fi
         sleep 10
     done
@@ -110,7 +110,7 @@ def test_whole_text_of_an_array() -> None:
     assert job_text(job, PLACE, "41") == WHOLE
 
 
-def test_job_without_any_wish_asks_for_nothing() -> None:
+def test_default_profile_requests_nothing() -> None:
     job = Job(
         name="eval",
         elements=(Element(words=("eval",), experiment=Path("/r")),),
@@ -134,7 +134,7 @@ def test_place_that_slurm_would_misread_is_refused() -> None:
         check_place(replace(PLACE, folder=Path("/runs/100%/x")))
 
 
-def test_chain_hands_checkpoints_on_and_calibrates_on_one_gpu() -> None:
+def test_chain_passes_checkpoints_and_calibrates_on_one_gpu() -> None:
     jobs = chain(
         config="/s/c.py",
         experiment=Path("/r/c"),
@@ -190,7 +190,7 @@ def test_sweep_trains_in_float_once_for_all_presets() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu", "a100", "h100"])
-def test_profiles_that_come_along_make_a_job(name: str) -> None:
+def test_included_profiles_make_a_job(name: str) -> None:
     profile = read_profile(name, {"nodes": 2, "time": None})
     jobs = chain(config="c.py", experiment=Path("/r"), profile=profile, options=NO_OPTIONS)
     texts = [job_text(job, PLACE, "1") for job in jobs]
@@ -219,7 +219,7 @@ def test_mistake_in_a_profile_is_named(tmp_path: Path, text: str, message: str) 
         read_profile(str(path), {})
 
 
-def test_unknown_profile_names_those_there_are() -> None:
+def test_unknown_profile_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="local, debug, a100, gpu, h100"):
         read_profile("nowhere", {})
 
@@ -237,7 +237,7 @@ def test_durations_of_slurm(text: str | int, minutes: int) -> None:
     ("variables", "meant"),
     [
         ({"SLURM_JOB_ID": "7"}, "7"),
-        # The last element of an array: its number is the array's.
+        # The last element of an array: its number is the array's own.
         ({"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3"),
         ({"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}, "7_0"),
     ],
@@ -250,7 +250,7 @@ def test_a_job_asks_for_and_requeues_itself_alone(
     tmp_path: Path, variables: dict[str, str], meant: str, state: str, failures: int,
     requeued: bool,
 ) -> None:  # fmt: skip
-    """Slurm's commands as far as the text uses them; each fails so often before it answers."""
+    """The Slurm commands that the text uses; each fails ``failures`` times before it answers."""
     tools, jobs = tmp_path / "bin", tmp_path / "sub/jobs"
     tools.mkdir()
     jobs.mkdir(parents=True)
@@ -277,7 +277,7 @@ def test_a_job_asks_for_and_requeues_itself_alone(
 
 
 def test_every_mention_of_a_job_is_by_array_and_index() -> None:
-    """The bare number is the array's in its last element; only the port may be made from it."""
+    """The last element's plain number is the array's; only the port may be derived from it."""
     elements = tuple(Element(words=("qat", c), experiment=Path("/runs")) for c in "ab")
     text = job_text(Job(name="qat", elements=elements, profile=Profile(torchrun=True)), PLACE)
     mentions = [line for line in text.splitlines() if "SLURM_JOB_ID" in line]

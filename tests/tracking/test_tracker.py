@@ -1,4 +1,4 @@
-"""What a run writes: one history over kills and resumption, best values, no loss, clear errors."""
+"""The files of a run: one history over kills and resuming, best values, no loss, clear errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_validation_is_repeated_only_from_a_checkpoint_before_it(
     assert steps(tmp_path, "test") == []
 
 
-def test_a_run_that_begins_keeps_the_former_one_beside_it(tmp_path: Path) -> None:
+def test_a_new_run_keeps_the_rows_of_the_old_one(tmp_path: Path) -> None:
     FolderTracker(tmp_path, RUN).log("train", 1, {"loss": 1.0})
     FolderTracker(tmp_path, RUN).log("train", 2, {"loss": 1.0})
     assert steps(tmp_path, "train") == [2]
@@ -88,7 +88,7 @@ def test_a_kill_loses_no_row(tmp_path: Path) -> None:
     assert [row["step"] for row in read_rows(path)][: last + 1] == list(range(last + 1))
 
 
-def test_a_line_that_was_cut_spoils_no_other(tmp_path: Path) -> None:
+def test_a_cut_line_does_not_damage_others(tmp_path: Path) -> None:
     path = tmp_path / METRICS
     path.write_text('{"kind":"train","step":1}\n{"kind":"tra')
     RowFile(path).write({"kind": "train", "step": 2, "loss": float("nan")})
@@ -98,7 +98,7 @@ def test_a_line_that_was_cut_spoils_no_other(tmp_path: Path) -> None:
     ]
 
 
-def test_a_full_disk_is_said_once_and_ends_nothing(
+def test_a_full_disk_is_logged_once_and_the_run_continues(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = FolderTracker(tmp_path, RUN)
@@ -135,6 +135,6 @@ def test_run_ids_touch_no_generator_and_differ() -> None:
     assert random.getstate() == state
 
 
-def test_configs_become_flat() -> None:
+def test_configs_are_flattened() -> None:
     values = {"a": {"b": 1, "c": (1, 2)}, "d": [{"e": 2}], "f": []}
     assert flattened(values) == {"a.b": 1, "a.c": [1, 2], "d.0.e": 2, "f": []}

@@ -1,4 +1,4 @@
-"""A small server that answers what W&B's client asks, and remembers what it was sent."""
+"""A small server that answers W&B's client and records what it was sent."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Stub(ThreadingHTTPServer):
 
     Attributes:
         streams: Bodies sent to ``file_stream``, in order.
-        queries: Bodies of GraphQL.
-        hangs: Whether requests are never answered.
-        dies_after: Close connections without an answer after so many stream posts; None never.
-        at_finish: ``dies`` (for good) or ``hangs``: what the post that ends a run meets.
+        queries: Bodies of GraphQL requests.
+        hangs: If true, requests are never answered.
+        dies_after: Number of stream posts after which connections are closed; None for never.
+        at_finish: ``dies`` (for good) or ``hangs``: what happens to the post that ends a run.
     """
 
     daemon_threads = True
@@ -39,10 +39,10 @@ class Stub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is no error here."""
+        """Ignore a client that has gone."""
 
     def history(self) -> list[dict[str, Any]]:
-        """Return the rows of history that have arrived."""
+        """Return the rows of history that were received."""
         rows = []
         for body in self.streams:
             for name, piece in (body.get("files") or {}).items():
@@ -51,7 +51,7 @@ class Stub(ThreadingHTTPServer):
         return rows
 
     def summary(self) -> dict[str, Any]:
-        """Return the last summary that has arrived."""
+        """Return the last summary that was received."""
         found: dict[str, Any] = {}
         for body in self.streams:
             for name, piece in (body.get("files") or {}).items():

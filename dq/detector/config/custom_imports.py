@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from dq.dist.errors.foreseen import place_of
+from dq.dist.errors.foreseen import error_location
 
 log = logging.getLogger(__name__)
 EXAMPLE = "dict(imports=['my_package.my_module'], allow_failed_imports=False)"
@@ -55,4 +55,4 @@ def _fix(name: str, error: BaseException) -> str:
         return "; start in its folder, or add its folder to PYTHONPATH"
     if missing is not None:
         return f"; install {missing.partition('.')[0]}, or leave the import out"
-    return f" (raised at {place_of(error)})"
+    return f" (raised at {error_location(error)})"

@@ -24,7 +24,7 @@ from dq.detector.metrics.mmdet_metrics import metrics_of_mmdet
 from dq.detector.metrics.results import encoded, own_copy
 from dq.dist.exchange import collectives
 from dq.dist.watch.signals import Stopped
-from dq.dist.work.all_here import await_all
+from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_main_rank import on_main_rank
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def detect(
             remaining = (now - began) / number * (len(loader) - number)
             log.info("evaluated %d of %d images, %.0f s to go", number, len(loader), remaining)
     # An evaluation may take hours, and one rank may need half as long again as the others.
-    await_all("the results of all images")
+    wait_for_all_ranks("the results of all images")
     parts = collectives.gather_objects((results, shapes.shapes))
     if parts is None:
         return None

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dq.dist.exchange.data_parallel import sync_buffers_, unwrap
-from dq.dist.watch.straggler import line
+from dq.dist.watch.straggler import slow_rank_message
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.factory import forget_momentum_, initialise_weights_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.training.oscillation import OscillationTracker, dampening_loss
 from dq.quant.training.schedule import Progress, Schedule
 from dq.quant.training.weight_average import WeightAverage
-from dq.sync import agree_, prove_equal
+from dq.sync import check_equal_on_ranks, merge_ranges_
 
 log = logging.getLogger(__name__)
 
@@ -90,13 +90,13 @@ class QuantizationHook(Hook):  # type: ignore[misc]
             forget_momentum_(runner.optimizer, self.graph.quantizers)
         set_phase(self.graph.quantizers, phase)
         self.phase = runner.phase = phase
-        proof = prove_equal(self.graph, f"entering phase {phase.value}")
+        proof = check_equal_on_ranks(self.graph, f"entering phase {phase.value}")
         log.info("phase %s from iteration %d, digest %s", phase.value, runner.iter, proof[:16])
         runner.tracker.log("phase", runner.iter + 1, {"phase": phase.value, "digest": proof})
 
     def after_train_epoch(self, runner: Any) -> None:
         """Check that all ranks have the same ranges."""
-        proof = prove_equal(self.graph, f"after epoch {runner.epoch + 1}")
+        proof = check_equal_on_ranks(self.graph, f"after epoch {runner.epoch + 1}")
         log.info("ranges are equal on all ranks, digest %s", proof[:16])
         runner.tracker.log("proof", runner.iter, {"epoch": runner.epoch + 1, "digest": proof})
 
@@ -116,7 +116,7 @@ class AgreementHook(Hook):  # type: ignore[misc]
     def after_train_iter(self, runner: Any) -> None:
         """Update the ranges with the values that all ranks observed in this step."""
         if runner.phase in (Phase.OBSERVE, Phase.TRAIN):
-            agree_(self.quantizers)
+            merge_ranges_(self.quantizers)
 
 
 class OscillationHook(Hook):  # type: ignore[misc]
@@ -224,7 +224,7 @@ class StragglerHook(Hook):  # type: ignore[misc]
             return
         supervision = runner.supervision
         for slow in supervision.clock.report():
-            text = line(slow, above=supervision.guards.straggler_above)
+            text = slow_rank_message(slow, above=supervision.guards.straggler_above)
             if text:
                 log.warning("%s", text)
                 found = {"phase": slow.phase, "rank": slow.rank, "seconds": slow.seconds}

@@ -36,9 +36,9 @@ def init_worker(number: int, *, opencv_threads: int = 0) -> None:
         number: Number of the process.
         opencv_threads: The config's value; a worker that is not forked does not inherit it.
     """
-    from dq.dist.watch.signals import spare_loader_process
+    from dq.dist.watch.signals import ignore_first_sigterm
 
-    spare_loader_process()
+    ignore_first_sigterm()
     cv2.setNumThreads(opencv_threads)
     torch.set_num_threads(1)
 

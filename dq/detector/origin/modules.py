@@ -25,7 +25,7 @@ from dq.quant.observers.min_max import MovingAverageObserver
 from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe, Rule
-from dq.sync import agree_
+from dq.sync import merge_ranges_
 
 
 def origin_recipe(
@@ -186,14 +186,14 @@ class QuantTrainModule(QuantBaseModule):
         if not self.begun and not self.calibrated:
             set_phase(self.module, Phase.OBSERVE)
             result = super().forward(*args, **kwargs)
-            agree_(self.quantizers)
+            merge_ranges_(self.quantizers)
             # Scales of weights depend on folded running statistics, which may differ between ranks.
             sync_buffers_(self.module)
             initialise_weights_(self.graph.layers())
             set_phase(self.module, Phase.TRAIN)
         else:
             result = super().forward(*args, **kwargs)
-            agree_(self.quantizers)
+            merge_ranges_(self.quantizers)
         self.begun = True
         return result
 
@@ -229,7 +229,7 @@ class QuantCalibrateModule(QuantBaseModule):
         self.num_batches += 1
         result = super().forward(*args, **kwargs)
         with self._equal_weights():
-            agree_(self.quantizers)
+            merge_ranges_(self.quantizers)
         return result
 
     @contextmanager

@@ -30,7 +30,7 @@ from dq.dist.equality.digest import differing_names
 from dq.dist.equality.own_tensors import own_tensors
 from dq.dist.exchange import collectives
 from dq.dist.exchange.data_parallel import mean_buffers, unwrap
-from dq.sync import prove_equal
+from dq.sync import check_equal_on_ranks
 
 log = logging.getLogger(__name__)
 COMPANIONS, TRAINING, RANKS = "companions", "training", "ranks"
@@ -137,7 +137,7 @@ def load_training_state(
             len(ranks),
         )
     if runner.graph is not None:
-        proof = prove_equal(runner.graph, f"after resuming from {source}")
+        proof = check_equal_on_ranks(runner.graph, f"after resuming from {source}")
         log.info("ranges are equal on all ranks after resuming, digest %s", proof[:16])
     return dict(content.get(TRAINING, {}))
 

@@ -58,8 +58,8 @@ from dq.detector.training.runners import RUNNER_OF
 from dq.dist.exchange import collectives
 from dq.dist.exchange.data_parallel import sync_buffers_, unwrap, wrap
 from dq.dist.files.checkpoint import load_checkpoint
-from dq.dist.rendezvous.restarts import agent
-from dq.dist.work.all_here import await_all
+from dq.dist.rendezvous.restarts import torchrun_agent
+from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.graph.trace import BoundGraph
@@ -173,7 +173,7 @@ def train(
         Stopped: A signal asked for it; a checkpoint to go on from has been written.
     """
     # Each rank has read the data set from a disk that another may have had in memory.
-    await_all("the beginning of a training")
+    wait_for_all_ranks("the beginning of a training")
     supervision, device = place.supervision, place.device
     config = copy.deepcopy(config)
     _refuse_what_does_not_fit(config, quantization)
@@ -354,7 +354,7 @@ def _meta(
     config: Config, dataset: Any, seed: int, place: Workplace, plan: CheckpointPlan
 ) -> dict[str, Any]:
     """Return what each checkpoint's ``meta`` is to hold; every rank must call it."""
-    agents = collectives.all_gather_objects(agent())
+    agents = collectives.all_gather_objects(torchrun_agent())
     meta = {
         "config": config_text(config),
         "CLASSES": classes_of(dataset, "train"),

@@ -1,4 +1,4 @@
-"""The proof that ranks hold the same tensors: a digest of all their bytes."""
+"""A digest of the bytes of all tensors, to check that ranks hold the same ones."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,32 +10,32 @@ from dq.dist.exchange import collectives
 
 
 def digest(named: Iterable[tuple[str, Tensor]]) -> str:
-    """Digest names, dtypes, shapes and bytes of tensors; their order does not matter.
+    """Digest names, dtypes, shapes and bytes of tensors; the order does not matter.
 
     Args:
-        named: such as `module.state_dict().items()`; strides and devices do not matter either.
+        named: For example `module.state_dict().items()`. Strides and devices do not matter.
 
     Returns:
-        64 hexadecimal digits of SHA-256. Floats that compare equal but have other bits (0.0 and
-        -0.0) give another digest.
+        64 hexadecimal digits of SHA-256. Floats that compare equal but have different bits (0.0
+        and -0.0) give different digests.
 
     Raises:
-        ValueError: a name comes twice.
+        ValueError: A name occurs twice.
     """
     return _total(digests(named)).hex()
 
 
 def differing_names(named: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Name the tensors that are not the same on all ranks, or are not on all of them.
+    """Name the tensors that differ between ranks or are missing on some of them.
 
-    Every rank must call it, at the same step. One collective of 32 bytes a rank when all agree;
-    only then else the digests of the single tensors travel too.
+    Every rank must call it, at the same step. One collective of 32 bytes per rank when all agree.
+    Otherwise a second collective sends the digest of each tensor.
 
     Returns:
-        The names, sorted, the same list on every rank; empty when all ranks agree.
+        The sorted names, the same list on every rank; empty when all ranks agree.
 
     Raises:
-        ValueError: a name comes twice.
+        ValueError: A name occurs twice.
     """
     own = digests(named)
     total = torch.frombuffer(bytearray(_total(own)), dtype=torch.uint8)
@@ -51,7 +51,7 @@ def digests(named: Iterable[tuple[str, Tensor]]) -> dict[str, bytes]:
     """Digest each tensor with its name, dtype and shape: 32 bytes of SHA-256 by name.
 
     Raises:
-        ValueError: a name comes twice.
+        ValueError: A name occurs twice.
     """
     found: dict[str, bytes] = {}
     for name, tensor in named:

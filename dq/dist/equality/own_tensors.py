@@ -1,4 +1,4 @@
-"""Which of this rank's tensors are not those of rank 0."""
+"""Find the tensors of this rank that differ from those of rank 0."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from dq.dist.exchange import collectives
 
 
 def own_tensors(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors that differ from rank 0's of the same name, by their bytes.
+    """Return the tensors whose bytes differ from rank 0's tensor of the same name.
 
-    Running statistics of ordinary batch norms are such. Every rank must call it, at the same step;
-    one broadcast of 32 bytes a tensor.
+    Running statistics of ordinary batch norms are an example. Every rank must call it, at the same
+    step; one broadcast of 32 bytes per tensor.
 
     Args:
-        named: With the same names on every rank.
+        named: The names must be the same on every rank.
 
     Returns:
-        The tensors themselves; empty on rank 0 and alone.
+        The tensors themselves; empty on rank 0 and in a single process.
     """
     if collectives.world_size() == 1:
         return {}

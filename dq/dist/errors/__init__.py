@@ -1,1 +1,1 @@
-"""Errors of one rank, and how they are told from errors that nobody foresaw."""
+"""Errors of one rank, and how to tell expected errors from unexpected ones."""

@@ -1,7 +1,7 @@
-"""Which errors are said in words of our own, and where all others come from.
+"""Tell expected errors, with a message of our own, from unexpected ones, and locate the latter.
 
-Libraries raise ValueError and RuntimeError too, in words that name neither the fault nor its mend.
-What counts as ours was raised by a ``raise`` statement of these packages.
+Libraries also raise ValueError and RuntimeError, but their messages name neither the cause nor the
+fix. An error counts as expected if a ``raise`` statement of these packages raised it.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from types import TracebackType
 
 OURS = ("dq", "launcher", "slurm")
 ROOT = Path(__file__).resolve().parents[3]
-# What a loader process says of its error: type, place and traceback are in the text alone.
+# How a loader process reports its error: type, place and traceback are only in the text.
 _FROM_WORKER = re.compile(r"^Caught (?P<type>\w+) in .*?\n.*?Traceback", re.DOTALL)
 _FRAME = re.compile(r'^  File "(?P<file>.+?)", line (?P<line>\d+), in .+\n(?:    (?P<code>.*)\n)?',
                     re.MULTILINE)  # fmt: skip
 _RAISE = dis.opmap["RAISE_VARARGS"]
 
 
-def is_foreseen(error: BaseException) -> bool:
-    """Say whether an error's message was written by us, for whoever reads it.
+def is_expected(error: BaseException) -> bool:
+    """Return whether an error has a message that we wrote for the user.
 
     Args:
-        error: As it was caught, with its traceback; what another rank's became here says itself
-            what that one was.
+        error: As it was caught, with its traceback. An error received from another rank carries
+            this information itself.
     """
-    if hasattr(error, "is_foreseen"):
-        return bool(error.is_foreseen)
+    if hasattr(error, "is_expected"):
+        return bool(error.is_expected)
     if not isinstance(error, ValueError | RuntimeError):
         return False
     worker = _last_frame_of_worker(error)
@@ -38,13 +38,13 @@ def is_foreseen(error: BaseException) -> bool:
         return _is_ours(worker["file"]) and (worker["code"] or "").startswith("raise ")
     last = _last(error.__traceback__)
     if last is None:
-        return True  # Never raised, only made to be told.
+        return True  # Never raised, only created to be reported.
     code = last.tb_frame.f_code
     return _is_ours(code.co_filename) and code.co_code[last.tb_lasti] == _RAISE
 
 
-def place_of(error: BaseException) -> str:
-    """Return ``file:line`` of where an error was raised, short where the file is a library's."""
+def error_location(error: BaseException) -> str:
+    """Return ``file:line`` where an error was raised; the path is short for a library's file."""
     worker = _last_frame_of_worker(error)
     if worker is not None:
         return f"{_short(worker['file'])}:{worker['line']}"
@@ -54,8 +54,8 @@ def place_of(error: BaseException) -> str:
     return f"{_short(last.tb_frame.f_code.co_filename)}:{last.tb_lineno}"
 
 
-def words_of(error: BaseException) -> str:
-    """Return an error's message as one line, without the traceback that a loader process adds."""
+def error_message(error: BaseException) -> str:
+    """Return an error's message as one line, without the traceback a loader process adds."""
     text = str(error)
     if _FROM_WORKER.match(text):
         rest = text[_all_frames(text)[-1].end() :] if _all_frames(text) else text
@@ -64,13 +64,13 @@ def words_of(error: BaseException) -> str:
     return " ".join(text.split())
 
 
-def described(error: BaseException) -> str:
-    """Return type, message and place of an error that nobody foresaw, as one line."""
+def error_summary(error: BaseException) -> str:
+    """Return type, message and place of an unexpected error as one line."""
     worker = _FROM_WORKER.match(str(error))
     kind = worker["type"] if worker else type(error).__name__
-    words = words_of(error)
+    words = error_message(error)
     where = " in a loader process" if worker else ""
-    return f"{kind}{': ' if words else ''}{words}, raised at {place_of(error)}{where}"
+    return f"{kind}{': ' if words else ''}{words}, raised at {error_location(error)}{where}"
 
 
 def _all_frames(text: str) -> list[re.Match[str]]:
@@ -96,7 +96,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _short(name: str) -> str:
-    """Return a file's name below the folder that it is imported from."""
+    """Return a file's name relative to the folder it is imported from."""
     paths = sysconfig.get_paths()
     folders = [*site.getsitepackages(), paths["purelib"], paths["platlib"], paths["stdlib"], ROOT]
     for folder in map(str, folders):

@@ -1,4 +1,4 @@
-"""Plain words for what backends say when another rank is gone or silent."""
+"""Readable messages for what backends report when another rank is gone or silent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 import torch.distributed as dist
 
-# gloo's and NCCL's own words; seen by killing and stopping real ranks.
+# The texts of gloo and NCCL, collected by killing and stopping real ranks.
 _LOST = re.compile(
     r"connection closed by peer|connection reset by peer|broken pipe|socket closed|connection"
     r" refused|remote process exited|ncclRemoteError|unhandled system error|failed to recv|software"
@@ -17,28 +17,28 @@ _SILENT = re.compile(r"timed out|timeout|time out|application timeout", re.IGNOR
 _COLLECTIVE = re.compile(
     r"gloo|nccl|\bwait\b|collective|allreduce|\bstore\b|socket|backend|\[tcp", re.IGNORECASE
 )
-# What gloo adds: places in its own sources before the reason, advice on its sources after it.
+# Text that gloo adds: source locations before the reason, advice after it.
 _PLACE = re.compile(r"^\[\S*\.(?:cc|cpp|h):\d+\]\s*")
 _ADVICE = re.compile(r"\.?\s*This is typically caused.*", re.DOTALL)
 
 
 class LostRankError(RuntimeError):
-    """Another rank is gone or late, and the message says so already.
+    """Another rank is gone or late; the message says so.
 
     Attributes:
-        told_elsewhere: That rank lives, has failed, and says why itself.
+        reported_elsewhere: That rank is alive, has failed and reports the reason itself.
     """
 
-    told_elsewhere = False
+    reported_elsewhere = False
 
 
 def explain_lost_rank(error: BaseException) -> str | None:
-    """Return a sentence for an error that another rank's end or silence caused, None for others.
+    """Return a sentence for an error caused by another rank's end or silence, None for others.
 
     Args:
-        error: What a collective, or the store, raised.
+        error: Raised by a collective or by the store.
     """
-    # Backends raise these two; a class of its own knows its own words.
+    # Backends raise exactly these two types; our own subclasses have their own messages.
     if type(error) is not RuntimeError and not isinstance(error, dist.DistError):
         return None
     text = str(error)
@@ -59,6 +59,6 @@ def explain_lost_rank(error: BaseException) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of what a backend said, without places in its sources and advice."""
+    """Return the first line of a backend's message, without source locations and advice."""
     first = " ".join(str(error).partition("\n")[0].split())
     return _ADVICE.sub("", _PLACE.sub("", first))

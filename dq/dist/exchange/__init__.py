@@ -1,1 +1,1 @@
-"""Collectives, data parallelism, and what ranks must have in common before either."""
+"""Collectives, data parallelism, and checks that ranks agree before a collective."""

@@ -1,4 +1,4 @@
-"""Names that must be the same on all ranks before what they name is put into one collective."""
+"""Check that named values are the same on all ranks before they share one collective."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 from dq.dist.exchange import collectives
 
 
-def agreed_names(names: Iterable[str], what: str, mend: str) -> list[str]:
-    """Return the names in the order in which all ranks have them.
+def agreed_names(names: Iterable[str], what: str, advice: str) -> list[str]:
+    """Return the names in an order that is the same on all ranks.
 
-    Values that are laid one after the other for a collective are mixed up where ranks have them in
-    another order, and hang where one rank has more. Every rank must call it, at the same step; one
-    collective of 32 bytes a rank.
+    A collective over concatenated values mixes them up if ranks have a different order, and hangs
+    if one rank has more of them. Every rank must call it, at the same step; one collective of 32
+    bytes per rank.
 
     Args:
-        names: On this rank, in any order.
-        what: What is named, for the message: ``losses``.
-        mend: What the user is to do.
+        names: The names on this rank, in any order.
+        what: The kind of values, for the message, such as ``losses``.
+        advice: Advice to the user, for the message.
 
     Raises:
-        ValueError: On all ranks, where the names differ; the line names them and their ranks.
+        ValueError: On all ranks if the names differ; the message has the names and their ranks.
     """
     own = sorted(set(names))
     if collectives.world_size() == 1:
@@ -37,7 +37,7 @@ def agreed_names(names: Iterable[str], what: str, mend: str) -> list[str]:
     differing = sorted(set.union(*everywhere) - set.intersection(*everywhere))
     said = [f"{name} on {_ranks(name, everywhere)}" for name in differing[:4]]
     more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-    raise ValueError(f"{what} differ between ranks: {'; '.join(said)}{more}; {mend}")
+    raise ValueError(f"{what} differ between ranks: {'; '.join(said)}{more}; {advice}")
 
 
 def _ranks(name: str, everywhere: list[set[str]]) -> str:

@@ -1,7 +1,7 @@
-"""Collectives over all ranks; in a process alone each of them is the identity.
+"""Collectives over all ranks; in a single process each of them is the identity.
 
-Every rank must call them in the same order. They are meant to be few and large, so they count
-themselves: a test asserts how many a step issues.
+Every rank must call them in the same order. They should be few and large, so this module counts
+them: a test asserts the number of collectives per step.
 """
 
 from collections.abc import Sequence
@@ -27,27 +27,27 @@ _issued = 0
 
 
 def rank(group: dist.ProcessGroup | None = None) -> int:
-    """Read the rank of this process; 0 when there is no process group."""
+    """Return the rank of this process; 0 without a process group."""
     return dist.get_rank(group) if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size(group: dist.ProcessGroup | None = None) -> int:
-    """Read the number of ranks; 1 when there is no process group."""
+    """Return the number of ranks; 1 without a process group."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_main_rank() -> bool:
-    """Tell whether this process is rank 0, or alone."""
+    """Return whether this process is rank 0 or the only process."""
     return rank() == 0
 
 
 def collective_count() -> int:
-    """Read how many collectives this process has issued through this module."""
+    """Return how many collectives this process has issued through this module."""
     return _issued
 
 
 def host_device() -> torch.device:
-    """Choose the device on which small data of the host travels: the CPU wherever gloo is there."""
+    """Return the device for small host data in collectives: the CPU if gloo is available."""
     if dist.is_initialized() and dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
@@ -56,20 +56,20 @@ def host_device() -> torch.device:
 def all_reduce_(
     tensor: Tensor, op: Reduction = "sum", group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """Replace the tensor, on every rank, by its reduction over all ranks.
+    """Replace the tensor on every rank by its reduction over all ranks.
 
     Every rank must call it, at the same step, with the same shape and dtype.
 
     Args:
-        tensor: any shape and strides; changed in place, outside autograd.
-        op: how ranks are combined; "mean" needs a floating or complex dtype.
-        group: the ranks to combine; all by default.
+        tensor: Any shape and strides; changed in place, outside autograd.
+        op: How ranks are combined; "mean" needs a floating or complex dtype.
+        group: The ranks to combine; all by default.
 
     Returns:
         The argument itself.
 
     Raises:
-        ValueError: the reduction does not exist, or is a mean of integers.
+        ValueError: The reduction does not exist, or is a mean of integers.
     """
     if op not in _OPERATIONS:
         raise ValueError(f"a reduction is one of {', '.join(_OPERATIONS)}, but op is {op!r}")
@@ -89,7 +89,7 @@ def all_reduce_(
 
 
 def broadcast_(tensor: Tensor, source: int = 0) -> Tensor:
-    """Replace the tensor, on every rank, by that of rank `source`.
+    """Replace the tensor on every rank by that of rank `source`.
 
     Every rank must call it, at the same step, with the same shape and dtype.
 
@@ -101,15 +101,15 @@ def broadcast_(tensor: Tensor, source: int = 0) -> Tensor:
 
 
 def broadcast_coalesced_(tensors: Sequence[Tensor], source: int = 0) -> None:
-    """Replace all tensors, on every rank, by those of rank `source`: one collective a device.
+    """Replace all tensors on every rank by those of rank `source`: one collective per device.
 
-    The tensors travel as bytes, so one collective carries every dtype. Those of the largest
-    elements go first: each piece then lies at a multiple of its element size, as views need.
+    The tensors are sent as bytes, so one collective carries every dtype. Tensors with the largest
+    elements come first, so each piece starts at a multiple of its element size, as views require.
     Every rank must call it, at the same step, with the same shapes and dtypes.
 
     Args:
-        tensors: any shapes, strides and dtypes; changed in place, outside autograd.
-        source: the rank whose values all get.
+        tensors: Any shapes, strides and dtypes; changed in place, outside autograd.
+        source: The rank that sends its values.
     """
     if world_size() == 1:
         return
@@ -129,12 +129,13 @@ def broadcast_coalesced_(tensors: Sequence[Tensor], source: int = 0) -> None:
 
 
 def all_gather(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Gather the tensors of all ranks, on every rank, in rank order.
+    """Gather the tensors of all ranks on every rank, in rank order.
 
     Every rank must call it, at the same step, with the same shape and dtype.
 
     Returns:
-        (world_size, *tensor.shape), a new tensor outside autograd; alone (1, *tensor.shape).
+        (world_size, *tensor.shape), a new tensor outside autograd; (1, *tensor.shape) in a single
+        process.
     """
     own = tensor.detach().contiguous()
     gathered = own.new_empty((world_size(group), *own.shape))
@@ -149,8 +150,8 @@ def all_gather(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor
 def gather_objects(obj: object, destination: int = 0) -> list[Any] | None:
     """Gather the picklable objects of all ranks on rank `destination`, in rank order.
 
-    Every rank must call it, at the same step. The objects travel through the CPU wherever the
-    group has a CPU backend.
+    Every rank must call it, at the same step. The objects are sent through the CPU if the group
+    has a CPU backend.
 
     Returns:
         The objects on rank `destination`, None elsewhere.
@@ -164,7 +165,7 @@ def gather_objects(obj: object, destination: int = 0) -> list[Any] | None:
 
 
 def all_gather_objects(obj: object) -> list[Any]:
-    """Gather the picklable objects of all ranks, on every rank, in rank order.
+    """Gather the picklable objects of all ranks on every rank, in rank order.
 
     Every rank must call it, at the same step.
     """
@@ -176,9 +177,9 @@ def all_gather_objects(obj: object) -> list[Any]:
 
 
 def broadcast_object(obj: Any, source: int = 0) -> Any:
-    """Return, on every rank, the picklable object of rank `source`.
+    """Return the picklable object of rank `source` on every rank.
 
-    Every rank must call it, at the same step; elsewhere than on `source` the argument is unused.
+    Every rank must call it, at the same step; the argument is used only on `source`.
     """
     if world_size() == 1:
         return obj
@@ -189,16 +190,16 @@ def broadcast_object(obj: Any, source: int = 0) -> Any:
 
 
 def barrier(limit_s: float | None = None) -> None:
-    """Wait until every rank is here.
+    """Wait until every rank has called this.
 
-    Every rank must call it, at the same step. With a limit the ranks meet on the store instead of
-    in a collective, so that those which did not come can be named.
+    Every rank must call it, at the same step. With a limit the ranks wait on the store instead of
+    in a collective, so the error can name the ranks that are missing.
 
     Args:
-        limit_s: seconds to wait; the time-out of the group by default.
+        limit_s: Seconds to wait; the time-out of the group by default.
 
     Raises:
-        RuntimeError: some ranks did not come in time; their logs say what they were doing.
+        RuntimeError: Some ranks did not arrive in time; their logs say what they were doing.
     """
     if world_size() == 1:
         return

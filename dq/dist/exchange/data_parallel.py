@@ -1,4 +1,4 @@
-"""A module as DistributedDataParallel and back, and the buffers that DDP is told to leave alone."""
+"""Wrap a module in DistributedDataParallel, unwrap it, and average the buffers DDP leaves alone."""
 
 import contextlib
 import inspect
@@ -26,29 +26,29 @@ def wrap(
     cls: type[DistributedDataParallel] = DistributedDataParallel,
     late: Collection[Parameter] = (),
 ) -> Module:
-    """Wrap a module in DDP, so that its gradients become their mean over all ranks.
+    """Wrap a module in DDP, so that gradients are averaged over all ranks.
 
-    Parameters and buffers become those of rank 0 now; later forwards leave the buffers alone, for
-    a broadcast of rank 0's would overwrite what the other ranks observed (see `sync_buffers_`).
+    Parameters and buffers are copied from rank 0 now. Later forward passes do not broadcast
+    buffers, which would overwrite what the other ranks observed (see `sync_buffers_`).
     Every rank must call it, at the same step.
 
-    Gradients share buckets in the order of the module's parameters, the last first, from the first
-    step on: torch would order them anew after one step of each start. Three ranks and more add
-    up in an order that depends on a gradient's place, so a training that goes on would go on with
-    other bits.
+    Gradients are assigned to buckets in the reverse order of the module's parameters from the first
+    step on. By default torch reorders the buckets after the first step of every start. With three
+    or more ranks the order of a sum depends on a gradient's place in its bucket, so a resumed
+    training would not be bit-identical.
 
     Args:
-        module: on its device already; it is not copied.
-        device: the device of the module; a CUDA device needs its number.
-        find_unused_parameters: look in each step for parameters without a gradient.
-        static_graph: promise that every step uses the same parameters.
-        gradient_as_bucket_view: let gradients share the memory of the communication buckets.
-        cls: a subclass with the same arguments.
-        late: parameters whose gradients are complete at the end of the backward pass only, wherever
-            they stand in the module; they share the last buckets.
+        module: Already on its device; it is not copied.
+        device: The device of the module; a CUDA device needs its index.
+        find_unused_parameters: Look for parameters without a gradient in each step.
+        static_graph: Promise that every step uses the same parameters.
+        gradient_as_bucket_view: Let gradients share the memory of the communication buckets.
+        cls: A subclass with the same arguments.
+        late: Parameters whose gradients are complete only at the end of the backward pass, wherever
+            they are in the module; they are put into the last buckets.
 
     Returns:
-        The wrapped module; alone, or when no parameter needs a gradient, the module itself.
+        The wrapped module; in a single process, or if no parameter needs a gradient, the module.
     """
     needs_gradient = any(parameter.requires_grad for parameter in module.parameters())
     if collectives.world_size() == 1 or not needs_gradient:
@@ -73,10 +73,10 @@ def wrap(
 
 
 class _Zero(Module):
-    """Returns a zero that all parameters have a part in, the first of them last in backward.
+    """Return a zero that depends on all parameters; the first one comes last in backward.
 
     Args:
-        parameters: Not registered, for they are another module's.
+        parameters: Not registered, because they belong to another module.
     """
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
@@ -88,7 +88,7 @@ class _Zero(Module):
 
 
 def _settle_buckets(wrapped: DistributedDataParallel, late: Collection[Parameter]) -> None:
-    """Let torch order its buckets now, by a backward pass whose order is always the same."""
+    """Make torch fix its bucket order now, with a backward pass in a fixed order."""
     module, ends = wrapped.module, {id(parameter) for parameter in late}
     parameters = [p for p in module.parameters() if p.requires_grad]
     former = [parameter.grad for parameter in parameters]
@@ -103,7 +103,7 @@ def _settle_buckets(wrapped: DistributedDataParallel, late: Collection[Parameter
 
 
 def unwrap(module: Module) -> Module:
-    """Return the module inside what wraps it, in any order; else the module itself.
+    """Return the module inside its wrappers, whatever their order; else the module itself.
 
     Wrappers are DDP, DataParallel and torch.compile's.
     """
@@ -117,7 +117,7 @@ def unwrap(module: Module) -> Module:
 
 
 def no_sync(module: Module) -> AbstractContextManager[None]:
-    """Keep gradients of the body on their rank when the module is DDP; else change nothing."""
+    """Do not synchronize gradients in the body if the module is DDP; else change nothing."""
     if isinstance(module, DistributedDataParallel):
         return module.no_sync()
     return contextlib.nullcontext()
@@ -126,26 +126,26 @@ def no_sync(module: Module) -> AbstractContextManager[None]:
 def sync_buffers_(module: Module, group: dist.ProcessGroup | None = None) -> None:
     """Replace the running statistics of normalization layers by their mean over ranks.
 
-    One collective carries them all, as float64. Counters such as num_batches_tracked stay. Every
-    rank must call it, at the same step.
+    One collective for all of them, as float64. Counters such as num_batches_tracked do not change.
+    Every rank must call it, at the same step.
 
     Args:
-        module: with the same normalization layers on every rank; changed in place.
-        group: the ranks to average over; all by default.
+        module: With the same normalization layers on every rank; changed in place.
+        group: The ranks to average over; all by default.
     """
     if collectives.world_size(group) == 1:
-        return  # A write of the same values would still invalidate a backward pass under way.
+        return  # Writing the same values would still invalidate a backward pass in progress.
     means = mean_buffers(module, group)
     for name, buffer in _running_statistics(module).items():
         buffer.copy_(means[name])
 
 
 def mean_buffers(module: Module, group: dist.ProcessGroup | None = None) -> dict[str, Tensor]:
-    """Return the mean over ranks of each running statistic, which stays as it is; see above.
+    """Return the mean over ranks of each running statistic, without changing it; see above.
 
     Returns:
-        By the names of the module's state dict, on the same device; those of a layer that has
-        several names under each of them.
+        Keyed by the names of the module's state dict, on the same device. A layer with several
+        names has its statistics under each of them.
     """
     own = _running_statistics(module)
     if collectives.world_size(group) == 1 or not own:

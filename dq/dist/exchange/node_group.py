@@ -1,4 +1,4 @@
-"""The ranks of one node as a group of their own."""
+"""A process group of the ranks on one node."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dq.dist.rendezvous.environment import Environment
 
 
 def node_group(environment: Environment) -> dist.ProcessGroup | None:
-    """Return the group of the ranks on this node; None, which means all, where there is one node.
+    """Return the group of the ranks on this node, or None (all ranks) if there is one node.
 
-    Statistics exchanged inside a node alone never wait for the network between nodes. Every rank
-    must call it, at the same step, for every rank takes part in the making of every group.
+    Statistics exchanged only inside a node never wait for the network between nodes. Every rank
+    must call it, at the same step, because every rank takes part in creating every group.
 
     Args:
-        environment: This process's place.
+        environment: Rank and node of this process.
     """
     if collectives.world_size() == 1:
         return None
@@ -25,6 +25,6 @@ def node_group(environment: Environment) -> dist.ProcessGroup | None:
     mine = None
     for node in sorted(set(nodes)):
         group = dist.new_group([rank for rank, where in enumerate(nodes) if where == node])
-        if isinstance(group, dist.ProcessGroup):  # a rank outside gets a mere number
+        if isinstance(group, dist.ProcessGroup):  # A rank outside the group gets a number.
             mine = group
     return mine

@@ -1,1 +1,1 @@
-"""Checkpoints: whole, with a checksum, and read as data."""
+"""Checkpoints: written whole, with a checksum, and read as data only."""

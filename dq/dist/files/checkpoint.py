@@ -1,4 +1,4 @@
-"""Checkpoints: whole files or none, a checksum beside them, read without running their code."""
+"""Checkpoints: written atomically with a checksum file, and read without running code in them."""
 
 import hashlib
 import logging
@@ -23,17 +23,18 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint whole or not at all, with its checksum in `<path>.sha256`.
 
-    It is written beside its place, flushed to the disk and then renamed. A file of this name stays
-    as it is until that moment, and through every failure. Only the calling rank writes.
+    It is written under a temporary name, flushed to the disk and then renamed. An existing file of
+    this name stays as it is until the rename and after any failure. Only the calling rank writes.
 
     Args:
-        path: the file; missing folders are made.
-        content: what `torch.save` can write; tensors and plain data can be read back by anyone.
-        note: a line for `note_of`, so that a file of gigabytes need not be read for it. It stands
-            beside the checksum, as a comment to `sha256sum --check`.
+        path: The file; missing folders are created.
+        content: Anything `torch.save` can write. Only tensors and plain data can be read without
+            trusting the file.
+        note: A line for `note_of`, which reads it without reading the checkpoint. It is written to
+            the checksum file as a comment that `sha256sum --check` ignores.
 
     Raises:
-        RuntimeError: the disk is full or refuses; the line says why.
+        RuntimeError: The disk is full or cannot be written; the message says why.
     """
     path = Path(path)
     sidecar = _sidecar(path)
@@ -46,7 +47,7 @@ def save_checkpoint(
             draft_of_sidecar.write_text(f"{_sha256(draft)}  {path.name}\n{comment}")
             for written in (draft, draft_of_sidecar):
                 flush(written)
-            # A crash from here on leaves a whole file without a checksum, never a wrong one.
+            # A crash after this line leaves a whole file without a checksum, never a wrong one.
             sidecar.unlink(missing_ok=True)
     except BaseException as error:
         refusal = _refusal_of_disk(error)
@@ -64,18 +65,18 @@ def load_checkpoint(
     map_location: str | torch.device = "cpu",
     trusted: bool = False,
 ) -> dict[str, Any]:
-    """Read a checkpoint after proving it whole: by its checksum file if it has one, else its CRCs.
+    """Read a checkpoint after verifying it: by its checksum file if there is one, else by CRCs.
 
-    Only data is read: tensors, plain Python and numpy scalars and arrays. Any rank may call it.
+    Only data is read: tensors, plain Python, and numpy scalars and arrays. Any rank may call it.
 
     Args:
-        path: a file of `save_checkpoint`, `torch.save` or a model zoo.
-        map_location: the device of the tensors.
-        trusted: also build any other object that the file names, which can run any code.
+        path: A file of `save_checkpoint`, `torch.save` or a model zoo.
+        map_location: The device of the tensors.
+        trusted: Also build any other object that the file names, which can run arbitrary code.
 
     Raises:
-        ValueError: the file is missing, a folder, empty, damaged or no checkpoint, or it names
-            objects that only `trusted` allows; the line says which and how to mend it.
+        ValueError: The file is missing, a folder, empty, damaged or no checkpoint, or it contains
+            objects that need `trusted`; the message says what is wrong and how to fix it.
     """
     path = Path(path)
     _refuse_damage(path)
@@ -106,13 +107,13 @@ def load_checkpoint(
 
 
 def peek_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Read all of a checkpoint but its tensors' values, without proving it whole; any rank may.
+    """Read a checkpoint without its tensors' values and without verifying it; any rank may.
 
     Returns:
-        The content, tensors on the device ``meta``; None for a file that is no checkpoint, is
-        damaged or holds more than data.
+        The content, with tensors on the device ``meta``; None if the file is no checkpoint, is
+        damaged or contains more than data.
     """
-    for mapped in (True, False):  # Files in torch's former format cannot be mapped.
+    for mapped in (True, False):  # Files in torch's old format cannot be mapped.
         try:
             with torch.serialization.safe_globals(list(numpy_globals())):
                 content = torch.load(path, map_location="meta", weights_only=True, mmap=mapped)
@@ -126,7 +127,7 @@ def peek_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def note_of(path: str | os.PathLike[str]) -> str | None:
-    """Return the note that `save_checkpoint` was given, None where there is none."""
+    """Return the note given to `save_checkpoint`, or None."""
     try:
         lines = _sidecar(Path(path)).read_text(errors="replace").splitlines()
     except OSError:
@@ -144,7 +145,7 @@ def _sha256(path: Path) -> str:
 
 
 def _refusal_of_disk(error: BaseException | None) -> str | None:
-    """Find the operating system's refusal behind an error; torch's zip writer hides it."""
+    """Find the operating system's error that caused an error; torch's zip writer hides it."""
     while error is not None:
         if isinstance(error, OSError):
             return error.strerror or str(error)
@@ -172,7 +173,7 @@ def _refuse_damage(path: Path) -> None:
 
 
 def _refuse_damaged_zip(path: Path) -> None:
-    """Check the CRCs of a zip file, which torch.load does not; older formats have none."""
+    """Check the CRCs of a zip file, which torch.load does not do; older formats have none."""
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             return

@@ -1,4 +1,4 @@
-"""What a checkpoint may name beyond torch's own list and be read: numpy scalars and arrays."""
+"""The globals a checkpoint may use in addition to torch's list: numpy scalars and arrays."""
 
 import functools
 from collections.abc import Callable
@@ -15,13 +15,13 @@ _DTYPES = (
 
 @functools.cache
 def numpy_globals() -> tuple[Any, ...]:
-    """List what numpy scalars and arrays of numbers, booleans and text name in a pickle.
+    """List the globals that pickles of numpy scalars and arrays use (numbers, booleans and text).
 
-    They hold data only. Files of model zoos have them, as a best score or as a random state, under
-    the module names of numpy 1 or 2. They are reached through tensors, whichever numpy is there.
+    They hold only data. Files of model zoos contain them, for example as a best score or a random
+    state, under the module names of numpy 1 or 2. They work with either version of numpy.
 
     Returns:
-        What `torch.serialization.safe_globals` takes.
+        The argument for `torch.serialization.safe_globals`.
     """
     array: Any = torch.zeros(1).numpy()
     rebuild_array: Callable[..., Any] = array.__reduce__()[0]

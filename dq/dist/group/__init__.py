@@ -1,1 +1,1 @@
-"""The process group: who is there, who failed before it began, who speaks for all."""
+"""The process group: start and end, which ranks are alive, and which rank reports an error."""

@@ -1,4 +1,4 @@
-"""Let exactly one rank do something that every rank wants to do: the first that asks."""
+"""Let exactly one rank do something that every rank would do: the first to ask."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LINGER_S = 2.0
 
 
 def first_to_claim(name: str) -> bool:
-    """Say whether this rank is the first to ask for ``name``; no rank waits for another.
+    """Return whether this rank is the first to ask for ``name``; no rank waits for another.
 
-    Alone the answer is yes. It is yes as well when the store is out of reach: rather twice than
-    never. A store whose holder is dead is asked for no more than three seconds, in a thread, for
-    its client would try until the time-out of the group.
+    In a single process the answer is yes. It is also yes if the store is unreachable: doing it
+    twice is better than never. The store is asked in a thread for at most three seconds, because
+    the client of a dead store would try until the time-out of the group.
 
     Args:
-        name: What is claimed, such as ``report``; each name can be claimed once in a group's life.
+        name: What is claimed, such as ``report``. Each name can be claimed once per process group.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return True
@@ -40,12 +40,12 @@ def first_to_claim(name: str) -> bool:
     return answers[0] if answers else True
 
 
-def linger(name: str) -> None:
-    """Let the others claim ``name`` before this rank ends; for every rank that is about to end.
+def wait_for_claims(name: str) -> None:
+    """Give the others time to claim ``name`` before this rank ends; for every rank about to end.
 
-    The main rank may hold the store. Others that meet the same error a moment later would find it
-    gone, and each would think itself the first. It waits two seconds at most, the others not at
-    all.
+    The main rank may hold the store. Other ranks with the same error a moment later would find the
+    store gone, and each would believe it is the first. The main rank waits two seconds at most;
+    the others do not wait.
     """
     if not (dist.is_available() and dist.is_initialized()) or collectives.world_size() == 1:
         return
@@ -63,6 +63,6 @@ def linger(name: str) -> None:
         except RuntimeError:
             return
 
-    thread = threading.Thread(target=wait, name="dq-linger", daemon=True)
+    thread = threading.Thread(target=wait, name="dq-wait-for-claims", daemon=True)
     thread.start()
     thread.join(LINGER_S + ANSWER_S)

@@ -1,8 +1,9 @@
-"""What a rank says that fails before the ranks have met: one line, from one rank, and never none.
+"""Report a rank that fails before the process group exists: one line, from one rank.
 
-The main rank prints its own failure, and that of another rank which it finds when it comes to the
-meeting place. A rank that fails leaves word there, and waits until somebody has told it; where
-nobody does, for there is no main rank, or no way to it, it prints the line itself.
+The main rank prints its own failure. It also prints the failure of another rank if it finds one in
+the store when it arrives. A rank that fails writes its failure into the store and waits until it
+has been printed. If nobody prints it, because there is no main rank or no way to reach it, the
+rank prints the line itself.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from torch.distributed.distributed_c10d import Store
 
 from dq.dist.errors.lost import LostRankError
 from dq.dist.rendezvous.environment import Environment
-from dq.dist.rendezvous.meeting_place import is_of_agent, open_meeting_place
+from dq.dist.rendezvous.meeting_place import is_agents_store, open_meeting_place
 from dq.dist.rendezvous.store import pauses
 
 _COUNT, _TOLD, _HEARD = "failures", "told", "heard"
-# Ranks begin at different times: one reads its libraries from a disk that the next has in memory.
+# Ranks start at different times: one loads its libraries from disk, another from memory.
 REACH_S, AGAIN_S, PATIENCE_S = 10.0, 15.0, 60.0
-# What the main rank waits for others to hear, whose store it may hold.
+# How long the main rank waits for others to read the failure, because it may hold the store.
 FAREWELL_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EarlyFailure:
-    """Why a rank could not begin.
+class StartFailure:
+    """Why a rank could not start.
 
     Attributes:
-        rank: Its number.
-        mistake: Whether it is the user's mistake.
-        line: What the user is to read.
+        rank: Its rank.
+        mistake: Whether it is a mistake of the user.
+        line: The message for the user.
     """
 
     rank: int
@@ -42,72 +43,75 @@ class EarlyFailure:
     line: str
 
 
-class NotBegunError(LostRankError):
-    """Another rank could not begin.
+class OtherRankStartError(LostRankError):
+    """Another rank could not start.
 
     Attributes:
-        reported: Somebody else prints it.
+        reported: Another rank prints it.
     """
 
     reported = False
 
 
-class MistakeElsewhereError(ValueError):
-    """Another rank could not begin, by the user's mistake.
+class OtherRankMistakeError(ValueError):
+    """Another rank could not start, because of a mistake of the user.
 
     Attributes:
-        reported: Somebody else prints it.
+        reported: Another rank prints it.
     """
 
     reported = False
 
 
-def tell(environment: Environment, failure: EarlyFailure, say: Callable[[], None]) -> None:
-    """Let a failure be printed once over all ranks that can hear of each other.
+def report_failure(
+    environment: Environment, failure: StartFailure, say: Callable[[], None]
+) -> None:
+    """Print a failure once over all ranks that can reach each other.
 
     Args:
-        environment: The place of this process.
-        failure: Its own.
-        say: Prints it; called here unless another rank has told this or its own failure.
+        environment: Rank of this process.
+        failure: The failure of this process.
+        say: Prints it; called here unless another rank has printed this failure or its own.
     """
     if environment.world_size == 1:
         say()
     elif environment.is_main:
-        _tell_as_main_rank(environment, failure, say)
+        _report_as_main_rank(environment, failure, say)
     else:
-        _tell_as_other_rank(environment, failure, say)
+        _report_as_other_rank(environment, failure, say)
 
 
-def _tell_as_main_rank(
-    environment: Environment, failure: EarlyFailure, say: Callable[[], None]
+def _report_as_main_rank(
+    environment: Environment, failure: StartFailure, say: Callable[[], None]
 ) -> None:
-    if not is_of_agent():
-        say()  # Nobody can have met anybody without this rank.
+    if not is_agents_store():
+        say()  # Without this rank no other ranks can have found each other.
     try:
         store = open_meeting_place(environment, FAREWELL_S)
-        if is_of_agent() and claim(store):
+        if is_agents_store() and claim(store):
             say()
         store.set(_TOLD, "")
-        _leave_word(store, failure)
-        if not is_of_agent():
-            _await_hearing(store, environment.world_size - 1, FAREWELL_S)
+        _write_failure(store, failure)
+        if not is_agents_store():
+            _wait_until_read(store, environment.world_size - 1, FAREWELL_S)
     except (RuntimeError, ValueError, OSError):
-        if is_of_agent():
+        if is_agents_store():
             say()
 
 
-def _tell_as_other_rank(
-    environment: Environment, failure: EarlyFailure, say: Callable[[], None]
+def _report_as_other_rank(
+    environment: Environment, failure: StartFailure, say: Callable[[], None]
 ) -> None:
     end = time.monotonic() + PATIENCE_S
     store: Store | None = None
     said = False
-    # Said after the first, tried once more: a main rank that begins late need not wait for this.
+    # If the first attempt fails, the line is printed here. The second attempt still writes the
+    # failure into the store, so that a main rank that starts late does not wait for this rank.
     for limit_s in (REACH_S, AGAIN_S):
         try:
             store = store or open_meeting_place(environment, limit_s)
-            _leave_word(store, failure)
-            if not said and not _is_told(store, end) and claim(store):
+            _write_failure(store, failure)
+            if not said and not _wait_until_reported(store, end) and claim(store):
                 said = True
                 say()
             store.set(_TOLD, "")
@@ -119,8 +123,8 @@ def _tell_as_other_rank(
                 say()
 
 
-def _is_told(store: Store, end: float) -> bool:
-    """Wait until somebody has told the failure; False where nobody has until the end."""
+def _wait_until_reported(store: Store, end: float) -> bool:
+    """Wait until another rank has printed the failure; False if none has before ``end``."""
     for _ in pauses(0.2):
         if store.check([_TOLD]):
             store.add(_HEARD, 1)
@@ -131,44 +135,44 @@ def _is_told(store: Store, end: float) -> bool:
 
 
 def claim(store: Store) -> bool:
-    """Whether this rank is the first that is to print a failure to begin."""
+    """Return whether this rank is the first to print a failure at the start."""
     return bool(store.add("telling", 1) == 1)
 
 
-def refuse_failures(store: Store, environment: Environment) -> None:
-    """Raise where another rank has left word that it cannot begin; for ranks that wait for it.
+def raise_reported_failure(store: Store, environment: Environment) -> None:
+    """Raise if another rank has reported in the store that it cannot start.
 
     Raises:
-        ValueError: By the user's mistake; the line names the rank and its reason.
-        RuntimeError: For another reason, likewise.
+        ValueError: Because of a mistake of the user; the message has the rank and the reason.
+        RuntimeError: For another reason, with the same message.
     """
     number = store.add(_COUNT, 0)
     if not number:
         return
-    found = [EarlyFailure(**json.loads(store.get(f"failure/{n + 1}"))) for n in range(number)]
+    found = [StartFailure(**json.loads(store.get(f"failure/{n + 1}"))) for n in range(number)]
     first = min(found, key=lambda failure: failure.rank)
     more = f" (and {number - 1} more ranks)" if number > 1 else ""
     line = f"rank {first.rank} of {environment.world_size}{more} could not begin: {first.line}"
-    error = MistakeElsewhereError(line) if first.mistake else NotBegunError(line)
-    # The main rank's own failure is told by it; that of others, by it too if it is here.
+    error = OtherRankMistakeError(line) if first.mistake else OtherRankStartError(line)
+    # The main rank prints its own failure, and those of others if it is here.
     error.reported = not environment.is_main or not claim(store)
     store.add(_HEARD, 1)
     if environment.is_main:
         store.set(_TOLD, "")
-        if not is_of_agent():
-            _await_hearing(store, environment.world_size, FAREWELL_S / 2)
+        if not is_agents_store():
+            _wait_until_read(store, environment.world_size, FAREWELL_S / 2)
     raise error
 
 
-def _leave_word(store: Store, failure: EarlyFailure) -> None:
+def _write_failure(store: Store, failure: StartFailure) -> None:
     number = store.add("next failure", 1)
     store.set(f"failure/{number}", json.dumps(asdict(failure)))
-    # Counted after it is written, so nobody reads one that is not there yet.
+    # The counter is increased after the write, so nobody reads an entry that is not there yet.
     store.add(_COUNT, 1)
 
 
-def _await_hearing(store: Store, number: int, limit_s: float) -> None:
-    """Wait until so many ranks have heard, for the store ends with this process."""
+def _wait_until_read(store: Store, number: int, limit_s: float) -> None:
+    """Wait until ``number`` ranks have read the failure: the store ends with this process."""
     end = time.monotonic() + limit_s
     with contextlib.suppress(RuntimeError):
         for _ in pauses(0.2):

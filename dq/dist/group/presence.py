@@ -1,8 +1,8 @@
-"""Whether another rank's process lives, from where no lock of its interpreter can stop the answer.
+"""Detect whether another rank's process is alive, independent of that rank's Python interpreter.
 
-Each rank has a socket to which the others connect. It accepts nothing and sends nothing: the kernel
-keeps the connection, answers for it, and ends it at the moment in which the process ends, however
-that happens. A machine that vanishes is found by TCP's own probes.
+Each rank has a listening socket to which the others connect. It accepts nothing and sends nothing:
+the kernel keeps the connection and closes it when the process ends, for whatever reason. A machine
+that vanishes is detected by TCP keepalive probes.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from dq.dist.exchange import collectives
 from dq.dist.rendezvous.store import open_store
 
 CONNECT_S, AGAIN_S = 3.0, 30.0
-# Silent so long, asked so often in between: a machine counts as gone after 90 seconds.
+# Keepalive: idle time, interval and number of probes. A machine counts as gone after 90 seconds.
 PROBES = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
 LOCAL = "127.0.0.1"
 
 
 class Presence:
-    """This rank's socket, and its connections to those of others; they live as long as the group.
+    """This rank's socket and its connections to other ranks; they live as long as the group.
 
     Args:
-        store: A client that is this object's own.
+        store: A client that only this object uses.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._connections: dict[int, Connection] = {}
         self._socket = _listener(collectives.world_size())
-        # A forked process that outlives this one would keep the socket, and so pretend.
+        # A forked process that outlives this one would keep the socket open and look like it.
         mine = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _close(mine()))
         port = self._socket.getsockname()[1]
@@ -48,7 +48,7 @@ class Presence:
         store.set(str(collectives.rank()), json.dumps(place))
 
     def of(self, rank: int) -> Connection:
-        """Return the connection to another rank, the same at each call."""
+        """Return the connection to another rank, always the same object."""
         if rank not in self._connections:
             self._connections[rank] = Connection(self._store, rank)
         return self._connections[rank]
@@ -61,11 +61,11 @@ class Presence:
 
 
 class Connection:
-    """What is known of another rank's process.
+    """What this rank knows about another rank's process.
 
     Args:
         store: Has the address.
-        rank: Whose.
+        rank: The other rank.
     """
 
     def __init__(self, store: Store, rank: int) -> None:
@@ -76,11 +76,11 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether the process can be watched at all: a network may not let us through."""
+        """Whether the process can be watched at all: a network may block connections."""
         return self._socket is not None
 
     def is_gone(self) -> bool:
-        """Whether the process is known to have ended; False where that is not known.
+        """Whether the process is known to have ended; False if that is unknown.
 
         Raises:
             DistError: The store, which has the address, is gone.
@@ -103,7 +103,7 @@ class Connection:
 
     def _connect(self) -> None:
         if not self._store.check([str(self._rank)]):
-            return  # It will come, or the caller's own limit ends.
+            return  # It will come, or the caller's time limit ends the wait.
         place = json.loads(self._store.get(str(self._rank)))
         same = place["machine"] == _machine()
         address = LOCAL if same else place["address"]
@@ -113,7 +113,7 @@ class Connection:
         try:
             found = socket.create_connection((address, place["port"]), timeout=CONNECT_S)
         except ConnectionRefusedError:
-            # Elsewhere it may be another machine that has the address, too.
+            # At a local address, another machine could answer.
             self._gone = same
             return
         except OSError:
@@ -130,7 +130,7 @@ _presences: weakref.WeakKeyDictionary[ProcessGroup, Presence] = weakref.WeakKeyD
 
 
 def presence() -> Presence:
-    """Return this rank's presence in the group, made at the first call.
+    """Return this rank's presence in the group, created at the first call.
 
     Raises:
         ValueError: There is no process group.
@@ -143,8 +143,8 @@ def presence() -> Presence:
 
 
 @contextlib.contextmanager
-def present() -> Iterator[None]:
-    """Let others watch this process from now on, and until the body ends."""
+def watchable() -> Iterator[None]:
+    """Let others watch this process until the body ends."""
     here = presence()
     try:
         yield
@@ -152,18 +152,18 @@ def present() -> Iterator[None]:
         here.close()
 
 
-def says(store: Store, key: str, limit_s: float = 3.0) -> bytes | None:
-    """Return a key of a store that may be gone together with the rank that was watched.
+def read_key(store: Store, key: str, limit_s: float = 3.0) -> bytes | None:
+    """Read a key from a store that may be gone together with the rank that was watched.
 
-    A client tries for long to reach a dead server, so another one is made and asked in a thread.
+    A client tries for long to reach a dead server, so a new client is used, in a thread.
 
     Args:
-        store: Where the rank would have left it.
-        key: Which.
-        limit_s: Seconds that the answer may take.
+        store: Where the rank would have written it.
+        key: The key.
+        limit_s: Seconds to wait for the answer.
 
     Returns:
-        None where the key is not there, or the store is not.
+        None if the key or the store does not exist.
     """
     found: list[bytes] = []
 
@@ -194,7 +194,7 @@ def _listener(backlog: int) -> socket.socket:
 
 
 def _machine() -> list[str]:
-    """Return what is equal where two processes reach each other at the local address."""
+    """Return what is equal for two processes that reach each other at the local address."""
     found = []
     with contextlib.suppress(OSError):
         found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -204,10 +204,10 @@ def _machine() -> list[str]:
 
 
 def _own_address() -> str:
-    """Return at which address other machines reach this one: where ranks meet, they have a way.
+    """Return the address at which other machines reach this one.
 
-    It is the address from which this machine would call the store's. On the store's own machine
-    that is a local one, and the others know that machine by the name under which they meet.
+    It is the address this machine uses to reach the store. On the store's own machine that is a
+    local address, but the others know that machine by MASTER_ADDR.
     """
     name = os.environ.get("MASTER_ADDR", "")
     if not name:
@@ -215,7 +215,7 @@ def _own_address() -> str:
     with contextlib.suppress(OSError, ValueError):
         kind, _, _, _, target = socket.getaddrinfo(name, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(kind, socket.SOCK_DGRAM) as probe:
-            probe.connect(target)  # Of datagrams: nothing is sent.
+            probe.connect(target)  # A datagram socket: nothing is sent.
             own = str(probe.getsockname()[0])
         return name if own.startswith("127.") or own in ("::1", target[0]) else own
     return ""

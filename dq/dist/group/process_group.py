@@ -1,4 +1,4 @@
-"""Where the process group begins and ends."""
+"""Create and destroy the process group."""
 
 import contextlib
 import logging
@@ -14,8 +14,12 @@ from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import Store
 
 from dq.dist.errors.lost import LostRankError
-from dq.dist.group.early_failure import MistakeElsewhereError, NotBegunError, refuse_failures
-from dq.dist.group.presence import present
+from dq.dist.group.early_failure import (
+    OtherRankMistakeError,
+    OtherRankStartError,
+    raise_reported_failure,
+)
+from dq.dist.group.presence import watchable
 from dq.dist.rendezvous.environment import Environment
 from dq.dist.rendezvous.meeting_place import open_meeting_place
 from dq.dist.rendezvous.sequence import open_meeting
@@ -38,24 +42,25 @@ def process_group(
     arrival_s: float = 300.0,
     name: str = "ranks",
 ) -> Iterator[None]:
-    """Join all ranks into a process group for the body; alone do nothing at all.
+    """Join all ranks into a process group for the body; do nothing in a single process.
 
     Every rank must call it. The ranks find each other through MASTER_ADDR and MASTER_PORT. After
-    the body they leave together, rank 0 last, for it may hold the store of the others. When the
+    the body they leave together, rank 0 last, because it may hold the store of the others. If the
     body raised, this rank leaves at once, waits for nobody and tells those that already wait.
 
     Args:
-        environment: the place of this process.
-        device: the CPU for gloo; "cuda:N" for NCCL, with gloo beside it for tensors of the host.
-        shares_device: several ranks use this GPU; gloo carries its tensors, since NCCL refuses.
-        timeout_s: seconds that each collective may take.
-        arrival_s: seconds that the ranks wait for each other at the beginning.
-        name: of the group; a second one of the same processes under one torchrun needs another.
+        environment: Rank of this process.
+        device: The CPU for gloo; "cuda:N" for NCCL, plus gloo for CPU tensors.
+        shares_device: Several ranks use this GPU; gloo carries its tensors, because NCCL refuses.
+        timeout_s: Time-out of each collective, in seconds.
+        arrival_s: Seconds that the ranks wait for each other at the start.
+        name: Name of the group; a second group of the same processes under one torchrun needs
+            another name.
 
     Raises:
-        ValueError: the device is neither the CPU nor a CUDA device with its number; or another rank
-            could not begin by the user's mistake.
-        RuntimeError: the ranks did not find each other; the line names those that are missing.
+        ValueError: The device is neither the CPU nor a CUDA device with its index; or another rank
+            could not start because of a mistake of the user.
+        RuntimeError: The ranks did not find each other; the message names the missing ones.
     """
     if environment.world_size == 1:
         yield
@@ -64,8 +69,8 @@ def process_group(
     _begin(environment, device, backend, timeout_s, arrival_s, name)
     store = open_store("process_group")
     try:
-        with present():
-            # Clients that are connected now find later at once that their server is dead.
+        with watchable():
+            # A client that is connected now notices at once when its server dies later.
             open_meeting("the beginning")
             yield
     except BaseException:
@@ -97,7 +102,7 @@ def _begin(
             timeout=timedelta(seconds=timeout_s),
             device_id=device if "nccl" in backend else None,
         )
-    except (_AbsentError, NotBegunError, MistakeElsewhereError):
+    except (_AbsentError, OtherRankStartError, OtherRankMistakeError):
         raise
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         reason = str(error).partition("\n")[0]
@@ -119,13 +124,13 @@ def _await_all(store: Store, environment: Environment, arrival_s: float) -> None
     """Wait for every rank, and name those that did not come."""
     names = [f"arrived/{rank}" for rank in range(environment.world_size)]
     if store.add(names[environment.rank], 1) > 1:
-        raise RuntimeError("this rank has been there before under this start of the job")
+        raise RuntimeError("this rank has already joined in this start of the job")
     store.add("arrivals", 1)
     end = time.monotonic() + arrival_s
     for _ in pauses(0.2):
         if store.add("arrivals", 0) >= environment.world_size:
             return
-        refuse_failures(store, environment)
+        raise_reported_failure(store, environment)
         if time.monotonic() > end:
             break
     missing = [rank for rank, name in enumerate(names) if not store.check([name])]
@@ -134,10 +139,10 @@ def _await_all(store: Store, environment: Environment, arrival_s: float) -> None
         f"rank {shown} of {environment.world_size} did not arrive within {arrival_s:g} s; look at"
         " the log of that rank and node, or wait longer with --arrival-timeout"
     )
-    # One of those that are here says so; without a group they cannot ask each other who does.
+    # One of the ranks that are here prints it; without a group they use the store to choose which.
     error.reported = environment.rank != min(set(range(len(names))) - set(missing))
     if environment.is_main:
-        time.sleep(_FAREWELL_S)  # The others read the same from the store, which is rank 0's.
+        time.sleep(_FAREWELL_S)  # The others read the same from the store, which rank 0 holds.
     raise error
 
 
@@ -158,14 +163,14 @@ def _leave_together(environment: Environment, backend: str, store: Store, timeou
                 break
     except dist.DistError as error:
         log.warning("the store ended before this rank: %s", str(error).partition("\n")[0])
-    del server  # On rank 0 the server itself, perhaps: it had to outlive the group.
+    del server  # On rank 0 perhaps the server itself: it had to outlive the group.
 
 
 def _leave_at_once(backend: str, store: Store) -> None:
-    """Tell those that wait at the end, and drop the group, in a thread: both may block for long.
+    """Tell the ranks that wait at the end, and destroy the group, in a thread: both may block.
 
-    Gloo waits for collectives under way, which no other rank may ever join; the process can go on,
-    or end, while the thread still waits.
+    Gloo waits for collectives in progress, which no other rank may ever join. The process can
+    continue, or end, while the thread still waits.
     """
 
     def leave() -> None:
@@ -182,4 +187,4 @@ def _leave_at_once(backend: str, store: Store) -> None:
     thread.start()
     thread.join(_END_LIMIT_S)
     if thread.is_alive():
-        log.warning("the process group still waits for a collective; it is left behind")
+        log.warning("the process group still waits for a collective; it is abandoned")

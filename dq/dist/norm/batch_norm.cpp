@@ -1,13 +1,13 @@
 // The passes of a batch normalization over ranks, each in one pass over memory, on a CPU.
 //
-// Built by dq/native.py and called through ctypes on the data of float32 tensors. A tensor is
-// `outer` times `channels` rows of `inner` values: (N, C, *) as it is, or, with inner = 1, a matrix
-// with a channel a column, as channels-last tensors are. What a rank knows of its samples travels
-// in double precision.
+// Built by dq/native.py and called through ctypes on the data of float32 tensors. A tensor consists
+// of `outer` times `channels` rows of `inner` values: contiguous (N, C, *), or, with inner = 1, a
+// matrix with one column per channel (channels-last). The moments that ranks exchange are double.
 //
-// No sum cancels: values are summed as deviations from a mean near them, in float over blocks that
-// stay in the cache and in double beyond, and means enter as a float and what that float left out.
-// Threads share channels or fixed parts of the rows, so results do not depend on their number.
+// No sum suffers from cancellation: values are summed as deviations from a nearby mean, in float
+// over blocks that fit the cache and in double over the blocks. A mean is passed as a float plus
+// the rounding error of that float. Threads share channels or fixed parts of the rows, so results
+// do not depend on the number of threads.
 
 #include <algorithm>
 #include <cmath>
@@ -18,10 +18,10 @@
 namespace {
 
 constexpr int64_t kBlock = 1 << 12;  // Values of a channel summed in float: 16 KiB, half of an L1.
-constexpr int64_t kChunk = 1 << 15;  // Values of a matrix summed in float: 128 KiB, inside an L2.
+constexpr int64_t kChunk = 1 << 15;  // Values of a matrix summed in float: 128 KiB, fits an L2.
 constexpr int64_t kMostRows = 256;   // ... but not more rows than this.
 constexpr int64_t kMostParts = 64;   // Parts of a matrix that threads share.
-constexpr int64_t kSmall = 1 << 14;  // Values that are not worth a second thread.
+constexpr int64_t kSmall = 1 << 14;  // Up to this many values one thread is faster.
 
 typedef float Lanes __attribute__((vector_size(32)));
 constexpr int kLanes = 8, kUnroll = 4;
@@ -41,7 +41,7 @@ inline double sum_of(const Lanes* lanes) {
   return sum;
 }
 
-inline double not_negative(double x) { return x < 0.0 ? 0.0 : x; }  // A NaN stays one.
+inline double not_negative(double x) { return x < 0.0 ? 0.0 : x; }  // A NaN stays NaN.
 
 struct Shape {
   int64_t outer, channels, inner;
@@ -65,9 +65,9 @@ struct Pair {
   double first = 0.0, second = 0.0;
 };
 
-// ---- A channel's values as rows, `stride` apart -------------------------------------------------
+// ---- Values of a channel as rows, `stride` apart ------------------------------------------------
 
-// Calls `work(begin, rows, columns)` for blocks of a channel that stay in the cache.
+// Calls `work(begin, rows, columns)` for blocks of a channel that fit the cache.
 template <typename Work>
 void for_blocks(Shape s, int64_t channel, Work work) {
   const int64_t stride = s.channels * s.inner;
@@ -123,7 +123,7 @@ Moments channel_moments(const float* x, Shape s, int64_t channel) {
   Moments found;
   for_blocks(s, channel, [&](int64_t begin, int64_t rows, int64_t columns) {
     const double n = double(rows) * columns;
-    // Need not be exact: the mean is this plus the mean deviation from it.
+    // Need not be exact: the mean is this value plus the mean deviation from it.
     const float middle = float(block_sum(x + begin, stride, rows, columns) / n);
     const Pair sums = block_deviations(x + begin, stride, rows, columns, middle);
     found.merge(n, middle + sums.first / n,
@@ -163,9 +163,9 @@ Pair channel_sums(const float* gradient, const float* x, Shape s, int64_t channe
   return found;
 }
 
-// ---- A matrix with a channel a column -----------------------------------------------------------
+// ---- A matrix with one column per channel -------------------------------------------------------
 
-struct Parts {  // The rows of a matrix in parts, these in chunks; by its shape alone.
+struct Parts {  // The rows of a matrix in parts of several chunks; depends only on its shape.
   int64_t rows, height, chunks, number;
 
   explicit Parts(Shape s)
@@ -325,7 +325,7 @@ void matrix_sums(const float* gradient, const float* x, Shape s, const float* mi
 
 // ---- Elementwise ---------------------------------------------------------------------------------
 
-// Calls `work(begin, length, channel)` for each row of values; in a matrix with channel -1.
+// Calls `work(begin, length, channel)` for each row of values; channel is -1 in a matrix.
 template <typename Work>
 void for_all_rows(Shape s, int num_threads, Work work) {
   const int64_t rows = s.is_matrix() ? s.outer : s.outer * s.channels;
@@ -369,7 +369,7 @@ void gradient_columns(const float* __restrict g, const float* __restrict x, floa
 
 extern "C" {
 
-// Each channel's mean, then its sum of squared deviations, then the number of its samples:
+// Writes each channel's mean, then sums of squared deviations, then the number of samples:
 // `own` holds 2 * channels + 1.
 void dq_norm_moments(const float* x, int64_t outer, int64_t channels, int64_t inner, double* own,
                      int num_threads) {
@@ -388,8 +388,8 @@ void dq_norm_moments(const float* x, int64_t outer, int64_t channels, int64_t in
   }
 }
 
-// Merge what `ranks` ranks know, `gathered` (ranks, 2 * channels + 1), into mean, biased variance
-// and number of samples, and normalize by it. `weight` and `bias` may be null.
+// Merges the moments of `ranks` ranks, `gathered` (ranks, 2 * channels + 1), into mean, biased
+// variance and number of samples, and normalizes by them. `weight` and `bias` may be null.
 void dq_norm_normalize(const float* x, float* y, int64_t outer, int64_t channels, int64_t inner,
                        const double* gathered, int64_t ranks, const float* weight,
                        const float* bias, double eps, double* mean, double* variance,
@@ -427,7 +427,7 @@ void dq_norm_normalize(const float* x, float* y, int64_t outer, int64_t channels
   });
 }
 
-// Each channel's sum of gradients, then of gradients times deviations from the mean, (2, channels).
+// Each channel's sum of gradients, then of gradients times deviations from the mean: (2, channels).
 void dq_norm_sums(const float* gradient, const float* x, int64_t outer, int64_t channels,
                   int64_t inner, const double* mean, double* sums, int num_threads) {
   const Shape s{outer, channels, inner};
@@ -446,7 +446,7 @@ void dq_norm_sums(const float* gradient, const float* x, int64_t outer, int64_t 
   for (int64_t c = 0; c < channels; ++c) products[c] += (middle[c] - mean[c]) * sums[c];
 }
 
-// The gradient of the input, from what `dq_norm_sums` gives summed over all ranks.
+// The gradient of the input, from the results of `dq_norm_sums` summed over all ranks.
 void dq_norm_gradient(const float* gradient, const float* x, float* result, int64_t outer,
                       int64_t channels, int64_t inner, const float* weight, const double* mean,
                       const double* inverse_deviation, const double* sums, const double* count,

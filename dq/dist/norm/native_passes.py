@@ -1,8 +1,8 @@
-"""The four passes of a batch normalization over ranks by the kernels of batch_norm.cpp.
+"""The four passes of a batch normalization over ranks with the kernels of batch_norm.cpp.
 
-They stand for those of `dq.dist.norm.torch_passes`, argument for argument, where `takes` says yes:
-float32 on a CPU, as it is or channels-last. A composition of torch's operators passes over a tensor
-about fifteen times in a step; the kernels read it five times and write it twice.
+They replace those of `dq.dist.norm.torch_passes`, with the same arguments, if `takes` returns True:
+float32 on a CPU, contiguous or channels-last. A composition of torch's operators passes over a
+tensor about fifteen times in a step; the kernels read it five times and write it twice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ library = _KERNELS.library
 
 
 def takes(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Say whether kernels are to be had and can work on these tensors."""
+    """Return whether the kernels are available and support these tensors."""
     given = [x for x in (input, weight, bias) if x is not None]
     return (
         all(x.device.type == "cpu" and x.dtype == torch.float32 for x in given)
@@ -64,7 +64,7 @@ def normalize(
 
 
 def own_sums(gradient: Tensor, input: Tensor, mean: Tensor) -> Tensor:
-    """See `dq.dist.norm.torch_passes.own_sums`; the gradient is laid out as the input."""
+    """See `dq.dist.norm.torch_passes.own_sums`; the gradient has the input's memory layout."""
     sums = mean.new_empty(2, input.shape[1])
     _KERNELS.call(
         "dq_norm_sums",
@@ -82,7 +82,7 @@ def input_gradient(
     count: Tensor,
     sums: Tensor,
 ) -> Tensor:
-    """See `dq.dist.norm.torch_passes.input_gradient`; the gradient is laid out as the input."""
+    """See `dq.dist.norm.torch_passes.input_gradient`; the gradient has the input's layout."""
     result = torch.empty_like(input)
     _KERNELS.call(
         "dq_norm_gradient",
@@ -93,7 +93,7 @@ def input_gradient(
 
 
 def _shape(input: Tensor) -> tuple[int, int, int]:
-    """Return the rows of a channel, the channels and the values of a row, as the data lies."""
+    """Return rows per channel, channels, and values per row, in memory order."""
     channels, size = input.shape[1], input.numel()
     if size == 0:
         return 0, channels, 1

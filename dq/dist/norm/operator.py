@@ -1,8 +1,8 @@
 """Batch normalization over the samples of all ranks as one operator with a gradient.
 
-It is a custom operator of torch, so torch.compile keeps it whole in the middle of its graph: what
-surrounds it is compiled as if no collective were there. The passes over memory are those of
-`dq.dist.norm.native_passes` where it can take the tensors, else of `dq.dist.norm.torch_passes`.
+It is a custom operator of torch, so torch.compile keeps it whole in its graph and compiles the rest
+as if there were no collective. The passes over memory are those of `dq.dist.norm.native_passes` if
+they support the tensors, else those of `dq.dist.norm.torch_passes`.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from torch.distributed import distributed_c10d
 from dq.dist.exchange import collectives
 from dq.dist.norm import native_passes as native_batch_norm
 from dq.dist.norm import torch_passes as torch_batch_norm
-from dq.native import laid_out_like
+from dq.native import with_layout_of
 
 Group = dist.ProcessGroup | None
 
@@ -24,33 +24,33 @@ Group = dist.ProcessGroup | None
 def normalize_over_ranks(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Normalize by the moments of all ranks, scale and shift; one collective, one in the gradient.
+    """Normalize by the moments of all ranks, scale and shift; one collective, one in backward.
 
-    Each rank computes its own mean and sum of squared deviations, and the formula of Chan, Golub
-    and LeVeque ("Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979)
-    merges them: nothing cancels, as it would in E[x^2] - E[x]^2. The gradient of the input follows
-    the samples of all ranks; those of weight and bias are this rank's own share, as DDP expects.
-    Every rank must call it, at the same step, a rank without samples too.
+    Each rank computes its own mean and sum of squared deviations. The formula of Chan, Golub and
+    LeVeque ("Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979)
+    merges them without the cancellation of E[x^2] - E[x]^2. The gradient of the input includes the
+    samples of all ranks; those of weight and bias are this rank's own share, as DDP expects.
+    Every rank must call it, at the same step, also a rank without samples.
 
     Args:
-        input: (N, C, *), floating; N may differ from rank to rank and may be 0.
+        input: (N, C, *), floating; N may differ between ranks and may be 0.
         weight: (C,) or None.
         bias: (C,) or None.
-        eps: added to the variance.
-        group: name of the ranks whose samples count; empty for all.
+        eps: Added to the variance.
+        group: Name of the group of ranks; empty for all.
 
     Returns:
         (N, C, *) with the dtype of the input; mean (C,), biased variance (C,) and the number of
-        samples of a channel (1,) over all ranks, float64.
+        samples per channel (1,) over all ranks, float64.
 
     Raises:
-        ValueError: all ranks together have but one sample of a channel.
+        ValueError: All ranks together have only one sample per channel.
     """
     native = native_batch_norm.takes(input, weight, bias)
     passes = native_batch_norm if native else torch_batch_norm
     gathered = collectives.all_gather(passes.own_moments(input), _named(group))
     output, mean, variance, count = passes.normalize(input, gathered, weight, bias, eps)
-    # A rank that has two samples itself need not look, which would wait for the device.
+    # A rank with two samples need not look at the sum, which would wait for the device.
     if input.numel() // input.shape[1] < 2 and float(count) == 1:
         raise ValueError(
             f"batch normalization in training needs more than one sample of a channel over "
@@ -80,11 +80,11 @@ def _backward(
     group: str,
     wants_input: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the input's gradient (an empty one where unwanted) and this rank's sums, (2, C)."""
+    """Return the input's gradient (empty if not needed) and this rank's sums, (2, C)."""
     native = native_batch_norm.takes(input, weight, None) and grad_output.dtype == input.dtype
     passes = native_batch_norm if native else torch_batch_norm
     if native:
-        grad_output = laid_out_like(grad_output, input)
+        grad_output = with_layout_of(grad_output, input)
     sums = passes.own_sums(grad_output, input, mean)
     if not wants_input:
         return input.new_empty(0), sums
@@ -139,5 +139,5 @@ normalize_over_ranks.register_autograd(_gradients, setup_context=_keep)
 def _named(group: str) -> Group:
     if not group:
         return None
-    # torch's own compiled collectives find their groups so.
+    # torch's own compiled collectives find their groups in the same way.
     return distributed_c10d._resolve_process_group(group)  # type: ignore[attr-defined, arg-type]

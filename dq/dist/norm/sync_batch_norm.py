@@ -1,4 +1,4 @@
-"""Batch normalization over all ranks that works on gloo and NCCL, and the way to it and back."""
+"""Batch normalization over all ranks on gloo and NCCL, and conversion to it and back."""
 
 from typing import Any, cast
 
@@ -15,21 +15,21 @@ from dq.dist.norm.operator import normalize_over_ranks
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Normalize by the batch of all ranks in training; else be an ordinary batch normalization.
+    """Normalize by the batch of all ranks in training; else like an ordinary batch normalization.
 
     torch's own refuses CPU tensors as soon as there is a process group. This one uses torch's
-    kernels on CUDA and its own on a CPU: one collective forward, one backward.
+    kernels on CUDA and its own on a CPU: one collective in forward, one in backward.
     Batches may differ in size and be empty. In training every rank must call it, at the same step.
 
     Args:
-        num_features: channels C of an input (N, C, *).
-        eps: added to the variance.
-        momentum: weight of the newest batch in the running statistics; None for their plain mean.
-        affine: learn a weight and a bias for each channel.
-        track_running_stats: keep running statistics for evaluation.
-        process_group: the ranks whose samples count; all by default.
-        device: of parameters and buffers.
-        dtype: of parameters and buffers.
+        num_features: Channels C of an input (N, C, *).
+        eps: Added to the variance.
+        momentum: Weight of the newest batch in the running statistics; None for a plain mean.
+        affine: Learn a weight and a bias for each channel.
+        track_running_stats: Keep running statistics for evaluation.
+        process_group: The ranks whose samples count; all by default.
+        device: Device of parameters and buffers.
+        dtype: Dtype of parameters and buffers.
     """
 
     process_group: dist.ProcessGroup | None
@@ -59,12 +59,12 @@ class SyncBatchNorm(_BatchNorm):
         """Normalize (N, C, *); in training by the samples of all ranks, one collective.
 
         Raises:
-            ValueError: all ranks together have but one sample of a channel.
+            ValueError: All ranks together have only one sample per channel.
         """
         if not self.training or collectives.world_size(self.process_group) == 1:
             return super().forward(input)
         self._check_input_dim(input)
-        # Its kernels are faster than ours; inside what is compiled they would cut the graph apart.
+        # torch's kernels are faster than ours, but they would break the graph of torch.compile.
         if input.device.type == "cuda" and not torch.compiler.is_compiling():
             return self._forward_native(input)
         return self._over_ranks(input)
@@ -79,7 +79,8 @@ class SyncBatchNorm(_BatchNorm):
         return normalized
 
     def _forward_native(self, input: Tensor) -> Tensor:
-        # A rank with an empty batch of halves must send float32 like the others; torch's does not.
+        # A rank with an empty half-precision batch must send float32 like the others; torch's does
+        # not.
         sent = input.float() if input.numel() == 0 else input
         tracks = self.track_running_stats
         output: Tensor = NativeFunction.apply(
@@ -96,7 +97,7 @@ class SyncBatchNorm(_BatchNorm):
         return output.to(input.dtype)
 
     def _count_batch(self) -> float:
-        """Count one more batch, and return its weight in the running statistics."""
+        """Count one more batch and return its weight in the running statistics."""
         if self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
@@ -105,7 +106,7 @@ class SyncBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Take the batch into the running statistics, unless all ranks' batches are empty."""
+        """Add the batch to the running statistics, unless the batches of all ranks are empty."""
         if not self.track_running_stats:
             return
         here = count.clamp(max=1)
@@ -126,20 +127,20 @@ def convert_sync_batch_norm(
 ) -> Module:
     """Make every batch normalization in the module, itself included, synchronize over ranks.
 
-    The layers stay the same objects and change their class: parameters, buffers, hooks, sharing
-    and references to them (of optimizers, of traced graphs) all stay valid. torch's SyncBatchNorm
-    is converted too and keeps its own group unless one is given. Layers whose class has a forward
-    of its own, and those converted before, are left alone.
+    The layers stay the same objects and change only their class. So parameters, buffers, hooks,
+    sharing and references to them (of optimizers, of traced graphs) stay valid. torch's
+    SyncBatchNorm is converted too and keeps its own group unless one is given. Layers whose class
+    overrides forward, and layers that are already converted, are not changed.
 
     Args:
-        module: changed in place.
-        process_group: the ranks whose samples count; all by default.
+        module: Changed in place.
+        process_group: The ranks whose samples count; all by default.
 
     Returns:
         The argument itself.
 
     Raises:
-        ValueError: a lazy layer has no shape yet.
+        ValueError: A lazy layer has no shape yet.
     """
     known = (_BatchNorm.forward, torch.nn.SyncBatchNorm.forward)
     for layer in module.modules():
@@ -155,12 +156,12 @@ def convert_sync_batch_norm(
 
 
 def revert_sync_batch_norm(module: Module) -> Module:
-    """Give every synchronized layer its original class back; BatchNorm2d if it never had one.
+    """Give every synchronized layer its original class back; BatchNorm2d if it had none.
 
     The layers stay the same objects, as in `convert_sync_batch_norm`.
 
     Args:
-        module: changed in place.
+        module: Changed in place.
 
     Returns:
         The argument itself.

@@ -1,7 +1,7 @@
-"""The four passes of a batch normalization over ranks, composed of torch's operators.
+"""The four passes of a batch normalization over ranks, composed of torch operators.
 
-What they exchange between ranks lies between them; see `dq.dist.norm.operator`. All of them
-take (N, C, *) of any floating dtype and device, and N may be 0.
+The exchange between ranks happens between the passes; see `dq.dist.norm.operator`. All of them
+accept (N, C, *) of any floating dtype and device, and N may be 0.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
-from dq.native import as_promised
+from dq.native import with_promised_strides
 
 
 def own_moments(input: Tensor) -> Tensor:
-    """Return what this rank knows of its samples, to be gathered.
+    """Return the moments of this rank's samples, to be gathered.
 
     Returns:
-        Means (C), sums of squared deviations from them (C), the number of samples of a channel
-        (1), one behind the other; float64.
+        Means (C), sums of squared deviations from them (C) and the number of samples per channel
+        (1), concatenated; float64.
     """
     channels = input.shape[1]
     count = input.numel() // channels
@@ -34,18 +34,18 @@ def own_moments(input: Tensor) -> Tensor:
 def normalize(
     input: Tensor, gathered: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Merge what all ranks know of their samples; normalize by it, scale and shift.
+    """Merge the moments of all ranks, normalize by them, scale and shift.
 
     Args:
         input: (N, C, *).
         gathered: (ranks, 2 * C + 1), from `own_moments`.
         weight: (C,) or None.
         bias: (C,) or None.
-        eps: added to the variance.
+        eps: Added to the variance.
 
     Returns:
-        The result, laid out as the input; mean (C,), biased variance (C,) and number of samples of
-        a channel (1,) over all ranks, float64.
+        The result, in the input's memory layout; mean (C,), biased variance (C,) and number of
+        samples per channel (1,) over all ranks, float64.
     """
     channels, wide = input.shape[1], _wide(input)
     means, squares, counts = torch.split(gathered, [channels, channels, 1], dim=1)
@@ -54,14 +54,14 @@ def normalize(
     variance = (squares + counts * (means - mean).square()).sum(0) / total
     scale, shift = (None if t is None else t.to(wide) for t in (weight, bias))
     output = batch_norm(input, mean.to(wide), variance.to(wide), scale, shift, eps=eps)
-    return as_promised(output, input), mean, variance, counts.sum(0)
+    return with_promised_strides(output, input), mean, variance, counts.sum(0)
 
 
 def own_sums(gradient: Tensor, input: Tensor, mean: Tensor) -> Tensor:
     """Return this rank's sums of the gradient and of its product with deviations from the mean.
 
     Args:
-        gradient: of the result, (N, C, *).
+        gradient: Of the result, (N, C, *).
         input: (N, C, *).
         mean: (C,), float64.
 
@@ -82,16 +82,16 @@ def input_gradient(
     count: Tensor,
     sums: Tensor,
 ) -> Tensor:
-    """Return the gradient of the input, laid out as the input.
+    """Return the gradient of the input, in the input's memory layout.
 
     Args:
-        gradient: of the result, (N, C, *).
+        gradient: Of the result, (N, C, *).
         input: (N, C, *).
         weight: (C,) or None.
         mean: (C,), float64.
-        inverse_deviation: of the variance and what is added to it, (C,), float64.
-        count: number of samples of a channel over all ranks, (1,), float64.
-        sums: of all ranks, (2, C), from `own_sums`.
+        inverse_deviation: 1 / sqrt(variance + eps), (C,), float64.
+        count: Number of samples per channel over all ranks, (1,), float64.
+        sums: Sums of `own_sums` over all ranks, (2, C).
     """
     means = sums / count.clamp(min=1)
     slope = means[1] * inverse_deviation.square()
@@ -99,11 +99,11 @@ def input_gradient(
     centred = input - _as(mean, input)
     wide = torch.addcmul(gradient.to(_wide(input)), centred, _as(-slope, input))
     wide = wide.sub_(_as(means[0], input)).mul_(_as(scale, input))
-    return as_promised(wide.to(input.dtype), input)
+    return with_promised_strides(wide.to(input.dtype), input)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
-    """Choose the dtype to accumulate in: float32 for the half types."""
+    """Return the dtype to accumulate in: float32 for half-precision types."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
@@ -112,5 +112,5 @@ def _all_but_channels(tensor: Tensor) -> list[int]:
 
 
 def _as(per_channel: Tensor, like: Tensor) -> Tensor:
-    """Shape (C,) to broadcast against (N, C, *), in its wide dtype."""
+    """Reshape (C,) to broadcast against (N, C, *), in the accumulation dtype."""
     return per_channel.to(_wide(like)).view(1, -1, *[1] * (like.dim() - 2))

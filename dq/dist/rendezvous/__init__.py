@@ -1,1 +1,1 @@
-"""Where ranks meet: their places from the environment, the store, numbered meetings."""
+"""How ranks find each other: rank from the environment, the store, numbered meetings on it."""

@@ -1,4 +1,4 @@
-"""The place of this process among the ranks of its job, read once from the environment."""
+"""Rank, node and world size of this process, read once from the environment."""
 
 import os
 import re
@@ -15,7 +15,7 @@ _TORCHRUN = (
     "GROUP_RANK",
     "GROUP_WORLD_SIZE",
 )
-# Starters that say how many they started, but not all that a rank has to know.
+# Launchers that tell a process how many there are, but not everything that a rank needs.
 _OTHERS = {
     "OMPI_COMM_WORLD_SIZE": "Open MPI's mpirun",
     "PMI_SIZE": "mpiexec",
@@ -27,18 +27,18 @@ _OTHERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """Name the place of one process; the defaults are a process alone.
+    """Rank and node of one process; the defaults describe a single process.
 
     Args:
-        rank: number of this process among all of the job, from 0.
-        world_size: number of processes of the job.
-        local_rank: number of this process among those of its node, from 0.
-        local_world_size: number of processes on this node.
-        node: number of this node, from 0.
-        num_nodes: number of nodes of the job.
+        rank: Index of this process among all of the job, from 0.
+        world_size: Number of processes of the job.
+        local_rank: Index of this process among those of its node, from 0.
+        local_world_size: Number of processes on this node.
+        node: Index of this node, from 0.
+        num_nodes: Number of nodes of the job.
 
     Raises:
-        ValueError: the numbers contradict each other; the line names the first that does.
+        ValueError: The numbers contradict each other; the message names the first contradiction.
     """
 
     rank: int = 0
@@ -65,20 +65,21 @@ class Environment:
 
     @property
     def is_main(self) -> bool:
-        """Tell whether this is the main rank, rank 0."""
+        """Return whether this is the main rank, rank 0."""
         return self.rank == 0
 
 
 def read_environment(environ: Mapping[str, str] = os.environ) -> Environment:
-    """Read the place of this process as torchrun, else Slurm's srun, wrote it; else it is alone.
+    """Read the variables of torchrun, else those of srun; without either this is a single process.
 
-    torchrun's variables win, since a torchrun started by srun sees both. Of Slurm's only those of a
-    step count, for an allocation's are in every shell inside it. What another starter of several
-    processes (mpirun) has started is refused: taken for processes alone they would all do the same.
+    torchrun's variables win, because a torchrun started by srun sees both. Of Slurm's variables
+    only those of a step count, because those of an allocation are in every shell inside it. If
+    another launcher (mpirun) has started several processes, it is refused: each of them would
+    otherwise do the whole job.
 
     Raises:
-        ValueError: some variables are missing, are not whole numbers or contradict each other, or
-            the process was started by something that is not understood.
+        ValueError: Some variables are missing, are not whole numbers or contradict each other, or
+            the process was started by an unknown launcher.
     """
     if any(name in environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
         return _of_torchrun(environ)
@@ -120,7 +121,7 @@ def _of_torchrun(environ: Mapping[str, str]) -> Environment:
 def _refuse_others(environ: Mapping[str, str], step: SlurmStep | None) -> None:
     for name, starter in _OTHERS.items():
         size = environ.get(name, "").strip()
-        # srun --mpi=pmi2 sets MPICH's variables besides its own.
+        # srun --mpi=pmi2 sets MPICH's variables in addition to its own.
         is_of_step = step is not None and name == "PMI_SIZE" and size == str(step.tasks)
         if size.isdecimal() and int(size) > 1 and not is_of_step:
             raise ValueError(

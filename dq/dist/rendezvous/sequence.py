@@ -1,8 +1,8 @@
 """The order in which ranks meet on the store: every meeting has a number and a name.
 
-A rank that takes another way through the program than the rest would meet them in the wrong place,
-and all would wait for what never comes, or take one thing for another. So the first who comes
-leaves the meeting's name, and whoever comes with another one says so.
+A rank that takes another path through the program would be at the wrong meeting. All ranks would
+then wait forever, or mistake one result for another. So the first rank to arrive writes the
+meeting's name, and a rank that arrives with another name raises an error.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NAME = "name"
 class _Sequence:
     """How many meetings a group has had; it lives as long as its group.
 
-    All of them share a client: one that has been connected finds at once that its server is dead,
-    where a new one tries for long to reach it.
+    All meetings share a client. A connected client notices at once that its server is dead; a new
+    client would try for long to reach it.
     """
 
     def __init__(self) -> None:
@@ -34,13 +34,13 @@ _sequences: weakref.WeakKeyDictionary[ProcessGroup, _Sequence] = weakref.WeakKey
 
 
 def open_meeting(name: str) -> Store:
-    """Return the group's store for the next meeting, whose keys are that one's alone.
+    """Return the group's store for the next meeting, with a key prefix of its own.
 
     Every rank must call it, at the same point of the program and with the same name. A thread that
-    uses it needs a clone of its own.
+    uses it needs its own clone.
 
     Args:
-        name: What the ranks meet for.
+        name: The purpose of the meeting.
 
     Raises:
         ValueError: There is no process group.
@@ -56,8 +56,8 @@ def open_meeting(name: str) -> Store:
     found = store.compare_set(NAME, "", name).decode()
     if found != name:
         raise RuntimeError(
-            f"rank {dist.get_rank()} is at {name!r} while another rank is at {found!r}, the"
-            f" {sequence.number}. meeting of both: ranks must do the same in the same order, and"
-            " code that only some of them run, a hook say, must not"
+            f"rank {dist.get_rank()} is at {name!r} while another rank is at {found!r}"
+            f" (meeting {sequence.number}): all ranks must do the same in the same order, so code"
+            " that only some ranks run, such as a hook, must not wait for other ranks"
         )
     return store

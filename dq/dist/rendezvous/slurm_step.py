@@ -1,4 +1,4 @@
-"""The place of this process among the tasks of a step of Slurm's, as srun wrote it."""
+"""Rank of this process among the tasks of a Slurm step, from the variables of srun."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ _NAMES = (
     "SLURM_NODEID",
     "SLURM_STEP_NUM_NODES",
 )
-# Numbers from here up are steps that Slurm makes by itself: a batch script, an interactive shell.
+# Step numbers from here on are steps that Slurm creates itself: a batch script, an interactive
+# shell.
 _FIRST_SPECIAL = 0xFFFFFFF0
 _ALONE = "unset SLURM_STEP_ID to run alone"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmStep:
-    """One task of a step with several.
+    """One task of a step that has several.
 
     Attributes:
-        rank: Number of this task among all of the step, from 0.
-        tasks: Of the step.
-        local_rank: Number among those of its node, from 0.
-        local_tasks: Of the step on this node.
-        node: Number of this node among those of the step, from 0.
-        nodes: Of the step.
+        rank: Index of this task among all of the step, from 0.
+        tasks: Number of tasks of the step.
+        local_rank: Index among those of its node, from 0.
+        local_tasks: Number of tasks of the step on this node.
+        node: Index of this node among those of the step, from 0.
+        nodes: Number of nodes of the step.
     """
 
     rank: int
@@ -42,20 +43,20 @@ class SlurmStep:
 
 
 def slurm_step(environ: Mapping[str, str], *, pid: int | None = None) -> SlurmStep | None:
-    """Return this process's place in a step of several tasks, None where it is in none.
+    """Return this process's task in a step of several tasks, or None if it is in no such step.
 
-    An allocation has variables too (SLURM_NTASKS): they are in the shell of salloc and in a batch
-    script, which even has SLURM_PROCID, and neither is a rank. A step's own are inherited by all
-    that is begun in it, other jobs among them: they are compared with each other and with where
-    this process descends from.
+    An allocation also sets variables (SLURM_NTASKS). They are in the shell of salloc and in a batch
+    script, which even has SLURM_PROCID, and neither is a rank. Everything started in a step
+    inherits the step's variables, also other jobs. So they are compared with each other and with
+    the ancestors of this process.
 
     Args:
         environ: All variables.
-        pid: This process.
+        pid: Id of this process.
 
     Raises:
-        ValueError: Variables of a step are missing, are no numbers, contradict each other, or are
-            those of a step that this process is no task of.
+        ValueError: Variables of a step are missing, are not numbers, contradict each other, or
+            belong to a step of which this process is not a task.
     """
     text = environ.get("SLURM_STEP_ID", "")
     if not text or "SLURM_PROCID" not in environ or _is_special(text):
@@ -83,7 +84,7 @@ def slurm_step(environ: Mapping[str, str], *, pid: int | None = None) -> SlurmSt
 
 
 def _is_special(step: str) -> bool:
-    """Tell whether a step is none that srun made for ranks."""
+    """Return whether srun did not create this step for ranks."""
     return not step.isdecimal() or int(step) >= _FIRST_SPECIAL
 
 
@@ -95,7 +96,7 @@ def _refuse_contradiction(
     local_tasks: int,
     nodes: int,
 ) -> None:
-    """Compare what srun has set twice: a job that is submitted inside a step inherits a half."""
+    """Compare what srun sets twice: a job submitted inside a step inherits only half of it."""
     for name, wanted, of in (
         ("SLURM_NTASKS", tasks, "SLURM_STEP_NUM_TASKS"),
         ("SLURM_NNODES", nodes, "SLURM_STEP_NUM_NODES"),
@@ -122,11 +123,11 @@ def _refuse_contradiction(
 
 
 def _refuse_stranger(environ: Mapping[str, str], pid: int, tasks: int) -> None:
-    """Refuse a process that only has the variables: of a shell that has outlived its step, say."""
+    """Refuse a process that only inherited the variables, such as one that outlived its step."""
     task = environ.get("SLURM_TASK_PID", "")
     if not task.isdecimal():
         return
-    # A container with process numbers of its own begins inside the task, and has its variables.
+    # A container with its own process ids starts inside the task and has its variables.
     first = _variables(1).get("SLURM_TASK_PID")
     above = list(_ancestors(pid))
     if above and int(task) not in above and first != task:
@@ -136,13 +137,13 @@ def _refuse_stranger(environ: Mapping[str, str], pid: int, tasks: int) -> None:
         )
     if "SLURM_PTY_PORT" in environ and int(task) != pid:
         raise ValueError(
-            f"this shell is one of {tasks} tasks of srun --pty, and the others are no ranks; start"
+            f"this shell is one of {tasks} tasks of srun --pty, and the others are not ranks; start"
             f" the ranks with srun --overlap or torchrun, or {_ALONE}"
         )
 
 
 def _ancestors(pid: int) -> Iterable[int]:
-    """Yield a process and those that it descends from; nothing where that cannot be seen."""
+    """Yield a process and its ancestors; nothing if they are not visible."""
     while pid > 0:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

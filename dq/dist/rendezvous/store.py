@@ -1,4 +1,4 @@
-"""The store of the process group: keys that every rank sees, and meets on without a collective."""
+"""The store of the process group: keys that every rank sees, for waiting without a collective."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -8,28 +8,28 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-# A server that lives answers within milliseconds, a busy one within seconds.
+# A live server answers within milliseconds, a busy one within seconds.
 _ANSWER = timedelta(seconds=15)
 
 
 def open_store(name: str) -> Store:
-    """Open a client of the group's store, whose keys live under `name`.
+    """Open a client of the group's store, with keys under the prefix `name`.
 
-    The client is this caller's own: a blocked call on another one, or another thread's, never
-    delays it. The server lives where the launcher put it: in torchrun's agent, else in rank 0.
+    The caller alone uses this client, so a blocked call of another client or thread never delays
+    it. The server runs in torchrun's agent, or else in rank 0.
 
-    A client goes on trying to reach a dead server for the whole time-out of its store, half an hour
-    say; this one gives up early.
+    By default a client tries to reach a dead server for the whole time-out of its store, which may
+    be half an hour; this one gives up early.
 
     Args:
-        name: a name that no other caller uses, the same on every rank.
+        name: A name that no other caller uses, the same on every rank.
 
     Raises:
-        ValueError: there is no process group.
-        DistError: the server is gone.
+        ValueError: There is no process group.
+        DistError: The server is gone.
     """
     store = distributed_c10d._get_default_store()
-    usual: timedelta = store.timeout  # type: ignore[attr-defined]  # torch's stub leaves it out
+    usual: timedelta = store.timeout  # type: ignore[attr-defined]  # Missing in torch's stubs.
     store.set_timeout(_ANSWER)
     try:
         return PrefixStore(f"dq/{name}", store.clone())
@@ -38,7 +38,7 @@ def open_store(name: str) -> Store:
 
 
 def pauses(longest_s: float = 1.0) -> Iterator[None]:
-    """Pause between two looks at the store: briefly at first, then up to `longest_s` each time."""
+    """Sleep between two looks at the store: briefly at first, then up to `longest_s` each time."""
     pause_s = 0.02
     while True:
         yield
@@ -50,12 +50,12 @@ def meet(store: Store, *, limit_s: float, unless: str = "called off") -> list[in
     """Wait until every rank has called this on its client of the same store.
 
     Args:
-        store: what `open_store` gave, used for one meeting only.
-        limit_s: seconds to wait for the others.
-        unless: a key; whoever sets it ends the meeting at once.
+        store: From `open_store`, used for one meeting only.
+        limit_s: Seconds to wait for the others.
+        unless: A key; setting it ends the meeting at once.
 
     Returns:
-        The ranks that did not come; empty when all did.
+        The ranks that did not arrive; empty when all did.
     """
     world_size = dist.get_world_size()
     names = [f"here/{rank}" for rank in range(world_size)]
@@ -72,7 +72,7 @@ def meet(store: Store, *, limit_s: float, unless: str = "called off") -> list[in
 
 
 def forget(store: Store, keys: Sequence[str]) -> None:
-    """Delete the keys as soon as every rank has called this: the last one does it."""
+    """Delete the keys when every rank has called this: the last one deletes them."""
     if store.add("forgotten", 1) == dist.get_world_size():
         for key in [*keys, "forgotten"]:
             store.delete_key(key)

@@ -1,14 +1,14 @@
-"""What one rank asks for, all ranks do after the same step, without a collective.
+"""Let all ranks act on a request of one rank after the same step, without a collective.
 
-A rank that is to stop, or wants a checkpoint, must not do so alone. The step's own exchange of
-gradients carries the agreement: at the end of step ``s`` the asking rank writes into the store that
-it is due after step ``s + 1``, and only then goes on. No rank can end that later step before the
-asking rank has joined it, so every rank that looks at the store then finds it.
+A rank that is to stop, or wants a checkpoint, must not do so alone. The gradient exchange of each
+step makes the agreement possible: at the end of step ``s`` the requesting rank writes into the
+store that the request is due after step ``s + 1``, and only then continues. No rank can finish that
+step before the requesting rank has joined it, so every rank that reads the store then finds it.
 
-A GPU's host ends a step before the device does, and to wait for the device in each step would leave
-it idle. So before a look at the end of step ``s`` the host waits for the device's step ``s - 1``,
-which is long done or soon will be: then every host has begun that step, and written before it
-whatever it asked for. A request is due after step ``s + 2`` there.
+With a GPU the host finishes a step before the device does, and waiting for the device in each step
+would leave it idle. So before the host reads the store at the end of step ``s``, it waits for the
+device's step ``s - 1``, which is usually finished. Then every host has started that step and has
+already written its requests. There a request is due after step ``s + 2``.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _COUNT = "count"
 
 
 class Marks(Protocol):
-    """What a host that runs ahead of its device knows of how far that is."""
+    """How a host that runs ahead of its device limits its lead."""
 
     def pass_one(self) -> None:
-        """Mark the step whose work was just handed on, and wait for the one that was before it."""
+        """Mark the step that was just queued, and wait for the one before it."""
 
 
 class CudaMarks:
-    """Marks in a GPU's stream.
+    """Events in a GPU's stream.
 
     Args:
-        device: Of this rank.
+        device: The device of this rank.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -49,8 +49,8 @@ class CudaMarks:
         self.former: torch.cuda.Event | None = None
 
     def pass_one(self) -> None:
-        """Mark the step, and wait for the one before; the device stays busy with this one."""
-        mark = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it out
+        """Record an event, and wait for the previous one; the device stays busy with this step."""
+        mark = torch.cuda.Event()  # type: ignore[no-untyped-call]  # Not typed in torch.
         mark.record(torch.cuda.current_stream(self.device))
         if self.former is not None:
             self.former.synchronize()
@@ -58,13 +58,13 @@ class CudaMarks:
 
 
 class Agreement:
-    """Requests of single ranks that all act upon together.
+    """Requests of single ranks that all ranks act on together.
 
     Every rank must create its own at the same point of the program.
 
     Args:
-        check_every: Steps between two looks at the store.
-        marks: Where the host runs ahead of its device; None where a step is done when it ends.
+        check_every: Steps between two reads of the store.
+        marks: For a host that runs ahead of its device; None if a step is finished when it returns.
     """
 
     def __init__(self, *, check_every: int = 1, marks: Marks | None = None) -> None:
@@ -78,22 +78,22 @@ class Agreement:
         self._store = None if alone else open_meeting("agreement")
 
     def ask(self, what: str, why: str = "") -> None:
-        """Ask for something; any rank may, at any time, in a signal handler too: nothing waits.
+        """Request something; any rank may, at any time, also in a signal handler: nothing waits.
 
         Args:
-            what: Its name; asked for twice before it is done, it is done once.
-            why: Kept from the first who asks.
+            what: Its name; two requests of one name before it is due count as one.
+            why: The reason; that of the first request is kept.
         """
-        # No lock here: a signal handler may interrupt whoever holds it. Assignment is atomic.
+        # No lock here: a signal handler may interrupt its holder. Assignment is atomic.
         self._asked.setdefault(what, why)
 
     def due(self, step: int) -> Mapping[str, str]:
-        """Return what all ranks are to do now, with the reasons; nearly always nothing.
+        """Return what all ranks must do now, with the reasons; usually nothing.
 
         Every rank must call it at the end of each step in which ranks exchanged something.
 
         Args:
-            step: Steps done, consecutive and equal on all ranks.
+            step: Number of finished steps, consecutive and equal on all ranks.
 
         Raises:
             RuntimeError: The store is gone.
@@ -124,16 +124,16 @@ class Agreement:
         return taken
 
     def _publish(self, asked: Mapping[str, str], step: int) -> None:
-        """Write requests under the next free numbers; each number is one rank's alone."""
+        """Write requests under the next free numbers; each number belongs to one rank."""
         assert self._store is not None
         for what, why in asked.items():
             number = self._store.add("next", 1)
             self._store.set(f"request/{number}", json.dumps([step, what, why]))
-            # Counted after it is written, so nobody reads one that is not there yet.
+            # The counter is increased after the write, so nobody reads a missing entry.
             self._store.add(_COUNT, 1)
 
     def _read(self) -> None:
-        """Read requests that are new; one round trip when there are none."""
+        """Read new requests; one round trip when there are none."""
         assert self._store is not None
         count = self._store.add(_COUNT, 0)
         while self._seen < count:

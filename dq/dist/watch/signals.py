@@ -1,4 +1,4 @@
-"""Signals that ask a job to stop: Slurm's and torchrun's, Ctrl-C, and a terminal that is closed."""
+"""Signals that ask a job to stop: from Slurm and torchrun, Ctrl-C, and a closed terminal."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from dq.dist.watch.agreement import Agreement
 
 log = logging.getLogger(__name__)
 STOP = "stop"
-# sysexits' EX_TEMPFAIL: nothing is wrong, try again later.
+# EX_TEMPFAIL of sysexits.h: a temporary condition, try again later.
 STOPPED_CODE = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
-# Slurm signals every process, and torchrun hands its own signal on: that is one request.
+# Slurm signals every process, and torchrun forwards its own signal: that is one request.
 SAME_REQUEST_S = 1.0
 
 
 class Stopped(BaseException):
-    """A signal ended the job; what there was to keep has been kept.
+    """A signal ended the job; everything worth keeping has been saved.
 
-    As KeyboardInterrupt it is no Exception: what goes on after any error must not go on after it.
+    Like KeyboardInterrupt it is not an Exception: code that continues after any error must not
+    continue after this.
     """
 
 
 class StopSignals:
-    """Turn the first signal into an orderly end; see `stop_signals`.
+    """Turn the first signal into an orderly stop; see `stop_signals`.
 
     Attributes:
-        first: When the first signal came, and which, or None.
+        first: Time and number of the first signal, or None.
     """
 
     def __init__(self) -> None:
@@ -43,41 +44,41 @@ class StopSignals:
 
     @contextlib.contextmanager
     def deferred(self, agreement: Agreement) -> Iterator[None]:
-        """Let a signal in the body ask all ranks to stop after a step, in place of `Stopped`.
+        """Let a signal in the body ask all ranks to stop after a step instead of raising `Stopped`.
 
         Args:
-            agreement: That the body looks at; a request under the name ``stop`` goes there.
+            agreement: The body must check it; the request has the name ``stop``.
 
         Raises:
-            Stopped: At the end, when a signal came too late for a last step.
+            Stopped: At the end, if a signal came too late for a last step.
         """
         self._agreement = agreement
         try:
             yield
         finally:
             self._agreement = None
-        self.refuse_to_go_on()
+        self.raise_if_stopped()
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Let a signal raise `Stopped` in the body, inside `deferred` too.
+        """Let a signal raise `Stopped` in the body, also inside `deferred`.
 
-        For what takes long, has no steps and leaves nothing worth waiting for.
+        For work that takes long, has no steps and leaves nothing worth saving.
         """
         agreement, self._agreement = self._agreement, None
         try:
-            self.refuse_to_go_on()
+            self.raise_if_stopped()
             yield
         finally:
             self._agreement = agreement
 
-    def refuse_to_go_on(self) -> None:
-        """Raise `Stopped` when a signal has come."""
+    def raise_if_stopped(self) -> None:
+        """Raise `Stopped` if a signal has come."""
         if self.first is not None:
             raise Stopped(self.first[1])
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Be the handler of every signal."""
+        """Handle a signal."""
         name, now = signal.Signals(number).name, time.monotonic()
         if self.first is not None:
             if now - self.first[0] > SAME_REQUEST_S:
@@ -87,23 +88,22 @@ class StopSignals:
         if self._agreement is None:
             raise Stopped(name)
         self._agreement.ask(STOP, name)
-        with contextlib.suppress(OSError):  # A terminal that was closed.
+        with contextlib.suppress(OSError):  # The terminal may be closed.
             os.write(2, f"{name}: stopping after this step\n".encode())
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Handle the stop requests among signals in the body; the former handlers return after it.
+    """Handle stop signals in the body; the former handlers are restored after it.
 
-    They are SIGTERM, SIGUSR1, SIGUSR2, SIGINT and SIGHUP. A SIGHUP that is ignored stays so: that
-    is what ``nohup`` is for. torchrun under it takes SIGHUP all the same and hands it to its ranks.
-
-    Outside `StopSignals.deferred` the first one raises `Stopped` where the main thread is. One that
-    comes more than a second after the first ends the process at once with code 128 + its number.
-    In another thread than the main one, where Python allows no handlers, nothing is done.
+    They are SIGTERM, SIGUSR1, SIGUSR2, SIGINT and SIGHUP. A SIGHUP that is ignored stays ignored:
+    that is the purpose of ``nohup``. torchrun under nohup still handles SIGHUP and forwards it to
+    its ranks. Outside `StopSignals.deferred` the first signal raises `Stopped` in the main thread.
+    A signal more than a second after the first ends the process at once with code 128 + its number.
+    In other threads, where Python allows no handlers, nothing is done.
     """
     signals = StopSignals()
-    _let_forked_processes_be()
+    _restore_signals_in_forks()
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
@@ -118,11 +118,11 @@ def stop_signals() -> Iterator[StopSignals]:
 
 
 @functools.cache
-def _let_forked_processes_be() -> None:
-    """Give processes that are forked from now on the signals' usual effects.
+def _restore_signals_in_forks() -> None:
+    """Give processes that are forked from now on the default signal handlers.
 
-    A parent ends them by SIGTERM, as multiprocessing's pools do. A handler in Python would run only
-    once the interpreter does, which a process that has just begun to wait for a lock never will.
+    A parent ends them with SIGTERM, as multiprocessing's pools do. A Python handler would run only
+    when the interpreter does, which never happens in a process that waits for a lock.
     """
 
     def restore() -> None:
@@ -135,11 +135,11 @@ def _let_forked_processes_be() -> None:
     os.register_at_fork(after_in_child=restore)
 
 
-def spare_loader_process() -> None:
-    """Let a loader process outlive the first SIGTERM; to be called in it, at its beginning.
+def ignore_first_sigterm() -> None:
+    """Let a loader process survive the first SIGTERM; call it in that process when it starts.
 
-    Slurm signals every process of a job, and the rank needs its loader until the step is done. The
-    second SIGTERM is obeyed, for that is how torch and multiprocessing end a process that is stuck.
+    Slurm signals every process of a job, and the rank needs its loader until the step is finished.
+    The second SIGTERM ends it, because that is how torch and multiprocessing end a stuck process.
     """
     for number in SIGNALS:
         if number != signal.SIGTERM:

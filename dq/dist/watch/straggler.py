@@ -1,9 +1,10 @@
-"""Which rank is the slowest, and at what.
+"""Find the slowest rank and the phase in which it is slow.
 
-In a step that ends with an exchange of gradients every rank takes as long as the slowest, so wall
-time names nobody. What differs is wall time in phases without a collective (waiting for data,
-preparing a step), and for work between collectives the processor time of this process, in which it
-does not wait. On a GPU the host's processor time says nothing of the kernels, and is not counted.
+In a step that ends with a gradient exchange every rank takes as long as the slowest, so wall time
+does not show which one it is. What shows it is wall time in phases without a collective (waiting
+for data, preparing a step), and the processor time of this process for work between collectives,
+because it does not count waiting. On a GPU processor time says nothing about kernels and is not
+counted.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ class Slow:
 
     Attributes:
         phase: Its name.
-        rank: Who.
+        rank: The slowest rank.
         seconds: Its time since the last report.
-        others: Median of all other ranks' times.
+        others: Median of the other ranks' times.
     """
 
     phase: str
@@ -37,7 +38,7 @@ class Slow:
 
     @property
     def ratio(self) -> float:
-        """How many times as long as the others; infinite where they needed no time."""
+        """How many times as long as the others it took; infinite if they needed no time."""
         return self.seconds / self.others if self.others > 0 else float("inf")
 
 
@@ -46,15 +47,15 @@ class PhaseClock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        # These are never begun anew.
+        # These are never reset.
         self.totals: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the body's wall time; it must hold no collective.
+        """Count the body's wall time; it must contain no collective.
 
         Args:
-            name: A phase that some rank has not entered between two reports is not in the report.
+            name: A phase that some rank did not enter between two reports is not reported.
         """
         began = time.perf_counter()
         try:
@@ -64,11 +65,11 @@ class PhaseClock:
 
     @contextmanager
     def work(self, name: str, device: torch.device) -> Iterator[None]:
-        """Count the processor time of all threads in the body, which may hold collectives.
+        """Count the processor time of all threads in the body, which may contain collectives.
 
         Args:
             name: As for `phase`.
-            device: On another than the CPU nothing is counted.
+            device: Nothing is counted on devices other than the CPU.
         """
         began = time.process_time()
         try:
@@ -84,12 +85,12 @@ class PhaseClock:
     def report(self) -> list[Slow]:
         """Return the slowest rank of each phase since the last report, equal on all ranks.
 
-        Every rank must call it, at the same step; one small collective. Alone there is none.
+        Every rank must call it, at the same step; one small collective, none in a single process.
         """
         own, self.seconds = self.seconds, {}
         if collectives.world_size() == 1:
             return []
-        # By name, for a rank may have been in no phase, or in one more.
+        # By name, because ranks may have entered different phases.
         everywhere: list[dict[str, float]] = collectives.all_gather_objects(own)
         names = sorted(set.intersection(*(set(found) for found in everywhere)))
         return [_slowest(name, [found[name] for found in everywhere]) for name in names]
@@ -101,13 +102,13 @@ def _slowest(name: str, times: Sequence[float]) -> Slow:
     return Slow(phase=name, rank=rank, seconds=times[rank], others=others)
 
 
-def line(slow: Slow, *, above: float, least_s: float = 0.5) -> str | None:
-    """Return the sentence that names a slow rank, None where it is not worth one.
+def slow_rank_message(slow: Slow, *, above: float, least_s: float = 0.5) -> str | None:
+    """Return a message that names a slow rank, or None if it is not slow enough.
 
     Args:
-        slow: Of a report.
-        above: The ratio from which on it is.
-        least_s: Seconds behind the others from which on it is.
+        slow: From a report.
+        above: Smallest ratio that is reported.
+        least_s: Smallest difference to the others that is reported, in seconds.
     """
     if slow.ratio < above or slow.seconds - slow.others < least_s:
         return None

@@ -1,4 +1,4 @@
-"""A job that stands still: every rank writes where it stands, and at last ends."""
+"""A watchdog for a job that hangs: every rank writes its stacks, and finally ends."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _ALARM = "alarm"
 
 
 class Watchdog:
-    """Notice when nothing is finished any more; see `watchdog`.
+    """Notice when no step finishes any more; see `watchdog`.
 
     Args:
         quiet_s: Seconds without a sign of life until all ranks write their stacks.
         limit_s: Seconds without a sign of life until this process ends.
-        file: Where stacks are written to; it stays open.
+        file: Where stacks are written; it stays open.
     """
 
     def __init__(self, quiet_s: float, limit_s: float, file: TextIO) -> None:
@@ -40,7 +40,7 @@ class Watchdog:
         """Give a sign of life.
 
         Args:
-            what: What has just been finished, such as ``step 12``.
+            what: What has just finished, such as ``step 12``.
         """
         self._what, self._heard = what, time.monotonic()
         if self._pauses == 0:
@@ -48,10 +48,10 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self, what: str) -> Iterator[None]:
-        """Expect signs of life in the body, and nowhere else.
+        """Expect signs of life in the body; outside it none are expected.
 
         Args:
-            what: What is about to begin.
+            what: What is about to start.
         """
         self._pauses -= 1
         self.alive(what)
@@ -63,7 +63,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Expect none in the body, where a rank rightly waits for long."""
+        """Expect no signs of life in the body, where a rank may wait for long."""
         self._pauses += 1
         self._disarm()
         try:
@@ -73,7 +73,7 @@ class Watchdog:
             self.alive(self._what)
 
     def watch(self, store: Store | None) -> None:
-        """Look at the clock and at the alarm of other ranks until `end`; the thread's work."""
+        """Check the clock and the alarms of other ranks until `end`; runs in a thread."""
         said_at = -1.0
         pause_s = min(1.0, self.quiet_s / 4)
         while not self._ended.wait(pause_s):
@@ -111,15 +111,15 @@ class Watchdog:
     def _say(self, quiet: float) -> None:
         line = (
             f"rank {collectives.rank()} has not finished a step for {quiet:.0f} s, the last was"
-            f" {self._what or 'none'}; all ranks write where they stand to {self.file.name} and the"
-            f" like, and end after {self.limit_s:.0f} s"
+            f" {self._what or 'none'}; all ranks write their stacks to {self.file.name} and its"
+            f" siblings, and end after {self.limit_s:.0f} s"
         )
         log.warning("%s", line)
         with contextlib.suppress(OSError, ValueError):
             print(line, file=sys.stderr, flush=True)
 
     def _arm(self) -> None:
-        # A timer of C: it ends the process even where a call holds the interpreter's lock.
+        # A timer in C: it ends the process even if a call holds the GIL.
         faulthandler.dump_traceback_later(self.limit_s, exit=True, file=self.file)
 
     def _disarm(self) -> None:
@@ -128,16 +128,16 @@ class Watchdog:
 
 @contextlib.contextmanager
 def watchdog(*, quiet_s: float, limit_s: float, stacks: Path) -> Iterator[Watchdog]:
-    """Watch over the body; only `Watchdog.watching` in it expects signs of life.
+    """Watch the body; signs of life are expected only inside `Watchdog.watching`.
 
-    A rank without a sign for ``quiet_s`` writes the stacks of all its threads, says so once on
-    standard error, and through the store makes all other ranks write theirs. After ``limit_s`` the
-    process ends with exit code 1, whatever holds it up. Every rank must call it.
+    A rank without a sign of life for ``quiet_s`` writes the stacks of all its threads, prints one
+    message on standard error, and makes all other ranks write their stacks (through the store).
+    After ``limit_s`` the process ends with exit code 1. Every rank must call it.
 
     Args:
-        quiet_s: Seconds, above a step's longest.
-        limit_s: Seconds, above ``quiet_s``.
-        stacks: A file; its folder is made. It stays empty where nothing happens.
+        quiet_s: Seconds; must be longer than the longest step.
+        limit_s: Seconds; must be longer than ``quiet_s``.
+        stacks: A file; its folder is created. It stays empty if nothing happens.
     """
     stacks.parent.mkdir(parents=True, exist_ok=True)
     with stacks.open("a") as file:

@@ -1,1 +1,1 @@
-"""What one rank does while the others wait, outside any collective."""
+"""Work of one rank while the others wait, outside any collective."""

@@ -1,4 +1,4 @@
-"""Wait for all ranks in no collective, before one that some may reach hours after others."""
+"""Wait for all ranks without a collective, before a collective that some may reach much later."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from dq.dist.rendezvous.sequence import NAME, open_meeting
 from dq.dist.rendezvous.store import forget, pauses
 
 _COUNT, _LOST = "count", "lost"
-# Whoever cannot be watched is waited for so long; then the collective's own time-out decides.
+# Limit for ranks that cannot be watched; then the collective's own time-out decides.
 UNSEEN_S = 1800.0
 
 
-def await_all(name: str, *, limit_s: float = 86400.0) -> None:
-    """Wait until every rank is here, or one of them has died.
+def wait_for_all_ranks(name: str, *, limit_s: float = 86400.0) -> None:
+    """Wait until every rank has called this, or one of them has died.
 
     Every rank must call it, at the same step. The main rank watches all others, which watch it.
 
     Args:
         name: What the ranks are about to do, the same on all of them.
-        limit_s: Seconds to wait in all.
+        limit_s: Seconds to wait in total.
 
     Raises:
-        RuntimeError: A rank has died, or is not here within the limit.
+        RuntimeError: A rank has died, or did not arrive within the limit.
     """
     if collectives.world_size() == 1:
         return

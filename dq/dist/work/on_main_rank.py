@@ -1,4 +1,4 @@
-"""What the main rank does, or reads, for all: they get its result, or all raise its error."""
+"""Work or reading that the main rank does for all: every rank gets its result or its error."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ T = TypeVar("T")
 def on_main_rank(work: Callable[[], T]) -> T:
     """Do work on the main rank and return its result on every rank.
 
-    So a file need lie on one node alone, is read once, and one that is broken ends all ranks alike.
-    Every rank must call it. The others wait in no collective, so it may take long.
+    So a file must exist on one node only and is read once, and a broken one ends all ranks alike.
+    Every rank must call it. The others do not wait in a collective, so the work may take long.
 
     Args:
         work: Called on the main rank only; it must not contain a collective.
 
     Returns:
-        What the work returned, the same object alone, a copy on the other ranks.
+        What the work returned: the same object on the main rank, a copy on the others.
 
     Raises:
-        ValueError: The work raised one, on every rank.
-        RuntimeError: The work failed in another way, on every rank but the main one, which raises
+        ValueError: On every rank, if the work raised one.
+        RuntimeError: On the other ranks, if the work failed in another way; the main rank raises
             the error itself.
-        Stopped: A signal ended the work, on every rank.
+        Stopped: On every rank, if a signal ended the work.
     """
     result: T = collectives.broadcast_object(run_on_rank(work, name=name_of(work)))
     return result

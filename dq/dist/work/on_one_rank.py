@@ -1,9 +1,9 @@
 """Work that one rank does while the others wait on the store, outside any collective.
 
-Ranks that wait in a collective burn its time-out: an evaluation longer than it, on the main rank
-alone, ends the job. Here they look at a key of the store instead, under gloo and NCCL alike, and
-watch the working rank's process as `dq.dist.group.presence` does: a call that holds its
-interpreter's lock for minutes (a long json.load) is life as any other.
+Ranks that wait in a collective run into its time-out: a longer evaluation on the main rank alone
+would end the job. Here they poll a key of the store instead, with gloo and NCCL alike, and watch
+the working rank's process with `dq.dist.group.presence`. So a call that holds the GIL for minutes
+(a long json.load) does not look like a dead process.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from torch.distributed.distributed_c10d import Store
 
 from dq.dist.errors.lost import LostRankError, reason
 from dq.dist.exchange import collectives
-from dq.dist.group.presence import Connection, presence, says
+from dq.dist.group.presence import Connection, presence, read_key
 from dq.dist.rendezvous.sequence import NAME, open_meeting
 from dq.dist.rendezvous.store import forget, pauses
-from dq.dist.work.retold import retold, told
+from dq.dist.work.retold import error_from_text, error_to_text
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _BEAT, _END, _DONE = "beat", "end", "done"
 _KEYS = (NAME, _BEAT, _END)
-# A process that cannot be watched is judged by beats of a thread, which a lock may stop for long.
+# A process that cannot be watched must send heartbeats from a thread, which the GIL may stop.
 UNSEEN_S = 900.0
 
 
@@ -47,20 +47,20 @@ def run_on_rank(
     Every rank must call it, at the same step. The work must not contain a collective.
 
     Args:
-        work: what to do; called on one rank only.
-        rank: the rank that works.
-        name: what is done, the same on all ranks; by default the function's own name and place.
-        limit_s: seconds that the others wait in all.
-        heartbeat_s: seconds between two beats of the working rank's interpreter.
-        hung_s: seconds without a beat, or before the first, after which a process that lives counts
+        work: What to do; called on one rank only.
+        rank: The rank that works.
+        name: Name of the work, the same on all ranks; by default the function's name and place.
+        limit_s: Seconds that the others wait in total.
+        heartbeat_s: Seconds between two heartbeats of the working rank's interpreter.
+        hung_s: Seconds without a heartbeat, or before the first, after which a live process counts
             as hung.
 
     Returns:
         What the work returned on the working rank, None elsewhere.
 
     Raises:
-        ValueError: there is no such rank; on a waiting rank also where the work raised one.
-        RuntimeError: on a waiting rank: the work failed, or its rank is dead or too late. The
+        ValueError: There is no such rank; on a waiting rank also if the work raised one.
+        RuntimeError: On a waiting rank, if the work failed, or its rank is dead or too late. The
             working rank raises what the work raised.
     """
     if not 0 <= rank < collectives.world_size():
@@ -80,7 +80,7 @@ def run_on_rank(
     except dist.DistError as error:
         raise _without_store(rank, error) from error
     if verdict != _DONE:
-        raise retold(verdict, rank)
+        raise error_from_text(verdict, rank)
     return None
 
 
@@ -104,7 +104,7 @@ def _work(work: Callable[[], T], store: Store, heartbeat_s: float) -> T:
             result = work()
     except BaseException as error:
         try:
-            store.set(_END, told(error))
+            store.set(_END, error_to_text(error))
             forget(store, _KEYS)
         except RuntimeError as lost:
             log.warning("the other ranks could not be told of the failure: %s", reason(lost))
@@ -116,7 +116,7 @@ def _work(work: Callable[[], T], store: Store, heartbeat_s: float) -> T:
 
 @contextlib.contextmanager
 def _heartbeat(store: Store, heartbeat_s: float) -> Iterator[None]:
-    """Beat in a thread of its own, with a client of its own, until the body ends."""
+    """Send heartbeats from a thread with its own store client, until the body ends."""
     ended = threading.Event()
 
     def beat() -> None:
@@ -141,12 +141,12 @@ def _heartbeat(store: Store, heartbeat_s: float) -> Iterator[None]:
 
 
 def _await_end(store: Store, worker: Connection, rank: int, limit_s: float, hung_s: float) -> str:
-    """Return the verdict of the working rank; the clock that judges silence is this rank's own."""
+    """Return the result of the working rank; silence is measured with this rank's own clock."""
     begin = heard = time.monotonic()
     beat = b""
     for _ in pauses(0.5):
         if worker.is_gone():
-            word = says(store, _END)
+            word = read_key(store, _END)
             if word is None:
                 raise LostRankError(
                     f"rank {rank} was lost while the others waited for its work: its process has"

@@ -1,41 +1,42 @@
-"""An error of one rank, told to the others so that all of them end alike."""
+"""Send an error of one rank to the others, so that all of them end alike."""
 
 from __future__ import annotations
 
 import json
 
-from dq.dist.errors.foreseen import is_foreseen
+from dq.dist.errors.foreseen import is_expected
 from dq.dist.errors.lost import LostRankError
 from dq.dist.watch.signals import Stopped
 
 MISTAKE, STOP, FAILURE = "mistake", "stop", "failure"
 
 
-def told(error: BaseException) -> str:
-    """Return an error as text for `retold`."""
+def error_to_text(error: BaseException) -> str:
+    """Return an error as text for `error_from_text`."""
     kind = MISTAKE if isinstance(error, ValueError) else FAILURE
     kind = STOP if isinstance(error, Stopped) else kind
-    return json.dumps([kind, is_foreseen(error), type(error).__name__, str(error)])
+    return json.dumps([kind, is_expected(error), type(error).__name__, str(error)])
 
 
-def retold(text: str, rank: int) -> Exception | Stopped:
-    """Return what another rank raises for an error that `told` has written.
+def error_from_text(text: str, rank: int) -> Exception | Stopped:
+    """Return the exception that another rank raises for an error written by `error_to_text`.
 
     Args:
-        text: What was told.
-        rank: Whose error it was; it tells the user, for it has the error itself.
+        text: From `error_to_text`.
+        rank: The rank of the error; it reports the error to the user itself.
 
     Returns:
-        ``ValueError`` for one, `Stopped` for a signal, else `LostRankError` with type and message.
+        `ValueError` for a ValueError, `Stopped` for a signal, else `LostRankError` with type and
+        message.
     """
     kind, foreseen, name, message = json.loads(text)
     if kind == STOP:
         return Stopped(message)
     if kind == MISTAKE:
         mistake = ValueError(message)
-        mistake.is_foreseen = foreseen  # type: ignore[attr-defined]
-        mistake.told_elsewhere = True  # type: ignore[attr-defined]
+        mistake.is_expected = foreseen  # type: ignore[attr-defined]
+        mistake.reported_elsewhere = True  # type: ignore[attr-defined]
         return mistake
     failure = LostRankError(f"rank {rank} failed ({name}): {message}")
-    failure.told_elsewhere = True
+    failure.reported_elsewhere = True
     return failure

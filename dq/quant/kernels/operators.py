@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dq.native import as_promised, dense, laid_out_like, pointer
+from dq.native import dense, pointer, with_layout_of, with_promised_strides
 from dq.quant.kernels.native import call
 
 # Any memory layout is accepted, so torch.compile need not restore the one of eager mode.
@@ -83,7 +83,7 @@ def activation(
     record = (extremes[:1], extremes[1:]) if observes else None
     integers_and_clip = quant_min, quant_max, clip_low, clip_high
     activate(source, y, mask, scale, zero_point, integers_and_clip, record)
-    return as_promised(y, x), as_promised(mask, x), extremes
+    return with_promised_strides(y, x), with_promised_strides(mask, x), extremes
 
 
 @activation.register_fake
@@ -102,7 +102,7 @@ def _(
 
 def masked_gradient(gradient: Tensor, mask: Tensor) -> Tensor:
     """Return the gradient where the mask is 1, zero elsewhere, in the mask's memory layout."""
-    gradient = laid_out_like(gradient, mask)
+    gradient = with_layout_of(gradient, mask)
     if gradient.is_cuda:
         on_gpu: Tensor = _on_gpu().masked_gradient(gradient, mask)
         return on_gpu
@@ -148,7 +148,7 @@ def learned(
     y = torch.empty_like(source)
     integers_and_clip = quant_min, quant_max, clip_low, clip_high
     activate(source, y, None, scale, zero_point, integers_and_clip, None)
-    return as_promised(y, x)
+    return with_promised_strides(y, x)
 
 
 @learned.register_fake
@@ -180,14 +180,14 @@ def learned_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of the values, of the scale ``()`` and of the offset ``()``."""
     source = dense(x)
-    gradient = laid_out_like(gradient, source)
+    gradient = with_layout_of(gradient, source)
     if source.is_cuda:
         integers_and_clip = quant_min, quant_max, clip_low, clip_high
         d_x, sums = _on_gpu().learned_gradients(
             gradient, source, scale, zero_point, integers_and_clip, has_offset
         )
         d_scale, d_offset = (sums * factor).unbind()
-        return as_promised(d_x, x), d_scale, d_offset
+        return with_promised_strides(d_x, x), d_scale, d_offset
     result = torch.empty_like(gradient)
     by_scale, by_offset = ctypes.c_double(), ctypes.c_double()
     call(
@@ -197,7 +197,7 @@ def learned_gradients(
         *(has_offset, ctypes.addressof(by_scale), ctypes.addressof(by_offset)),
     )
     d_scale = scale.new_tensor(by_scale.value * factor)
-    return as_promised(result, x), d_scale, scale.new_tensor(by_offset.value * factor)
+    return with_promised_strides(result, x), d_scale, scale.new_tensor(by_offset.value * factor)
 
 
 @torch.library.custom_op("dq::learned_backward", mutates_args=(), tags=LAYOUTS)
@@ -296,7 +296,7 @@ def weight(
         The result, in the memory layout of ``weight``.
     """
     result = rounded_weight(dense(weight), factor, scale, zero_point, integers, unfolds)
-    return as_promised(result, weight)
+    return with_promised_strides(result, weight)
 
 
 @weight.register_fake
@@ -338,7 +338,7 @@ def weight_gradients(
     """
     rows = max(1, len(weight))
     source = dense(weight)
-    gradient = laid_out_like(gradient, source)
+    gradient = with_layout_of(gradient, source)
     if source.is_cuda:
         d_weight, d_factor, sums = _on_gpu().weight_gradients(
             gradient, source, factor, scale, zero_point, integers, unfolds, wanted
@@ -358,7 +358,7 @@ def weight_gradients(
     if wanted[1] and scale is not None:
         total = sums.sum() if scale.dim() == 0 else sums
         d_scale = (total * scale_factor).to(scale.dtype).reshape(scale.shape)
-    return as_promised(d_weight, weight), d_factor, d_scale
+    return with_promised_strides(d_weight, weight), d_factor, d_scale
 
 
 weight_backward = torch.library.custom_op(

@@ -127,7 +127,7 @@ def update_ranges(model: QuantizedModel) -> None:
     """Take what the quantizers recorded in this step into their ranges; after the optimizer's step.
 
     Ranges and scales change here alone, never in a forward pass. On several ranks use
-    `dq.sync.agree_`, which takes what all ranks recorded.
+    `dq.sync.merge_ranges_`, which takes what all ranks recorded.
 
     Args:
         model: As `prepare` returns it.

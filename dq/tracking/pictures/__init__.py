@@ -1,1 +1,1 @@
-"""Predictions worth looking at, and drawings of them."""
+"""The predictions that differ most between the float and the quantized detector, and drawings."""

@@ -1,4 +1,4 @@
-"""A test image drawn twice, side by side: with the float detector's boxes and with the run's."""
+"""A test image drawn twice side by side: with the boxes of the float detector and of the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dq.tracking.pictures.predictions import MIN_SCORE, Box, Picture, said_of
+from dq.tracking.pictures.predictions import MIN_SCORE, Box, Picture, predicted_class
 from dq.whole_file import drafts
 
 SIDE = 420
@@ -16,15 +16,15 @@ COLORS = ("#e4572e", "#2274a5", "#1f9d55", "#b3499b", "#c77d00", "#00838f", "#70
 
 
 def draw_pair(picture: Picture, classes: Sequence[str], path: Path, *, bits: str) -> Path | None:
-    """Write the picture and return its path; None where the image cannot be read.
+    """Write the picture and return its path; None if the image cannot be read.
 
-    Objects that a side does not find are outlined in white dashes.
+    Objects without a matching box are outlined in white dashes.
 
     Args:
         picture: With both predictions.
-        classes: Names by label.
-        path: Of a JPEG file.
-        bits: What the run's side is called.
+        classes: Class names by label.
+        path: Path of the JPEG file to write.
+        bits: Title for the run's side.
     """
     try:
         with Image.open(picture.path) as file:
@@ -60,7 +60,7 @@ def _draw(
 ) -> int:
     pen = ImageDraw.Draw(image)
     for box in truth:
-        if said_of(box, boxes) != int(box[4]):
+        if predicted_class(box, boxes) != int(box[4]):
             _dashed(pen, [factor * v for v in box[:4]])
     counted = [b for b in boxes if b[4] >= MIN_SCORE]
     for box in sorted(counted, key=lambda b: b[4]):

@@ -1,4 +1,4 @@
-"""Predictions kept of some test images: boxes of a run and of its float detector, and the truth."""
+"""Predictions on some test images: boxes of the run and of its float detector, and the truth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from dq.whole_file import write_whole
 
 FILE_NAME = "predictions.json.gz"
-# Boxes that count, and that match.
+# Smallest score that counts, and smallest overlap that matches.
 MIN_SCORE, MIN_OVERLAP = 0.3, 0.5
 MAX_IMAGES, MAX_BOXES, KEPT_SCORE = 500, 50, 0.1
 MISSED = "missed"
@@ -24,11 +24,11 @@ class Picture:
     """One test image.
 
     Attributes:
-        name: Its file's name.
-        path: Its file.
+        name: File name of the image.
+        path: Path of the image.
         truth: Boxes ``(x1, y1, x2, y2, label)`` in pixels.
         found: Boxes ``(x1, y1, x2, y2, score, label)`` of the run, best first.
-        reference: Those of the float detector; None where they are not known.
+        reference: Boxes of the float detector; None if they are unknown.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """What a run predicted on the first test images."""
+    """The predictions of a run on the first test images."""
 
     classes: Sequence[str]
     pictures: Sequence[Picture]
@@ -54,7 +54,7 @@ def write_predictions(folder: Path, predictions: Predictions) -> Path:
 
 
 def read_predictions(folder: Path) -> Predictions | None:
-    """Return a folder's predictions, None where there are none that can be read."""
+    """Return a folder's predictions, or None if there are none or they cannot be read."""
     try:
         content = json.loads(gzip.decompress((folder / FILE_NAME).read_bytes()))
         pictures = [Picture(**picture) for picture in content["pictures"]]
@@ -64,7 +64,7 @@ def read_predictions(folder: Path) -> Predictions | None:
 
 
 def overlap(one: Box, other: Box) -> float:
-    """Return intersection over union of two boxes of corners, 0 to 1."""
+    """Return the intersection over union of two boxes given by corners, 0 to 1."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     if width <= 0 or height <= 0:
@@ -73,10 +73,10 @@ def overlap(one: Box, other: Box) -> float:
     return width * height / (sum(areas) - width * height)
 
 
-def said_of(truth: Box, found: Sequence[Box]) -> int | None:
-    """Return the class that predictions give to an object: that of the best box on it, or None.
+def predicted_class(truth: Box, found: Sequence[Box]) -> int | None:
+    """Return the class predicted for an object: that of the best box on it, or None.
 
-    A box of the right class counts before a better one of another.
+    A box of the right class wins over a better box of another class.
     """
     on_it = [b for b in found if b[4] >= MIN_SCORE and overlap(truth, b) >= MIN_OVERLAP]
     if not on_it:
@@ -85,11 +85,11 @@ def said_of(truth: Box, found: Sequence[Box]) -> int | None:
     return int(truth[4]) if right else int(max(on_it, key=lambda b: b[4])[5])
 
 
-def lost(predictions: Predictions) -> dict[str, dict[str, int]]:
-    """Return what became of the objects that the float detector had right.
+def lost_objects(predictions: Predictions) -> dict[str, dict[str, int]]:
+    """Count what the run predicts for the objects that the float detector had right.
 
     Returns:
-        For each true class how many objects the run calls what: a class, or `MISSED`.
+        For each true class the number of objects by predicted class, or `MISSED`.
     """
     names = list(predictions.classes)
     table = {name: dict.fromkeys([*names, MISSED], 0) for name in names}
@@ -97,9 +97,9 @@ def lost(predictions: Predictions) -> dict[str, dict[str, int]]:
         if picture.reference is None:
             continue
         for truth in picture.truth:
-            if said_of(truth, picture.reference) != int(truth[4]):
+            if predicted_class(truth, picture.reference) != int(truth[4]):
                 continue
-            said = said_of(truth, picture.found)
+            said = predicted_class(truth, picture.found)
             table[names[int(truth[4])]][MISSED if said is None else names[said]] += 1
     return table
 
@@ -107,7 +107,7 @@ def lost(predictions: Predictions) -> dict[str, dict[str, int]]:
 def difference(picture: Picture) -> float:
     """Return how much a run and its float detector differ on an image.
 
-    Each box that counts in one and has no partner of its class in the other adds its score.
+    Each box above the threshold in one that has no match of its class in the other adds its score.
     """
     if picture.reference is None:
         return 0.0
@@ -126,7 +126,7 @@ def difference(picture: Picture) -> float:
 
 
 def most_different(predictions: Predictions, number: int) -> list[Picture]:
-    """Return the images on which run and float detector differ most, the first of equals first."""
+    """Return the images on which run and float detector differ most, in a stable order."""
     known = [p for p in predictions.pictures if p.reference is not None]
     return sorted(known, key=difference, reverse=True)[:number]
 

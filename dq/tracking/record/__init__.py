@@ -1,1 +1,1 @@
-"""What a stage leaves in its folder: run, rows, summary; without secrets."""
+"""The record of a stage in its folder: run, rows, summary; without secrets."""

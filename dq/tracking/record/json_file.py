@@ -1,4 +1,4 @@
-"""A JSON file that is written whole or not at all, and that every reader of JSON can read."""
+"""A JSON file that is written whole or not at all, in strict JSON."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def json_text(content: Any, indent: int | None = None) -> str:
-    """Return a line of JSON, or with ``indent`` several, that ends with a line break.
+    """Return JSON on one line, or with ``indent`` on several; it ends with a line break.
 
-    What JSON does not know is written as text, and a number that is none (NaN, an infinity) as
-    null: Python would write a word that other readers refuse.
+    Values that JSON does not know are written as text. NaN and infinities become null, because
+    Python would write words that other readers refuse.
     """
     return json.dumps(_finite(content), indent=indent, default=str, allow_nan=False) + "\n"
 

@@ -1,4 +1,4 @@
-"""Whether the process that writes a run still lives, as far as can be told from here."""
+"""Whether the process that writes a run still lives, as far as it can be seen from here."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Without a look at the process: an epoch's validation may take long, a day of silence is another.
+# If the process is not visible: an epoch's validation may take long, so be patient.
 SILENT_S = 3600.0
 
 
 def this_process() -> dict[str, Any]:
-    """Return what tells this process from all others: number, beginning, machine, its boot."""
+    """Return what identifies this process: pid, start time, machine and its boot."""
     pid = os.getpid()
     return {"host": platform.node(), "boot": _boot(), "space": _space(), "pid": pid,
             "began": began_of(pid)}  # fmt: skip
 
 
 def state_of(process: Mapping[str, Any], written: float, *, now: float | None = None) -> str:
-    """Return what a run is that has not said how it ended.
+    """Return the state of a run that has not recorded its end.
 
     Args:
-        process: What `this_process` said where the run began; empty when it is not known.
+        process: From `this_process`, where the run started; empty if unknown.
         written: When the newest of its files was written, seconds since 1970.
-        now: Seconds since 1970; the time of the call where it is left out.
+        now: Seconds since 1970; the time of the call by default.
 
     Returns:
-        ``running``; ``died`` where the process is known to be gone; ``silent for 5 h`` where it
-        cannot be looked at (another machine, another container) and nothing was written for long.
-        That last one is all that rests on clocks: the reader's, and the file system's.
+        ``running``; ``died`` if the process is known to be gone; ``silent for 5 h`` if it is not
+        visible (another machine, another container) and nothing was written for long. Only this
+        last state depends on clocks: the reader's and the file system's.
     """
     here = this_process()
     if process.get("host") == here["host"] and process.get("boot") != here["boot"]:
-        return "died"  # The machine has been started anew since.
+        return "died"  # The machine has been rebooted since.
     if all(process.get(name) == here[name] for name in ("boot", "space")) and here["boot"]:
         began = began_of(int(process.get("pid") or 0))
         return "running" if began is not None and began == process.get("began") else "died"
@@ -45,7 +45,7 @@ def state_of(process: Mapping[str, Any], written: float, *, now: float | None = 
 
 
 def _boot() -> str:
-    """Return what each start of a machine gives itself, shared by its containers."""
+    """Return the id of this boot of the machine, which its containers share."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -53,14 +53,14 @@ def _boot() -> str:
 
 
 def _space() -> str:
-    """Return in which space of process numbers this is: a container has its own."""
+    """Return the PID namespace of this process: a container has its own."""
     with contextlib.suppress(OSError):
         return os.readlink("/proc/self/ns/pid")
     return ""
 
 
 def began_of(pid: int) -> int | None:
-    """Return when a living process began, in ticks since the boot; numbers are used again."""
+    """Return when a live process started, in ticks since the boot; pids are reused."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Files of rows, one JSON object a line: written at once, read whole or sampled."""
+"""Files of rows, one JSON object per line: written immediately, read whole or sampled."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ METRICS, QUANTIZERS = "metrics.jsonl", "quantizers.jsonl"
 
 
 class RowFile:
-    """Append rows to a file; each is with the operating system when `write` returns.
+    """Append rows to a file; when `write` returns, the operating system has the row.
 
-    So a process that is killed loses none, and a reader may follow the file while it grows. A disk
-    that refuses is named once in the log and tried again with the next row: no training ends
-    because its diary cannot be written.
+    So a killed process loses no rows, and a reader may follow the file while it grows. A disk error
+    is logged once and the next row is tried again: a training must not end because its log cannot
+    be written.
 
     Args:
-        path: Appended to; made where it is missing.
+        path: Appended to; created if missing.
 
     Raises:
         ValueError: The file cannot be written at all.
@@ -37,7 +37,7 @@ class RowFile:
         self.refused = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: what is written in one call is one line or, on a full disk, a piece of it.
+            # Unbuffered: one write call is one line, or a part of it on a full disk.
             self._file: BinaryIO | Any = path.open("ab", buffering=0)
         except OSError as error:
             raise ValueError(
@@ -46,7 +46,7 @@ class RowFile:
         self._is_cut = _ends_inside_a_line(path)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one row; numbers that JSON does not know (NaN, infinities) become null."""
+        """Append one row; NaN and infinities become null."""
         text = json.dumps(_plain(row), separators=(",", ":"), allow_nan=False).encode() + b"\n"
         try:
             if self._is_cut:
@@ -58,7 +58,7 @@ class RowFile:
         except OSError as error:
             self.refused += 1
             if self.refused == 1:
-                log.warning("%s cannot be written: %s; going on without", self.path, error.strerror)
+                log.warning("%s cannot be written: %s; continuing", self.path, error.strerror)
 
     def close(self) -> None:
         """Close the file."""
@@ -66,17 +66,17 @@ class RowFile:
 
 
 def begin_rows(path: Path, keep: Callable[[Row], bool] | None) -> None:
-    """Make ready a file of rows for a run that begins, or that goes on after some step.
+    """Prepare a file of rows for a run that starts, or that resumes after some step.
 
-    A run that goes on repeats what came after its checkpoint: those rows are taken out, so that the
-    file stays one history. That of another run is kept beside it, as ``*.previous.jsonl``.
+    A resumed run repeats what came after its checkpoint: those rows are removed, so that the file
+    stays one history. The rows of another run are kept as ``*.previous.jsonl``.
 
     Args:
         path: May be missing.
-        keep: Says whether a row is not repeated; None for a run that begins.
+        keep: Returns whether a row will not be repeated; None for a run that starts.
 
     Raises:
-        ValueError: The folder cannot be written.
+        ValueError: The folder is not writable.
     """
     if not path.exists():
         return
@@ -96,7 +96,7 @@ def begin_rows(path: Path, keep: Callable[[Row], bool] | None) -> None:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file; lines that a kill has cut short, and a missing file, yield none."""
+    """Yield the rows of a file; skip lines cut short by a kill; a missing file has no rows."""
     for line in _lines(path):
         row = _parsed(line)
         if row is not None:
@@ -104,14 +104,14 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def sample_rows(path: Path, limit: int, *, whole_below: int = 1 << 18) -> list[Row]:
-    """Return about ``limit`` rows, evenly spread over the file and in order, the last one included.
+    """Return about ``limit`` rows, evenly spread over the file, in order, with the last one.
 
-    The time it takes does not grow with the file: rows are found by their place in it.
+    The time does not grow with the file, because rows are found by their offset in it.
 
     Args:
-        path: Of rows.
-        limit: How many at most where the file is large.
-        whole_below: Files of fewer bytes are read whole.
+        path: A file of rows.
+        limit: Largest number of rows if the file is large.
+        whole_below: Files with fewer bytes are read whole.
     """
     try:
         size = path.stat().st_size
@@ -139,7 +139,7 @@ def sample_rows(path: Path, limit: int, *, whole_below: int = 1 << 18) -> list[R
 
 
 def rows_of_kind(path: Path, kind: str) -> list[Row]:
-    """Return all rows of one kind; the others are not parsed."""
+    """Return all rows of one kind; other rows are not parsed."""
     mark = json.dumps({"kind": kind}, separators=(",", ":"))[1:-1].encode()
     found = (_parsed(line) for line in _lines(path) if mark in line)
     return [row for row in found if row is not None and row.get("kind") == kind]
@@ -172,7 +172,7 @@ def _ends_inside_a_line(path: Path) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value as JSON knows it; what it does not know becomes text."""
+    """Convert the value to JSON types; anything else becomes text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):

@@ -1,4 +1,4 @@
-"""Who a run is: its id, what it was started with, and what it came from."""
+"""The identity of a run: its id, its settings, and the checkpoint it started from."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class Run:
     """One stage of an experiment as it was started.
 
     Attributes:
-        id: Stable: a checkpoint carries it, and a run that is resumed keeps it.
+        id: Stable: a checkpoint carries it, and a resumed run keeps it.
         experiment: Name that the stages of an experiment share; W&B's group.
         stage: ``float``, ``calibrated``, ``qat``, ``eval``; W&B's job type.
         config: The config's values by dotted name.
-        source: What decides a result beside the config: commit, versions, devices, data set.
-        parent: Id of the run that made the checkpoint it began from.
-        parent_sha256: Of that checkpoint.
-        tags: The user's.
-        project: W&B's.
-        entity: W&B's; None for the user's default.
+        source: Everything else that affects results: commit, versions, devices, data set.
+        parent: Id of the run that wrote the checkpoint it started from.
+        parent_sha256: SHA-256 of that checkpoint.
+        tags: The user's tags.
+        project: W&B's project.
+        entity: W&B's entity; None for the user's default.
         status: ``running``, ``finished``, ``stopped`` (by a signal) or ``failed``.
-        exit_code: Once it has ended.
+        exit_code: Set when it has ended.
         started: Seconds since 1970.
         ended: Seconds since 1970.
         best: Largest values of validation metrics by name: ``{"value": ..., "step": ...}``.
-        process: Which one writes it; see `dq.tracking.record.liveness`.
+        process: The process that writes it; see `dq.tracking.record.liveness`.
     """
 
     id: str
@@ -64,7 +64,7 @@ class Run:
 
 
 def new_run_id() -> str:
-    """Return eight letters and digits by chance, without touching any generator of the training."""
+    """Return eight random letters and digits; no generator of the training is used."""
     return secrets.token_hex(4)
 
 
@@ -72,7 +72,7 @@ def write_run(folder: Path, run: Run) -> None:
     """Write ``run.json`` whole or not at all, without the config's secrets.
 
     Raises:
-        ValueError: The folder cannot be written.
+        ValueError: The folder is not writable.
     """
     path = folder / FILE_NAME
     try:
@@ -85,7 +85,7 @@ def write_run(folder: Path, run: Run) -> None:
 
 
 def read_run(folder: Path) -> Run | None:
-    """Return the run of a folder, None where there is none that can be read."""
+    """Return the run of a folder, or None if there is none or it cannot be read."""
     try:
         content = json.loads((folder / FILE_NAME).read_text())
         known = {f.name for f in fields(Run)}
@@ -96,11 +96,11 @@ def read_run(folder: Path) -> Run | None:
 
 
 def flattened(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested dicts and lists of dicts as one dict of dotted names; other lists stay whole.
+    """Flatten nested dicts and lists of dicts to one dict of dotted names; other lists stay whole.
 
     Args:
         values: A config.
-        prefix: Of the names.
+        prefix: Prefix of the names.
     """
     if isinstance(values, Mapping):
         pairs = [(str(k), v) for k, v in values.items()]
@@ -115,10 +115,10 @@ def flattened(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def source(folder: Path) -> dict[str, Any]:
-    """Return where the code and the machine come from: commit, versions, host, command.
+    """Describe code and machine: commit, versions, host, command.
 
     Args:
-        folder: Inside the repository, if it is one.
+        folder: A folder inside the repository, if it is one.
     """
     versions = {}
     for package in PACKAGES:

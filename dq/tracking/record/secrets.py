@@ -1,4 +1,4 @@
-"""Keys, tokens and passwords are kept out of everything that is written, sent or exported."""
+"""Keep keys, tokens and passwords out of everything that is written, sent or exported."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _NAME = re.compile(
     r"|\w+_(?:token|secret|passw(?:or)?d|pwd|api_?key|access_?key))$",
     re.IGNORECASE,
 )
-# Values that are secret whatever they are called: what services give out has a shape of its own.
+# Values that are secret under any name: tokens of services have a recognizable shape.
 _VALUE = re.compile(
-    # At the beginning of a word: mask-rcnn_r50_fpn_1x_coco has an sk- in it.
+    # Only at the start of a word: mask-rcnn_r50_fpn_1x_coco contains "sk-".
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}"
     r"|glpat-[\w\-]{20,}|A[KS]IA[A-Z0-9]{16}|AIza[\w\-]{35}|sk-[A-Za-z0-9_\-]{20,}"
     r"|[sr]k_live_[A-Za-z0-9]{20,}|xox[abprs]-[\w\-]{10,}|npm_[A-Za-z0-9]{36}|pypi-[\w\-]{30,}"
@@ -25,7 +25,7 @@ _VALUE = re.compile(
     r"|eyJ[\w\-]{10,}\.[\w\-]{10,}\.[\w\-]+)"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
 )
-# Inside a text: a dict that is written out, an address's query, a header.
+# Inside a text: a dict written as text, a URL's query, a header.
 _QUERY = re.compile(r"(?<=[?&])([\w\-]+)=([^&#\s'\"]+)")
 _SIGNED = ("sig", "signature", "x-amz-signature", "x-amz-security-token", "x-goog-signature")
 _INNER = re.compile(r"""(?<![\w.])(['"]?)([\w.\-]+)\1(\s*[:=]\s*)(['"])(.+?)\4""")
@@ -36,7 +36,7 @@ _WANDB_KEY = re.compile(r"[0-9a-f]{40}")
 
 
 def is_secret_name(name: str) -> bool:
-    """Say whether a setting of this name holds a secret, however its words are joined."""
+    """Return whether a setting of this name is a secret, however its words are joined."""
     parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_")
     return _NAME.search(parts) is not None
 
@@ -44,12 +44,12 @@ def is_secret_name(name: str) -> bool:
 def hide(values: Any, name: str = "") -> Any:
     """Return nested values with `HIDDEN` in place of each secret.
 
-    Secret is what has a secret's name, however deep inside, and what has the shape of a key,
-    whatever its name. Numbers, None and truth values are kept: no secret is one of them.
+    A value is secret if a name on its path is a secret's, or if it has the shape of a key. Numbers,
+    None and booleans are kept: they are never secrets.
 
     Args:
         values: A config, a section of one, or a single value.
-        name: What the value is called.
+        name: The name of the value.
     """
     if isinstance(values, Mapping):
         return {key: hide(item, str(key)) for key, item in values.items()}
@@ -62,9 +62,9 @@ def hide(values: Any, name: str = "") -> Any:
 
 
 def hide_in_text(text: str) -> str:
-    """Return a text with `HIDDEN` in place of what has a key's shape or stands in an address.
+    """Return a text with `HIDDEN` in place of keys and of passwords in URLs.
 
-    What is assigned inside it counts too, as in ``hub=dict(token='x')``.
+    Assignments inside it count too, as in ``hub=dict(token='x')``.
     """
     text = _IN_ADDRESS.sub(rf"\1:{HIDDEN}", _VALUE.sub(HIDDEN, text))
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)

@@ -1,4 +1,4 @@
-"""What the config's ``tracking`` section says."""
+"""The config's ``tracking`` section."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracking:
-    """What is tracked, and where.
+    """What is tracked, and where it is sent.
 
     Attributes:
         project: W&B's project; None for ``WANDB_PROJECT``, else ``dq-launcher``.
         entity: W&B's team or user; None for the default.
-        experiment: Name that its stages share; None for the work dir's.
+        experiment: Name that its stages share; None for the work dir's name.
         tags: Words to find runs by.
-        quantizer_images: All quantizers are measured on so many images after each epoch; 0 never.
-        prediction_images: So many test images are kept with their boxes; 0 for none.
-        init_s: Seconds that W&B may take to begin a run.
+        quantizer_images: Number of images to measure all quantizers on after each epoch; 0 for off.
+        prediction_images: Number of test images to keep with their boxes; 0 for none.
+        init_s: Seconds that W&B may take to start a run.
         finish_s: Seconds that the end of a command may wait for W&B.
     """
 

@@ -1,4 +1,4 @@
-"""The summary of one finished stage: what it measured, on what, and which file it made."""
+"""The summary of a finished stage: its metrics, the data, and the checkpoint it wrote."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ FILE_NAME = "summary.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSummary:
-    """One stage's result.
+    """The result of one stage.
 
     Attributes:
         stage: ``float``, ``calibrated``, ``qat`` or ``eval``.
-        key: Digest of everything that decides the result; equal keys need not be run again.
+        key: Digest of everything that affects the result; a stage with an equal key need not run
+            again.
         metric: Name of the value shown in tables.
         value: That metric, 0 to 1.
-        start: The same before a quantized training's first step, where it is known.
+        start: The same before the first step of a quantized training, if known.
         metrics: All metrics of the evaluation.
         checkpoint: The stage's model, relative to the summary's folder.
-        sha256: Of that file.
-        parent: ``sha256`` of the checkpoint it began from.
+        sha256: SHA-256 of that file.
+        parent: ``sha256`` of the checkpoint it started from.
         range_digest: Digest of all quantizer state, equal on all ranks.
         world_size: Number of ranks.
         seconds: Wall time of the stage.
-        num_quantizers: How many there are, weights and activations.
-        run_id: Of the run, as in ``run.json``.
-        parent_run: Id of the run that made the checkpoint it began from.
-        bits: How the integers are called, ``float32`` for none.
-        model_bytes: What weights and quantizer parameters take at their widths.
-        images_per_s: Of the final evaluation on all ranks.
+        num_quantizers: Number of quantizers, for weights and activations.
+        run_id: Id of the run, as in ``run.json``.
+        parent_run: Id of the run that wrote the checkpoint it started from.
+        bits: Name of the integer format, ``float32`` for none.
+        model_bytes: Size of weights and quantizer parameters at their widths.
+        images_per_s: Speed of the final evaluation on all ranks.
         classes: Average precision of each class at IoU 0.5.
         finished: Seconds since 1970.
     """
@@ -63,7 +64,7 @@ class StageSummary:
 
     @property
     def drop(self) -> float:
-        """How far a quantized training ended below its start; 0 where it did not."""
+        """How far a quantized training ended below its start; 0 if it did not."""
         return 0.0 if self.start is None else max(0.0, self.start - self.value)
 
 
@@ -75,7 +76,7 @@ def write_summary(folder: Path, summary: StageSummary) -> Path:
 
 
 def read_summary(folder: Path) -> StageSummary | None:
-    """Return the summary in ``folder``, None where there is none that can be read."""
+    """Return the summary in ``folder``, or None if there is none or it cannot be read."""
     try:
         content = json.loads((folder / FILE_NAME).read_text())
         known = {f.name for f in fields(StageSummary)}
@@ -85,7 +86,7 @@ def read_summary(folder: Path) -> StageSummary | None:
 
 
 def is_current(folder: Path, key: str) -> StageSummary | None:
-    """Return the summary when it has this key and its checkpoint is the file it names."""
+    """Return the summary if it has this key and its checkpoint has the recorded SHA-256."""
     summary = read_summary(folder)
     if summary is None or summary.key != key or summary.checkpoint is None:
         return None
@@ -102,7 +103,7 @@ def sha256_of(path: Path) -> str:
 
 
 def key_of(*parts: object) -> str:
-    """Return a digest of what decides a result; parts are compared by their text."""
+    """Return a digest of what affects a result; parts are compared as text."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(str(part).encode() + b"\0")

@@ -1,1 +1,1 @@
-"""Experiments side by side: tables, plots, HTML, and W&B's reports."""
+"""Comparison of experiments: tables, plots, HTML, and W&B reports."""

@@ -1,4 +1,4 @@
-"""Experiments as rows of one table, and the differences of their configs."""
+"""Experiments as rows of one table, and the differences between their configs."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ MAX_DIFFERENCES = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One experiment in the table.
+    """The row of one experiment in the table.
 
     Attributes:
-        name: Its name.
-        metric: What is compared.
-        data: Begins the digest of the annotations evaluated on; None where the run does not say.
-        acc_float: In percent, as all that begin so; None for a stage that there is not.
+        name: Name of the experiment.
+        metric: The metric that is compared.
+        data: Start of the digest of the annotations it was evaluated on; None if unknown.
+        acc_float: In percent, like all ``acc_`` values; None if there is no such stage.
         acc_calibrated: After calibration.
         acc_qat: After quantization-aware training.
-        drop_calibrated: Less than float by so much; negative for a gain.
-        drop_qat: As that.
-        bits: Of the last stage.
-        model_bytes: Of the last stage.
-        images_per_s: Of the last stage's evaluation.
+        drop_calibrated: Loss against float in points; negative for a gain.
+        drop_qat: Likewise.
+        bits: Integer format of the last stage.
+        model_bytes: Model size of the last stage.
+        images_per_s: Speed of the last stage's evaluation.
         rank_hours: Cost: hours of all stages times their ranks.
-        state: ``finished``, or what the open stage does.
+        state: ``finished``, or the state of the unfinished stage.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Line:
 
 
 def lines_of(experiments: Sequence[Experiment]) -> list[Line]:
-    """Return a line an experiment: those of one metric and data set together, the best first.
+    """Return a row per experiment, grouped by metric and data set, the best first.
 
     The largest group comes first, experiments without a result last.
     """
@@ -84,16 +84,16 @@ def lines_of(experiments: Sequence[Experiment]) -> list[Line]:
 
 
 def groups_of(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    """Return the lines that may be ranked against each other, by what they were measured with.
+    """Group the rows that may be ranked against each other, by metric and data set.
 
     Args:
-        lines: As `lines_of` returns them.
+        lines: From `lines_of`.
     """
     found: dict[str, list[Line]] = {}
     for line in lines:
         title = line.metric or "no result yet"
         if line.metric:
-            title += f" on data set {line.data}" if line.data else " on a data set that is not said"
+            title += f" on data set {line.data}" if line.data else " on an unknown data set"
         found.setdefault(title, []).append(line)
     return found
 
@@ -130,7 +130,7 @@ def _line(experiment: Experiment) -> Line:
 
 
 def _data_of(experiment: Experiment) -> str | None:
-    """Return how the digest of the annotations begins that the last stage was evaluated on."""
+    """Return the start of the digest of the annotations that the last stage was evaluated on."""
     for stage in reversed(list(experiment.stages)):
         run = read_run(experiment.folder / stage)
         digest = None if run is None else run.source.get("test_sha256")
@@ -140,7 +140,7 @@ def _data_of(experiment: Experiment) -> str | None:
 
 
 def cells(line: Line) -> list[str]:
-    """Return a line's texts in the order of `HEADS`."""
+    """Return a row's texts in the order of `HEADS`."""
     found = []
     for name in HEADS:
         value = getattr(line, name)
@@ -162,7 +162,7 @@ def cells(line: Line) -> list[str]:
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """Return the table in Markdown; a table each for what cannot be ranked together."""
+    """Return the table in Markdown; one table for each group that is ranked together."""
     groups = groups_of(lines)
     if len(groups) == 1:
         return _markdown(lines)
@@ -180,7 +180,7 @@ def _markdown(lines: Sequence[Line]) -> str:
 
 
 def comma_separated(lines: Sequence[Line]) -> str:
-    """Return the table as CSV, numbers with all their digits."""
+    """Return the table as CSV, with all digits of the numbers."""
     text = io.StringIO()
     names = list(Line.__dataclass_fields__)
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -196,13 +196,13 @@ def as_json(lines: Sequence[Line], differences: Mapping[str, Mapping[str, Any]])
 
 
 def differences(experiments: Sequence[Experiment]) -> dict[str, dict[str, Any]]:
-    """Return the config's values that are not the same in all experiments, by dotted name.
+    """Return the config's values that differ between the experiments, by dotted name.
 
     Args:
-        experiments: Two or more; of each the last stage that was begun counts.
+        experiments: Two or more; the last stage that was started counts.
 
     Returns:
-        For each name the value of each experiment that has one; those that tell most first.
+        For each name the value in each experiment that has one; the most telling first.
     """
     values: dict[str, dict[str, Any]] = {}
     for experiment in experiments:

@@ -1,4 +1,4 @@
-"""Experiments on the disk: folders with stages, each with its summary, found and read in bulk."""
+"""Find and read experiments on the disk: folders with stages, each with its summary."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from dq.tracking.record.stage_summary import FILE_NAME as SUMMARY_FILE
 from dq.tracking.record.stage_summary import StageSummary, read_summary
 
 STAGES = ("float", "calibrated", "qat")
-# Folders of an experiment that hold no further one.
+# Subfolders of an experiment that are never experiments themselves.
 PASSED_OVER = {"logs", "plots", "wandb", "samples", "analyze", "eval", *STAGES}
 MAX_DEPTH = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """What an experiment has come to.
+    """The stages of an experiment and their results.
 
     Attributes:
-        name: Unique among those compared.
-        folder: Holds a subfolder a stage.
+        name: Unique among the compared experiments.
+        folder: Has one subfolder per stage.
         stages: Summary of each finished stage.
-        open_stages: What each other stage that was begun is: ``running``, ``stopped``, ``failed``,
-            ``with an unreadable summary``, or what `dq.tracking.record.liveness.state_of` says of
-            one that has not said so itself.
+        open_stages: State of each unfinished stage that was started: ``running``, ``stopped``,
+            ``failed``, ``with an unreadable summary``, or the result of
+            `dq.tracking.record.liveness.state_of` for one that did not record its end.
     """
 
     name: str
@@ -52,7 +52,7 @@ def find_experiments(folders: Iterable[Path]) -> list[Experiment]:
     found: dict[Path, Experiment] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder; give a work dir, or a folder that has some")
+            raise ValueError(f"{folder} is not a folder; give a work dir, or a folder of them")
         places = list(_experiments_below(folder))
         if not places:
             raise ValueError(
@@ -65,7 +65,7 @@ def find_experiments(folders: Iterable[Path]) -> list[Experiment]:
 
 
 def with_shared_float(experiments: Sequence[Experiment]) -> list[Experiment]:
-    """Return experiments that began from another's float checkpoint with that one's result."""
+    """Add the float result to experiments that started from another one's float checkpoint."""
     by_sha = {e.stages["float"].sha256: e.stages["float"] for e in experiments
               if "float" in e.stages}  # fmt: skip
     result = []
@@ -128,7 +128,7 @@ def _status(folder: Path, run: Run) -> str:
 
 
 def _named_apart(experiments: Sequence[Experiment]) -> list[Experiment]:
-    """Return them with as many of their folders' last names as tell them apart."""
+    """Return them with as many trailing parts of their path as needed to make names unique."""
     names = [e.folder.resolve().parts for e in experiments]
     result = []
     for experiment, parts in zip(experiments, names, strict=True):

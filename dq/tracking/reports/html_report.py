@@ -1,4 +1,4 @@
-"""The comparison as one HTML file that needs nothing else: tables, plots, pictures."""
+"""The comparison as one self-contained HTML file: tables, plots, pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dq.tracking.pictures.predictions import lost, read_predictions
+from dq.tracking.pictures.predictions import lost_objects, read_predictions
 from dq.tracking.reports import report_plots
 from dq.tracking.reports.comparison import HEADS, Line, cells, groups_of
 from dq.tracking.reports.experiments import Experiment
@@ -45,9 +45,9 @@ def html_report(
     """Return the report.
 
     Args:
-        lines: Of the table, the best first.
-        shown: The experiments that are plotted.
-        changed: What `dq.tracking.reports.comparison.differences` found.
+        lines: Rows of the table, the best first.
+        shown: The experiments to plot.
+        changed: From `dq.tracking.reports.comparison.differences`.
     """
     groups = groups_of(lines)
     tables = "".join(
@@ -66,7 +66,7 @@ def html_report(
         f"<title>Comparison of {len(lines)} experiments</title><style>{STYLE}</style></head>"
         f"<body><main><h1>Comparison of {len(lines)} experiments</h1>"
         f'<p class="note">written {when} by <code>launcher compare</code>; numbers in percent,'
-        f" drop is what is lost against float</p>{''.join(p for p in parts if p)}"
+        f" drop is the loss against float</p>{''.join(p for p in parts if p)}"
         "</main></body></html>\n"
     )
 
@@ -130,7 +130,7 @@ def _of_experiment(experiment: Experiment) -> str:
     ]
     predictions = read_predictions(experiment.folder / stage)
     if predictions is not None:
-        plot = report_plots.confusion(lost(predictions), "Objects that float had right")
+        plot = report_plots.confusion(lost_objects(predictions), "Objects that float had right")
         parts.append(("Lost by quantization", plot, "confusion"))
     body = "".join(
         f"<h3>{escape(title)}</h3>{_picture(image, kind)}" for title, image, kind in parts if image

@@ -21,7 +21,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except ValueError:
-                continue  # a line cut short by a kill
+                continue  # A line cut short by a kill.
             if "mode" in row:
                 rows.append(row)
     return rows
@@ -30,12 +30,12 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def write_plots(
     folder: Path, experiment: Path, summaries: Mapping[str, StageSummary]
 ) -> list[Path]:
-    """Draw what the experiment's stages logged and return the files.
+    """Plot the logs of the experiment's stages and return the files.
 
     Args:
-        folder: Where the PNG files go.
-        experiment: Holds the stages' folders.
-        summaries: By stage.
+        folder: Folder for the PNG files.
+        experiment: Folder with the stages' folders.
+        summaries: Summaries by stage.
     """
     import matplotlib
 
@@ -49,7 +49,7 @@ def write_plots(
         train = [r for r in rows if r["mode"] == "train" and "loss" in r]
         _line(left, [_position(r, rows) for r in train], [r["loss"] for r in train], stage)
         metric = summaries[stage].metric if stage in summaries else "mAP"
-        # Tests on several data sets number them; validation may be on one, or the reverse.
+        # Metrics of several test sets are numbered; validation may use only one set, or several.
         called = (metric, metric.removeprefix("0_"), f"0_{metric}")
         known = [(r, next((n for n in called if n in r), None)) for r in rows if r["mode"] == "val"]
         val = [(r["epoch"], 100 * r[name]) for r, name in known if name is not None]
@@ -73,7 +73,7 @@ def write_plots(
 
 
 def _position(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float:
-    """Return a training row's place in epochs."""
+    """Return the position of a training row in epochs."""
     last = max((r["iter"] for r in rows if r["mode"] == "train"), default=1)
     return float(row["epoch"]) - 1 + float(row["iter"]) / max(1, last)
 

@@ -16,7 +16,7 @@ CURVE_POINTS = 300
 
 
 def curves(experiments: Sequence[Experiment]) -> bytes | None:
-    """Draw training loss and validation metric over epochs; None where nothing was logged."""
+    """Plot training loss and validation metric over epochs; None if nothing was logged."""
     figure, (left, right) = _axes(2, width=11, height=3.6)
     drawn = 0
     for number, experiment in enumerate(experiments):
@@ -44,7 +44,7 @@ def curves(experiments: Sequence[Experiment]) -> bytes | None:
 
 
 def last_table(experiment: Experiment, stage: str) -> list[Row]:
-    """Return the last table of quantizers that a stage has written, a dict a quantizer."""
+    """Return the last table of quantizers that a stage has written, one dict per quantizer."""
     last: Row | None = None
     for row in read_rows(experiment.folder / stage / QUANTIZERS):
         last = row
@@ -54,7 +54,7 @@ def last_table(experiment: Experiment, stage: str) -> list[Row]:
 
 
 def layer_noise(experiment: Experiment) -> bytes | None:
-    """Draw each quantizer's SQNR after calibration and after QAT, in the order of execution."""
+    """Plot each quantizer's SQNR after calibration and after QAT, in execution order."""
     tables = {stage: last_table(experiment, stage) for stage in ("calibrated", "qat")}
     names = [r["name"] for r in tables["calibrated"] or tables["qat"]]
     if not names:
@@ -76,13 +76,13 @@ def layer_noise(experiment: Experiment) -> bytes | None:
         axis.set(ylabel="SQNR, dB")
         axis.margins(x=0.01)
         axis.legend(fontsize=8, frameon=False)
-    top.set_title("Activations: rounded network against the same in float (higher is better)")
+    top.set_title("Activations: quantized network against float (higher is better)")
     bottom.set_title("Weights: rounding of each layer alone")
     return _png(figure)
 
 
 def ranges(experiment: Experiment, stage: str) -> bytes | None:
-    """Draw for each activation what its integers reach, and what values were seen."""
+    """Plot the representable range and the observed values of each activation."""
     rows = [r for r in last_table(experiment, stage) if r["kind"] == "activation"]
     if not rows:
         return None
@@ -106,7 +106,7 @@ def ranges(experiment: Experiment, stage: str) -> bytes | None:
 
 
 def class_bars(experiment: Experiment) -> bytes | None:
-    """Draw the precision of each class, by stage; the classes that lose most first."""
+    """Plot the precision of each class by stage; the classes that lose most come first."""
     found = {s: e.classes for s, e in experiment.stages.items() if e.classes}
     if not found:
         return None
@@ -121,13 +121,13 @@ def class_bars(experiment: Experiment) -> bytes | None:
                  color=COLORS[stage], label=LABELS[stage])  # fmt: skip
     places = [i + width * (len(found) - 1) / 2 for i in range(len(names))]
     axis.set_xticks(places, names, rotation=0 if len(names) < 12 else 60, fontsize=8)
-    axis.set(ylabel="AP at IoU 0.5, %", title="Precision of each class, the greatest loss first")
+    axis.set(ylabel="AP at IoU 0.5, %", title="Precision of each class, largest loss first")
     axis.legend(fontsize=8, frameon=False)
     return _png(figure)
 
 
 def confusion(table: Mapping[str, Mapping[str, int]], title: str) -> bytes | None:
-    """Draw what became of objects that the float detector had right."""
+    """Plot the classes that the run predicts for objects that the float detector had right."""
     names = [n for n, row in table.items() if sum(row.values())]
     if not names:
         return None

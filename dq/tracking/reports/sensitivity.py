@@ -1,4 +1,4 @@
-"""What ``launcher analyze`` found, as a table, a JSON file and a plot."""
+"""The results of ``launcher analyze`` as a table, a JSON file and a plot."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dq.whole_file import drafts, write_whole
 
 
 def sensitivity_table(result: Mapping[str, Any], rows: int | None = 20) -> str:
-    """Return the loudest quantizers as a Markdown table, and what raising some gains.
+    """Return the most sensitive quantizers as a Markdown table, and the gain of raising some.
 
     Args:
-        result: ``quantizers`` (list of dicts with name, kind, bits, sqnr; loudest first), ``sqnr``
-            (all rounding), ``raised`` (names) and ``sqnr_raised``.
-        rows: How many; None for all.
+        result: ``quantizers`` (list of dicts with name, kind, bits, sqnr; most sensitive first),
+            ``sqnr`` (all rounding), ``raised`` (names) and ``sqnr_raised``.
+        rows: Number of rows; None for all.
     """
     shown = result["quantizers"][:rows]
     lines = ["| quantizer | kind | bits | SQNR alone (dB) | |", "|---|---|---|---|---|"]
@@ -40,7 +40,7 @@ def write_sensitivity(folder: Path, result: Mapping[str, Any]) -> list[Path]:
     """Write ``sensitivity.json`` and ``sensitivity.png`` into ``folder`` and return their paths.
 
     Args:
-        folder: Made where it does not exist.
+        folder: Created if it does not exist.
         result: As for `sensitivity_table`.
     """
     import matplotlib
@@ -62,7 +62,7 @@ def write_sensitivity(folder: Path, result: Mapping[str, Any]) -> list[Path]:
     for place, entry in enumerate(result["quantizers"]):
         if entry["name"] in result["raised"]:
             axes.annotate(entry["name"], (place, entry["sqnr"]), fontsize=6, rotation=20)
-    axes.set_xlabel("quantizers, the loudest first")
+    axes.set_xlabel("quantizers, most sensitive first")
     axes.set_ylabel("SQNR of the outputs, it alone rounding (dB)")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -10,7 +10,7 @@ COLUMNS = {"float": "float", "calibrated": "{bits} calibrated", "qat": "{bits} Q
 
 
 def below_start(summary: StageSummary) -> str | None:
-    """Return the sentence for a training that ended below its start, None where it did not."""
+    """Return a sentence about a training that ended below its start, None if it did not."""
     if summary.start is None or 100 * summary.drop < 0.005:
         return None
     return (
@@ -24,9 +24,9 @@ def markdown_table(name: str, summaries: Mapping[str, StageSummary], bits: str =
     """Return one row of metrics in percent, with the difference to float.
 
     Args:
-        name: Of the experiment.
-        summaries: By stage.
-        bits: How the integers are called in the head.
+        name: Name of the experiment.
+        summaries: Summaries by stage.
+        bits: Integer format for the column titles.
     """
     present = [stage for stage in COLUMNS if stage in summaries]
     metric = summaries[present[0]].metric

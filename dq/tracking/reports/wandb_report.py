@@ -1,4 +1,4 @@
-"""The comparison as a report in W&B, by its own package wandb-workspaces, which is an extra."""
+"""The comparison as a W&B report, with the optional package wandb-workspaces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PANELS = {
 
 
 def runs_of(experiments: Sequence[Experiment]) -> list[Run]:
-    """Return the runs of all stages that these experiments have begun."""
+    """Return the runs of all stages that these experiments have started."""
     found = (read_run(experiment.folder / stage) for experiment in experiments
              for stage in ("float", "calibrated", "qat"))  # fmt: skip
     return [run for run in found if run is not None]
@@ -33,14 +33,14 @@ def build_report(
     *,
     entity: str,
 ) -> Any:
-    """Return a report that is not saved yet: the table, settings that differ, curves of these runs.
+    """Return an unsaved report: the table, the settings that differ, and curves of these runs.
 
     Args:
         module: ``wandb_workspaces.reports.v2``.
-        lines: Of the table.
-        runs: One at least.
-        changed: Of `dq.tracking.reports.comparison.differences`.
-        entity: W&B's team or user, where a run names none.
+        lines: Rows of the table.
+        runs: At least one.
+        changed: From `dq.tracking.reports.comparison.differences`.
+        entity: W&B's team or user, for runs that have none.
     """
     blocks = [module.H1("Which experiment won"), module.MarkdownBlock(markdown(lines))]
     if changed:
@@ -54,7 +54,7 @@ def build_report(
     for run in runs:
         by_place.setdefault((run.entity or entity, run.project), []).append(run.id)
     sets = [
-        # Only these runs: a project holds others too.
+        # Only these runs: a project may have others too.
         module.Runset(entity=owner, project=project, name=project, filters=f"ID in {ids!r}")
         for (owner, project), ids in by_place.items()
     ]
@@ -73,11 +73,11 @@ def publish(
     experiments: Sequence[Experiment],
     changed: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """Save the comparison as a report in W&B, and return its address.
+    """Save the comparison as a report in W&B and return its URL.
 
     Raises:
         ValueError: The extra is not installed, or no experiment has a run.
-        RuntimeError: W&B did not take it.
+        RuntimeError: W&B refused it.
     """
     try:
         import wandb

@@ -1,1 +1,1 @@
-"""The copy of a run that goes to Weights & Biases, from a process of its own."""
+"""The copy of a run to Weights & Biases, by a separate process."""

@@ -1,10 +1,10 @@
-"""One run in W&B, made of nothing but what lies in its folder: rows, tables, pictures, the end.
+"""One run in W&B, built only from the files in its folder: rows, tables, pictures, the end.
 
-Facts about W&B 0.31 that decide how it is called here: any call may raise what is no wandb error;
-after a failed online start an offline one with the same id fails until ``teardown``; ``step=`` is
-never passed, since a resumed run's rows would be refused; ``summary="max"`` merges wrongly over the
-pieces of a resumed run, so best values are set by hand; without a short flush interval a kill loses
-fifteen seconds.
+Facts about W&B 0.31 that explain the calls here: any call may raise exceptions that are no wandb
+errors; after a failed online start an offline start with the same id fails until ``teardown``;
+``step=`` is never passed, because a resumed run's rows would be refused; ``summary="max"`` merges
+wrongly over the pieces of a resumed run, so best values are set explicitly; without a short flush
+interval a kill loses fifteen seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dq.tracking.wandb_copy.variables import job_type_of, name_of, tags_of
 from dq.whole_file import write_whole
 
 SENT = "wandb/sent.json"
-# More calls than about one a second make files of gigabytes.
+# More than about one call per second makes files of gigabytes.
 ROW_EVERY_S = 1.0
 FLUSH_S = 2
 MAX_TABLE_ROWS = 1000
@@ -35,11 +35,11 @@ MAX_FAILURES, MAX_STARTS = 3, 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How long W&B may take.
+    """Time limits for W&B.
 
     Attributes:
-        init_s: To begin a run, in seconds.
-        finish_s: To end it.
+        init_s: Seconds to start a run.
+        finish_s: Seconds to end it.
     """
 
     init_s: float = 20.0
@@ -47,13 +47,13 @@ class Limits:
 
 
 class Mirror:
-    """Copy a folder's run to W&B as it grows; whatever W&B does, nothing is raised.
+    """Copy a folder's run to W&B as it grows; nothing is raised, whatever W&B does.
 
     Args:
-        folder: Of a stage, with ``run.json``.
+        folder: Folder of a stage, with ``run.json``.
         mode: ``online`` or ``offline``.
-        limits: How long each end may take.
-        say: Takes a line for the user.
+        limits: Time limits for start and end.
+        say: Receives messages for the user.
     """
 
     def __init__(self, folder: Path, mode: str, limits: Limits, say: Callable[[str], None]) -> None:
@@ -73,8 +73,8 @@ class Mirror:
         self.begin_sizes = {name: reader.size() for name, reader in self.readers.items()}
 
     def open(self) -> None:
-        """Begin the run, online where that was asked for and works, else offline."""
-        # That of a training that was stopped may still be at its end, which has these limits too.
+        """Start the run: online if requested and possible, else offline."""
+        # The relay of a stopped training may still be finishing, with the same limits.
         self.turn = take_turn(self.folder, 2 * self.limits.finish_s + 5.0)
         self.sent_step = _sent_step(self.folder, self.run_info.id)
         self._begin()
@@ -101,7 +101,7 @@ class Mirror:
                         f"W&B cannot be reached ({_reason(error)}); the run is kept offline,"
                         f" `launcher sync {self.folder}` sends it later"
                     )
-                    # Without it an offline run of the same id cannot begin.
+                    # Otherwise an offline run with the same id cannot start.
                     with contextlib.suppress(Exception):
                         wandb.teardown()
                 else:
@@ -129,7 +129,7 @@ class Mirror:
             entity=info.entity,
             dir=str(self.folder),
             name=name_of(info.experiment, info.stage, os.environ),
-            # What is given here wins over W&B's own variables, and a cluster's job sets these.
+            # These arguments override W&B's variables, which a cluster job sets.
             group=os.environ.get("WANDB_RUN_GROUP") or info.experiment,
             job_type=job_type_of(info.stage, os.environ),
             tags=tags_of(info.tags, os.environ),
@@ -142,7 +142,7 @@ class Mirror:
         return run
 
     def pump(self) -> None:
-        """Copy what has been written since the last call."""
+        """Copy what was written since the last call."""
         if not self.is_on or self.run is None:
             return
         for place, row in self.readers[METRICS].new_rows():
@@ -162,10 +162,10 @@ class Mirror:
             self.turn.close()
 
     def mark(self) -> None:
-        """Leave word that the run has arrived whole; W&B's service must have ended by now.
+        """Mark the run as completely sent; W&B's service must have ended by now.
 
-        It writes its file for a moment more after the run's end, and what has grown since the mark
-        counts as not sent.
+        It still writes its file for a moment after the run's end, and a file that has grown since
+        the mark counts as not sent.
         """
         if self.arrived is not None:
             with contextlib.suppress(OSError):
@@ -192,7 +192,7 @@ class Mirror:
         self.run = None
 
     def _was_sent(self, name: str, place: int, row: Row) -> bool:
-        """Whether an earlier process has sent this row, which lay here when this one began."""
+        """Whether an earlier process has sent this row, which existed when this process started."""
         return place < self.begin_sizes[name] and int(row.get("step", 0)) <= self.sent_step
 
     def _take(self, row: Row) -> None:
@@ -241,7 +241,7 @@ class Mirror:
         self.run.log({"quantizers/table": table, "step": row["step"]})
 
     def _log_distribution(self, row: Row) -> None:
-        """Log histograms over all quantizers, apart from the table, which asks more of a server."""
+        """Log histograms over all quantizers, separate from the table, which costs more."""
         import wandb
 
         content: Row = {"step": row["step"]}
@@ -277,7 +277,7 @@ class Mirror:
             },
         )
         path = (self.folder / str(row["file"])).resolve()
-        # By reference: the file stays where it is and nothing of it is copied or read.
+        # By reference: the file is neither copied nor read.
         artifact.add_reference(path.as_uri(), name=path.name, checksum=False)
         self.run.log_artifact(artifact)
         self.run.summary["checkpoint/sha256"] = row.get("sha256")
@@ -286,7 +286,7 @@ class Mirror:
         self.run.summary[name] = value
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call and survive; begin the run anew once when W&B's service is gone, then give up."""
+        """Call it and catch errors; restart the run once if W&B's service is gone, then give up."""
         if not self.is_on or self.run is None:
             return
         try:
@@ -296,12 +296,12 @@ class Mirror:
         except Exception as error:
             self.failures += 1
             reason = _reason(error)
-            # Into the relay's log file; the user is told when it becomes serious.
+            # Goes to the relay's log file; the user is told when it becomes serious.
             print(f"W&B failed: {type(error).__name__}: {reason}", file=sys.stderr, flush=True)
         if self.failures < MAX_FAILURES:
             return
         if self.starts < MAX_STARTS:
-            self.say(f"W&B failed {self.failures} times ({reason}); it is begun anew, offline")
+            self.say(f"W&B failed {self.failures} times ({reason}); it is restarted offline")
             with contextlib.suppress(Exception):
                 import wandb
 
@@ -326,7 +326,7 @@ class Mirror:
 
 
 class _Follower:
-    """Reads the whole lines that were appended to a file since it last looked."""
+    """Read the complete lines that were appended to a file since the last read."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.offset, self.last_step = path, 0, -1
@@ -338,7 +338,7 @@ class _Follower:
             return 0
 
     def new_rows(self) -> Iterator[tuple[int, Row]]:
-        """Yield place and content of each new row."""
+        """Yield position and content of each new row."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)

@@ -1,8 +1,8 @@
-"""The process that talks to W&B, so that the training's own never waits for it or dies of it.
+"""The process that talks to W&B, so that a training never waits for W&B or fails because of it.
 
-It reads orders as lines of JSON on its standard input and the runs themselves from their folders.
-When the training ends without a word (a kill), the input ends: what was written is still sent, and
-the run is marked as failed. It says what the user should know, a line each, on its standard output.
+It reads commands as JSON lines from its standard input, and the runs from their folders. When the
+training is killed, the input ends: what was written is still sent, and the run is marked as failed.
+Messages for the user are printed on its standard output, one per line.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from typing import Any
 from dq.tracking.wandb_copy.mirror import Limits, Mirror
 
 POLL_S = 1.0
-# Of the folder that takes temporary files of a relay, made by the process that starts it.
+# The folder for temporary files of a relay, created by the process that starts it.
 SCRATCH = "dq-wandb-"
 KILLED = 137
 
 
 def main() -> int:
-    """Serve until the input ends."""
+    """Run until the input ends."""
     # A scheduler signals every process of a job; the training ends this one when it is done.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # W&B prints too; that goes to the log, beside its errors.
+    # W&B prints too; that goes to the log, together with its errors.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
@@ -66,7 +66,7 @@ def main() -> int:
     if "wandb" in sys.modules:
         import wandb
 
-        # Its service writes the last of an offline run after the run has been ended.
+        # W&B's service writes the last part of an offline run after the run has ended.
         with contextlib.suppress(Exception):
             wandb.teardown()
     for mirror in [*ended, *mirrors.values()]:
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def _listen(orders: queue.Queue[dict[str, Any] | None]) -> None:
-    """Take orders until the input ends; after that the process does not live for ever."""
+    """Read commands until the input ends; then limit the remaining life of this process."""
     finish_s = 30.0
     for line in sys.stdin:
         order = json.loads(line)
@@ -88,14 +88,14 @@ def _listen(orders: queue.Queue[dict[str, Any] | None]) -> None:
 
 
 def remove_scratch() -> None:
-    """Remove the temporary files of this relay, which may have outlived who started it."""
+    """Remove the temporary files of this relay, which may have outlived its starter."""
     folder = Path(os.environ.get("TMPDIR", ""))
     if folder.name.startswith(SCRATCH):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def end_at_once() -> None:
-    """End W&B's service and this process, whatever they are doing."""
+    """End W&B's service and this process immediately."""
     for pid in children(os.getpid()):
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
@@ -104,7 +104,7 @@ def end_at_once() -> None:
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that this one has started, on Linux."""
+    """Return the child processes of this one, on Linux."""
     found: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""The training's end of the relay: tells it which runs begin and end, waits for it at most so long.
+"""The training's side of the relay: start and end runs, and wait for the relay with a limit.
 
-Nothing here waits while a training runs: orders are a few short lines, rows travel by file.
+Nothing here waits while a training runs: commands are a few short lines, rows are read from files.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 class Relay:
-    """A process that copies runs to W&B; started with the first run.
+    """A process that copies runs to W&B; it starts with the first run.
 
     Args:
         mode: ``online`` or ``offline``.
-        log_file: Takes what W&B prints.
-        limits: How long W&B may take.
+        log_file: Receives what W&B prints.
+        limits: Time limits for W&B.
     """
 
     def __init__(self, mode: str, log_file: Path, limits: Limits | None = None) -> None:
@@ -42,7 +42,7 @@ class Relay:
         self.is_gone = False
 
     def begin(self, folder: Path) -> None:
-        """Have the run of this folder copied from now on."""
+        """Copy the run of this folder from now on."""
         if self.process is None:
             self._start()
         self._order(
@@ -54,11 +54,11 @@ class Relay:
         )
 
     def end(self, folder: Path, exit_code: int) -> None:
-        """Have the run of this folder ended; returns at once."""
+        """End the run of this folder; returns immediately."""
         self._order(do="end", folder=str(folder.resolve()), exit_code=exit_code)
 
     def listen(self) -> list[str]:
-        """Log what the relay has to say, and return it; returns at once."""
+        """Log the relay's messages and return them; returns immediately."""
         if self.process is None or self.process.stdout is None:
             return []
         with contextlib.suppress(OSError):
@@ -72,11 +72,11 @@ class Relay:
         return said
 
     def close(self, hurry_s: float | None = None) -> None:
-        """Let the relay send what is left, within the limit, and end it.
+        """Let the relay send the rest within the limit, and end it.
 
         Args:
-            hurry_s: After so many seconds the relay is left to itself instead: what it sends lies
-                in files, it needs this process no more, and its own limits end it.
+            hurry_s: After this many seconds the relay is left running instead. It reads files,
+                does not need this process any more, and ends by its own limits.
         """
         process = self.process
         if process is None:
@@ -90,10 +90,10 @@ class Relay:
             process.wait(limit_s if hurry_s is None else min(hurry_s, limit_s))
         except subprocess.TimeoutExpired:
             if hurry_s is None:
-                log.warning("W&B was not ready in time and is left; `launcher sync` sends the rest")
+                log.warning("W&B did not finish in time; `launcher sync` sends the rest")
                 _kill(process)
             else:
-                log.info("W&B is not done; process %d goes on with it, %s", process.pid,
+                log.info("W&B is not done; process %d continues, log %s", process.pid,
                          self.log_file)  # fmt: skip
         except BaseException:
             # A second signal does not wait for W&B.
@@ -110,7 +110,7 @@ class Relay:
 
     def _start(self) -> None:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        # W&B leaves folders of its own where temporary files go.
+        # W&B leaves its own folders in the temporary directory.
         self.scratch = tempfile.mkdtemp(prefix=SCRATCH)
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
         try:
@@ -154,7 +154,7 @@ class Relay:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a relay and W&B's service, which has a session of its own."""
+    """End a relay and W&B's service, which runs in its own session."""
     for pid in [*children(process.pid), process.pid]:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Send W&B runs that lie on the disk, by W&B's own ``wandb sync``, each within a limit."""
+"""Send offline W&B runs with W&B's own ``wandb sync``, each with a time limit."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MARK, PIECE = "sent-by-launcher", "piece-by-launcher"
 
 
 def pending_runs(folders: Iterable[Path]) -> list[Path]:
-    """Return the folders of runs that were not sent yet, pieces of a resumed run in order.
+    """Return the folders of unsent runs, the pieces of a resumed run in order.
 
     Args:
-        folders: Searched with all that is below.
+        folders: Searched recursively.
 
     Raises:
         ValueError: A folder does not exist.
@@ -25,17 +25,17 @@ def pending_runs(folders: Iterable[Path]) -> list[Path]:
     found: set[Path] = set()
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder; give a work dir, or a folder that has some")
+            raise ValueError(f"{folder} is not a folder; give a work dir, or a folder of them")
         found |= {path.parent for path in folder.rglob("wandb/*run-*/run-*.wandb")}
     return sorted((folder for folder in found if not _is_sent(folder)), key=_place)
 
 
 def send(folder: Path, *, limit_s: float) -> str | None:
-    """Send one run; return None, or in one line why it could not be.
+    """Send one run; return None, or the reason of a failure in one line.
 
     Args:
-        folder: Of W&B, ``.../wandb/offline-run-...``.
-        limit_s: Seconds after which it is given up.
+        folder: W&B's folder, ``.../wandb/offline-run-...``.
+        limit_s: Time limit in seconds.
     """
     command = [sys.executable, "-m", "wandb", "sync", "--include-synced", "--include-online"]
     command.append(str(folder.resolve()))
@@ -46,7 +46,7 @@ def send(folder: Path, *, limit_s: float) -> str | None:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        # Its own log goes beside the run instead of into the folder that the user is in.
+        # W&B writes its log next to the run instead of into the current folder.
         env={k: v for k, v in os.environ.items() if k != "WANDB_MODE"}
         | {"WANDB_DIR": str(folder.resolve().parent.parent)},
     )
@@ -57,7 +57,7 @@ def send(folder: Path, *, limit_s: float) -> str | None:
         process.wait()
         return f"not sent, the server did not answer within {limit_s:g} s; try again later"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    wrong = [line for line in lines if _tells_of_failure(line)]
+    wrong = [line for line in lines if _reports_failure(line)]
     if process.returncode != 0 or wrong:
         return f"not sent: {(wrong or lines or ['no reason was given'])[-1][:200]}"
     mark_sent(folder)
@@ -65,32 +65,32 @@ def send(folder: Path, *, limit_s: float) -> str | None:
 
 
 def mark_sent(folder: Path) -> None:
-    """Leave word in a run's folder that it has been sent as it is now."""
+    """Mark a run's folder as sent in its present state."""
     (folder / MARK).write_text(f"{_size(folder)} bytes\n")
 
 
 def number_piece(folder: Path) -> None:
-    """Leave word in a run's new folder how many pieces of the run lie beside it already.
+    """Write into a run's new folder how many pieces of the run exist already.
 
-    Its name has the time, and a clock may have been set back since the piece before.
+    The folder's name has the time, but a clock may have been set back since the last piece.
     """
     run = folder.name.rpartition("-")[2]
     others = [path for path in folder.parent.glob(f"*run-*-{run}") if path != folder]
     (folder / PIECE).write_text(f"{len(others)}\n")
 
 
-def _tells_of_failure(line: str) -> bool:
-    """Say whether a line of W&B's tells that something went wrong.
+def _reports_failure(line: str) -> bool:
+    """Return whether a line of W&B's output reports an error.
 
-    It ends with 0 whatever happened. Paths, addresses and quoted names are left out: a folder may
-    be called as it likes.
+    W&B always exits with 0. Paths, URLs and quoted names are ignored, because a folder may have any
+    name.
     """
     words = re.sub(r"""'[^']*'|"[^"]*"|`[^`]*`|\S*[/=]\S*""", " ", line)
     return re.search(r"\b(?:errors?|fail(?:ed|ure|s)?)\b", words, re.IGNORECASE) is not None
 
 
 def _is_sent(folder: Path) -> bool:
-    """Say whether it was sent, and has not grown since: an earlier try may have been too early."""
+    """Return whether it was sent and has not grown since: an earlier send may be incomplete."""
     try:
         said = (folder / MARK).read_text().split()
     except OSError:
@@ -103,7 +103,7 @@ def _size(folder: Path) -> int:
 
 
 def _place(folder: Path) -> tuple[str, int, str]:
-    """Return what puts the pieces of a run in the order in which they were begun."""
+    """Return a sort key that orders the pieces of a run by their start."""
     try:
         piece = int((folder / PIECE).read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""One process at a time copies a run: that of a training that goes on waits for the one before."""
+"""One process at a time copies a run: the relay of a resumed training waits for the one before."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ TRY_EVERY_S = 0.2
 
 
 def take_turn(folder: Path, limit_s: float) -> IO[bytes] | None:
-    """Return an open file that holds the turn until it is closed, or the process has ended.
+    """Return an open file that holds the lock until it is closed or the process ends.
 
     Args:
-        folder: Of the run.
-        limit_s: Seconds after which it is no longer waited for.
+        folder: Folder of the run.
+        limit_s: Longest time to wait for the lock, in seconds.
 
     Returns:
-        None where the turn was not got: after the limit, or where files cannot be locked.
+        None if the lock was not acquired: after the limit, or if files cannot be locked.
     """
     end = time.monotonic() + limit_s
     try:

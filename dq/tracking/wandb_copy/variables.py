@@ -1,4 +1,4 @@
-"""W&B's own environment variables: which are followed here, and which cannot be."""
+"""W&B's own environment variables: which ones are used here, and which ones cannot be."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 MODES = ("online", "offline", "disabled")
 _TRUE = ("1", "true", "t", "yes", "y", "on")
 IGNORED = {
-    "WANDB_DIR": "a run lies in its stage's folder, where `launcher sync` finds it",
+    "WANDB_DIR": "a run is in its stage's folder, where `launcher sync` finds it",
     "WANDB_RUN_ID": "each stage is a run of its own, with an id that its checkpoints carry",
-    "WANDB_RESUME": "a stage that goes on continues its own run, another begins one",
-    "WANDB_SWEEP_ID": "W&B's sweeps start runs by themselves",
-    "WANDB_RESUME_FROM": "a stage goes on from its own checkpoint",
-    "WANDB_FORK_FROM": "a stage begins from a checkpoint, and says which by its parent's id",
-    "WANDB_CONSOLE": "what a command prints is in <work dir>/logs",
+    "WANDB_RESUME": "a resumed stage continues its own run, another starts a new one",
+    "WANDB_SWEEP_ID": "W&B's sweeps start runs themselves",
+    "WANDB_RESUME_FROM": "a stage resumes from its own checkpoint",
+    "WANDB_FORK_FROM": "a stage records the checkpoint it starts from by its parent's id",
+    "WANDB_CONSOLE": "a command's output is in <work dir>/logs",
     "WANDB_SAVE_CODE": "no code is sent; the commit is in the run's config",
 }
 
@@ -40,7 +40,7 @@ def project_of(asked: str | None, environ: Mapping[str, str]) -> str:
 
 
 def name_of(experiment: str, stage: str, environ: Mapping[str, str]) -> str:
-    """Return what W&B calls a stage's run: ``WANDB_NAME`` or the experiment, and the stage."""
+    """Return the name of a stage's run in W&B: ``WANDB_NAME`` or the experiment, and the stage."""
     return f"{environ.get('WANDB_NAME') or experiment}/{stage}"
 
 
@@ -50,13 +50,15 @@ def job_type_of(stage: str, environ: Mapping[str, str]) -> str:
 
 
 def tags_of(tags: Iterable[str], environ: Mapping[str, str]) -> list[str]:
-    """Return the config's tags and those of ``WANDB_TAGS``, each once."""
+    """Return the config's tags and those of ``WANDB_TAGS``, without duplicates."""
     more = (tag.strip() for tag in environ.get("WANDB_TAGS", "").split(","))
     return list(dict.fromkeys([*tags, *filter(None, more)]))
 
 
-def ignored(environ: Mapping[str, str]) -> list[str]:
-    """Return a line for each variable that is set and cannot be followed."""
+def unsupported(environ: Mapping[str, str]) -> list[str]:
+    """Return a message for each variable that is set and cannot be used."""
     return [
-        f"{name} is not followed: {reason}" for name, reason in IGNORED.items() if environ.get(name)
+        f"{name} is not supported: {reason}"
+        for name, reason in IGNORED.items()
+        if environ.get(name)
     ]

@@ -21,7 +21,7 @@ def _train() -> dict[str, Any]:
     from dq.quant.training.oscillation import Oscillation, OscillationTracker
     from dq.quant.training.schedule import Schedule
     from dq.quant.training.weight_average import WeightAverage
-    from dq.sync import prove_equal
+    from dq.sync import check_equal_on_ranks
     from dq.tracking.tracker import Tracker
     from tests.quant import small_net as nets
 
@@ -57,7 +57,7 @@ def _train() -> dict[str, Any]:
         agreement.after_train_iter(runner)
         oscillation.after_train_iter(runner)
         average.update_()
-        digests.append(prove_equal(graph, f"after step {step}"))
+        digests.append(check_equal_on_ranks(graph, f"after step {step}"))
     return {
         "digests": digests,
         "learned": {n: p.detach().clone() for n, p in learned_parameters(root).items()},

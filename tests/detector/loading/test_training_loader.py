@@ -221,7 +221,7 @@ LEFT_WITH_PROCESSES_AT_WORK = """
 import os, signal, sys
 from pathlib import Path
 import dq.dist.watch.signals
-dq.dist.watch.signals.spare_loader_process = lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+dq.dist.watch.signals.ignore_first_sigterm = lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)
 from tests.detector.loading.test_training_loader import loader, workers
 own = loader(Path(sys.argv[1]), workers_per_gpu=2, persistent_workers=True)
 steps = own.steps(0)
@@ -340,7 +340,7 @@ def test_processes_use_one_thread_and_ignore_the_ranks_signals(
     from dq.dist.watch import signals
 
     spared: list[bool] = []
-    monkeypatch.setattr(signals, "spare_loader_process", lambda: spared.append(True))
+    monkeypatch.setattr(signals, "ignore_first_sigterm", lambda: spared.append(True))
     dataset = built(section(digits))
 
     def report(results: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The digest: equal for equal tensors only, and the names of those that differ."""
+"""The digest: equal only for equal tensors; the names of tensors that differ."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_value_shape_dtype_and_name_matter(change: dict[str, Tensor]) -> None:
     assert digest((named() | change).items()) != digest(named().items())
 
 
-def test_a_name_that_comes_twice_is_refused() -> None:
+def test_a_duplicate_name_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'a\.scale' comes twice"):
         digest([*named().items(), *named().items()])
 
@@ -65,7 +65,7 @@ def prove() -> tuple[list[str], int, list[str], list[str]]:
     return equal, taken, one, differing_names(changed.items())
 
 
-def test_ranks_agree_at_the_cost_of_one_collective_or_name_what_differs() -> None:
+def test_equal_ranks_need_one_collective_and_differences_are_named() -> None:
     for equal, taken, one, many in run_ranks(prove, 3):
         assert equal == []
         assert taken == 1
@@ -73,5 +73,5 @@ def test_ranks_agree_at_the_cost_of_one_collective_or_name_what_differs() -> Non
         assert many == ["a.scale", "b.half", "c.count", "z.only here"]
 
 
-def test_alone_nothing_differs() -> None:
+def test_a_single_process_has_no_differences() -> None:
     assert differing_names(named().items()) == []

@@ -1,4 +1,4 @@
-"""An error of ours is told from a library's, and the place of one is named."""
+"""Our own errors are told apart from a library's, and the place of an error is named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from torch._utils import ExceptionWrapper
 
 from dq.detector.training.checkpoint_plan import CheckpointPlan
-from dq.dist.errors.foreseen import described, is_foreseen, place_of, words_of
+from dq.dist.errors.foreseen import error_location, error_message, error_summary, is_expected
 from dq.dist.rendezvous.environment import Environment
 
 
@@ -26,9 +26,9 @@ def ours() -> None:
     Environment(rank=3)
 
 
-def test_error_of_ours_is_foreseen() -> None:
+def test_our_own_error_is_expected() -> None:
     for action in (ours, lambda: CheckpointPlan(steps=-1)):
-        assert is_foreseen(caught(action))
+        assert is_expected(caught(action))
 
 
 @pytest.mark.parametrize(
@@ -40,17 +40,17 @@ def test_error_of_ours_is_foreseen() -> None:
         lambda: [].pop(),
     ],
 )
-def test_other_errors_are_not(action: Callable[[], Any]) -> None:
-    assert not is_foreseen(caught(action))
+def test_other_errors_are_unexpected(action: Callable[[], Any]) -> None:
+    assert not is_expected(caught(action))
 
 
-def test_place_is_short_where_the_file_is_a_librarys() -> None:
-    assert place_of(caught(lambda: json.loads("{"))).startswith("json/decoder.py:")
-    assert place_of(caught(ours)).startswith("dq/dist/rendezvous/environment.py:")
+def test_location_is_short_for_a_file_of_a_library() -> None:
+    assert error_location(caught(lambda: json.loads("{"))).startswith("json/decoder.py:")
+    assert error_location(caught(ours)).startswith("dq/dist/rendezvous/environment.py:")
 
 
 def as_loader_process(action: Callable[[], Any]) -> BaseException:
-    """Return what torch's loader raises where an action failed in one of its processes."""
+    """Return the exception that torch's loader raises if an action failed in a loader process."""
     try:
         action()
     except Exception:
@@ -60,13 +60,13 @@ def as_loader_process(action: Callable[[], Any]) -> BaseException:
 
 def test_error_of_a_loader_process() -> None:
     error = as_loader_process(lambda: json.loads("{"))
-    assert not is_foreseen(error)
+    assert not is_expected(error)
     assert "Traceback" in str(error)
-    text = described(error)
+    text = error_summary(error)
     assert text.startswith("JSONDecodeError: Expecting property name")
     assert "raised at json/decoder.py:" in text
     assert text.endswith("in a loader process")
     assert "\n" not in text
     mine = as_loader_process(ours)
-    assert is_foreseen(mine)
-    assert words_of(mine).startswith("rank does not fit world size")
+    assert is_expected(mine)
+    assert error_message(mine).startswith("rank does not fit world size")

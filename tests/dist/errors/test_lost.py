@@ -1,4 +1,4 @@
-"""What backends say of a rank that is gone, in plain words."""
+"""Readable messages for what backends report about a lost rank."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.ranks import rank_outcomes
         ("wait timeout after 300000ms, keys: /worker/1", "did not answer"),
     ],
 )
-def test_words_of_backends(text: str, words: str) -> None:
+def test_messages_of_backends(text: str, words: str) -> None:
     sentence = explain_lost_rank(RuntimeError(text))
     assert sentence is not None
     assert words in sentence
@@ -41,7 +41,7 @@ def test_words_of_backends(text: str, words: str) -> None:
         LostRankError("rank 1 gave no sign of life; the store may have timed out"),
     ],
 )
-def test_other_errors_keep_their_own_words(error: Exception) -> None:
+def test_other_errors_keep_their_own_messages(error: Exception) -> None:
     assert explain_lost_rank(error) is None
 
 

@@ -1,4 +1,4 @@
-"""Names are agreed on before what they name travels in one collective."""
+"""Names are compared before their values share a collective."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def agree(of_rank: list[list[str]]) -> list[str] | str:
         return str(error)
 
 
-def test_another_order_is_none() -> None:
+def test_the_order_of_names_does_not_matter() -> None:
     assert run_ranks(agree, 2, [["b", "a"], ["a", "b"]]) == [["a", "b"]] * 2
 
 
-def test_names_of_single_ranks_are_refused_on_all_with_rank_and_name() -> None:
+def test_extra_names_are_refused_on_all_ranks_with_rank_and_name() -> None:
     said = run_ranks(agree, 3, [["a", "b"], ["a"], ["a", "b", "c"]])
     assert said[0] == (
         "losses differ between ranks: b on rank 0, 2 of 3 alone; c on rank 2 of 3 alone;"
@@ -30,13 +30,13 @@ def test_names_of_single_ranks_are_refused_on_all_with_rank_and_name() -> None:
     assert said == [said[0]] * 3
 
 
-def test_none_at_all_is_a_set_of_names_too() -> None:
+def test_no_names_differ_from_some_names() -> None:
     said = run_ranks(agree, 2, [[], ["a"]])
     assert said[0] == "losses differ between ranks: a on rank 1 of 2 alone; log the same"
 
 
 @pytest.mark.parametrize("names", [["b", "a"], []])
-def test_alone_there_is_nothing_to_agree_on(names: list[str]) -> None:
+def test_a_single_process_accepts_any_names(names: list[str]) -> None:
     assert agreed_names(names, "losses", "") == sorted(names)
 
 
@@ -50,5 +50,5 @@ def other_phases() -> list[str]:
     return [slow.phase for slow in clock.report()]
 
 
-def test_a_phase_of_one_rank_alone_hangs_nobody() -> None:
+def test_a_phase_on_only_one_rank_does_not_hang() -> None:
     assert run_ranks(other_phases, 2) == [["loading"]] * 2

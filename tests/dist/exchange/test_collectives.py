@@ -1,4 +1,4 @@
-"""Collectives: what every rank holds afterwards, and how many it takes."""
+"""Collectives: the result on every rank, and the number of collectives."""
 
 import time
 from typing import Any
@@ -115,7 +115,7 @@ def test_a_barrier_with_a_limit_names_the_rank_that_did_not_come() -> None:
     assert late.result == "late"
 
 
-def test_alone_every_collective_is_the_identity_and_none_is_issued() -> None:
+def test_in_a_single_process_collectives_are_the_identity_and_none_is_issued() -> None:
     tensor = torch.arange(4.0)
     before = collective_count()
     assert all_reduce_(tensor, "mean") is tensor

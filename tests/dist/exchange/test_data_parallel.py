@@ -1,4 +1,4 @@
-"""DDP: wrapped when it is of use, gradients are means, buffers are left alone until averaged."""
+"""DDP: wrapped only if useful, gradients are means, buffers differ until they are averaged."""
 
 import copy
 from typing import Any
@@ -22,7 +22,7 @@ class Derived(DistributedDataParallel):
 
 
 class Older(nn.Module):
-    """Stand for the DDP of a torch that does not know `forward_sync_buffers` yet."""
+    """Stands for the DDP of an older torch without `forward_sync_buffers`."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ def test_a_compiled_module_is_unwrapped() -> None:
 
 
 class Wide(nn.Module):
-    """More parameters than fit into DDP's first bucket, used in another order than they stand."""
+    """More parameters than fit into DDP's first bucket, used in another order than registered."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class Wide(nn.Module):
 
 
 def steps_from(first: int, state: dict[str, Any] | None) -> dict[str, Any]:
-    """Train three steps, or go on after some of them in a module that was wrapped anew."""
+    """Train three steps, or resume after some of them in a newly wrapped module."""
     model = Wide()
     wrapped = wrap(model, device=CPU, late=[model.scale])
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""Statistics of the ranks of one node alone."""
+"""Statistics over the ranks of one node only."""
 
 from __future__ import annotations
 
@@ -53,6 +53,6 @@ def one_node() -> bool:
     return node_group(replace(place, local_rank=collectives.rank())) is None
 
 
-def test_on_one_node_the_group_is_everybody() -> None:
+def test_on_one_node_there_is_no_node_group() -> None:
     assert run_ranks(one_node, 2) == [True, True]
     assert node_group(Environment()) is None

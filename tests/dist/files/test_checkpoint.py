@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, checked when read, and no code is run by reading."""
+"""Checkpoints: written whole or not at all, verified when read, and reading runs no code."""
 
 import errno
 import hashlib
@@ -22,7 +22,7 @@ CONTENT: dict[str, Any] = {
 
 
 class Stranger:
-    """A class that torch does not read without trust."""
+    """A class that torch does not load without trust."""
 
 
 def sidecar(path: Path) -> Path:
@@ -35,7 +35,7 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
-def test_what_is_saved_is_loaded_and_the_checksum_reads_like_sha256sum(tmp_path: Path) -> None:
+def test_saved_content_is_loaded_and_sha256sum_can_check_it(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "epoch_1.pth"
     save_checkpoint(path, CONTENT)
     loaded = load_checkpoint(path)
@@ -46,7 +46,7 @@ def test_what_is_saved_is_loaded_and_the_checksum_reads_like_sha256sum(tmp_path:
     assert sorted(os.listdir(path.parent)) == ["epoch_1.pth", "epoch_1.pth.sha256"]
 
 
-def test_a_note_stands_beside_the_checksum_which_sha256sum_still_reads(tmp_path: Path) -> None:
+def test_a_note_does_not_disturb_sha256sum(tmp_path: Path) -> None:
     path = tmp_path / "epoch_1.pth"
     save_checkpoint(path, CONTENT)
     assert note_of(path) is None
@@ -61,7 +61,7 @@ def test_a_note_stands_beside_the_checksum_which_sha256sum_still_reads(tmp_path:
 
 
 @pytest.mark.parametrize("new_format", [True, False])
-def test_a_look_reads_all_but_the_values_of_tensors(tmp_path: Path, new_format: bool) -> None:
+def test_peek_reads_everything_but_tensor_values(tmp_path: Path, new_format: bool) -> None:
     path = tmp_path / "epoch_1.pth"
     torch.save(CONTENT, path, _use_new_zipfile_serialization=new_format)
     found = peek_checkpoint(path)
@@ -71,7 +71,7 @@ def test_a_look_reads_all_but_the_values_of_tensors(tmp_path: Path, new_format: 
     assert found["state_dict"]["weight"].shape == (2000,)
 
 
-def test_a_look_at_what_is_no_checkpoint_finds_nothing(tmp_path: Path) -> None:
+def test_peek_returns_none_for_other_files(tmp_path: Path) -> None:
     path = tmp_path / "epoch_1.pth"
     assert peek_checkpoint(path) is None
     for content in (b"", b"hello world\n"):
@@ -96,7 +96,7 @@ def test_saving_again_replaces_file_and_checksum(tmp_path: Path) -> None:
     [
         lambda path: path.write_bytes(path.read_bytes()[:-100]),
         lambda path: path.write_bytes(path.read_bytes()[:700]),
-        lambda path: flip(path, 5000),  # In a tensor: torch.load alone does not notice.
+        lambda path: flip(path, 5000),  # In a tensor: torch.load alone does not notice it.
         lambda path: flip(path, 80),  # In the pickle.
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"hello world\n"),
@@ -146,7 +146,7 @@ def test_numpy_numbers_and_arrays_need_no_trust(tmp_path: Path, old_names: bool)
         "names": np.array(["a", "bc"]),
     }
     path = tmp_path / "zoo.pth"
-    # The older format, without checksums, so that names of numpy 1 can be written into it.
+    # The older format has no checksums, so names of numpy 1 can be written into it.
     torch.save(content, path, _use_new_zipfile_serialization=False)
     if old_names:
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""How a rank finds the way to another, and what it goes by where there is none."""
+"""How a rank watches another, and what it uses if the network blocks the connection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from dq.dist.exchange import collectives
 from dq.dist.group import presence
 from dq.dist.work import on_one_rank as one_rank
-from dq.dist.work.all_here import await_all
+from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_one_rank import run_on_rank
 from tests.ranks import rank_outcomes
 
@@ -22,13 +22,13 @@ DIST = Path(presence.__file__).parent
 
 
 def die_on_another_machine(address: str) -> str:
-    """Watch a rank on what looks like another machine, which is killed at work."""
+    """Watch a rank that seems to be on another machine and is killed during its work."""
     os.environ.pop("MASTER_ADDR", None)
     if address:
         os.environ["MASTER_ADDR"] = address
     presence._machine = lambda: [f"machine {collectives.rank()}"]
     one_rank.UNSEEN_S = 3.0
-    await_all("the beginning")
+    wait_for_all_ranks("the beginning")
 
     def die() -> None:
         time.sleep(1.5)
@@ -69,7 +69,7 @@ def test_the_machine_of_the_store_is_known_by_the_name_under_which_ranks_meet(
     assert presence._own_address() == ""
 
 
-def test_no_order_is_hidden_in_a_counter_of_a_module() -> None:
+def test_no_module_has_a_hidden_counter() -> None:
     looked = 0
     for path in DIST.glob("*.py"):
         for node in ast.parse(path.read_text()).body:

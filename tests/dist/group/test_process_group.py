@@ -1,4 +1,4 @@
-"""process_group: where it begins, how it ends well, and how it ends on an error."""
+"""process_group: its start, its orderly end, and its end after an error."""
 
 import os
 import time
@@ -53,7 +53,7 @@ def raise_on_rank_1(port: int) -> dict[str, Any]:
         with process_group(here, device=CPU, timeout_s=40.0):
             all_reduce_(torch.ones(1))
             if here.rank == 1:
-                # A collective under way that no other rank joins.
+                # A collective in progress that no other rank joins.
                 pending = dist.all_reduce(torch.ones(1), async_op=True)
                 raise LookupError("lost the data")
             if here.rank == 2:

@@ -26,7 +26,7 @@ LAYOUTS = {
     "channels last": torch.channels_last,
     "channels last, volume": torch.channels_last_3d,
 }
-# Odd sizes, rows longer than a block, many and few channels, no sample, one sample.
+# Odd sizes, rows longer than a block, many and few channels, no samples, one sample.
 SHAPES = [
     *[(2, 3, 5, 7), (3, 17, 9, 11), (4, 8, 33, 40), (1, 5, 70, 101), (5, 300, 3, 3), (2, 4, 1, 1)],
     *[(2, 1, 6, 6), (700, 40, 2, 2), (7, 5), (3000, 33), (1, 4), (3, 6, 50), (2, 4, 3, 2, 5)],
@@ -52,7 +52,7 @@ def samples(shape: tuple[int, ...], layout: torch.memory_format, seed: int = 0) 
 
 
 def results(passes: Any, x: Tensor, gradient: Tensor, affine: bool = True) -> dict[str, Tensor]:
-    """Run the four passes for two ranks, the other of which has the samples of this one."""
+    """Run the four passes for two ranks with the same samples."""
     weight = torch.linspace(-2, 3, x.shape[1], dtype=x.dtype) if affine else None
     bias = torch.linspace(1, -1, x.shape[1], dtype=x.dtype) if affine else None
     own = passes.own_moments(x)
@@ -77,7 +77,7 @@ def expect_close(got: dict[str, Tensor], wanted: dict[str, Tensor], bound: float
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize(("shape", "layout"), cases())
-def test_each_pass_is_that_of_doubles_and_of_operators(
+def test_each_pass_equals_float64_and_operators(
     shape: tuple[int, ...], layout: torch.memory_format, affine: bool
 ) -> None:
     x, gradient = 3 * samples(shape, layout) + 1, samples(shape, layout, seed=1)
@@ -87,7 +87,7 @@ def test_each_pass_is_that_of_doubles_and_of_operators(
     composed = results(torch_batch_norm, x, gradient, affine)
     # Sums of a few values around zero and their quotients: relative to the largest.
     expect_close(got, exact, 2e-6)
-    if x.numel() > x.shape[1]:  # Of one sample operators leave what the float mean leaves out.
+    if x.numel() > x.shape[1]:  # With one sample the operators give the rounding error of the mean.
         expect_close(got, composed, 4e-6)
     for name in ("output", "gradient"):
         assert got[name].stride() == torch.empty_like(x).stride()
@@ -101,7 +101,7 @@ def test_far_from_zero_nothing_cancels(layout: torch.memory_format, offset: floa
     gradient = samples(x.shape, layout, seed=1)
     got = results(native_batch_norm, x, gradient)
     wanted = results(torch_batch_norm, x.double(), gradient.double())
-    # What counts is the spread of the very floats, not that of what they were rounded from.
+    # The reference is the spread of the float values, not of the values before rounding to float.
     for name in ("mean", "variance"):
         assert ((got[name] - wanted[name]).abs() / wanted["variance"].sqrt()).max() < 1e-6, name
     for name in ("output", "sums", "gradient"):
@@ -145,7 +145,7 @@ def test_other_tensors_are_left_to_operators() -> None:
 @pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("affine", [True, False])
-def test_a_rank_alone_has_the_gradients_of_batch_norm(
+def test_a_single_process_has_the_gradients_of_batch_norm(
     layout: torch.memory_format, kernels: bool, affine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not kernels:
@@ -170,7 +170,7 @@ def test_a_rank_alone_has_the_gradients_of_batch_norm(
 
 
 def train_both_ways() -> list[str]:
-    """Train two steps on two ranks, with kernels and without, and name what differs."""
+    """Train two steps on two ranks, with and without kernels, and name the differences."""
     generator = torch.Generator().manual_seed(collectives.rank())
     shape = (3 - 2 * collectives.rank(), 6, 5, 8)
     plain = convert_sync_batch_norm(nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6)))

@@ -47,7 +47,7 @@ def compare(
     tolerance: float | None = None,
     **settings: Any,
 ) -> list[str]:
-    """Name what differs, on any rank, between three ranks and one process; empty when nothing."""
+    """Name the differences, on any rank, between three ranks and one process; empty if none."""
     generator = torch.Generator().manual_seed(5)
     rank, channels = collectives.rank(), 4
     whole = torch.randn(2, sum(sizes), channels, *shape, generator=generator, dtype=torch.float64)
@@ -128,7 +128,7 @@ def test_one_sample_over_all_ranks_is_refused_on_every_rank() -> None:
 def evaluate_apart() -> tuple[int, list[float]]:
     frozen = SyncBatchNorm(1).eval()
     if collectives.rank() == 0:
-        frozen(torch.zeros(1, 1, 2, 2))  # A rank alone: nobody waits.
+        frozen(torch.zeros(1, 1, 2, 2))  # Only this rank: nobody waits.
     subgroups = [torch.distributed.new_group([0]), torch.distributed.new_group([1])]
     own = convert_sync_batch_norm(nn.BatchNorm2d(1), subgroups[collectives.rank()])
     own(torch.full((1, 1, 2, 2), float(collectives.rank())))
@@ -212,7 +212,7 @@ def test_a_layer_built_as_synchronized_reverts_to_batch_norm_2d() -> None:
 
 
 def compile_whole() -> list[str]:
-    """Train a convolution and a synchronized norm for two steps, compiled and not."""
+    """Train a convolution and a synchronized norm for two steps, compiled and not compiled."""
     torch.manual_seed(7)
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
     convert_sync_batch_norm(plain)

@@ -1,4 +1,4 @@
-"""The environment: what torchrun and Slurm say, and what is refused."""
+"""The variables of torchrun and Slurm, and what is refused."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ TORCHRUN = {
     "GROUP_RANK": "1",
     "GROUP_WORLD_SIZE": "2",
 }
-# What salloc's shell has, a batch script besides, a task of srun besides: seen with Slurm 22.05.
+# Variables of salloc's shell, then also of a batch script, then of an srun task (Slurm 22.05).
 ALLOCATION = {
     "SLURM_JOB_ID": "7",
     "SLURM_NTASKS": "8",
@@ -62,7 +62,7 @@ SIXTH_OF_EIGHT = Environment(
 )
 
 
-def test_nothing_set_means_alone() -> None:
+def test_no_variables_mean_a_single_process() -> None:
     assert read_environment({}) == Environment()
     assert read_environment({}).is_main
 
@@ -95,7 +95,7 @@ def test_torchrun_wins_wherever_it_was_started(around: dict[str, str]) -> None:
         {"PMI_RANK": "0", "PMI_SIZE": "1"},
     ],
 )
-def test_what_is_no_rank_is_alone(environ: dict[str, str]) -> None:
+def test_other_processes_are_single(environ: dict[str, str]) -> None:
     assert read_environment(environ) == Environment()
 
 
@@ -118,8 +118,8 @@ def test_the_step_wins_over_the_allocation() -> None:
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_task_s_variables_hold_for_what_descends_from_it(inside: bool) -> None:
-    """A shell that outlives its step (screen, nohup) has them too, and is no task."""
+def test_variables_of_a_task_hold_for_its_child_processes(inside: bool) -> None:
+    """A shell that outlives its step (screen, nohup) has them too, but is not a task."""
     task = str(os.getpid()) if inside else "4194304"
     code = "from dq.dist.rendezvous.environment import read_environment as r; print(r())"
     done = subprocess.run(
@@ -156,7 +156,7 @@ def test_a_container_with_process_numbers_of_its_own_keeps_its_place(
         (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "4x2"}, "must read like"),
         (SLURM | {"SLURM_STEP_NUM_NODES": "0"}, "does not place 8 tasks on 0 nodes"),
         (SLURM | {"SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS must be a whole number"),
-        # A batch script that was submitted inside a step, for its environment goes along.
+        # A batch script submitted inside a step inherits the step's environment.
         (SLURM | BATCH | {"SLURM_NTASKS": "2"}, "SLURM_NTASKS is 2 and SLURM_STEP_NUM_TASKS 8"),
         (SLURM | BATCH, r"SLURM_GTIDS \(0\) does not have the 4 tasks"),
         (SLURM | {"SLURM_NNODES": "1"}, "SLURM_NNODES is 1 and SLURM_STEP_NUM_NODES 2"),
@@ -167,7 +167,7 @@ def test_a_container_with_process_numbers_of_its_own_keeps_its_place(
         (SLURM | {"SLURM_TASK_PID": str(os.getppid()), "SLURM_PTY_PORT": "9"}, "srun --pty"),
         (MPIRUN, "Open MPI's mpirun has started 4 processes.* unset OMPI_COMM_WORLD_SIZE"),
         (ALLOCATION | MPIRUN, "mpirun has started 4"),
-        (SLURM | MPIRUN, "mpirun has started 4"),  # Its daemons are tasks of a step.
+        (SLURM | MPIRUN, "mpirun has started 4"),  # mpirun's daemons are tasks of a step.
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, "mpiexec has started 2"),
         (SLURM | {"PMI_RANK": "0", "PMI_SIZE": "2"}, "mpiexec has started 2"),
         ({"MV2_COMM_WORLD_SIZE": "2"}, "MVAPICH"),

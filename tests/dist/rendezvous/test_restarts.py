@@ -1,4 +1,4 @@
-"""What tells a job that was started again from one that begins."""
+"""How a restarted job is told apart from a new one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dq.dist.rendezvous.restarts import agent, is_one_of, restart_counted
+from dq.dist.rendezvous.restarts import is_known_agent, restart_counted, torchrun_agent
 from tests.launcher.conftest import ROOT
 
 
@@ -22,7 +22,11 @@ def test_counts_of_torchrun_and_slurm(name: str, monkeypatch: pytest.MonkeyPatch
 def test_processes_of_one_parent_have_one_agent_and_only_under_torchrun(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = [sys.executable, "-c", "from dq.dist.rendezvous.restarts import agent; print(agent())"]
+    words = [
+        sys.executable,
+        "-c",
+        "from dq.dist.rendezvous.restarts import torchrun_agent; print(torchrun_agent())",
+    ]
 
     def ask() -> str:
         return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -33,10 +37,10 @@ def test_processes_of_one_parent_have_one_agent_and_only_under_torchrun(
     first, second = ask(), ask()
     assert first == second
     assert first.count(":") == 2
-    assert agent() != first.strip()  # This process has a parent of its own.
+    assert torchrun_agent() != first.strip()  # This process has another parent.
 
 
 def test_a_checkpoint_of_another_torchrun_is_not_this_jobs() -> None:
-    assert is_one_of(["a:1:5", None], ["b:2:6", "a:1:5"])
-    assert not is_one_of(["a:1:7", None], ["b:2:6", "a:1:5"])
-    assert not is_one_of([None], [])
+    assert is_known_agent(["a:1:5", None], ["b:2:6", "a:1:5"])
+    assert not is_known_agent(["a:1:7", None], ["b:2:6", "a:1:5"])
+    assert not is_known_agent([None], [])

@@ -1,4 +1,4 @@
-"""What one rank asks for happens on all ranks after the same step."""
+"""A request of one rank is acted on by all ranks after the same step."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ STEPS = 12
 
 
 def ask_and_step(asking: list[tuple[int, int, str]], check_every: int) -> dict[str, list[int]]:
-    """Do steps with an exchange each; return the steps after which each request was due."""
+    """Run steps with a collective each; return the steps after which each request was due."""
     agreement = Agreement(check_every=check_every)
     due: dict[str, list[int]] = {}
     for step in range(1, STEPS + 1):
         for rank, at, what in asking:
             if (rank, at) == (collectives.rank(), step):
                 agreement.ask(what, f"of rank {rank}")
-        # Ranks come to the store at different times, whatever the exchange did.
+        # Ranks read the store at different times after the collective.
         time.sleep(0.01 * ((collectives.rank() + step) % 3))
         collectives.all_reduce_(torch.ones(1))
         for what in agreement.due(step):
@@ -41,13 +41,13 @@ def test_requests_of_several_ranks_are_all_met_once() -> None:
     assert got == [{"save": [3], "stop": [7]}] * 3
 
 
-def test_a_rarer_look_delays_alike() -> None:
+def test_rare_checks_delay_all_ranks_alike() -> None:
     got = run_ranks(ask_and_step, 2, [(1, 2, "stop")], 4)
     assert got == [{"stop": [8]}] * 2
 
 
 class Device:
-    """Does the exchanges that a host hands on in their order, later, as a GPU's stream does."""
+    """Runs the collectives that a host queues later and in order, like a GPU's stream."""
 
     def __init__(self) -> None:
         self.queue: queue.Queue[threading.Event | None] = queue.Queue()
@@ -72,7 +72,7 @@ class Device:
 
 
 def ask_and_run_ahead(asking: list[tuple[int, int]]) -> tuple[list[int], int]:
-    """Hand on steps; return those after which a stop was due, and how far the host ran ahead."""
+    """Queue steps; return those after which a stop was due, and the largest lead of the host."""
     device = Device()
     agreement = Agreement(marks=device)
     due, ahead = [], 0
@@ -81,7 +81,7 @@ def ask_and_run_ahead(asking: list[tuple[int, int]]) -> tuple[list[int], int]:
         ahead = max(ahead, step - device.done)
         if (collectives.rank(), step) in asking:
             agreement.ask("stop")
-            # The others' hosts, and their devices, are as far as they can get by then.
+            # The other ranks' hosts and devices have come as far as they can.
             time.sleep(0.3)
         due += [step] * len(agreement.due(step))
     assert device.former.wait(30)

@@ -1,4 +1,4 @@
-"""Signals that ask for an end, in the rank, in what it forks and in loader processes."""
+"""Signals that ask a job to stop: in the rank, in forked processes and in loader processes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import time
 import pytest
 
 from dq.dist.watch.agreement import Agreement
-from dq.dist.watch.signals import STOP, Stopped, spare_loader_process, stop_signals
+from dq.dist.watch.signals import STOP, Stopped, ignore_first_sigterm, stop_signals
 
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
 @pytest.mark.parametrize("number", HANDLED)
-def test_a_signal_raises_where_nothing_is_to_be_finished(number: signal.Signals) -> None:
+def test_a_signal_raises_outside_steps(number: signal.Signals) -> None:
     with pytest.raises(Stopped, match=number.name), stop_signals():  # noqa: PT012
         os.kill(os.getpid(), number)
         time.sleep(5)
 
 
-def test_in_steps_it_becomes_a_request_and_raises_at_their_end() -> None:
+def test_inside_steps_a_signal_becomes_a_request_and_raises_at_the_end() -> None:
     agreement, steps = Agreement(), []
     with pytest.raises(Stopped, match="SIGTERM"), stop_signals() as signals:  # noqa: PT012
         with signals.deferred(agreement):
@@ -35,7 +35,7 @@ def test_in_steps_it_becomes_a_request_and_raises_at_their_end() -> None:
     assert steps == [{STOP: "SIGTERM"}]
 
 
-def test_what_has_no_steps_is_left_at_once_inside_the_steps_too() -> None:
+def test_at_once_raises_also_inside_steps() -> None:
     agreement = Agreement()
     with stop_signals() as signals, contextlib.suppress(Stopped), signals.deferred(agreement):
         with pytest.raises(Stopped), signals.at_once():  # noqa: PT012
@@ -45,7 +45,7 @@ def test_what_has_no_steps_is_left_at_once_inside_the_steps_too() -> None:
             pytest.fail("began after the signal")
 
 
-def test_the_former_handlers_return() -> None:
+def test_the_former_handlers_are_restored() -> None:
     former = [signal.getsignal(number) for number in HANDLED]
     with stop_signals():
         assert signal.getsignal(signal.SIGTERM) != former[0]
@@ -64,7 +64,7 @@ def test_a_hangup_that_is_ignored_stays_so() -> None:
         signal.signal(signal.SIGHUP, former)
 
 
-def test_what_goes_on_after_any_error_does_not_go_on_after_a_stop_request() -> None:
+def test_except_exception_does_not_catch_a_stop_request() -> None:
     def tolerant() -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -113,7 +113,7 @@ except Stopped:
 """
 
 
-def test_a_closed_terminal_is_a_request_though_nothing_can_be_said_there() -> None:
+def test_a_closed_terminal_is_a_stop_request() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CLOSED], capture_output=True, text=True, timeout=60, check=False
     )
@@ -135,7 +135,7 @@ def test_a_forked_process_is_ended_by_its_parents_signal() -> None:
 
 
 def loader(ready: multiprocessing.synchronize.Event) -> None:
-    spare_loader_process()
+    ignore_first_sigterm()
     ready.set()
     time.sleep(60)
 

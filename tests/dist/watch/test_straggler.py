@@ -1,4 +1,4 @@
-"""The slowest rank of each phase, named by what does not wait for others."""
+"""The slowest rank of each phase is found by times that do not include waiting for others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dq.dist.exchange import collectives
-from dq.dist.watch.straggler import PhaseClock, Slow, line
+from dq.dist.watch.straggler import PhaseClock, Slow, slow_rank_message
 from tests.ranks import run_ranks
 
 
@@ -37,7 +37,7 @@ def test_each_phase_names_its_slowest_rank_alike_on_all_ranks() -> None:
     assert got[0][1] == [], "a report begins the counting anew"
 
 
-def test_alone_and_on_a_gpu_nothing_is_said() -> None:
+def test_no_report_in_a_single_process_or_on_a_gpu() -> None:
     clock = PhaseClock()
     with clock.phase("data"), clock.work("computing", torch.device("cuda")):
         pass
@@ -49,11 +49,9 @@ def test_alone_and_on_a_gpu_nothing_is_said() -> None:
     ("seconds", "others", "said"),
     [(3.0, 1.0, True), (1.4, 1.0, False), (0.4, 0.1, False), (2.0, 0.0, True)],
 )
-def test_only_a_difference_that_matters_is_worth_a_line(
-    seconds: float, others: float, said: bool
-) -> None:
+def test_small_differences_are_not_reported(seconds: float, others: float, said: bool) -> None:
     slow = Slow(phase="data", rank=3, seconds=seconds, others=others)
-    sentence = line(slow, above=1.5)
+    sentence = slow_rank_message(slow, above=1.5)
     assert (sentence is not None) is said
     if sentence is not None:
         assert "rank 3 is slow at data" in sentence

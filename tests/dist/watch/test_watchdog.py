@@ -1,4 +1,4 @@
-"""A rank that stands still makes all write their stacks, and ends."""
+"""A hanging rank makes all ranks write their stacks, and ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stuck_here() -> None:
     time.sleep(2.0)
 
 
-def test_all_ranks_write_where_they_stand(tmp_path: Path) -> None:
+def test_all_ranks_write_their_stacks(tmp_path: Path) -> None:
     run_ranks(stand_still_on_rank_1, 2, tmp_path)
     own, other = ((tmp_path / f"rank_{rank}.stacks").read_text() for rank in (1, 0))
     assert "nothing since step 1 for" in own
@@ -35,10 +35,10 @@ def test_all_ranks_write_where_they_stand(tmp_path: Path) -> None:
     assert "stand_still_on_rank_1" in other
 
 
-def test_who_gives_signs_of_life_writes_nothing(tmp_path: Path) -> None:
+def test_a_rank_with_signs_of_life_writes_no_stacks(tmp_path: Path) -> None:
     stacks = tmp_path / "logs/rank_0.stacks"
     with watchdog(quiet_s=0.4, limit_s=60, stacks=stacks) as dog:
-        time.sleep(0.6)  # nobody asked to watch yet
+        time.sleep(0.6)  # Nobody asked to watch yet.
         with dog.watching("the start"):
             for step in range(4):
                 time.sleep(0.15)
@@ -58,7 +58,7 @@ with watchdog(quiet_s=0.2, limit_s=0.1, stacks=Path(sys.argv[1])) as dog, dog.wa
 """
 
 
-def test_a_process_that_stands_still_for_good_ends(tmp_path: Path) -> None:
+def test_a_hanging_process_ends(tmp_path: Path) -> None:
     stacks = tmp_path / "stacks"
     done = subprocess.run(
         [sys.executable, "-c", ENDS, str(stacks)],

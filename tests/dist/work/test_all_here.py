@@ -1,4 +1,4 @@
-"""Ranks wait for each other outside any collective, and for no dead one."""
+"""Ranks wait for each other outside any collective, but not for dead ranks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import time
 import torch
 
 from dq.dist.exchange import collectives
-from dq.dist.work.all_here import await_all
+from dq.dist.work.all_here import wait_for_all_ranks
 from tests.ranks import rank_outcomes
 
 
 def come_late() -> float:
     if collectives.rank() == 1:
         time.sleep(5.0)
-    await_all("the results")
-    await_all("the next")
+    wait_for_all_ranks("the results")
+    wait_for_all_ranks("the next")
     return collectives.all_reduce_(torch.ones(1)).item()
 
 
@@ -27,13 +27,13 @@ def test_a_late_rank_is_waited_for_longer_than_any_collective() -> None:
 
 
 def die_on(victim: int) -> str:
-    # All have an address before one dies, as in a group of the launcher's.
-    await_all("the beginning")
+    # All ranks have written their address before one dies, as in the launcher's group.
+    wait_for_all_ranks("the beginning")
     if collectives.rank() == victim:
         time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGKILL)
     try:
-        await_all("the results", limit_s=30.0)
+        wait_for_all_ranks("the results", limit_s=30.0)
     except RuntimeError as error:
         return str(error)
     return "no error"
@@ -53,7 +53,7 @@ def never_come() -> str:
         time.sleep(3.0)
         return ""
     try:
-        await_all("the results", limit_s=0.5)
+        wait_for_all_ranks("the results", limit_s=0.5)
     except RuntimeError as error:
         return str(error)
     return "no error"
@@ -65,4 +65,4 @@ def test_a_rank_that_lives_and_does_not_come_is_named() -> None:
 
 
 def test_alone_nobody_is_waited_for() -> None:
-    await_all("the results")
+    wait_for_all_ranks("the results")

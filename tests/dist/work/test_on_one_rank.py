@@ -1,4 +1,4 @@
-"""run_on_rank: one rank works, the others wait outside any collective and hear how it ended."""
+"""run_on_rank: one rank works, the others wait outside any collective and learn how it ended."""
 
 import ctypes
 import json
@@ -17,7 +17,7 @@ from torch.distributed import distributed_c10d
 from dq.dist.exchange import collectives
 from dq.dist.exchange.collectives import all_reduce_
 from dq.dist.watch.signals import Stopped
-from dq.dist.work.all_here import await_all
+from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_one_rank import run_on_rank
 from tests.ranks import rank_outcomes, run_ranks
 
@@ -64,7 +64,7 @@ def work_longer_than_the_time_out() -> tuple[str | None, float, list[str]]:
         time.sleep(5.0)
         return "evaluated"
 
-    # Longer than the time-out of the group, 3 s.
+    # Longer than the group's time-out of 3 s.
     got = run_on_rank(work, heartbeat_s=0.2)
     total = all_reduce_(torch.ones(1)).item()
     time.sleep(0.2)
@@ -77,7 +77,7 @@ def work_longer_than_the_time_out() -> tuple[str | None, float, list[str]]:
     return got, total, keys + alive
 
 
-def test_slow_work_burns_no_time_out_and_leaves_neither_keys_nor_threads() -> None:
+def test_slow_work_hits_no_time_out_and_leaves_neither_keys_nor_threads() -> None:
     outcomes = rank_outcomes(work_longer_than_the_time_out, 2, group_timeout_s=3.0)
     assert [outcome.error for outcome in outcomes] == [None, None]
     assert [outcome.result for outcome in outcomes] == [("evaluated", 2.0, []), (None, 2.0, [])]
@@ -121,20 +121,20 @@ def test_a_worker_that_never_begins_is_named() -> None:
 
 def hold_the_lock() -> str | None:
     def work() -> str:
-        ctypes.PyDLL(None).sleep(4)  # As a long json.load does: no other thread runs.
+        ctypes.PyDLL(None).sleep(4)  # Like a long json.load: no other thread runs.
         return "read"
 
-    # Far longer than a beat, and than the time-out of the group.
+    # Much longer than a heartbeat and than the group's time-out.
     return run_on_rank(work, heartbeat_s=0.1)
 
 
-def test_a_call_that_holds_the_interpreters_lock_is_life() -> None:
+def test_a_call_that_holds_the_gil_counts_as_alive() -> None:
     outcomes = rank_outcomes(hold_the_lock, 2, group_timeout_s=2.0)
     assert [(o.result, o.error) for o in outcomes] == [("read", None), (None, None)]
 
 
 def leave_a_child_and_die() -> str:
-    """As a rank with loader processes that is killed: they live a while longer."""
+    """Like a rank with loader processes that is killed: they live a while longer."""
     begin = time.monotonic()
 
     def die() -> None:
@@ -189,7 +189,7 @@ def go_different_ways() -> str:
     return "no error"
 
 
-def test_ranks_at_different_places_say_so() -> None:
+def test_ranks_at_different_meetings_raise() -> None:
     _, second = rank_outcomes(go_different_ways, 2, grace_s=5.0)
     assert "'a checkpoint on rank 0' while another rank is at 'evaluation on rank 1'" in str(
         second.result
@@ -197,13 +197,13 @@ def test_ranks_at_different_places_say_so() -> None:
 
 
 def lose_the_store(port: int) -> str:
-    """Meet as without torchrun: the store lives in rank 0, which dies at work."""
+    """Use a store in rank 0, as without torchrun; rank 0 dies during its work."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo")
-    await_all("the beginning")
+    wait_for_all_ranks("the beginning")
 
     def die() -> None:
-        time.sleep(1.0)  # Until the other has come so far.
+        time.sleep(1.0)  # Until the other rank waits.
         os._exit(9)
 
     begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""One rank does or says what is for all; and which tensors are a rank's own."""
+"""One rank works or reports for all; and which tensors differ between ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.ranks import rank_outcomes, run_ranks
 
 
 def work(kind: str) -> tuple[int, str]:
-    """Return a pid, or fail in a way."""
+    """Return a pid, or fail in one of several ways."""
     if kind == "value":
         raise ValueError("the file is broken; make a new one")
     if kind == "os":
@@ -55,7 +55,7 @@ def claim() -> tuple[bool, bool, bool]:
     return first_to_claim("report"), first_to_claim("report"), first_to_claim("other")
 
 
-def test_one_rank_alone_is_first() -> None:
+def test_exactly_one_rank_is_first() -> None:
     got = run_ranks(claim, 3)
     assert sum(first for first, _, _ in got) == 1
     assert not any(again for _, again, _ in got)
@@ -91,6 +91,6 @@ def own() -> list[str]:
     return sorted(own_tensors(tensors))
 
 
-def test_a_tensor_is_a_ranks_own_when_its_bytes_are() -> None:
+def test_own_tensors_differ_in_their_bytes() -> None:
     assert run_ranks(own, 2) == [[], ["mean", "zero"]]
     assert own() == []

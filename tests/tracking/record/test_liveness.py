@@ -1,4 +1,4 @@
-"""A run that has not said how it ended is running, died, or cannot be looked at."""
+"""A run that has not recorded its end is running, has died, or is not visible."""
 
 from __future__ import annotations
 
@@ -38,17 +38,19 @@ def test_a_process_that_has_gone_has_died_and_so_has_a_zombie() -> None:
 @pytest.mark.parametrize(
     ("other", "wanted"),
     [
-        ({"began": HERE["began"] + 1}, "died"),  # Its number is another process's by now.
+        ({"began": HERE["began"] + 1}, "died"),  # The pid belongs to another process now.
         ({"boot": "another"}, "died"),
         ({"host": "another", "boot": "another"}, "running"),
         ({"space": "another"}, "running"),
     ],
 )
-def test_numbers_are_compared_where_they_mean_something(other: dict[str, Any], wanted: str) -> None:
+def test_pids_are_compared_only_where_they_are_comparable(
+    other: dict[str, Any], wanted: str
+) -> None:
     assert state_of({**HERE, **other}, 1000.0, now=1060.0) == wanted
 
 
-def test_what_cannot_be_looked_at_is_said_to_be_silent() -> None:
+def test_invisible_processes_are_reported_as_silent() -> None:
     elsewhere = {**HERE, "host": "another", "boot": "another"}
     assert state_of(elsewhere, 0.0, now=5 * 3600.0) == "silent for 5 h"
     assert state_of({}, 0.0, now=5 * 3600.0) == "silent for 5 h"

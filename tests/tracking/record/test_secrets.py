@@ -1,4 +1,4 @@
-"""No key, token or password is left in what is written."""
+"""No key, token or password appears in what is written."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_names_of_other_settings(name: str) -> None:
     assert hide({name: "value"}) == {name: "value"}
 
 
-def test_what_is_no_text_is_kept() -> None:
+def test_other_types_are_kept() -> None:
     values = {"token": None, "secret": True, "password": 3, "api_key": "", "mean": (1.0, 2.0)}
     assert hide(values) == values
 
@@ -83,7 +83,7 @@ def test_what_only_looks_like_a_key_is_kept(text: str) -> None:
         ("Bearer abcdefghij", f"Bearer {HIDDEN}"),
     ],
 )
-def test_what_is_assigned_inside_a_text(text: str, left: str) -> None:
+def test_assignments_inside_a_text(text: str, left: str) -> None:
     assert hide_in_text(text) == left
     assert hide_in_words(["--cfg-options", f"a.b={text}"])[1] == f"a.b={left}"
 

@@ -1,4 +1,4 @@
-"""Which experiment won: the table in all its forms, differences, the report in a real browser."""
+"""The comparison of experiments: all table formats, differences, the report in a real browser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dq.tracking.pictures.predictions import (
     Picture,
     Predictions,
     difference,
-    lost,
+    lost_objects,
     most_different,
     read_predictions,
     write_predictions,
@@ -41,7 +41,7 @@ VALUES = {"float": 0.80, "calibrated": 0.70, "qat": 0.79}
 
 
 def make(folder: Path, gain: float = 0.0, **config: object) -> Path:
-    """Write an experiment as the launcher does."""
+    """Write an experiment in the launcher's format."""
     for stage, value in VALUES.items():
         run = Run(id=f"{folder.name}-{stage}", experiment=folder.name, stage=stage, config=config)
         tracker = FolderTracker(folder / stage, run)
@@ -113,7 +113,7 @@ def test_experiments_are_found_by_any_folder_and_named_apart(tmp_path: Path) -> 
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no run in it"):
         find_experiments([tmp_path / "empty"])
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         find_experiments([tmp_path / "nowhere"])
 
 
@@ -133,10 +133,10 @@ def test_a_shared_float_checkpoint_serves_others_and_open_stages_are_named(tmp_p
     assert lines["a"].state == "qat finished"
 
 
-def test_what_quantization_lost_is_told_by_class(two: list[Experiment]) -> None:
+def test_lost_objects_are_counted_by_class(two: list[Experiment]) -> None:
     found = read_predictions(two[0].folder / "qat")
     assert found is not None
-    assert lost(found) == {
+    assert lost_objects(found) == {
         "cat": {"cat": 1, "dog": 0, "missed": 0},
         "dog": {"cat": 0, "dog": 0, "missed": 1},
     }
@@ -157,7 +157,7 @@ def test_the_report_needs_nothing_else_and_shows_all_in_a_browser(
                     if shutil.which(b)), None)  # fmt: skip
     if browser is None:
         pytest.skip("there is no Chromium; apt-get install chromium")
-    # The browser itself counts what it could lay out: pictures that were decoded have a width.
+    # The browser counts what it could display: decoded pictures have a width.
     probe = (
         "<script>addEventListener('load',()=>{document.title=JSON.stringify({"
         "plots:[...document.querySelectorAll('img.plot')].filter(i=>i.naturalWidth>300)"
@@ -196,7 +196,7 @@ def test_names_with_markup_are_shown_as_they_are(
         assert name in shown
 
 
-def test_what_was_measured_otherwise_is_ranked_apart(two: list[Experiment]) -> None:
+def test_other_metrics_and_data_sets_are_ranked_separately(two: list[Experiment]) -> None:
     lines = lines_of(two)
     others = [replace(line, name=f"other {line.name}", metric="bbox_mAP") for line in lines[:1]]
     elsewhere = [replace(line, name=f"far {line.name}", data="1a2b3c4d") for line in lines[:1]]
@@ -217,7 +217,7 @@ def test_a_summary_that_cannot_be_read_is_not_a_finished_stage(tmp_path: Path) -
     assert line.acc_qat is None
 
 
-def test_json_has_no_number_that_is_none(two: list[Experiment]) -> None:
+def test_json_has_no_nan(two: list[Experiment]) -> None:
     broken = [replace(line, acc_qat=float("nan")) for line in lines_of(two)]
     text = as_json(broken, {"lr": {"a": float("inf")}})
 

@@ -1,4 +1,4 @@
-"""What `launcher analyze` writes: table, JSON without infinities, plot."""
+"""The output of `launcher analyze`: table, JSON without infinities, plot."""
 
 import json
 import math
@@ -19,7 +19,7 @@ RESULT: dict[str, Any] = {
 }
 
 
-def test_the_table_shows_the_loudest_and_counts_the_rest() -> None:
+def test_the_table_shows_the_most_sensitive_and_counts_the_rest() -> None:
     assert sensitivity_table(RESULT, rows=2) == (
         "| quantizer | kind | bits | SQNR alone (dB) | |\n"
         "|---|---|---|---|---|\n"

@@ -1,4 +1,4 @@
-"""The comparison becomes a report in W&B: what is sent, and what is said where that cannot be."""
+"""The comparison as a W&B report: its content, and the error if it cannot be sent."""
 
 from __future__ import annotations
 

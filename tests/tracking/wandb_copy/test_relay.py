@@ -1,4 +1,4 @@
-"""W&B is fed by a process of its own: what arrives, and what happens when it fails in every way."""
+"""A separate process feeds W&B: what arrives, and what happens in every kind of failure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dq.tracking.wandb_copy.mirror import Limits
 from dq.tracking.wandb_copy.relay import children
 from dq.tracking.wandb_copy.relay_process import Relay
 from dq.tracking.wandb_copy.send_offline import (
-    _tells_of_failure,
+    _reports_failure,
     mark_sent,
     number_piece,
     pending_runs,
@@ -66,7 +66,7 @@ def train(folder: Path, relay: Relay, *, first: int = 1, last: int = 5) -> Folde
 
 
 def ended(relay: Relay, tracker: FolderTracker, code: int = 0) -> list[str]:
-    """End the run and return what the relay had to say; it must have ended within its limit."""
+    """End the run and return the relay's messages; it must end within its limit."""
     said = relay.listen()
     tracker.finish(code)
     began = time.monotonic()
@@ -93,7 +93,7 @@ def test_an_online_run_arrives_with_values_best_and_exit_code(tmp_path: Path, st
     assert [r["train/loss"] for r in history if "train/loss" in r][-1] == 5.0
     assert [r["val/mAP"] for r in history if "val/mAP" in r] == [0.5, 0.4]
     assert stub.summary()["best/mAP"] == 0.5
-    # The stub knows no artifacts, so the table itself stays behind and stops nothing else.
+    # The stub has no artifacts, so the table itself does not arrive; the rest must.
     assert stub.summary()["quantizers/sqnr_mean"] == 30.0
     assert stub.run_ids() == {RUN.id}
     assert stub.exit_codes() == [75]
@@ -203,7 +203,7 @@ def test_pieces_of_a_resumed_run_join_under_one_id(tmp_path: Path, stub: Stub) -
 
 def test_pieces_are_in_order_and_sent_once_whatever_the_clock_said(tmp_path: Path) -> None:
     place = tmp_path / "exp/qat/wandb"
-    # The clock was set back before the second piece, and again before the third.
+    # The clock is set back before the second piece, and again before the third.
     names = [f"offline-run-2026{day}_101010-abcd" for day in ("0505", "0303", "0404")]
     for name in names:
         (place / name).mkdir(parents=True)
@@ -214,7 +214,7 @@ def test_pieces_are_in_order_and_sent_once_whatever_the_clock_said(tmp_path: Pat
     os.utime(place / names[1] / "run-abcd.wandb", (4e9, 4e9))
     assert [run.name for run in pending_runs([tmp_path])] == [names[0], names[2]]
     with (place / names[1] / "run-abcd.wandb").open("ab") as file:
-        file.write(b"more")  # It was not whole when it was sent.
+        file.write(b"more")  # It was incomplete when it was sent.
     os.utime(place / names[1] / "run-abcd.wandb", (1, 1))
     assert [run.name for run in pending_runs([tmp_path])] == names
 
@@ -272,13 +272,11 @@ def test_a_killed_training_loses_no_row_and_its_relay_ends(tmp_path: Path, stub:
         ("upload failed for /runs/x", True),
     ],
 )
-def test_a_folder_may_be_called_as_it_likes(line: str, is_failure: bool) -> None:
-    assert _tells_of_failure(line) is is_failure
+def test_folder_names_are_not_taken_for_failures(line: str, is_failure: bool) -> None:
+    assert _reports_failure(line) is is_failure
 
 
-def test_nothing_is_left_where_temporary_files_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_temporary_files_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "tmp"
     place.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(place))

@@ -1,4 +1,4 @@
-"""W&B's variables do what W&B says, or are refused in one line."""
+"""W&B's variables work as W&B documents, or are refused in one line."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from dq.tracking.wandb_copy.mirror import Limits
 from dq.tracking.wandb_copy.relay_process import Relay
 from dq.tracking.wandb_copy.variables import (
     IGNORED,
-    ignored,
     job_type_of,
     mode_of,
     name_of,
     project_of,
     tags_of,
+    unsupported,
 )
 
 
@@ -53,16 +53,16 @@ def test_names() -> None:
     assert name_of("exp", "qat", {"WANDB_NAME": "night"}) == "night/qat"
 
 
-def test_what_cannot_be_followed_is_said() -> None:
+def test_unsupported_variables_are_reported() -> None:
     environ = {"WANDB_DIR": "/x", "WANDB_RUN_ID": "a", "WANDB_NOTES": "n", "WANDB_RESUME": ""}
-    lines = ignored(environ)
+    lines = unsupported(environ)
     assert [line.split()[0] for line in lines] == ["WANDB_DIR", "WANDB_RUN_ID"]
 
 
-def test_wandb_does_not_find_what_is_not_followed(
+def test_unsupported_variables_are_hidden_from_wandb(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It reads its variables itself: a run would join a sweep whatever we say."""
+    """W&B reads its variables itself: otherwise a run would join a sweep."""
     seen: dict[str, str] = {}
 
     def start(*words: object, env: dict[str, str], **options: object) -> None:
