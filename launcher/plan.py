@@ -54,6 +54,7 @@ class Asked:
         of_config: The config's ``resume_from``, for the training that wrote it.
         is_shared: The command has several trainings; ``file`` is for the one that wrote it.
         changing: Settings that ``--resume-with`` names: they may be others than they were.
+        trusted: Files that the user names, ``load_from`` too, may be unpickled.
     """
 
     file: str | None = None
@@ -61,6 +62,7 @@ class Asked:
     of_config: str | None = None
     is_shared: bool = False
     changing: tuple[str, ...] = ()
+    trusted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +237,7 @@ def asked_to_resume(arguments: argparse.Namespace, plan: Plan) -> Asked:
         of_config=config.resume_from or None,
         is_shared=arguments.command == "run",
         changing=changing,
+        trusted=arguments.trust_checkpoint,
     )
 
 

@@ -73,6 +73,11 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
 def add_checkpoint(parser: argparse.ArgumentParser, *, what: str, required: bool) -> None:
     """Add ``--checkpoint``."""
     parser.add_argument("--checkpoint", metavar="FILE.pth", required=required, help=what)
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-checkpoint``."""
     parser.add_argument(
         "--trust-checkpoint",
         action="store_true",

@@ -12,7 +12,7 @@ from launcher.failure import DEBUG
 # Flags of some of the commands, by what argparse calls them.
 _FLAGS = {
     "checkpoint": ("--checkpoint", ("calibrate", "qat")),
-    "trust_checkpoint": ("--trust-checkpoint", ("calibrate", "qat")),
+    "trust_checkpoint": ("--trust-checkpoint", ("train", "calibrate", "qat")),
     "resume": ("--resume", ("train", "qat")),
     "no_validate": ("--no-validate", ("train", "qat")),
     "deterministic": ("--deterministic", ("train", "qat")),

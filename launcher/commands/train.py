@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launcher.command_line.arguments import add_common, add_reuse, add_training
+from launcher.command_line.arguments import add_common, add_reuse, add_training, add_trust
 
 HELP = "train the float detector as the config says, evaluate it on data.test"
 
@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_common(parser)
     add_training(parser)
+    add_trust(parser)
     add_reuse(parser)
 
 

@@ -40,7 +40,11 @@ def train_float(
             plan.config,
             detector,
             dataset,
-            workplace(stage, meta=kept_meta(training, resume, stage.tracker)),
+            workplace(
+                stage,
+                meta=kept_meta(training, resume, stage.tracker),
+                trusted=resume.trusted,
+            ),
             seed=plan.seed,
             resume=found,
             validate=validate,

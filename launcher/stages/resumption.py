@@ -157,7 +157,7 @@ def asked_file(asked: Asked) -> str | None:
 
 
 def _from_file(asked: Asked, begun: Begun, path: Path, *, shared: bool) -> Resume | None:
-    content = load_checkpoint(path)
+    content = load_checkpoint(path, trusted=asked.trusted)
     if (QUANTIZATION in content) is begun.quantized:
         return _resume(asked, begun, path, content)
     of, this = ("float", "quantized") if begun.quantized else ("quantized", "float")

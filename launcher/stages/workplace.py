@@ -11,7 +11,11 @@ from launcher.stages.stage import Stage
 
 
 def workplace(
-    stage: Stage, *, meta: Mapping[str, Any], figures: Figures | None = None
+    stage: Stage,
+    *,
+    meta: Mapping[str, Any],
+    figures: Figures | None = None,
+    trusted: bool = False,
 ) -> Workplace:
     """Return the surroundings of a stage's training; every rank must call it.
 
@@ -19,6 +23,7 @@ def workplace(
         stage: With its tracker.
         meta: For each checkpoint's ``meta``.
         figures: Measures the quantizers.
+        trusted: Whether ``load_from`` may be unpickled.
     """
     return Workplace(
         work_dir=stage.folder,
@@ -28,4 +33,5 @@ def workplace(
         figures=figures,
         key=stage.key,
         meta=meta,
+        trusted=trusted,
     )

@@ -137,6 +137,24 @@ def test_checkpoint_that_would_run_code_is_refused(
     assert "--trust-checkpoint" in error
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["load_from", "--resume"])
+def test_training_takes_a_pickle_where_it_is_trusted(
+    launch: Launch, config: Path, checkpoint: Path, tmp_path: Path, way: str
+) -> None:
+    path = tmp_path / "code.pth"
+    torch.save({**torch.load(checkpoint, weights_only=True), "path": Path("x")}, path)
+    words = ("train", config, "--work-dir", tmp_path / "work")
+    words += ("--resume", path) if way == "--resume" else ("--cfg-options", f"load_from={path}")
+    assert "--trust-checkpoint" in only_error(launch(*words))
+    assert not list(tmp_path.glob("work/**/*.pth"))
+    code, _, err = launch(*words, "--trust-checkpoint")
+    if way == "load_from":
+        assert code == 0, err
+    else:  # It is read, and has no optimizer's state.
+        assert "no optimizer's state" in err
+
+
 def test_data_folder_that_does_not_exist(launch: Launch, config: Path, tmp_path: Path) -> None:
     options = ("--cfg-options", f"data_root={tmp_path / 'nowhere'}")
     where = ("--work-dir", tmp_path / "work")

@@ -130,6 +130,7 @@ class Workplace:
         figures: Measures all quantizers after each epoch.
         key: Digest of what decides the result; kept in each checkpoint's ``meta``.
         meta: More for each checkpoint's ``meta``.
+        trusted: Whether the file that ``load_from`` names may be unpickled.
     """
 
     work_dir: Path
@@ -139,6 +140,7 @@ class Workplace:
     figures: Figures | None = None
     key: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    trusted: bool = False
 
 
 def train(
@@ -238,7 +240,9 @@ def train(
         runner.resume_training(resume.content, resume.source, len(loader), new_settings)
         runner.say_if_finished(resume.source)
     elif quantization is None and config.load_from:
-        content = on_main_rank(lambda: load_checkpoint(local_file(config.load_from)))
+        content = on_main_rank(
+            lambda: load_checkpoint(local_file(config.load_from), trusted=place.trusted)
+        )
         runner.load_weights(content, str(config.load_from))
         if average is not None:
             average.begin_()
