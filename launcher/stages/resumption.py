@@ -203,9 +203,10 @@ def _changes(begun: Begun, content: Mapping[str, Any]) -> list[Change] | None:
 
 def _resume(asked: Asked, begun: Begun, path: Path, content: dict[str, Any]) -> Resume:
     if "optimizer" not in content:
+        begin = "--checkpoint" if begun.quantized else "--cfg-options load_from=FILE.pth"
         raise ValueError(
-            f"{path} has no optimizer's state, so no training can go on from it; give it with"
-            " --checkpoint to begin from its weights, or --resume an epoch_N.pth, step_N.pth"
+            f"{path} has no optimizer's state, so no training can resume from it; give it with"
+            f" {begin} to begin from its weights, or --resume an epoch_N.pth, step_N.pth"
             " or iter_N.pth"
         )
     changes = _changes(begun, content)
