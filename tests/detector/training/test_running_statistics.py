@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 def trained(config: Any, folder: Path) -> dict[str, Any]:
     """Train by iteration; return this rank's statistics at each evaluation and at the end."""
     from dq.detector.data.datasets import dataset_of
-    from dq.detector.hooks.quantization import evaluation as evaluation_hook
+    from dq.detector.hooks import evaluation as evaluation_hook
     from dq.detector.model.build import build_model
     from dq.detector.step.rank_state import seed_everything
     from dq.detector.training.train import Workplace, train
