@@ -56,7 +56,7 @@ FULL = Scale(
     size=512,
     batch=8,
     rounds=15,
-    tests=("tests/quant", "tests/detector/operators", "tests/test_sync.py"),
+    tests=("tests/quant", "tests/detector/model/operators", "tests/test_sync.py"),
     peers=("fx", "pt2e"),
 )
 REHEARSAL = Scale(

@@ -9,10 +9,17 @@ import pytest
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.parts import FULL, REHEARSAL, Part, parts
+from tests.conftest import ROOT
 
 
 def python(name: str, code: str, limit_s: float = 60.0, **rest: object) -> Part:
     return Part(name=name, words=["-c", code], limit_s=limit_s, **rest)  # type: ignore[arg-type]
+
+
+def test_the_tests_that_it_runs_are_there() -> None:
+    for scale in (FULL, REHEARSAL):
+        assert scale.tests
+        assert all((ROOT / path).exists() for path in scale.tests)
 
 
 def test_a_part_tells_how_it_ended(tmp_path: Path) -> None:
