@@ -100,8 +100,22 @@ def disturb(scene: Scene) -> None:
     end = time.monotonic() + 60
     while cluster.state(job) == "RUNNING" and time.monotonic() < end:
         time.sleep(0.2)
+    # A node that takes the job again while its former step still ends refuses a second copy of it,
+    # and Slurm then drains the node.
+    while _has_a_step(job) and time.monotonic() < end:
+        time.sleep(0.2)
     with contextlib.suppress(AssertionError):  # It may register by itself, then it is not down.
         cluster.ask("scontrol", "update", "NodeName=dqn4", "State=RESUME")
+
+
+def _has_a_step(job: str) -> bool:
+    """Say whether a daemon of one of the job's steps is still there."""
+    title = f"slurmstepd: [{job}.".encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().startswith(title):
+                return True
+    return False
 
 
 @pytest.fixture(scope="module")
