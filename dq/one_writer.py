@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from dq import beat
-from dq.tracking.record.liveness import began_of, this_process
+from dq.proc import began_of
+from dq.tracking.record.liveness import this_process
 
 log = logging.getLogger(__name__)
 BEAT_S, SILENCE_S, LOOK_S, RETRY_S = 2.0, 60.0, 5.0, 0.05

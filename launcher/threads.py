@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from dq.dist.rendezvous.environment import Environment
+from dq.proc import environ_of
 
 VARIABLE = "OMP_NUM_THREADS"
 
@@ -19,7 +19,7 @@ def threads_of(given: int | None, environment: Environment) -> int:
     """
     if given is not None:
         return _checked(given, "--threads")
-    wanted = wanted_by_user(os.environ, environ_of_starter())
+    wanted = wanted_by_user(os.environ, environ_of(os.getppid()))
     if wanted is not None:
         return _checked(wanted, VARIABLE)
     return max(1, len(os.sched_getaffinity(0)) // environment.local_world_size)
@@ -39,16 +39,6 @@ def wanted_by_user(environ: Mapping[str, str], starter: Mapping[str, str]) -> st
     if by_torchrun and starter and VARIABLE not in starter:
         return None
     return environ.get(VARIABLE) or None
-
-
-def environ_of_starter() -> dict[str, str]:
-    """Return the variables that this process's parent was started with; none if they are hidden."""
-    try:
-        content = Path(f"/proc/{os.getppid()}/environ").read_bytes()
-    except OSError:
-        return {}
-    pairs = (entry.partition("=") for entry in os.fsdecode(content).split("\0") if "=" in entry)
-    return {name: value for name, _, value in pairs}
 
 
 def _checked(value: int | str, name: str) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
+
+from dq.proc import began_of
 
 
 def process_name(pid: int) -> str:
@@ -22,11 +23,8 @@ def pid_of(name: str) -> int | None:
 
 def _start_of(pid: int) -> str:
     """Return when it started, in ticks since the boot; empty if it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
+    began = began_of(pid)
+    return "" if began is None else str(began)
 
 
 def is_of_this_host(name: str) -> bool:

@@ -25,7 +25,7 @@ FORBIDDEN = {
     "slurm": ("torch", "mmdet", "mmcv", "dq"),
 }
 # Needs only the standard library, so a login node can run it.
-WITHOUT_PACKAGES = {("slurm", "dq.whole_file"), ("slurm", "dq.names")}
+WITHOUT_PACKAGES = {("slurm", "dq.whole_file"), ("slurm", "dq.names"), ("slurm", "dq.proc")}
 # mmcv prints through its own loggers, which only the session that creates ours can silence.
 EXCEPTIONS = {("launcher/session.py", "mmcv.utils")}
 

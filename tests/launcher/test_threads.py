@@ -59,8 +59,8 @@ def test_what_is_no_number_of_threads_is_refused(
 
 
 SAY = (
-    "import os; from launcher.threads import environ_of_starter, wanted_by_user;"
-    "line = f'wanted {wanted_by_user(os.environ, environ_of_starter())}\\n';"
+    "import os; from dq.proc import environ_of; from launcher.threads import wanted_by_user;"
+    "line = f'wanted {wanted_by_user(os.environ, environ_of(os.getppid()))}\\n';"
     # In one write: two ranks share the file.
     "os.write(1, line.encode())"
 )

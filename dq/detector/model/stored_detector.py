@@ -109,13 +109,12 @@ def rounding_detector(
     Raises:
         ValueError: The checkpoint is a float one, or another model's.
     """
-    recipe = recipe_of(content)
-    if recipe is None:
+    if recipe_of(content) is None:
         raise ValueError(
             f"{source} is a float checkpoint; calibrate it or train it quantized first"
         )
-    detector = float_detector(config, content, source, torch.device("cpu"))
-    detector.eval()  # mmdet's detectors that distil return nothing here.
-    graph = quantize_as_stored(detector, recipe, content, source)
-    set_phase(graph.quantizers, Phase.FROZEN)
-    return detector, graph, recipe
+    stored = stored_detector(config, content, source, torch.device("cpu"))
+    assert stored.graph is not None
+    assert stored.recipe is not None
+    stored.detector.eval()  # mmdet's detectors that distil return nothing here.
+    return stored.detector, stored.graph, stored.recipe

@@ -15,13 +15,13 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 
 from torch.distributed import DistError, ProcessGroup
 from torch.distributed.distributed_c10d import Store, _get_default_group
 
 from dq.dist.exchange import collectives
 from dq.dist.rendezvous.store import open_store
+from dq.proc import boot_id
 
 CONNECT_S, AGAIN_S = 3.0, 30.0
 # Keepalive: idle time, interval and number of probes. A machine counts as gone after 90 seconds.
@@ -195,9 +195,8 @@ def _listener(backlog: int) -> socket.socket:
 
 def _machine() -> list[str]:
     """Return what is equal for two processes that reach each other at the local address."""
-    found = []
-    with contextlib.suppress(OSError):
-        found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    boot = boot_id()
+    found = [boot] if boot else []
     with contextlib.suppress(OSError):
         found.append(os.readlink("/proc/self/ns/net"))
     return found if len(found) == 2 else [socket.gethostname(), str(os.getpid())]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable
-from pathlib import Path
+
+from dq.proc import began_of
 
 # Both count how often they have restarted a job after a failure.
 _COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -25,11 +26,8 @@ def torchrun_agent() -> str | None:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     parent = os.getppid()
-    try:
-        began = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return None
-    return f"{socket.gethostname()}:{parent}:{began}"
+    began = began_of(parent)
+    return None if began is None else f"{socket.gethostname()}:{parent}:{began}"
 
 
 def is_known_agent(agents: Iterable[str | None], known: Iterable[str]) -> bool:

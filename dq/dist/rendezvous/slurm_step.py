@@ -6,7 +6,8 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+
+from dq.proc import environ_of, parent_of
 
 _NAMES = (
     "SLURM_PROCID",
@@ -128,7 +129,7 @@ def _refuse_stranger(environ: Mapping[str, str], pid: int, tasks: int) -> None:
     if not task.isdecimal():
         return
     # A container with its own process ids starts inside the task and has its variables.
-    first = _variables(1).get("SLURM_TASK_PID")
+    first = environ_of(1).get("SLURM_TASK_PID")
     above = list(_ancestors(pid))
     if above and int(task) not in above and first != task:
         raise ValueError(
@@ -144,21 +145,9 @@ def _refuse_stranger(environ: Mapping[str, str], pid: int, tasks: int) -> None:
 
 def _ancestors(pid: int) -> Iterable[int]:
     """Yield a process and its ancestors; nothing if they are not visible."""
-    while pid > 0:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return
+    while pid > 0 and (parent := parent_of(pid)) is not None:
         yield pid
-        pid = int(fields[1])
-
-
-def _variables(pid: int) -> dict[str, str]:
-    try:
-        content = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
-    except OSError:
-        return {}
-    return dict(part.partition("=")[::2] for part in content.split("\0"))
+        pid = parent
 
 
 def _number(environ: Mapping[str, str], name: str, default: int = 0) -> int:

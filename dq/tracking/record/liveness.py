@@ -7,8 +7,9 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from dq.proc import began_of, boot_id
 
 # If the process is not visible: an epoch's validation may take long, so be patient.
 SILENT_S = 3600.0
@@ -17,7 +18,7 @@ SILENT_S = 3600.0
 def this_process() -> dict[str, Any]:
     """Return what identifies this process: pid, start time, machine and its boot."""
     pid = os.getpid()
-    return {"host": platform.node(), "boot": _boot(), "space": _space(), "pid": pid,
+    return {"host": platform.node(), "boot": boot_id(), "space": _space(), "pid": pid,
             "began": began_of(pid)}  # fmt: skip
 
 
@@ -44,25 +45,8 @@ def state_of(process: Mapping[str, Any], written: float, *, now: float | None = 
     return f"silent for {quiet / 3600:.0f} h" if quiet > SILENT_S else "running"
 
 
-def _boot() -> str:
-    """Return the id of this boot of the machine, which its containers share."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
 def _space() -> str:
     """Return the PID namespace of this process: a container has its own."""
     with contextlib.suppress(OSError):
         return os.readlink("/proc/self/ns/pid")
     return ""
-
-
-def began_of(pid: int) -> int | None:
-    """Return when a live process started, in ticks since the boot; pids are reused."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])

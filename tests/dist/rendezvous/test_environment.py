@@ -136,7 +136,7 @@ def test_a_container_with_process_numbers_of_its_own_keeps_its_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     outside = SLURM | {"SLURM_TASK_PID": "4194304"}
-    monkeypatch.setattr(slurm_step, "_variables", lambda pid: outside if pid == 1 else {})
+    monkeypatch.setattr(slurm_step, "environ_of", lambda pid: outside if pid == 1 else {})
     assert read_environment(outside) == SIXTH_OF_EIGHT
 
 

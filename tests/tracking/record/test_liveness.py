@@ -21,7 +21,7 @@ def test_this_process_is_running_however_long_it_is_silent() -> None:
 
 def test_a_process_that_has_gone_has_died_and_so_has_a_zombie() -> None:
     child = subprocess.Popen(["sleep", "30"])
-    from dq.tracking.record.liveness import began_of
+    from dq.proc import began_of
 
     process = {**HERE, "pid": child.pid, "began": began_of(child.pid)}
     assert state_of(process, time.time()) == "running"
