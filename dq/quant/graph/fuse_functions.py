@@ -16,7 +16,7 @@ from dq.quant.graph.functions import Function, find_functions
 from dq.quant.graph.nodes import module_of
 from dq.quant.kernels import table
 from dq.quant.numerics.affine import fake_quantize
-from dq.quant.observers.min_max import MinMaxObserver
+from dq.quant.numerics.spec import QuantSpec
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 from dq.quant.quantizers.phase import Phase
 
@@ -63,16 +63,11 @@ class QuantizedFunction:
             return rounded
         first.require_range()
         second.require_range()
-        records = None
-        if first.phase.observes(first.training):
-            records = tuple(torch.tensor([torch.inf, -torch.inf]) for _ in range(2))
         result: Tensor = table.Lookup.apply(
             *(x, first.scale, first.zero_point, first.spec),
-            *(self._tables(first, second, modules), records, in_place),
+            *(self._tables(first, second, modules), (*_records(first), *_records(second))),
+            in_place,
         )
-        if records is not None:
-            for quantizer, record in zip((first, second), records, strict=True):
-                _observe(quantizer.observer, record)
         return result
 
     def _tables(
@@ -82,12 +77,28 @@ class QuantizedFunction:
         modules: tuple[nn.Module, ...],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the function's value, the rounded value and its derivative at each grid point."""
+        grid = table.grid_points(first.scale, first.zero_point, first.spec).detach()
+        if self.inner is gated:
+            (gate,) = modules
+            assert isinstance(gate, ActivationQuantizer)
+            with torch.no_grad():
+                return table.gate_tables(grid, _format(gate), _format(second))
         with torch.enable_grad():
-            grid = table.grid_points(first.scale, first.zero_point, first.spec).requires_grad_()
+            grid.requires_grad_()
             between = self.inner(grid.clone(), *modules)  # It may write in place.
             after = fake_quantize(between, second.scale, second.zero_point, second.spec)
             derivative = torch.autograd.grad(after.sum(), grid)[0]
         return between.detach().contiguous(), after.detach().contiguous(), derivative
+
+
+def gated(x: Tensor, rounds: nn.Module) -> Tensor:
+    """Return SiLU as a product with the sigmoid, rounded by ``rounds``."""
+    product: Tensor = x * rounds(torch.sigmoid(x))
+    return product
+
+
+def _format(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor, QuantSpec]:
+    return quantizer.scale, quantizer.zero_point, quantizer.spec
 
 
 def _is_plain(first: ActivationQuantizer, second: ActivationQuantizer, *modules: nn.Module) -> bool:
@@ -112,10 +123,12 @@ def _records_extremes(quantizer: ActivationQuantizer) -> bool:
     return quantizer.observer.records_extremes or not quantizer.observer.watches
 
 
-def _observe(observer: MinMaxObserver, record: Tensor) -> None:
-    if observer.watches:
-        observer.batch_min.copy_(torch.minimum(observer.batch_min, record[0]))
-        observer.batch_max.copy_(torch.maximum(observer.batch_max, record[1]))
+def _records(quantizer: ActivationQuantizer) -> tuple[Tensor | None, Tensor | None]:
+    """Return where a quantizer records the extremes of a batch; None if it does not observe."""
+    observer = quantizer.observer
+    if observer.watches and quantizer.phase.observes(quantizer.training):
+        return observer.batch_min, observer.batch_max
+    return None, None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +209,7 @@ def _gated(root: nn.Module, second: fx.Node) -> _Match | None:
     return _Match(
         first=first,
         second=second,
-        inner=lambda x, rounds: x * rounds(torch.sigmoid(x)),
+        inner=gated,
         modules=(str(gate.target),),
         nodes=(sigmoid, gate, product),
     )

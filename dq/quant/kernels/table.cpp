@@ -77,10 +77,10 @@ Observed look_up(const float* x, float* y, uint16_t* index, int64_t n, Grid g,
 
 int64_t num_chunks(int64_t n) { return (n + kChunk - 1) / kChunk; }
 
-void record(float* extremes, float low, float high) {
-  if (!(low <= high)) return;
-  extremes[0] = std::min(extremes[0], low);
-  extremes[1] = std::max(extremes[1], high);
+void record(float* smallest, float* largest, float low, float high) {
+  if (smallest == nullptr || !(low <= high)) return;
+  *smallest = std::min(*smallest, low);
+  *largest = std::max(*largest, high);
 }
 
 }  // namespace
@@ -88,14 +88,15 @@ void record(float* extremes, float low, float high) {
 extern "C" {
 
 // Write `after` of each value's integer to `y`, which may be `x`. `index`, if given, gets the place
-// of each value in the tables, or their length where the value is outside of the range. `before`
-// and `between`, if given, hold the smallest and largest value of `x` and of `values` so far; a
-// tensor with a value that is not finite does not change the first.
+// of each value in the tables, or their length where the value is outside of the range. The last four
+// pointers, if given, hold the smallest and largest value of `x` and of `values` so far; a tensor
+// with a value that is not finite does not change the first two.
 void dq_table(const float* x, float* y, uint16_t* index, int64_t n, float scale, int zero_point,
-              int quant_min, int quant_max, const float* values, const float* after, float* before,
-              float* between, int num_threads) {
+              int quant_min, int quant_max, const float* values, const float* after, float* x_min,
+              float* x_max, float* values_min, float* values_max, int num_threads) {
   const Grid g{1.0f / scale, float(zero_point), float(quant_min), float(quant_max)};
-  const auto work = before != nullptr ? (index != nullptr ? look_up<true, true> : look_up<true, false>)
+  const bool observes = x_min != nullptr || values_min != nullptr;
+  const auto work = observes ? (index != nullptr ? look_up<true, true> : look_up<true, false>)
                                       : (index != nullptr ? look_up<false, true> : look_up<false, false>);
   const int64_t chunks = num_chunks(n);
   float low = kInfinity, high = -kInfinity, least = kInfinity, most = -kInfinity;
@@ -112,9 +113,8 @@ void dq_table(const float* x, float* y, uint16_t* index, int64_t n, float scale,
     most = std::max(most, found.between.high);
     bad |= !found.finite;
   }
-  if (before == nullptr) return;
-  if (!bad) record(before, low, high);
-  record(between, least, most);
+  if (!bad) record(x_min, x_max, low, high);
+  record(values_min, values_max, least, most);
 }
 
 // The gradient of `dq_table`: `derivative` has one entry for each place.

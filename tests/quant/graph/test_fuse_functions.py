@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from dq.quant.graph.fuse_functions import QuantizedFunction
+from dq.quant.graph.fuse_functions import QuantizedFunction, gated
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.kernels import table
@@ -116,7 +116,7 @@ def test_broken_values_are_cut_off_and_spoil_no_range(monkeypatch: pytest.Monkey
             for name in ("first/out", "function/out", "function/sigmoid/out")
         )
         monkeypatch.setattr(table, "takes", lambda x, takes=takes: takes)
-        function = QuantizedFunction(lambda v, rounds: v * rounds(torch.sigmoid(v)), "silu")
+        function = QuantizedFunction(gated, "silu")
         result = function(first, second, x.clone(), False, gate)
         update_scales_([first, second])
         found.append([result, first.observer.range_max, second.observer.range_max])
