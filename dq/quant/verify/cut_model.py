@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dq.quant.verify.onnxruntime_session import OnnxNetwork, with_outputs
 
+# The second one ends the names of nodes in files of earlier versions.
 GIVEN, DEQUANTIZE = "/given", "/dequantize"
 
 
