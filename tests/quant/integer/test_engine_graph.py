@@ -18,8 +18,8 @@ from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.integer.bias_overflow import fit_biases_
 from dq.quant.integer.convert import integer_network
-from dq.quant.integer.engine_graph import compute_exactly_, exact_network
-from dq.quant.integer.engine_modules import ExactLayer, ExactQuantizer, ExactSum
+from dq.quant.integer.engine.graph import compute_exactly_, exact_network
+from dq.quant.integer.engine.layers import ExactLayer, ExactQuantizer, ExactSum
 from dq.quant.integer.modules import ExportSwitch, IntegerActivation
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.recipes.presets import preset
