@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.graph.roles import module_of, tensor_inputs
+from dq.quant.graph.roles import is_shape, module_of, tensor_inputs
 from dq.quant.graph.trace import remove_dead_code
 from dq.quant.integer.bias_overflow import fit_biases_
 from dq.quant.integer.convert import integer_network, quantizer_of_node
@@ -61,7 +61,7 @@ Replacement = tuple[nn.Module, tuple[Any, ...]]
 def exact_network(graph: QuantizedGraph) -> Callable[..., Any]:
     """Return a callable that computes a quantized graph as an engine would.
 
-    If nothing is computed in integers, it is the graph itself.
+    If nothing is quantized, it is the graph itself.
 
     Args:
         graph: With its ranges, on the CPU, in evaluation mode; unchanged.
@@ -75,7 +75,9 @@ def exact_network(graph: QuantizedGraph) -> Callable[..., Any]:
 
 
 def compute_exactly_(network: fx.GraphModule) -> int:
-    """Replace what an engine computes in integers by exact modules; return their number.
+    """Replace quantizers, and what an engine computes in integers, by exact modules.
+
+    Returns how many there are.
 
     Args:
         network: Result of `dq.quant.integer.convert.integer_network`, with ranges.
@@ -104,17 +106,17 @@ class _Rewriting:
         self.modules = nn.ModuleList()
         network.add_module(EXACT, self.modules)
 
+    @torch.no_grad()
     def replace_all(self) -> int:
-        num_exact = 0
         for node, quantizer in self.quantizers.items():
             if self.sources.get(node.args[0]) is quantizer:  # Quantizing twice is quantizing once.
                 node.replace_all_uses_with(node.args[0])
                 self.network.graph.erase_node(node)
                 continue
             module, arguments = self._replacement(node, quantizer)
-            num_exact += not isinstance(module, ExactQuantizer)
             new = self._call(node, module, arguments)
             self.sources[new] = quantizer
+            _read_sizes_of(new, node.args[0])
             node.replace_all_uses_with(new)
             self.network.graph.erase_node(node)
         remove_dead_code(self.network.graph)
@@ -123,7 +125,7 @@ class _Rewriting:
         self.network.delete_all_unused_submodules()
         self.network.recompile()
         self.network.eval()
-        return num_exact
+        return len(self.modules)
 
     def _call(self, before: fx.Node, module: nn.Module, arguments: tuple[Any, ...]) -> fx.Node:
         with self.network.graph.inserting_before(before):
@@ -193,11 +195,11 @@ class _Rewriting:
 
     def _resized(self, made: fx.Node, after: ExactQuantizer) -> Replacement | None:
         """Return the module for an interpolation, whatever its bits."""
-        resizing = resizing_of(self.network, made)
-        before = self.sources.get(made.all_input_nodes[0]) if made.all_input_nodes else None
-        if resizing is not None and before is not None:
-            return ExactResize(resizing, self._exact(before), after), (made.args[0],)
-        return None
+        found = resizing_of(self.network, made)
+        if found is None or self.sources.get(made.all_input_nodes[0]) is None:
+            return None
+        resizing, size = found
+        return ExactResize(resizing, after), (made.args[0], size)
 
     def _round_bias(self, node: fx.Node) -> None:
         """Round the bias of a layer that is computed in float."""
@@ -241,6 +243,13 @@ class _Rewriting:
         if clip is None or len(node.all_input_nodes) != 1:
             return node
         return node.all_input_nodes[0] if _is_redundant(clip, after) else node
+
+
+def _read_sizes_of(new: fx.Node, made: Any) -> None:
+    """Let sizes be read from a tensor after its quantizer, so that it is computed only once."""
+    for user in list(made.users):
+        if is_shape(user) and new < user:
+            user.replace_input_with(made, new)
 
 
 def _is_redundant(clip: Clip, after: ExactQuantizer) -> bool:

@@ -181,25 +181,32 @@ def softmax_dim(network: fx.GraphModule, node: fx.Node) -> int | None:
     return None
 
 
-def resizing_of(network: fx.GraphModule, node: fx.Node) -> Resizing | None:
-    """Return the new size of a bilinear interpolation; None for other nodes or unknown sizes."""
+def resizing_of(network: fx.GraphModule, node: fx.Node) -> tuple[Resizing, Any] | None:
+    """Return how a bilinear interpolation changes the size, and its argument ``size``.
+
+    None for other nodes, and for factors that the graph computes.
+    """
     if what(network, node) not in (F.interpolate, nn.Upsample):
         return None
     names = ("size", "scale_factor", "mode", "align_corners")
     size, factor, mode, align_corners = settings(network, node, *names)
     if mode != "bilinear" or node.kwargs.get("antialias"):
         return None
-    if node.kwargs.get("recompute_scale_factor"):
+    factors = (factor, factor) if isinstance(factor, int | float) else factor
+    if size is None and not _are_numbers(factors):
         return None
-    size, factors = _pair(size), _pair(factor)
-    if size is None and factors is None:
+    if size is None and node.kwargs.get("recompute_scale_factor"):
         return None
-    return Resizing(size=size, factors=factors, align_corners=bool(align_corners))
+    resizing = Resizing(
+        factors=None if size is not None else (float(factors[0]), float(factors[1])),
+        align_corners=bool(align_corners),
+    )
+    return resizing, size
 
 
-def _pair(value: Any) -> Any:
-    if isinstance(value, int | float):
-        return (value, value)
-    if isinstance(value, tuple | list) and len(value) == 2:
-        return tuple(value) if all(isinstance(v, int | float) for v in value) else None
-    return None
+def _are_numbers(values: Any) -> bool:
+    return (
+        isinstance(values, tuple | list)
+        and len(values) == 2
+        and all(isinstance(value, int | float) for value in values)
+    )

@@ -52,15 +52,6 @@ class ExactQuantizer(nn.Module):
         """
         return self.real_(integers.round_().sub_(self.zero_point))
 
-    def equals(self, other: ExactQuantizer) -> bool:
-        """Say whether another quantizer has the same integers for the same real numbers."""
-        return (
-            self.spec.signed == other.spec.signed
-            and bool(self.scale == other.scale)
-            and bool(self.lowest == other.lowest)
-            and bool(self.highest == other.highest)
-        )
-
     @property
     def is_whole_byte(self) -> bool:
         """Whether it uses all 256 integers of 8 bits; otherwise engines need a Clip before it."""

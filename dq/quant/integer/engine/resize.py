@@ -2,8 +2,7 @@
 
 ONNX Runtime computes it in float between DequantizeLinear and QuantizeLinear
 (onnxruntime/core/providers/cpu/tensor/upsample.h), each weight as a product of two differences of
-coordinates. If both have the same scale and zero point, it leaves them out and interpolates the
-bytes with weights of 20 bits, without rounding.
+coordinates, in the same order whatever the tensor's layout.
 """
 
 from __future__ import annotations
@@ -16,65 +15,56 @@ from torch import Tensor, nn
 
 from dq.quant.integer.engine.quantizer import ExactQuantizer
 
-_BITS = 10
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resizing:
-    """The new size of an image.
+    """How an interpolation changes an image's size.
 
     Attributes:
-        size: Height and width, or None.
-        factors: By which height and width grow, if there is no size.
-        align_corners: The corner pixels' centres stay in place, instead of the corners.
+        factors: By which height and width grow; None if the new size is given.
+        align_corners: The centres of the corner pixels stay in place, not their corners.
     """
 
-    size: tuple[int, int] | None
     factors: tuple[float, float] | None
     align_corners: bool
 
 
 class ExactResize(nn.Module):
-    """Bilinear interpolation with the quantizers before and after it.
+    """Bilinear interpolation with the quantizer after it.
 
     Args:
-        resizing: The new size.
-        given: The quantizer of the input.
+        resizing: The change of size.
         output_quantizer: The quantizer of the result.
     """
 
-    def __init__(
-        self, resizing: Resizing, given: ExactQuantizer, output_quantizer: ExactQuantizer
-    ) -> None:
+    def __init__(self, resizing: Resizing, output_quantizer: ExactQuantizer) -> None:
         super().__init__()
-        self.resizing, self.given, self.output_quantizer = resizing, given, output_quantizer
-        self.in_bytes = given.spec.bits == 8 and given.equals(output_quantizer)
+        self.resizing, self.output_quantizer = resizing, output_quantizer
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the fake-quantized interpolation, float32, of ``x`` ``(N, C, H, W)``."""
-        rows, columns = (self._axis(x.shape[dim], dim - 2) for dim in (2, 3))
-        if self.in_bytes:
-            return self._interpolated_bytes(x, rows, columns)
+    def forward(self, x: Tensor, size: int | Sequence[int] | None = None) -> Tensor:
+        """Return the fake-quantized interpolation, float32, of ``x`` ``(N, C, H, W)``.
+
+        Args:
+            x: Quantized.
+            size: Height and width of the result; None to use the factors.
+        """
+        sizes = (size, size) if isinstance(size, int) else size
+        rows, columns = (
+            self._axis(x.shape[2 + axis], axis, None if sizes is None else int(sizes[axis]))
+            for axis in (0, 1)
+        )
         quantized: Tensor = self.output_quantizer(_interpolated(x, rows, columns))
         return quantized
 
-    def _axis(self, length: int, axis: int) -> _Axis:
+    def _axis(self, length: int, axis: int, new: int | None) -> _Axis:
         resizing = self.resizing
-        if resizing.size is not None:
-            new = resizing.size[axis]
+        if new is not None:
             factor = torch.tensor(float(new)) / length
         else:
             assert resizing.factors is not None
             factor = torch.tensor(float(resizing.factors[axis]))
             new = int(length * resizing.factors[axis])
         return _Axis(length, new, factor, align_corners=resizing.align_corners)
-
-    def _interpolated_bytes(self, x: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
-        quantizer = self.output_quantizer
-        integers = self.given.shifted(x).sub_(quantizer.lowest).double()
-        total = _interpolated(integers, rows.in_integers(), columns.in_integers())
-        whole = torch.floor(total / 2.0 ** (2 * _BITS)).float()
-        return quantizer.real_(whole.add_(quantizer.lowest))
 
 
 class _Axis:
@@ -96,23 +86,13 @@ class _Axis:
                 places = places * 0.0
             else:
                 places = places * (length - 1) / (new - 1)
-        self.places = places.clamp(0, length - 1)
-        self.first = self.places.long()
+        places = places.clamp(0, length - 1)
+        self.first = places.long()
         self.second = (self.first + 1).clamp(max=length - 1)
-        self._set_distances(self.places, 1)
-
-    def _set_distances(self, places: Tensor, unit: int) -> None:
         alone = self.first == self.second
         self.to_first, self.to_second = (
-            torch.where(alone, 0.5 * unit, (places - pixel * unit).abs())
-            for pixel in (self.first, self.second)
+            torch.where(alone, 0.5, (places - pixel).abs()) for pixel in (self.first, self.second)
         )
-
-    def in_integers(self) -> _Axis:
-        """Return the distances as whole numbers of 10 bits, float64."""
-        unit = 1 << _BITS
-        self._set_distances((self.places * unit).floor().double(), unit)
-        return self
 
 
 def _interpolated(x: Tensor, rows: _Axis, columns: _Axis) -> Tensor:

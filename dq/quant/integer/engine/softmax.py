@@ -28,9 +28,7 @@ class ExactSoftmax(nn.Module):
         output_quantizer: The quantizer of its result.
     """
 
-    def __init__(
-        self, dim: int, given: ExactQuantizer, output_quantizer: ExactQuantizer
-    ) -> None:
+    def __init__(self, dim: int, given: ExactQuantizer, output_quantizer: ExactQuantizer) -> None:
         super().__init__()
         self.dim, self.given, self.output_quantizer = dim, given, output_quantizer
         self.levels = float(torch.floor(1.0 / output_quantizer.scale))
