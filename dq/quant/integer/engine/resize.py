@@ -48,23 +48,44 @@ class ExactResize(nn.Module):
             x: Quantized.
             size: Height and width of the result; None to use the factors.
         """
-        sizes = (size, size) if isinstance(size, int) else size
-        rows, columns = (
-            self._axis(x.shape[2 + axis], axis, None if sizes is None else int(sizes[axis]))
-            for axis in (0, 1)
-        )
-        quantized: Tensor = self.output_quantizer(_interpolated(x, rows, columns))
+        quantized: Tensor = self.output_quantizer(interpolated(x, self.resizing, size))
         return quantized
 
-    def _axis(self, length: int, axis: int, new: int | None) -> _Axis:
-        resizing = self.resizing
-        if new is not None:
-            factor = torch.tensor(float(new)) / length
-        else:
-            assert resizing.factors is not None
-            factor = torch.tensor(float(resizing.factors[axis]))
-            new = int(length * resizing.factors[axis])
-        return _Axis(length, new, factor, align_corners=resizing.align_corners)
+
+def interpolated(x: Tensor, resizing: Resizing, size: int | Sequence[int] | None = None) -> Tensor:
+    """Return the bilinear interpolation, float32, of ``x`` ``(N, C, H, W)``.
+
+    Args:
+        x: Real numbers.
+        resizing: The change of size.
+        size: Height and width of the result; None to use the factors.
+    """
+    sizes = (size, size) if isinstance(size, int) else size
+    rows, columns = (
+        _axis(x.shape[2 + axis], axis, None if sizes is None else int(sizes[axis]), resizing)
+        for axis in (0, 1)
+    )
+    above, below = x[:, :, rows.first], x[:, :, rows.second]
+    pixels = (
+        (above[..., columns.first], rows.to_second, columns.to_second),
+        (above[..., columns.second], rows.to_second, columns.to_first),
+        (below[..., columns.first], rows.to_first, columns.to_second),
+        (below[..., columns.second], rows.to_first, columns.to_first),
+    )
+    total = torch.zeros((), dtype=x.dtype)
+    for value, vertical, horizontal in pixels:
+        total = total + (horizontal * vertical[:, None]) * value
+    return total
+
+
+def _axis(length: int, axis: int, new: int | None, resizing: Resizing) -> _Axis:
+    if new is not None:
+        factor = torch.tensor(float(new)) / length
+    else:
+        assert resizing.factors is not None
+        factor = torch.tensor(float(resizing.factors[axis]))
+        new = int(length * resizing.factors[axis])
+    return _Axis(length, new, factor, align_corners=resizing.align_corners)
 
 
 class _Axis:
@@ -93,17 +114,3 @@ class _Axis:
         self.to_first, self.to_second = (
             torch.where(alone, 0.5, (places - pixel).abs()) for pixel in (self.first, self.second)
         )
-
-
-def _interpolated(x: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
-    above, below = x[:, :, rows.first], x[:, :, rows.second]
-    pixels: Sequence[tuple[Tensor, Tensor, Tensor]] = (
-        (above[..., columns.first], rows.to_second, columns.to_second),
-        (above[..., columns.second], rows.to_second, columns.to_first),
-        (below[..., columns.first], rows.to_first, columns.to_second),
-        (below[..., columns.second], rows.to_first, columns.to_first),
-    )
-    total = torch.zeros((), dtype=x.dtype)
-    for value, vertical, horizontal in pixels:
-        total = total + (horizontal * vertical[:, None]) * value
-    return total
