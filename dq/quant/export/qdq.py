@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dq.quant.export.averages import fit_averages_
 from dq.quant.export.onnx_graph import OPSET_16_BITS
 from dq.quant.integer.modules import DOMAIN, WEIGHT
 from dq.quant.numerics.spec import QuantSpec
@@ -54,6 +55,7 @@ def to_qdq_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
         model: Result of `dq.quant.export.onnx_graph.placeholder_model`.
         specs: The integer format of every quantizer, by its name.
     """
+    fit_averages_(model)
     writer = Writer(model, specs)
     for node in placeholders(model):
         if node.op_type == WEIGHT:

@@ -17,7 +17,7 @@ from dq.detector.export.write import ExportFormat, export_detector, part_path
 from dq.detector.model.graph import quantize_detector
 from dq.quant.export.onnx_graph import flatten
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.integer.engine_graph import exact_network
+from dq.quant.integer.engine.graph import exact_network
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.presets import preset
 from dq.quant.verify.cut_model import CutNetwork
