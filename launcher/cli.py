@@ -33,6 +33,7 @@ COMMANDS = (
     "eval",
     "analyze",
     "export",
+    "bench",
     "run",
     "data",
     "coverage",
