@@ -10,12 +10,15 @@ from dq.detector.data.datasets import test_classes
 from dq.detector.engines.agreement import Agreement, refuse_other
 from dq.detector.engines.integer_evaluation import evaluate_integers
 from dq.detector.engines.integer_file import load_networks, read_integer_file
+from dq.detector.engines.latency import measured
 from dq.detector.engines.onnx_evaluation import IntegerResult, evaluate_in_onnxruntime
 from dq.detector.engines.onnx_runtime import load_models
 from dq.detector.model.stored_detector import rounding_detector
 from dq.dist.work.on_main_rank import on_main_rank
+from dq.quant.latency.comparison import Latency
 from dq.quant.verify.onnxruntime_session import metadata_of
 from dq.tracking.record.json_file import write_json
+from dq.tracking.record.latency import EVALUATION
 from dq.tracking.record.stage_summary import FILE_NAME
 from launcher.plan import Plan
 from launcher.session import Session
@@ -23,11 +26,12 @@ from launcher.stages.stage import read_checkpoint
 
 
 def evaluated_in_onnxruntime(
-    plan: Plan, place: Session, model: Path, checkpoint: Path, *, trusted: bool
-) -> IntegerResult:
+    plan: Plan, place: Session, model: Path, checkpoint: Path, *, trusted: bool, bench: bool
+) -> tuple[IntegerResult, Latency | str | None]:
     """Evaluate an exported model on ``data.test`` over all ranks, beside its checkpoint.
 
-    Every rank must call it; all get the same result.
+    Every rank must call it; all get the same result, and, if ``bench``, the model's speed as
+    `dq.detector.engines.latency.measured` returns it.
 
     Raises:
         ValueError: The model is damaged, or is not of this checkpoint, config or data set.
@@ -39,8 +43,12 @@ def evaluated_in_onnxruntime(
     said = metadata_of(models[""]).get("checkpoint_sha256")
     refuse_other(model, said, checkpoint, parent.sha256)
     result = evaluate_in_onnxruntime(plan.config, detector, graph, models)
-    _write(place, "eval_onnxruntime", result)
-    return result
+    folder = place.experiment / EVALUATION
+    on_main_rank(lambda: _write(folder, result))
+    speed = None
+    if bench:
+        speed = measured(model, "onnxruntime", lambda found: _write(folder, result, found))
+    return result, speed
 
 
 def evaluated_integer_file(
@@ -61,7 +69,8 @@ def evaluated_integer_file(
     networks, differing = load_networks(path, file, graph, test_classes(plan.config))
     refuse_other(path, file["meta"].get("checkpoint_sha256"), checkpoint, parent.sha256)
     result = evaluate_integers(plan.config, detector, graph, networks, differing)
-    _write(place, "eval_torch_int", result)
+    folder = place.experiment / "eval_torch_int"
+    on_main_rank(lambda: _write(folder, result))
     return result
 
 
@@ -74,12 +83,10 @@ def _refuse_missing(checkpoint: Path, exported: Path) -> None:
         )
 
 
-def _write(place: Session, name: str, result: Agreement) -> None:
-    """Write the result as the ``summary.json`` of a folder; every rank must call it."""
-    folder = place.experiment / name
-
-    def write() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / FILE_NAME, {**asdict(result), "passed": result.passed})
-
-    on_main_rank(write)
+def _write(folder: Path, result: Agreement, latency: Latency | None = None) -> None:
+    """Write the result as the folder's ``summary.json``; the main rank alone does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {**asdict(result), "passed": result.passed}
+    if latency is not None:
+        content["latency"] = asdict(latency)
+    write_json(folder / FILE_NAME, content)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,10 +24,10 @@ from dq.detector.evaluation.evaluate import detect, score
 from dq.detector.export.write import inputs_of_heads
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.latency.float_twin import float_twin
 from dq.quant.verify.layer_differences import LayerDifference, layer_differences, worst
-from dq.quant.verify.onnxruntime_session import OnnxNetwork, float_model, load_model, metadata_of
+from dq.quant.verify.onnxruntime_session import load_model, metadata_of
 
-NUM_TIMED = 15
 NUM_COMPARED = 4
 # A layer whose values are off by more scales, beyond rounding, is named for it. Sums of float32 in
 # another order stay below: a thousandth at 8 bits, a third at 16.
@@ -43,8 +41,6 @@ class IntegerResult(Agreement):
     Attributes:
         num_integer: Layers that ONNX Runtime computes in integers.
         num_float: Layers that it computes in float.
-        ms_integer: Median time of the network for one image, in milliseconds.
-        ms_float: That of the same network in float.
         layers: Layers that differ most on the same input; empty where the gate was passed, or all
             agree.
         fake_again: Where the gate was missed though all layers agree: the fake-quantized detector's
@@ -53,8 +49,6 @@ class IntegerResult(Agreement):
 
     num_integer: int
     num_float: int
-    ms_integer: float
-    ms_float: float
     layers: tuple[LayerDifference, ...] = ()
     fake_again: float | None = None
 
@@ -96,7 +90,7 @@ def evaluate_in_onnxruntime(
         assert expected is not None
         assert found is not None
         name, fake, value, metrics, boxes = measured_on(config, dataset, expected, found)
-        times, sizes = _compare_with_float(models.get(DETECTIONS, models[""]), network)
+        model = models.get(DETECTIONS, models[""])
         layers, cause = _explain(dataset, detector, graph, models, fake, value)
         return IntegerResult(
             metric=name,
@@ -106,10 +100,8 @@ def evaluate_in_onnxruntime(
             boxes=boxes,
             num_integer=network.num_integer,
             num_float=network.num_float,
-            ms_integer=times[0],
-            ms_float=times[1],
-            bytes_integer=sizes[0],
-            bytes_float=sizes[1],
+            bytes_integer=model.ByteSize(),
+            bytes_float=float_twin(model).ByteSize(),
             layers=layers,
             cause=cause,
         )
@@ -138,24 +130,6 @@ def _summed_otherwise(
         return score(dataset, found, config.get("evaluation", {}))
 
     return on_main_rank(measure)
-
-
-def _compare_with_float(
-    model: Any, network: OnnxNetwork
-) -> tuple[tuple[float, float], tuple[int, int]]:
-    """Return median milliseconds of one image, and bytes: in integers, and in float."""
-    plain = float_model(model)
-    other = OnnxNetwork(plain, threads=torch.get_num_threads())
-    images = torch.zeros([1 if isinstance(s, str) else s for s in network.size])
-    times: dict[OnnxNetwork, list[float]] = {network: [], other: []}
-    for number in range(NUM_TIMED + 2):
-        for each in (network, other):
-            began = time.perf_counter()
-            each.run(images)
-            if number > 1:  # The first ones fill caches.
-                times[each].append(1000 * (time.perf_counter() - began))
-    medians = statistics.median(times[network]), statistics.median(times[other])
-    return medians, (model.ByteSize(), plain.ByteSize())
 
 
 def _explain(
