@@ -15,4 +15,13 @@ def _onnx_runtime() -> Engine:
     return OnnxRuntime()
 
 
-ENGINES: Mapping[str, Callable[[], Engine]] = {"onnxruntime": _onnx_runtime}
+def _openvino() -> Engine:
+    from dq.quant.latency.openvino import OpenVino
+
+    return OpenVino()
+
+
+ENGINES: Mapping[str, Callable[[], Engine]] = {
+    "onnxruntime": _onnx_runtime,
+    "openvino": _openvino,
+}
