@@ -117,7 +117,7 @@ class _Twin:
         if node.op_type == QUANTIZE or self._is_limit(node):
             self.instead[node.output[0]] = node.input[0]
             if node.op_type == QUANTIZE:
-                self.is_real.add(node.input[0])
+                self.is_real |= {node.input[0], node.output[0]}
         elif node.op_type != DEQUANTIZE:
             return False
         elif node.input[0] in self.is_real:

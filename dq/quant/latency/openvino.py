@@ -66,8 +66,7 @@ class OpenVinoNetwork:
                     network.reshape({given: shape})
             self.compiled = core.compile_model(network, "CPU", settings)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[-200:]
-            raise ValueError(f"OpenVINO cannot run it: {reason}") from error
+            raise ValueError(f"OpenVINO cannot run it: {_reason(str(error))}") from error
         self.request = self.compiled.create_infer_request()
         kinds = [(_text(op, "layerType"), _text(op, "runtimePrecision")) for op in self._operators]
         layers = [type_ for kind, type_ in kinds if kind in LAYERS]
@@ -109,3 +108,10 @@ def _text(operator: Any, key: str) -> str:
 
 def _ms(microseconds: str) -> float:
     return float(microseconds) / 1000 if microseconds.isdecimal() else 0.0
+
+
+def _reason(text: str) -> str:
+    """Return what OpenVINO says of a model, without where in its source it says so."""
+    lines = (text.partition("Summary:")[2] or text).strip().splitlines()
+    said = [line for line in lines if not line.startswith(("Exception from", "Check "))]
+    return " ".join(" ".join(said).split())[:200]
