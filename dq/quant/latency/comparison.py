@@ -60,7 +60,7 @@ class Latency:
         """Return the result in one line."""
         faster = self.times_as_fast.median
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        said = f"{self.widths} {faster:.2g} times as fast as float"
+        said = f"{self.widths} {faster:.2f} times as fast as float"
         if self.is_slower:
             said = f"{self.widths} is SLOWER than float, {faster:.2f} times as fast"
         return (
@@ -202,5 +202,19 @@ def latency_of(model: ModelProto, engine: Engine, terms: Terms = ALONE) -> Laten
 
 
 def _contestant(model: ModelProto, engine: Engine, terms: Terms) -> Contestant:
-    network = engine.open(model, threads=terms.threads)
-    return Contestant(network=network, inputs=terms.inputs_of(model))
+    """Return a model that has run once.
+
+    Raises:
+        ValueError: It cannot run.
+    """
+    network, inputs = engine.open(model, threads=terms.threads), terms.inputs_of(model)
+    contestant = Contestant(network=network, inputs=inputs)
+    try:
+        contestant.run()
+    except MemoryError:
+        raise
+    except Exception as error:  # Engines have exceptions of their own.
+        sizes = " and ".join("x".join(map(str, array.shape)) for array in inputs)
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{engine} cannot run it on inputs of {sizes}: {reason}") from error
+    return contestant

@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_INTEGERS = (
+    *(TensorProto.INT4, TensorProto.INT8, TensorProto.INT16),
+    *(TensorProto.UINT4, TensorProto.UINT8, TensorProto.UINT16),
+)
 # Operators that compute with integers themselves, which have no float form here.
 _INTEGER_OPERATORS = re.compile(r"QLinear|QGemm|Integer|DynamicQuantize|QAttention")
 
@@ -78,7 +82,7 @@ class _Twin:
 
     Attributes:
         instead: The value to read in place of one that is gone.
-        is_real: Values that were integers in the model and are real numbers now.
+        was_rounded: Values that were integers of real numbers in the model.
     """
 
     def __init__(self, graph: GraphProto) -> None:
@@ -86,21 +90,23 @@ class _Twin:
         self.stored = _constants(graph)
         self.readers = _readers(graph)
         self.instead: dict[str, str] = {}
-        self.is_real: set[str] = set()
+        self.was_rounded: set[str] = set()
         self.added: dict[str, TensorProto] = {}
 
     def rewrite(self) -> None:
         """Change the graph in place."""
         kept = []
         for node in self.graph.node:
-            renamed_inputs_([node], self.instead)
+            if self.was_rounded & set(node.input):
+                # Pooling, say; what ends the rounding has real numbers in the model, too.
+                self.was_rounded.update(node.output if node.op_type != DEQUANTIZE else ())
             if not self._is_removed(node):
+                renamed_inputs_([node], self.instead)
                 kept.append(NodeProto.FromString(node.SerializeToString()))
-                if self.is_real & set(node.input):
-                    self.is_real |= set(node.output)
         for output in self.graph.output:
-            if output.name in self.is_real:
-                output.type.tensor_type.elem_type = TensorProto.FLOAT
+            kind = output.type.tensor_type
+            if output.name in self.was_rounded and kind.elem_type in _INTEGERS:
+                kind.elem_type = TensorProto.FLOAT
             if output.name in self.instead:
                 source = self.instead[output.name]
                 kept.append(onnx.helper.make_node("Identity", [source], [output.name]))
@@ -114,18 +120,18 @@ class _Twin:
         self.graph.initializer.extend(tensors)
 
     def _is_removed(self, node: NodeProto) -> bool:
-        if node.op_type == QUANTIZE or self._is_limit(node):
-            self.instead[node.output[0]] = node.input[0]
-            if node.op_type == QUANTIZE:
-                self.is_real |= {node.input[0], node.output[0]}
-        elif node.op_type != DEQUANTIZE:
-            return False
-        elif node.input[0] in self.is_real:
-            self.instead[node.output[0]] = node.input[0]
-        elif node.input[0] in self.stored:
+        """Say whether a node goes, and note what is read in place of its result."""
+        source = node.input[0] if node.input else ""
+        if node.op_type == QUANTIZE:
+            self.was_rounded.add(node.output[0])
+        elif node.op_type == DEQUANTIZE and source not in self.was_rounded:
+            if source not in self.stored:  # The model's input is integers.
+                return False
             self.instead[node.output[0]] = self._dequantized(node)
-        else:  # The model's input is integers.
+            return True
+        elif node.op_type != DEQUANTIZE and not self._is_limit(node):
             return False
+        self.instead[node.output[0]] = self.instead.get(source, source)
         return True
 
     def _is_limit(self, node: NodeProto) -> bool:

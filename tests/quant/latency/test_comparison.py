@@ -72,7 +72,7 @@ def test_says_how_many_times_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.bytes_integer == int8_model().ByteSize()
     assert found.bytes_float == float_twin(int8_model()).ByteSize()
     assert found.sentence() == (
-        "int8 2.0 times as fast as float: 256.0 ms against 512.0 ms, 2 threads, 5 of 6 layers in"
+        "int8 2.00 times as fast as float: 256.0 ms against 512.0 ms, 2 threads, 5 of 6 layers in"
         " integers (Engine 1.0)"
     )
 

@@ -132,6 +132,23 @@ def test_outputs_of_integers_become_float() -> None:
     np.testing.assert_array_equal(result_of(float_twin(model)), X)
 
 
+def test_integers_that_are_no_rounded_numbers_stay() -> None:
+    """Labels, say: what is computed from rounded numbers need not be one."""
+    kind = TensorProto.INT64
+    nodes = [*PAIR, helper.make_node("ArgMax", ["xd"], ["y"], axis=1)]
+    places = [PAIR[0], helper.make_node("ArgMax", ["xq"], ["y"], axis=1)]
+    for found in (nodes, places):
+        twin = float_twin(small(found, STORED, out=kind))
+        assert twin.graph.output[0].type.tensor_type.elem_type == kind
+        np.testing.assert_array_equal(result_of(twin), X.argmax(1, keepdims=True))
+
+
+def test_integers_from_outside_are_dequantized_still() -> None:
+    model = small([helper.make_node("DequantizeLinear", ["x", "s", "z"], ["y"])], STORED)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    assert kinds(float_twin(model)) == ["DequantizeLinear"]
+
+
 def test_graphs_inside_nodes_read_the_real_values() -> None:
     inner = helper.make_graph(
         [helper.make_node("Abs", ["xd"], ["inside"])],
