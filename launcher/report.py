@@ -88,8 +88,9 @@ def say_agreement(place: Session, result: Agreement, backend: str) -> None:
 
 
 def say_speed(place: Session, result: IntegerResult) -> None:
-    """Print how ONNX Runtime computes an exported model, and how fast."""
+    """Print how an engine computes an exported model, and how fast."""
     if place.environment.is_main:
+        print(f"engine   {result.engine}")
         print(f"layers   {result.num_integer} in integers, {result.num_float} in float")
         print(f"network  {result.ms_integer:.1f} ms an image, {result.ms_float:.1f} ms in float")
 
@@ -100,7 +101,7 @@ def say_gate(place: Session, result: Agreement, measured: IntegerResult | None) 
     Args:
         place: Where.
         result: Of the evaluation.
-        measured: The same where it is ONNX Runtime's.
+        measured: The same where it is an engine's.
     """
     if not place.environment.is_main:
         return

@@ -10,10 +10,11 @@ from dq.detector.data.datasets import test_classes
 from dq.detector.engines.agreement import Agreement, refuse_other
 from dq.detector.engines.integer_evaluation import evaluate_integers
 from dq.detector.engines.integer_file import load_networks, read_integer_file
-from dq.detector.engines.onnx_evaluation import IntegerResult, evaluate_in_onnxruntime
-from dq.detector.engines.onnx_runtime import load_models
+from dq.detector.engines.onnx_detector import load_models
+from dq.detector.engines.onnx_evaluation import IntegerResult, evaluate_in_engine
 from dq.detector.model.stored_detector import rounding_detector
 from dq.dist.work.on_main_rank import on_main_rank
+from dq.engines import engine_named
 from dq.quant.verify.onnxruntime_session import metadata_of
 from dq.tracking.record.json_file import write_json
 from dq.tracking.record.stage_summary import FILE_NAME
@@ -22,24 +23,34 @@ from launcher.session import Session
 from launcher.stages.stage import read_checkpoint
 
 
-def evaluated_in_onnxruntime(
-    plan: Plan, place: Session, model: Path, checkpoint: Path, *, trusted: bool
+def evaluated_in_engine(
+    plan: Plan, place: Session, backend: str, model: Path, checkpoint: Path, *, trusted: bool
 ) -> IntegerResult:
     """Evaluate an exported model on ``data.test`` over all ranks, beside its checkpoint.
 
     Every rank must call it; all get the same result.
 
+    Args:
+        plan: Of the config that the model was exported with.
+        place: Where the result is written.
+        backend: Name of the engine, of `dq.engines.ENGINES`.
+        model: The file.
+        checkpoint: It was exported from.
+        trusted: Whether the checkpoint may run code.
+
     Raises:
-        ValueError: The model is damaged, or is not of this checkpoint, config or data set.
+        ValueError: The engine is not installed, or cannot run the model; the model is damaged, or
+            is not of this checkpoint, config or data set.
     """
+    engine = engine_named(backend)
     _refuse_missing(checkpoint, model)
     parent = read_checkpoint(checkpoint, trusted=trusted)
     detector, graph, _ = rounding_detector(plan.config, parent.content, parent.source)
     models = load_models(model, graph, test_classes(plan.config))
     said = metadata_of(models[""]).get("checkpoint_sha256")
     refuse_other(model, said, checkpoint, parent.sha256)
-    result = evaluate_in_onnxruntime(plan.config, detector, graph, models)
-    _write(place, "eval_onnxruntime", result)
+    result = evaluate_in_engine(plan.config, detector, graph, models, engine)
+    _write(place, f"eval_{backend}", result)
     return result
 
 

@@ -16,7 +16,12 @@ from mmdet.models import BACKBONES, build_detector
 from torch import Tensor, nn
 
 from dq.detector.calibration.calibrate import calibrate
-from dq.detector.engines.onnx_runtime import DETECTIONS, load_models, run_in_onnx_
+from dq.detector.engines.onnx_detector import (
+    DETECTIONS,
+    load_models,
+    open_networks,
+    run_in_engine_,
+)
 from dq.detector.export.decode_boxes import decoder_of
 from dq.detector.export.suppress_boxes import Detections, settings_of
 from dq.detector.export.write import ExportFormat, export_detector
@@ -24,7 +29,7 @@ from dq.detector.model.graph import quantize_detector
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe, Rule
-from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model
+from dq.quant.verify.onnxruntime_session import ENGINE, OnnxNetwork, load_model
 
 pytestmark = pytest.mark.slow
 
@@ -207,9 +212,11 @@ def test_detections_are_mmdets(family: str, tmp_path: Path) -> None:
     batches = [images(), images()[1:]]
     # mmdet's own decoding and NMS, and those of the model, get the same integers.
     plain = {key: model for key, model in models.items() if key != DETECTIONS}
-    run_in_onnx_(detector, graph, plain, threads=1)
+    run_in_engine_(detector, graph, open_networks(plain, ENGINE, threads=1))
     wanted = [found_by(detector, batch) for batch in batches]
-    network = run_in_onnx_(detector, graph, models, threads=1)
+    networks = open_networks(models, ENGINE, threads=1)
+    run_in_engine_(detector, graph, networks)
+    network = networks[DETECTIONS]
     got = [found_by(detector, batch) for batch in batches]
     for mine, own in zip([*got[0], *got[1]], [*wanted[0], *wanted[1]], strict=True):
         assert sum(len(boxes) > 0 for boxes in own) > 1
@@ -242,7 +249,7 @@ def test_boxes_of_all_priors_are_mmdets(tmp_path: Path) -> None:
     assert scores.shape == (2, 8 * 12 + 4 * 6, len(CLASSES))
     models = load_models(path, graph, CLASSES)
     assert set(models) == {""}
-    run_in_onnx_(detector, graph, models, threads=1)
+    run_in_engine_(detector, graph, open_networks(models, ENGINE, threads=1))
     scale = torch.tensor([2, 1.5, 2, 1.5])
     for own, all_boxes, all_scores in zip(found_by(detector, images()), boxes, scores, strict=True):
         for label, rows in enumerate(own):

@@ -22,7 +22,7 @@ from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
 from dq.quant.verify.cut_model import CutNetwork
 from dq.quant.verify.layer_differences import called_once, layer_differences
-from dq.quant.verify.onnxruntime_session import OnnxNetwork
+from dq.quant.verify.onnxruntime_session import ENGINE, OnnxNetwork
 from tests.detector.model.test_graph import detector_of
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,7 @@ def settle_norms_(detector: nn.Module, images: Tensor) -> None:
 
 def assert_agrees(graph: QuantizedGraph, model: onnx.ModelProto, images: list[Tensor]) -> None:
     """Compare every fake quantization, every output and every quantized weight of the graph."""
-    cut = CutNetwork(model, called_once(graph))
+    cut = CutNetwork(model, called_once(graph), ENGINE.open)
     assert cut.network.num_integer == OnnxNetwork(model).num_integer > 0
     for integers in (False, True):
         found = layer_differences(graph, model, images, integers=integers)
