@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dq.quant.verify.engine import Engine
 
-# The module of each: it has an `Engine` called ENGINE, and imports the package that it needs.
+# The module of each, which has an `Engine` called ENGINE, and what installs the package it imports.
 ENGINES = {
-    "onnxruntime": "dq.quant.verify.onnxruntime_session",
-    "openvino": "dq.quant.verify.openvino_session",
+    "onnxruntime": ("dq.quant.verify.onnxruntime_session", "pip install dq-launcher"),
+    "openvino": ("dq.quant.verify.openvino_session", "pip install 'dq-launcher[openvino]'"),
 }
 
 
@@ -27,12 +27,11 @@ def engine_named(name: str) -> Engine:
     Raises:
         ValueError: Its package is not installed, or cannot be loaded.
     """
+    module, mend = ENGINES[name]
     try:
-        engine: Engine = importlib.import_module(ENGINES[name]).ENGINE
+        engine: Engine = importlib.import_module(module).ENGINE
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError)
-        what = f"is not installed ({error.name})" if missing else f"cannot be loaded ({error})"
-        raise ValueError(
-            f"--backend {name}: the engine {what}; pip install 'dq-launcher[{name}]'"
-        ) from error
+        what = f"the package {error.name}, which is missing" if missing else f"a package: {error}"
+        raise ValueError(f"--backend {name} needs {what}; {mend}") from error
     return engine

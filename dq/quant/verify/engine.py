@@ -32,10 +32,12 @@ class Network(ABC):
         names: Names of the outputs.
         num_integer: Number of layers computed in integers.
         num_float: Number of layers computed in float.
+        exact: Whether no sum can have saturated.
     """
 
     num_integer: int
     num_float: int
+    exact: bool
 
     def __init__(self, model: onnx.ModelProto) -> None:
         stored = {tensor.name for tensor in model.graph.initializer}
@@ -118,7 +120,7 @@ class Engine:
         except Exception as error:  # Each engine has exceptions of its own.
             raise ValueError(
                 f"{self} cannot run the model: {short(str(error))};"
-                " evaluate it with another --backend, or export it again"
+                " evaluate it in another engine with --backend, or export it again"
             ) from error
 
     def __str__(self) -> str:

@@ -46,9 +46,6 @@ class OnnxNetwork(Network):
         exact: Do not let sums of products saturate, even if the CPU's fastest instructions would.
         threads: Of one call.
         keep: Names of values in the model to return as well.
-
-    Attributes:
-        exact: Whether no sum can have saturated.
     """
 
     def __init__(
