@@ -121,7 +121,7 @@ def _moved(result: IntegerResult) -> str:
     moved = 100 * abs(result.fake_again - result.fake_quantized)
     return (
         f"; the fake-quantized metric itself moves by {moved:.2f} points, to"
-        f" {100 * result.fake_again:.2f} %, when torch sums in another order"
+        f" {100 * result.fake_again:.2f} %, when torch sums in float, in another order"
     )
 
 

@@ -16,7 +16,7 @@ from dq.detector.data.class_names import refuse_other_classes
 from dq.detector.engines.exact_torch import run_exactly_
 from dq.detector.export.decode_boxes import clips
 from dq.detector.export.write import part_path
-from dq.detector.model.graph import attach
+from dq.detector.model.graph import attach, attach_all
 from dq.quant.export.assemble import output_names
 from dq.quant.export.onnx_graph import flatten, unflatten
 from dq.quant.graph.quantized_graph import QuantizedGraph
@@ -200,8 +200,23 @@ def _examples(network: Network, batch: int) -> list[Tensor]:
 
 
 def run_in_torch_(
-    detector: nn.Module, graph: QuantizedGraph, networks: Mapping[str, Network]
+    detector: nn.Module,
+    graph: QuantizedGraph,
+    networks: Mapping[str, Network],
+    *,
+    exactly: bool = True,
 ) -> None:
-    """Make the detector compute its own integers in torch, on images of the networks' size."""
+    """Make the detector run in torch, on images of the networks' size.
+
+    Args:
+        detector: On the CPU, in evaluation mode.
+        graph: Its fake-quantized graph.
+        networks: Result of `open_networks`.
+        exactly: Compute with integers. False rounds real numbers, as training does.
+    """
+    detector.__dict__.pop("simple_test", None)
     size = exported_size(networks[""].metadata)
-    run_exactly_(detector, graph, lambda network: Padded(network, size))
+    if exactly:
+        run_exactly_(detector, graph, lambda network: Padded(network, size))
+    else:
+        attach_all(detector, {"": Padded(graph, size), **graph.parts})

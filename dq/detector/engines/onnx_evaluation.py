@@ -51,7 +51,7 @@ class IntegerResult(Agreement):
         layers: Layers that differ most on the same input; empty where the gate was passed, or all
             agree.
         fake_again: Where the gate was missed though all layers agree: the fake-quantized detector's
-            metric with its sums in another order.
+            metric with its sums in float, and in another order.
     """
 
     engine: str
@@ -109,6 +109,8 @@ def evaluate_in_engine(
         if not found.passed:
             images = _some_images(dataset, exported_size(network.metadata))
             layers, cause = _explain(images, detector, graph, models, engine)
+            if layers and not network.exact:
+                cause += "; this CPU has no VNNI, so its sums of 8-bit products may saturate"
         return IntegerResult(
             **{**found.content(), "cause": cause},
             engine=str(engine),
@@ -128,7 +130,7 @@ def evaluate_in_engine(
         conclude,
     )
     if result.cause and not result.layers:
-        run_in_torch_(detector, graph, networks)
+        run_in_torch_(detector, graph, networks, exactly=False)
         result = replace(result, fake_again=_summed_otherwise(config, detector)[result.metric])
     return result
 
@@ -136,8 +138,8 @@ def evaluate_in_engine(
 def _summed_otherwise(config: Config, detector: nn.Module) -> dict[str, float]:
     """Return the detector's metrics once more, with sums in the order of other kernels of torch.
 
-    Sums of float32 then differ in their last digits, and rounding ties fall the other way: how far
-    a metric moves is how well it can be known. Every rank must call it.
+    Sums of float32 differ in their last digits, and rounding ties fall the other way: how far a
+    metric moves is how well it can be known. Every rank must call it.
     """
     dataset = dataset_of(config, "test", test_mode=True)
     workers = evaluation_workers(config, "test")
