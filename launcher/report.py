@@ -91,6 +91,7 @@ def say_agreement(place: Session, result: Agreement, backend: str) -> None:
 def say_layers(place: Session, result: IntegerResult) -> None:
     """Print how an engine computes an exported model."""
     if place.environment.is_main:
+        print(f"engine   {result.engine}")
         print(f"layers   {result.num_integer} in integers, {result.num_float} in float")
 
 
@@ -117,7 +118,7 @@ def say_gate(place: Session, result: Agreement, measured: IntegerResult | None) 
     Args:
         place: Where.
         result: Of the evaluation.
-        measured: The same where it is ONNX Runtime's.
+        measured: The same where it is an engine's.
     """
     if not place.environment.is_main:
         return
@@ -137,7 +138,7 @@ def _moved(result: IntegerResult) -> str:
     moved = 100 * abs(result.fake_again - result.fake_quantized)
     return (
         f"; the fake-quantized metric itself moves by {moved:.2f} points, to"
-        f" {100 * result.fake_again:.2f} %, when torch sums in another order"
+        f" {100 * result.fake_again:.2f} %, when torch sums in float, in another order"
     )
 
 

@@ -20,8 +20,9 @@ import onnx
 from benchmarks.engines.files import FLOAT, NNCF, OURS, Place, prepare
 from benchmarks.engines.nets import NETS
 from benchmarks.engines.table import Cell, Row, table
+from dq.engines import ENGINES
 from dq.quant.latency.engine import Engine, Network
-from dq.quant.latency.engines import ENGINES
+from dq.quant.latency.engines import timed_engine
 from dq.quant.latency.inputs import example_inputs
 from dq.quant.latency.paired import interleaved, ratio, spread
 from dq.quant.recipes.presets import PRESETS
@@ -37,7 +38,7 @@ def rows_of(
     inputs = example_inputs(onnx.load(files[FLOAT]))
     networks: dict[tuple[str, str], Network] = {}
     for name in arguments.engines:
-        engine = ENGINES[name]()
+        engine = timed_engine(name)
         for maker, path in files.items():
             networks[name, maker] = opened(name, engine, maker, path, place, arguments.threads)
     times = interleaved(
@@ -50,7 +51,7 @@ def rows_of(
         Row(
             net=net,
             size=size,
-            engine=str(ENGINES[name]()),
+            engine=str(timed_engine(name)),
             ms_float=spread(ms[name, FLOAT]).median,
             cells={
                 maker: Cell(

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dq.engines import ENGINES
 from launcher.command_line.written import write_text
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ PROFILED_ROUNDS = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    from dq.quant.latency.engines import ENGINES
-
     parser.add_argument(
         "models",
         metavar="MODEL.onnx",
@@ -35,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what `launcher export` wrote, or any other ONNX model; several are timed in turn",
     )
     parser.add_argument(
-        "--engine",
+        "--backend",
         choices=tuple(ENGINES),
         default="onnxruntime",
-        help="which runtime (default onnxruntime)",
+        help="the engine (default onnxruntime)",
     )
     parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="CPU threads of a run (default 1)"
@@ -77,12 +76,12 @@ def run(arguments: argparse.Namespace) -> int:
     if not read_environment().is_main:  # Another rank would disturb what is timed.
         return 0
     from dq.quant.latency.comparison import Terms, compare
-    from dq.quant.latency.engines import ENGINES
+    from dq.quant.latency.engines import timed_engine
     from dq.quant.latency.float_twin import is_quantized
     from dq.quant.latency.text import table
     from dq.quant.verify.onnxruntime_session import load_model
 
-    engine = ENGINES[arguments.engine]()
+    engine = timed_engine(arguments.backend)
     models = {str(path): load_model(path) for path in arguments.models}
     if not any(map(is_quantized, models.values())):
         raise ValueError(

@@ -77,7 +77,7 @@ def test_says_that_integers_are_slower_and_where(
 
 
 def test_openvino(launch: Launch, model: Path) -> None:
-    code, out, err = launch("bench", model, *FAST, "--engine", "openvino")
+    code, out, err = launch("bench", model, *FAST, "--backend", "openvino")
     assert code == 0, err
     assert out.startswith("OpenVINO ")
 

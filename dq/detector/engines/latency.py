@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.latency.comparison import BRIEF_S, Latency, Terms, latency_of
-from dq.quant.latency.engines import ENGINES
+from dq.quant.latency.engines import timed_engine
 from dq.quant.verify.onnxruntime_session import load_model
 
 
@@ -18,7 +18,7 @@ def measured(model: Path, engine: str, keep: Callable[[Latency], None]) -> Laten
 
     Args:
         model: The file.
-        engine: A key of `dq.quant.latency.engines.ENGINES`.
+        engine: A key of `dq.engines.ENGINES`.
         keep: Stores what was measured; main rank only.
 
     Returns:
@@ -27,7 +27,7 @@ def measured(model: Path, engine: str, keep: Callable[[Latency], None]) -> Laten
 
     def work() -> Latency | str | None:
         try:
-            found = latency_of(load_model(model), ENGINES[engine](), Terms(limit_s=BRIEF_S))
+            found = latency_of(load_model(model), timed_engine(engine), Terms(limit_s=BRIEF_S))
         except ValueError as error:
             return str(error)
         if found is not None:

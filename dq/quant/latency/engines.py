@@ -1,9 +1,11 @@
-"""The engines whose speed can be measured, by name; their packages are imported when needed."""
+"""The engines whose speed can be measured, by the names that ``--backend`` gives them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
+
+from dq.engines import engine_named
 
 if TYPE_CHECKING:
     from dq.quant.latency.engine import Engine
@@ -21,7 +23,20 @@ def _openvino() -> Engine:
     return OpenVino()
 
 
-ENGINES: Mapping[str, Callable[[], Engine]] = {
+_TIMED: Mapping[str, Callable[[], Engine]] = {
     "onnxruntime": _onnx_runtime,
     "openvino": _openvino,
 }
+
+
+def timed_engine(name: str) -> Engine:
+    """Return an engine whose speed can be measured.
+
+    Args:
+        name: A key of `dq.engines.ENGINES`.
+
+    Raises:
+        ValueError: Its package is not installed, or cannot be loaded.
+    """
+    engine_named(name)
+    return _TIMED[name]()

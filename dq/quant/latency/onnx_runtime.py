@@ -15,7 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from dq.quant.latency.engine import Executed
-from dq.quant.verify.onnxruntime_session import INTEGER_LAYERS, LAYERS
+from dq.quant.verify.onnxruntime_session import ENGINE, INTEGER_LAYERS, LAYERS
 
 _EVENT = "_kernel_time"
 
@@ -36,7 +36,7 @@ class OnnxRuntime:
         return OnnxRuntimeNetwork(model, threads=threads, profile=True)
 
     def __str__(self) -> str:
-        return f"ONNX Runtime {onnxruntime.__version__}"
+        return str(ENGINE)
 
 
 class OnnxRuntimeNetwork:

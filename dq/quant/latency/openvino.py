@@ -11,10 +11,7 @@ import openvino
 from numpy.typing import NDArray
 
 from dq.quant.latency.engine import Executed
-
-LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
-# OpenVINO's names of the types in which a layer multiplies integers.
-INTEGER_TYPES = ("u8", "i8")
+from dq.quant.verify.openvino_session import ENGINE, INTEGER_TYPES, LAYERS, reason_of, settings_for
 
 
 class OpenVino:
@@ -33,7 +30,7 @@ class OpenVino:
         return OpenVinoNetwork(model.SerializeToString(), threads=threads, profile=True)
 
     def __str__(self) -> str:
-        return f"OpenVINO {openvino.__version__.partition('-')[0]}"
+        return str(ENGINE)
 
 
 class OpenVinoNetwork:
@@ -46,16 +43,7 @@ class OpenVinoNetwork:
     """
 
     def __init__(self, model: bytes | str, *, threads: int, profile: bool = False) -> None:
-        settings = {
-            # Processors with bf16 or fp16 would round what is not 8 bits wide to it.
-            "INFERENCE_PRECISION_HINT": "f32",
-            # Linear layers with integer weights would round their float inputs to 8 bits.
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,
-            "PERF_COUNT": profile,
-        }
+        settings = {**settings_for(threads), "PERF_COUNT": profile}
         core = openvino.Core()
         try:
             network = core.read_model(model)
@@ -66,7 +54,7 @@ class OpenVinoNetwork:
                     network.reshape({given: shape})
             self.compiled = core.compile_model(network, "CPU", settings)
         except RuntimeError as error:
-            raise ValueError(f"OpenVINO cannot run it: {_reason(str(error))}") from error
+            raise ValueError(f"OpenVINO cannot run it: {reason_of(error)[:200]}") from error
         self.request = self.compiled.create_infer_request()
         kinds = [(_text(op, "layerType"), _text(op, "runtimePrecision")) for op in self._operators]
         layers = [type_ for kind, type_ in kinds if kind in LAYERS]
@@ -108,10 +96,3 @@ def _text(operator: Any, key: str) -> str:
 
 def _ms(microseconds: str) -> float:
     return float(microseconds) / 1000 if microseconds.isdecimal() else 0.0
-
-
-def _reason(text: str) -> str:
-    """Return what OpenVINO says of a model, without where in its source it says so."""
-    lines = (text.partition("Summary:")[2] or text).strip().splitlines()
-    said = [line for line in lines if not line.startswith(("Exception from", "Check "))]
-    return " ".join(" ".join(said).split())[:200]

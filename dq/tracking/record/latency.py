@@ -11,7 +11,8 @@ from dq.tracking.record.json_file import write_json
 from dq.tracking.record.stage_summary import FILE_NAME as SUMMARY
 
 EXPORT = "export"
-EVALUATION = "eval_onnxruntime"
+# The evaluations of the exported model, one for each engine.
+EVALUATIONS = "eval_*"
 FILE_NAME = "latency.json"
 
 
@@ -28,9 +29,11 @@ def write_latency(folder: Path, model: str, latency: Mapping[str, Any]) -> None:
 
 def read_times_as_fast(experiment: Path) -> float | None:
     """Return the last measured median of an experiment's folder; None if there is none."""
-    files = [experiment / EVALUATION / SUMMARY, experiment / EXPORT / FILE_NAME]
-    there = sorted((p for p in files if p.is_file()), key=lambda p: p.stat().st_mtime)
-    for path in reversed(there):
+    files = [
+        *experiment.glob(f"{EVALUATIONS}/{SUMMARY}"),
+        *experiment.glob(f"{EXPORT}/{FILE_NAME}"),
+    ]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             return float(json.loads(path.read_text())["latency"]["times_as_fast"]["median"])
         except (OSError, ValueError, KeyError, TypeError):

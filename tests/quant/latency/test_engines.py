@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dq.quant.latency.engines import ENGINES
+from dq.engines import ENGINES
+from dq.quant.latency.engines import timed_engine
 from dq.quant.latency.float_twin import float_twin
 from dq.quant.latency.inputs import example_inputs
 from dq.quant.latency.layers import by_layer, with_layer_numbers
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.cpu, pytest.mark.parametrize("name", ENGINES)]
 
 
 def test_runs_both_and_counts_layers_in_integers(name: str) -> None:
-    engine = ENGINES[name]()
+    engine = timed_engine(name)
     model = int8_model()
     network, plain = (engine.open(m, threads=1) for m in (model, float_twin(model)))
     assert network.num_integer >= 3
@@ -30,7 +31,7 @@ def test_runs_both_and_counts_layers_in_integers(name: str) -> None:
 
 
 def test_times_every_layer(name: str) -> None:
-    engine = ENGINES[name]()
+    engine = timed_engine(name)
     numbered, layers = with_layer_numbers(int8_model())
     network = engine.profiled(numbered, threads=1)
     for _ in range(3):
@@ -49,9 +50,9 @@ def test_a_model_that_it_cannot_run_is_one_line(name: str) -> None:
     with pytest.raises(
         ValueError, match=r"^(ONNX Runtime|OpenVINO) cannot run it: .*Unheard"
     ) as it:
-        ENGINES[name]().open(model, threads=1)
+        timed_engine(name).open(model, threads=1)
     assert "\n" not in str(it.value)
 
 
 def test_names_its_version(name: str) -> None:
-    assert any(c.isdigit() for c in str(ENGINES[name]()))
+    assert any(c.isdigit() for c in str(timed_engine(name)))

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from dq.engines import ENGINES
 from dq.quant.latency.comparison import Terms
-from dq.quant.latency.engines import ENGINES
+from dq.quant.latency.engines import timed_engine
 from dq.quant.latency.layers import with_layer_numbers
 from dq.quant.latency.per_layer import (
     LayerTime,
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.cpu
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_module_is_timed_over_all_its_calls(name: str) -> None:
-    times = layer_times(int8_model(), ENGINES[name](), Terms(rounds=3))
+    times = layer_times(int8_model(), timed_engine(name), Terms(rounds=3))
     assert [t.module for t in times] == ["stem", "depthwise", "shared", "up", "last"]
     assert [t.calls for t in times] == [1, 1, 2, 1, 1]
     assert times[2].num_integer == 2
