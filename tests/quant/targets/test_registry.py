@@ -19,19 +19,19 @@ def test_every_target_is_a_preset_with_its_formats() -> None:
 
 
 def test_target_and_preset_combine() -> None:
-    recipe = quant_settings(dict(preset="w4a8", target="openvino")).recipe
+    recipe = quant_settings({"preset": "w4a8", "target": "openvino"}).recipe
     assert (recipe.weight.bits, recipe.activation.bits) == (4, 8)
     assert recipe.engine is TARGETS["openvino"]
     assert not recipe.outputs
-    assert quant_settings(dict(target="openvino", outputs=True)).recipe.outputs
-    assert quant_settings(dict(preset="tidl")).recipe.engine is TARGETS["tidl"]
+    assert quant_settings({"target": "openvino", "outputs": True}).recipe.outputs
+    assert quant_settings({"preset": "tidl"}).recipe.engine is TARGETS["tidl"]
     assert quant_settings({}).recipe == Recipe()
 
 
 @pytest.mark.parametrize("name", ["onnx_runtime", "as_written", 3])
 def test_unknown_target_is_refused_with_the_closest_name(name: object) -> None:
-    with pytest.raises(ValueError, match="quant.target .* does not exist; "):
-        quant_settings(dict(target=name))
+    with pytest.raises(ValueError, match=r"quant\.target .* does not exist; "):
+        quant_settings({"target": name})
 
 
 def test_a_recipe_of_a_checkpoint_may_be_from_before_there_were_targets() -> None:
