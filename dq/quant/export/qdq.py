@@ -88,8 +88,10 @@ def finish_(model: ir.Model) -> None:
     model.opset_imports.pop(DOMAIN, None)
     for name in [n for n, v in model.graph.initializers.items() if not v.uses()]:
         del model.graph.initializers[name]
+    # The Python code of each node and the list of all tensors, a third of a small file.
+    model.graph.metadata_props.clear()
     for node in model.graph:
-        node.metadata_props.clear()  # The Python code of each node, an eighth of a small file.
+        node.metadata_props.clear()
     model.graph.sort()
 
 
@@ -101,6 +103,7 @@ class Writer:
         # The model's own inputs and outputs may be called like one of its layers.
         taken = [*model.graph.inputs, *model.graph.outputs]
         self.uses: dict[str, int] = {str(value.name): 1 for value in taken}
+        self.num_values = 0
 
     def constant(self, name: str, array: Array) -> ir.Value:
         """Return the initializer of this name, created from ``array`` if it does not exist."""
@@ -130,6 +133,11 @@ class Writer:
             return site
         self.uses[f"{site}#"] = self.uses.get(f"{site}#", 1) + 1
         return f"{site}#{self.uses[f'{site}#']}"
+
+    def short_name(self) -> str:
+        """Return a new name for a value; in small files long names weigh more than weights."""
+        self.num_values += 1
+        return f"/{self.num_values}"
 
     def use(self, node: ir.Node, value: ir.Value) -> None:
         """Replace a node's result by ``value`` and remove the node."""
@@ -173,8 +181,8 @@ class Writer:
             x = nodes[-1].outputs[0]
         nodes.append(ir.node("QuantizeLinear", [x, scale, zero_point]))
         last = ir.node("DequantizeLinear", [nodes[-1].outputs[0], scale, zero_point], name=name)
-        for number, inner in enumerate(nodes):
-            inner.outputs[0].name = f"{name}/{number}"
+        for inner in nodes:
+            inner.name = inner.outputs[0].name = self.short_name()
             self.graph.insert_before(node, inner)
         self.replace(node, last, name)
 
@@ -184,7 +192,7 @@ class Writer:
         after.shape, after.type = before.shape, before.type
         self.graph.insert_before(old, new)
         is_output = before.is_graph_output()
-        after.name = before.name if is_output else name
+        after.name = before.name if is_output else self.short_name()
         if is_output:
             before.name = f"{name}/replaced"
         before.replace_all_uses_with(after, replace_graph_outputs=True)
