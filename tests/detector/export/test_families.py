@@ -15,14 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dq.detector.calibration.calibrate import calibrate
 from dq.detector.export.write import ExportFormat, export_detector, part_path
 from dq.detector.model.graph import quantize_detector
+from dq.engines import engine_named
 from dq.quant.export.onnx_graph import flatten
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.integer.engine.graph import exact_network
 from dq.quant.quantizers.phase import Phase, set_phase
-from dq.quant.recipes.recipe import Recipe
+from dq.quant.recipes.presets import preset
 from dq.quant.verify.cut_model import CutNetwork
 from dq.quant.verify.layer_differences import called_once, layer_differences
-from dq.quant.verify.onnxruntime_session import OnnxNetwork
+from dq.quant.verify.onnxruntime_session import ENGINE, OnnxNetwork
 from tests.detector.model.test_graph import detector_of
 
 pytestmark = pytest.mark.slow
@@ -38,8 +39,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "yolof": {"model.neck.in_channels": 512},
     "yolox": {},
 }
-# Families in which ONNX Runtime computes all layers in integers.
+# Families in which ONNX Runtime computes all layers in integers without rules of its own.
 IN_INTEGERS = {"faster_rcnn", "foveabox", "retinanet", "yolof"}
+# Families that need its rules for that: functions other than ReLU, or group norms.
+BY_RULES = ("fcos", "gfl", "yolo", "yolox")
+RECIPES = [(family, "int8") for family in FAMILIES] + [(f, "onnxruntime") for f in BY_RULES]
 SIZE = (64, 64)
 # On other CPUs it adds tensors with other instructions.
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
@@ -68,7 +72,7 @@ def settle_norms_(detector: nn.Module, images: Tensor) -> None:
 
 def assert_agrees(graph: QuantizedGraph, model: onnx.ModelProto, images: list[Tensor]) -> None:
     """Compare every fake quantization, every output and every quantized weight of the graph."""
-    cut = CutNetwork(model, called_once(graph))
+    cut = CutNetwork(model, called_once(graph), ENGINE.open)
     assert cut.network.num_integer == OnnxNetwork(model).num_integer > 0
     for integers in (False, True):
         found = layer_differences(graph, model, images, integers=integers)
@@ -84,6 +88,23 @@ def assert_agrees(graph: QuantizedGraph, model: onnx.ModelProto, images: list[Te
         assert not [d for d in found if not d.largest < 1.001]
         num = sum(d.num for d in found)
         assert sum(d.share * d.num for d in found) <= max(1, share * num)
+    assert_agrees_in_openvino(graph, model, images)
+
+
+def assert_agrees_in_openvino(
+    graph: QuantizedGraph, model: onnx.ModelProto, images: list[Tensor]
+) -> None:
+    """Compare every fake quantization and every output: all in integers, with float biases."""
+    engine = engine_named("openvino")
+    whole, cut = engine.open(model), CutNetwork(model, called_once(graph), engine.open).network
+    assert whole.num_float == cut.num_float == 0
+    assert whole.num_integer == cut.num_integer > 0
+    if whole.exact:
+        found = layer_differences(graph, model, images, engine=engine)
+        assert not [d for d in found if not d.excess < LITERAL_EXCESS]
+        assert not [d for d in found if not d.largest < 1.001]
+        num = sum(d.num for d in found)
+        assert sum(d.share * d.num for d in found) <= max(1, LITERAL_SHARE * num)
 
 
 def assert_equal_bits(graph: QuantizedGraph, model: onnx.ModelProto, images: Tensor) -> None:
@@ -97,14 +118,14 @@ def assert_equal_bits(graph: QuantizedGraph, model: onnx.ModelProto, images: Ten
             assert torch.equal(one, other), f"{(one != other).sum()} of {one.numel()}"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "target"), RECIPES)
 @torch.no_grad()
-def test_family_loads_and_agrees(family: str, tmp_path: Path) -> None:
+def test_family_loads_and_agrees(family: str, target: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     detector = detector_of(family, **FAMILIES[family])
     batch = torch.randn(4, 3, *SIZE)
     settle_norms_(detector, batch)
-    graph = quantize_detector(detector, Recipe())
+    graph = quantize_detector(detector, preset(target))
     images = list(batch.split(1))
     calibrate(detector, graph, images, torch.device("cpu"))
     set_phase(graph.quantizers, Phase.FROZEN)
@@ -119,7 +140,8 @@ def test_family_loads_and_agrees(family: str, tmp_path: Path) -> None:
     assert paths[-1].suffix == ".json"
     model = onnx.load(paths[0])
     assert_agrees(graph, model, [batch[:2]])
-    assert (OnnxNetwork(model).num_float == 0) == (family in IN_INTEGERS)
+    in_integers = target == "onnxruntime" or family in IN_INTEGERS
+    assert (OnnxNetwork(model).num_float == 0) == in_integers
     assert_equal_bits(graph, model, batch[:2])
     for part, own in graph.parts.items():
         boxes = torch.randn(3, 256, 7, 7).relu()

@@ -11,7 +11,7 @@ from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
 from torch import Tensor, nn
 
 from dq.detector.calibration.calibrate import calibrate
-from dq.detector.engines.onnx_runtime import OnnxGraph
+from dq.detector.engines.onnx_detector import OnnxGraph
 from dq.detector.export.write import ExportFormat, export_detector, part_path
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.operators.ensure import ensure_operators

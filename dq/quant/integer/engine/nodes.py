@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
-from dq.quant.graph.fuse_activations import RELU
-from dq.quant.graph.fuse_activations import clip_of as clip_of_module
+from dq.quant.graph.fused.activations import RELU
+from dq.quant.graph.fused.activations import clip_of as clip_of_module
 from dq.quant.graph.roles import is_constant, is_mask, is_shape, module_of
 from dq.quant.integer.engine import functions
 from dq.quant.integer.engine.pooling import is_over_the_image
