@@ -136,6 +136,22 @@ EXACT = {
         lambda own, x: F.conv2d(x, own["c"].weight * 2, own["c"].bias), c=conv
     ),
 }
+# Functions directly after a layer: integers if the target asks for a quantizer between them.
+DIRECT = {
+    "silu": case(lambda own, x: F.silu(x)),
+    "silu module": case(lambda own, x: own["s"](x), s=nn.SiLU),
+    "silu of exp": case(lambda own, x: x / (1 + torch.exp(-x))),
+    "hard swish": case(lambda own, x: F.hardswish(x)),
+    "hard swish spelled out": case(lambda own, x: x * F.relu6(x + 3) / 6),
+    "hard sigmoid": case(lambda own, x: F.hardsigmoid(x)),
+    "leaky relu": case(lambda own, x: F.leaky_relu(x, 0.1)),
+    "prelu": case(lambda own, x: own["p"](x), p=lambda: nn.PReLU(8)),
+    "gelu": case(lambda own, x: F.gelu(x)),
+    "tanh": case(lambda own, x: torch.tanh(x)),
+    "sigmoid": case(lambda own, x: torch.sigmoid(x)),
+    "softmax": case(lambda own, x: torch.softmax(x, 1)),
+    "excitation": case(lambda own, x: own["e"](x) * x, e=excitation),
+}
 # Computed in float by ONNX Runtime, in an order that is not known: values differ at ties.
 IN_FLOAT = {
     "excitation": case(lambda own, x: own["e"](x) * x, e=excitation),
