@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from dq.quant.graph.fused.activations import RELU
 from dq.quant.graph.fused.activations import clip_of as clip_of_module
 from dq.quant.graph.roles import is_constant, is_mask, is_shape, module_of
-from dq.quant.integer.engine import functions
+from dq.quant.integer.engine import eigen, functions
 from dq.quant.integer.engine.pooling import is_over_the_image
 from dq.quant.integer.engine.resize import Resizing
 from dq.quant.kernels.rounding import Clip
@@ -48,6 +48,8 @@ _FUNCTIONS: Mapping[Any, Function] = {
     nn.SiLU: functions.silu,
     F.gelu: functions.gelu,
     nn.GELU: functions.gelu,
+    F.mish: eigen.mish,
+    nn.Mish: eigen.mish,
 }
 _AVERAGES = {
     F.avg_pool1d,
@@ -121,6 +123,12 @@ def activation_function(network: fx.GraphModule, node: fx.Node) -> Function | No
     if kind in (F.leaky_relu, nn.LeakyReLU):
         (slope,) = settings(network, node, "negative_slope", negative_slope=0.01)
         return functools.partial(F.leaky_relu, negative_slope=slope)
+    if kind in (F.elu, nn.ELU):
+        (alpha,) = settings(network, node, "alpha", alpha=1.0)
+        return functools.partial(eigen.elu, alpha=alpha)
+    if kind in (F.softplus, nn.Softplus):
+        beta, threshold = settings(network, node, "beta", "threshold", beta=1, threshold=20)
+        return eigen.softplus if (beta, threshold) == (1, 20) else None
     if kind in (F.gelu, nn.GELU):
         approximate = node.kwargs.get("approximate", "none")
         if kind is nn.GELU:

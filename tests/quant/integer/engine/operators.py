@@ -147,6 +147,8 @@ DIRECT = {
     "leaky relu": case(lambda own, x: F.leaky_relu(x, 0.1)),
     "prelu": case(lambda own, x: own["p"](x), p=lambda: nn.PReLU(8)),
     "gelu": case(lambda own, x: F.gelu(x)),
+    "mish": case(lambda own, x: F.mish(x)),
+    "elu": case(lambda own, x: F.elu(x)),
     "tanh": case(lambda own, x: torch.tanh(x)),
     "sigmoid": case(lambda own, x: torch.sigmoid(x)),
     "softmax": case(lambda own, x: torch.softmax(x, 1)),
@@ -160,7 +162,6 @@ IN_FLOAT = {
     ),
     "sigmoid of a sum in float": case(lambda own, x: F.silu(x)),
     "mean over a row": case(lambda own, x: x * x.mean(-1, keepdim=True)),
-    "mish": case(lambda own, x: x + F.mish(x)),
     "padding that reflects": case(
         lambda own, x: own["c"](x),
         c=lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
