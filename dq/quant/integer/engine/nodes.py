@@ -165,8 +165,18 @@ def clip_of(network: fx.GraphModule, node: fx.Node) -> Clip | None:
 
 
 def is_window_average(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether the node averages windows of one tensor."""
-    return what(network, node) in _AVERAGES and global_average(network, node) is None
+    """Say whether the node averages windows of one tensor, in an integer kernel.
+
+    With `ceil_mode` padding is exported as a node of its own, so the average runs in float.
+    """
+    kind = what(network, node)
+    if kind not in _AVERAGES or global_average(network, node) is not None:
+        return False
+    if "adaptive" in kind.__name__.lower():
+        return True
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+    _, _, padding, ceil, counts = settings(network, node, *names, padding=0, count_include_pad=True)
+    return not (ceil and counts and padding not in (0, (0,), (0, 0), [0, 0]))
 
 
 def global_average(network: fx.GraphModule, node: fx.Node) -> bool | None:

@@ -98,6 +98,12 @@ EXACT = {
     "average pool and relu": case(
         lambda own, x: torch.relu(own["a"](x)), a=lambda: nn.AvgPool2d(2)
     ),
+    "average pool with padding and partial windows": case(
+        lambda own, x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True)
+    ),
+    "average pool whose last window is padding": case(
+        lambda own, x: F.avg_pool2d(x, 4, 3, 2, ceil_mode=True)
+    ),
     "adaptive pool": case(lambda own, x: F.adaptive_avg_pool2d(x, 4)),
     "concatenation": case(lambda own, x: torch.cat([x * x.sigmoid(), own["c"](x)], 1), 16, c=conv),
     "pyramid of maxima": case(
