@@ -12,18 +12,78 @@ def fit_averages_(model: ir.Model) -> None:
     """Write means over height and width as GlobalAveragePool, in place.
 
     torch.onnx writes them as ReduceMean, which engines compute in float: the last digits of its
-    result depend on the order of the sum. An average over windows without padding is written as one
-    that does not count padding. It is the same, but ONNX Runtime's integer kernel would count the
-    pixels that a last, partial window lacks.
+    result depend on the order of the sum. An average over windows is written as one that does not
+    count padding, with a Pad before it if there is padding and a last window may be partial. It is
+    the same, but ONNX Runtime would count the pixels that such a window lacks.
 
     Args:
-        model: With static ranks.
+        model: With static sizes of images.
     """
     for node in list(model.graph):
         if node.op_type == "ReduceMean" and _is_over_the_image(node):
             _write_global_average(model, node)
-        elif node.op_type == "AveragePool" and not any(_ints(node, "pads")):
-            node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 0)
+        elif node.op_type == "AveragePool":
+            _fit_windows(model, node)
+
+
+def _fit_windows(model: ir.Model, node: ir.Node) -> None:
+    pads, counts = _ints(node, "pads"), _flag(node, "count_include_pad")
+    fitted = _padding_of_windows(node) if _flag(node, "ceil_mode") else pads
+    if fitted is None:
+        return
+    if counts and any(fitted) and _flag(node, "ceil_mode"):
+        _pad_before(model, node, fitted)
+        fitted = [0] * len(pads)
+    node.attributes["pads"] = ir.AttrInt64s("pads", fitted)
+    if not any(fitted):
+        node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 0)
+
+
+def _padding_of_windows(node: ir.Node) -> list[int] | None:
+    """Return padding that ends with the last window; None if sizes are not known.
+
+    torch leaves out a last window that begins in the padding. ONNX does not.
+    """
+    value, pads = node.inputs[0], _ints(node, "pads")
+    windows, strides = _ints(node, "kernel_shape"), _ints(node, "strides")
+    if value is None or value.shape is None or not strides:
+        return None
+    num = len(windows)
+    fitted = list(pads)
+    for axis, (window, stride) in enumerate(zip(windows, strides, strict=True)):
+        length = value.shape[2 + axis]
+        if not isinstance(length, int):
+            return None
+        before, whole = pads[axis], length + pads[axis] + pads[num + axis]
+        last = -(-(whole - window) // stride) * stride
+        if last >= length + before:
+            last -= stride
+            fitted[num + axis] = min(last + window, whole) - length - before
+    return fitted
+
+
+def _pad_before(model: ir.Model, node: ir.Node, pads: list[int]) -> None:
+    value = node.inputs[0]
+    assert value is not None
+    assert value.shape is not None
+    half = len(pads) // 2
+    whole = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
+    tensor = ir.tensor(whole, name=f"{node.name}/pads")
+    constant = ir.Value(
+        name=tensor.name,
+        shape=ir.Shape(whole.shape),
+        type=ir.TensorType(ir.DataType.INT64),
+        const_value=tensor,
+    )
+    model.graph.register_initializer(constant)
+    pad = ir.node("Pad", [value, constant], name=f"{node.name}/pad")
+    pad.outputs[0].name, pad.outputs[0].type = f"{node.name}/padded", value.type
+    model.graph.insert_before(node, pad)
+    node.replace_input_with(0, pad.outputs[0])
+
+
+def _flag(node: ir.Node, name: str) -> bool:
+    return name in node.attributes and bool(node.attributes[name].as_int())
 
 
 def _is_over_the_image(node: ir.Node) -> bool:
@@ -46,7 +106,7 @@ def _ints(node: ir.Node, name: str) -> list[int]:
 
 
 def _write_global_average(model: ir.Model, node: ir.Node) -> None:
-    keepdims = "keepdims" not in node.attributes or bool(node.attributes["keepdims"].as_int())
+    keepdims = "keepdims" not in node.attributes or _flag(node, "keepdims")
     before = node.outputs[0]
     name = str(before.name)
     new = ir.node("GlobalAveragePool", [node.inputs[0]], name=f"{node.name}/average")

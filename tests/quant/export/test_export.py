@@ -200,6 +200,52 @@ def test_large_bias_with_tiny_weights_fits_the_engines_integers() -> None:
     assert [a == b for a, b in scales] == [index != 2 for index in range(8)]
 
 
+def test_large_bias_with_16_bits_fits_the_engines_integers() -> None:
+    """ONNX Runtime rounds it to 32 bits, although it computes the layer in float."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    with torch.no_grad():
+        net[0].bias.copy_(torch.linspace(-5, 5, 8))
+    graph = prepare(net, preset("int16"))
+    calibrate(graph, [images(seed) for seed in range(4)])
+    with torch.no_grad():
+        wanted = graph(images(7))
+    errors = []
+    for change in (None, fit_biases_):
+        (found,) = OnnxNetwork(qdq(graph, change)).tensors(images(7))
+        errors.append(float((found - wanted).abs().max() / wanted.abs().max()))
+    assert errors[0] > 0.1  # Without the fix.
+    assert errors[1] < 1e-3
+
+
+def test_averages_are_written_for_integer_kernels() -> None:
+    class Averages(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            y = self.conv(x)
+            windows = torch.nn.functional.avg_pool2d(y, 3, 2, ceil_mode=True)
+            kept = torch.nn.functional.adaptive_avg_pool2d(y, 1)
+            return [self.last(y.mean((2, 3))), y + kept, windows, y.mean(1)]
+
+    torch.manual_seed(0)
+    graph = prepare(Averages().eval(), Recipe())
+    calibrate(graph, [images(seed) for seed in range(4)])
+    model = qdq(graph)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("GlobalAveragePool") == 2
+    assert kinds.count("ReduceMean") == 1  # Over the channels.
+    (pool,) = [node for node in model.graph.node if node.op_type == "AveragePool"]
+    assert {a.name: a.i for a in pool.attribute}["count_include_pad"] == 0
+    with torch.no_grad():
+        wanted = graph(images(7, 3))
+    for one, other in zip(OnnxNetwork(model).tensors(images(7, 3)), wanted, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).abs().max() < 0.02 * other.abs().max()
+
+
 def test_biases_that_fit_change_nothing() -> None:
     assert fit_biases_(integer_network(int8()[0])) == []
     assert fit_biases_(integer_network(quantized(preset("w8a16")))) == []

@@ -14,6 +14,7 @@ Between modules values are real numbers, integer times scale. So operations that
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -138,10 +139,13 @@ class _Rewriting:
         """Give the functions that are left the engine's last digits."""
         for node in list(self.network.graph.nodes):
             function = activation_function(self.network, node)
-            if function is None or not hasattr(function, "__name__"):
-                continue  # `functools.partial` of a function that is exact in torch already.
+            if function is None:
+                continue
+            settings = function.keywords if isinstance(function, functools.partial) else {}
+            called = function.func if isinstance(function, functools.partial) else function
+            arguments = (node.all_input_nodes[0],)
             with self.network.graph.inserting_before(node):
-                new = self.network.graph.call_function(function, (node.all_input_nodes[0],))
+                new = self.network.graph.call_function(called, arguments, dict(settings))
             node.replace_all_uses_with(new)
             self.network.graph.erase_node(node)
 

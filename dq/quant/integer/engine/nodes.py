@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from dq.quant.graph.fused.activations import RELU
 from dq.quant.graph.fused.activations import clip_of as clip_of_module
 from dq.quant.graph.roles import is_constant, is_mask, is_shape, module_of
-from dq.quant.integer.engine import functions
+from dq.quant.integer.engine import eigen, functions
 from dq.quant.integer.engine.pooling import is_over_the_image
 from dq.quant.integer.engine.resize import Resizing
 from dq.quant.kernels.rounding import Clip
@@ -48,6 +48,8 @@ _FUNCTIONS: Mapping[Any, Function] = {
     nn.SiLU: functions.silu,
     F.gelu: functions.gelu,
     nn.GELU: functions.gelu,
+    F.mish: eigen.mish,
+    nn.Mish: eigen.mish,
 }
 _AVERAGES = {
     F.avg_pool1d,
@@ -121,6 +123,12 @@ def activation_function(network: fx.GraphModule, node: fx.Node) -> Function | No
     if kind in (F.leaky_relu, nn.LeakyReLU):
         (slope,) = settings(network, node, "negative_slope", negative_slope=0.01)
         return functools.partial(F.leaky_relu, negative_slope=slope)
+    if kind in (F.elu, nn.ELU):
+        (alpha,) = settings(network, node, "alpha", alpha=1.0)
+        return functools.partial(eigen.elu, alpha=alpha)
+    if kind in (F.softplus, nn.Softplus):
+        beta, threshold = settings(network, node, "beta", "threshold", beta=1, threshold=20)
+        return eigen.softplus if (beta, threshold) == (1, 20) else None
     if kind in (F.gelu, nn.GELU):
         approximate = node.kwargs.get("approximate", "none")
         if kind is nn.GELU:
@@ -157,8 +165,18 @@ def clip_of(network: fx.GraphModule, node: fx.Node) -> Clip | None:
 
 
 def is_window_average(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether the node averages windows of one tensor."""
-    return what(network, node) in _AVERAGES and global_average(network, node) is None
+    """Say whether the node averages windows of one tensor, in an integer kernel.
+
+    With `ceil_mode` padding is exported as a node of its own, so the average runs in float.
+    """
+    kind = what(network, node)
+    if kind not in _AVERAGES or global_average(network, node) is not None:
+        return False
+    if "adaptive" in kind.__name__.lower():
+        return True
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+    _, _, padding, ceil, counts = settings(network, node, *names, padding=0, count_include_pad=True)
+    return not (ceil and counts and padding not in (0, (0,), (0, 0), [0, 0]))
 
 
 def global_average(network: fx.GraphModule, node: fx.Node) -> bool | None:

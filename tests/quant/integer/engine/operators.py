@@ -98,6 +98,12 @@ EXACT = {
     "average pool and relu": case(
         lambda own, x: torch.relu(own["a"](x)), a=lambda: nn.AvgPool2d(2)
     ),
+    "average pool with padding and partial windows": case(
+        lambda own, x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True)
+    ),
+    "average pool whose last window is padding": case(
+        lambda own, x: F.avg_pool2d(x, 4, 3, 2, ceil_mode=True)
+    ),
     "adaptive pool": case(lambda own, x: F.adaptive_avg_pool2d(x, 4)),
     "concatenation": case(lambda own, x: torch.cat([x * x.sigmoid(), own["c"](x)], 1), 16, c=conv),
     "pyramid of maxima": case(
@@ -136,6 +142,24 @@ EXACT = {
         lambda own, x: F.conv2d(x, own["c"].weight * 2, own["c"].bias), c=conv
     ),
 }
+# Functions directly after a layer: integers if the target asks for a quantizer between them.
+DIRECT = {
+    "silu": case(lambda own, x: F.silu(x)),
+    "silu module": case(lambda own, x: own["s"](x), s=nn.SiLU),
+    "silu of exp": case(lambda own, x: x / (1 + torch.exp(-x))),
+    "hard swish": case(lambda own, x: F.hardswish(x)),
+    "hard swish spelled out": case(lambda own, x: x * F.relu6(x + 3) / 6),
+    "hard sigmoid": case(lambda own, x: F.hardsigmoid(x)),
+    "leaky relu": case(lambda own, x: F.leaky_relu(x, 0.1)),
+    "prelu": case(lambda own, x: own["p"](x), p=lambda: nn.PReLU(8)),
+    "gelu": case(lambda own, x: F.gelu(x)),
+    "mish": case(lambda own, x: F.mish(x)),
+    "elu": case(lambda own, x: F.elu(x)),
+    "tanh": case(lambda own, x: torch.tanh(x)),
+    "sigmoid": case(lambda own, x: torch.sigmoid(x)),
+    "softmax": case(lambda own, x: torch.softmax(x, 1)),
+    "excitation": case(lambda own, x: own["e"](x) * x, e=excitation),
+}
 # Computed in float by ONNX Runtime, in an order that is not known: values differ at ties.
 IN_FLOAT = {
     "excitation": case(lambda own, x: own["e"](x) * x, e=excitation),
@@ -144,7 +168,6 @@ IN_FLOAT = {
     ),
     "sigmoid of a sum in float": case(lambda own, x: F.silu(x)),
     "mean over a row": case(lambda own, x: x * x.mean(-1, keepdim=True)),
-    "mish": case(lambda own, x: x + F.mish(x)),
     "padding that reflects": case(
         lambda own, x: own["c"](x),
         c=lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),

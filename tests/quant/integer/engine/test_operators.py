@@ -11,7 +11,7 @@ from dq.quant.numerics.spec import QuantSpec
 from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import Recipe
 from tests.quant.integer.engine.compared import shares_different
-from tests.quant.integer.engine.operators import EXACT, IN_FLOAT, Net
+from tests.quant.integer.engine.operators import DIRECT, EXACT, IN_FLOAT, Net
 
 pytestmark = [
     pytest.mark.cpu,
@@ -33,6 +33,14 @@ def test_operators_are_exact(recipe: Recipe) -> None:
     assert {name: s for name, s in zip(EXACT, shares, strict=True) if s > 0} == {}
     assert model.num_float == 0
     assert model.num_integer > len(EXACT)
+
+
+def test_functions_after_layers_are_exact_for_the_target() -> None:
+    torch.manual_seed(0)
+    shares, model = shares_different(Net(DIRECT.values()), preset("onnxruntime"))
+    assert {name: s for name, s in zip(DIRECT, shares, strict=True) if s > 0} == {}
+    assert model.num_float == 0
+    assert model.num_integer > len(DIRECT)
 
 
 @pytest.mark.parametrize("name", ["average pool", "concatenation", "bilinear"])
