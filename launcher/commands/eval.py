@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dq.engines import ENGINES, engine_named
-from launcher.command_line.arguments import add_checkpoint, add_common
+from launcher.command_line.arguments import add_bench, add_checkpoint, add_common
 
 if TYPE_CHECKING:
     from dq.detector.engines.agreement import Agreement
     from dq.detector.engines.onnx_evaluation import IntegerResult
+    from dq.quant.latency.comparison import Latency
     from launcher.session import Session
 
 HELP = "evaluate a checkpoint on data.test, rounded where it is quantized; or an exported model"
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--float", action="store_true", dest="as_float", help="ignore quantizers, evaluate in float"
     )
+    add_bench(parser)
     _add_results(parser)
     parser.add_argument(
         "--table",
@@ -156,7 +158,7 @@ def _run_in_torch(arguments: argparse.Namespace) -> int:
 
 def _run_exported(arguments: argparse.Namespace, model: Path, configs: list[str]) -> int:
     from dq.detector.config.read import CarriedConfig
-    from launcher.report import say_agreement, say_gate, say_speed
+    from launcher.report import say_agreement, say_gate, say_layers, say_speed
     from launcher.session import session
 
     metadata = _metadata(arguments.backend, model)
@@ -172,10 +174,11 @@ def _run_exported(arguments: argparse.Namespace, model: Path, configs: list[str]
         )
     checkpoint = Path(arguments.checkpoint or model.parent / metadata["checkpoint"])
     with session(arguments) as place:
-        result, measured = _evaluated(arguments, place, model, checkpoint)
+        result, measured, latency = _evaluated(arguments, place, model, checkpoint)
         say_agreement(place, result, arguments.backend)
         if measured is not None:
-            say_speed(place, measured)
+            say_layers(place, measured)
+        say_speed(place, model, latency)
     if result.passed:
         return 0
     say_gate(place, result, measured)
@@ -197,14 +200,15 @@ def _metadata(backend: str, model: Path) -> Mapping[str, str]:
 
 def _evaluated(
     arguments: argparse.Namespace, place: Session, model: Path, checkpoint: Path
-) -> tuple[Agreement, IntegerResult | None]:
-    """Return what the evaluation found, and once more where it is an engine's."""
+) -> tuple[Agreement, IntegerResult | None, Latency | str | None]:
+    """Return what the evaluation found, once more where it is an engine's, and its speed."""
     from launcher.plan import begin_plan
     from launcher.stages.exported_evaluation import evaluated_in_engine, evaluated_integer_file
 
     plan, trusted = begin_plan(arguments), arguments.trust_checkpoint
     if arguments.backend == "torch-int":
-        return evaluated_integer_file(plan, place, model, checkpoint, trusted=trusted), None
-    backend = arguments.backend
-    result = evaluated_in_engine(plan, place, backend, model, checkpoint, trusted=trusted)
-    return result, result
+        return evaluated_integer_file(plan, place, model, checkpoint, trusted=trusted), None, None
+    result, latency = evaluated_in_engine(
+        plan, place, arguments.backend, model, checkpoint, trusted=trusted, bench=arguments.bench
+    )
+    return result, result, latency

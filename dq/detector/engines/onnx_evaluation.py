@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +25,11 @@ from dq.detector.evaluation.evaluate import detect, score
 from dq.detector.export.write import inputs_of_heads
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.verify.engine import Engine, Network
+from dq.quant.latency.float_twin import float_twin
+from dq.quant.verify.engine import Engine
 from dq.quant.verify.layer_differences import LayerDifference, layer_differences, worst
-from dq.quant.verify.onnxruntime_session import float_model, load_model, metadata_of
+from dq.quant.verify.onnxruntime_session import load_model, metadata_of
 
-NUM_TIMED = 15
 NUM_COMPARED = 4
 # A layer whose values are off by more scales, beyond rounding, is named for it. Sums of float32 in
 # another order stay below: a thousandth at 8 bits, a third at 16.
@@ -46,8 +44,6 @@ class IntegerResult(Agreement):
         engine: Its name and version.
         num_integer: Layers that the engine computes in integers.
         num_float: Layers that it computes in float.
-        ms_integer: Median time of the network for one image, in milliseconds.
-        ms_float: That of the same network in float.
         layers: Layers that differ most on the same input; empty where the gate was passed, or all
             agree.
         fake_again: Where the gate was missed though all layers agree: the fake-quantized detector's
@@ -57,8 +53,6 @@ class IntegerResult(Agreement):
     engine: str
     num_integer: int
     num_float: int
-    ms_integer: float
-    ms_float: float
     layers: tuple[LayerDifference, ...] = ()
     fake_again: float | None = None
 
@@ -99,11 +93,10 @@ def evaluate_in_engine(
     # Before the checkpoint is evaluated, which may take long.
     networks = open_networks(models, engine, threads=torch.get_num_threads())
     whole = DETECTIONS if DETECTIONS in models else ""
-    plain = float_model(models[whole])
+    plain = float_twin(models[whole])
 
     def conclude(dataset: Any, found: Agreement) -> IntegerResult:
         network = networks[whole]
-        times = _median_times([network, engine.open(plain, threads=torch.get_num_threads())])
         layers: tuple[LayerDifference, ...] = ()
         cause = ""
         if not found.passed:
@@ -116,8 +109,6 @@ def evaluate_in_engine(
             engine=str(engine),
             num_integer=network.num_integer,
             num_float=network.num_float,
-            ms_integer=times[0],
-            ms_float=times[1],
             layers=layers,
         )
 
@@ -151,19 +142,6 @@ def _summed_otherwise(config: Config, detector: nn.Module) -> dict[str, float]:
         return score(dataset, found, config.get("evaluation", {}))
 
     return on_main_rank(measure)
-
-
-def _median_times(networks: Sequence[Network]) -> list[float]:
-    """Return each network's median milliseconds for one image, measured in turn."""
-    times: list[list[float]] = [[] for _ in networks]
-    for number in range(NUM_TIMED + 2):
-        for network, own in zip(networks, times, strict=True):
-            images = torch.zeros([1 if isinstance(s, str) else s for s in network.size])
-            began = time.perf_counter()
-            network.run(images)
-            if number > 1:  # The first ones fill caches.
-                own.append(1000 * (time.perf_counter() - began))
-    return [statistics.median(own) for own in times]
 
 
 def _explain(

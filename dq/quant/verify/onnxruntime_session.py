@@ -17,8 +17,16 @@ from dq.quant.verify.engine import Engine, Network
 
 log = logging.getLogger(__name__)
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm")
-INTEGER_LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul")
+INTEGER_LAYERS = (
+    "QLinearConv",
+    "QGemm",
+    "QLinearMatMul",
+    "MatMulIntegerToFloat",
+    "MatMulInteger",
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+)
 # Instructions that sum products of 8-bit integers in 32 bits.
 EXACT_INSTRUCTIONS = ("vnni", "asimddp", "i8mm", "amx_int8")
 
@@ -195,63 +203,6 @@ def with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     del copy.graph.node[:]
     copy.graph.node.extend(kept)
     return copy
-
-
-def float_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with float weights and without quantization, to compare size and speed."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    initializers = {tensor.name: tensor for tensor in copy.graph.initializer}
-    replaced: dict[str, str] = {}
-    nodes = []
-    for node in copy.graph.node:
-        inputs = [replaced.get(name, name) for name in node.input]
-        if node.op_type == "QuantizeLinear":
-            replaced[node.output[0]] = inputs[0]
-        elif node.op_type == "DequantizeLinear" and inputs[0] in initializers:
-            stored = f"{inputs[0]}/float"
-            if stored not in initializers:
-                arrays = [onnx.numpy_helper.to_array(initializers[name]) for name in inputs]
-                axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-                real = _real(*arrays, axis=axis)
-                initializers[stored] = copy.graph.initializer.add()
-                initializers[stored].CopyFrom(onnx.numpy_helper.from_array(real, stored))
-            replaced[node.output[0]] = stored
-        elif node.op_type == "DequantizeLinear":
-            replaced[node.output[0]] = inputs[0]
-        else:
-            del node.input[:]
-            node.input.extend(inputs)
-            nodes.append(node)
-    for output in copy.graph.output:
-        if output.name in replaced:
-            source = replaced[output.name]
-            nodes.append(onnx.helper.make_node("Identity", [source], [output.name]))
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del copy.graph.node[:]
-    copy.graph.node.extend(kept)
-    read = {name for node in kept for name in node.input}
-    tensors = [t for t in copy.graph.initializer if t.name in read]
-    used = [onnx.TensorProto.FromString(t.SerializeToString()) for t in tensors]
-    del copy.graph.initializer[:]
-    copy.graph.initializer.extend(used)
-    del copy.graph.value_info[:]
-    return copy
-
-
-def _real(
-    integers: NDArray[np.generic],
-    scale: NDArray[np.generic],
-    zero_point: NDArray[np.generic],
-    *,
-    axis: int,
-) -> NDArray[np.float32]:
-    shape = [1] * integers.ndim
-    if scale.ndim:
-        shape[axis] = -1
-    shift = zero_point.astype(np.float32).reshape(shape)
-    result: NDArray[np.float32] = integers.astype(np.float32) - shift
-    return result * scale.astype(np.float32).reshape(shape)
 
 
 def load_model(path: Path) -> onnx.ModelProto:

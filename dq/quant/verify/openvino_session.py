@@ -34,21 +34,12 @@ class OpenVinoNetwork(Network):
     def __init__(self, model: onnx.ModelProto, threads: int) -> None:
         super().__init__(model)
         self._core = openvino.Core()
-        self._settings = {
-            # Processors with bf16 or fp16 would round what is not 8 bits wide to it.
-            "INFERENCE_PRECISION_HINT": "f32",
-            # Linear layers with integer weights would round their float inputs to 8 bits.
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            # Each process would pin its threads to the first cores, so ranks would share them.
-            "ENABLE_CPU_PINNING": False,
-        }
+        self._settings = settings_for(threads)
         try:
             self._model = self._core.read_model(_with_copied_outputs(model).SerializeToString())
             self._requests: dict[int | None, openvino.InferRequest] = {1: self._compiled(1)}
         except RuntimeError as error:
-            raise ValueError(_reason(str(error))) from error
+            raise ValueError(reason_of(error)) from error
         count = Counter(
             (info["layerType"].astype(str), info["runtimePrecision"].astype(str))
             for info in (
@@ -111,8 +102,23 @@ def _with_copied_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _reason(text: str) -> str:
+def settings_for(threads: int) -> dict[str, str | int | bool]:
+    """Return the settings with which a model runs on so many threads, in float32 and integers."""
+    return {
+        # Processors with bf16 or fp16 would round what is not 8 bits wide to it.
+        "INFERENCE_PRECISION_HINT": "f32",
+        # Linear layers with integer weights would round their float inputs to 8 bits.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        # Each process would pin its threads to the first cores, so ranks would share them.
+        "ENABLE_CPU_PINNING": False,
+    }
+
+
+def reason_of(error: RuntimeError) -> str:
     """Return what OpenVINO says of a model, without where in its source it says so."""
+    text = str(error)
     if SUMMARY in text:
         return text.partition(SUMMARY)[2].strip().splitlines()[0].removeprefix("-- ")
     lines = text.strip().splitlines()
