@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -87,9 +88,15 @@ def _write_ours(detector: nn.Module, recipe: Recipe, images: torch.Tensor, path:
         calibrate(detector, graph, images.split(1), torch.device("cpu"))
         set_phase(graph.quantizers, Phase.FROZEN)
     form = ExportFormat(kind="onnx-qdq", size=(images.shape[2], images.shape[3]))
+    metadata = {"recipe": json.dumps(asdict(recipe))}
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         written = export_detector(
-            detector, graph, Path(folder), name="net", form=form, metadata={"recipe": ""}
+            detector,
+            graph,
+            Path(folder),
+            name="net",
+            form=form,
+            metadata=metadata,
         )
         written[0].replace(path)
 

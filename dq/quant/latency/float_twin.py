@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -41,7 +41,7 @@ def widths_of(model: ModelProto) -> str:
     return f"int{width[0]}" if width[0] == width[1] else f"W{width[0]}A{width[1]}"
 
 
-def float_twin(model: ModelProto) -> ModelProto:
+def float_twin(model: ModelProto, only: Collection[str] | None = None) -> ModelProto:
     """Return a copy without QuantizeLinear and DequantizeLinear, its weights dequantized.
 
     Nodes keep their names and order. A Clip that `dq.quant.export` writes before a QuantizeLinear
@@ -49,6 +49,7 @@ def float_twin(model: ModelProto) -> ModelProto:
 
     Args:
         model: With QDQ nodes, of any tool; without any it is returned as it is.
+        only: Names of the nodes that go, both of a pair; None for all.
 
     Raises:
         ValueError: Its layers are operators of integers, such as QLinearConv.
@@ -60,8 +61,7 @@ def float_twin(model: ModelProto) -> ModelProto:
         )
     copy = ModelProto()
     copy.CopyFrom(model)
-    twin = _Twin(copy.graph)
-    twin.rewrite()
+    _Twin(copy.graph, only).rewrite()
     return copy
 
 
@@ -85,8 +85,8 @@ class _Twin:
         was_rounded: Values that were integers of real numbers in the model.
     """
 
-    def __init__(self, graph: GraphProto) -> None:
-        self.graph = graph
+    def __init__(self, graph: GraphProto, only: Collection[str] | None) -> None:
+        self.graph, self.only = graph, only
         self.stored = _constants(graph)
         self.readers = _readers(graph)
         self.instead: dict[str, str] = {}
@@ -122,6 +122,11 @@ class _Twin:
     def _is_removed(self, node: NodeProto) -> bool:
         """Say whether a node goes, and note what is read in place of its result."""
         source = node.input[0] if node.input else ""
+        of_pair = (
+            f"{node.name.removesuffix('/clip')}/quantize" if node.op_type == "Clip" else node.name
+        )
+        if self.only is not None and of_pair not in self.only:
+            return False
         if node.op_type == QUANTIZE:
             self.was_rounded.add(node.output[0])
         elif node.op_type == DEQUANTIZE and source not in self.was_rounded:
@@ -138,7 +143,9 @@ class _Twin:
         """Say whether a Clip only limits values to the integers of the quantizer after it."""
         site = node.name.removesuffix("/clip")
         after = self.readers.get(node.output[0], []) if node.output else []
-        return node.op_type == "Clip" and site != node.name and after == [f"{site}/quantize"]
+        pair = f"{site}/quantize"
+        goes = self.only is None or pair in self.only
+        return node.op_type == "Clip" and site != node.name and after == [pair] and goes
 
     def _dequantized(self, node: NodeProto) -> str:
         name = f"{node.input[0]}/float"
