@@ -50,9 +50,7 @@ def with_layers_in_float(model: ModelProto, layers: Collection[str]) -> ModelPro
 
 def _only_read_by(model: ModelProto, weights: Collection[str]) -> set[str]:
     """Return the names of the roundings that only layers with these weights want."""
-    sources = None  # Any.
-    if target_of(json.loads(metadata_of(model)["recipe"])["target"]).results is Results.ALL:
-        sources = {given.name for given in model.graph.input}
+    target = target_of(json.loads(metadata_of(model)["recipe"])["target"])
     readers: dict[str, list[bool]] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -64,9 +62,21 @@ def _only_read_by(model: ModelProto, weights: Collection[str]) -> set[str]:
         if node.op_type == DEQUANTIZE and all(readers.get(node.output[0], [False])):
             pairs.setdefault(node.input[0], []).append(node.name)
     found: set[str] = set()
+    float_values = _before_any_rounding(model, weights)
     for node in model.graph.node:
         own = pairs.get(node.output[0], []) if node.op_type == QUANTIZE else []
-        wanted = sources is None or node.input[0] in sources
-        if own and wanted and len(own) == len(readers[node.output[0]]):
+        is_result = target.results is Results.ALL and node.input[0] not in float_values
+        if own and not is_result and len(own) == len(readers[node.output[0]]):
             found |= {node.name, *own}
+    return found
+
+
+def _before_any_rounding(model: ModelProto, weights: Collection[str]) -> set[str]:
+    """Return the values computed by no integer operation: inputs, and results of float layers."""
+    found = {given.name for given in model.graph.input}
+    found |= {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        read = {name for name in node.input if name}
+        if node.op_type != DEQUANTIZE and (read & set(weights) or read <= found):
+            found.update(node.output)
     return found
