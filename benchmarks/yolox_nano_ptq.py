@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = Path(__file__).parents[1] / "configs" / "yolox" / "yolox_nano_416_ptq.py"
+ENGINE = ("quant.preset=onnxruntime",)
 PLAIN = ("quant.repairs=[]", "quant.mixed=None")
 
 # Row name: options of `launcher calibrate` in addition to the config's.
@@ -30,6 +31,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "int8, MSE, bias": ("quant.mixed=None",),
     "int8, MSE, 5 raised": ("quant.repairs=[]",),
     "int8, MSE, bias, 5 raised": (),
+    "for ONNX Runtime, min-max": (*PLAIN, *ENGINE, "quant.observer=min_max"),
+    "for ONNX Runtime, MSE, bias": (*ENGINE, "quant.mixed=None"),
+    "for ONNX Runtime, MSE, bias, 5 raised": ENGINE,
     "int16": (*PLAIN, "quant.preset=int16", "quant.observer=min_max"),
     "w8a16": (*PLAIN, "quant.preset=w8a16", "quant.observer=min_max"),
     "int8_power2, MSE, bias, 5 raised": ("quant.preset=int8_power2",),

@@ -16,7 +16,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "quantizers": ("numerics", "kernels", "observers"),
         "targets": ("numerics",),
         "recipes": ("numerics", "observers", "quantizers", "targets"),
-        "graph": ("kernels", "quantizers", "recipes", "targets"),
+        "graph": ("numerics", "kernels", "quantizers", "recipes", "targets"),
         "training": ("numerics", "quantizers", "graph"),
         "analysis": ("numerics", "quantizers", "graph", "training"),
         "ptq": ("numerics", "observers", "quantizers", "recipes", "graph", "analysis"),

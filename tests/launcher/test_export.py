@@ -299,7 +299,8 @@ def refuse(model: onnx.ModelProto, threads: int) -> OnnxNetwork:
         (
             lambda model, threads: Coarse(model, threads=threads),
             r"agrees when computed in float; its integer arithmetic differs in Mine; these differ"
-            r" most: neck/fpn_convs/0/conv\+neck/fpn_convs/0/bn \(\d+\.\d+ scales beyond rounding\)",
+            r" most: neck/fpn_convs/0/conv\+neck/fpn_convs/0/bn \(\d+\.\d+ scales beyond"
+            r" rounding\)",
         ),
         (refuse, r"and layer by layer Mine 1\.0 cannot run the model: too many inputs"),
     ],

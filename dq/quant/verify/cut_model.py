@@ -17,6 +17,7 @@ from torch import Tensor
 from dq.quant.verify.engine import Network
 from dq.quant.verify.onnxruntime_session import with_outputs
 
+# The second one ends the names of nodes in files of earlier versions.
 GIVEN, DEQUANTIZE = "/given", "/dequantize"
 
 

@@ -212,7 +212,6 @@ def test_detections_are_mmdets(family: str, tmp_path: Path) -> None:
     path = exported(detector, graph, tmp_path, "nms")
     assert path.name == "net.nms.onnx"
     models = load_models(path, graph, CLASSES)
-    batches = [images(), images()[1:]]
     assert {node.domain for node in models[DETECTIONS].graph.node} == {""}
     for name in ENGINES:
         assert_detections_are_mmdets(detector, graph, models, engine_named(name), family)
