@@ -9,19 +9,22 @@ import pytest
 
 from benchmarks.engines import __main__ as benchmark
 from benchmarks.engines.files import FLOAT, NNCF, ORT, OURS, Place
+from benchmarks.engines.nets import NETS
 from benchmarks.engines.table import Cell, Row, table
 from dq.engines import ENGINES
 from dq.quant.latency.float_twin import is_quantized
 from dq.quant.latency.paired import Spread
 
 SIZE = ("--size", "64", "64")
-WORDS = ("--nets", "ssd_mobilenet", *SIZE, "--rounds", "1", "--engines", *ENGINES)
+WORDS = ("--nets", "ssd_resnet", *SIZE, "--rounds", "1", "--engines", *ENGINES)
+SMALL = Path(__file__).parents[2] / "configs/digits/ssd_resnet_fpn_160.py"
 
 
 @pytest.mark.slow
 def test_the_smallest_net_is_prepared_once_and_timed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(NETS, "ssd_resnet", (SMALL, (64, 64)))
     words = [*WORDS, "--work-dir", str(tmp_path), "--write", str(tmp_path / "table.md")]
     assert benchmark.main(words) == 0
     captured = capsys.readouterr()
@@ -30,8 +33,8 @@ def test_the_smallest_net_is_prepared_once_and_timed(
     assert captured.out.endswith(f"{written}\n")
     rows = [line.split(" | ") for line in written.splitlines()[2:]]
     assert [row[2].split()[0] for row in rows] == ["ONNX", "OpenVINO"]
-    assert {(row[0], row[1], row[6]) for row in rows} == {("| ssd_mobilenet", "64x64", "-")}
-    folder = tmp_path / "ssd_mobilenet_64x64"
+    assert {(row[0], row[1], row[6]) for row in rows} == {("| ssd_resnet", "64x64", "-")}
+    folder = tmp_path / "ssd_resnet_64x64"
     place = Place(folder=folder, target="onnxruntime", nncf_python=None)
     quantized = {m: is_quantized(onnx.load(place.file(m))) for m in (FLOAT, OURS, ORT)}
     assert quantized == {FLOAT: False, OURS: True, ORT: True}
