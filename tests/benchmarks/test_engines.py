@@ -35,7 +35,8 @@ def test_the_smallest_net_is_prepared_once_and_timed(
     assert [row[2].split()[0] for row in rows] == ["ONNX", "OpenVINO"]
     assert {(row[0], row[1], row[6]) for row in rows} == {("| ssd_resnet", "64x64", "-")}
     folder = tmp_path / "ssd_resnet_64x64"
-    place = Place(folder=folder, target="onnxruntime", nncf_python=None)
+    place = Place(folder=folder, targets={n: n for n in ENGINES}, nncf_python=None)
+    assert place.makers == [FLOAT, OURS, ORT]
     quantized = {m: is_quantized(onnx.load(place.file(m))) for m in (FLOAT, OURS, ORT)}
     assert quantized == {FLOAT: False, OURS: True, ORT: True}
     # The second call finds everything; with --fresh our file is made again.
