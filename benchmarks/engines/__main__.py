@@ -23,8 +23,8 @@ from benchmarks.engines.table import Cell, Row, table
 from dq.engines import ENGINES
 from dq.quant.latency.engine import Network
 from dq.quant.latency.engines import timed_engine
-from dq.quant.latency.inputs import example_inputs
 from dq.quant.latency.paired import interleaved, ratio, spread
+from dq.quant.latency.terms import example_inputs
 from dq.quant.recipes.presets import PRESETS
 
 LIMIT_S = 120.0

@@ -14,8 +14,9 @@ from launcher.command_line.written import write_text
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from dq.quant.latency.comparison import Terms, Timed
+    from dq.quant.latency.comparison import Timed
     from dq.quant.latency.engine import Engine
+    from dq.quant.latency.terms import Terms
 
 HELP = "time exported models in an engine, each in turn with the same model in float"
 # A large detector takes seconds for an image; some rounds run in any case.
@@ -74,9 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     if not read_environment().is_main:  # Another rank would disturb what is timed.
         return 0
-    from dq.quant.latency.comparison import Terms, compare
+    from dq.quant.latency.comparison import compare
     from dq.quant.latency.engines import timed_engine
-    from dq.quant.latency.float_twin import is_quantized
+    from dq.quant.latency.formats import is_quantized
+    from dq.quant.latency.terms import Terms
     from dq.quant.latency.text import table
     from dq.quant.verify.onnxruntime_session import load_model
 
@@ -129,8 +131,9 @@ def _say_layers(
     Returns:
         The numbers, for JSON.
     """
+    from dq.quant.latency.advice import advice
     from dq.quant.latency.left_float import is_ours
-    from dq.quant.latency.per_layer import advice, layer_times
+    from dq.quant.latency.per_layer import layer_times
     from dq.quant.latency.text import advice_lines, layer_table, slower_line
 
     times = layer_times(model, engine, replace(terms, rounds=min(terms.rounds, PROFILED_ROUNDS)))

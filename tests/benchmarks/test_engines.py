@@ -12,7 +12,7 @@ from benchmarks.engines.files import FLOAT, NNCF, ORT, OURS, Place
 from benchmarks.engines.nets import NETS
 from benchmarks.engines.table import Cell, Row, table
 from dq.engines import ENGINES
-from dq.quant.latency.float_twin import is_quantized
+from dq.quant.latency.formats import is_quantized
 from dq.quant.latency.paired import Spread
 
 SIZE = ("--size", "64", "64")

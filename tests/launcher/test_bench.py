@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from dq.dist.rendezvous.environment import Environment
-from dq.quant.latency.comparison import Latency
 from dq.quant.latency.float_twin import float_twin
+from dq.quant.latency.result import Latency
 from tests.launcher.conftest import Launch
 from tests.quant.latency.models import int8_model
 

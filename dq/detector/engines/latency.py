@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dq.dist.work.on_main_rank import on_main_rank
-from dq.quant.latency.comparison import BRIEFLY, Latency, latency_of
+from dq.quant.latency.comparison import latency_of
 from dq.quant.latency.engines import timed_engine
+from dq.quant.latency.result import Latency
+from dq.quant.latency.terms import BRIEFLY
 from dq.quant.verify.onnxruntime_session import load_model
 
 

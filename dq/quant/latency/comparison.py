@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -13,59 +12,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from dq.quant.latency.engine import Engine, Network
-from dq.quant.latency.float_twin import float_twin, is_quantized, widths_of
-from dq.quant.latency.inputs import example_inputs
-from dq.quant.latency.paired import FEWEST_ROUNDS, Spread, interleaved, ratio
-
-MOST_ROUNDS = 30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Latency:
-    """A quantized model's speed beside that of its float twin.
-
-    Attributes:
-        engine: Name and version.
-        threads: Of one run.
-        rounds: In each both ran.
-        widths: Of the integers: int8, W4A8.
-        num_integer: Layers that run in integers.
-        num_layers: All layers.
-        ms_integer: Median milliseconds of one run.
-        ms_float: Those of the float twin.
-        times_as_fast: Float milliseconds by quantized ones, of each round.
-        bytes_integer: Size of the model.
-        bytes_float: Size of its float twin.
-    """
-
-    engine: str
-    threads: int
-    rounds: int
-    widths: str
-    num_integer: int
-    num_layers: int
-    ms_integer: float
-    ms_float: float
-    times_as_fast: Spread
-    bytes_integer: int
-    bytes_float: int
-
-    @property
-    def is_slower(self) -> bool:
-        """Whether the quantized model is slower than in float, in half of the rounds or more."""
-        return self.times_as_fast.median < 1
-
-    def sentence(self) -> str:
-        """Return the result in one line."""
-        faster = self.times_as_fast.median
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        said = f"{self.widths} {faster:.2f} times as fast as float"
-        if self.is_slower:
-            said = f"{self.widths} is SLOWER than float, {faster:.2f} times as fast"
-        return (
-            f"{said}: {self.ms_integer:.1f} ms against {self.ms_float:.1f} ms, {threads},"
-            f" {self.num_integer} of {self.num_layers} layers in integers ({self.engine})"
-        )
+from dq.quant.latency.float_twin import float_twin
+from dq.quant.latency.formats import is_quantized, widths_of
+from dq.quant.latency.paired import Spread, interleaved, ratio
+from dq.quant.latency.result import Latency
+from dq.quant.latency.terms import ALONE, Terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,40 +34,6 @@ class Timed:
     ms: float
     as_first: Spread
     latency: Latency | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """How models are timed.
-
-    Attributes:
-        threads: Of one run.
-        rounds: At most; in each every model runs.
-        fewest: As many rounds begin in any case.
-        limit_s: Seconds after which no further round begins.
-        batch: Of inputs whose first dimension is free.
-        size: Height and width, for images of a free size.
-    """
-
-    threads: int = 1
-    rounds: int = MOST_ROUNDS
-    fewest: int = FEWEST_ROUNDS
-    limit_s: float = math.inf
-    batch: int = 1
-    size: tuple[int, int] | None = None
-
-    def inputs_of(self, model: ModelProto) -> list[NDArray[Any]]:
-        """Return values for a model's inputs.
-
-        Raises:
-            ValueError: An input has no size.
-        """
-        return example_inputs(model, batch=self.batch, size=self.size)
-
-
-ALONE = Terms()
-# At the end of an export, which should take a second or two; large models take seconds a run.
-BRIEFLY = Terms(fewest=3, limit_s=1.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from onnx import ModelProto, NodeProto
 
 from dq.quant.latency.engine import Executed
-from dq.quant.latency.float_twin import DEQUANTIZE, renamed_inputs_
+from dq.quant.latency.float_twin import renamed_inputs_
+from dq.quant.latency.formats import DEQUANTIZE, site_of
 
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _TAG = re.compile(r"@layer(\d+)@")
@@ -123,5 +124,4 @@ def _layer(node: NodeProto, makers: Mapping[str, NodeProto]) -> Layer:
         return Layer(name=weight, is_quantized=False)
     if maker.op_type != DEQUANTIZE or maker.input[0] in makers:  # The weight is computed.
         return Layer(name=node.name, is_quantized=False)
-    site = maker.name.removesuffix("/dequantize").partition("#")[0]
-    return Layer(name=site or weight, is_quantized=True)
+    return Layer(name=site_of(maker) or weight, is_quantized=True)

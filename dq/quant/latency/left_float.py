@@ -12,7 +12,8 @@ from collections.abc import Collection
 
 from onnx import ModelProto
 
-from dq.quant.latency.float_twin import DEQUANTIZE, QUANTIZE, float_twin
+from dq.quant.latency.float_twin import float_twin
+from dq.quant.latency.formats import DEQUANTIZE, QUANTIZE, site_of
 from dq.quant.targets.registry import target_of
 from dq.quant.targets.target import Results
 from dq.quant.verify.onnxruntime_session import metadata_of
@@ -35,16 +36,19 @@ def with_layers_in_float(model: ModelProto, layers: Collection[str]) -> ModelPro
         layers: Names, as `dq.quant.latency.layers.Layer` has them.
     """
     stored = {tensor.name for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
     results = {f"{name.partition('+')[0]}/out" for name in layers}
     gone: set[str] = set()
     weights: set[str] = set()
     for node in model.graph.node:
-        site = node.name.rpartition("/")[0].partition("#")[0]
-        if node.op_type == DEQUANTIZE and node.input[0] in stored and site in layers:
+        if node.op_type != DEQUANTIZE:
+            continue
+        site = site_of(node)
+        if node.input[0] in stored and site in layers:
             gone.add(node.name)
             weights.add(node.output[0])
-        elif node.op_type in (QUANTIZE, DEQUANTIZE) and site in results:
-            gone.add(node.name)
+        elif site in results and node.input[0] in makers:
+            gone |= {node.name, makers[node.input[0]].name}
     return float_twin(model, gone | _only_read_by(model, weights))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from dq.quant.latency.advice import WORTHWHILE, Advice, rules_text
 from dq.quant.latency.comparison import Timed
 from dq.quant.latency.paired import Spread
-from dq.quant.latency.per_layer import WORTHWHILE, Advice, LayerTime, costly, rules_text
+from dq.quant.latency.per_layer import LayerTime, costly
 
 MIB = 2**20
 
@@ -59,7 +60,7 @@ def advice_lines(name: str, found: Advice | None) -> list[str]:
 
     Args:
         name: Of the model.
-        found: Result of `dq.quant.latency.per_layer.advice`.
+        found: Result of `dq.quant.latency.advice.advice`.
     """
     if found is None:
         return [f"{name}: integers bring {WORTHWHILE}x or more in every layer"]

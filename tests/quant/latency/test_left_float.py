@@ -12,7 +12,7 @@ from tests.quant.latency.models import images, model_of
 
 pytestmark = pytest.mark.cpu
 
-NAMES = {"stem": "stem+norm", "shared": "shared", "up": "up"}
+NAMES = {"stem": "stem+norm", "depthwise": "depthwise", "up": "up"}
 
 
 def roundings(model: onnx.ModelProto) -> list[str]:
@@ -27,7 +27,7 @@ def roundings(model: onnx.ModelProto) -> list[str]:
 
 
 @pytest.mark.parametrize("target", ["int8", "onnxruntime"])
-@pytest.mark.parametrize("modules", [("stem",), ("shared", "up")])
+@pytest.mark.parametrize("modules", [("depthwise",), ("stem", "up")])
 def test_rounds_what_a_calibration_with_the_rule_rounds(
     target: str, modules: tuple[str, ...]
 ) -> None:

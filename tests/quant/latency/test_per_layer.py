@@ -7,20 +7,13 @@ from typing import Any
 import pytest
 
 from dq.engines import ENGINES
-from dq.quant.latency.comparison import Terms
+from dq.quant.latency.advice import Advice, advice, not_worthwhile, rules_text
 from dq.quant.latency.engines import timed_engine
 from dq.quant.latency.layers import with_layer_numbers
 from dq.quant.latency.onnx_runtime import OnnxRuntime
 from dq.quant.latency.paired import Spread
-from dq.quant.latency.per_layer import (
-    Advice,
-    LayerTime,
-    advice,
-    costly,
-    layer_times,
-    not_worthwhile,
-    rules_text,
-)
+from dq.quant.latency.per_layer import LayerTime, costly, layer_times
+from dq.quant.latency.terms import Terms
 from dq.quant.latency.text import advice_lines, layer_table, slower_line
 from dq.quant.recipes.recipe import Recipe, Rule
 from tests.quant.latency.models import int8_model, model_of
