@@ -77,8 +77,8 @@ def cut_model(model: onnx.ModelProto, values: Mapping[str, str]) -> onnx.ModelPr
     The inputs pass through QuantizeLinear and DequantizeLinear again, which does not change
     quantized values. So engines compute the same layers in integers as without the cuts.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    # OpenVINO needs the inputs' numbers of dimensions, which the file leaves out.
+    copy = onnx.shape_inference.infer_shapes(model)
     makers = {name: node for node in copy.graph.node for name in node.output}
     infos = {info.name: info for info in [*copy.graph.value_info, *copy.graph.output]}
     read = {name for node in copy.graph.node for name in node.input}
