@@ -42,7 +42,7 @@ def layer_table(times: Sequence[LayerTime]) -> list[str]:
             f"{time.num_integer}{'' if time.is_quantized else ' of float weights'}",
             f"{time.ms_integer:.3f}",
             f"{time.ms_float:.3f}",
-            f"{time.times_as_fast:.2f}",
+            f"{time.times_as_fast:.2f}" if time.ms_integer else "with another",
         ]
         for time in times
     ]
