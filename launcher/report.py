@@ -19,7 +19,7 @@ from launcher.session import Session
 if TYPE_CHECKING:
     from dq.detector.engines.agreement import Agreement
     from dq.detector.engines.onnx_evaluation import IntegerResult
-    from dq.quant.latency.comparison import Latency
+    from dq.quant.latency.result import Latency
 
 
 def say_result(place: Session, summary: StageSummary) -> None:

@@ -17,66 +17,61 @@ from pathlib import Path
 
 import onnx
 
-from benchmarks.engines.files import FLOAT, NNCF, OURS, Place, prepare
+from benchmarks.engines.files import FLOAT, OURS, Place, prepare
 from benchmarks.engines.nets import NETS
 from benchmarks.engines.table import Cell, Row, table
 from dq.engines import ENGINES
-from dq.quant.latency.engine import Engine, Network
+from dq.quant.latency.engine import Network
 from dq.quant.latency.engines import timed_engine
-from dq.quant.latency.inputs import example_inputs
 from dq.quant.latency.paired import interleaved, ratio, spread
+from dq.quant.latency.terms import example_inputs
 from dq.quant.recipes.presets import PRESETS
 
 LIMIT_S = 120.0
 
 
 def rows_of(
-    net: str, size: tuple[int, int], place: Place, arguments: argparse.Namespace
+    net: str, size: tuple[int, int], place: Place, *, threads: int, rounds: int
 ) -> list[Row]:
     """Return a row for each engine, all of them timed in turn."""
-    files = prepare(NETS[net][0], size, place)
-    inputs = example_inputs(onnx.load(files[FLOAT]))
-    networks: dict[tuple[str, str], Network] = {}
-    for name in arguments.engines:
-        engine = timed_engine(name)
-        for maker, path in files.items():
-            networks[name, maker] = opened(name, engine, maker, path, place, arguments.threads)
-    times = interleaved(
-        [lambda network=network: network.compute(inputs) for network in networks.values()],
-        rounds=arguments.rounds,
-        limit_s=LIMIT_S,
-    )
-    ms = dict(zip(networks, times, strict=True))
+    prepare(NETS[net][0], size, place)
+    inputs = example_inputs(onnx.load(place.file(FLOAT)))
+    networks = {
+        (name, maker): opened(name, place.file(maker, name), threads)
+        for name in place.targets
+        for maker in place.makers
+    }
+    runs = [lambda network=network: network.compute(inputs) for network in networks.values()]
+    ms = dict(zip(networks, interleaved(runs, rounds=rounds, limit_s=LIMIT_S), strict=True))
+
+    def cell(name: str, maker: str) -> Cell:
+        network = networks[name, maker]
+        return Cell(
+            times_as_fast=ratio(ms[name, FLOAT], ms[name, maker]),
+            num_integer=network.num_integer,
+            num_layers=network.num_integer + network.num_float,
+            against_ours=ratio(ms[name, OURS], ms[name, maker]),
+        )
+
     return [
         Row(
             net=net,
             size=size,
             engine=str(timed_engine(name)),
             ms_float=spread(ms[name, FLOAT]).median,
-            cells={
-                maker: Cell(
-                    times_as_fast=ratio(ms[name, FLOAT], ms[name, maker]),
-                    num_integer=networks[name, maker].num_integer,
-                    num_layers=networks[name, maker].num_integer + networks[name, maker].num_float,
-                    against_ours=ratio(ms[name, OURS], ms[name, maker]),
-                )
-                for maker in files
-                if maker != FLOAT
-            },
+            cells={maker: cell(name, maker) for maker in place.makers if maker != FLOAT},
         )
-        for name in arguments.engines
+        for name in place.targets
     ]
 
 
-def opened(
-    name: str, engine: Engine, maker: str, path: Path, place: Place, threads: int
-) -> Network:
-    """Return a file in an engine; NNCF's for OpenVINO is in OpenVINO's own format."""
-    if (name, maker) == ("openvino", NNCF):
+def opened(name: str, path: Path, threads: int) -> Network:
+    """Return a file in an engine."""
+    if path.suffix == ".xml":
         from dq.quant.latency.openvino import OpenVinoNetwork
 
-        return OpenVinoNetwork(str(place.nncf_openvino), threads=threads)
-    return engine.open(onnx.load(path), threads=threads)
+        return OpenVinoNetwork(str(path), threads=threads)
+    return timed_engine(name).open(onnx.load(path), threads=threads)
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -88,7 +83,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15, help="at most; fewer for large nets")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--target", choices=tuple(PRESETS), default="onnxruntime", help="our preset"
+        "--target", choices=tuple(PRESETS), help="our preset (default: the engine's own)"
     )
     parser.add_argument("--size", type=int, nargs=2, help="height and width in place of the real")
     parser.add_argument("--nncf-python", type=Path, help="Python of an environment with NNCF")
@@ -104,16 +99,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.nncf_python is None:
         print("NNCF is left out: --nncf-python names no environment", file=sys.stderr)
     rows: list[Row] = []
+    targets = {name: arguments.target or name for name in arguments.engines}
     for net in arguments.nets:
-        size = tuple(arguments.size or NETS[net][1])
-        place = Place(
-            folder=arguments.work_dir / f"{net}_{size[0]}x{size[1]}",
-            target=arguments.target,
-            nncf_python=arguments.nncf_python,
-        )
+        height, width = arguments.size or NETS[net][1]
+        folder = arguments.work_dir / f"{net}_{height}x{width}"
+        place = Place(folder=folder, targets=targets, nncf_python=arguments.nncf_python)
         if arguments.fresh:
-            place.file(OURS).unlink(missing_ok=True)
-        rows += rows_of(net, (size[0], size[1]), place, arguments)
+            for engine in targets:
+                place.file(OURS, engine).unlink(missing_ok=True)
+        rows += rows_of(
+            net, (height, width), place, threads=arguments.threads, rounds=arguments.rounds
+        )
         print(table(rows[-len(arguments.engines) :]), flush=True)
     print(table(rows))
     if arguments.write is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,47 +39,56 @@ _NNCF_SCRIPT = Path(__file__).with_name("nncf_files.py")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A net's folder.
+    """A net's folder; files in it are used again.
 
     Attributes:
-        folder: Files in it are used again.
-        target: Our preset.
+        folder: Created if missing.
+        targets: Our preset for each engine.
         nncf_python: Python of an environment with NNCF; None for none.
     """
 
     folder: Path
-    target: str
+    targets: Mapping[str, str]
     nncf_python: Path | None
 
-    def file(self, name: str) -> Path:
-        """Return where a file lies."""
-        return self.folder / (f"ours-{self.target}.onnx" if name == OURS else f"{name}.onnx")
+    def file(self, maker: str, engine: str = "onnxruntime") -> Path:
+        """Return the file of a maker that an engine runs."""
+        if maker == OURS:
+            return self.folder / f"ours-{self.targets[engine]}.onnx"
+        if (maker, engine) == (NNCF, "openvino"):  # NNCF writes OpenVINO's own format.
+            return self.folder / "nncf-openvino.xml"
+        return self.folder / f"{maker}.onnx"
 
     @property
-    def nncf_openvino(self) -> Path:
-        """What NNCF makes of the float model in OpenVINO's own format."""
-        return self.folder / "nncf-openvino.xml"
+    def makers(self) -> list[str]:
+        """Who has files here for every engine."""
+        return [
+            maker
+            for maker in (FLOAT, OURS, ORT, NNCF)
+            if all(self.file(maker, engine).is_file() for engine in self.targets)
+        ]
 
 
-def prepare(config: Path, size: tuple[int, int], place: Place) -> dict[str, Path]:
-    """Write the files that are missing and return all that there are, by their maker."""
+def prepare(config: Path, size: tuple[int, int], place: Place) -> None:
+    """Write the files that are missing."""
     place.folder.mkdir(parents=True, exist_ok=True)
-    images = place.folder / "images.npy"
-    if not (place.file(FLOAT).is_file() and place.file(OURS).is_file() and images.is_file()):
+    images, plain = place.folder / "images.npy", place.file(FLOAT)
+    ours = {place.file(OURS, engine): target for engine, target in place.targets.items()}
+    missing = {path: target for path, target in ours.items() if not path.is_file()}
+    if missing or not (plain.is_file() and images.is_file()):
         batch = images_of(size)
         np.save(images, batch.numpy())
         detector = build(config, batch)
-        if not place.file(FLOAT).is_file():
-            _write_float(copy.deepcopy(detector), size, place.file(FLOAT))
-        _write_ours(detector, preset(place.target), batch, place.file(OURS))
+        if not plain.is_file():
+            _write_float(copy.deepcopy(detector), size, plain)
+        for path, target in missing.items():
+            _write_ours(copy.deepcopy(detector), preset(target), batch, path)
     if not place.file(ORT).is_file():
-        _write_onnxruntime(place.file(FLOAT), images, place.file(ORT))
-    if place.nncf_python is not None and not place.nncf_openvino.is_file():
-        command = [place.nncf_python, _NNCF_SCRIPT, place.file(FLOAT), images, place.file(NNCF)]
-        subprocess.run([*map(str, command), str(place.nncf_openvino)], check=True)
-    return {
-        name: place.file(name) for name in (FLOAT, OURS, ORT, NNCF) if place.file(name).is_file()
-    }
+        _write_onnxruntime(plain, images, place.file(ORT))
+    results = place.file(NNCF), place.file(NNCF, "openvino")
+    if place.nncf_python is not None and not all(path.is_file() for path in results):
+        words = [place.nncf_python, _NNCF_SCRIPT, plain, images, *results]
+        subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
 
 
 def _write_ours(detector: nn.Module, recipe: Recipe, images: torch.Tensor, path: Path) -> None:
@@ -87,9 +97,15 @@ def _write_ours(detector: nn.Module, recipe: Recipe, images: torch.Tensor, path:
         calibrate(detector, graph, images.split(1), torch.device("cpu"))
         set_phase(graph.quantizers, Phase.FROZEN)
     form = ExportFormat(kind="onnx-qdq", size=(images.shape[2], images.shape[3]))
+    metadata = {"recipe": json.dumps(asdict(recipe))}
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         written = export_detector(
-            detector, graph, Path(folder), name="net", form=form, metadata={"recipe": ""}
+            detector,
+            graph,
+            Path(folder),
+            name="net",
+            form=form,
+            metadata=metadata,
         )
         written[0].replace(path)
 
@@ -119,9 +135,10 @@ class _Images(CalibrationDataReader):
 def _write_onnxruntime(source: Path, images: Path, path: Path) -> None:
     """Quantize with ONNX Runtime's own tool: QDQ, per channel, min-max, symmetric weights."""
     logging.getLogger().setLevel(logging.ERROR)
+    draft = path.with_suffix(".draft")
     quantize_static(
         onnx.load(source),
-        path,
+        draft,
         _Images(np.load(images)),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
@@ -130,3 +147,4 @@ def _write_onnxruntime(source: Path, images: Path, path: Path) -> None:
         calibrate_method=CalibrationMethod.MinMax,
         extra_options={"WeightSymmetric": True},
     )
+    draft.replace(path)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dq.whole_file import write_whole
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text, with the folders that it needs.
+    """Write a text whole or not at all, with the folders that it needs.
 
     Raises:
         ValueError: It cannot be written there.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         raise ValueError(
             f"{path} cannot be written: {error.strerror}; give another file"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dq.engines import ENGINES
 from launcher.command_line.written import write_text
@@ -14,9 +14,9 @@ from launcher.command_line.written import write_text
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from dq.quant.latency.comparison import Terms, Timed
+    from dq.quant.latency.comparison import Timed
     from dq.quant.latency.engine import Engine
-    from dq.quant.latency.per_layer import LayerTime
+    from dq.quant.latency.terms import Terms
 
 HELP = "time exported models in an engine, each in turn with the same model in float"
 # A large detector takes seconds for an image; some rounds run in any case.
@@ -75,9 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     if not read_environment().is_main:  # Another rank would disturb what is timed.
         return 0
-    from dq.quant.latency.comparison import Terms, compare
+    from dq.quant.latency.comparison import compare
     from dq.quant.latency.engines import timed_engine
-    from dq.quant.latency.float_twin import is_quantized
+    from dq.quant.latency.formats import is_quantized
+    from dq.quant.latency.terms import Terms
     from dq.quant.latency.text import table
     from dq.quant.verify.onnxruntime_session import load_model
 
@@ -124,31 +125,37 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _say_layers(
     name: str, model: ModelProto, engine: Engine, terms: Terms, *, whole: bool
-) -> list[LayerTime]:
-    """Print where a model's time goes: all layers and a rule, or the most costly ones alone."""
+) -> dict[str, Any]:
+    """Print where a model's time goes: all layers and a rule, or the most costly ones alone.
+
+    Returns:
+        The numbers, for JSON.
+    """
+    from dq.quant.latency.advice import advice
+    from dq.quant.latency.left_float import is_ours
     from dq.quant.latency.per_layer import layer_times
-    from dq.quant.latency.text import layer_table, rule_lines, slower_line
-    from dq.quant.verify.onnxruntime_session import metadata_of
+    from dq.quant.latency.text import advice_lines, layer_table, slower_line
 
     times = layer_times(model, engine, replace(terms, rounds=min(terms.rounds, PROFILED_ROUNDS)))
-    if whole:
-        print("\n".join(layer_table(times)))
-        print("\n".join(rule_lines(name, times, is_ours="recipe" in metadata_of(model))))
-    else:
+    found = {"layers": [asdict(layer) for layer in times]}
+    if not whole:
         print(slower_line(name, times))
-    return times
+        return found
+    print("\n".join(layer_table(times)))
+    if not is_ours(model):  # Another tool's: its names are no modules.
+        return found
+    advised = advice(model, times, engine, terms)
+    print("\n".join(advice_lines(name, advised)))
+    return {**found, "in_float": None if advised is None else asdict(advised)}
 
 
 def _json(
     engine: Engine,
     terms: Terms,
     timed: Mapping[str, Timed],
-    layers: Mapping[str, Sequence[LayerTime]],
+    layers: Mapping[str, Mapping[str, Any]],
 ) -> str:
     from dq.tracking.record.json_file import json_text
 
-    models = {
-        name: {**asdict(own), "layers": [asdict(layer) for layer in layers.get(name, ())]}
-        for name, own in timed.items()
-    }
+    models = {name: {**asdict(own), **layers.get(name, {})} for name, own in timed.items()}
     return json_text({"engine": str(engine), **asdict(terms), "models": models}, indent=1)

@@ -13,7 +13,7 @@ from launcher.command_line.arguments import add_bench, add_checkpoint, add_commo
 if TYPE_CHECKING:
     from dq.detector.engines.agreement import Agreement
     from dq.detector.engines.onnx_evaluation import IntegerResult
-    from dq.quant.latency.comparison import Latency
+    from dq.quant.latency.result import Latency
     from launcher.session import Session
 
 HELP = "evaluate a checkpoint on data.test, rounded where it is quantized; or an exported model"

@@ -11,7 +11,7 @@ from dq.detector.engines.latency import measured
 from dq.detector.export.write import ExportFormat, export_detector, image_size, metadata_of
 from dq.detector.model.stored_detector import rounding_detector
 from dq.dist.work.on_main_rank import on_main_rank
-from dq.quant.latency.comparison import Latency
+from dq.quant.latency.result import Latency
 from dq.tracking.record.latency import write_latency
 from launcher.plan import Plan
 from launcher.session import Session

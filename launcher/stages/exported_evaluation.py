@@ -16,7 +16,7 @@ from dq.detector.engines.onnx_evaluation import IntegerResult, evaluate_in_engin
 from dq.detector.model.stored_detector import rounding_detector
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.engines import engine_named
-from dq.quant.latency.comparison import Latency
+from dq.quant.latency.result import Latency
 from dq.quant.verify.onnxruntime_session import metadata_of
 from dq.tracking.record.json_file import write_json
 from dq.tracking.record.stage_summary import FILE_NAME

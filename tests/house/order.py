@@ -23,7 +23,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "integer": ("numerics", "kernels", "quantizers", "graph"),
         "export": ("numerics", "graph", "integer"),
         "verify": ("graph",),
-        "latency": ("verify",),
+        "latency": ("targets", "verify"),
         "model": ("graph", "recipes", "quantizers", "ptq", "integer", "export"),
     },
     "dq/detector": {

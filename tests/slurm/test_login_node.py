@@ -24,7 +24,7 @@ NEEDS = {
     "eval": "torch|mmcv-full",
     "analyze": "torch",
     "export": "torch",
-    "bench": "numpy",
+    "bench": "torch",
     "run": "torch",
     "data": "Pillow",
     "coverage": "numpy",

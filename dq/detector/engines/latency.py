@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dq.dist.work.on_main_rank import on_main_rank
-from dq.quant.latency.comparison import BRIEF_S, Latency, Terms, latency_of
+from dq.quant.latency.comparison import latency_of
 from dq.quant.latency.engines import timed_engine
+from dq.quant.latency.result import Latency
+from dq.quant.latency.terms import BRIEFLY
 from dq.quant.verify.onnxruntime_session import load_model
 
 
@@ -27,7 +29,7 @@ def measured(model: Path, engine: str, keep: Callable[[Latency], None]) -> Laten
 
     def work() -> Latency | str | None:
         try:
-            found = latency_of(load_model(model), timed_engine(engine), Terms(limit_s=BRIEF_S))
+            found = latency_of(load_model(model), timed_engine(engine), BRIEFLY)
         except ValueError as error:
             return str(error)
         if found is not None:

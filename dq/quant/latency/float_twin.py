@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+from dq.quant.latency.formats import DEQUANTIZE, QUANTIZE, constants, integer_operators
+
 _INTEGERS = (
     *(TensorProto.INT4, TensorProto.INT8, TensorProto.INT16),
     *(TensorProto.UINT4, TensorProto.UINT8, TensorProto.UINT16),
 )
-# Operators that compute with integers themselves, which have no float form here.
-_INTEGER_OPERATORS = re.compile(r"QLinear|QGemm|Integer|DynamicQuantize|QAttention")
 
 
-def is_quantized(model: ModelProto) -> bool:
-    """Say whether a model has layers that an engine may run in integers."""
-    return any(node.op_type == DEQUANTIZE for node in model.graph.node) or bool(
-        _integer_operators(model)
-    )
-
-
-def widths_of(model: ModelProto) -> str:
-    """Return the name of the most frequent widths of weights and activations: int8, W4A8."""
-    stored = _constants(model.graph)
-    weights: Counter[int] = Counter()
-    activations: Counter[int] = Counter()
-    for node in model.graph.node:
-        if node.op_type == DEQUANTIZE and node.input[0] in stored:
-            weights[_bits(stored[node.input[0]])] += stored[node.input[0]].dims != []
-        elif node.op_type == QUANTIZE and len(node.input) > 2 and node.input[2] in stored:
-            activations[_bits(stored[node.input[2]])] += 1
-    width = [most[0][0] if (most := own.most_common(1)) else 8 for own in (weights, activations)]
-    return f"int{width[0]}" if width[0] == width[1] else f"W{width[0]}A{width[1]}"
-
-
-def float_twin(model: ModelProto) -> ModelProto:
+def float_twin(model: ModelProto, only: Collection[str] | None = None) -> ModelProto:
     """Return a copy without QuantizeLinear and DequantizeLinear, its weights dequantized.
 
     Nodes keep their names and order. A Clip that `dq.quant.export` writes before a QuantizeLinear
@@ -49,19 +25,19 @@ def float_twin(model: ModelProto) -> ModelProto:
 
     Args:
         model: With QDQ nodes, of any tool; without any it is returned as it is.
+        only: Names of the nodes that go, both of a pair; None for all.
 
     Raises:
         ValueError: Its layers are operators of integers, such as QLinearConv.
     """
-    if operators := _integer_operators(model):
+    if operators := integer_operators(model):
         raise ValueError(
             f"it has {operators[0]} nodes, whose layers have no float form; give a model with"
             " QuantizeLinear and DequantizeLinear (QDQ)"
         )
     copy = ModelProto()
     copy.CopyFrom(model)
-    twin = _Twin(copy.graph)
-    twin.rewrite()
+    _Twin(copy.graph, only).rewrite()
     return copy
 
 
@@ -85,9 +61,9 @@ class _Twin:
         was_rounded: Values that were integers of real numbers in the model.
     """
 
-    def __init__(self, graph: GraphProto) -> None:
-        self.graph = graph
-        self.stored = _constants(graph)
+    def __init__(self, graph: GraphProto, only: Collection[str] | None) -> None:
+        self.graph, self.only = graph, only
+        self.stored = constants(graph)
         self.readers = _readers(graph)
         self.instead: dict[str, str] = {}
         self.was_rounded: set[str] = set()
@@ -122,6 +98,9 @@ class _Twin:
     def _is_removed(self, node: NodeProto) -> bool:
         """Say whether a node goes, and note what is read in place of its result."""
         source = node.input[0] if node.input else ""
+        pair = self._rounding_after(node) if node.op_type == "Clip" else node.name
+        if self.only is not None and pair not in self.only:
+            return False
         if node.op_type == QUANTIZE:
             self.was_rounded.add(node.output[0])
         elif node.op_type == DEQUANTIZE and source not in self.was_rounded:
@@ -129,16 +108,18 @@ class _Twin:
                 return False
             self.instead[node.output[0]] = self._dequantized(node)
             return True
-        elif node.op_type != DEQUANTIZE and not self._is_limit(node):
+        elif node.op_type != DEQUANTIZE and self._rounding_after(node) is None:
             return False
         self.instead[node.output[0]] = self.instead.get(source, source)
         return True
 
-    def _is_limit(self, node: NodeProto) -> bool:
-        """Say whether a Clip only limits values to the integers of the quantizer after it."""
-        site = node.name.removesuffix("/clip")
-        after = self.readers.get(node.output[0], []) if node.output else []
-        return node.op_type == "Clip" and site != node.name and after == [f"{site}/quantize"]
+    def _rounding_after(self, node: NodeProto) -> str | None:
+        """Return the name of the rounding whose integers a Clip limits its input to, if it does."""
+        bounds = [name.rpartition("/")[2] for name in node.input[1:]]
+        if node.op_type != "Clip" or bounds != ["lowest", "highest"]:
+            return None
+        after = self.readers.get(node.output[0], [])
+        return after[0] if len(after) == 1 else None
 
     def _dequantized(self, node: NodeProto) -> str:
         name = f"{node.input[0]}/float"
@@ -185,16 +166,6 @@ def dequantized(
     return found.astype(scale.dtype)
 
 
-def _constants(graph: GraphProto) -> dict[str, TensorProto]:
-    found = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    found[node.output[0]] = attribute.t
-    return found
-
-
 def _readers(graph: GraphProto) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for node in graph.node:
@@ -213,13 +184,3 @@ def _collect(nodes: Sequence[NodeProto], names: set[str]) -> None:
             for inner in (attribute.g, *attribute.graphs):
                 _collect(inner.node, names)
                 names.update(output.name for output in inner.output)
-
-
-def _integer_operators(model: ModelProto) -> list[str]:
-    return [n.op_type for n in model.graph.node if _INTEGER_OPERATORS.search(n.op_type)]
-
-
-def _bits(tensor: TensorProto) -> int:
-    name = TensorProto.DataType.Name(tensor.data_type)
-    digits = re.sub(r"\D", "", name)
-    return int(digits) if "INT" in name and digits else 8

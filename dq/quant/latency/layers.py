@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from onnx import ModelProto, NodeProto
 
 from dq.quant.latency.engine import Executed
-from dq.quant.latency.float_twin import DEQUANTIZE, renamed_inputs_
+from dq.quant.latency.float_twin import renamed_inputs_
+from dq.quant.latency.formats import DEQUANTIZE, site_of
 
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _TAG = re.compile(r"@layer(\d+)@")
+# Of the convolution or product itself, not of what comes after it.
+_OWN = re.compile(r"@layer(\d+)@own@")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +57,10 @@ def with_layer_numbers(model: ModelProto) -> tuple[ModelProto, list[Layer]]:
     for node, number in zip(copy.graph.node, numbers, strict=True):
         renamed_inputs_([node], names)
         if number is not None:
-            node.name = f"{node.name}@layer{number}@"
+            tag = f"@layer{number}@{'own@' if node.op_type in _LAYERS else ''}"
+            node.name += tag
             for index, name in enumerate(node.output):
-                node.output[index] = names[name] = f"{name}@layer{number}@" if name else ""
+                node.output[index] = names[name] = name + tag if name else ""
     for output in copy.graph.output:
         output.name = names.get(output.name, output.name)
     copy.graph.ClearField("value_info")
@@ -78,9 +82,19 @@ def by_layer(executed: Sequence[Executed]) -> dict[int, list[Executed]]:
     return found
 
 
+def absorbed(executed: Sequence[Executed]) -> dict[int, int]:
+    """Return the layers that an engine computes together with a later one, and that one."""
+    found: dict[int, int] = {}
+    for one in executed:
+        *earlier, last = sorted({*map(int, _OWN.findall(one.names))}) or [-1]
+        found |= dict.fromkeys(earlier, last)
+    return found
+
+
 def _number(names: str) -> int | None:
-    """Return the highest number in a text: a fused operator ends where its last node does."""
-    return max(map(int, _TAG.findall(names)), default=None)
+    """Return the number of the last layer in a text, or of what comes after one."""
+    numbers = _OWN.findall(names) or _TAG.findall(names)
+    return max(map(int, numbers), default=None)
 
 
 def _assigned(model: ModelProto) -> tuple[list[Layer], list[int | None]]:
@@ -123,5 +137,4 @@ def _layer(node: NodeProto, makers: Mapping[str, NodeProto]) -> Layer:
         return Layer(name=weight, is_quantized=False)
     if maker.op_type != DEQUANTIZE or maker.input[0] in makers:  # The weight is computed.
         return Layer(name=node.name, is_quantized=False)
-    site = maker.name.removesuffix("/dequantize").partition("#")[0]
-    return Layer(name=site or weight, is_quantized=True)
+    return Layer(name=site_of(maker) or weight, is_quantized=True)

@@ -48,7 +48,11 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> Spread:
 
 
 def interleaved(
-    runs: Sequence[Callable[[], object]], *, rounds: int, limit_s: float = math.inf
+    runs: Sequence[Callable[[], object]],
+    *,
+    rounds: int,
+    fewest: int = FEWEST_ROUNDS,
+    limit_s: float = math.inf,
 ) -> list[list[float]]:
     """Return the milliseconds of each function, one figure a round.
 
@@ -57,14 +61,15 @@ def interleaved(
 
     Args:
         runs: What is timed.
-        rounds: As many, or fewer, but `FEWEST_ROUNDS`, when the time is up.
+        rounds: As many, or fewer when the time is up.
+        fewest: As many in any case, if not ``rounds`` is less.
         limit_s: Seconds after which no further round begins.
     """
     began = time.perf_counter()
     num_calls = [_calls_of_block(run) for run in runs]
     times: list[list[float]] = [[] for _ in runs]
     for number in range(max(rounds, 1)):
-        if number >= FEWEST_ROUNDS and time.perf_counter() - began > limit_s:
+        if number >= fewest and time.perf_counter() - began > limit_s:
             break
         places = list(range(len(runs)))
         for place in reversed(places) if number % 2 else places:

@@ -7,15 +7,11 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from dq.quant.latency.comparison import ALONE, Terms
 from dq.quant.latency.engine import Engine, Executed
 from dq.quant.latency.float_twin import float_twin
-from dq.quant.latency.layers import Layer, by_layer, with_layer_numbers
+from dq.quant.latency.layers import Layer, absorbed, by_layer, with_layer_numbers
 from dq.quant.latency.paired import WARM_UP
-
-# Integers that bring less are not worth their rounding error (NVIDIA's Model-Optimizer has the
-# same limit).
-WORTHWHILE = 1.02
+from dq.quant.latency.terms import ALONE, Terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +24,8 @@ class LayerTime:
         calls: How often it is called: a head that pyramid levels share more than once.
         is_quantized: The file has integers for its weight.
         num_integer: Calls that the engine computes in integers.
-        ms_integer: Milliseconds of all calls in the quantized model, each with what follows it.
+        ms_integer: Milliseconds of all calls in the quantized model, each with what follows it;
+            0 if the engine computes the layer together with a later one, which has its time.
         ms_float: The same in the float twin.
         operators: Milliseconds of each of the engine's operators in the quantized model.
     """
@@ -71,8 +68,13 @@ def layer_times(model: ModelProto, engine: Engine, terms: Terms = ALONE) -> list
     for _ in range(WARM_UP + terms.rounds):
         for network in networks:
             network.compute(inputs)
-    own, other = (by_layer(network.executed()) for network in networks)
-    return _of_modules(layers, own, other)
+    executed = [network.executed() for network in networks]
+    found = [by_layer(each) for each in executed]
+    # Where one of the two computes layers together, their times can be compared only together.
+    for earlier, last in [pair for each in executed for pair in absorbed(each).items()]:
+        for times in found:
+            times[last] = [*times.get(last, ()), *times.pop(earlier, ())]
+    return _of_modules(layers, *found)
 
 
 def _of_modules(
@@ -105,21 +107,6 @@ def _by_operator(executed: Iterable[Executed]) -> dict[str, float]:
     return found
 
 
-def not_worthwhile(times: Iterable[LayerTime]) -> list[LayerTime]:
-    """Return the quantized layers where integers bring less than `WORTHWHILE`."""
-    return [t for t in times if t.is_quantized and t.times_as_fast < WORTHWHILE]
-
-
 def costly(times: Iterable[LayerTime], most: int = 3) -> list[LayerTime]:
     """Return the layers that lose most time by quantization, the worst first."""
     return sorted((t for t in times if t.lost_ms > 0), key=lambda t: -t.lost_ms)[:most]
-
-
-def rules_text(times: Iterable[LayerTime]) -> str:
-    """Return Python for a config that leaves these layers in float."""
-    lines = [
-        f"        dict(module={t.module!r}, quantize=False),  # {t.times_as_fast:.2f}x,"
-        f" {t.lost_ms:+.3f} ms"
-        for t in times
-    ]
-    return "\n".join(["quant = dict(", "    rules=[", *lines, "    ],", ")"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from dq.quant.latency.advice import WORTHWHILE, Advice, rules_text
 from dq.quant.latency.comparison import Timed
 from dq.quant.latency.paired import Spread
-from dq.quant.latency.per_layer import WORTHWHILE, LayerTime, costly, not_worthwhile, rules_text
+from dq.quant.latency.per_layer import LayerTime, costly
 
 MIB = 2**20
 
@@ -38,10 +39,10 @@ def layer_table(times: Sequence[LayerTime]) -> list[str]:
         [
             _title(time),
             str(time.calls),
-            str(time.num_integer) if time.is_quantized else "float",
+            f"{time.num_integer}{'' if time.is_quantized else ' of float weights'}",
             f"{time.ms_integer:.3f}",
             f"{time.ms_float:.3f}",
-            f"{time.times_as_fast:.2f}",
+            f"{time.times_as_fast:.2f}" if time.ms_integer else "with another",
         ]
         for time in times
     ]
@@ -54,25 +55,24 @@ def slower_line(name: str, times: Iterable[LayerTime]) -> str:
     return f"{name} is slower than in float; these layers cost most: {named or 'none alone'}"
 
 
-def rule_lines(name: str, times: Sequence[LayerTime], *, is_ours: bool) -> list[str]:
-    """Return which layers to leave in float, as a config's setting if the names are a detector's.
+def advice_lines(name: str, found: Advice | None) -> list[str]:
+    """Return which layers to leave in float, as a config's setting, if that makes a model faster.
 
     Args:
         name: Of the model.
-        times: Of all its layers.
-        is_ours: `launcher export` wrote it.
+        found: Result of `dq.quant.latency.advice.advice`.
     """
-    few = not_worthwhile(times)
-    if not few:
+    if found is None:
         return [f"{name}: integers bring {WORTHWHILE}x or more in every layer"]
-    lost = sum(t.lost_ms for t in few)
     lines = [
-        f"{name}: integers bring less than {WORTHWHILE}x in {len(few)} of {len(times)} layers"
-        f" ({lost:+.2f} ms in all)"
+        f"{name}: integers bring less than {WORTHWHILE}x in {len(found.layers)} layers; with these"
+        f" in float it is {_ratio(found.as_now)} times as fast as now,"
+        f" {found.num_integer} of {found.num_layers} layers in integers"
     ]
-    if is_ours:
-        lines += ["to leave them in float, calibrate with", rules_text(few)]
-    return lines
+    if found.is_faster:
+        return [*lines, "calibrate with", rules_text(found.layers)]
+    lines += [f"  {_title(t)}  {t.times_as_fast:.2f}x  {t.lost_ms:+.3f} ms" for t in found.layers]
+    return [*lines, "so leave them as they are"]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -22,7 +22,7 @@ def write_latency(folder: Path, model: str, latency: Mapping[str, Any]) -> None:
     Args:
         folder: Of the exported models.
         model: Name of the file.
-        latency: Fields of `dq.quant.latency.comparison.Latency`.
+        latency: Fields of `dq.quant.latency.result.Latency`.
     """
     write_json(folder / FILE_NAME, {"model": model, "latency": latency})
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx
 
 from dq.detector.engines.latency import measured
-from dq.quant.latency.comparison import Latency
 from dq.quant.latency.float_twin import float_twin
+from dq.quant.latency.result import Latency
 from tests.quant.latency.models import int8_model
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+from dataclasses import asdict
 
 import onnx
 import torch
@@ -10,9 +12,9 @@ from torch import Tensor, nn
 
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.ptq.calibration import calibrate_
 from dq.quant.recipes.recipe import Recipe
 from tests.quant.exported import exported
-from tests.quant.nets import calibrate
 
 SIZE = (16, 16)
 
@@ -45,13 +47,15 @@ def graph_of(recipe: Recipe | None = None) -> QuantizedGraph:
     for _ in range(5):
         net(images(9))
     graph = prepare(net.eval(), recipe or Recipe())
-    calibrate(graph, [images(seed) for seed in range(4)])
+    calibrate_(graph, [images(seed) for seed in range(4)], lambda batch: len(graph(batch)))
     return graph
 
 
 @functools.cache
 def _bytes_of(recipe: Recipe) -> bytes:
-    return exported(graph_of(recipe), images(0)).SerializeToString()
+    model = exported(graph_of(recipe), images(0))
+    onnx.helper.set_model_props(model, {"recipe": json.dumps(asdict(recipe))})
+    return model.SerializeToString()
 
 
 def model_of(recipe: Recipe) -> onnx.ModelProto:

@@ -10,9 +10,12 @@ import onnx
 import pytest
 
 from dq.quant.latency import paired
-from dq.quant.latency.comparison import Latency, Terms, compare, latency_of
-from dq.quant.latency.float_twin import float_twin, is_quantized
+from dq.quant.latency.comparison import compare, latency_of
+from dq.quant.latency.float_twin import float_twin
+from dq.quant.latency.formats import is_quantized
 from dq.quant.latency.onnx_runtime import OnnxRuntime
+from dq.quant.latency.result import Latency
+from dq.quant.latency.terms import Terms
 from tests.quant.latency.models import int8_model
 
 pytestmark = pytest.mark.cpu

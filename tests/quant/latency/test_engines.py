@@ -8,8 +8,8 @@ import pytest
 from dq.engines import ENGINES
 from dq.quant.latency.engines import timed_engine
 from dq.quant.latency.float_twin import float_twin
-from dq.quant.latency.inputs import example_inputs
 from dq.quant.latency.layers import by_layer, with_layer_numbers
+from dq.quant.latency.terms import example_inputs
 from dq.quant.verify.onnxruntime_session import OnnxNetwork
 from tests.quant.latency.models import images, int8_model
 

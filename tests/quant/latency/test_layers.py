@@ -8,7 +8,7 @@ import pytest
 
 from dq.quant.latency.engine import Executed
 from dq.quant.latency.float_twin import float_twin
-from dq.quant.latency.layers import by_layer, with_layer_numbers
+from dq.quant.latency.layers import absorbed, by_layer, with_layer_numbers
 from dq.quant.recipes.recipe import Recipe, Rule
 from dq.quant.verify.onnxruntime_session import OnnxNetwork
 from tests.quant.latency.models import images, int8_model, model_of
@@ -20,7 +20,7 @@ MODULES = ["stem", "depthwise", "shared", "shared", "up", "last"]
 
 
 def number_of(name: str) -> int:
-    return int(name.rpartition("@layer")[2].strip("@"))
+    return int(name.rpartition("@layer")[2].partition("@")[0])
 
 
 @pytest.mark.parametrize("is_twin", [False, True])
@@ -73,6 +73,16 @@ def test_what_an_engine_inserts_belongs_to_the_operator_before_it() -> None:
         executed("conv@layer3@", 3),
         executed("Join", 2, 4),
     ]
+    assert absorbed(given) == {}
     found = by_layer(given)
     places = {number: [given.index(e) for e in own] for number, own in found.items()}
     assert places == {0: [0, 1, 2], 2: [3], 3: [4, 5, 6]}
+
+
+def test_layers_that_an_engine_computes_together() -> None:
+    given = [
+        executed("one@layer0@own@ relu@layer0@ two@layer1@own@"),
+        executed("three@layer2@own@ sum@layer3@"),  # The sum of a layer that comes later.
+    ]
+    assert {number: len(own) for number, own in by_layer(given).items()} == {1: 1, 2: 1}
+    assert absorbed(given) == {0: 1}

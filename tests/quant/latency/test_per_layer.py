@@ -7,17 +7,14 @@ from typing import Any
 import pytest
 
 from dq.engines import ENGINES
-from dq.quant.latency.comparison import Terms
+from dq.quant.latency.advice import Advice, advice, not_worthwhile, rules_text
 from dq.quant.latency.engines import timed_engine
 from dq.quant.latency.layers import with_layer_numbers
-from dq.quant.latency.per_layer import (
-    LayerTime,
-    costly,
-    layer_times,
-    not_worthwhile,
-    rules_text,
-)
-from dq.quant.latency.text import layer_table, rule_lines, slower_line
+from dq.quant.latency.onnx_runtime import OnnxRuntime
+from dq.quant.latency.paired import Spread
+from dq.quant.latency.per_layer import LayerTime, costly, layer_times
+from dq.quant.latency.terms import Terms
+from dq.quant.latency.text import advice_lines, layer_table, slower_line
 from dq.quant.recipes.recipe import Recipe, Rule
 from tests.quant.latency.models import int8_model, model_of
 
@@ -66,13 +63,39 @@ def test_lines() -> None:
         "m.onnx is slower than in float; these layers cost most: worst (+8.00 ms, Op 9.00 ms),"
         " a/conv (+1.00 ms, Op 2.00 ms), plain (+1.00 ms, Op 2.00 ms)"
     )
-    lines = rule_lines("m.onnx", TIMES, is_ours=True)
-    assert lines[0] == "m.onnx: integers bring less than 1.02x in 3 of 6 layers (+8.98 ms in all)"
-    assert "quant = dict(" in lines[-1]
-    assert len(rule_lines("m.onnx", TIMES, is_ours=False)) == 1
-    assert rule_lines("m.onnx", TIMES[:1], is_ours=True) == [
-        "m.onnx: integers bring 1.02x or more in every layer"
-    ]
+
+
+def advised(ratio: float) -> Advice:
+    few = tuple(not_worthwhile(TIMES))
+    as_now = Spread(low=ratio - 0.25, median=ratio, high=ratio + 0.25)
+    return Advice(layers=few, as_now=as_now, num_integer=3, num_layers=6)
+
+
+def test_a_rule_is_advised_only_if_it_makes_the_model_faster() -> None:
+    assert advice_lines("m.onnx", None) == ["m.onnx: integers bring 1.02x or more in every layer"]
+    first, second, rule = advice_lines("m.onnx", advised(1.5))
+    assert first == (
+        "m.onnx: integers bring less than 1.02x in 3 layers; with these in float it is"
+        " 1.50 (1.25 to 1.75) times as fast as now, 3 of 6 layers in integers"
+    )
+    assert second == "calibrate with"
+    assert rule.startswith("quant = dict(")
+    # Not in three of four rounds.
+    lines = advice_lines("m.onnx", advised(1.125))
+    assert lines[1] == "  a/conv  0.50x  +1.000 ms"
+    assert lines[-1] == "so leave them as they are"
+
+
+def test_the_rule_is_measured_on_the_file() -> None:
+    model = int8_model()
+    assert advice(model, [layer("stem+norm", 1.0, 3.0)], OnnxRuntime()) is None
+    slow = [layer("stem+norm", 2.0, 1.0), layer("depthwise", 1.0, 3.0)]
+    found = advice(model, slow, OnnxRuntime(), Terms(rounds=3))
+    assert found is not None
+    assert [t.name for t in found.layers] == ["stem+norm"]
+    assert found.num_integer < OnnxRuntime().open(model, threads=1).num_integer
+    assert found.num_layers == 6
+    assert found.as_now.low > 0
 
 
 def test_the_rule_leaves_these_layers_in_float() -> None:

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from dq.quant.latency.inputs import example_inputs
+from dq.quant.latency.terms import example_inputs
 
 
 def model_of(*shapes: list[Any], kind: int = TensorProto.FLOAT) -> onnx.ModelProto:

@@ -1,12 +1,52 @@
-"""Inputs to time a model on: random values of the sizes that it was exported for."""
+"""How models are timed: threads, rounds, and the inputs that they run on."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+
+from dq.quant.latency.paired import FEWEST_ROUNDS
+
+MOST_ROUNDS = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How models are timed.
+
+    Attributes:
+        threads: Of one run.
+        rounds: At most; in each every model runs.
+        fewest: As many rounds begin in any case.
+        limit_s: Seconds after which no further round begins.
+        batch: Of inputs whose first dimension is free.
+        size: Height and width, for images of a free size.
+    """
+
+    threads: int = 1
+    rounds: int = MOST_ROUNDS
+    fewest: int = FEWEST_ROUNDS
+    limit_s: float = math.inf
+    batch: int = 1
+    size: tuple[int, int] | None = None
+
+    def inputs_of(self, model: onnx.ModelProto) -> list[NDArray[Any]]:
+        """Return values for a model's inputs.
+
+        Raises:
+            ValueError: An input has no size.
+        """
+        return example_inputs(model, batch=self.batch, size=self.size)
+
+
+ALONE = Terms()
+# At the end of an export, which should take a second or two; large models take seconds a run.
+BRIEFLY = Terms(fewest=3, limit_s=1.5)
 
 
 def example_inputs(

@@ -1,0 +1,50 @@
+"""Some layers of a file in float: as a calibration with the rule would have written it."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from dq.quant.latency.left_float import is_ours, with_layers_in_float
+from dq.quant.recipes.recipe import Recipe, Rule
+from dq.quant.verify.onnxruntime_session import OnnxNetwork
+from tests.quant.latency.models import images, model_of
+
+pytestmark = pytest.mark.cpu
+
+NAMES = {"stem": "stem+norm", "depthwise": "depthwise", "up": "up"}
+
+
+def roundings(model: onnx.ModelProto) -> list[str]:
+    """Return the tensors that are rounded, each by the operator that makes it."""
+    makers = {name: node.op_type for node in model.graph.node for name in node.output}
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return [
+        f"{makers.get(node.input[0], 'input')} {node.op_type}"
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear" and node.input[0] not in stored
+    ]
+
+
+@pytest.mark.parametrize("target", ["int8", "onnxruntime"])
+@pytest.mark.parametrize("modules", [("depthwise",), ("stem", "up")])
+def test_rounds_what_a_calibration_with_the_rule_rounds(
+    target: str, modules: tuple[str, ...]
+) -> None:
+    recipe = Recipe().for_target(target)
+    rules = tuple(Rule(module=name, quantize=False) for name in modules)
+    wanted = model_of(Recipe(rules=rules).for_target(target))
+    found = with_layers_in_float(model_of(recipe), [NAMES[name] for name in modules])
+    onnx.checker.check_model(found, full_check=True)
+    assert roundings(found) == roundings(wanted)
+    one, other = (OnnxNetwork(model) for model in (found, wanted))
+    assert (one.num_integer, one.num_float) == (other.num_integer, other.num_float)
+    for a, b in zip(one.tensors(images(5)), other.tensors(images(5)), strict=True):
+        assert (a - b).abs().max() < 0.1 * b.abs().max()
+
+
+def test_other_tools_files_are_known() -> None:
+    model = model_of(Recipe())
+    assert is_ours(model)
+    del model.metadata_props[:]
+    assert not is_ours(model)
