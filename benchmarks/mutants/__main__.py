@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.mutants.choice import Mutant, in_turn, mutants_of, mutated
-from benchmarks.mutants.parts import PARTS, tests_of
+from benchmarks.mutants.parts import PARTS, stages_for
 from benchmarks.mutants.trial import KILLED, SURVIVED, TIMED_OUT, UNCLEAR, Tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             row = known.get(key_of(asdict(mutant)))
             if row is None:
                 diff = difference((ROOT / mutant.module).read_text(), text)
-                verdict = tree.try_out(mutant.module, text, tests_of(ROOT, mutant.module))
+                verdict = tree.try_out(mutant.module, text, stages_for(ROOT, mutant.module))
                 row = {**asdict(mutant), "diff": diff, **asdict(verdict)}
                 known[key_of(row)] = row
                 if given.out:

@@ -35,6 +35,8 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "dq/detector/model/checkpoint_content.py": ("tests/launcher/test_resume.py",),
     "dq/detector/training/resume_state.py": ("tests/launcher/test_resume.py",),
 }
+# pytest's expression of markers (`not slow` or `slow`), and files below the root of the tree.
+Stage = tuple[str, list[str]]
 # They need a cluster, which other users of this machine may be using.
 NEVER = "tests/slurm"
 
@@ -50,31 +52,30 @@ def modules_of(root: Path, part: str) -> list[str]:
     return sorted(names - named)
 
 
-def tests_of(root: Path, module: str) -> dict[str, list[str]]:
-    """Return the test files of a module, those most likely to fail first.
+def stages_for(root: Path, module: str) -> list[Stage]:
+    """Return the tests of a module in the order in which they run, the quickest to fail first.
 
-    First the file with its name, then the folder that mirrors its own, then, for the fast tests,
-    the files elsewhere that import it.
-
-    Returns:
-        pytest's expression of markers (``not slow``, ``slow``) to files below the root.
+    First the fast tests: those in the file with its name, then in the folder that mirrors its own,
+    then in files elsewhere that import it. Last the slow tests of its file and folder.
     """
     path = Path(module)
-    folder = Path("tests", *path.parts[1:-1])
+    folder = root / Path("tests", *path.parts[1:-1])
     # Directly below `tests` are the tests of single files.
-    pattern = "test_*.py" if folder != Path("tests") else f"test_{path.stem}*.py"
-    mirror = sorted(p.relative_to(root).as_posix() for p in (root / folder).rglob(pattern))
+    alone = folder == root / "tests"
+    found = folder.glob(f"test_{path.stem}*.py") if alone else folder.rglob("test_*.py")
+    mirror = sorted(p.relative_to(root).as_posix() for p in found)
     own = [name for name in mirror if Path(name).name.startswith(f"test_{path.stem}")]
+    near = list(dict.fromkeys([*own, *mirror, *ELSEWHERE.get(module, ())]))
     dotted = ".".join(path.with_suffix("").parts)
     importing = [
         name
         for file in sorted((root / "tests").rglob("test_*.py"))
         if not (name := file.relative_to(root).as_posix()).startswith(NEVER)
+        and name not in near
         and dotted in _imported(file)
     ]
-    near = [*own, *mirror, *ELSEWHERE.get(module, ())]
-    files = {"not slow": [*near, *importing], "slow": near}
-    return {stage: list(dict.fromkeys(names)) for stage, names in files.items()}
+    stages = [("not slow", near), ("not slow", importing), ("slow", near)]
+    return [(marker, files) for marker, files in stages if files]
 
 
 @functools.cache

@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from benchmarks.mutants.parts import Stage
 
 KILLED, SURVIVED, TIMED_OUT, UNCLEAR = "killed", "survived", "timed out", "unclear"
 PASSED, NO_TESTS = 0, 5  # pytest's exit codes
@@ -48,19 +50,17 @@ class Tree:
     limit_s: float
     sound: dict[tuple[str, ...], bool] = field(default_factory=dict)
 
-    def try_out(self, module: str, text: str, tests: Mapping[str, Sequence[str]]) -> Verdict:
+    def try_out(self, module: str, text: str, stages: Iterable[Stage]) -> Verdict:
         """Run the tests of each stage with another text of a module, until one fails.
 
         Args:
             module: Path below the root.
             text: Its source with the mutant.
-            tests: As `benchmarks.mutants.parts.tests_of` returns them.
+            stages: As `benchmarks.mutants.parts.stages_for` returns them.
         """
         began, state, by = time.monotonic(), SURVIVED, ""
-        for stage, files in tests.items():
-            if not files:
-                continue
-            words = ("-m", stage, *files)
+        for marker, files in stages:
+            words = ("-m", marker, *files)
             with self._changed(module, text):
                 code, output = self._pytest(words)
             if code in (PASSED, NO_TESTS):
