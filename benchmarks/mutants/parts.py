@@ -37,8 +37,6 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
 }
 # pytest's expression of markers (`not slow` or `slow`), and files below the root of the tree.
 Stage = tuple[str, list[str]]
-# They need a cluster, which other users of this machine may be using.
-NEVER = "tests/slurm"
 
 
 def modules_of(root: Path, part: str) -> list[str]:
@@ -56,7 +54,8 @@ def stages_for(root: Path, module: str) -> list[Stage]:
     """Return the tests of a module in the order in which they run, the quickest to fail first.
 
     First the fast tests: those in the file with its name, then in the folder that mirrors its own,
-    then in files elsewhere that import it. Last the slow tests of its file and folder.
+    then in the other files of the same package that import it. Last the slow ones of its file and
+    folder.
     """
     path = Path(module)
     folder = root / Path("tests", *path.parts[1:-1])
@@ -70,9 +69,9 @@ def stages_for(root: Path, module: str) -> list[Stage]:
     importing = [
         name
         for file in sorted((root / "tests").rglob("test_*.py"))
-        if not (name := file.relative_to(root).as_posix()).startswith(NEVER)
-        and name not in near
+        if (name := file.relative_to(root).as_posix()) not in near
         and dotted in _imported(file)
+        and Path(name).parts[1:2] == path.parts[1:2]
     ]
     stages = [("not slow", near), ("not slow", importing), ("slow", near)]
     return [(marker, files) for marker, files in stages if files]

@@ -80,7 +80,6 @@ def test_every_module_has_tests_and_a_part_of_its_own() -> None:
         assert [marker for marker, _ in (stages[0], stages[-1])] == ["not slow", "slow"]
         for name in {name for _, names in stages for name in names}:
             assert (ROOT / name).is_file()
-            assert not name.startswith("tests/slurm")
     assert set(ELSEWHERE) <= set(modules)
 
 

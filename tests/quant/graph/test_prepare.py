@@ -339,6 +339,29 @@ def test_training_and_evaluation_may_differ() -> None:
     assert "quantizers.relu/out" in names
 
 
+def test_what_training_alone_computes_stays_float() -> None:
+    """As an auxiliary head, which nobody exports: it has no ranges that calibration could fill."""
+
+    def forward(net: Net, x: Tensor) -> object:
+        y = net.b(F.relu(net.a(x)))
+        return (
+            [y, net.aux(y).sigmoid() * F.conv2d(y, net.aux.weight, padding=1)]
+            if net.training
+            else [y]
+        )
+
+    net = Net(forward, a=conv(), b=conv(4), aux=conv(4))
+    x = torch.randn(1, 3, 5, 5)
+    traced = trace_tolerantly(net.eval(), net.forward, x)
+    graph = prepare(net, Recipe(), traced)
+    wanted = {"a", "b", "x/out", "relu/out", "b/out"}
+    assert {s.name for s in graph.sites} == wanted
+    assert set(net.quantizers) == wanted  # type: ignore[arg-type]
+    assert len(graph(x)) == 1
+    net.train()
+    assert len(graph(x)) == 2
+
+
 def test_deep_graph_needs_no_deep_recursion() -> None:
     net = Net(lambda n, x: _deep(n.a(x)), a=conv())
     assert "a" in sites(net)
