@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,6 +199,12 @@ def test_large_bias_with_tiny_weights_fits_the_engines_integers() -> None:
     assert changed == {"one", "all"}
     scales = zip(before["one"]["scale"], after["one"]["scale"], strict=True)
     assert [a == b for a, b in scales] == [index != 2 for index in range(8)]
+    # The smallest power of two that is enough: half of it is not.
+    scale_in = torch.tensor(after["x/out"]["scale"]).double()
+    for integer, least in ((2.0**30, False), (2.0**29, True)):
+        found = 0.7 / (scale_in * after["one"]["scale"][2])
+        assert bool(found > integer) is least
+    assert math.log2(after["one"]["scale"][2] / before["one"]["scale"][2]).is_integer()
 
 
 def test_biases_that_fit_change_nothing() -> None:
@@ -294,6 +302,11 @@ def test_integer_file_is_plain_small_and_loads_again(tmp_path: Path) -> None:
     wrong = integer_network(prepare(Net().eval(), preset("int16")), empty=True)
     with pytest.raises(ValueError, match=r"net.pth holds another network: .*use the config"):
         load_integers_(wrong, content, "net.pth")
+    name = next(k for k, t in content["state"].items() if k.endswith("integers"))
+    for change in (lambda t: t[:1], lambda t: torch.cat([t, t]), lambda t: t.to(torch.int64)):
+        state = {**content["state"], name: change(content["state"][name])}
+        with pytest.raises(ValueError, match=rf"1 entries differ \(first: {re.escape(name)}\)"):
+            load_integers_(other, {**content, "state": state}, "net.pth")
 
 
 def test_qparams_name_every_quantizer() -> None:

@@ -158,6 +158,30 @@ def test_layers_that_engines_compute_in_float_do_not_change() -> None:
     assert kinds_of(network).count("IntegerLayer") == 4
 
 
+@torch.no_grad()
+def test_a_product_or_a_scaled_sum_is_no_plain_sum() -> None:
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+            self.last = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = torch.relu(self.one(x)), torch.relu(self.two(x))
+            y: Tensor = self.last(torch.add(a * b, b, alpha=2))
+            return y
+
+    graph = quantized(Recipe(), Gate())
+    network = exact_network(graph)
+    assert isinstance(network, fx.GraphModule)
+    assert kinds_of(network).count("ExactSum") == 0
+    assert kinds_of(network).count("ExactLayer") == 3
+    found, expected = network(images(7)), graph(images(7))
+    steps_apart = (found - expected).abs() / graph.activations()["last/out"].scale
+    assert steps_apart.mean() < 0.25
+
+
+@torch.no_grad()
 def test_graph_without_8_bits_is_its_own_exact_network() -> None:
     for name in ("int16", "w4a4"):
         graph = quantized(preset(name))
