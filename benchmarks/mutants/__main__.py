@@ -31,7 +31,7 @@ from typing import Any
 
 from benchmarks.mutants.choice import Mutant, in_turn, mutants_of, mutated
 from benchmarks.mutants.parts import PARTS, stages_for
-from benchmarks.mutants.trial import KILLED, SURVIVED, TIMED_OUT, UNCLEAR, Tree
+from benchmarks.mutants.trial import KILLED, SURVIVED, TIMED_OUT, UNCLEAR, Tree, preload
 
 ROOT = Path(__file__).resolve().parents[2]
 STATES = (KILLED, TIMED_OUT, SURVIVED, UNCLEAR)
@@ -108,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("cosmic-ray lists the mutants; install it: pip install -e '.[mutation]'")
     # The copy is elsewhere; the data beside the checkout are not copied.
     os.environ.setdefault("DQ_SHARED", str(ROOT.parent / "shared"))
+    preload()
     known, rows = read(given.out, again=given.again), []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         tree = Tree(root=Path(folder).resolve(), limit_s=given.limit)

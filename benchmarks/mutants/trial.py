@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import signal
-import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from benchmarks.mutants.parts import Stage
 
 KILLED, SURVIVED, TIMED_OUT, UNCLEAR = "killed", "survived", "timed out", "unclear"
+PRELOADED = ("torch", "torch._dynamo", "torch.distributed", "hypothesis", "onnx", "onnxruntime")
+PROJECT = {"dq", "launcher", "slurm", "tests", "benchmarks"}
 PASSED, NO_TESTS = 0, 5  # pytest's exit codes
 FAILURE = re.compile(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", re.MULTILINE)
 
@@ -93,32 +100,59 @@ class Tree:
 
     def _pytest(self, words: Sequence[str]) -> tuple[int | None, str]:
         """Run tests up to the first failure; return the exit code (None: too long) and output."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
-        environ = {
-            "OMP_NUM_THREADS": "1",
-            **os.environ,
-            "PYTHONPATH": str(self.root),
-            # A change within the resolution of file times must not meet old bytecode.
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "COLUMNS": "1000",
-        }
-        process = subprocess.Popen(
-            [*command, *words],
-            cwd=self.root,
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        try:
-            output, _ = process.communicate(timeout=self.limit_s)
-            return process.returncode, output
-        except subprocess.TimeoutExpired:
-            return None, ""
-        finally:
-            # Ranks of a test may be left, and hold the pipe.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        command = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", *words]
+        with tempfile.TemporaryFile() as output:
+            pid = os.fork()
+            if not pid:
+                _be_pytest(self.root, command, output.fileno())
+            code = _exit_code(pid, self.limit_s)
+            output.seek(0)
+            return code, output.read().decode(errors="replace")
+
+
+def preload() -> None:
+    """Import what most tests need, so that no run of them waits for it; nothing of the project."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+
+
+def _be_pytest(root: Path, command: list[str], output: int) -> None:
+    """Be a new process that runs pytest in the tree; never return."""
+    code = 3
+    try:
+        os.setsid()
+        os.chdir(root)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))
+        os.environ |= {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "1000"}
+        # A change within the resolution of file times must not meet old bytecode.
+        sys.dont_write_bytecode = True
+        sys.path.insert(0, str(root))
+        sys.argv = ["pytest", *command]
+        # A process that a test spawns imports the main module again.
+        sys.modules["__main__"] = ModuleType("__main__")
+        for name in list(sys.modules):
+            if name.partition(".")[0] in PROJECT:
+                del sys.modules[name]
+        code = int(pytest.main(command))
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _exit_code(pid: int, limit_s: float) -> int | None:
+    """Wait for a process and end what it has left; return None if it took longer than the limit."""
+    end = time.monotonic() + limit_s
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() < end:
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)  # Ranks of a test may be left.
+    if ended[0]:
+        return os.waitstatus_to_exitcode(ended[1])
+    os.waitpid(pid, 0)
+    return None
