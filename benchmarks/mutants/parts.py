@@ -35,6 +35,8 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "dq/detector/model/checkpoint_content.py": ("tests/launcher/test_resume.py",),
     "dq/detector/training/resume_state.py": ("tests/launcher/test_resume.py",),
 }
+# Tests that read the source of every module.
+OF_ALL = ("tests/house/test_dataclasses.py",)
 # pytest's expression of markers (`not slow` or `slow`), and files below the root of the tree.
 Stage = tuple[str, list[str]]
 
@@ -64,7 +66,7 @@ def stages_for(root: Path, module: str) -> list[Stage]:
     found = folder.glob(f"test_{path.stem}*.py") if alone else folder.rglob("test_*.py")
     mirror = sorted(p.relative_to(root).as_posix() for p in found)
     own = [name for name in mirror if Path(name).name.startswith(f"test_{path.stem}")]
-    near = list(dict.fromkeys([*own, *mirror, *ELSEWHERE.get(module, ())]))
+    near = list(dict.fromkeys([*own, *mirror, *ELSEWHERE.get(module, ()), *OF_ALL]))
     dotted = ".".join(path.with_suffix("").parts)
     importing = [
         name

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.mutants.__main__ import ROOT, difference, main, read, table
 from benchmarks.mutants.choice import Mutant, in_turn, is_fault, left_out
-from benchmarks.mutants.parts import ELSEWHERE, PARTS, modules_of, stages_for
+from benchmarks.mutants.parts import ELSEWHERE, OF_ALL, PARTS, modules_of, stages_for
 from benchmarks.mutants.trial import KILLED, SURVIVED, TIMED_OUT, UNCLEAR, Tree
 
 SOURCE = '''"""1 + 1"""
@@ -85,13 +85,14 @@ def test_every_module_has_tests_and_a_part_of_its_own() -> None:
 
 def test_the_tests_that_mirror_a_module_come_first() -> None:
     first, second, third = stages_for(ROOT, "dq/quant/numerics/spec.py")
-    assert first == ("not slow", ["tests/quant/numerics/test_affine.py"])
+    assert first == ("not slow", ["tests/quant/numerics/test_affine.py", *OF_ALL])
     assert second[0] == "not slow"
     assert "tests/quant/observers/test_observers.py" in second[1]  # It imports the module.
     assert third == ("slow", first[1])
     assert stages_for(ROOT, "dq/sync.py")[0][1] == [
         "tests/test_sync.py",
         "tests/test_sync_repairs.py",
+        *OF_ALL,
     ]
     first = stages_for(ROOT, "dq/dist/watch/watchdog.py")[0]
     assert first[1][:2] == [
