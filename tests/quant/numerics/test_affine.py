@@ -192,6 +192,14 @@ def test_range_over_any_axis(axis: int, rows: int, columns: int) -> None:
         assert bool(torch.isneginf(high).all())
 
 
+def test_range_over_a_vectors_own_axis_is_each_value() -> None:
+    x = torch.tensor([3.0, -1.0, 0.0])
+    for axis in (0, -1):
+        low, high = range_over(x, axis)
+        assert torch.equal(low, x)
+        assert torch.equal(high, x)
+
+
 def test_empty_tensor_passes() -> None:
     for axis, shape in ((None, (0, 3)), (0, (2, 0)), (0, (0, 2))):
         spec = QuantSpec(signed=True, symmetric=True, channel_axis=axis)
