@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from dq.quant.graph.comparison import Reference
+from dq.quant.graph.flat import FlatGraph, flattened, restored
 from dq.quant.graph.inputs import forward_with_inputs
 from dq.quant.graph.nodes import PART_OF_RESULT, SIDE_EFFECT
 from dq.quant.graph.writes import AUGMENTED, WriteError, replace_inplace_writes_
@@ -396,8 +397,18 @@ class BoundGraph:
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what goes into a file: all but the compiled functions."""
-        return {name: value for name, value in vars(self).items() if name not in _COMPILED}
+        """Return what goes into a file: all but the compiled functions, with graphs as lists."""
+        return {
+            name: flattened(value) if isinstance(value, fx.Graph) else value
+            for name, value in vars(self).items()
+            if name not in _COMPILED
+        }
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take what comes from a file; one of an earlier version has graphs as they are."""
+        vars(self).update(
+            {k: restored(v) if isinstance(v, FlatGraph) else v for k, v in state.items()}
+        )
 
     def __getattr__(self, name: str) -> Any:
         """Compile the graphs of an object that has come from a file, when they are first needed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -156,6 +157,30 @@ def test_layers_that_engines_compute_in_float_do_not_change() -> None:
     compute_exactly_(network)
     # The depthwise layer, the 4-bit layer, and the readers of both.
     assert kinds_of(network).count("IntegerLayer") == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "call", [torch.relu, F.relu, lambda x: x.relu(), lambda x: x.relu_(), nn.ReLU(), nn.ReLU6()]
+)
+def test_an_activation_that_its_quantizer_repeats_is_dropped_however_it_is_called(
+    call: Callable[[Tensor], Tensor],
+) -> None:
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+            if isinstance(call, nn.Module):
+                self.activation = call
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.last(call(self.one(x)))
+            return y
+
+    network = exact_network(quantized(Recipe(), Called()))
+    assert isinstance(network, fx.GraphModule)
+    assert sorted(kinds_of(network)) == ["ExactLayer", "ExactLayer", "ExactQuantizer"]
+    assert not [n for n in network.graph.nodes if n.op in ("call_function", "call_method")]
 
 
 @torch.no_grad()
