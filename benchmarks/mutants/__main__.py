@@ -35,6 +35,7 @@ from benchmarks.mutants.trial import KILLED, SURVIVED, TIMED_OUT, UNCLEAR, Tree,
 
 ROOT = Path(__file__).resolve().parents[2]
 STATES = (KILLED, TIMED_OUT, SURVIVED, UNCLEAR)
+Rows = dict[tuple[str, ...], dict[str, Any]]
 
 
 def copy_tree(source: Path, target: Path) -> None:
@@ -64,12 +65,12 @@ def chosen(number: int, seed: int, parts: Sequence[str]) -> Iterator[tuple[Mutan
             yield mutant, text
 
 
-def key_of(row: Mapping[str, Any]) -> tuple[str, str, int]:
-    """Return what tells a mutant from all others."""
-    return row["module"], row["operator"], row["occurrence"]
+def key_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what tells a mutant from all others, also of other versions of the source."""
+    return row["module"], row["operator"], str(row["occurrence"]), row["diff"]
 
 
-def read(out: Path | None, *, again: bool) -> dict[tuple[str, str, int], dict[str, Any]]:
+def read(out: Path | None, *, again: bool) -> Rows:
     """Return the rows of an earlier command that are not to be tried again."""
     if out is None or not out.exists():
         return {}
@@ -91,6 +92,24 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def results(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Try the mutants that the command asks for; yield a row for each, known or new."""
+    known = read(given.out, again=given.again)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        tree = Tree(root=Path(folder).resolve(), limit_s=given.limit)
+        copy_tree(ROOT, tree.root)
+        for mutant, text in chosen(given.number, given.seed, given.parts):
+            diff = difference((ROOT / mutant.module).read_text(), text)
+            row = {**asdict(mutant), "diff": diff}
+            if key_of(row) not in known:
+                verdict = tree.try_out(mutant.module, text, stages_for(ROOT, mutant.module))
+                known[key_of(row)] = {**row, **asdict(verdict)}
+                if given.out:
+                    kept = "".join(f"{json.dumps(found)}\n" for found in known.values())
+                    given.out.write_text(kept)
+            yield known[key_of(row)]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Try the mutants and print a table; return 1 if fewer than nine in ten are found."""
     parser = argparse.ArgumentParser(
@@ -109,24 +128,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The copy is elsewhere; the data beside the checkout are not copied.
     os.environ.setdefault("DQ_SHARED", str(ROOT.parent / "shared"))
     preload()
-    known, rows = read(given.out, again=given.again), []
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        tree = Tree(root=Path(folder).resolve(), limit_s=given.limit)
-        copy_tree(ROOT, tree.root)
-        for number, (mutant, text) in enumerate(chosen(given.number, given.seed, given.parts), 1):
-            row = known.get(key_of(asdict(mutant)))
-            if row is None:
-                diff = difference((ROOT / mutant.module).read_text(), text)
-                verdict = tree.try_out(mutant.module, text, stages_for(ROOT, mutant.module))
-                row = {**asdict(mutant), "diff": diff, **asdict(verdict)}
-                known[key_of(row)] = row
-                if given.out:
-                    kept = [json.dumps(r) for r in known.values()]
-                    given.out.write_text("\n".join(kept) + "\n")
-            rows.append(row)
-            place = f"{row['module']}:{row['span'][0][0]}"
-            print(f"{number} {row['state']} in {row['seconds']:.0f} s: {place} {row['by']}")
-            print(row["diff"], flush=True)
+    rows = []
+    for number, row in enumerate(results(given), 1):
+        rows.append(row)
+        place = f"{row['module']}:{row['span'][0][0]}"
+        print(f"{number} {row['state']} in {row['seconds']:.0f} s: {place} {row['by']}")
+        print(row["diff"], flush=True)
     made = table(rows)
     print(made)
     if given.write:
