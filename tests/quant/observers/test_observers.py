@@ -191,6 +191,29 @@ def test_after_collecting_a_moving_average_continues_from_the_range(name: str) -
     torch.testing.assert_close(observer.range_max, (before + 8) / 2)
 
 
+@pytest.mark.parametrize("name", HISTOGRAMS)
+def test_beginning_a_calibration_starts_counting_or_continues(name: str) -> None:
+    x = torch.linspace(0, 4, 1000)
+    observer = MAKERS[name](collects=False)
+    observer.begin_calibration_()
+    assert observer.collects
+    observer.observe(x)
+    observer.update_()
+    assert int(observer.counts.sum()) == 1000
+    observer.begin_calibration_()  # As the next batch, or the next phase, does.
+    observer.observe(2 * x)
+    observer.update_()
+    assert int(observer.counts.sum()) == 2000
+    assert float(observer.highest) == 8.0
+    observer.end_calibration_()
+    assert not observer.collects
+    assert len(observer.counts) == 0
+    observer.begin_calibration_()
+    observer.observe(x)
+    observer.update_()
+    assert int(observer.counts.sum()) == 1000
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_observing_compiles_as_one_graph_and_is_right_for_half_precision(name: str) -> None:
     observer = MAKERS[name]()
