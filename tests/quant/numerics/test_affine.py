@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -207,6 +208,17 @@ def test_empty_tensor_passes() -> None:
         scale, zero_point = scale_and_zero_point(*range_over(x, axis), spec)
         assert fake_quantize(x, scale, zero_point, spec).shape == shape
         assert quantize(x, scale, zero_point, spec).shape == shape
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("ends", [(math.inf, -math.inf), (0.0, 0.0), (2.0, 1.0)])
+def test_an_empty_range_has_a_scale_of_one_and_rounds_to_integers(
+    signed: bool, symmetric: bool, ends: tuple[float, float]
+) -> None:
+    spec = QuantSpec(signed=signed, symmetric=symmetric)
+    scale, zero_point = scale_and_zero_point(*map(torch.tensor, ends), spec)
+    assert (float(scale), int(zero_point)) == (1.0, 0)
 
 
 def test_nan_range_gives_nan_scale_and_a_defined_zero_point() -> None:
