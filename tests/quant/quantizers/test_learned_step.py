@@ -363,3 +363,19 @@ def test_lsq_on_a_symmetric_activation_learns_no_offset() -> None:
     quantizer = LsqActivationQuantizer(spec, MinMaxObserver(), learn_offset=True)
     assert isinstance(quantizer, LearnedActivationQuantizer)
     assert quantizer.learned_offset is None
+
+
+@pytest.mark.parametrize("with_offset", [True, False])
+def test_a_factor_in_a_tensor_is_the_factor(with_offset: bool) -> None:
+    """With symbolic sizes torch.compile gives the factor as a tensor."""
+    found = []
+    for factor in (0.3, torch.tensor(0.3)):
+        x = torch.linspace(-3, 9, 50, requires_grad=True)
+        scale = torch.tensor(0.4, requires_grad=True)
+        offset = torch.tensor(-0.8, requires_grad=True) if with_offset else None
+        zero_point = torch.tensor(2, dtype=torch.int32)
+        y = learned_fake_quantize(x, scale, zero_point, U4, offset=offset, factor=factor)
+        y.square().sum().backward()
+        found.append([x.grad, scale.grad, *([] if offset is None else [offset.grad])])
+    assert all(bool(gradient.any()) for gradient in found[0])
+    torch.testing.assert_close(found[1], found[0])
