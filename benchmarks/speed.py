@@ -29,6 +29,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,13 @@ from benchmarks.nets import NETS, build
 from dq.detector.model.graph import attach, quantize_detector, trace_detector
 from dq.detector.step.parallel_detector import parse_losses
 from dq.quant.kernels import native
+from dq.quant.kernels import table as table_kernels
 from dq.quant.kernels.compile_pass import inductor_options
 from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import update_scales_
 from dq.quant.quantizers.phase import Phase, set_phase
-from dq.quant.recipes.recipe import Recipe
+from dq.quant.recipes.presets import preset
+from dq.quant.targets.registry import TARGETS
 
 SIDES = (
     "float",
@@ -120,7 +123,7 @@ def side(
         if name == "float_frozen":
             freeze_norms(detector)
     else:
-        network, after = quantized(name, detector, images)
+        network, after = quantized(name, detector, images, given.target)
         if given.compile:
             network = torch.compile(network, options=inductor_options())
         attach(detector, network)
@@ -141,9 +144,10 @@ def _float_graph(detector: nn.Module) -> fx.GraphModule:
     return fx.GraphModule(detector, trace_detector(detector).graph)
 
 
-def quantized(name: str, detector: nn.Module, images: Tensor) -> tuple[Any, Work]:
+def quantized(name: str, detector: nn.Module, images: Tensor, target: str) -> tuple[Any, Work]:
     """Return the calibrated graph of a side in its phase, and what must be called after a step."""
-    graph = quantize_detector(detector, Recipe(learned="lsq" if name == "lsq" else None))
+    recipe = replace(preset(target), learned="lsq" if name == "lsq" else None)
+    graph = quantize_detector(detector, recipe)
     quantizers = list(graph.activations().values())
     detector.eval()
     set_phase(graph.quantizers, Phase.CALIBRATE)
@@ -171,12 +175,13 @@ def without_kernels(work: Work) -> Work:
     """Return the same work with compositions of torch's operators only."""
 
     def composed() -> None:
-        takes = native.takes
+        takes, tables = native.takes, table_kernels.takes
         native.takes = lambda *tensors: False
+        table_kernels.takes = lambda x: False
         try:
             work()
         finally:
-            native.takes = takes
+            native.takes, table_kernels.takes = takes, tables
 
     return composed
 
@@ -313,6 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--target", choices=TARGETS, default="int8")
     parser.add_argument("--compile", action="store_true", help="all but the peers")
     parser.add_argument("--amp", action="store_true", help="bf16 autocast")
     parser.add_argument("--channels-last", action="store_true")

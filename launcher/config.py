@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from dq.detector.step.guards import Guards
-from dq.names import check_keys
+from dq.names import check_keys, hint
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.ptq.settings import Mixed, Repair
 from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import Recipe, Rule
+from dq.quant.targets.registry import TARGETS
 from dq.quant.training.distillation import Distill
 from dq.quant.training.oscillation import Oscillation
 from dq.quant.training.refinements import Refinements
@@ -76,6 +77,8 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
         raise ValueError("quant.training must be a dict of dotted config keys and their values")
     repair = _repair(section)
     base = preset(section.pop("preset", None) or "int8")
+    if "target" in section:
+        base = base.for_target(_target(section.pop("target")))
     weight = _spec(section.pop("weight", None), base.weight, "quant.weight")
     activation = _spec(section.pop("activation", None), base.activation, "quant.activation")
     rules = section.pop("rules", None) or ()
@@ -154,6 +157,12 @@ def _refinements(given: Mapping[str, Any]) -> Refinements:
             check_keys(values[key], [f.name for f in fields(kind)], f"quant.{key}")
             values[key] = kind(**values[key])
     return Refinements(**values)
+
+
+def _target(name: Any) -> str:
+    if name not in TARGETS:
+        raise ValueError(f"quant.target {name!r} does not exist; {hint(str(name), TARGETS)}")
+    return str(name)
 
 
 def _spec(given: Any, default: QuantSpec, where: str) -> QuantSpec:

@@ -17,7 +17,7 @@ from dq.detector import removed_names
 from dq.detector.step.guards import Guards
 from dq.detector.step.supervision import Supervision, Watch
 from dq.dist.errors.lost import LostRankError, explain_lost_rank
-from dq.dist.group.claim import first_to_claim, wait_for_claims
+from dq.dist.group.claim import first_to_report, wait_for_reports
 from dq.dist.group.process_group import process_group
 from dq.dist.rendezvous.environment import Environment, read_environment
 from dq.dist.watch.agreement import Agreement, CudaMarks
@@ -224,10 +224,10 @@ def _report(error: Exception | Stopped, log_file: Path, *, debug: bool) -> None:
         return
     log_traceback(error)
     # What one rank did for all has failed there, and it has the error itself.
-    if not getattr(error, "reported_elsewhere", False) and first_to_claim("report"):
+    if not getattr(error, "reported_elsewhere", False) and first_to_report():
         say(_explained(error), log_file, debug=debug)
     if explain_lost_rank(error) is None:
-        wait_for_claims("report")
+        wait_for_reports()
     error.reported = True  # type: ignore[attr-defined]
 
 

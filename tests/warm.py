@@ -26,6 +26,8 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parent.parent
 PRELOADED = ("torch._dynamo", "mmdet.apis", "mmcv.runner", "launcher.stages", "launcher.session",
              "launcher.report")  # fmt: skip
+# What is read when torch is imported: the launcher sets the second before that.
+START = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "FATAL"}
 
 
 class WarmProcess:
@@ -108,7 +110,7 @@ def _server() -> str:
             read, write = os.pipe()
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.warm", address, str(read)],
-                cwd=ROOT, pass_fds=[read], env={**os.environ, "OMP_NUM_THREADS": "1"},
+                cwd=ROOT, pass_fds=[read], env={**os.environ, **START},
             )  # fmt: skip
             os.close(read)  # The other end closes when this process ends, for whatever reason.
             os.set_inheritable(write, False)

@@ -1,12 +1,14 @@
 """An error that nobody foresaw, raised in place of a function of the launcher's own.
 
-Processes that import it look into ``$DQ_INJECT``, ``MODULE:NAME``, and ``$DQ_INJECT_RANK``.
+Processes that import it look into ``$DQ_INJECT``, ``MODULE:NAME``, ``$DQ_INJECT_RANK``, the only
+rank that fails, and ``$DQ_INJECT_LATE``, seconds by which all ranks but the main one fail later.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import time
 from typing import Any, NoReturn
 
 # What is called early in each command, with what the command is called with besides.
@@ -30,6 +32,8 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def fail(*_: Any, **__: Any) -> NoReturn:
+    if _rank not in (None, "0"):
+        time.sleep(float(os.environ.get("DQ_INJECT_LATE", "0")))
     raise ZeroDivisionError("injected\nfault")
 
 

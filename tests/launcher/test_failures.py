@@ -133,6 +133,17 @@ def test_two_ranks_say_it_once(
 
 
 @pytest.mark.slow
+def test_a_rank_that_fails_when_the_main_rank_has_ended_does_not_say_it_again(
+    words: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DQ_INJECT", PLACES["eval"][0])
+    monkeypatch.setenv("DQ_INJECT_LATE", "6")  # The main rank holds the store for two seconds.
+    done = on_ranks(2, *words("eval"))
+    assert done.returncode == 1
+    assert LINE.fullmatch(only_line(done.stderr))
+
+
+@pytest.mark.slow
 def test_error_of_the_second_rank_alone_is_told_by_it(
     words: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

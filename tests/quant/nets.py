@@ -50,6 +50,8 @@ def calibrate(graph: QuantizedGraph, batches: list[Tensor]) -> None:
         for batch in batches:
             graph(batch)
     for quantizer in graph.activations().values():
+        if not quantizer.observer.watches:
+            continue
         quantizer.observer.range_min.fill_(torch.inf)
         quantizer.observer.range_max.fill_(-torch.inf)
     update_scales_(list(graph.activations().values()))

@@ -14,6 +14,7 @@ from dq.dist.equality.digest import digest
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.recipes.recipe import Recipe, Rule
+from dq.quant.targets import as_written
 
 QUANTIZATION = "quantization"
 
@@ -97,6 +98,7 @@ def recipe_of(content: Mapping[str, Any]) -> Recipe | None:
     assert weight is not None
     assert activation is not None
     stored["raised"] = tuple(stored.get("raised", ()))
+    stored.setdefault("target", as_written.TARGET.name)  # From before there were targets.
     return Recipe(weight=weight, activation=activation, rules=rules, **stored)
 
 

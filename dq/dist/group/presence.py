@@ -1,8 +1,9 @@
 """Detect whether another rank's process is alive, independent of that rank's Python interpreter.
 
-Each rank has a listening socket to which the others connect. It accepts nothing and sends nothing:
-the kernel keeps the connection and closes it when the process ends, for whatever reason. A machine
-that vanishes is detected by TCP keepalive probes.
+Each rank has a listening socket to which the others connect. While it works it accepts nothing and
+sends nothing: the kernel keeps the connection and closes it when the process ends, for whatever
+reason. A machine that vanishes is detected by TCP keepalive probes. A rank that ends with an error
+that has been printed sends one byte before, so the others need not print theirs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ CONNECT_S, AGAIN_S = 3.0, 30.0
 # Keepalive: idle time, interval and number of probes. A machine counts as gone after 90 seconds.
 PROBES = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
 LOCAL = "127.0.0.1"
+_REPORTED = b"r"
 
 
 class Presence:
@@ -39,6 +41,7 @@ class Presence:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._connections: dict[int, Connection] = {}
+        self._watchers: list[socket.socket] = []
         self._socket = _listener(collectives.world_size())
         # A forked process that outlives this one would keep the socket open and look like it.
         mine = weakref.ref(self)
@@ -53,8 +56,23 @@ class Presence:
             self._connections[rank] = Connection(self._store, rank)
         return self._connections[rank]
 
+    def tell_reported(self) -> None:
+        """Tell all ranks that watch this one that the error has been printed; waits for nobody."""
+        self._socket.setblocking(False)
+        while True:
+            try:
+                watcher, _ = self._socket.accept()
+            except OSError:
+                return  # Nobody else has connected, or the socket is closed.
+            self._watchers.append(watcher)
+            with contextlib.suppress(OSError):
+                watcher.setblocking(False)
+                watcher.send(_REPORTED)
+
     def close(self) -> None:
         """Close all sockets."""
+        for watcher in self._watchers:
+            watcher.close()
         self._socket.close()
         for connection in self._connections.values():
             connection.close()
@@ -71,13 +89,37 @@ class Connection:
     def __init__(self, store: Store, rank: int) -> None:
         self._store, self._rank = store, rank
         self._socket: socket.socket | None = None
-        self._gone = False
+        self._gone = self._reported = False
         self._next_try = 0.0
+
+    @property
+    def has_reported(self) -> bool:
+        """Whether the rank has said that the error was printed; the store is not asked."""
+        if self._socket is not None and not self._gone:
+            self._read(self._socket)
+        return self._reported
 
     @property
     def is_open(self) -> bool:
         """Whether the process can be watched at all: a network may block connections."""
         return self._socket is not None
+
+    @property
+    def is_known_gone(self) -> bool:
+        """Whether an open connection says that the process has ended; the store is not asked."""
+        if self._socket is not None and not self._gone:
+            self._read(self._socket)
+        return self._gone
+
+    def open(self) -> None:
+        """Connect as soon as the other rank can be reached; waits for its address.
+
+        Raises:
+            DistError: The store, which has the address, is gone, or the rank has not come.
+        """
+        self._store.wait([str(self._rank)])
+        if self._socket is None:
+            self._connect()
 
     def is_gone(self) -> bool:
         """Whether the process is known to have ended; False if that is unknown.
@@ -88,13 +130,18 @@ class Connection:
         if self._socket is None and not self._gone and time.monotonic() >= self._next_try:
             self._connect()
         if self._socket is not None:
-            try:
-                self._gone = self._socket.recv(1) == b""
-            except BlockingIOError:
-                self._gone = False
-            except OSError:
-                self._gone = True
+            self._read(self._socket)
         return self._gone
+
+    def _read(self, found: socket.socket) -> None:
+        try:
+            words = found.recv(16)
+        except BlockingIOError:
+            return
+        except OSError:
+            words = b""
+        self._reported |= _REPORTED in words
+        self._gone = not words
 
     def close(self) -> None:
         """Close the socket."""
@@ -146,6 +193,9 @@ def presence() -> Presence:
 def watchable() -> Iterator[None]:
     """Let others watch this process until the body ends."""
     here = presence()
+    if not collectives.is_main_rank():
+        # Open before anything can go wrong, so the main rank's last word reaches this one.
+        here.of(0).open()
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
+from dq.quant.graph.fuse_functions import fuse_functions_
 from dq.quant.graph.roles import LAYER_FUNCTIONS, Role, module_of, role_of, tensor_inputs
 from dq.quant.graph.trace import BoundGraph
 from dq.quant.kernels.rounding import NO_CLIP, Clip
@@ -82,6 +83,7 @@ def _merged(root: nn.Module, graph: fx.Graph) -> fx.Graph:
     copied.output(result)
     for node in list(copied.nodes):
         _keep_on_grid_(root, node)
+    fuse_functions_(root, copied, lambda node, reader: _may_overwrite(root, node, reader))
     for node in list(copied.nodes):
         quantizer = module_of(root, node)
         if not isinstance(quantizer, ActivationQuantizer):

@@ -21,19 +21,18 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from dq.quant.graph.comparison import DifferenceError, Reference, refuse_difference
+from dq.quant.graph.functions import find_functions
+from dq.quant.graph.placement import Placement, fixed_bounds, reads_shape
 from dq.quant.graph.position import positions
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph, Site
 from dq.quant.graph.relu6_limits import free_clips_
 from dq.quant.graph.roles import (
-    Role,
     is_constant,
     is_layer,
-    is_shape,
     module_of,
-    role_of,
-    tensor_inputs,
     weight_node,
 )
+from dq.quant.graph.split_functions import split_functions_
 from dq.quant.graph.trace import BoundGraph, Traced, TraceError, remove_dead_code, trace
 from dq.quant.graph.trace_with_fallback import same_code
 from dq.quant.quantizers.batch_norm_fold import is_foldable
@@ -190,12 +189,18 @@ class _Preparation:
             inside = f"{part}." if part and node.op == "placeholder" else ""
             self.owner[node] = inside + _owner(node)
             is_constant(node)  # In topological order, so the cached answers avoid deep recursion.
-        self.positions = positions(root, graph)
         self.kinds = {name: type(m).__name__ for name, m in root.named_modules()}
-        for node in graph.nodes:
-            self.kinds.setdefault(self.owner[node], getattr(node.target, "__name__", node.op))
+        self._describe_new_nodes()
         if create and not part:
             recipe.check_rules(self.kinds)
+
+    def _describe_new_nodes(self) -> None:
+        """Find the positions of all nodes, and the kinds of what produces them."""
+        self.positions = positions(self.root, self.graph)
+        for node in self.graph.nodes:
+            if node in self.owner:
+                kind = getattr(node.target, "__name__", node.op)
+                self.kinds.setdefault(self.owner[node], kind)
 
     def rewrite(self) -> None:
         """Insert all quantizers."""
@@ -304,55 +309,31 @@ class _Preparation:
     # -- activations
 
     def quantize_activations(self) -> None:
-        """Insert a quantizer after every tensor that an integer operation reads."""
-        wanted: set[fx.Node] = set()
-        for node in self.graph.nodes:
-            role = role_of(self.root, node)
-            if role is Role.MIXER or (role is Role.LAYER and self._is_quantized(node)):
-                for tensor in tensor_inputs(node):
-                    self._require_integers(tensor, wanted)
-            elif node.op == "output" and self.recipe.outputs:
-                seen: set[fx.Node] = set()
-                for tensor in node.all_input_nodes:
-                    self._require_integer_output(tensor, wanted, seen)
+        """Insert a quantizer after every tensor that the target computes with as integers."""
+        target = self.recipe.engine
+        functions = split_functions_(
+            self.graph, find_functions(self.root, self.graph), target, self.owner
+        )
+        self._describe_new_nodes()
+        placement = Placement(
+            self.root,
+            self.graph,
+            target,
+            functions,
+            self._is_quantized,
+            outputs=self.recipe.outputs,
+        )
+        wanted, bounds = placement.find(), fixed_bounds(functions, target)
         for node in list(self.graph.nodes):
             if node in wanted:
-                self._insert(node)
+                self._insert(node, bounds.get(node))
 
     def _is_quantized(self, node: fx.Node) -> bool:
         weight = weight_node(node)
         module = module_of(self.root, node if weight is None else weight)
         return isinstance(module, QuantizedLayer | WeightQuantizer)
 
-    def _require_integers(self, node: fx.Node, wanted: set[fx.Node]) -> None:
-        """Mark the node where the integers of ``node`` arise: before any carriers."""
-        while role_of(self.root, node) is Role.CARRIER:
-            (node,) = tensor_inputs(node)
-        if node in wanted:
-            return
-        wanted.add(node)
-        if role_of(self.root, node) is Role.JOIN:
-            for part in tensor_inputs(node):
-                if len([user for user in part.users if not _reads_shape(user)]) > 1:
-                    self._require_integers(part, wanted)
-
-    def _require_integer_output(
-        self, node: fx.Node, wanted: set[fx.Node], seen: set[fx.Node]
-    ) -> None:
-        """Mark the last quantized operations before an output."""
-        stack = [node]
-        while stack:
-            node = stack.pop()
-            if node in seen or node in wanted:
-                continue
-            seen.add(node)
-            role = role_of(self.root, node)
-            if role is Role.MIXER or (role is Role.LAYER and self._is_quantized(node)):
-                self._require_integers(node, wanted)
-            elif role is not Role.INPUT:
-                stack += tensor_inputs(node)
-
-    def _insert(self, node: fx.Node) -> None:
+    def _insert(self, node: fx.Node, bounds: tuple[float, float] | None) -> None:
         owner = self.owner[node]
         call = self.calls.get(owner, 0)
         self.calls[owner] = call + 1
@@ -365,19 +346,14 @@ class _Preparation:
         if site.name not in self.quantizers:
             if not self.create:
                 return
-            quantizer = self.recipe.activation_quantizer(spec)
+            quantizer = self.recipe.activation_quantizer(spec, bounds)
             quantizer.site = site.name
             self.quantizers[site.name] = quantizer
             self.sites.append(site)
         with self.graph.inserting_after(node):
             new = self.graph.call_module(f"{CONTAINER}.{site.name}", ())
-        node.replace_all_uses_with(new, delete_user_cb=lambda user: not _reads_shape(user))
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: not reads_shape(user))
         new.args = (node,)
-
-
-def _reads_shape(node: fx.Node) -> bool:
-    """Sizes do not change with quantization; reading them before it keeps the graph short."""
-    return node.op in {"call_function", "call_method"} and is_shape(node)
 
 
 def _owner(node: fx.Node) -> str:

@@ -21,9 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from dq.quant.graph.comparison import Reference
-from dq.quant.graph.flat import FlatGraph, flattened, restored
 from dq.quant.graph.inputs import forward_with_inputs
-from dq.quant.graph.nodes import PART_OF_RESULT, SIDE_EFFECT
+from dq.quant.graph.nodes import PART_OF_RESULT, SIDE_EFFECT, FlatGraph, flattened, restored
 from dq.quant.graph.writes import AUGMENTED, WriteError, replace_inplace_writes_
 from dq.quant.kernels.recompute import version_of
 from dq.quant.quantizers.layer_types import declare_again, declared_layers, is_plain_layer

@@ -31,6 +31,8 @@ class MinMaxObserver(nn.Module):
     """
 
     merge: ClassVar[dict[str, str]] = {"batch_min": "min", "batch_max": "max"}
+    # Whether `observe` does anything.
+    watches: ClassVar[bool] = True
     range_min: Tensor
     range_max: Tensor
     batch_min: Tensor

@@ -20,6 +20,7 @@ from dq.quant.kernels.rounding import (
 )
 from dq.quant.numerics.affine import fake_quantize, range_over, scale_and_zero_point
 from dq.quant.numerics.spec import QuantSpec
+from dq.quant.observers.fixed import FixedObserver
 from dq.quant.observers.min_max import MinMaxObserver, buffers, forget_records_, update_ranges_
 from dq.quant.quantizers.half_precision import in_representable_dtype
 from dq.quant.quantizers.phase import Phase, Phased
@@ -88,7 +89,8 @@ class ActivationQuantizer(Phased):
             in_place: ``x`` may be overwritten; only native kernels use this.
         """
         self.require_range()
-        observes, rounds = self.phase.observes(self.training), self.phase.quantizes
+        observes = self.observer.watches and self.phase.observes(self.training)
+        rounds = self.phase.quantizes
         if rounds:
             x = in_representable_dtype(x, self.spec)
         if native.takes(x, self.observer.range_min) and (
@@ -141,6 +143,8 @@ class ActivationQuantizer(Phased):
     @torch.no_grad()
     def initialise_from_range_(self) -> None:
         """Set scale and zero point from the observer's range; an empty range gives scale 1."""
+        if isinstance(self.observer, FixedObserver):
+            self.observer.follow_(self.spec)
         scale, zero_point = scale_and_zero_point(
             self.observer.range_min, self.observer.range_max, self.spec
         )

@@ -1,13 +1,13 @@
-"""Recipes by name: common bit widths, and the formats of the integer engines."""
+"""Recipes by name: common bit widths, and the targets with their formats."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from dq.names import hint
-from dq.quant.recipes.recipe import INT8_ACTIVATION, INT8_WEIGHT, Recipe
-
-_SIGNED = replace(INT8_ACTIVATION, signed=True, symmetric=True)
+from dq.quant.recipes.recipe import Recipe
+from dq.quant.targets.registry import TARGETS
+from dq.quant.targets.target import INT8_ACTIVATION, INT8_WEIGHT, Target
 
 
 def _bits(weight: int, activation: int) -> Recipe:
@@ -19,6 +19,10 @@ def _bits(weight: int, activation: int) -> Recipe:
         weight_range="mse" if weight < 8 else "min_max",
         observer=observer,
     )
+
+
+def _for(target: Target) -> Recipe:
+    return Recipe(weight=target.weight, activation=target.activation).for_target(target.name)
 
 
 PRESETS: dict[str, Recipe] = {
@@ -33,15 +37,7 @@ PRESETS: dict[str, Recipe] = {
     "w8a16": _bits(8, 16),
     "w4a8": _bits(4, 8),
     "w4a4": _bits(4, 4),
-    # TensorRT supports no zero points: activations -128 to 127.
-    "tensorrt": Recipe(activation=_SIGNED),
-    # ONNX Runtime's QLinearConv: unsigned activations with zero points, signed symmetric weights.
-    "onnxruntime": Recipe(),
-    # TIDL's default: one power-of-two scale per tensor, for weights too, and no zero points.
-    "tidl": Recipe(
-        weight=replace(INT8_WEIGHT, channel_axis=None, power_of_two=True),
-        activation=replace(_SIGNED, power_of_two=True),
-    ),
+    **{name: _for(target) for name, target in TARGETS.items() if name != "int8"},
 }
 
 

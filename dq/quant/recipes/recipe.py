@@ -9,14 +9,15 @@ from typing import Any
 
 from dq.names import hint
 from dq.quant.numerics.spec import QuantSpec
+from dq.quant.observers.fixed import FixedObserver
 from dq.quant.observers.histogram import HistogramObserver, PercentileObserver
 from dq.quant.observers.min_max import MinMaxObserver, MovingAverageObserver
 from dq.quant.observers.range_search import EntropyObserver, MseObserver
 from dq.quant.quantizers.factory import LEARNED, activation_quantizer, weight_quantizer
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, WeightQuantizer
+from dq.quant.targets.registry import target_of
+from dq.quant.targets.target import INT8_ACTIVATION, INT8_WEIGHT, Target
 
-INT8_WEIGHT = QuantSpec(bits=8, signed=True, symmetric=True, channel_axis=0, narrow=True)
-INT8_ACTIVATION = QuantSpec(bits=8)
 POSITIONS = ("first", "last")
 WEIGHT_RANGES = ("min_max", "mse")
 RAISED_BITS = 16
@@ -87,6 +88,7 @@ class Recipe:
         rules: Exceptions; the last matching rule wins.
         free_clips: Compute ReLU6 with one limit per channel, which cross-layer equalization may
             change.
+        target: Name of the engine whose rules say where quantizers stand, see `dq.quant.targets`.
         raised: Names of quantizers that get `RAISED_BITS` in any case: the choice of automatic
             mixed precision.
     """
@@ -101,6 +103,7 @@ class Recipe:
     learned: str | None = None
     rules: tuple[Rule, ...] = field(default=())
     free_clips: bool = False
+    target: str = "int8"
     raised: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -117,6 +120,16 @@ class Recipe:
             raise ValueError(
                 f"learned {self.learned!r} does not exist; {hint(self.learned, LEARNED)}"
             )
+        target_of(self.target)
+
+    @property
+    def engine(self) -> Target:
+        """The rules of the target."""
+        return target_of(self.target)
+
+    def for_target(self, name: str) -> Recipe:
+        """Return this recipe with quantizers where another target wants them."""
+        return replace(self, target=name, outputs=target_of(name).outputs)
 
     def rule_for(self, module: str, kind: str = "", positions: Collection[str] = ()) -> Rule | None:
         """Return the last matching rule, or None.
@@ -162,8 +175,20 @@ class Recipe:
             spec = replace(spec, bits=rule.bits)
         return replace(spec, bits=RAISED_BITS) if quantizer in self.raised else spec
 
-    def activation_quantizer(self, spec: QuantSpec) -> ActivationQuantizer:
-        """Return a new quantizer for one tensor."""
+    def activation_quantizer(
+        self, spec: QuantSpec, bounds: tuple[float, float] | None = None
+    ) -> ActivationQuantizer:
+        """Return a new quantizer for one tensor.
+
+        Args:
+            spec: The integer format.
+            bounds: Of the tensor's values if its range is fixed; it is neither observed nor
+                learned then.
+        """
+        if bounds is not None:
+            fixed = ActivationQuantizer(spec, FixedObserver(*bounds, spec))
+            fixed.initialise_from_range_()
+            return fixed
         kind = OBSERVERS[self.observer]
         options: dict[str, Any] = {}
         if issubclass(kind, MovingAverageObserver):

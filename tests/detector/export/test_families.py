@@ -19,7 +19,7 @@ from dq.quant.export.onnx_graph import flatten
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.integer.engine_graph import exact_network
 from dq.quant.quantizers.phase import Phase, set_phase
-from dq.quant.recipes.recipe import Recipe
+from dq.quant.recipes.presets import preset
 from dq.quant.verify.cut_model import CutNetwork
 from dq.quant.verify.layer_differences import called_once, layer_differences
 from dq.quant.verify.onnxruntime_session import OnnxNetwork
@@ -38,8 +38,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "yolof": {"model.neck.in_channels": 512},
     "yolox": {},
 }
-# Families in which ONNX Runtime computes all layers in integers.
+# Families in which ONNX Runtime computes all layers in integers without rules of its own.
 IN_INTEGERS = {"faster_rcnn", "foveabox", "retinanet", "yolof"}
+# Families that need its rules for that: functions other than ReLU, or group norms.
+BY_RULES = ("fcos", "gfl", "yolo", "yolox")
+RECIPES = [(family, "int8") for family in FAMILIES] + [(f, "onnxruntime") for f in BY_RULES]
 SIZE = (64, 64)
 # On other CPUs it adds tensors with other instructions.
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
@@ -97,14 +100,14 @@ def assert_equal_bits(graph: QuantizedGraph, model: onnx.ModelProto, images: Ten
             assert torch.equal(one, other), f"{(one != other).sum()} of {one.numel()}"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "target"), RECIPES)
 @torch.no_grad()
-def test_family_loads_and_agrees(family: str, tmp_path: Path) -> None:
+def test_family_loads_and_agrees(family: str, target: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     detector = detector_of(family, **FAMILIES[family])
     batch = torch.randn(4, 3, *SIZE)
     settle_norms_(detector, batch)
-    graph = quantize_detector(detector, Recipe())
+    graph = quantize_detector(detector, preset(target))
     images = list(batch.split(1))
     calibrate(detector, graph, images, torch.device("cpu"))
     set_phase(graph.quantizers, Phase.FROZEN)
@@ -119,7 +122,8 @@ def test_family_loads_and_agrees(family: str, tmp_path: Path) -> None:
     assert paths[-1].suffix == ".json"
     model = onnx.load(paths[0])
     assert_agrees(graph, model, [batch[:2]])
-    assert (OnnxNetwork(model).num_float == 0) == (family in IN_INTEGERS)
+    in_integers = target == "onnxruntime" or family in IN_INTEGERS
+    assert (OnnxNetwork(model).num_float == 0) == in_integers
     assert_equal_bits(graph, model, batch[:2])
     for part, own in graph.parts.items():
         boxes = torch.randn(3, 256, 7, 7).relu()

@@ -11,7 +11,8 @@ import torch
 
 from dq.dist.equality.own_tensors import own_tensors
 from dq.dist.exchange import collectives
-from dq.dist.group.claim import ANSWER_S, first_to_claim
+from dq.dist.group.claim import ANSWER_S, first_to_report, wait_for_reports
+from dq.dist.group.presence import presence, watchable
 from dq.dist.work.on_main_rank import on_main_rank
 from tests.ranks import rank_outcomes, run_ranks
 
@@ -51,33 +52,43 @@ def test_alone_the_error_is_the_works_own() -> None:
         on_main_rank(lambda: work("os"))
 
 
-def claim() -> tuple[bool, bool, bool]:
-    return first_to_claim("report"), first_to_claim("report"), first_to_claim("other")
+def claim() -> tuple[bool, bool]:
+    return first_to_report(), first_to_report()
 
 
 def test_exactly_one_rank_is_first() -> None:
     got = run_ranks(claim, 3)
-    assert sum(first for first, _, _ in got) == 1
-    assert not any(again for _, again, _ in got)
-    assert sum(other for _, _, other in got) == 1
-    assert first_to_claim("report"), "alone"
+    assert sum(first for first, _ in got) == 1
+    assert not any(again for _, again in got)
+    assert first_to_report(), "alone"
 
 
-def claim_after_rank_0_died() -> tuple[bool, float]:
+def claim_after_the_main_rank_ended(has_reported: bool) -> tuple[bool, float]:
+    """The main rank, which holds the store, is gone before the other asks."""
+    with watchable():
+        return _claim_late(has_reported)
+
+
+def _claim_late(has_reported: bool) -> tuple[bool, float]:
     collectives.barrier()
-    if collectives.rank() == 0:
+    if collectives.is_main_rank():
+        if has_reported:
+            assert first_to_report()
+            wait_for_reports()
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.5)
+    while not presence().of(0).is_known_gone:
+        time.sleep(0.05)
     began = time.monotonic()
-    return first_to_claim("report"), time.monotonic() - began
+    return first_to_report(), time.monotonic() - began
 
 
-def test_a_dead_store_delays_nobody_for_long() -> None:
-    _, outcome = rank_outcomes(claim_after_rank_0_died, 2, limit_s=ANSWER_S + 30)
+@pytest.mark.parametrize("has_reported", [False, True])
+def test_the_last_word_of_the_main_rank_decides_when_its_store_is_gone(has_reported: bool) -> None:
+    _, outcome = rank_outcomes(claim_after_the_main_rank_ended, 2, has_reported, limit_s=60)
     assert outcome.error is None
-    said, seconds = outcome.result
-    assert said
-    assert seconds < ANSWER_S + 10
+    first, seconds = outcome.result
+    assert first is not has_reported
+    assert seconds < ANSWER_S / 2
 
 
 def own() -> list[str]:

@@ -1,0 +1,312 @@
+"""Find the activation functions of a graph, in whatever way the model computes them.
+
+``nn.SiLU()(x)``, ``F.silu(x)``, ``x * torch.sigmoid(x)`` and mmcv's ``Swish`` are one function. So
+the graph is searched for nodes that together compute one value from one other value, element by
+element. They are run on a few numbers, and the results say which function it is.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, fx, nn
+
+from dq.quant.graph.nodes import is_shape, module_of
+from dq.quant.graph.roles import Role, is_constant, role_of, tensor_inputs
+from dq.quant.quantizers.fake_quantize import ActivationQuantizer
+
+# Functions of one tensor, some with numbers beside it. Sums and products join them to others.
+_NAMES = [
+    "abs",
+    "add",
+    "asinh",
+    "atan",
+    "celu",
+    "clamp",
+    "clamp_max",
+    "clamp_min",
+    "clip",
+    "cos",
+    "div",
+    "elu",
+    "erf",
+    "exp",
+    "expm1",
+    "gelu",
+    "hardshrink",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "iadd",
+    "imul",
+    "isub",
+    "itruediv",
+    "leaky_relu",
+    "log",
+    "log1p",
+    "logsigmoid",
+    "max",
+    "maximum",
+    "min",
+    "minimum",
+    "mish",
+    "mul",
+    "neg",
+    "pow",
+    "reciprocal",
+    "relu",
+    "relu6",
+    "rsqrt",
+    "selu",
+    "sigmoid",
+    "silu",
+    "sin",
+    "softplus",
+    "softsign",
+    "sqrt",
+    "square",
+    "sub",
+    "tanh",
+    "truediv",
+    "where",
+]
+_FUNCTIONS = {
+    found
+    for place in (torch, F, operator)
+    for name in _NAMES
+    if callable(found := getattr(place, name, None))
+}
+_FUNCTIONS |= {torch.special.expit, torch.special.erf}
+_METHODS = {*_NAMES, *(f"{name}_" for name in _NAMES)}
+# Of these alone no function is made: they only scale and shift, or join two tensors.
+_ARITHMETIC = {"add", "div", "iadd", "imul", "isub", "itruediv", "mul", "neg", "sub", "truediv"}
+# The number of operations in the longest function: GELU with tanh has nine.
+_LONGEST = 12
+
+_PROBE = torch.linspace(-8.0, 8.0, 60)
+_SHAPE = (1, 4, 3, 5)
+_KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "mish": F.mish,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "tanh": torch.tanh,
+}
+OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """A function of one tensor, element by element.
+
+    Attributes:
+        kind: ``sigmoid``, ``silu``, ``hardswish``, ``hardsigmoid``, ``mish``, ``gelu``,
+            ``gelu_tanh``, ``tanh``, ``clip`` (ReLU, ReLU6 and other bounds), ``leaky_relu``,
+            ``prelu``, or ``other``.
+        source: The node of its argument.
+        nodes: The nodes that compute it, in order; the last one is its value.
+    """
+
+    kind: str
+    source: fx.Node
+    nodes: tuple[fx.Node, ...]
+
+    @property
+    def value(self) -> fx.Node:
+        """The node of its value."""
+        return self.nodes[-1]
+
+
+@torch.no_grad()
+def find_functions(root: nn.Module, graph: fx.Graph) -> list[Function]:
+    """Return the functions of a graph, in order; no node is in two of them.
+
+    Args:
+        root: The model, on any device.
+        graph: Its graph.
+    """
+    search = _Search(root, graph)
+    found: list[Function] = []
+    taken: set[fx.Node] = set()
+    # The last node first, so that a function is found before the parts that it is made of.
+    for node in reversed(graph.nodes):
+        if node in taken:
+            continue
+        function = search.function_at(node)
+        if function is not None and not taken & set(function.nodes):
+            found.append(function)
+            taken.update(function.nodes)
+    return found[::-1]
+
+
+class _Search:
+    """Searches one graph.
+
+    Args:
+        root: The model.
+        graph: Its graph; unchanged.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        self.root = root
+        self.order = {node: number for number, node in enumerate(graph.nodes)}
+        self.modules: dict[type[nn.Module], bool] = {}
+
+    def function_at(self, node: fx.Node) -> Function | None:
+        """Return the function whose value is this node's; None if it is not one."""
+        if not self._is_elementwise(node):
+            return None
+        nodes, source = self._widest(node)
+        if source is None or all(_name(n) in _ARITHMETIC for n in nodes):
+            return None
+        kind = self._kind(nodes, source)
+        if _name(node) in _ARITHMETIC and kind == OTHER and not self._reads_twice(nodes, source):
+            return None  # A function, then a scale or a sum that is not part of it.
+        if len(nodes) > 1 and kind == OTHER and not self._reads_twice(nodes, source):
+            return self._single(node)  # Several functions in a row.
+        return Function(kind=kind, source=source, nodes=tuple(nodes))
+
+    def _single(self, node: fx.Node) -> Function | None:
+        sources = tensor_inputs(node)
+        if len(sources) != 1 or _name(node) in _ARITHMETIC:
+            return None
+        return Function(kind=self._kind([node], sources[0]), source=sources[0], nodes=(node,))
+
+    def _reads_twice(self, nodes: Sequence[fx.Node], source: fx.Node) -> bool:
+        return sum(source in node.all_input_nodes for node in nodes) > 1
+
+    def _widest(self, node: fx.Node) -> tuple[list[fx.Node], fx.Node | None]:
+        """Return the nodes that compute ``node`` from one source, as far back as that is known.
+
+        The search stops at the first node, going back, from which everything is computed. It goes
+        on only while more than one source is left, or while the nodes are no known function yet.
+        """
+        nodes, frontier = [node], set(tensor_inputs(node))
+        best: tuple[list[fx.Node], fx.Node | None] = ([node], None)
+        while frontier and len(nodes) <= _LONGEST:
+            last = max(frontier, key=self.order.__getitem__)
+            if len(frontier) == 1:
+                whole = sorted(nodes, key=self.order.__getitem__)
+                if best[1] is None or self._kind(whole, last) != OTHER:
+                    best = (whole, last)
+            used_elsewhere = any(user not in nodes and not is_shape(user) for user in last.users)
+            if used_elsewhere or not self._is_elementwise(last):
+                break
+            nodes.append(last)
+            frontier = (frontier - {last}) | set(tensor_inputs(last))
+        return best
+
+    def _is_elementwise(self, node: fx.Node) -> bool:
+        if is_constant(node) or is_shape(node) or not tensor_inputs(node):
+            return False
+        if node.op == "call_function":
+            return node.target in _FUNCTIONS
+        if node.op == "call_method":
+            return node.target in _METHODS
+        module = module_of(self.root, node)
+        if module is None or role_of(self.root, node) is not Role.OTHER:
+            return False
+        if isinstance(module, nn.PReLU):
+            return True
+        if isinstance(module, ActivationQuantizer) or any(True for _ in module.parameters()):
+            return False
+        if type(module) not in self.modules:
+            self.modules[type(module)] = _maps_each_element(module)
+        return self.modules[type(module)]
+
+    def _kind(self, nodes: Sequence[fx.Node], source: fx.Node) -> str:
+        module = module_of(self.root, nodes[-1])
+        if len(nodes) == 1 and (isinstance(module, nn.PReLU) or nodes[0].target is F.prelu):
+            return "prelu"
+        try:
+            values = self._run(nodes, source)
+        except Exception:
+            return OTHER  # It has parameters of a size that fits no probe, or draws random numbers.
+        return _kind_of(values)
+
+    def _run(self, nodes: Sequence[fx.Node], source: fx.Node) -> Tensor:
+        """Return what the nodes compute from the probe."""
+        runner = fx.Interpreter(_OnCpu(self.root), graph=source.graph)
+        runner.env = {source: _PROBE.reshape(_SHAPE).clone()}
+        for node in nodes:
+            for used in node.all_input_nodes:
+                if used not in runner.env:
+                    _run_constant(runner, used)
+            runner.env[node] = runner.run_node(node)
+        value = runner.env[nodes[-1]]
+        assert isinstance(value, Tensor)
+        return value.reshape(_PROBE.shape).float()
+
+
+class _OnCpu(nn.Module):
+    """Gives an interpreter the parts of a model; tensors as CPU copies.
+
+    Args:
+        root: The model.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["root"] = root
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.__dict__["root"], name)
+        return found.detach().cpu().float() if isinstance(found, Tensor) else found
+
+
+def _run_constant(runner: fx.Interpreter, node: fx.Node) -> None:
+    if not is_constant(node):
+        raise ValueError(f"{node} is not a constant")
+    for used in node.all_input_nodes:
+        if used not in runner.env:
+            _run_constant(runner, used)
+    value = runner.run_node(node)
+    runner.env[node] = value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def _maps_each_element(module: nn.Module) -> bool:
+    """Say whether each value of the module's result depends only on the same value of its input."""
+    x = _PROBE.reshape(_SHAPE)
+    was_training = module.training
+    try:
+        module.eval()
+        whole = module(x.clone())
+        if not isinstance(whole, Tensor) or whole.shape != x.shape:
+            return False
+        for seed in range(2):
+            mask = torch.rand(_SHAPE, generator=torch.Generator().manual_seed(seed)) < 0.5
+            part = module(torch.where(mask, x, torch.flip(x, [-1, -2])))
+            if not torch.equal(part[mask], whole[mask]):
+                return False
+    except Exception:
+        return False  # It needs other inputs.
+    finally:
+        module.train(was_training)
+    return True
+
+
+def _kind_of(values: Tensor) -> str:
+    """Return the kind of the function with these values at the probe."""
+    for kind, function in _KNOWN.items():
+        if torch.allclose(values, function(_PROBE), rtol=1e-4, atol=1e-5):
+            return kind
+    if torch.equal(values, _PROBE.clamp(float(values.min()), float(values.max()))):
+        return "clip"
+    positive, negative = _PROBE > 0, _PROBE < 0
+    slope = values[negative] / _PROBE[negative]
+    if torch.equal(values[positive], _PROBE[positive]) and torch.allclose(slope, slope.mean()):
+        return "leaky_relu"
+    return OTHER
+
+
+def _name(node: fx.Node) -> str:
+    target = node.target
+    return target.rstrip("_") if isinstance(target, str) else getattr(target, "__name__", "")

@@ -1,0 +1,77 @@
+"""Rewrite functions as the operations that a target computes them with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, fx
+
+from dq.quant.graph.functions import Function
+from dq.quant.targets.target import Target
+
+# One operation in every exported format, and in engines one kernel.
+_WHOLE: dict[str, Callable[..., Tensor]] = {
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "mish": F.mish,
+    "gelu": F.gelu,
+}
+
+
+def split_functions_(
+    graph: fx.Graph, functions: Iterable[Function], target: Target, owner: dict[fx.Node, str]
+) -> list[Function]:
+    """Rewrite the graph in place; return its functions after that.
+
+    A function of a kind in ``target.splits`` becomes the operations of the engine. One that the
+    model computes in several operations becomes a single one, unless the target fuses it anyway.
+
+    Args:
+        graph: Its layers may be quantized layers already.
+        functions: Of the graph.
+        target: The engine's rules.
+        owner: Qualified name of what produced each node's value; gets the new nodes.
+    """
+    if not target.finds_functions:
+        return []
+    found: list[Function] = []
+    for function in functions:
+        if function.kind in target.splits:
+            found += _split(graph, function, owner)
+        elif (
+            len(function.nodes) > 1
+            and function.kind in _WHOLE
+            and not target.is_fused(function.kind)
+        ):
+            with graph.inserting_after(function.value):
+                node = graph.call_function(_WHOLE[function.kind], (function.source,))
+            _replace(graph, function, node, owner)
+            found.append(Function(kind=function.kind, source=function.source, nodes=(node,)))
+        else:
+            found.append(function)
+    return found
+
+
+def _split(graph: fx.Graph, function: Function, owner: dict[fx.Node, str]) -> list[Function]:
+    """Replace SiLU by a sigmoid and a product."""
+    assert function.kind == "silu", function.kind
+    with graph.inserting_after(function.value):
+        product = graph.call_function(torch.mul, (function.source, function.source))
+    with graph.inserting_before(product):
+        sigmoid = graph.call_function(torch.sigmoid, (function.source,))
+    product.args = (function.source, sigmoid)
+    owner[sigmoid] = f"{owner[function.value]}.sigmoid"
+    _replace(graph, function, product, owner)
+    return [Function(kind="sigmoid", source=function.source, nodes=(sigmoid,))]
+
+
+def _replace(graph: fx.Graph, function: Function, new: fx.Node, owner: dict[fx.Node, str]) -> None:
+    owner[new] = owner[function.value]
+    new.meta.update(
+        {k: v for k, v in function.value.meta.items() if k in ("nn_module_stack", "stack_trace")}
+    )
+    function.value.replace_all_uses_with(new)
+    for node in reversed(function.nodes):
+        graph.erase_node(node)

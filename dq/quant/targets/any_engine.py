@@ -1,0 +1,9 @@
+"""No engine in particular: nothing stands between an operation and the function after it."""
+
+from dq.quant.targets.target import Target
+
+TARGET = Target(
+    name="int8",
+    engine="any integer engine",
+    source="Jacob et al. 2018, arXiv 1712.05877: quantize what integer operations read",
+)

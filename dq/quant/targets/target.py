@@ -1,0 +1,88 @@
+"""What an integer engine wants of a quantized network.
+
+Bit widths alone do not make a network fast. An engine computes an operation in integers only if
+quantizers stand where it looks for them. One engine fuses SiLU into the convolution before it and
+wants nothing in between. Another computes sigmoid and product as operations of their own and runs
+them, and the convolution too, in float if one of the three has no quantizer after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from dq.quant.numerics.spec import QuantSpec
+
+INT8_WEIGHT = QuantSpec(bits=8, signed=True, symmetric=True, channel_axis=0, narrow=True)
+INT8_ACTIVATION = QuantSpec(bits=8)
+INT8_SIGNED_ACTIVATION = replace(INT8_ACTIVATION, signed=True, symmetric=True)
+
+# Every kind of function, in `Target.fuses`.
+ANY_FUNCTION = "*"
+# Functions whose values lie between fixed bounds, so their range needs no calibration.
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "sigmoid": (0.0, 1.0),
+    "hardsigmoid": (0.0, 1.0),
+    "softmax": (0.0, 1.0),
+    "tanh": (-1.0, 1.0),
+}
+
+
+class Results(Enum):
+    """Which results of integer operations get a quantizer."""
+
+    # Those that another integer operation reads: the engine may also return real numbers.
+    READ = "read"
+    # All of them: without a quantizer after it, an operation runs in float.
+    ALL = "all"
+
+
+class Sums(Enum):
+    """Which addends of a sum get a quantizer."""
+
+    ALL = "all"
+    # All but the result of the layer that is computed last: the sum is fused into that layer.
+    ALL_BUT_FUSED = "all but fused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The rules of one integer engine.
+
+    Attributes:
+        name: As in ``quant.target``.
+        engine: Its name in messages and docs.
+        source: Where the rules were read or measured.
+        weight: Integer format of weights at 8 bits.
+        activation: Integer format of activations at 8 bits.
+        mixers: Whether sums, products, averages and interpolations run in integers.
+        results: Which results get a quantizer.
+        sums: Which addends get a quantizer.
+        fuses: Kinds of functions (see `dq.quant.graph.functions`) that are computed together with
+            the operation before them, so no quantizer stands in between.
+        splits: Kinds of functions that the engine computes in several integer operations; the
+            graph is rewritten so that each of these gets a quantizer.
+        fixed: Bounds of functions with a fixed range, by kind. Empty: these ranges are calibrated.
+        outputs: Whether the outputs of the last layers get a quantizer.
+        finds_functions: Whether a function that the model computes in several operations counts as
+            one function.
+    """
+
+    name: str
+    engine: str
+    source: str
+    weight: QuantSpec = INT8_WEIGHT
+    activation: QuantSpec = INT8_ACTIVATION
+    mixers: bool = True
+    results: Results = Results.READ
+    sums: Sums = Sums.ALL
+    fuses: frozenset[str] = frozenset({ANY_FUNCTION})
+    splits: frozenset[str] = frozenset()
+    fixed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    outputs: bool = True
+    finds_functions: bool = True
+
+    def is_fused(self, kind: str) -> bool:
+        """Say whether a function of this kind is computed with the operation before it."""
+        return ANY_FUNCTION in self.fuses or kind in self.fuses

@@ -1,0 +1,13 @@
+"""TensorRT: symmetric, and a sum is fused into the convolution that computes one of its addends."""
+
+from dq.quant.targets.target import INT8_SIGNED_ACTIVATION, Sums, Target
+
+TARGET = Target(
+    name="tensorrt",
+    engine="TensorRT",
+    source="TensorRT developer guide, Q/DQ placement recommendations; NVIDIA Model-Optimizer,"
+    " modelopt/onnx/quantization/partitioning.py",
+    activation=INT8_SIGNED_ACTIVATION,
+    sums=Sums.ALL_BUT_FUSED,
+    outputs=False,
+)
