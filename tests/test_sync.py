@@ -18,7 +18,12 @@ from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import update_scales_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
-from dq.sync import calibrate_on_one_rank, check_equal_on_ranks, merge_ranges_
+from dq.sync import (
+    calibrate_on_one_rank,
+    check_equal_on_ranks,
+    merge_ranges_,
+    weight_scales,
+)
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.cpu
@@ -196,6 +201,9 @@ def test_the_digest_sees_the_scale_of_a_weight_that_is_no_state() -> None:
     net, graph = prepared()
     calibrate(graph)
     before = check_equal_on_ranks(graph, "here")
+    scales = weight_scales(graph)
+    assert len(scales) == len(list(graph.layers()))
+    assert not any(scale.requires_grad for scale in scales.values())
     with torch.no_grad():
         net.first.weight.mul_(1.5)
     assert check_equal_on_ranks(graph, "here") != before

@@ -128,6 +128,7 @@ def _be_pytest(root: Path, command: list[str], output: int) -> None:
         os.environ |= {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "1000"}
         # A change within the resolution of file times must not meet old bytecode.
         sys.dont_write_bytecode = True
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it, some tests expect it.
         sys.path.insert(0, str(root))
         sys.argv = ["pytest", *command]
         # A process that a test spawns imports the main module again.

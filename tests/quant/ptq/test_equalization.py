@@ -90,9 +90,10 @@ def test_layers_that_a_factor_cannot_pass_do_not_change() -> None:
         (nn.ConvTranspose2d(3, 8, 2, groups=1), nn.Conv2d(8, 4, 1, groups=2)),
         (nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 4, 2, groups=2)),
         (nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8)),
+        (nn.Linear(6, 8), nn.Linear(8, 4)),
     ],
 )
-def test_transposed_and_grouped_layers(first: nn.Module, second: nn.Module) -> None:
+def test_transposed_grouped_and_linear_layers(first: nn.Module, second: nn.Module) -> None:
     net = nn.Sequential(first, nn.ReLU(), second)
     x = torch.randn(2, 3, 6, 6)
     with torch.no_grad():
