@@ -294,6 +294,11 @@ def test_integer_file_is_plain_small_and_loads_again(tmp_path: Path) -> None:
     content: Any = torch.load(tmp_path / "net.pth", weights_only=True)
     integers, floats = num_bytes(network)
     assert floats == 4 * integers
+    # Nothing of the float weights is left, neither in the file nor in memory.
+    assert not list(network.parameters())
+    assert {key.rpartition(".")[2] for key in content["state"]} == {
+        "integers", "scale", "zero_point", "bias",
+    }  # fmt: skip
     torch.manual_seed(1)
     other = integer_network(prepare(Net().eval(), Recipe()), empty=True)
     load_integers_(other, content, "net.pth")
