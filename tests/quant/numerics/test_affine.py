@@ -201,6 +201,14 @@ def test_range_over_a_vectors_own_axis_is_each_value() -> None:
         assert torch.equal(high, x)
 
 
+def test_the_range_over_nothing_is_neutral() -> None:
+    for axis, shape in ((None, (0, 3)), (0, (2, 0)), (1, (0, 2))):
+        low, high = range_over(torch.empty(shape), axis)
+        assert low.shape == high.shape == (() if axis is None else (2,))
+        assert bool(torch.isposinf(low).all())
+        assert bool(torch.isneginf(high).all())
+
+
 def test_empty_tensor_passes() -> None:
     for axis, shape in ((None, (0, 3)), (0, (2, 0)), (0, (0, 2))):
         spec = QuantSpec(signed=True, symmetric=True, channel_axis=axis)
