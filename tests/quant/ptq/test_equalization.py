@@ -84,6 +84,14 @@ def test_layers_that_a_factor_cannot_pass_do_not_change() -> None:
     assert pairs(prepare(Awkward(), Recipe())) == []
 
 
+def test_a_norm_without_its_own_scale_or_shift_does_not_change() -> None:
+    for lacking, number in (((), 1), (("weight",), 0), (("bias",), 0), (("weight", "bias"), 0)):
+        net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
+        for name in lacking:
+            net[1].register_parameter(name, None)
+        assert len(pairs(prepare(net.eval(), Recipe()))) == number
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
