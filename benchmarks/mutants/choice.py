@@ -16,6 +16,7 @@ Position = tuple[int, int]  # line from 1, column from 0
 Span = tuple[Position, Position]
 
 LOGGERS = re.compile(r"(log|logger|logging|warnings)\.\w+|print")
+BARE_STAR = re.compile(r"[*/](?=,)")
 ARITHMETIC = {"Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow"}
 BINARY = re.compile(r"ReplaceBinaryOperator_(\w+)_(\w+)$")
 COMPARISON = re.compile(r"ReplaceComparisonOperator_(\w+)_(\w+)$")
@@ -44,8 +45,8 @@ class Mutant:
 def left_out(source: str) -> list[Span]:
     """Return the spans of a source where a change is no fault of what it computes.
 
-    These are type hints, messages (f-strings and the arguments of raised errors), log lines, and
-    what only a type checker reads. Cosmic-ray changes no string, so docstrings stay as they are.
+    These are type hints, messages (f-strings and the arguments of raised errors), log lines, what
+    only a type checker reads, and the star before parameters that are passed by name. Cosmic-ray changes no string, so docstrings stay as they are.
     """
     found: list[ast.expr | ast.stmt] = []
     for node in ast.walk(ast.parse(source)):
@@ -60,7 +61,12 @@ def left_out(source: str) -> list[Span]:
                 found.append(node)
             case ast.If(test=ast.Name(id="TYPE_CHECKING")):
                 found.append(node)
-    return [
+    stars = [
+        ((number, star.start()), (number, star.end()))
+        for number, line in enumerate(source.splitlines(), 1)
+        for star in BARE_STAR.finditer(line)
+    ]
+    return stars + [
         ((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset))
         for node in found
         if node.end_lineno is not None and node.end_col_offset is not None

@@ -38,7 +38,18 @@ def test_hints_messages_and_log_lines_are_left_out() -> None:
         place = (line, lines[line - 1].index(text))
         return any(a <= place < b for a, b in spans)
 
-    for text in ("x = 1", "int | None", "int | str:", "list[int", "4)", "6}", "7)", "8}", "9}"):
+    for text in (
+        "x = 1",
+        "int | None",
+        "int | str:",
+        "list[int",
+        "4)",
+        "6}",
+        "7)",
+        "8}",
+        "9}",
+        "*, b",
+    ):
         assert is_left_out(text), text
     for text in ("cache", "2)", "[3]", "== 5", "< 10", "11"):
         assert not is_left_out(text), text
