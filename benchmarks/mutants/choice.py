@@ -46,7 +46,8 @@ def left_out(source: str) -> list[Span]:
     """Return the spans of a source where a change is no fault of what it computes.
 
     These are type hints, messages (f-strings and the arguments of raised errors), log lines, what
-    only a type checker reads, and the star before parameters that are passed by name. Cosmic-ray changes no string, so docstrings stay as they are.
+    only a type checker reads, and the star before parameters that are passed by name. Cosmic-ray
+    changes no string, so docstrings stay as they are.
     """
     found: list[ast.expr | ast.stmt] = []
     for node in ast.walk(ast.parse(source)):
