@@ -20,6 +20,7 @@ from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.integer.bias_overflow import fit_biases_
 from dq.quant.integer.convert import integer_network
+from dq.quant.integer.modules import storage_dtype
 from dq.quant.integer.qparams import qparams, specs_of
 from dq.quant.integer.serialize import integer_content, load_integers_, num_bytes
 from dq.quant.numerics.spec import QuantSpec
@@ -312,6 +313,16 @@ def test_integer_file_is_plain_small_and_loads_again(tmp_path: Path) -> None:
         state = {**content["state"], name: change(content["state"][name])}
         with pytest.raises(ValueError, match=rf"1 entries differ \(first: {re.escape(name)}\)"):
             load_integers_(other, {**content, "state": state}, "net.pth")
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", range(2, 17))
+def test_integers_are_stored_in_the_smallest_type_that_holds_them(bits: int, signed: bool) -> None:
+    spec = QuantSpec(bits=bits, signed=signed)
+    kind = torch.iinfo(storage_dtype(spec))
+    assert kind.min <= spec.quant_min <= spec.quant_max <= kind.max
+    # torch computes little with uint16.
+    assert kind.bits == (8 if bits <= 8 else 16 if signed else 32)
 
 
 def test_qparams_name_every_quantizer() -> None:
