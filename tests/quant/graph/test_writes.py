@@ -290,7 +290,6 @@ class Counting(nn.Module):
         if self.by_input:
             self.mean.lerp_(y.mean((0, 2, 3)), 0.1).add_(y[0, :, 0, 0])
             self.mean[0] = y[0, 0, 0, 0]
-            self.mean[1:3].mul_(y.mean()).sub_(1.0)
         else:
             self.mean += 1
         return y - self.mean.view(1, -1, 1, 1)
