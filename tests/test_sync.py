@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from dataclasses import replace
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from dq.dist.exchange import collectives
 from dq.dist.exchange.data_parallel import wrap
 from dq.dist.norm.sync_batch_norm import convert_sync_batch_norm, revert_sync_batch_norm
+from dq.dist.work.all_here import wait_for_all_ranks
+from dq.dist.work.on_one_rank import run_on_rank
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.factory import initialise_weights_
@@ -229,3 +232,20 @@ def observe_after_calibration() -> str:
 
 def test_ranks_continue_alike_after_calibration_on_one_rank() -> None:
     assert run_ranks(observe_after_calibration, 2) == ["equal"] * 2
+
+
+def test_alone_records_are_not_even_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, graph = prepared()
+    monkeypatch.setattr("dq.sync._flat", None)
+    set_phase(graph.quantizers, Phase.OBSERVE)
+    graph.root.train()
+    graph(batches(0))
+    merge_ranges_(list(graph.activations().values()))
+    assert all(q.has_range for q in graph.activations().values())
+
+
+def test_all_that_wait_for_work_wait_a_day() -> None:
+    for function in (calibrate_on_one_rank, run_on_rank, wait_for_all_ranks):
+        limit = inspect.signature(function).parameters["limit_s"].default
+        assert limit == 24 * 3600, function.__name__
+    assert inspect.signature(calibrate_on_one_rank).parameters["rank"].default == 0

@@ -94,6 +94,27 @@ def test_nan_and_infinities_do_not_spoil_a_range(name: str) -> None:
     assert observer.range_max.max() > 1.0
 
 
+def test_a_range_per_tensor_or_per_channel() -> None:
+    assert MinMaxObserver().range_min.shape == ()
+    assert MinMaxObserver(channel_axis=0).range_min.shape == (1,)
+    assert MinMaxObserver(channel_axis=0, num_channels=3).range_min.shape == (3,)
+
+
+@pytest.mark.parametrize("percentile", [50.0, 0.0, -1.0, 100.5, 101.0, float("nan")])
+def test_percentiles_are_above_the_middle_up_to_all(percentile: float) -> None:
+    with pytest.raises(ValueError, match="percentile"):
+        PercentileObserver(percentile=percentile)
+    for allowed in (50.1, 99.99, 100.0):
+        PercentileObserver(percentile=allowed)
+
+
+@pytest.mark.parametrize("momentum", [0.0, -0.1, 1.1, 2.0, float("nan")])
+def test_a_momentum_is_a_share(momentum: float) -> None:
+    with pytest.raises(ValueError, match="momentum"):
+        MovingAverageObserver(momentum=momentum)
+    MovingAverageObserver(momentum=1.0)
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_without_data_the_range_is_neutral(name: str) -> None:
     observer = MAKERS[name]()

@@ -19,6 +19,7 @@ from dq.quant.quantizers.fake_quantize import LearnedActivationQuantizer, update
 from dq.quant.quantizers.learned_step import (
     LsqActivationQuantizer,
     LsqWeightQuantizer,
+    factor_of,
     gradient_factor,
     learned_fake_quantize,
     least_squares_scale,
@@ -350,6 +351,8 @@ def test_frozen_scales_do_not_drift_on_momentum() -> None:
 
 
 def test_the_gradient_factor_is_the_papers() -> None:
+    assert factor_of(0, 0, torch.zeros(())) == 1.0  # Nothing to share.
+    assert factor_of(4, 9, torch.zeros(())) == pytest.approx(1 / 6)
     assert gradient_factor(64, QuantSpec(bits=8, signed=True)) == pytest.approx((64 * 127) ** -0.5)
 
 
