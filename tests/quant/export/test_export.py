@@ -6,6 +6,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from dq.quant.integer.qparams import qparams, specs_of
 from dq.quant.integer.serialize import integer_content, load_integers_, num_bytes
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.recipes.presets import preset
-from dq.quant.recipes.recipe import Recipe, Rule
+from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe, Rule
 from dq.quant.verify.layer_differences import layer_differences, worst
 from dq.quant.verify.onnxruntime_session import OnnxNetwork, float_model, load_model, sums_exactly
 from tests.quant.exported import exported
@@ -206,6 +207,30 @@ def test_large_bias_with_tiny_weights_fits_the_engines_integers() -> None:
         found = 0.7 / (scale_in * after["one"]["scale"][2])
         assert bool(found > integer) is least
     assert math.log2(after["one"]["scale"][2] / before["one"]["scale"][2]).is_integer()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.999, 1.001, 1.5, 1.999, 2.001, 100.0])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_scales_are_raised_by_the_least_power_of_two_and_only_where_needed(
+    share: float, per_channel: bool
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)).eval()
+    weight = replace(INT8_WEIGHT, channel_axis=0 if per_channel else None)
+    graph = prepare(net, Recipe(weight=weight))
+    calibrate(graph, [images(0)])
+    before = qparams(integer_network(graph))
+    unit = torch.tensor(before["x/out"]["scale"]) * torch.tensor(before["0"]["scale"])
+    with torch.no_grad():
+        net[0].bias.zero_()
+        net[0].bias[1] = share * 2.0**30 * (unit[1] if per_channel else unit)
+    network = integer_network(graph)
+    assert fit_biases_(network) == (["0"] if share > 1 else [])
+    after = torch.tensor(qparams(network)["0"]["scale"])
+    factor = max(1.0, 2.0 ** math.ceil(math.log2(share)))
+    wanted = torch.tensor(before["0"]["scale"])
+    changed = torch.arange(4) == 1 if per_channel else torch.tensor(True)
+    torch.testing.assert_close(after, torch.where(changed, wanted * factor, wanted))
 
 
 def test_biases_that_fit_change_nothing() -> None:

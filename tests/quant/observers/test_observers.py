@@ -139,6 +139,8 @@ def test_a_constant_tensor_gives_a_range_that_contains_it(name: str, value: floa
 def test_bins_are_ascending_and_every_value_is_inside_its_bin() -> None:
     edges = bin_edges(torch.zeros(1).device)
     assert edges.shape == (NUM_BINS + 1,)
+    assert float(edges[-1]) == -float(edges[0]) == 2.0**24
+    assert float(edges[edges > 0].min()) < 2.0**-23
     assert (edges.diff() > 0).all()
     x = torch.cat([torch.randn(1000) * 10.0**k for k in range(-6, 7)])
     x = torch.cat([x, torch.tensor([0.0, 1.0, -1.0, 0.5, 2.0**-24])])
