@@ -127,6 +127,14 @@ def test_a_checkpoint_is_too_old_from_its_limit_on(monkeypatch: pytest.MonkeyPat
     assert not age.is_too_old()
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_plan_that_cannot_be_resumed_is_said(
+    saved: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint_plan({"interval": 1, "save_optimizer": saved}, counts_epochs=True)
+    assert ("such checkpoints cannot be resumed" in caplog.text) is not saved
+
+
 def test_meta_is_plain_data() -> None:
     plan = checkpoint_plan(ConfigDict(meta={"note": {"by": "me"}}), counts_epochs=True)
     assert type(plan.meta) is dict
