@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = Path(__file__).parents[1] / "configs" / "yolox" / "yolox_nano_416_ptq.py"
+ENGINE = ("quant.preset=onnxruntime",)
 PLAIN = ("quant.repairs=[]", "quant.mixed=None")
 
 # Row name: options of `launcher calibrate` in addition to the config's.
@@ -30,6 +31,10 @@ ROWS: dict[str, tuple[str, ...]] = {
     "int8, MSE, bias": ("quant.mixed=None",),
     "int8, MSE, 5 raised": ("quant.repairs=[]",),
     "int8, MSE, bias, 5 raised": (),
+    "for ONNX Runtime, min-max": (*PLAIN, *ENGINE, "quant.observer=min_max"),
+    "for ONNX Runtime, MSE, bias": (*ENGINE, "quant.mixed=None"),
+    "for ONNX Runtime, MSE, bias, 5 raised": ENGINE,
+    "for OpenVINO, MSE, bias": ("quant.preset=openvino", "quant.mixed=None"),
     "int16": (*PLAIN, "quant.preset=int16", "quant.observer=min_max"),
     "w8a16": (*PLAIN, "quant.preset=w8a16", "quant.observer=min_max"),
     "int8_power2, MSE, bias, 5 raised": ("quant.preset=int8_power2",),
@@ -90,16 +95,18 @@ def launch(command: str, arguments: argparse.Namespace, name: str, options: Sequ
     return json.loads((folder / stage / "summary.json").read_text())
 
 
-def exported(arguments: argparse.Namespace, folder: Path, options: Sequence[str]) -> Any:
-    """Export a row's checkpoint, evaluate it in ONNX Runtime, return that evaluation's summary."""
+def exported(
+    arguments: argparse.Namespace, folder: Path, options: Sequence[str], backend: str
+) -> Any:
+    """Export a row's checkpoint, evaluate it in an engine, return that evaluation's summary."""
     checkpoint = ("--checkpoint", folder / "calibrated/calibrated.pth", "--work-dir", folder)
     model = folder / "export" / f"{folder.name}.onnx"
     if start(arguments, ("export", CONFIG, *checkpoint), options):
         raise RuntimeError(f"{folder}: launcher export failed")
     # A missed gate is not a failure here: both metrics are in the summary.
-    if start(arguments, ("eval", CONFIG, model, "--backend", "onnxruntime", *checkpoint), ()) > 1:
-        raise RuntimeError(f"{folder}: launcher eval --backend onnxruntime failed")
-    return json.loads((folder / "eval_onnxruntime/summary.json").read_text())
+    if start(arguments, ("eval", CONFIG, model, "--backend", backend, *checkpoint), ()) > 1:
+        raise RuntimeError(f"{folder}: launcher eval --backend {backend} failed")
+    return json.loads((folder / f"eval_{backend}/summary.json").read_text())
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -121,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--work-dir", type=Path, default=Path("runs/yolox_nano_ptq"))
     parser.add_argument("--only", default="", help="rows whose name contains this")
-    parser.add_argument("--export", action="store_true", help="evaluate in ONNX Runtime, too")
+    parser.add_argument("--export", action="store_true", help="evaluate in the engine, too")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     arguments = parser.parse_args(argv)
     rows = {"float": launch("eval", arguments, "float", ())}
@@ -130,7 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows[name] = launch("calibrate", arguments, name, options)
             print(f"{name}: {100 * rows[name]['value']:.2f}", flush=True)
             if arguments.export:
-                found = exported(arguments, folder_of(arguments, name), options)
+                backend = "openvino" if "OpenVINO" in name else "onnxruntime"
+                found = exported(arguments, folder_of(arguments, name), options, backend)
                 print(f"{name}, exported: {100 * found['integer']:.2f}", flush=True)
     print(table(rows))
     return 0

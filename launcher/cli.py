@@ -33,6 +33,7 @@ COMMANDS = (
     "eval",
     "analyze",
     "export",
+    "bench",
     "run",
     "data",
     "coverage",
@@ -43,6 +44,8 @@ COMMANDS = (
     "logs",
     "cancel",
 )
+# Subfolders of `launcher.commands`, of commands that are not in it.
+FOLDERS = dict.fromkeys(("submit", "jobs", "logs", "cancel"), "cluster.")
 
 DESCRIPTION = """\
 Distributed quantization-aware training, calibration and quantized evaluation of mmdet detectors.
@@ -112,7 +115,7 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
-        module = importlib.import_module(f"launcher.commands.{name}")
+        module = importlib.import_module(f"launcher.commands.{FOLDERS.get(name, '')}{name}")
         child = commands.add_parser(
             name, help=module.HELP, description=module.HELP, allow_abbrev=False
         )

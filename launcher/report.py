@@ -19,6 +19,7 @@ from launcher.session import Session
 if TYPE_CHECKING:
     from dq.detector.engines.agreement import Agreement
     from dq.detector.engines.onnx_evaluation import IntegerResult
+    from dq.quant.latency.comparison import Latency
 
 
 def say_result(place: Session, summary: StageSummary) -> None:
@@ -87,11 +88,28 @@ def say_agreement(place: Session, result: Agreement, backend: str) -> None:
     print(f"size     {mib[0]:.2f} MiB, {mib[1]:.2f} MiB in float ({mib[1] / mib[0]:.1f}x)")
 
 
-def say_speed(place: Session, result: IntegerResult) -> None:
-    """Print how ONNX Runtime computes an exported model, and how fast."""
+def say_layers(place: Session, result: IntegerResult) -> None:
+    """Print how an engine computes an exported model."""
     if place.environment.is_main:
+        print(f"engine   {result.engine}")
         print(f"layers   {result.num_integer} in integers, {result.num_float} in float")
-        print(f"network  {result.ms_integer:.1f} ms an image, {result.ms_float:.1f} ms in float")
+
+
+def say_speed(place: Session, model: Path, latency: Latency | str | None) -> None:
+    """Print how fast an exported model is beside itself in float, or why that is not known.
+
+    Args:
+        place: Where.
+        model: The file.
+        latency: As `dq.detector.engines.latency.measured` returns it.
+    """
+    if not place.environment.is_main or latency is None:
+        return
+    if isinstance(latency, str):
+        print(f"speed    not measured: {latency}")
+        return
+    more = f"; `launcher bench --per-layer {model}` says which layers cost it"
+    print(f"speed    {latency.sentence()}{more if latency.is_slower else ''}")
 
 
 def say_gate(place: Session, result: Agreement, measured: IntegerResult | None) -> None:
@@ -100,7 +118,7 @@ def say_gate(place: Session, result: Agreement, measured: IntegerResult | None) 
     Args:
         place: Where.
         result: Of the evaluation.
-        measured: The same where it is ONNX Runtime's.
+        measured: The same where it is an engine's.
     """
     if not place.environment.is_main:
         return
@@ -120,7 +138,7 @@ def _moved(result: IntegerResult) -> str:
     moved = 100 * abs(result.fake_again - result.fake_quantized)
     return (
         f"; the fake-quantized metric itself moves by {moved:.2f} points, to"
-        f" {100 * result.fake_again:.2f} %, when torch sums in another order"
+        f" {100 * result.fake_again:.2f} %, when torch sums in float, in another order"
     )
 
 

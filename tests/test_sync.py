@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from dq.dist.exchange import collectives
@@ -20,6 +22,7 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import update_scales_
 from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import Recipe
 from dq.sync import (
     calibrate_on_one_rank,
@@ -35,8 +38,9 @@ pytestmark = pytest.mark.cpu
 class Net(nn.Module):
     """Two convolutions with batch norms, a residual addition and a head."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor] = torch.relu) -> None:
         super().__init__()
+        self.function = function
         self.first = nn.Conv2d(3, 6, 3, padding=1, bias=False)
         self.first_norm = nn.BatchNorm2d(6)
         self.second = nn.Conv2d(6, 6, 3, padding=1)
@@ -44,18 +48,18 @@ class Net(nn.Module):
         self.head = nn.Conv2d(6, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        a = torch.relu(self.first_norm(self.first(x)))
-        b = torch.relu(a + self.second_norm(self.second(a)))
+        a = self.function(self.first_norm(self.first(x)))
+        b = self.function(a + self.second_norm(self.second(a)))
         out: Tensor = self.head(b)
         return out
 
 
-def prepared(converted: bool = False) -> tuple[Net, QuantizedGraph]:
+def prepared(converted: bool = False, target: str = "int8") -> tuple[Net, QuantizedGraph]:
     torch.manual_seed(0)
-    net = Net()
+    net = Net() if target == "int8" else Net(F.silu)
     if converted:
         convert_sync_batch_norm(net)
-    return net, prepare(net, Recipe())
+    return net, prepare(net, preset(target))
 
 
 def batches(number: int) -> Tensor:
@@ -113,9 +117,9 @@ def test_a_differing_quantizer_is_named_on_every_rank() -> None:
 
 
 def train_steps(
-    ranks: int, converted_first: bool = False
+    ranks: int, converted_first: bool = False, target: str = "int8"
 ) -> tuple[dict[str, Tensor], list[float], int]:
-    net, graph = prepared(converted_first)
+    net, graph = prepared(converted_first, target)
     calibrate(graph)
     net.train()
     convert_sync_batch_norm(net)
@@ -139,9 +143,11 @@ def train_steps(
     return net.state_dict(), [float(q.scale) for q in quantizers], agreed
 
 
-def test_training_on_two_ranks_equals_one_process_with_the_whole_batch() -> None:
-    alone, scales, none = train_steps(1)
-    (first, first_scales, issued), (second, second_scales, _) = run_ranks(train_steps, 2, 2)
+@pytest.mark.parametrize("target", ["int8", "onnxruntime"])
+def test_training_on_two_ranks_equals_one_process_with_the_whole_batch(target: str) -> None:
+    alone, scales, none = train_steps(1, target=target)
+    both = run_ranks(train_steps, 2, 2, False, target)
+    (first, first_scales, issued), (second, second_scales, _) = both
     assert none == 0
     assert issued == 20, "one collective a step"
     assert first_scales == second_scales

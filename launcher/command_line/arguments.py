@@ -138,3 +138,14 @@ def add_reuse(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do nothing when the work dir has this stage's result for the same config and seed",
     )
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Add ``--no-bench``, for commands that end with an exported model's speed."""
+    parser.add_argument(
+        "--no-bench",
+        action="store_false",
+        dest="bench",
+        help="do not time the exported model in ONNX Runtime beside itself in float, which takes a"
+        " second or two",
+    )

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from dq.tracking.reports.comparison import Line
 
 # Columns of words; all others are numbers and stand to the right.
-_WORDS = (0, 6, 10)
+_WORDS = (0, 6, 11)
 
 
 class Screen:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher.command_line.screen import screen_of
+from launcher.command_line.written import write_text
 
 HELP = "compare experiments: table, Markdown, CSV, JSON, an HTML report; needs no server"
 
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         texts[arguments.html] = lambda: html_report(lines, shown, changed)
     for path, text in texts.items():
         if path is not None:
-            _write(path, text())
+            write_text(path, text())
             screen.say(str(path))
     if arguments.report:
         from dq.tracking.reports.wandb_report import publish
@@ -91,13 +92,3 @@ def run(arguments: argparse.Namespace) -> int:
         address = publish(best, [e for e in experiments if e.name in names], changed)
         screen.say(address)
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be written: {error.strerror}; give another file"
-        ) from error

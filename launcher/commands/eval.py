@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.command_line.arguments import add_checkpoint, add_common
+from dq.engines import ENGINES, engine_named
+from launcher.command_line.arguments import add_bench, add_checkpoint, add_common
 
 if TYPE_CHECKING:
     from dq.detector.engines.agreement import Agreement
     from dq.detector.engines.onnx_evaluation import IntegerResult
+    from dq.quant.latency.comparison import Latency
     from launcher.session import Session
 
 HELP = "evaluate a checkpoint on data.test, rounded where it is quantized; or an exported model"
 GATE_MISSED = 1
 # What each backend evaluates.
-EXPORTED = {"onnxruntime": "MODEL.onnx", "torch-int": "MODEL.int.pth"}
+EXPORTED = {**dict.fromkeys(ENGINES, "MODEL.onnx"), "torch-int": "MODEL.int.pth"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="EXPORTED",
         nargs="?",
-        help="with --backend onnxruntime or torch-int: what `launcher export` wrote; it holds its"
+        help=f"with --backend {', '.join(EXPORTED)}: what `launcher export` wrote; it holds its"
         " config, so that CONFIG may be left out",
     )
     add_checkpoint(parser, what="float, calibrated or QAT", required=False)
@@ -35,13 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=("torch", *EXPORTED),
         default="torch",
-        help="onnxruntime (an ONNX file) and torch-int (a file of integers) evaluate what was"
-        f" exported beside the checkpoint it came from and fail with exit code {GATE_MISSED} where"
-        " their mAP differs by more than 0.1 points",
+        help=f"{', '.join(ENGINES)} (an ONNX file) and torch-int (a file of integers) evaluate what"
+        f" was exported beside the checkpoint it came from and fail with exit code {GATE_MISSED}"
+        " where their mAP differs by more than 0.1 points",
     )
     parser.add_argument(
         "--float", action="store_true", dest="as_float", help="ignore quantizers, evaluate in float"
     )
+    add_bench(parser)
     _add_results(parser)
     parser.add_argument(
         "--table",
@@ -155,7 +158,7 @@ def _run_in_torch(arguments: argparse.Namespace) -> int:
 
 def _run_exported(arguments: argparse.Namespace, model: Path, configs: list[str]) -> int:
     from dq.detector.config.read import CarriedConfig
-    from launcher.report import say_agreement, say_gate, say_speed
+    from launcher.report import say_agreement, say_gate, say_layers, say_speed
     from launcher.session import session
 
     metadata = _metadata(arguments.backend, model)
@@ -171,10 +174,11 @@ def _run_exported(arguments: argparse.Namespace, model: Path, configs: list[str]
         )
     checkpoint = Path(arguments.checkpoint or model.parent / metadata["checkpoint"])
     with session(arguments) as place:
-        result, measured = _evaluated(arguments, place, model, checkpoint)
+        result, measured, latency = _evaluated(arguments, place, model, checkpoint)
         say_agreement(place, result, arguments.backend)
         if measured is not None:
-            say_speed(place, measured)
+            say_layers(place, measured)
+        say_speed(place, model, latency)
     if result.passed:
         return 0
     say_gate(place, result, measured)
@@ -187,6 +191,8 @@ def _metadata(backend: str, model: Path) -> Mapping[str, str]:
 
         meta: Mapping[str, str] = read_integer_file(model)["meta"]
         return meta
+    # A missing package is said before the model is read.
+    engine_named(backend)
     from dq.detector.engines.onnx_evaluation import exported_metadata
 
     return exported_metadata(model)
@@ -194,16 +200,15 @@ def _metadata(backend: str, model: Path) -> Mapping[str, str]:
 
 def _evaluated(
     arguments: argparse.Namespace, place: Session, model: Path, checkpoint: Path
-) -> tuple[Agreement, IntegerResult | None]:
-    """Return what the evaluation found, and once more where it is ONNX Runtime's."""
+) -> tuple[Agreement, IntegerResult | None, Latency | str | None]:
+    """Return what the evaluation found, once more where it is an engine's, and its speed."""
     from launcher.plan import begin_plan
-    from launcher.stages.exported_evaluation import (
-        evaluated_in_onnxruntime,
-        evaluated_integer_file,
-    )
+    from launcher.stages.exported_evaluation import evaluated_in_engine, evaluated_integer_file
 
     plan, trusted = begin_plan(arguments), arguments.trust_checkpoint
     if arguments.backend == "torch-int":
-        return evaluated_integer_file(plan, place, model, checkpoint, trusted=trusted), None
-    result = evaluated_in_onnxruntime(plan, place, model, checkpoint, trusted=trusted)
-    return result, result
+        return evaluated_integer_file(plan, place, model, checkpoint, trusted=trusted), None, None
+    result, latency = evaluated_in_engine(
+        plan, place, arguments.backend, model, checkpoint, trusted=trusted, bench=arguments.bench
+    )
+    return result, result, latency

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launcher.command_line.arguments import add_checkpoint, add_common
+from launcher.command_line.arguments import add_bench, add_checkpoint, add_common
 
 HELP = "export a quantized checkpoint: QDQ ONNX, TIDL's ONNX, or integers for torch"
 FORMATS = ("onnx-qdq", "onnx-tidl", "torch-int")
@@ -39,15 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of ONNX (default 18, or 21 where 4-bit or 16-bit integers need it)",
     )
+    add_bench(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the stage, print where the files lie, return the exit code."""
+    """Run the stage, print where the files lie and how fast they are; return the exit code."""
     if arguments.decode != "none" and arguments.format == "torch-int":
         raise ValueError("--decode is for ONNX; torch-int holds the network's integers alone")
     from launcher.plan import begin_plan
+    from launcher.report import say_speed
     from launcher.session import session
-    from launcher.stages.export import exported
+    from launcher.stages.export import exported, exported_latency
 
     with session(arguments) as place:
         paths = exported(
@@ -62,5 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         if place.environment.is_main:
             for path in paths:
-                print(f"export: {path} ({path.stat().st_size / 2**20:.2f} MiB)")
+                print(f"export: {path} ({path.stat().st_size / 2**20:.2f} MiB)", flush=True)
+        if arguments.bench and arguments.format == "onnx-qdq":
+            say_speed(place, paths[0], exported_latency(paths[0]))
     return 0

@@ -134,6 +134,7 @@ class Chain:
 
     def _export(self, step: str, decoding: str) -> Path | None:
         words = ["export", "--checkpoint", str(self.checkpoint("qat")), "--decode", decoding]
+        words += ["--no-bench"]
         try:
             ended = self._step(step, words, name=f"export_{decoding}")
         except _End:
@@ -148,7 +149,7 @@ class Chain:
     def _run_in_onnxruntime(self, model: Path) -> None:
         """Evaluate an exported model: ONNX Runtime's metric is torch's."""
         words = ["eval", str(model), "--backend", "onnxruntime", "--wandb", "disabled"]
-        words += ["--threads", "1", "--device", "cpu", "--work-dir", str(self.work)]
+        words += ["--threads", "1", "--device", "cpu", "--work-dir", str(self.work), "--no-bench"]
         ended = self._command(words, f"onnxruntime_{model.stem}")
         if ended.code == 1 and "differs from the fake-quantized one" in ended.error:
             if _TIES not in ended.error:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from dq.detector.data.class_names import class_list, classes_of_checkpoint
+from dq.detector.engines.latency import measured
 from dq.detector.export.write import ExportFormat, export_detector, image_size, metadata_of
 from dq.detector.model.stored_detector import rounding_detector
 from dq.dist.work.on_main_rank import on_main_rank
+from dq.quant.latency.comparison import Latency
+from dq.tracking.record.latency import write_latency
 from launcher.plan import Plan
 from launcher.session import Session
 from launcher.stages.stage import read_checkpoint
@@ -25,7 +29,10 @@ def exported(
     decode: str,
     trusted: bool,
 ) -> list[Path]:
-    """Write the exported files into ``<work dir>/export`` and return their paths."""
+    """Write the exported files into ``<work dir>/export`` and return their paths.
+
+    Every rank must call it.
+    """
     parent = read_checkpoint(checkpoint, trusted=trusted)
     form = ExportFormat(kind=kind, size=image_size(plan.config, size), opset=opset, decode=decode)
     detector, graph, recipe = rounding_detector(plan.config, parent.content, parent.source)
@@ -44,3 +51,19 @@ def exported(
         return export_detector(detector, graph, folder, name=name, form=form, metadata=metadata)
 
     return on_main_rank(work)
+
+
+def exported_latency(model: Path) -> Latency | str | None:
+    """Measure an exported network in ONNX Runtime, and write the result beside it.
+
+    Every rank must call it.
+
+    Args:
+        model: The file of the network.
+
+    Returns:
+        As `dq.detector.engines.latency.measured`.
+    """
+    return measured(
+        model, "onnxruntime", lambda found: write_latency(model.parent, model.name, asdict(found))
+    )

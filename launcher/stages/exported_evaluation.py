@@ -10,10 +10,13 @@ from dq.detector.data.datasets import test_classes
 from dq.detector.engines.agreement import Agreement, refuse_other
 from dq.detector.engines.integer_evaluation import evaluate_integers
 from dq.detector.engines.integer_file import load_networks, read_integer_file
-from dq.detector.engines.onnx_evaluation import IntegerResult, evaluate_in_onnxruntime
-from dq.detector.engines.onnx_runtime import load_models
+from dq.detector.engines.latency import measured
+from dq.detector.engines.onnx_detector import load_models
+from dq.detector.engines.onnx_evaluation import IntegerResult, evaluate_in_engine
 from dq.detector.model.stored_detector import rounding_detector
 from dq.dist.work.on_main_rank import on_main_rank
+from dq.engines import engine_named
+from dq.quant.latency.comparison import Latency
 from dq.quant.verify.onnxruntime_session import metadata_of
 from dq.tracking.record.json_file import write_json
 from dq.tracking.record.stage_summary import FILE_NAME
@@ -22,25 +25,48 @@ from launcher.session import Session
 from launcher.stages.stage import read_checkpoint
 
 
-def evaluated_in_onnxruntime(
-    plan: Plan, place: Session, model: Path, checkpoint: Path, *, trusted: bool
-) -> IntegerResult:
+def evaluated_in_engine(
+    plan: Plan,
+    place: Session,
+    backend: str,
+    model: Path,
+    checkpoint: Path,
+    *,
+    trusted: bool,
+    bench: bool,
+) -> tuple[IntegerResult, Latency | str | None]:
     """Evaluate an exported model on ``data.test`` over all ranks, beside its checkpoint.
 
-    Every rank must call it; all get the same result.
+    Every rank must call it; all get the same result, and the model's speed as
+    `dq.detector.engines.latency.measured` returns it.
+
+    Args:
+        plan: Of the config that the model was exported with.
+        place: Where the result is written.
+        backend: Name of the engine, of `dq.engines.ENGINES`.
+        model: The file.
+        checkpoint: It was exported from.
+        trusted: Whether the checkpoint may run code.
+        bench: Whether the model's speed is measured.
 
     Raises:
-        ValueError: The model is damaged, or is not of this checkpoint, config or data set.
+        ValueError: The engine is not installed, or cannot run the model; the model is damaged, or
+            is not of this checkpoint, config or data set.
     """
+    engine = engine_named(backend)
     _refuse_missing(checkpoint, model)
     parent = read_checkpoint(checkpoint, trusted=trusted)
     detector, graph, _ = rounding_detector(plan.config, parent.content, parent.source)
     models = load_models(model, graph, test_classes(plan.config))
     said = metadata_of(models[""]).get("checkpoint_sha256")
     refuse_other(model, said, checkpoint, parent.sha256)
-    result = evaluate_in_onnxruntime(plan.config, detector, graph, models)
-    _write(place, "eval_onnxruntime", result)
-    return result
+    result = evaluate_in_engine(plan.config, detector, graph, models, engine)
+    folder = place.experiment / f"eval_{backend}"
+    on_main_rank(lambda: _write(folder, result))
+    latency = None
+    if bench:
+        latency = measured(model, backend, lambda found: _write(folder, result, found))
+    return result, latency
 
 
 def evaluated_integer_file(
@@ -61,7 +87,8 @@ def evaluated_integer_file(
     networks, differing = load_networks(path, file, graph, test_classes(plan.config))
     refuse_other(path, file["meta"].get("checkpoint_sha256"), checkpoint, parent.sha256)
     result = evaluate_integers(plan.config, detector, graph, networks, differing)
-    _write(place, "eval_torch_int", result)
+    folder = place.experiment / "eval_torch_int"
+    on_main_rank(lambda: _write(folder, result))
     return result
 
 
@@ -74,12 +101,10 @@ def _refuse_missing(checkpoint: Path, exported: Path) -> None:
         )
 
 
-def _write(place: Session, name: str, result: Agreement) -> None:
-    """Write the result as the ``summary.json`` of a folder; every rank must call it."""
-    folder = place.experiment / name
-
-    def write() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / FILE_NAME, {**asdict(result), "passed": result.passed})
-
-    on_main_rank(write)
+def _write(folder: Path, result: Agreement, latency: Latency | None = None) -> None:
+    """Write the result as the folder's ``summary.json``; the main rank alone does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {**asdict(result), "passed": result.passed}
+    if latency is not None:
+        content["latency"] = asdict(latency)
+    write_json(folder / FILE_NAME, content)

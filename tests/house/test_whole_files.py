@@ -16,6 +16,7 @@ OTHERS = {
     ("launcher/commands/coverage.py", "TemporaryDirectory"): "a scratch folder of its own",
     ("dq/native.py", "TemporaryDirectory"): "a scratch folder of its own",
     ("dq/quant/verify/onnxruntime_session.py", "TemporaryDirectory"): "a scratch folder of its own",
+    ("dq/quant/latency/onnx_runtime.py", "TemporaryDirectory"): "a scratch folder of its own",
     ("dq/tracking/wandb_copy/relay_process.py", "mkdtemp"): "a scratch folder of its own",
     ("dq/data/download.py", ".tmp"): "a part that the next attempt goes on with, under a lock",
     ("dq/data/download.py", "replace"): "a part that has come whole",

@@ -19,6 +19,7 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "eval": ("launcher.stages.evaluation:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
     "analyze": ("launcher.stages.analysis:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
     "export": ("launcher.stages.export:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
+    "bench": ("dq.quant.verify.onnxruntime_session:load_model", ("MODEL.onnx",)),
     "run": ("launcher.stages.float_training:dataset_of", ("CONFIG",)),
     "data": ("dq.data.voc:fetch_voc", ("voc2007",)),
     "coverage": ("launcher.coverage.families:chains", ("--families", "ssd")),

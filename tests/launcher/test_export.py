@@ -1,4 +1,4 @@
-"""float -> QAT -> export -> ONNX Runtime, from QAT on with two ranks; what a user may do wrong."""
+"""float -> QAT -> export -> engines, from QAT on with two ranks; what a user may do wrong."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import json
 import math
 import re
 import shutil
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from dq.detector.config.read import read_config
@@ -19,8 +24,10 @@ from dq.detector.data.datasets import dataset_of
 from dq.detector.data.datasets import test_classes as classes_of
 from dq.detector.evaluation.evaluate import detect
 from dq.detector.model.stored_detector import rounding_detector
+from dq.engines import ENGINES
 from dq.quant.export.onnx_graph import flatten
 from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.verify.engine import Engine, Network
 from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model
 from tests.launcher.conftest import Launch, on_ranks, torchrun
 
@@ -80,12 +87,37 @@ def test_exported_model_is_evaluated_beside_the_checkpoint_on_two_ranks(
     assert found["boxes"]["corner_max"] < 1e-3
     assert found["boxes"]["score_max"] < 1e-5
     assert found["bytes_float"] > 2 * found["bytes_integer"]
+    latency = found["latency"]
+    assert (latency["num_integer"], latency["num_layers"], latency["threads"]) == (32, 32, 1)
+    assert done.stdout.count("1 thread, 32 of 32 layers in integers (ONNX Runtime ") == 1
+    beside = json.loads((experiment / "export/latency.json").read_text())
+    assert beside["model"] == "tiny.onnx"
+    assert beside["latency"]["times_as_fast"]["median"] > 0
     model = onnx.load(experiment / "export/tiny.onnx")
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(metadata["classes"])[:2] == ["zero", "one"]
     assert json.loads(metadata["preprocessing"])["size"] == [96, 96]
     assert metadata["checkpoint_sha256"] == recorded["sha256"]
     assert len(json.loads((experiment / "export/tiny.qparams.json").read_text())) > 50
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_openvino_evaluates_the_same_model_over_ranks(
+    ranks: int, experiment: Path, tmp_path: Path
+) -> None:
+    words = ("eval", "--backend", "openvino", experiment / "export/tiny.onnx")
+    done = on_ranks(ranks, *words, "--work-dir", tmp_path, "--threads", 1)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.count("fake-quantized ") == 1
+    found = json.loads((tmp_path / "eval_openvino/summary.json").read_text())
+    recorded = json.loads((experiment / "qat/summary.json").read_text())
+    assert found["engine"].startswith("OpenVINO 20")
+    assert found["fake_quantized"] == recorded["value"]
+    assert abs(found["integer"] - found["fake_quantized"]) <= 0.001
+    assert (found["num_integer"], found["num_float"]) == (32, 0)
+    assert found["boxes"]["num_matched"] > 0.9 * found["boxes"]["num_first"] > 0
+    assert found["boxes"]["score_mean"] < 0.001
+    assert found["boxes"]["corner_mean"] < 0.5
 
 
 def test_model_that_suppresses_is_evaluated_by_its_own_detections(
@@ -96,21 +128,25 @@ def test_model_that_suppresses_is_evaluated_by_its_own_detections(
     assert code == 0, err
     (path,) = (tmp_path / "export").glob("*.nms.onnx")
     assert str(path) in out
-    assert path.stat().st_size > (experiment / "export/tiny.onnx").stat().st_size
-    backend = ("--backend", "onnxruntime", "--work-dir", tmp_path)
-    code, _, err = launch("eval", path, *backend, "--checkpoint", experiment / "qat/qat.pth")
-    assert code == 0, err
-    found = json.loads((tmp_path / "eval_onnxruntime/summary.json").read_text())
-    assert (
-        found["fake_quantized"]
-        == json.loads((experiment / "qat/summary.json").read_text())["value"]
+    assert re.search(
+        r"^speed    int8 .*: [\d.]+ ms against [\d.]+ ms, 1 thread, 32 of 32", out, re.M
     )
-    assert abs(found["integer"] - found["fake_quantized"]) <= 0.001
-    assert found["num_integer"] == 32
-    assert found["boxes"]["num_matched"] > 0.9 * found["boxes"]["num_first"] > 0
-    assert found["boxes"]["score_mean"] < 0.01
-    # Boxes in test images' own pixels, which are not the model's.
-    assert found["boxes"]["corner_mean"] < 1
+    assert path.stat().st_size > (experiment / "export/tiny.onnx").stat().st_size
+    recorded = json.loads((experiment / "qat/summary.json").read_text())
+    for engine in ENGINES:
+        backend = ("--backend", engine, "--work-dir", tmp_path, "--no-bench")
+        code, out, err = launch("eval", path, *backend, "--checkpoint", experiment / "qat/qat.pth")
+        assert code == 0, err
+        assert "speed" not in out
+        found = json.loads((tmp_path / f"eval_{engine}/summary.json").read_text())
+        assert found["fake_quantized"] == recorded["value"]
+        assert abs(found["integer"] - found["fake_quantized"]) <= 0.001
+        assert found["num_integer"] == 32
+        assert found["boxes"]["num_matched"] > 0.9 * found["boxes"]["num_first"] > 0
+        assert found["boxes"]["score_mean"] < 0.01
+        # Boxes in test images' own pixels, which are not the model's.
+        assert found["boxes"]["corner_mean"] < 1
+    backend = ("--backend", "onnxruntime", "--work-dir", tmp_path)
     model = onnx.load(path)
     assert [output.name for output in model.graph.output] == ["boxes", "scores", "labels"]
     for node in model.graph.node:
@@ -147,6 +183,7 @@ def test_tidl_has_the_ranges_of_the_calibrated_detector(
     code, _, err = launch("export", config, *words)
     assert code == 0, err
     (path,) = (tmp_path / "export").glob("*.tidl.onnx")
+    assert not (tmp_path / "export/latency.json").exists()  # Its layers are float ones.
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -210,8 +247,9 @@ def own_truth(config: Path, checkpoint: Path, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("backend", ENGINES)
 def test_gate_is_missed_and_names_the_layer(
-    launch: Launch, experiment: Path, config: Path, tmp_path: Path
+    backend: str, launch: Launch, experiment: Path, config: Path, tmp_path: Path
 ) -> None:
     checkpoint = experiment / "qat/qat.pth"
     truth = own_truth(config, checkpoint, tmp_path / "data")
@@ -223,9 +261,9 @@ def test_gate_is_missed_and_names_the_layer(
     wrong = onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), tensor.name)
     tensor.CopyFrom(wrong)
     onnx.save(model, tmp_path / "wrong.onnx")
-    words = ("--backend", "onnxruntime", "--checkpoint", checkpoint, "--work-dir", tmp_path)
+    words = ("--backend", backend, "--checkpoint", checkpoint, "--work-dir", tmp_path)
     code, _, err = launch("eval", truth, tmp_path / "wrong.onnx", *words)
-    found = json.loads((tmp_path / "eval_onnxruntime/summary.json").read_text())
+    found = json.loads((tmp_path / f"eval_{backend}/summary.json").read_text())
     assert found["fake_quantized"] > 0.3
     assert found["integer"] < found["fake_quantized"] - 0.001
     assert code == 1, found
@@ -234,6 +272,58 @@ def test_gate_is_missed_and_names_the_layer(
     layer = tensor.name.removesuffix("/integers")
     (named,) = re.findall(r"these differ most: (.*)", line)
     assert re.fullmatch(rf"{re.escape(layer)} \(\d+\.\d+ scales beyond rounding\)", named), line
+
+
+class Coarse(OnnxNetwork):
+    """An engine that computes the steps of one layer's results three times too large."""
+
+    def compute(self, arrays: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Change the results of the layer, where the model returns them."""
+        found = super().compute(arrays)
+        place = [i for i, name in enumerate(self.names) if name == "neck/fpn_convs/0/activate/out"]
+        for index in place:
+            found[index] = 3 * found[index]
+        return found
+
+
+def refuse(model: onnx.ModelProto, threads: int) -> OnnxNetwork:
+    """Open models, but not one that is cut into layers."""
+    if len(model.graph.input) > 1:
+        raise RuntimeError("too many inputs")
+    return OnnxNetwork(model, threads=threads)
+
+
+@pytest.mark.parametrize(
+    ("open_network", "message"),
+    [
+        (
+            lambda model, threads: Coarse(model, threads=threads),
+            r"agrees when computed in float; its integer arithmetic differs in Mine; these differ"
+            r" most: neck/fpn_convs/0/conv\+neck/fpn_convs/0/bn \(\d+\.\d+ scales beyond"
+            r" rounding\)",
+        ),
+        (refuse, r"and layer by layer Mine 1\.0 cannot run the model: too many inputs"),
+    ],
+    ids=["wrong arithmetic", "no layers"],
+)
+def test_new_engine_is_one_object_and_its_arithmetic_is_judged_layer_by_layer(
+    open_network: Callable[[onnx.ModelProto, int], Network],
+    message: str,
+    launch: Launch,
+    experiment: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dq.detector.engines.agreement.GATE", -1.0)  # Nothing can pass.
+    mine = SimpleNamespace(ENGINE=Engine(title="Mine", version="1.0", network=open_network))
+    monkeypatch.setitem(sys.modules, "mine", mine)
+    monkeypatch.setitem(ENGINES, "openvino", ("mine", "pip install mine"))
+    model = experiment / "export/tiny.onnx"
+    code, out, err = launch("eval", model, "--backend", "openvino", "--work-dir", tmp_path)
+    assert code == 1, err
+    assert "engine   Mine 1.0" in out
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert re.search(message, line), line
 
 
 def test_missed_gate_says_how_far_the_metric_can_be_known_where_all_layers_agree(
@@ -275,6 +365,7 @@ def test_mistakes_are_told_in_one_line(
     onnx.save(importing, tmp_path / "importing.onnx")
     for words, message in (
         (("eval", damaged, *backend), "is no ONNX model, or damaged"),
+        (("eval", damaged, "--backend", "openvino"), "is no ONNX model, or damaged"),
         (("eval", tmp_path / "running.onnx", *backend), "not made of plain values .*give the conf"),
         (("eval", tmp_path / "importing.onnx", *backend), "imports this, which runs its code"),
         (("eval", config, *backend), "needs one MODEL.onnx"),

@@ -12,7 +12,7 @@ import pytest
 
 from dq.detector.config.mmdet_flags import REFUSED_FLAGS
 from launcher.cli import build_parsers, main
-from launcher.commands.submit import add_sweep
+from launcher.commands.cluster.submit import add_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")

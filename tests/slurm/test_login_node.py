@@ -24,11 +24,13 @@ NEEDS = {
     "eval": "torch|mmcv-full",
     "analyze": "torch",
     "export": "torch",
+    "bench": "numpy",
     "run": "torch",
     "data": "Pillow",
     "coverage": "numpy",
 }
 WORDS = {
+    "bench": ("m.onnx",),
     "data": ("digits", "--folder", "d"),
     "coverage": ("--families", "ssd"),
     "train": (CONFIG,),

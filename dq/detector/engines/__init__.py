@@ -1,1 +1,1 @@
-"""Run an exported detector in ONNX Runtime or with integers in torch."""
+"""Run an exported detector in an engine or with integers in torch."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dq.detector.model.graph import attach_all
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.integer.engine_graph import exact_network
+from dq.quant.integer.engine.graph import exact_network
 
 
 def run_exactly_(

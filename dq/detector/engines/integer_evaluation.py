@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-import torch
 from mmcv import Config
 from torch import fx, nn
 
-from dq.detector.data.datasets import dataset_of
-from dq.detector.data.loader_options import evaluation_workers
-from dq.detector.engines.agreement import Agreement, is_within_gate, measured_on
+from dq.detector.engines.agreement import Agreement, evaluate_beside
 from dq.detector.engines.exact_torch import run_exactly_
 from dq.detector.engines.integer_file import run_integers_
-from dq.detector.evaluation.evaluate import detect
-from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.integer.serialize import num_bytes
 
@@ -37,31 +34,19 @@ def evaluate_integers(
         networks: As `dq.detector.engines.integer_file.load_networks` returns them.
         differing: Names of the file's tensors that are not what the checkpoint yields.
     """
-    dataset = dataset_of(config, "test", test_mode=True)
-    workers = evaluation_workers(config, "test")
-    cpu = torch.device("cpu")
-    run_exactly_(detector, graph)
-    expected = detect(detector, dataset, device=cpu, workers=workers)
-    run_integers_(detector, networks)
-    found = detect(detector, dataset, device=cpu, workers=workers)
+    sizes = [num_bytes(network) for network in networks.values()]
 
-    def conclude() -> Agreement:
-        assert expected is not None
-        assert found is not None
-        name, fake, value, metrics, boxes = measured_on(config, dataset, expected, found)
-        sizes = [num_bytes(network) for network in networks.values()]
-        return Agreement(
-            metric=name,
-            integer=value,
-            fake_quantized=fake,
-            metrics=metrics,
-            boxes=boxes,
-            bytes_integer=sum(own for own, _ in sizes),
-            bytes_float=sum(plain for _, plain in sizes),
-            cause="" if is_within_gate(fake, value) else _cause(differing),
-        )
+    def conclude(_: Any, found: Agreement) -> Agreement:
+        return found if found.passed else replace(found, cause=_cause(differing))
 
-    return on_main_rank(conclude)
+    return evaluate_beside(
+        config,
+        detector,
+        lambda: run_exactly_(detector, graph),
+        lambda: run_integers_(detector, networks),
+        (sum(own for own, _ in sizes), sum(plain for _, plain in sizes)),
+        conclude,
+    )
 
 
 def _cause(differing: list[str]) -> str:

@@ -15,7 +15,7 @@ from dq.dist.files.checkpoint import load_checkpoint
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.integer.bias_overflow import fit_biases_
 from dq.quant.integer.convert import integer_network
-from dq.quant.integer.engine_graph import compute_exactly_
+from dq.quant.integer.engine.graph import compute_exactly_
 from dq.quant.integer.serialize import INTEGER, load_integers_
 
 

@@ -1,9 +1,7 @@
-"""An exported ONNX model's evaluation in ONNX Runtime, beside the fake-quantized detector."""
+"""An exported ONNX model's evaluation in an engine, beside the fake-quantized detector."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,21 +13,23 @@ from torch import nn
 
 from dq.detector.data.datasets import dataset_of, evaluation_loader
 from dq.detector.data.loader_options import evaluation_workers
-from dq.detector.engines.agreement import Agreement, is_within_gate, measured_on
-from dq.detector.engines.onnx_runtime import (
+from dq.detector.engines.agreement import Agreement, evaluate_beside
+from dq.detector.engines.onnx_detector import (
     DETECTIONS,
     exported_size,
-    run_in_onnx_,
+    open_networks,
+    run_in_engine_,
     run_in_torch_,
 )
 from dq.detector.evaluation.evaluate import detect, score
 from dq.detector.export.write import inputs_of_heads
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.latency.float_twin import float_twin
+from dq.quant.verify.engine import Engine
 from dq.quant.verify.layer_differences import LayerDifference, layer_differences, worst
-from dq.quant.verify.onnxruntime_session import OnnxNetwork, float_model, load_model, metadata_of
+from dq.quant.verify.onnxruntime_session import load_model, metadata_of
 
-NUM_TIMED = 15
 NUM_COMPARED = 4
 # A layer whose values are off by more scales, beyond rounding, is named for it. Sums of float32 in
 # another order stay below: a thousandth at 8 bits, a third at 16.
@@ -41,20 +41,18 @@ class IntegerResult(Agreement):
     """What the evaluation of an exported model found.
 
     Attributes:
-        num_integer: Layers that ONNX Runtime computes in integers.
+        engine: Its name and version.
+        num_integer: Layers that the engine computes in integers.
         num_float: Layers that it computes in float.
-        ms_integer: Median time of the network for one image, in milliseconds.
-        ms_float: That of the same network in float.
         layers: Layers that differ most on the same input; empty where the gate was passed, or all
             agree.
         fake_again: Where the gate was missed though all layers agree: the fake-quantized detector's
-            metric with its sums in another order.
+            metric with its sums in float, and in another order.
     """
 
+    engine: str
     num_integer: int
     num_float: int
-    ms_integer: float
-    ms_float: float
     layers: tuple[LayerDifference, ...] = ()
     fake_again: float | None = None
 
@@ -71,8 +69,12 @@ def exported_metadata(model: Path) -> dict[str, str]:
     return found
 
 
-def evaluate_in_onnxruntime(
-    config: Config, detector: nn.Module, graph: QuantizedGraph, models: Mapping[str, Any]
+def evaluate_in_engine(
+    config: Config,
+    detector: nn.Module,
+    graph: QuantizedGraph,
+    models: Mapping[str, Any],
+    engine: Engine,
 ) -> IntegerResult:
     """Evaluate an exported model on ``data.test`` over all ranks, beside its checkpoint's detector.
 
@@ -82,54 +84,56 @@ def evaluate_in_onnxruntime(
         config: As `dq.detector.config.read.finish` returns it.
         detector: Of the checkpoint, on the CPU; its methods are changed in place.
         graph: Its own, with frozen ranges.
-        models: As `dq.detector.engines.onnx_runtime.load_models` returns them.
-    """
-    dataset = dataset_of(config, "test", test_mode=True)
-    workers = evaluation_workers(config, "test")
-    cpu = torch.device("cpu")
-    run_in_torch_(detector, graph, models)
-    expected = detect(detector, dataset, device=cpu, workers=workers)
-    network = run_in_onnx_(detector, graph, models, threads=torch.get_num_threads())
-    found = detect(detector, dataset, device=cpu, workers=workers)
+        models: As `dq.detector.engines.onnx_detector.load_models` returns them.
+        engine: Runs them.
 
-    def conclude() -> IntegerResult:
-        assert expected is not None
-        assert found is not None
-        name, fake, value, metrics, boxes = measured_on(config, dataset, expected, found)
-        times, sizes = _compare_with_float(models.get(DETECTIONS, models[""]), network)
-        layers, cause = _explain(dataset, detector, graph, models, fake, value)
+    Raises:
+        ValueError: The engine cannot run the model.
+    """
+    # Before the checkpoint is evaluated, which may take long.
+    networks = open_networks(models, engine, threads=torch.get_num_threads())
+    whole = DETECTIONS if DETECTIONS in models else ""
+    plain = float_twin(models[whole])
+
+    def conclude(dataset: Any, found: Agreement) -> IntegerResult:
+        network = networks[whole]
+        layers: tuple[LayerDifference, ...] = ()
+        cause = ""
+        if not found.passed:
+            images = _some_images(dataset, exported_size(network.metadata))
+            layers, cause = _explain(images, detector, graph, models, engine)
+            if layers and not network.exact:
+                cause += "; this CPU has no VNNI, so its sums of 8-bit products may saturate"
         return IntegerResult(
-            metric=name,
-            integer=value,
-            fake_quantized=fake,
-            metrics=metrics,
-            boxes=boxes,
+            **{**found.content(), "cause": cause},
+            engine=str(engine),
             num_integer=network.num_integer,
             num_float=network.num_float,
-            ms_integer=times[0],
-            ms_float=times[1],
-            bytes_integer=sizes[0],
-            bytes_float=sizes[1],
             layers=layers,
-            cause=cause,
         )
 
-    result = on_main_rank(conclude)
+    result = evaluate_beside(
+        config,
+        detector,
+        lambda: run_in_torch_(detector, graph, networks),
+        lambda: run_in_engine_(detector, graph, networks),
+        (models[whole].ByteSize(), plain.ByteSize()),
+        conclude,
+    )
     if result.cause and not result.layers:
-        run_in_torch_(detector, graph, models)
-        again = _summed_otherwise(config, detector, dataset, workers)
-        result = replace(result, fake_again=again[result.metric])
+        run_in_torch_(detector, graph, networks, exactly=False)
+        result = replace(result, fake_again=_summed_otherwise(config, detector)[result.metric])
     return result
 
 
-def _summed_otherwise(
-    config: Config, detector: nn.Module, dataset: Any, workers: int
-) -> dict[str, float]:
+def _summed_otherwise(config: Config, detector: nn.Module) -> dict[str, float]:
     """Return the detector's metrics once more, with sums in the order of other kernels of torch.
 
-    Sums of float32 then differ in their last digits, and rounding ties fall the other way: how far
-    a metric moves is how well it can be known. Every rank must call it.
+    Sums of float32 differ in their last digits, and rounding ties fall the other way: how far a
+    metric moves is how well it can be known. Every rank must call it.
     """
+    dataset = dataset_of(config, "test", test_mode=True)
+    workers = evaluation_workers(config, "test")
     with torch.backends.mkldnn.flags(enabled=False):
         found = detect(detector, dataset, device=torch.device("cpu"), workers=workers)
 
@@ -140,56 +144,46 @@ def _summed_otherwise(
     return on_main_rank(measure)
 
 
-def _compare_with_float(
-    model: Any, network: OnnxNetwork
-) -> tuple[tuple[float, float], tuple[int, int]]:
-    """Return median milliseconds of one image, and bytes: in integers, and in float."""
-    plain = float_model(model)
-    other = OnnxNetwork(plain, threads=torch.get_num_threads())
-    images = torch.zeros([1 if isinstance(s, str) else s for s in network.size])
-    times: dict[OnnxNetwork, list[float]] = {network: [], other: []}
-    for number in range(NUM_TIMED + 2):
-        for each in (network, other):
-            began = time.perf_counter()
-            each.run(images)
-            if number > 1:  # The first ones fill caches.
-                times[each].append(1000 * (time.perf_counter() - began))
-    medians = statistics.median(times[network]), statistics.median(times[other])
-    return medians, (model.ByteSize(), plain.ByteSize())
-
-
 def _explain(
-    dataset: Any,
+    images: list[torch.Tensor],
     detector: Any,
     graph: QuantizedGraph,
     models: Mapping[str, Any],
-    fake: float,
-    value: float,
+    engine: Engine,
 ) -> tuple[tuple[LayerDifference, ...], str]:
     """Return the layers that differ most on the same input, and what they say of the cause."""
-    if is_within_gate(fake, value):
-        return (), ""
-    images = _some_images(dataset, exported_size(models))
     inputs: dict[str, list[torch.Tensor]] = {"": images}
     for batch in images:
         for part, given in inputs_of_heads(detector, graph, batch).items():
             inputs.setdefault(part, []).append(given)
-    found: dict[bool, list[LayerDifference]] = {}
-    for integers in (False, True):
-        found[integers] = [
+
+    def wrong(*, integers: bool) -> list[LayerDifference]:
+        return [
             difference
             for part, batches in inputs.items()
             for difference in layer_differences(
-                graph.parts[part] if part else graph, models[part], batches, integers=integers
+                graph.parts[part] if part else graph,
+                models[part],
+                batches,
+                engine=engine,
+                integers=integers,
             )
+            if difference.excess > LARGE_DIFFERENCE
         ]
-    for integers, cause in (
-        (False, "the exported graph itself differs, not only its integer arithmetic"),
-        (True, "the exported graph agrees when computed in float; its integer arithmetic differs"),
-    ):
-        wrong = [d for d in found[integers] if d.excess > LARGE_DIFFERENCE]
-        if wrong:
-            return tuple(worst(wrong)), cause
+
+    if found := wrong(integers=False):
+        cause = "the exported graph itself differs, not only its integer arithmetic"
+        return tuple(worst(found)), cause
+    try:
+        found = wrong(integers=True)
+    except ValueError as error:
+        return (), f"the exported graph agrees when computed in float, and layer by layer {error}"
+    if found:
+        cause = (
+            "the exported graph agrees when computed in float; its integer arithmetic differs"
+            f" in {engine.title}"
+        )
+        return tuple(worst(found)), cause
     return (), "each layer agrees when both get the same input, so rounding ties add up"
 
 

@@ -140,6 +140,8 @@ def reason_of(error: BaseException) -> str:
 def checked(model: ir.Model) -> onnx.ModelProto:
     """Return the model as an ONNX message, checked with shape inference.
 
+    The shapes of values inside are left out: every engine infers them itself.
+
     Raises:
         RuntimeError: The check failed.
     """
@@ -148,4 +150,5 @@ def checked(model: ir.Model) -> onnx.ModelProto:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise RuntimeError(f"the exported model is not valid ONNX: {error}") from error
+    del proto.graph.value_info[:]
     return proto

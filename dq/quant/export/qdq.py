@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dq.quant.export.averages import fit_averages_
 from dq.quant.export.onnx_graph import OPSET_16_BITS
 from dq.quant.integer.modules import DOMAIN, WEIGHT
 from dq.quant.numerics.spec import QuantSpec
@@ -54,6 +55,7 @@ def to_qdq_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
         model: Result of `dq.quant.export.onnx_graph.placeholder_model`.
         specs: The integer format of every quantizer, by its name.
     """
+    fit_averages_(model)
     writer = Writer(model, specs)
     for node in placeholders(model):
         if node.op_type == WEIGHT:
@@ -82,10 +84,12 @@ def array_of(value: ir.Value | None) -> Array:
 
 
 def finish_(model: ir.Model) -> None:
-    """Remove our domain and everything without a reader; sort the nodes."""
+    """Remove our domain, everything without a reader and torch's notes; sort the nodes."""
     model.opset_imports.pop(DOMAIN, None)
     for name in [n for n, v in model.graph.initializers.items() if not v.uses()]:
         del model.graph.initializers[name]
+    for node in model.graph:
+        node.metadata_props.clear()  # The Python code of each node, an eighth of a small file.
     model.graph.sort()
 
 
@@ -147,7 +151,7 @@ class Writer:
             stored += "/transposed"
         values = [self.constant(stored, integers), *self.parameters(site, node, spec)]
         attributes = {} if axis is None else {"axis": axis}
-        new = ir.node("DequantizeLinear", values, attributes, name=f"{name}/dequantize")
+        new = ir.node("DequantizeLinear", values, attributes, name=name)
         self.replace(old, new, name, also=node)
 
     def write_rounding(self, node: ir.Node) -> None:
@@ -165,17 +169,12 @@ class Writer:
                 self.constant(f"{site}/{end}", bound)
                 for end, bound in zip(("lowest", "highest"), bounds, strict=True)
             )
-            nodes.append(ir.node("Clip", [x, low, high], name=f"{name}/clip"))
+            nodes.append(ir.node("Clip", [x, low, high]))
             x = nodes[-1].outputs[0]
-        nodes.append(ir.node("QuantizeLinear", [x, scale, zero_point], name=f"{name}/quantize"))
-        inside = nodes[-1].outputs[0]
-        inside.dtype, inside.shape = (
-            _TYPES[width(spec, weight=False), spec.signed][0],
-            node.outputs[0].shape,
-        )
-        last = ir.node("DequantizeLinear", [inside, scale, zero_point], name=f"{name}/dequantize")
+        nodes.append(ir.node("QuantizeLinear", [x, scale, zero_point]))
+        last = ir.node("DequantizeLinear", [nodes[-1].outputs[0], scale, zero_point], name=name)
         for number, inner in enumerate(nodes):
-            inner.outputs[0].name = f"{name}/inner{number}"
+            inner.outputs[0].name = f"{name}/{number}"
             self.graph.insert_before(node, inner)
         self.replace(node, last, name)
 

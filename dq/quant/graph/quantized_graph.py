@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from dq.quant.graph.fuse_activations import MergedGraph
+from dq.quant.graph.fused.activations import MergedGraph
 from dq.quant.graph.trace import Traced
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, WeightQuantizer
 from dq.quant.quantizers.layers import QuantizedLayer

@@ -2,9 +2,9 @@
 
 An engine adds the bias to a sum of integer products, so the bias is quantized with the product of
 the input's and the weight's scale. If both are tiny (a channel switched off by its batch norm,
-activations near zero), that integer overflows and the engine's result is wrong. A coarser scale for
-such a weight fixes it. Next to such a large bias the products are negligible, and so is their
-rounding error.
+activations near zero, 16 bits of both), that integer overflows and the engine's result is wrong. A
+coarser scale for such a weight fixes it. Next to such a large bias the rounding error of the
+products is negligible.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from dq.quant.integer.modules import IntegerLayer, IntegerWeight
 
 log = logging.getLogger(__name__)
 
-# Half of what 32 bits hold; the other half is for the sum of products.
+# Half of what 32 bits hold; the other half is for the sum of products. ONNX Runtime rounds the bias
+# to 32 bits whatever the widths, also of layers that it computes in float.
 LARGEST_BIAS = 2.0**30
-# Engines sum products of wider integers in 64 bits.
-_WIDEST = 16
 
 
 def network_for_engines(graph: QuantizedGraph) -> fx.GraphModule:
@@ -61,7 +60,7 @@ def fit_biases_(network: fx.GraphModule) -> list[str]:
             continue
         source = quantizer_of_node(network, tensor_inputs(node)[0])
         weight = layer.weight
-        if source is None or source.spec.bits + weight.spec.bits > _WIDEST:
+        if source is None:
             continue
         largest = _largest_bias(layer)
         excess = largest / (LARGEST_BIAS * source.scale.double() * weight.scale.double())

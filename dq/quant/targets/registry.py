@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
+
 from dq.names import hint
-from dq.quant.targets import (
-    any_engine,
-    as_written,
-    ncnn,
-    onnxruntime,
-    openvino,
-    qnn,
-    tensorrt,
-    tidl,
-)
+from dq.quant.targets.as_written import TARGET as AS_WRITTEN
 from dq.quant.targets.target import Target
 
-TARGETS: dict[str, Target] = {
-    module.TARGET.name: module.TARGET
-    for module in (any_engine, onnxruntime, openvino, tensorrt, tidl, qnn, ncnn)
-}
-# Not for new quantizations.
-STORED = {**TARGETS, as_written.TARGET.name: as_written.TARGET}
+# Modules of this package, each with a `TARGET`.
+MODULES = (
+    "any_engine",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tidl",
+    "qnn",
+    "ncnn",
+)
+
+
+def _read(module: str) -> Target:
+    found = importlib.import_module(f"dq.quant.targets.{module}").TARGET
+    assert isinstance(found, Target)
+    return found
+
+
+TARGETS: dict[str, Target] = {target.name: target for target in map(_read, MODULES)}
 
 
 def target_of(name: str) -> Target:
@@ -29,6 +35,8 @@ def target_of(name: str) -> Target:
     Raises:
         ValueError: There is none; the message names the closest one.
     """
-    if name not in STORED:
+    if name == AS_WRITTEN.name:  # In checkpoints only.
+        return AS_WRITTEN
+    if name not in TARGETS:
         raise ValueError(f"quant.target {name!r} does not exist; {hint(name, TARGETS)}")
-    return STORED[name]
+    return TARGETS[name]

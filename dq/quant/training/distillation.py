@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dq.quant.graph.fuse_activations import MergedGraph
+from dq.quant.graph.fused.activations import MergedGraph
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.graph.trace import BoundGraph, Traced
 from dq.quant.quantizers.phase import Phase, set_phase

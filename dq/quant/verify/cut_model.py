@@ -7,25 +7,27 @@ quantized tensor read a model input instead, so no difference passes beyond one 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dq.quant.verify.onnxruntime_session import OnnxNetwork, with_outputs
+from dq.quant.verify.engine import Network
+from dq.quant.verify.onnxruntime_session import with_outputs
 
+# The second one ends the names of nodes in files of earlier versions.
 GIVEN, DEQUANTIZE = "/given", "/dequantize"
 
 
 class CutNetwork:
-    """A QDQ model in ONNX Runtime that is cut at its activation quantizers.
+    """A QDQ model in an engine that is cut at its activation quantizers.
 
     Args:
         model: As written by `dq.quant.export.qdq`.
         sites: Names of the activation quantizers to cut at; names not in the model are ignored.
-        integers: As for `dq.quant.verify.onnxruntime_session.OnnxNetwork`.
+        opened: Opens the cut model.
 
     Attributes:
         network: The cut model.
@@ -35,13 +37,16 @@ class CutNetwork:
     """
 
     def __init__(
-        self, model: onnx.ModelProto, sites: Collection[str], *, integers: bool = True
+        self,
+        model: onnx.ModelProto,
+        sites: Collection[str],
+        opened: Callable[[onnx.ModelProto], Network],
     ) -> None:
         self.outputs = [output.name for output in model.graph.output]
         self.values = rounded_values(model, sites)
         cut = cut_model(model, self.values)
         self.layers = _layers_of(cut, [*self.values.values(), *self.outputs])
-        self.network = OnnxNetwork(with_outputs(cut, list(self.values.values())), integers=integers)
+        self.network = opened(with_outputs(cut, list(self.values.values())))
         self._inputs = {given.name for given in cut.graph.input}
 
     def run(self, images: Tensor, given: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
@@ -72,8 +77,8 @@ def cut_model(model: onnx.ModelProto, values: Mapping[str, str]) -> onnx.ModelPr
     The inputs pass through QuantizeLinear and DequantizeLinear again, which does not change
     quantized values. So engines compute the same layers in integers as without the cuts.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    # OpenVINO needs the inputs' numbers of dimensions, which the file leaves out.
+    copy = onnx.shape_inference.infer_shapes(model)
     makers = {name: node for node in copy.graph.node for name in node.output}
     infos = {info.name: info for info in [*copy.graph.value_info, *copy.graph.output]}
     read = {name for node in copy.graph.node for name in node.input}

@@ -16,6 +16,8 @@ from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 if TYPE_CHECKING:
     import onnx
 
+    from dq.quant.verify.engine import Engine
+
 # Levels of 8 bits: the unit of outputs, which have no quantizer.
 NUM_LEVELS = 255
 
@@ -48,6 +50,7 @@ def layer_differences(
     model: onnx.ModelProto,
     images: Sequence[Tensor],
     *,
+    engine: Engine | None = None,
     integers: bool = True,
 ) -> list[LayerDifference]:
     """Return the difference of every quantized tensor and every output, in the order of execution.
@@ -59,12 +62,18 @@ def layer_differences(
         graph: The fake-quantized network, its quantizers FROZEN.
         model: Exported from it, as written by `dq.quant.export.qdq`.
         images: Batches of the network's input.
-        integers: As for `dq.quant.verify.onnxruntime_session.OnnxNetwork`.
+        engine: Computes the model; ONNX Runtime by default.
+        integers: False computes the QDQ nodes literally, in float between them, whatever the
+            engine.
+
+    Raises:
+        ValueError: The engine cannot compute the model.
     """
     from dq.quant.verify.cut_model import CutNetwork
+    from dq.quant.verify.onnxruntime_session import ENGINE, LITERALLY
 
     quantizers = {name: graph.quantizers[name] for name in called_once(graph)}
-    network = CutNetwork(model, quantizers, integers=integers)
+    network = CutNetwork(model, quantizers, ((engine or ENGINE) if integers else LITERALLY).open)
     totals: dict[str, _Total] = {}
     for batch in images:
         before, after, outputs = _observed(graph, batch, network.values)

@@ -1,4 +1,4 @@
-"""Run an exported model in ONNX Runtime on torch's tensors, and count its layers."""
+"""Run an exported model in ONNX Runtime on the CPU, and count its layers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from dq.quant.verify.engine import Engine, Network
 
 log = logging.getLogger(__name__)
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm")
-INTEGER_LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul")
+INTEGER_LAYERS = (
+    "QLinearConv",
+    "QGemm",
+    "QLinearMatMul",
+    "MatMulIntegerToFloat",
+    "MatMulInteger",
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+)
 # Instructions that sum products of 8-bit integers in 32 bits.
 EXACT_INSTRUCTIONS = ("vnni", "asimddp", "i8mm", "amx_int8")
 
@@ -36,7 +44,7 @@ def sums_exactly(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
     return any(word in text for word in EXACT_INSTRUCTIONS)
 
 
-class OnnxNetwork:
+class OnnxNetwork(Network):
     """A model in ONNX Runtime on the CPU, called with images like the traced network.
 
     Args:
@@ -46,12 +54,6 @@ class OnnxNetwork:
         exact: Do not let sums of products saturate, even if the CPU's fastest instructions would.
         threads: Of one call.
         keep: Names of values in the model to return as well.
-
-    Attributes:
-        metadata: Of the model.
-        num_integer: Number of layers computed in integers.
-        num_float: Number of layers computed in float.
-        exact: Whether no sum can have saturated.
     """
 
     def __init__(
@@ -63,9 +65,9 @@ class OnnxNetwork:
         threads: int = 1,
         keep: Sequence[str] = (),
     ) -> None:
-        self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         if keep:
             model = with_outputs(model, keep)
+        super().__init__(model)
         self.exact = not integers or sums_exactly() or exact
         try:
             slower = exact and integers and not sums_exactly()
@@ -76,7 +78,6 @@ class OnnxNetwork:
             count = self._open(model, threads, integers=integers, slower=False)
         self.num_integer = sum(count[kind] for kind in INTEGER_LAYERS)
         self.num_float = sum(count[kind] for kind in LAYERS)
-        self.names = [output.name for output in self.session.get_outputs()]
 
     def _open(
         self, model: onnx.ModelProto, threads: int, *, integers: bool, slower: bool
@@ -102,52 +103,25 @@ class OnnxNetwork:
             )
             return collections.Counter(node.op_type for node in onnx.load(optimized).graph.node)
 
-    @property
-    def size(self) -> tuple[int | str, ...]:
-        """The required size of the input; a name stands for any size."""
-        return tuple(self.session.get_inputs()[0].shape)
-
-    @property
-    def sizes(self) -> list[tuple[int | str, ...]]:
-        """The required sizes of all inputs."""
-        return [tuple(own.shape) for own in self.session.get_inputs()]
-
-    def run(
-        self, images: Tensor, given: Mapping[str, Tensor] | None = None
-    ) -> dict[str, NDArray[np.float32]]:
-        """Return all outputs by name for images ``(N, C, H, W)``.
-
-        Args:
-            images: The first input.
-            given: The other inputs by name, if the model has any.
-
-        Raises:
-            ValueError: The model was exported for another size.
-        """
-        wanted = self.size
-        fits = len(wanted) == images.dim() and all(
-            isinstance(size, str) or size == given
-            for size, given in zip(wanted, images.shape, strict=True)
+    def compute(self, arrays: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Return all outputs in order, for all inputs in order."""
+        found: list[NDArray[np.float32]] = self.session.run(
+            None, dict(zip(self.inputs, arrays, strict=True))
         )
-        if not fits:
-            raise ValueError(
-                f"the model was exported for inputs {_sizes(wanted)} and got"
-                f" {_sizes(tuple(images.shape))}; export it again with"
-                f" --size {images.shape[-2]} {images.shape[-1]}, or pad the test images to one size"
-            )
-        tensors = {self.session.get_inputs()[0].name: images, **(given or {})}
-        feed = {name: tensor.detach().cpu().float().numpy() for name, tensor in tensors.items()}
-        return dict(zip(self.names, self.session.run(None, feed), strict=True))
-
-    def tensors(self, images: Tensor, *others: Tensor) -> list[Tensor]:
-        """Return all outputs in order, on the device of the images, for all inputs in order."""
-        names = [own.name for own in self.session.get_inputs()[1:]]
-        found = self.run(images, dict(zip(names, others, strict=True)) if others else None)
-        return [torch.from_numpy(value).to(images.device) for value in found.values()]
+        return found
 
 
-def _sizes(shape: Sequence[int | str]) -> str:
-    return "x".join(str(size) for size in shape[1:])
+ENGINE = Engine(
+    title="ONNX Runtime",
+    version=onnxruntime.__version__,
+    network=lambda model, threads: OnnxNetwork(model, threads=threads),
+)
+# What the file says, whichever engine runs it: in float between its QDQ nodes.
+LITERALLY = Engine(
+    title="ONNX Runtime without optimization",
+    version=onnxruntime.__version__,
+    network=lambda model, threads: OnnxNetwork(model, threads=threads, integers=False),
+)
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
@@ -229,63 +203,6 @@ def with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     del copy.graph.node[:]
     copy.graph.node.extend(kept)
     return copy
-
-
-def float_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with float weights and without quantization, to compare size and speed."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    initializers = {tensor.name: tensor for tensor in copy.graph.initializer}
-    replaced: dict[str, str] = {}
-    nodes = []
-    for node in copy.graph.node:
-        inputs = [replaced.get(name, name) for name in node.input]
-        if node.op_type == "QuantizeLinear":
-            replaced[node.output[0]] = inputs[0]
-        elif node.op_type == "DequantizeLinear" and inputs[0] in initializers:
-            stored = f"{inputs[0]}/float"
-            if stored not in initializers:
-                arrays = [onnx.numpy_helper.to_array(initializers[name]) for name in inputs]
-                axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-                real = _real(*arrays, axis=axis)
-                initializers[stored] = copy.graph.initializer.add()
-                initializers[stored].CopyFrom(onnx.numpy_helper.from_array(real, stored))
-            replaced[node.output[0]] = stored
-        elif node.op_type == "DequantizeLinear":
-            replaced[node.output[0]] = inputs[0]
-        else:
-            del node.input[:]
-            node.input.extend(inputs)
-            nodes.append(node)
-    for output in copy.graph.output:
-        if output.name in replaced:
-            source = replaced[output.name]
-            nodes.append(onnx.helper.make_node("Identity", [source], [output.name]))
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del copy.graph.node[:]
-    copy.graph.node.extend(kept)
-    read = {name for node in kept for name in node.input}
-    tensors = [t for t in copy.graph.initializer if t.name in read]
-    used = [onnx.TensorProto.FromString(t.SerializeToString()) for t in tensors]
-    del copy.graph.initializer[:]
-    copy.graph.initializer.extend(used)
-    del copy.graph.value_info[:]
-    return copy
-
-
-def _real(
-    integers: NDArray[np.generic],
-    scale: NDArray[np.generic],
-    zero_point: NDArray[np.generic],
-    *,
-    axis: int,
-) -> NDArray[np.float32]:
-    shape = [1] * integers.ndim
-    if scale.ndim:
-        shape[axis] = -1
-    shift = zero_point.astype(np.float32).reshape(shape)
-    result: NDArray[np.float32] = integers.astype(np.float32) - shift
-    return result * scale.astype(np.float32).reshape(shape)
 
 
 def load_model(path: Path) -> onnx.ModelProto:

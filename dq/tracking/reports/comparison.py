@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dq.tracking.record.json_file import json_text
+from dq.tracking.record.latency import read_times_as_fast
 from dq.tracking.record.run import read_run
 from dq.tracking.reports.experiments import Experiment
 
@@ -23,6 +24,7 @@ HEADS = {
     "bits": "bits",
     "model_bytes": "model MB",
     "images_per_s": "images/s",
+    "times_as_fast": "x float",
     "rank_hours": "rank hours",
     "state": "state",
 }
@@ -45,6 +47,7 @@ class Line:
         bits: Integer format of the last stage.
         model_bytes: Model size of the last stage.
         images_per_s: Speed of the last stage's evaluation.
+        times_as_fast: Speed of the exported model beside the same model in float, in its engine.
         rank_hours: Cost: hours of all stages times their ranks.
         state: ``finished``, or the state of the unfinished stage.
     """
@@ -60,6 +63,7 @@ class Line:
     bits: str | None
     model_bytes: int | None
     images_per_s: float | None
+    times_as_fast: float | None
     rank_hours: float
     state: str
 
@@ -124,6 +128,7 @@ def _line(experiment: Experiment) -> Line:
         bits=None if last is None else last.bits,
         model_bytes=None if last is None else last.model_bytes,
         images_per_s=None if last is None else last.images_per_s,
+        times_as_fast=read_times_as_fast(experiment.folder),
         rank_hours=sum(s.seconds * s.world_size for s in own) / 3600,
         state=", ".join(unfinished) or "finished",
     )
@@ -154,6 +159,8 @@ def cells(line: Line) -> list[str]:
             found.append(f"{value / 1e6:.2f}")
         elif name == "images_per_s":
             found.append(f"{value:.1f}")
+        elif name == "times_as_fast":
+            found.append(f"{value:.2f}")
         elif name == "rank_hours":
             found.append(f"{value:.3f}" if value < 10 else f"{value:.1f}")
         else:

@@ -16,7 +16,10 @@ from dq.tracking.record.stage_summary import StageSummary, read_summary
 
 STAGES = ("float", "calibrated", "qat")
 # Subfolders of an experiment that are never experiments themselves.
-PASSED_OVER = {"logs", "plots", "wandb", "samples", "analyze", "eval", *STAGES}
+PASSED_OVER = {
+    *("logs", "plots", "wandb", "samples", "analyze", "export", *STAGES),
+    *("eval", "eval_onnxruntime", "eval_openvino", "eval_torch_int"),
+}
 MAX_DEPTH = 4
 
 

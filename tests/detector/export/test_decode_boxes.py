@@ -16,15 +16,23 @@ from mmdet.models import BACKBONES, build_detector
 from torch import Tensor, nn
 
 from dq.detector.calibration.calibrate import calibrate
-from dq.detector.engines.onnx_runtime import DETECTIONS, load_models, run_in_onnx_
+from dq.detector.engines.onnx_detector import (
+    DETECTIONS,
+    load_models,
+    open_networks,
+    run_in_engine_,
+    run_in_torch_,
+)
 from dq.detector.export.decode_boxes import decoder_of
 from dq.detector.export.suppress_boxes import Detections, settings_of
 from dq.detector.export.write import ExportFormat, export_detector
 from dq.detector.model.graph import quantize_detector
+from dq.engines import ENGINES, engine_named
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe, Rule
-from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model
+from dq.quant.verify.engine import Engine
+from dq.quant.verify.onnxruntime_session import ENGINE, OnnxNetwork, load_model
 
 pytestmark = pytest.mark.slow
 
@@ -204,12 +212,25 @@ def test_detections_are_mmdets(family: str, tmp_path: Path) -> None:
     path = exported(detector, graph, tmp_path, "nms")
     assert path.name == "net.nms.onnx"
     models = load_models(path, graph, CLASSES)
+    assert {node.domain for node in models[DETECTIONS].graph.node} == {""}
+    for name in ENGINES:
+        assert_detections_are_mmdets(detector, graph, models, engine_named(name), family)
+
+
+def assert_detections_are_mmdets(
+    detector: nn.Module,
+    graph: QuantizedGraph,
+    models: dict[str, Any],
+    engine: Engine,
+    family: str,
+) -> None:
+    """Compare mmdet's own decoding and NMS with those of the model, on the same integers."""
     batches = [images(), images()[1:]]
-    # mmdet's own decoding and NMS, and those of the model, get the same integers.
-    plain = {key: model for key, model in models.items() if key != DETECTIONS}
-    run_in_onnx_(detector, graph, plain, threads=1)
+    networks = open_networks(models, engine, threads=1)
+    run_in_engine_(detector, graph, {key: n for key, n in networks.items() if key != DETECTIONS})
     wanted = [found_by(detector, batch) for batch in batches]
-    network = run_in_onnx_(detector, graph, models, threads=1)
+    run_in_engine_(detector, graph, networks)
+    network = networks[DETECTIONS]
     got = [found_by(detector, batch) for batch in batches]
     for mine, own in zip([*got[0], *got[1]], [*wanted[0], *wanted[1]], strict=True):
         assert sum(len(boxes) > 0 for boxes in own) > 1
@@ -226,7 +247,9 @@ def test_detections_are_mmdets(family: str, tmp_path: Path) -> None:
     assert (labels[0, num:] == -1).all()
     assert not scores[0, num:].any()
     assert not boxes[0, num:].any()
-    assert {node.domain for node in models[DETECTIONS].graph.node} == {""}
+    # In torch nothing is left of the engine's detections.
+    run_in_torch_(detector, graph, networks, exactly=False)
+    assert "simple_test" not in detector.__dict__
 
 
 def test_boxes_of_all_priors_are_mmdets(tmp_path: Path) -> None:
@@ -242,7 +265,7 @@ def test_boxes_of_all_priors_are_mmdets(tmp_path: Path) -> None:
     assert scores.shape == (2, 8 * 12 + 4 * 6, len(CLASSES))
     models = load_models(path, graph, CLASSES)
     assert set(models) == {""}
-    run_in_onnx_(detector, graph, models, threads=1)
+    run_in_engine_(detector, graph, open_networks(models, ENGINE, threads=1))
     scale = torch.tensor([2, 1.5, 2, 1.5])
     for own, all_boxes, all_scores in zip(found_by(detector, images()), boxes, scores, strict=True):
         for label, rows in enumerate(own):

@@ -15,14 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dq.detector.calibration.calibrate import calibrate
 from dq.detector.export.write import ExportFormat, export_detector, part_path
 from dq.detector.model.graph import quantize_detector
+from dq.engines import engine_named
 from dq.quant.export.onnx_graph import flatten
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.integer.engine_graph import exact_network
+from dq.quant.integer.engine.graph import exact_network
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.presets import preset
 from dq.quant.verify.cut_model import CutNetwork
 from dq.quant.verify.layer_differences import called_once, layer_differences
-from dq.quant.verify.onnxruntime_session import OnnxNetwork
+from dq.quant.verify.onnxruntime_session import ENGINE, OnnxNetwork
 from tests.detector.model.test_graph import detector_of
 
 pytestmark = pytest.mark.slow
@@ -71,7 +72,7 @@ def settle_norms_(detector: nn.Module, images: Tensor) -> None:
 
 def assert_agrees(graph: QuantizedGraph, model: onnx.ModelProto, images: list[Tensor]) -> None:
     """Compare every fake quantization, every output and every quantized weight of the graph."""
-    cut = CutNetwork(model, called_once(graph))
+    cut = CutNetwork(model, called_once(graph), ENGINE.open)
     assert cut.network.num_integer == OnnxNetwork(model).num_integer > 0
     for integers in (False, True):
         found = layer_differences(graph, model, images, integers=integers)
@@ -87,6 +88,23 @@ def assert_agrees(graph: QuantizedGraph, model: onnx.ModelProto, images: list[Te
         assert not [d for d in found if not d.largest < 1.001]
         num = sum(d.num for d in found)
         assert sum(d.share * d.num for d in found) <= max(1, share * num)
+    assert_agrees_in_openvino(graph, model, images)
+
+
+def assert_agrees_in_openvino(
+    graph: QuantizedGraph, model: onnx.ModelProto, images: list[Tensor]
+) -> None:
+    """Compare every fake quantization and every output: all in integers, with float biases."""
+    engine = engine_named("openvino")
+    whole, cut = engine.open(model), CutNetwork(model, called_once(graph), engine.open).network
+    assert whole.num_float == cut.num_float == 0
+    assert whole.num_integer == cut.num_integer > 0
+    if whole.exact:
+        found = layer_differences(graph, model, images, engine=engine)
+        assert not [d for d in found if not d.excess < LITERAL_EXCESS]
+        assert not [d for d in found if not d.largest < 1.001]
+        num = sum(d.num for d in found)
+        assert sum(d.share * d.num for d in found) <= max(1, LITERAL_SHARE * num)
 
 
 def assert_equal_bits(graph: QuantizedGraph, model: onnx.ModelProto, images: Tensor) -> None:

@@ -11,12 +11,12 @@ from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
 from torch import Tensor, nn
 
 from dq.detector.calibration.calibrate import calibrate
-from dq.detector.engines.onnx_runtime import OnnxGraph
+from dq.detector.engines.onnx_detector import OnnxGraph
 from dq.detector.export.write import ExportFormat, export_detector, part_path
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.operators.ensure import ensure_operators
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.integer.engine_graph import exact_network
+from dq.quant.integer.engine.graph import exact_network
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
 from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model

@@ -24,11 +24,12 @@ from dq.quant.integer.convert import integer_network
 from dq.quant.integer.modules import storage_dtype
 from dq.quant.integer.qparams import qparams, specs_of
 from dq.quant.integer.serialize import integer_content, load_integers_, num_bytes
+from dq.quant.latency.float_twin import float_twin
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe, Rule
 from dq.quant.verify.layer_differences import layer_differences, worst
-from dq.quant.verify.onnxruntime_session import OnnxNetwork, float_model, load_model, sums_exactly
+from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model, sums_exactly
 from tests.quant.exported import exported
 from tests.quant.nets import calibrate
 
@@ -238,11 +239,11 @@ def test_biases_that_fit_change_nothing() -> None:
     assert fit_biases_(integer_network(quantized(preset("w8a16")))) == []
 
 
-def test_layers_run_in_integers_and_float_model_is_larger() -> None:
+def test_layers_run_in_integers_and_the_float_twin_computes_about_the_same() -> None:
     model = int8_model()
     network = OnnxNetwork(model)
     assert network.num_integer >= 5
-    plain = float_model(model)
+    plain = float_twin(model)
     onnx.checker.check_model(plain, full_check=True)
     assert not {n.op_type for n in plain.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
     got = OnnxNetwork(plain).tensors(images(5))

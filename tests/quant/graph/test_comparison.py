@@ -12,7 +12,7 @@ from dq.quant.graph.prepare import prepare, prepare_part
 from dq.quant.graph.trace import TraceError
 from dq.quant.graph.trace_with_fallback import trace_tolerantly
 from dq.quant.integer.convert import integer_network
-from dq.quant.integer.engine_graph import exact_network
+from dq.quant.integer.engine.graph import exact_network
 from dq.quant.recipes.recipe import Recipe, Rule
 from tests.quant import small_net as nets
 

@@ -210,3 +210,15 @@ def test_all_spellings_of_a_function_give_the_same_quantizers(target: str) -> No
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     difference = (one(x) - other(x)).abs().max()
     assert float(difference) < 0.05 * float(one(x).abs().max())
+
+
+def test_checkpoints_from_before_there_were_targets_keep_their_quantizers() -> None:
+    spelled, whole = (
+        prepare(Net(FUNCTIONS[name]).eval(), preset("int8").for_target("as_written"))
+        for name in ("silu", "swish")
+    )
+    assert {"stem/out", "sigmoid/out", "mul/out"} <= set(spelled.activations())
+    assert "stem/out" not in whole.activations()
+    now = prepare(Net(FUNCTIONS["silu"]).eval(), preset("int8"))
+    assert "stem/out" not in now.activations()
+    assert all(q.observer.watches for q in spelled.activations().values())

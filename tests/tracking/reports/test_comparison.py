@@ -23,10 +23,14 @@ from dq.tracking.pictures.predictions import (
     read_predictions,
     write_predictions,
 )
+from dq.tracking.record.json_file import write_json
+from dq.tracking.record.latency import write_latency
 from dq.tracking.record.run import Run
 from dq.tracking.record.stage_summary import StageSummary, write_summary
 from dq.tracking.reports.comparison import (
+    HEADS,
     as_json,
+    cells,
     comma_separated,
     differences,
     groups_of,
@@ -103,6 +107,25 @@ def test_the_best_comes_first_with_drop_and_cost(two: list[Experiment]) -> None:
     content = json.loads(as_json(lines, differences(two)))
     assert content["differences"] == {"lr": {"a": 0.1, "b": 0.2}}
     assert content["experiments"][0]["model_bytes"] == 2_000_000
+
+
+def test_the_exported_model_s_speed_has_a_column(tmp_path: Path) -> None:
+    make(tmp_path / "timed")
+    make(tmp_path / "not_timed")
+    for name in ("eval_onnxruntime", "eval_openvino", "eval_torch_int"):
+        (tmp_path / "timed" / name).mkdir()
+        write_json(tmp_path / "timed" / name / "summary.json", {"metric": "mAP"})
+    (tmp_path / "timed/export").mkdir()
+    write_latency(tmp_path / "timed/export", "net.onnx", {"times_as_fast": {"median": 1.904}})
+    # A folder with an evaluation of an exported model is no experiment of its own.
+    lines = {line.name: line for line in lines_of(find_experiments([tmp_path]))}
+    assert {name: line.times_as_fast for name, line in lines.items()} == {
+        "timed": 1.904,
+        "not_timed": None,
+    }
+    place = list(HEADS).index("times_as_fast")
+    shown = {name: cells(line)[place] for name, line in lines.items()}
+    assert shown == {"timed": "1.90", "not_timed": ""}
 
 
 def test_experiments_are_found_by_any_folder_and_named_apart(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from dq.quant.graph.fuse_functions import QuantizedFunction, gated
+from dq.quant.graph.fused.functions import QuantizedFunction, gated
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.kernels import table

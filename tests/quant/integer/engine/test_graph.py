@@ -5,13 +5,9 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 
-import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
 from dq.quant.export.onnx_graph import flatten
@@ -19,9 +15,9 @@ from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.integer.bias_overflow import fit_biases_
 from dq.quant.integer.convert import integer_network
-from dq.quant.integer.engine_graph import compute_exactly_, exact_network
-from dq.quant.integer.engine_modules import ExactLayer, ExactQuantizer, ExactSum
-from dq.quant.integer.modules import ExportSwitch, IntegerActivation
+from dq.quant.integer.engine.functions import silu
+from dq.quant.integer.engine.graph import compute_exactly_, exact_network
+from dq.quant.integer.engine.layers import ExactLayer
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import Recipe, Rule
@@ -151,12 +147,15 @@ def test_layers_that_engines_compute_in_float_do_not_change() -> None:
     assert compute_exactly_(network) > 0
     kinds = kinds_of(network)
     # Stem, down and the head's first layer, which is called twice.
-    assert kinds.count("SiLU") == kinds.count("IntegerLayer") == 4
+    assert kinds.count("IntegerLayer") == 4
+    functions = [n.target for n in network.graph.nodes if n.op == "call_function"]
+    assert functions.count(silu) == 4
     mixed = Recipe(rules=(Rule(module="depthwise.*", bits=16), Rule(module="lateral", bits=4)))
     network = integer_network(quantized(mixed))
     compute_exactly_(network)
-    # The depthwise layer, the 4-bit layer, and the readers of both.
-    assert kinds_of(network).count("IntegerLayer") == 4
+    # The depthwise layer, the 4-bit layer, and the readers of both; one has no bias.
+    kinds = kinds_of(network)
+    assert kinds.count("IntegerLayer") + kinds.count("FloatLayer") == 4
 
 
 @torch.no_grad()
@@ -206,11 +205,23 @@ def test_a_product_or_a_scaled_sum_is_no_plain_sum() -> None:
     assert steps_apart.mean() < 0.25
 
 
+@on_x86
 @torch.no_grad()
-def test_graph_without_8_bits_is_its_own_exact_network() -> None:
-    for name in ("int16", "w4a4"):
-        graph = quantized(preset(name))
-        assert exact_network(graph) is graph
+@pytest.mark.parametrize("name", ["w4a8", "w4a4"])
+def test_layers_in_float_differ_from_onnxruntime_at_few_ties(name: str) -> None:
+    """The order of float sums is not known, but the engine's biases and roundings are."""
+    graph = quantized(preset(name))
+    network = exact_network(graph)
+    model = OnnxNetwork(exported(graph, images(0), fit_biases_))
+    for seed in range(20, 24):
+        x = images(seed)
+        for one, other in zip(flatten(network(x))[0], model.tensors(x), strict=True):
+            assert float((one != other).float().mean()) < 1e-3
+
+
+def test_graph_without_quantizers_is_its_own_exact_network() -> None:
+    graph = quantized(Recipe(rules=(Rule(module="*", quantize=False),)))
+    assert exact_network(graph) is graph
 
 
 def test_graph_without_ranges_is_its_own_exact_network() -> None:
@@ -260,55 +271,3 @@ def test_sums_are_those_of_integers(num_inputs: int, dtype: torch.dtype) -> None
     expected = (total.float() * layer.multiplier).round()
     expected = expected.clamp(after.lowest, after.highest) * after.scale
     assert torch.equal(network(x), expected)
-
-
-def exact_quantizer(scale: float, zero_point: int, *, signed: bool) -> ExactQuantizer:
-    spec = QuantSpec(bits=8, signed=signed)
-    integer = IntegerActivation(
-        "it", torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), spec, ExportSwitch()
-    )
-    return ExactQuantizer(integer)
-
-
-@on_x86
-@pytest.mark.parametrize("signed", [False, True])
-def test_sum_of_any_two_integers_is_that_of_onnxruntime(signed: bool) -> None:
-    generator = np.random.default_rng(0)
-    low, dtype, kind = (
-        (-128, np.int8, TensorProto.INT8) if signed else (0, np.uint8, TensorProto.UINT8)
-    )
-    every = np.arange(low, low + 256)
-    left, right = (values.reshape(-1) for values in np.meshgrid(every, every))
-    for _ in range(12):
-        scales = generator.uniform(0.01, 0.1, 3).astype(np.float32)
-        shifts = generator.integers(low, low + 256, 3)
-        model = sum_model(scales, shifts, kind)
-        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-        feed = {"a": left.astype(dtype), "b": right.astype(dtype)}
-        expected = session.run(None, feed)[0].astype(np.int64)
-        one, other, after = (
-            exact_quantizer(float(scale), int(shift), signed=signed)
-            for scale, shift in zip(scales, shifts, strict=True)
-        )
-        found = ExactSum(one, other, after)(
-            (torch.from_numpy(left) - shifts[0]).float() * one.scale,
-            (torch.from_numpy(right) - shifts[1]).float() * other.scale,
-        )
-        integers = after.shifted(found).numpy() + shifts[2]
-        assert (integers == expected).all()
-
-
-def sum_model(scales: np.ndarray, shifts: np.ndarray, kind: int) -> bytes:
-    """Return ONNX Runtime's own operator for a sum, serialized."""
-    inputs, constants = [], []
-    for name, scale, shift in zip("abc", scales, shifts, strict=True):
-        constants.append(helper.make_tensor(f"{name}_scale", TensorProto.FLOAT, [], [scale]))
-        constants.append(helper.make_tensor(f"{name}_zero", kind, [], [shift]))
-        inputs += [name, f"{name}_scale", f"{name}_zero"]
-    inputs.remove("c")
-    node = helper.make_node("QLinearAdd", inputs, ["c"], domain="com.microsoft")
-    values = [helper.make_tensor_value_info(name, kind, [65536]) for name in "abc"]
-    graph = helper.make_graph([node], "sum", values[:2], values[2:], constants)
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    return model.SerializeToString()

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
-from dq.quant.graph.fuse_functions import fuse_functions_
+from dq.quant.graph.fused.functions import fuse_functions_
 from dq.quant.graph.roles import LAYER_FUNCTIONS, Role, module_of, role_of, tensor_inputs
 from dq.quant.graph.trace import BoundGraph
 from dq.quant.kernels.rounding import NO_CLIP, Clip

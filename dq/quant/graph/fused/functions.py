@@ -160,10 +160,14 @@ def fuse_functions_(
         graph: A copy of a prepared graph, for running only.
         may_overwrite: Says whether only the second node needs the first one's value.
     """
+    quantizers = [n for n in graph.nodes if isinstance(module_of(root, n), ActivationQuantizer)]
+    known = set(quantizers)
+    if not any(
+        known & set(source.all_input_nodes) for n in quantizers for source in n.all_input_nodes
+    ):
+        return  # No function stands between two quantizers.
     singles = {f.value: f for f in find_functions(root, graph) if len(f.nodes) == 1}
-    for node in list(graph.nodes):
-        if not isinstance(module_of(root, node), ActivationQuantizer):
-            continue
+    for node in quantizers:
         match = _gated(root, node) or _single(root, node, singles)
         if match is None:
             continue

@@ -1,4 +1,4 @@
-"""Run a detector's network and RoI heads in ONNX Runtime, within mmdet's own test path."""
+"""Run a detector's network and RoI heads in an engine, within mmdet's own test path."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from dq.detector.data.class_names import refuse_other_classes
 from dq.detector.engines.exact_torch import run_exactly_
 from dq.detector.export.decode_boxes import clips
 from dq.detector.export.write import part_path
-from dq.detector.model.graph import attach
+from dq.detector.model.graph import attach, attach_all
 from dq.quant.export.assemble import output_names
 from dq.quant.export.onnx_graph import flatten, unflatten
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.verify.onnxruntime_session import OnnxNetwork, ending_at, load_model
+from dq.quant.verify.engine import Engine, Network
+from dq.quant.verify.onnxruntime_session import ending_at, load_model, metadata_of
 
 # Name of the model that returns final detections, among a detector's models.
 DETECTIONS = "detections"
@@ -43,21 +44,36 @@ def load_models(path: Path, graph: QuantizedGraph, classes: tuple[str, ...]) -> 
     models = {"": load_model(path)}
     for part in graph.parts:
         models[part] = load_model(part_path(path, part))
-    metadata = {entry.key: entry.value for entry in models[""].metadata_props}
+    whole = models[""]
+    metadata = metadata_of(whole)
     refuse_other_classes(path, metadata, classes)
     decode = metadata.get("decode", "none")
     if decode != "none":
-        whole = models[""]
+        channels = whole.graph.input[0].type.tensor_type.shape.dim[1].dim_value
         with torch.no_grad():
-            result = graph(_example(models))
+            result = graph(torch.zeros(1, channels, *exported_size(metadata)))
         models[""] = ending_at(whole, output_names(result))
         if decode == "nms":
             models[DETECTIONS] = whole
     return models
 
 
+def open_networks(models: Mapping[str, Any], engine: Engine, *, threads: int) -> dict[str, Network]:
+    """Return a detector's models, opened by an engine, by the same names.
+
+    Args:
+        models: Result of `load_models`.
+        engine: Runs them.
+        threads: Of one call.
+
+    Raises:
+        ValueError: The engine cannot run one of them.
+    """
+    return {name: engine.open(model, threads=threads) for name, model in models.items()}
+
+
 class OnnxGraph:
-    """Replaces a quantized graph: its inputs -> its result, by ONNX Runtime.
+    """Replaces a quantized graph: its inputs -> its result, by an engine.
 
     Args:
         network: The exported model.
@@ -68,7 +84,7 @@ class OnnxGraph:
         ValueError: The model does not belong to the graph.
     """
 
-    def __init__(self, network: OnnxNetwork, graph: Callable[..., Any], *examples: Tensor) -> None:
+    def __init__(self, network: Network, graph: Callable[..., Any], *examples: Tensor) -> None:
         self.network = network
         with torch.no_grad():
             result = graph(*examples)
@@ -124,7 +140,7 @@ class OnnxDetections:
     """
 
     def __init__(
-        self, network: OnnxNetwork, size: tuple[int, int], num_classes: int, *, clipped: bool
+        self, network: Network, size: tuple[int, int], num_classes: int, *, clipped: bool
     ) -> None:
         self.padded = Padded(network.tensors, size)
         self.num_classes, self.clipped = num_classes, clipped
@@ -147,55 +163,60 @@ class OnnxDetections:
         return found
 
 
-def exported_size(models: Mapping[str, Any]) -> tuple[int, int]:
-    """Return height and width of the images for which the models were exported."""
-    metadata = {entry.key: entry.value for entry in models[""].metadata_props}
+def exported_size(metadata: Mapping[str, str]) -> tuple[int, int]:
+    """Return height and width of the images for which a model was exported."""
     height, width = json.loads(metadata["preprocessing"])["size"]
     return int(height), int(width)
 
 
-def _example(models: Mapping[str, Any]) -> Tensor:
-    """Return an image with the size and the channels for which the models were exported."""
-    shape = models[""].graph.input[0].type.tensor_type.shape
-    return torch.zeros(1, shape.dim[1].dim_value, *exported_size(models))
-
-
-def run_in_onnx_(
-    detector: nn.Module,
-    graph: QuantizedGraph,
-    models: Mapping[str, Any],
-    *,
-    threads: int,
-    integers: bool = True,
-) -> OnnxNetwork:
-    """Make the detector run network and RoI heads, or all, in the models; return the network.
+def run_in_engine_(
+    detector: nn.Module, graph: QuantizedGraph, networks: Mapping[str, Network]
+) -> None:
+    """Make the detector run network and RoI heads, or all, in an engine.
 
     Args:
         detector: On the CPU, in evaluation mode.
         graph: Its fake-quantized graph.
-        models: Result of `load_models`.
-        threads: Threads of ONNX Runtime.
-        integers: As for `dq.quant.verify.onnxruntime_session.OnnxNetwork`.
+        networks: Result of `open_networks`.
     """
-    size = exported_size(models)
-    network = OnnxNetwork(models[""], threads=threads, integers=integers)
-    attach(detector, Padded(OnnxGraph(network, graph, _example(models)), size))
+    network = networks[""]
+    size = exported_size(network.metadata)
+    attach(detector, Padded(OnnxGraph(network, graph, *_examples(network, 1)), size))
     for part, fake in graph.parts.items():
-        session = OnnxNetwork(models[part], threads=threads, integers=integers)
-        shapes = [[s if isinstance(s, int) else 2 for s in size] for size in session.sizes]
-        detector.get_submodule(part).__dict__["forward"] = OnnxGraph(
-            session, fake, *(torch.zeros(shape) for shape in shapes)
-        )
-    if DETECTIONS in models:
-        network = OnnxNetwork(models[DETECTIONS], threads=threads, integers=integers)
-        head: Any = detector.bbox_head
+        head = OnnxGraph(networks[part], fake, *_examples(networks[part], 2))
+        detector.get_submodule(part).__dict__["forward"] = head
+    if DETECTIONS in networks:
+        bbox_head: Any = detector.bbox_head
         detector.__dict__["simple_test"] = OnnxDetections(
-            network, size, head.num_classes, clipped=clips(head)
+            networks[DETECTIONS], size, bbox_head.num_classes, clipped=clips(bbox_head)
         )
-    return network
 
 
-def run_in_torch_(detector: nn.Module, graph: QuantizedGraph, models: Mapping[str, Any]) -> None:
-    """Make the detector compute its own integers in torch, on images of the models' size."""
-    size = exported_size(models)
-    run_exactly_(detector, graph, lambda network: Padded(network, size))
+def _examples(network: Network, batch: int) -> list[Tensor]:
+    """Return an input of zeros for each of a network's, with this size where any is allowed."""
+    return [
+        torch.zeros([s if isinstance(s, int) else batch for s in size]) for size in network.sizes
+    ]
+
+
+def run_in_torch_(
+    detector: nn.Module,
+    graph: QuantizedGraph,
+    networks: Mapping[str, Network],
+    *,
+    exactly: bool = True,
+) -> None:
+    """Make the detector run in torch, on images of the networks' size.
+
+    Args:
+        detector: On the CPU, in evaluation mode.
+        graph: Its fake-quantized graph.
+        networks: Result of `open_networks`.
+        exactly: Compute with integers. False rounds real numbers, as training does.
+    """
+    detector.__dict__.pop("simple_test", None)
+    size = exported_size(networks[""].metadata)
+    if exactly:
+        run_exactly_(detector, graph, lambda network: Padded(network, size))
+    else:
+        attach_all(detector, {"": Padded(graph, size), **graph.parts})

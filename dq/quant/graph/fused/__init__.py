@@ -1,0 +1,1 @@
+"""What a prepared graph runs in one pass: functions together with the quantizers around them."""

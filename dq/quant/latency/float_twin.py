@@ -1,0 +1,225 @@
+"""The float twin of a quantized ONNX model: the same layers and weights without rounding."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_INTEGERS = (
+    *(TensorProto.INT4, TensorProto.INT8, TensorProto.INT16),
+    *(TensorProto.UINT4, TensorProto.UINT8, TensorProto.UINT16),
+)
+# Operators that compute with integers themselves, which have no float form here.
+_INTEGER_OPERATORS = re.compile(r"QLinear|QGemm|Integer|DynamicQuantize|QAttention")
+
+
+def is_quantized(model: ModelProto) -> bool:
+    """Say whether a model has layers that an engine may run in integers."""
+    return any(node.op_type == DEQUANTIZE for node in model.graph.node) or bool(
+        _integer_operators(model)
+    )
+
+
+def widths_of(model: ModelProto) -> str:
+    """Return the name of the most frequent widths of weights and activations: int8, W4A8."""
+    stored = _constants(model.graph)
+    weights: Counter[int] = Counter()
+    activations: Counter[int] = Counter()
+    for node in model.graph.node:
+        if node.op_type == DEQUANTIZE and node.input[0] in stored:
+            weights[_bits(stored[node.input[0]])] += stored[node.input[0]].dims != []
+        elif node.op_type == QUANTIZE and len(node.input) > 2 and node.input[2] in stored:
+            activations[_bits(stored[node.input[2]])] += 1
+    width = [most[0][0] if (most := own.most_common(1)) else 8 for own in (weights, activations)]
+    return f"int{width[0]}" if width[0] == width[1] else f"W{width[0]}A{width[1]}"
+
+
+def float_twin(model: ModelProto) -> ModelProto:
+    """Return a copy without QuantizeLinear and DequantizeLinear, its weights dequantized.
+
+    Nodes keep their names and order. A Clip that `dq.quant.export` writes before a QuantizeLinear
+    goes too.
+
+    Args:
+        model: With QDQ nodes, of any tool; without any it is returned as it is.
+
+    Raises:
+        ValueError: Its layers are operators of integers, such as QLinearConv.
+    """
+    if operators := _integer_operators(model):
+        raise ValueError(
+            f"it has {operators[0]} nodes, whose layers have no float form; give a model with"
+            " QuantizeLinear and DequantizeLinear (QDQ)"
+        )
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    twin = _Twin(copy.graph)
+    twin.rewrite()
+    return copy
+
+
+def renamed_inputs_(nodes: Sequence[NodeProto], names: Mapping[str, str]) -> None:
+    """Let nodes, and the nodes of graphs inside them, read values by other names."""
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            node.input[index] = names.get(name, name)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                renamed_inputs_(inner.node, names)
+                for output in inner.output:
+                    output.name = names.get(output.name, output.name)
+
+
+class _Twin:
+    """Rewrites one graph.
+
+    Attributes:
+        instead: The value to read in place of one that is gone.
+        was_rounded: Values that were integers of real numbers in the model.
+    """
+
+    def __init__(self, graph: GraphProto) -> None:
+        self.graph = graph
+        self.stored = _constants(graph)
+        self.readers = _readers(graph)
+        self.instead: dict[str, str] = {}
+        self.was_rounded: set[str] = set()
+        self.added: dict[str, TensorProto] = {}
+
+    def rewrite(self) -> None:
+        """Change the graph in place."""
+        kept = []
+        for node in self.graph.node:
+            if self.was_rounded & set(node.input):
+                # Pooling, say; what ends the rounding has real numbers in the model, too.
+                self.was_rounded.update(node.output if node.op_type != DEQUANTIZE else ())
+            if not self._is_removed(node):
+                renamed_inputs_([node], self.instead)
+                kept.append(NodeProto.FromString(node.SerializeToString()))
+        for output in self.graph.output:
+            kind = output.type.tensor_type
+            if output.name in self.was_rounded and kind.elem_type in _INTEGERS:
+                kind.elem_type = TensorProto.FLOAT
+            if output.name in self.instead:
+                source = self.instead[output.name]
+                kept.append(onnx.helper.make_node("Identity", [source], [output.name]))
+        read = {output.name for output in self.graph.output}
+        _collect(kept, read)
+        tensors = [t for t in (*self.graph.initializer, *self.added.values()) if t.name in read]
+        tensors = [TensorProto.FromString(t.SerializeToString()) for t in tensors]
+        for field in ("node", "initializer", "value_info", "quantization_annotation"):
+            self.graph.ClearField(field)
+        self.graph.node.extend(kept)
+        self.graph.initializer.extend(tensors)
+
+    def _is_removed(self, node: NodeProto) -> bool:
+        """Say whether a node goes, and note what is read in place of its result."""
+        source = node.input[0] if node.input else ""
+        if node.op_type == QUANTIZE:
+            self.was_rounded.add(node.output[0])
+        elif node.op_type == DEQUANTIZE and source not in self.was_rounded:
+            if source not in self.stored:  # The model's input is integers.
+                return False
+            self.instead[node.output[0]] = self._dequantized(node)
+            return True
+        elif node.op_type != DEQUANTIZE and not self._is_limit(node):
+            return False
+        self.instead[node.output[0]] = self.instead.get(source, source)
+        return True
+
+    def _is_limit(self, node: NodeProto) -> bool:
+        """Say whether a Clip only limits values to the integers of the quantizer after it."""
+        site = node.name.removesuffix("/clip")
+        after = self.readers.get(node.output[0], []) if node.output else []
+        return node.op_type == "Clip" and site != node.name and after == [f"{site}/quantize"]
+
+    def _dequantized(self, node: NodeProto) -> str:
+        name = f"{node.input[0]}/float"
+        if name not in self.added:
+            arrays = [onnx.numpy_helper.to_array(self.stored[n]) for n in node.input if n]
+            attributes = {a.name: a.i for a in node.attribute}
+            real = dequantized(
+                *arrays, axis=attributes.get("axis", 1), block=attributes.get("block_size", 0)
+            )
+            self.added[name] = onnx.numpy_helper.from_array(real, name)
+        return name
+
+
+def dequantized(
+    integers: NDArray[np.generic],
+    scale: NDArray[np.generic],
+    zero_point: NDArray[np.generic] | None = None,
+    *,
+    axis: int,
+    block: int = 0,
+) -> NDArray[np.floating]:
+    """Return the real numbers of integers, as ONNX's DequantizeLinear defines them.
+
+    Args:
+        integers: Of any shape.
+        scale: ``()``, one for each index of the axis, or one for each block along it.
+        zero_point: Of the scale's shape; None for 0.
+        axis: Ignored for a single scale.
+        block: Number of values that share a scale along the axis; 0 for all that have its index.
+    """
+    shift = np.zeros_like(scale) if zero_point is None else zero_point.astype(np.float32)
+    factor = scale.astype(np.float32)
+    if block:
+        length = integers.shape[axis]
+        factor, shift = (np.repeat(own, block, axis).take(range(length), axis)
+                         for own in (factor, shift))  # fmt: skip
+    elif scale.size > 1:
+        shape = [1] * integers.ndim
+        shape[axis] = -1
+        factor, shift = factor.reshape(shape), shift.reshape(shape)
+    else:
+        factor, shift = factor.reshape(()), shift.reshape(())
+    found: NDArray[np.floating] = (integers.astype(np.float32) - shift) * factor
+    return found.astype(scale.dtype)
+
+
+def _constants(graph: GraphProto) -> dict[str, TensorProto]:
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    found[node.output[0]] = attribute.t
+    return found
+
+
+def _readers(graph: GraphProto) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node.name)
+    for output in graph.output:
+        found.setdefault(output.name, []).append("")
+    return found
+
+
+def _collect(nodes: Sequence[NodeProto], names: set[str]) -> None:
+    """Add the names of all values that nodes read, also those of graphs inside them."""
+    for node in nodes:
+        names.update(node.input)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _collect(inner.node, names)
+                names.update(output.name for output in inner.output)
+
+
+def _integer_operators(model: ModelProto) -> list[str]:
+    return [n.op_type for n in model.graph.node if _INTEGER_OPERATORS.search(n.op_type)]
+
+
+def _bits(tensor: TensorProto) -> int:
+    name = TensorProto.DataType.Name(tensor.data_type)
+    digits = re.sub(r"\D", "", name)
+    return int(digits) if "INT" in name and digits else 8

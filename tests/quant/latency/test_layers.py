@@ -1,0 +1,78 @@
+"""Which layer an executed operator belongs to."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from dq.quant.latency.engine import Executed
+from dq.quant.latency.float_twin import float_twin
+from dq.quant.latency.layers import by_layer, with_layer_numbers
+from dq.quant.recipes.recipe import Recipe, Rule
+from dq.quant.verify.onnxruntime_session import OnnxNetwork
+from tests.quant.latency.models import images, int8_model, model_of
+
+pytestmark = pytest.mark.cpu
+
+# In the order of execution.
+MODULES = ["stem", "depthwise", "shared", "shared", "up", "last"]
+
+
+def number_of(name: str) -> int:
+    return int(name.rpartition("@layer")[2].strip("@"))
+
+
+@pytest.mark.parametrize("is_twin", [False, True])
+def test_every_node_has_the_number_of_its_layer(is_twin: bool) -> None:
+    model = float_twin(int8_model()) if is_twin else int8_model()
+    numbered, layers = with_layer_numbers(model)
+    onnx.checker.check_model(numbered, full_check=True)
+    assert len(layers) == len(MODULES)
+    found = [number_of(node.name) for node in numbered.graph.node]
+    assert set(found) == set(range(len(MODULES)))
+    kinds = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
+    own = [number_of(n.name) for n in numbered.graph.node if n.op_type in kinds]
+    assert own == list(range(len(MODULES)))
+    # What a layer's result goes into belongs to it, a sum to the later of its two layers.
+    kinds_of = [{n.op_type for n in numbered.graph.node if number_of(n.name) == i} for i in own]
+    assert "MaxPool" in kinds_of[0]
+    assert kinds_of[1] >= {"Sigmoid", "Mul", "Add"}
+    one, other = (OnnxNetwork(m).run(images(3)) for m in (model, numbered))
+    for a, b in zip(one.values(), other.values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_belong_to_the_layer_that_reads_them() -> None:
+    numbered, layers = with_layer_numbers(int8_model())
+    assert [layer.module for layer in layers] == MODULES
+    assert all(layer.is_quantized for layer in layers)
+    weights = [n for n in numbered.graph.node if n.input[0].endswith("/integers")]
+    assert len(weights) >= 4
+    for node in weights:
+        assert MODULES[number_of(node.name)] == node.input[0].partition("/")[0].partition("+")[0]
+
+
+def test_layers_in_float_are_known() -> None:
+    recipe = Recipe(rules=(Rule(module="shared", quantize=False),))
+    _, layers = with_layer_numbers(model_of(recipe))
+    assert [layer.is_quantized for layer in layers] == [name != "shared" for name in MODULES]
+
+
+def executed(names: str, *after: int) -> Executed:
+    return Executed(operator="Op", names=names, after=after, ms=1.0, is_integer=False)
+
+
+def test_what_an_engine_inserts_belongs_to_the_operator_before_it() -> None:
+    given = [
+        executed("Reorder"),  # Nothing is before it.
+        executed("conv@layer0@ x", 0),
+        executed("Reorder_2", 1),
+        executed("sum@layer2@ conv@layer1@", 2),  # Two layers in one operator.
+        executed("Reorder_4", 5),  # Listed before what it reads.
+        executed("conv@layer3@", 3),
+        executed("Join", 2, 4),
+    ]
+    found = by_layer(given)
+    places = {number: [given.index(e) for e in own] for number, own in found.items()}
+    assert places == {0: [0, 1, 2], 2: [3], 3: [4, 5, 6]}

@@ -1,0 +1,89 @@
+"""Times of layers, and the rule that leaves some of them in float."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dq.engines import ENGINES
+from dq.quant.latency.comparison import Terms
+from dq.quant.latency.engines import timed_engine
+from dq.quant.latency.layers import with_layer_numbers
+from dq.quant.latency.per_layer import (
+    LayerTime,
+    costly,
+    layer_times,
+    not_worthwhile,
+    rules_text,
+)
+from dq.quant.latency.text import layer_table, rule_lines, slower_line
+from dq.quant.recipes.recipe import Recipe, Rule
+from tests.quant.latency.models import int8_model, model_of
+
+pytestmark = pytest.mark.cpu
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_module_is_timed_over_all_its_calls(name: str) -> None:
+    times = layer_times(int8_model(), timed_engine(name), Terms(rounds=3))
+    assert [t.module for t in times] == ["stem", "depthwise", "shared", "up", "last"]
+    assert [t.calls for t in times] == [1, 1, 2, 1, 1]
+    assert times[2].num_integer == 2
+    for time in times:
+        assert time.is_quantized
+        assert time.ms_integer > 0
+        assert time.ms_float > 0
+        assert sum(time.operators.values()) == pytest.approx(time.ms_integer)
+    assert len(layer_table(times)) == 6
+
+
+def layer(name: str, ms_integer: float, ms_float: float, **more: Any) -> LayerTime:
+    settings = {"calls": 1, "is_quantized": True, "num_integer": 1, "module": name, **more}
+    return LayerTime(
+        name=name, ms_integer=ms_integer, ms_float=ms_float,
+        operators={"Op": ms_integer, "Sigmoid": ms_integer / 2}, **settings,
+    )  # fmt: skip
+
+
+TIMES = [
+    layer("fast", 1.0, 3.0),
+    layer("a/conv+a/bn", 2.0, 1.0),
+    layer("even", 1.0, 1.019),
+    layer("worthwhile", 1.0, 1.021),
+    layer("plain", 2.0, 1.0, is_quantized=False, num_integer=0),
+    layer("worst", 9.0, 1.0),
+]
+
+
+def test_layers_where_integers_bring_less_are_found() -> None:
+    assert [t.name for t in not_worthwhile(TIMES)] == ["a/conv+a/bn", "even", "worst"]
+    assert [t.name for t in costly(TIMES, 2)] == ["worst", "a/conv+a/bn"]
+
+
+def test_lines() -> None:
+    assert slower_line("m.onnx", TIMES) == (
+        "m.onnx is slower than in float; these layers cost most: worst (+8.00 ms, Op 9.00 ms),"
+        " a/conv (+1.00 ms, Op 2.00 ms), plain (+1.00 ms, Op 2.00 ms)"
+    )
+    lines = rule_lines("m.onnx", TIMES, is_ours=True)
+    assert lines[0] == "m.onnx: integers bring less than 1.02x in 3 of 6 layers (+8.98 ms in all)"
+    assert "quant = dict(" in lines[-1]
+    assert len(rule_lines("m.onnx", TIMES, is_ours=False)) == 1
+    assert rule_lines("m.onnx", TIMES[:1], is_ours=True) == [
+        "m.onnx: integers bring 1.02x or more in every layer"
+    ]
+
+
+def test_the_rule_leaves_these_layers_in_float() -> None:
+    _, layers = with_layer_numbers(int8_model())
+    slow = [
+        layer(one.name, 2.0, 1.0, module=one.module)
+        for one in layers
+        if one.module in ("stem", "last")
+    ]
+    found: dict[str, Any] = {}
+    exec(rules_text(slow), found)
+    model = model_of(Recipe(rules=tuple(Rule(**rule) for rule in found["quant"]["rules"])))
+    _, layers = with_layer_numbers(model)
+    assert [one.is_quantized for one in layers] == [False, True, True, True, True, False]
