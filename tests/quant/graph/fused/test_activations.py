@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from dq.quant.graph.fuse_activations import clip_of
+from dq.quant.graph.fused.activations import clip_of
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, set_phase
