@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from dq.dist.exchange import collectives
 from dq.dist.exchange.data_parallel import wrap
 from dq.dist.norm.sync_batch_norm import convert_sync_batch_norm, revert_sync_batch_norm
+from dq.dist.work.all_here import wait_for_all_ranks
+from dq.dist.work.on_one_rank import run_on_rank
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.factory import initialise_weights_
@@ -21,7 +24,12 @@ from dq.quant.quantizers.fake_quantize import update_scales_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import Recipe
-from dq.sync import calibrate_on_one_rank, check_equal_on_ranks, merge_ranges_
+from dq.sync import (
+    calibrate_on_one_rank,
+    check_equal_on_ranks,
+    merge_ranges_,
+    weight_scales,
+)
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.cpu
@@ -195,6 +203,9 @@ def test_weight_scales_of_single_ranks_are_shown(power_of_two: bool, learned: st
         else:
             assert "1 weights have other scales on other ranks here" in messages[0]
             assert "--sync-bn" in messages[0]
+            # The norms' deviations differ by the root of 9.
+            factor = float(messages[0].partition("by a factor of up to ")[2].split()[0])
+            assert factor == pytest.approx(4.0 if power_of_two else 3.0, rel=0.34)
             assert proof == found[0][1], "what is equal is still proven"
 
 
@@ -202,6 +213,9 @@ def test_the_digest_sees_the_scale_of_a_weight_that_is_no_state() -> None:
     net, graph = prepared()
     calibrate(graph)
     before = check_equal_on_ranks(graph, "here")
+    scales = weight_scales(graph)
+    assert len(scales) == len(list(graph.layers()))
+    assert not any(scale.requires_grad for scale in scales.values())
     with torch.no_grad():
         net.first.weight.mul_(1.5)
     assert check_equal_on_ranks(graph, "here") != before
@@ -224,3 +238,20 @@ def observe_after_calibration() -> str:
 
 def test_ranks_continue_alike_after_calibration_on_one_rank() -> None:
     assert run_ranks(observe_after_calibration, 2) == ["equal"] * 2
+
+
+def test_alone_records_are_not_even_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, graph = prepared()
+    monkeypatch.setattr("dq.sync._flat", None)
+    set_phase(graph.quantizers, Phase.OBSERVE)
+    graph.root.train()
+    graph(batches(0))
+    merge_ranges_(list(graph.activations().values()))
+    assert all(q.has_range for q in graph.activations().values())
+
+
+def test_all_that_wait_for_work_wait_a_day() -> None:
+    for function in (calibrate_on_one_rank, run_on_rank, wait_for_all_ranks):
+        limit = inspect.signature(function).parameters["limit_s"].default
+        assert limit == 24 * 3600, function.__name__
+    assert inspect.signature(calibrate_on_one_rank).parameters["rank"].default == 0

@@ -1,8 +1,15 @@
-"""What a node of a traced graph calls, and whether its value is a size or a tensor."""
+"""The nodes of a traced graph: what they call, whether their value is a size, and all as a list.
+
+The list is for files: pickle would recurse once for each linked node.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from torch import fx, nn
+from torch.fx.node import map_aggregate
 
 # In a node's meta: it is one part of the result of a module that was kept whole.
 PART_OF_RESULT = "part_of_a_result"
@@ -36,3 +43,66 @@ def _is_shape(node: fx.Node) -> bool:
     arguments = node.all_input_nodes
     called = node.op in {"call_function", "call_method"}
     return called and bool(arguments) and all(is_shape(n) for n in arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """Stands for a node among the arguments of another.
+
+    Attributes:
+        index: Number of the node in its graph.
+    """
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlatGraph:
+    """All nodes of a graph, in its order.
+
+    Attributes:
+        nodes: The arguments of `torch.fx.Graph.create_node`, and the node's meta.
+    """
+
+    nodes: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
+
+
+def flattened(graph: fx.Graph) -> FlatGraph:
+    """Return a graph as a list."""
+    index = {node: number for number, node in enumerate(graph.nodes)}
+
+    def stored(value: Any) -> Any:
+        return _Reference(index[value]) if isinstance(value, fx.Node) else value
+
+    return FlatGraph(
+        nodes=tuple(
+            (
+                {
+                    "op": node.op,
+                    "target": node.target,
+                    "args": map_aggregate(node.args, stored),
+                    "kwargs": map_aggregate(node.kwargs, stored),
+                    "name": node.name,
+                    "type_expr": node.type,
+                },
+                dict(node.meta),
+            )
+            for node in graph.nodes
+        )
+    )
+
+
+def restored(flat: FlatGraph) -> fx.Graph:
+    """Return the graph of which `flattened` made the list."""
+    graph = fx.Graph()
+    nodes: list[fx.Node] = []
+
+    def found(value: Any) -> Any:
+        return nodes[value.index] if isinstance(value, _Reference) else value
+
+    for given, meta in flat.nodes:
+        args, kwargs = (map_aggregate(given[name], found) for name in ("args", "kwargs"))
+        node = graph.create_node(**{**given, "args": args, "kwargs": kwargs})
+        node.meta = dict(meta)
+        nodes.append(node)
+    return graph

@@ -188,6 +188,7 @@ class _Preparation:
         for node in graph.nodes:
             inside = f"{part}." if part and node.op == "placeholder" else ""
             self.owner[node] = inside + _owner(node)
+            is_constant(node)  # In topological order, so the cached answers avoid deep recursion.
         self.kinds = {name: type(m).__name__ for name, m in root.named_modules()}
         self._describe_new_nodes()
         if create and not part:
@@ -217,7 +218,6 @@ class _Preparation:
         self.num_uses = Counter(str(n.target) for n in self.graph.nodes if n.op == "call_module")
         self.rounded: dict[str, fx.Node] = {}
         for node in list(self.graph.nodes):
-            is_constant(node)  # In topological order, so the cached answers avoid deep recursion.
             if not is_layer(self.root, node):
                 continue
             layer = module_of(self.root, node)

@@ -22,14 +22,16 @@ from torch.nn.modules.conv import _ConvNd
 
 from dq.quant.graph.comparison import Reference
 from dq.quant.graph.inputs import forward_with_inputs
-from dq.quant.graph.nodes import PART_OF_RESULT, SIDE_EFFECT
+from dq.quant.graph.nodes import PART_OF_RESULT, SIDE_EFFECT, FlatGraph, flattened, restored
 from dq.quant.graph.writes import AUGMENTED, WriteError, replace_inplace_writes_
 from dq.quant.kernels.recompute import version_of
-from dq.quant.quantizers.layer_types import is_plain_layer
+from dq.quant.quantizers.layer_types import declare_again, declared_layers, is_plain_layer
 
 _file_numbers = itertools.count()
 # What a graph is compiled to.
 _COMPILED = ("function", "training_function")
+# In a file: what was declared about the types of the model's layers.
+_DECLARED = "declared_layers"
 
 
 class TraceError(RuntimeError):
@@ -396,8 +398,21 @@ class BoundGraph:
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what goes into a file: all but the compiled functions."""
-        return {name: value for name, value in vars(self).items() if name not in _COMPILED}
+        """Return what goes into a file: all but the compiled functions, with graphs as lists."""
+        state = {
+            name: flattened(value) if isinstance(value, fx.Graph) else value
+            for name, value in vars(self).items()
+            if name not in _COMPILED
+        }
+        return {**state, _DECLARED: declared_layers(self.root.modules())}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take what comes from a file, in which an earlier version has graphs as they are."""
+        for name, value in state.items():
+            if name == _DECLARED:
+                declare_again(value)
+            else:
+                vars(self)[name] = restored(value) if isinstance(value, FlatGraph) else value
 
     def __getattr__(self, name: str) -> Any:
         """Compile the graphs of an object that has come from a file, when they are first needed.

@@ -1,11 +1,19 @@
-"""Subclasses of torch's layers that are treated like those layers."""
+"""Subclasses of torch's layers that are treated like those layers.
+
+They are declared once per process, by type. torch.fx asks about a layer with nothing but the layer
+at hand, in the middle of a trace, and the layer's class is the model's own, so neither an argument
+nor an attribute would do. A graph in a file takes the declarations with it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from torch import nn
 
-# Subclasses of torch's layers whose own forward computes the same.
+# Subclasses whose own forward computes the same; those that also pad their input by themselves.
 _plain_layers: set[type[nn.Module]] = set()
+_padding_layers: set[type[nn.Module]] = set()
 
 
 def declare_plain_layers(*types: type[nn.Module]) -> None:
@@ -13,14 +21,28 @@ def declare_plain_layers(*types: type[nn.Module]) -> None:
     _plain_layers.update(types)
 
 
-# Subclasses that pad their input depending on its size, and otherwise are that layer.
-_padding_layers: set[type[nn.Module]] = set()
-
-
 def declare_padding_layers(*types: type[nn.Module]) -> None:
-    """Treat these subclasses as the layer; their own forward is called."""
+    """Treat these subclasses as the layer; their own forward is called.
+
+    They pad their input depending on its size, and otherwise are that layer.
+    """
     _plain_layers.update(types)
     _padding_layers.update(types)
+
+
+def declared_layers(modules: Iterable[nn.Module]) -> dict[str, tuple[type[nn.Module], ...]]:
+    """Return what was declared about the types of these modules, for `declare_again`."""
+    found = list(dict.fromkeys(type(module) for module in modules))
+    return {
+        "plain": tuple(kind for kind in found if kind in _plain_layers),
+        "padding": tuple(kind for kind in found if kind in _padding_layers),
+    }
+
+
+def declare_again(declared: Mapping[str, tuple[type[nn.Module], ...]]) -> None:
+    """Declare what another process had declared, see `declared_layers`."""
+    declare_plain_layers(*declared["plain"])
+    declare_padding_layers(*declared["padding"])
 
 
 def pads_by_itself(layer: nn.Module) -> bool:

@@ -53,6 +53,7 @@ def test_order_is_by_attempt_then_step_and_never_by_time(tmp_path: Path, noted: 
         os.utime(path, (1000 - number, 1000 - number))
     assert newest_first(tmp_path.glob("*.pth")) == wanted[::-1]
     assert next_attempt(tmp_path) == 4
+    assert next_attempt(tmp_path / "new") == 1
     found = newest_training(tmp_path)
     assert found is not None
     assert found[0].name == "epoch_1.pth"

@@ -13,6 +13,7 @@ from mmcv import ConfigDict
 from dq.detector.config.read import finish
 from dq.detector.training.checkpoint_order import Place
 from dq.detector.training.checkpoint_plan import (
+    Age,
     checkpoint_plan,
     remove_old,
 )
@@ -49,6 +50,14 @@ def test_steps_count_if_by_epoch_is_false() -> None:
     assert [step for step in range(1, 9) if plan.at_step(step, 8)] == [3, 6, 8]
     plan = checkpoint_plan({"interval": 3, "by_epoch": False}, counts_epochs=True)
     assert [step for step in range(1, 9) if plan.counts_step(step, 8)] == [3, 6, 8]
+
+
+def test_steps_between_checkpoints_of_epochs_are_for_resuming() -> None:
+    plan = checkpoint_plan({"interval": 1, "steps": 3}, counts_epochs=True)
+    assert [step for step in range(1, 9) if plan.at_step(step, 8)] == [3, 6]
+    assert not [step for step in range(1, 9) if plan.counts_step(step, 8)]
+    plan = checkpoint_plan({"interval": 4, "steps": 3}, counts_epochs=False)
+    assert [step for step in range(1, 10) if plan.at_step(step, 9)] == [3, 4, 6, 8, 9]
 
 
 def kept(folder: Path, section: dict[str, Any]) -> list[str]:
@@ -104,6 +113,26 @@ def test_folder_is_in_out_dir() -> None:
     assert checkpoint_plan({}, counts_epochs=True).folder(stage) == stage
     plan = checkpoint_plan({"out_dir": "/big"}, counts_epochs=True)
     assert plan.folder(stage) == Path("/big/tiny/float")
+
+
+def test_a_checkpoint_is_too_old_from_its_limit_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    age, never = Age(60.0), Age(0.0)
+    for seconds, too_old in ((0.0, False), (59.5, False), (60.0, True), (900.0, True)):
+        now[0] = 100.0 + seconds
+        assert age.is_too_old() is too_old
+        assert not never.is_too_old()
+    age.renew()
+    assert not age.is_too_old()
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_plan_that_cannot_be_resumed_is_said(
+    saved: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint_plan({"interval": 1, "save_optimizer": saved}, counts_epochs=True)
+    assert ("such checkpoints cannot be resumed" in caplog.text) is not saved
 
 
 def test_meta_is_plain_data() -> None:

@@ -79,8 +79,10 @@ def test_other_parameters() -> None:
     net, former = stepped("sgd")
     groups = [{"params": [net.weight]}, {"params": [net.bias], "lr": 0.2}]
     optimizer = SGD(groups, lr=0.1, momentum=0.9)
-    with pytest.raises(ValueError, match="an optimizer of other parameters"):
-        load_optimizer_(optimizer, former.state_dict(), "f.pth", new_settings=False)
+    fewer = SGD([net.weight], lr=0.1, momentum=0.9)
+    for own, stored in ((optimizer, former), (fewer, former), (former, fewer), (former, optimizer)):
+        with pytest.raises(ValueError, match="an optimizer of other parameters"):
+            load_optimizer_(own, stored.state_dict(), "f.pth", new_settings=False)
     load_optimizer_(optimizer, former.state_dict(), "f.pth", new_settings=True)
     assert not optimizer.state
     step(net, optimizer)

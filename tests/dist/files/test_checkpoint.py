@@ -117,6 +117,36 @@ def test_damage_is_one_clear_line(tmp_path: Path, damage: Any, with_sidecar: boo
     assert any(mend in str(caught.value) for mend in ("use an earlier", "use an", "fetch it"))
 
 
+def test_the_message_has_the_first_sentence_of_torchs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise RuntimeError("it has no magic. A long story.\nAnd more of it")
+
+    path = tmp_path / "epoch_1.pth"
+    save_checkpoint(path, CONTENT)
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(
+        ValueError, match=r"not a checkpoint \(RuntimeError: it has no magic\); use"
+    ):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+@pytest.mark.parametrize("read", [load_checkpoint, peek_checkpoint])
+def test_memory_that_runs_out_is_not_called_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any, error: type[Exception]
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise error("no memory")
+
+    path = tmp_path / "epoch_1.pth"
+    save_checkpoint(path, CONTENT)
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(error, match="no memory"):
+        read(path)
+
+
 def test_a_missing_file_a_folder_and_a_list_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist; check the path"):
         load_checkpoint(tmp_path / "none.pth")

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from dq.dist.exchange import collectives
 from dq.dist.watch.watchdog import watchdog
 from tests.ranks import run_ranks
@@ -47,6 +49,14 @@ def test_a_rank_with_signs_of_life_writes_no_stacks(tmp_path: Path) -> None:
                 time.sleep(0.7)
         time.sleep(0.6)
     assert not stacks.exists()
+
+
+@pytest.mark.parametrize(("quiet_s", "limit_s", "used_s"), [(5, 60, 60), (5, 2, 6), (5, 5.5, 6)])
+def test_a_process_ends_after_it_has_written_its_stacks(
+    tmp_path: Path, quiet_s: float, limit_s: float, used_s: float
+) -> None:
+    with watchdog(quiet_s=quiet_s, limit_s=limit_s, stacks=tmp_path / "stacks") as dog:
+        assert (dog.quiet_s, dog.limit_s) == (quiet_s, used_s)
 
 
 ENDS = """

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,13 @@ from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.integer.bias_overflow import fit_biases_
 from dq.quant.integer.convert import integer_network
+from dq.quant.integer.modules import storage_dtype
 from dq.quant.integer.qparams import qparams, specs_of
 from dq.quant.integer.serialize import integer_content, load_integers_, num_bytes
 from dq.quant.latency.float_twin import float_twin
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.recipes.presets import preset
-from dq.quant.recipes.recipe import Recipe, Rule
+from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe, Rule
 from dq.quant.verify.layer_differences import layer_differences, worst
 from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model, sums_exactly
 from tests.quant.exported import exported
@@ -198,6 +202,36 @@ def test_large_bias_with_tiny_weights_fits_the_engines_integers() -> None:
     assert changed == {"one", "all"}
     scales = zip(before["one"]["scale"], after["one"]["scale"], strict=True)
     assert [a == b for a, b in scales] == [index != 2 for index in range(8)]
+    # The smallest power of two that is enough: half of it is not.
+    scale_in = torch.tensor(after["x/out"]["scale"]).double()
+    for integer, least in ((2.0**30, False), (2.0**29, True)):
+        found = 0.7 / (scale_in * after["one"]["scale"][2])
+        assert bool(found > integer) is least
+    assert math.log2(after["one"]["scale"][2] / before["one"]["scale"][2]).is_integer()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.999, 1.001, 1.5, 1.999, 2.001, 100.0])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_scales_are_raised_by_the_least_power_of_two_and_only_where_needed(
+    share: float, per_channel: bool
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)).eval()
+    weight = replace(INT8_WEIGHT, channel_axis=0 if per_channel else None)
+    graph = prepare(net, Recipe(weight=weight))
+    calibrate(graph, [images(0)])
+    before = qparams(integer_network(graph))
+    unit = torch.tensor(before["x/out"]["scale"]) * torch.tensor(before["0"]["scale"])
+    with torch.no_grad():
+        net[0].bias.zero_()
+        net[0].bias[1] = share * 2.0**30 * (unit[1] if per_channel else unit)
+    network = integer_network(graph)
+    assert fit_biases_(network) == (["0"] if share > 1 else [])
+    after = torch.tensor(qparams(network)["0"]["scale"])
+    factor = max(1.0, 2.0 ** math.ceil(math.log2(share)))
+    wanted = torch.tensor(before["0"]["scale"])
+    changed = torch.arange(4) == 1 if per_channel else torch.tensor(True)
+    torch.testing.assert_close(after, torch.where(changed, wanted * factor, wanted))
 
 
 def test_large_bias_with_16_bits_fits_the_engines_integers() -> None:
@@ -333,6 +367,11 @@ def test_integer_file_is_plain_small_and_loads_again(tmp_path: Path) -> None:
     content: Any = torch.load(tmp_path / "net.pth", weights_only=True)
     integers, floats = num_bytes(network)
     assert floats == 4 * integers
+    # Nothing of the float weights is left, neither in the file nor in memory.
+    assert not list(network.parameters())
+    assert {key.rpartition(".")[2] for key in content["state"]} == {
+        "integers", "scale", "zero_point", "bias",
+    }  # fmt: skip
     torch.manual_seed(1)
     other = integer_network(prepare(Net().eval(), Recipe()), empty=True)
     load_integers_(other, content, "net.pth")
@@ -341,6 +380,21 @@ def test_integer_file_is_plain_small_and_loads_again(tmp_path: Path) -> None:
     wrong = integer_network(prepare(Net().eval(), preset("int16")), empty=True)
     with pytest.raises(ValueError, match=r"net.pth holds another network: .*use the config"):
         load_integers_(wrong, content, "net.pth")
+    name = next(k for k, t in content["state"].items() if k.endswith("integers"))
+    for change in (lambda t: t[:1], lambda t: torch.cat([t, t]), lambda t: t.to(torch.int64)):
+        state = {**content["state"], name: change(content["state"][name])}
+        with pytest.raises(ValueError, match=rf"1 entries differ \(first: {re.escape(name)}\)"):
+            load_integers_(other, {**content, "state": state}, "net.pth")
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", range(2, 17))
+def test_integers_are_stored_in_the_smallest_type_that_holds_them(bits: int, signed: bool) -> None:
+    spec = QuantSpec(bits=bits, signed=signed)
+    kind = torch.iinfo(storage_dtype(spec))
+    assert kind.min <= spec.quant_min <= spec.quant_max <= kind.max
+    # torch computes little with uint16.
+    assert kind.bits == (8 if bits <= 8 else 16 if signed else 32)
 
 
 def test_qparams_name_every_quantizer() -> None:

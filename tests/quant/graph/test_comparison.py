@@ -170,3 +170,48 @@ def test_an_integer_network_does_not_change_the_mode_of_the_model(convert) -> No
         assert not any(module.training for module in network.modules())
         shared = {id(p) for p in network.parameters()}
         assert id(graph.root.side.weight) in shared, "its tensors are the model's own"
+
+
+F16 = torch.float16
+CASES = {
+    "equal": ([1.0, -2.0], [1.0, -2.0], True),
+    "rounding": ([1.0, -2.0], [1.0005, -2.001], True),
+    "one percent": ([1.0, -2.0], [1.01, -2.0], False),
+    "small beside large": ([100.0, 0.0], [100.0, 0.05], True),
+    "small alone": ([1.0, 0.0], [1.0, 0.05], False),
+    "nan": ([torch.nan, 1.0], [torch.nan, 1.0], True),
+    "a number for nan": ([torch.nan, 1.0], [0.0, 1.0], False),
+    "infinity": ([torch.inf, 1.0], [torch.inf, 1.0], True),
+    "a number for infinity": ([torch.inf, 1.0], [1e30, 1.0], False),
+    "beside infinity": ([torch.inf, 1.0], [torch.inf, 1.1], False),
+    "no finite number": ([torch.nan], [torch.nan], True),
+    "empty": ([], [], True),
+    "shape": ([1.0, 2.0], [[1.0, 2.0]], False),
+    "integers": ([1000, 3], [1000, 3], True),
+    "another integer": ([1000, 3], [1001, 3], False),
+    "truth": ([True, False], [True, True], False),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_numbers_are_compared_up_to_rounding_and_integers_exactly(name: str) -> None:
+    expected, found, same = CASES[name]
+    compare({"a": torch.tensor(expected)}, {"a": torch.tensor(found)}, same=same)
+
+
+def test_all_outputs_are_compared_in_any_dtype() -> None:
+    x, y = torch.tensor([1.0, 2.0]), torch.tensor([3.0])
+    compare([x, (y,)], [x, (y,)], same=True)
+    compare([x, (y,)], [x, (y + 1,)], same=False)
+    compare([x, y], [x], same=False)
+    compare(x, x.to(F16), same=True)
+    compare(x.to(F16), x, same=True)
+
+
+def compare(expected: object, found: object, *, same: bool) -> None:
+    reference = Reference(forward=lambda x: expected, examples=(torch.zeros(1),))
+    if same:
+        refuse_difference(nn.Identity(), reference, lambda x: found)
+        return
+    with pytest.raises(DifferenceError, match="does not compute what the model computes, first"):
+        refuse_difference(nn.Identity(), reference, lambda x: found)

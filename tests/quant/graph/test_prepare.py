@@ -98,7 +98,7 @@ def test_shared_head_has_one_weight_and_one_range_per_level() -> None:
         "last/out",
         "last#1/out",
     }
-    assert [s.call for s in graph.sites if s.name.startswith("act")] == [0, 1]
+    assert {s.name: s.call for s in graph.sites if s.call} == {"act#1/out": 1, "last#1/out": 1}
     calls = [str(n.target) for n in graph.graph.nodes if n.op == "call_module"]
     assert calls.count("quantizers.head.weight") == 1
     assert calls.count("quantizers.head") == 2
@@ -337,6 +337,29 @@ def test_training_and_evaluation_may_differ() -> None:
     assert torch.equal(graph(x), in_training)
     names = [str(n.target) for n in graph.training_graph.nodes]  # type: ignore[union-attr]
     assert "quantizers.relu/out" in names
+
+
+def test_what_training_alone_computes_stays_float() -> None:
+    """As an auxiliary head, which nobody exports: it has no ranges that calibration could fill."""
+
+    def forward(net: Net, x: Tensor) -> object:
+        y = net.b(F.relu(net.a(x)))
+        return (
+            [y, net.aux(y).sigmoid() * F.conv2d(y, net.aux.weight, padding=1)]
+            if net.training
+            else [y]
+        )
+
+    net = Net(forward, a=conv(), b=conv(4), aux=conv(4))
+    x = torch.randn(1, 3, 5, 5)
+    traced = trace_tolerantly(net.eval(), net.forward, x)
+    graph = prepare(net, Recipe(), traced)
+    wanted = {"a", "b", "x/out", "relu/out", "b/out"}
+    assert {s.name for s in graph.sites} == wanted
+    assert set(net.quantizers) == wanted  # type: ignore[arg-type]
+    assert len(graph(x)) == 1
+    net.train()
+    assert len(graph(x)) == 2
 
 
 def test_deep_graph_needs_no_deep_recursion() -> None:

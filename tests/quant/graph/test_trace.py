@@ -67,6 +67,22 @@ def test_a_module_without_static_graph_stays_whole_and_float() -> None:
     graph(x)
 
 
+def test_an_example_runs_without_a_record_for_gradients() -> None:
+    seen: list[bool] = []
+
+    class Watching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if type(x) is Tensor:
+                seen.append(torch.is_grad_enabled())
+            return x if float(x.mean()) > 0 else -x
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Watching())
+    x = torch.randn(1, 3, 4, 4)
+    assert list(trace_tolerantly(model, model.forward, x).left_float) == ["1"]
+    assert seen
+    assert not any(seen)
+
+
 def test_modules_of_one_type_stay_whole_together() -> None:
     model = nn.Sequential(Deciding(), nn.Conv2d(4, 3, 1), Deciding())
 

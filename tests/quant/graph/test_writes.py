@@ -6,7 +6,7 @@ Each case is a forward pass that reads a tensor after a write has changed it, un
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.graph.roles import Role, module_of, role_of, tensor_inputs
-from dq.quant.graph.trace import TraceError, trace
+from dq.quant.graph.trace import BoundGraph, TraceError, trace
 from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, update_scales_
 from dq.quant.quantizers.phase import Phase, set_phase
@@ -274,6 +274,32 @@ def test_a_write_that_cannot_be_followed_is_refused_by_name(name: str) -> None:
     ):
         prepare(net, Recipe())
     assert [name for name, _ in net.named_modules()] == before
+
+
+@pytest.mark.parametrize(
+    ("parts", "read_again"),
+    [
+        (lambda y: y.chunk(2, 1), False),
+        (lambda y: y.split(2, 1), False),
+        (lambda y: torch.unbind(y, 0), False),
+        (lambda y: (y[0], y[1]), True),  # Indices of a tensor may be anything.
+        (lambda y: (y[:, :2], y[:, 1:]), True),
+    ],
+)
+def test_a_write_into_one_of_several_parts_leaves_the_others_alone(
+    parts: Callable[[Tensor], Sequence[Tensor]], read_again: bool
+) -> None:
+    class Parts(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            one, other = parts(x * 2)
+            one.add_(1)
+            return one.exp(), other.exp()
+
+    graph = trace(Parts())
+    assert ("written" in graph.python_code("self").src) is read_again
+    x = torch.rand(2, 4, 3)
+    for found, wanted in zip(BoundGraph(Parts(), graph)(x), Parts()(x), strict=True):
+        assert torch.equal(found, wanted)
 
 
 class Counting(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -192,6 +193,22 @@ def test_range_over_any_axis(axis: int, rows: int, columns: int) -> None:
         assert bool(torch.isneginf(high).all())
 
 
+def test_range_over_a_vectors_own_axis_is_each_value() -> None:
+    x = torch.tensor([3.0, -1.0, 0.0])
+    for axis in (0, -1):
+        low, high = range_over(x, axis)
+        assert torch.equal(low, x)
+        assert torch.equal(high, x)
+
+
+def test_the_range_over_nothing_is_neutral() -> None:
+    for axis, shape in ((None, (0, 3)), (0, (2, 0)), (1, (0, 2))):
+        low, high = range_over(torch.empty(shape), axis)
+        assert low.shape == high.shape == (() if axis is None else (2,))
+        assert bool(torch.isposinf(low).all())
+        assert bool(torch.isneginf(high).all())
+
+
 def test_empty_tensor_passes() -> None:
     for axis, shape in ((None, (0, 3)), (0, (2, 0)), (0, (0, 2))):
         spec = QuantSpec(signed=True, symmetric=True, channel_axis=axis)
@@ -199,6 +216,17 @@ def test_empty_tensor_passes() -> None:
         scale, zero_point = scale_and_zero_point(*range_over(x, axis), spec)
         assert fake_quantize(x, scale, zero_point, spec).shape == shape
         assert quantize(x, scale, zero_point, spec).shape == shape
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("ends", [(math.inf, -math.inf), (0.0, 0.0), (2.0, 1.0)])
+def test_an_empty_range_has_a_scale_of_one_and_rounds_to_integers(
+    signed: bool, symmetric: bool, ends: tuple[float, float]
+) -> None:
+    spec = QuantSpec(signed=signed, symmetric=symmetric)
+    scale, zero_point = scale_and_zero_point(*map(torch.tensor, ends), spec)
+    assert (float(scale), int(zero_point)) == (1.0, 0)
 
 
 def test_nan_range_gives_nan_scale_and_a_defined_zero_point() -> None:

@@ -94,6 +94,27 @@ def test_nan_and_infinities_do_not_spoil_a_range(name: str) -> None:
     assert observer.range_max.max() > 1.0
 
 
+def test_a_range_per_tensor_or_per_channel() -> None:
+    assert MinMaxObserver().range_min.shape == ()
+    assert MinMaxObserver(channel_axis=0).range_min.shape == (1,)
+    assert MinMaxObserver(channel_axis=0, num_channels=3).range_min.shape == (3,)
+
+
+@pytest.mark.parametrize("percentile", [50.0, 0.0, -1.0, 100.5, 101.0, float("nan")])
+def test_percentiles_are_above_the_middle_up_to_all(percentile: float) -> None:
+    with pytest.raises(ValueError, match="percentile"):
+        PercentileObserver(percentile=percentile)
+    for allowed in (50.1, 99.99, 100.0):
+        PercentileObserver(percentile=allowed)
+
+
+@pytest.mark.parametrize("momentum", [0.0, -0.1, 1.1, 2.0, float("nan")])
+def test_a_momentum_is_a_share(momentum: float) -> None:
+    with pytest.raises(ValueError, match="momentum"):
+        MovingAverageObserver(momentum=momentum)
+    MovingAverageObserver(momentum=1.0)
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_without_data_the_range_is_neutral(name: str) -> None:
     observer = MAKERS[name]()
@@ -118,6 +139,8 @@ def test_a_constant_tensor_gives_a_range_that_contains_it(name: str, value: floa
 def test_bins_are_ascending_and_every_value_is_inside_its_bin() -> None:
     edges = bin_edges(torch.zeros(1).device)
     assert edges.shape == (NUM_BINS + 1,)
+    assert float(edges[-1]) == -float(edges[0]) == 2.0**24
+    assert float(edges[edges > 0].min()) < 2.0**-23
     assert (edges.diff() > 0).all()
     x = torch.cat([torch.randn(1000) * 10.0**k for k in range(-6, 7)])
     x = torch.cat([x, torch.tensor([0.0, 1.0, -1.0, 0.5, 2.0**-24])])
@@ -189,6 +212,29 @@ def test_after_collecting_a_moving_average_continues_from_the_range(name: str) -
     observer.observe(torch.tensor([0.0, 8.0]))
     observer.update_()
     torch.testing.assert_close(observer.range_max, (before + 8) / 2)
+
+
+@pytest.mark.parametrize("name", HISTOGRAMS)
+def test_beginning_a_calibration_starts_counting_or_continues(name: str) -> None:
+    x = torch.linspace(0, 4, 1000)
+    observer = MAKERS[name](collects=False)
+    observer.begin_calibration_()
+    assert observer.collects
+    observer.observe(x)
+    observer.update_()
+    assert int(observer.counts.sum()) == 1000
+    observer.begin_calibration_()  # As the next batch, or the next phase, does.
+    observer.observe(2 * x)
+    observer.update_()
+    assert int(observer.counts.sum()) == 2000
+    assert float(observer.highest) == 8.0
+    observer.end_calibration_()
+    assert not observer.collects
+    assert len(observer.counts) == 0
+    observer.begin_calibration_()
+    observer.observe(x)
+    observer.update_()
+    assert int(observer.counts.sum()) == 1000
 
 
 @pytest.mark.parametrize("name", MAKERS)

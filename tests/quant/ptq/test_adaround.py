@@ -10,7 +10,7 @@ from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.numerics.affine import fake_quantize, scale_and_zero_point
 from dq.quant.numerics.spec import QuantSpec
-from dq.quant.ptq.adaround import adaround_, moments, polish, rows
+from dq.quant.ptq.adaround import adaround_, can_unfold, moments, polish, rows
 from dq.quant.ptq.bias_correction import correct_bias_
 from dq.quant.ptq.layer_walk import CapturedLayer, walk
 from dq.quant.ptq.weight_clipping import best_weight_range, clip_weights_, restore_weights_
@@ -53,6 +53,49 @@ def test_it_beats_nearest_rounding_with_corrected_bias(
         torch.testing.assert_close(
             quantized.quantized_weight(layer, norm)[1], scales[site.name], rtol=1e-5, atol=0
         )
+
+
+def test_more_steps_find_a_better_rounding_than_polishing_alone() -> None:
+    """Weights of one row depend on each other, so one at a time ends in a local minimum."""
+    generator = torch.Generator().manual_seed(2)
+    # Inputs of 16 dimensions in 64.
+    batch = torch.randn(512, 16, generator=generator) @ torch.randn(16, 64, generator=generator)
+
+    def error(steps: int) -> float:
+        torch.manual_seed(4)
+        net = nn.Sequential(nn.Linear(64, 32)).eval()
+        graph = prepare(net, low(2))
+        wanted = net[0](batch).detach()
+        calibrate(graph, [batch])
+        assert adaround_(graph, [batch], steps=steps) == ["0"]  # One batch is enough.
+        set_phase(graph.quantizers, Phase.FROZEN)
+        for quantizer in graph.activations().values():
+            quantizer.phase = Phase.OFF
+        return float((graph(batch) - wanted).detach().square().mean())
+
+    polished, optimised = error(0), error(200)
+    assert optimised < 0.9 * polished
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "can"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1), (1, 3, 5, 5), True),
+        (nn.Conv2d(3, 4, 3), (3, 5, 5), False),  # Without a dimension for images.
+        (nn.Conv2d(3, 4, 3, padding="same"), (1, 3, 5, 5), False),
+        (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (1, 3, 5, 5), False),
+        (nn.Conv2d(911, 1, 3), (1, 911, 3, 3), False),  # 8199 values in a patch.
+        (nn.Conv2d(910, 1, 3), (1, 910, 3, 3), True),
+        (nn.Linear(8192, 1), (1, 8192), True),
+        (nn.Linear(8193, 1), (1, 8193), False),
+        (nn.ConvTranspose2d(3, 4, 3), (1, 3, 5, 5), False),
+        (nn.Conv1d(3, 4, 3), (1, 3, 5), False),
+    ],
+)
+def test_layers_whose_inputs_can_be_unfolded(
+    layer: nn.Module, shape: tuple[int, ...], can: bool
+) -> None:
+    assert can_unfold(layer, [torch.zeros(shape)]) is can
 
 
 def test_the_float_weight_is_on_the_grid_and_there_are_no_new_keys() -> None:

@@ -84,15 +84,24 @@ def test_layers_that_a_factor_cannot_pass_do_not_change() -> None:
     assert pairs(prepare(Awkward(), Recipe())) == []
 
 
+def test_a_norm_without_its_own_scale_or_shift_does_not_change() -> None:
+    for lacking, number in (((), 1), (("weight",), 0), (("bias",), 0), (("weight", "bias"), 0)):
+        net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
+        for name in lacking:
+            net[1].register_parameter(name, None)
+        assert len(pairs(prepare(net.eval(), Recipe()))) == number
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
         (nn.ConvTranspose2d(3, 8, 2, groups=1), nn.Conv2d(8, 4, 1, groups=2)),
         (nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 4, 2, groups=2)),
         (nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8)),
+        (nn.Linear(6, 8), nn.Linear(8, 4)),
     ],
 )
-def test_transposed_and_grouped_layers(first: nn.Module, second: nn.Module) -> None:
+def test_transposed_grouped_and_linear_layers(first: nn.Module, second: nn.Module) -> None:
     net = nn.Sequential(first, nn.ReLU(), second)
     x = torch.randn(2, 3, 6, 6)
     with torch.no_grad():

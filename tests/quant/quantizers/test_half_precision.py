@@ -13,7 +13,12 @@ from dq.quant.graph.prepare import prepare
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.quantizers.factory import LEARNED, initialise_weights_
 from dq.quant.quantizers.fake_quantize import update_scales_
-from dq.quant.quantizers.half_precision import SIGNIFICANDS, nearly_represents, represents
+from dq.quant.quantizers.half_precision import (
+    SIGNIFICANDS,
+    nearly_represents,
+    on_the_grid,
+    represents,
+)
 from dq.quant.quantizers.learned_step import LsqWeightQuantizer
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import INT8_ACTIVATION, INT8_WEIGHT, Recipe
@@ -145,3 +150,20 @@ def test_a_model_in_half_precision_keeps_its_dtype(dtype: torch.dtype) -> None:
     assert rounded.dtype == plain.dtype == dtype
     assert (rounded - plain).abs().max() < 0.1 * plain.abs().max()
     assert set(SIGNIFICANDS) == set(NARROW)
+
+
+def test_products_leave_autocast_only_if_all_tensors_are_float32() -> None:
+    matmul = on_the_grid(torch.matmul)
+    x, y = torch.randn(3, 4), torch.randn(4, 5)
+    wanted = x @ y
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for found in (matmul(x, y), matmul(x, other=y)):
+            assert found.dtype == torch.float32
+            assert torch.equal(found, wanted)
+        for found in (matmul(x, y.bfloat16()), matmul(x.bfloat16(), other=y)):
+            assert found.dtype == torch.bfloat16
+        assert torch.matmul(x, y).dtype == torch.bfloat16  # Autocast is on again.
+    assert torch.equal(matmul(x, y), wanted)
+    assert on_the_grid(len)([1, 2]) == 2  # Without a tensor.
+    assert on_the_grid(torch.matmul) is matmul
+    assert matmul.__name__ == "matmul"

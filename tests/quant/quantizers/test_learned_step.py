@@ -19,6 +19,7 @@ from dq.quant.quantizers.fake_quantize import LearnedActivationQuantizer, update
 from dq.quant.quantizers.learned_step import (
     LsqActivationQuantizer,
     LsqWeightQuantizer,
+    factor_of,
     gradient_factor,
     learned_fake_quantize,
     least_squares_scale,
@@ -350,6 +351,8 @@ def test_frozen_scales_do_not_drift_on_momentum() -> None:
 
 
 def test_the_gradient_factor_is_the_papers() -> None:
+    assert factor_of(0, 0, torch.zeros(())) == 1.0  # Nothing to share.
+    assert factor_of(4, 9, torch.zeros(())) == pytest.approx(1 / 6)
     assert gradient_factor(64, QuantSpec(bits=8, signed=True)) == pytest.approx((64 * 127) ** -0.5)
 
 
@@ -363,3 +366,19 @@ def test_lsq_on_a_symmetric_activation_learns_no_offset() -> None:
     quantizer = LsqActivationQuantizer(spec, MinMaxObserver(), learn_offset=True)
     assert isinstance(quantizer, LearnedActivationQuantizer)
     assert quantizer.learned_offset is None
+
+
+@pytest.mark.parametrize("with_offset", [True, False])
+def test_a_factor_in_a_tensor_is_the_factor(with_offset: bool) -> None:
+    """With symbolic sizes torch.compile gives the factor as a tensor."""
+    found = []
+    for factor in (0.3, torch.tensor(0.3)):
+        x = torch.linspace(-3, 9, 50, requires_grad=True)
+        scale = torch.tensor(0.4, requires_grad=True)
+        offset = torch.tensor(-0.8, requires_grad=True) if with_offset else None
+        zero_point = torch.tensor(2, dtype=torch.int32)
+        y = learned_fake_quantize(x, scale, zero_point, U4, offset=offset, factor=factor)
+        y.square().sum().backward()
+        found.append([x.grad, scale.grad, *([] if offset is None else [offset.grad])])
+    assert all(bool(gradient.any()) for gradient in found[0])
+    torch.testing.assert_close(found[1], found[0])

@@ -22,6 +22,18 @@ def test_each_bound_gets_the_gradients_of_the_values_it_clips() -> None:
     assert x.grad.tolist() == [0, 10, 10, 10, 0, 0]
 
 
+def test_a_factor_in_a_tensor_is_the_factor() -> None:
+    """With symbolic sizes torch.compile gives the factor as a tensor."""
+    found = []
+    for factor in (0.3, torch.tensor(0.3)):
+        x = torch.linspace(-3, 9, 50, requires_grad=True)
+        ends = [torch.tensor(end, requires_grad=True) for end in (-1.0, 2.0)]
+        learned_clip(x, *ends, U4, factor=factor).square().sum().backward()
+        found.append([x.grad, *(end.grad for end in ends)])
+    assert all(bool(gradient.any()) for gradient in found[0])
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_it_starts_at_the_observed_range_and_keeps_it_while_nothing_clips() -> None:
     quantizer = PactActivationQuantizer(U4, MinMaxObserver())
     quantizer.phase = Phase.CALIBRATE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -155,6 +156,53 @@ def test_layers_that_engines_compute_in_float_do_not_change() -> None:
     # The depthwise layer, the 4-bit layer, and the readers of both; one has no bias.
     kinds = kinds_of(network)
     assert kinds.count("IntegerLayer") + kinds.count("FloatLayer") == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "call", [torch.relu, F.relu, lambda x: x.relu(), lambda x: x.relu_(), nn.ReLU(), nn.ReLU6()]
+)
+def test_an_activation_that_its_quantizer_repeats_is_dropped_however_it_is_called(
+    call: Callable[[Tensor], Tensor],
+) -> None:
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+            if isinstance(call, nn.Module):
+                self.activation = call
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.last(call(self.one(x)))
+            return y
+
+    network = exact_network(quantized(Recipe(), Called()))
+    assert isinstance(network, fx.GraphModule)
+    assert sorted(kinds_of(network)) == ["ExactLayer", "ExactLayer", "ExactQuantizer"]
+    assert not [n for n in network.graph.nodes if n.op in ("call_function", "call_method")]
+
+
+@torch.no_grad()
+def test_a_product_or_a_scaled_sum_is_no_plain_sum() -> None:
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+            self.last = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = torch.relu(self.one(x)), torch.relu(self.two(x))
+            y: Tensor = self.last(torch.add(a * b, b, alpha=2))
+            return y
+
+    graph = quantized(Recipe(), Gate())
+    network = exact_network(graph)
+    assert isinstance(network, fx.GraphModule)
+    assert kinds_of(network).count("ExactSum") == 0
+    assert kinds_of(network).count("ExactLayer") == 3
+    found, expected = network(images(7)), graph(images(7))
+    steps_apart = (found - expected).abs() / graph.activations()["last/out"].scale
+    assert steps_apart.mean() < 0.25
 
 
 @on_x86

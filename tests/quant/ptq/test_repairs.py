@@ -1,0 +1,150 @@
+"""Calibration with repairs: in their order, on the first images, and undone where they harm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dq.quant.graph.prepare import prepare
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.observers.histogram import HistogramObserver
+from dq.quant.ptq import repairs
+from dq.quant.ptq.repairs import calibrate_and_repair_, first_images
+from dq.quant.ptq.settings import Mixed, Repair
+from dq.quant.quantizers.phase import Phase
+from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
+from tests.quant.nets import Separable, images
+
+W4 = replace(INT8_WEIGHT, bits=4)
+CPU = torch.device("cpu")
+
+
+def prepared(recipe: Recipe) -> QuantizedGraph:
+    torch.manual_seed(0)
+    return prepare(Separable(unequal=False).eval(), recipe)
+
+
+def repaired(
+    graph: QuantizedGraph, repair: Repair | None = None, **more: Any
+) -> tuple[tuple[str, ...], list[Tensor]]:
+    """Return what calibration returned, and the batches that it ran."""
+    ran = []
+
+    def run(batch: Tensor) -> int:
+        ran.append(batch)
+        graph(batch)
+        return len(batch)
+
+    found = calibrate_and_repair_(graph, images(), run, CPU, repair=repair, **more)
+    return found, ran
+
+
+def weights(graph: QuantizedGraph) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in graph.root.named_parameters() if "quant" not in n}
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes"), [(1, [1]), (4, [4]), (5, [4, 1]), (8, [4, 4]), (99, [4, 4, 2])]
+)
+def test_the_first_images_are_taken(asked: int, sizes: list[int]) -> None:
+    batches = torch.arange(10.0).split(4)
+    found = first_images(batches, asked)
+    assert [len(batch) for batch in found] == sizes
+    assert torch.cat(found).tolist() == list(range(sum(sizes)))
+
+
+def test_without_repairs_all_batches_are_observed_and_no_weight_changes() -> None:
+    graph = prepared(Recipe())
+    before = weights(graph)
+    raised, ran = repaired(graph)
+    assert raised == ()
+    assert len(ran) == 4
+    assert all(torch.equal(p, before[n]) for n, p in weights(graph).items())
+    assert all(q.phase is Phase.FROZEN for q in graph.activations().values())
+
+
+@pytest.mark.parametrize(
+    ("step", "function"),
+    [("equalize", "equalize_"), ("bias", "correct_bias_"), ("adaround", "adaround_")],
+)
+def test_each_step_runs_if_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, step: str, function: str
+) -> None:
+    called: list[str] = []
+    for name in ("equalize_", "calibrate_", "correct_bias_", "adaround_"):
+        real = getattr(repairs, name)
+
+        def wrapped(*given: Any, name: str = name, real: Any = real, **more: Any) -> Any:
+            called.append(name)
+            return real(*given, **more)
+
+        monkeypatch.setattr(repairs, name, wrapped)
+    graph = prepared(Recipe(weight=W4, free_clips=True))
+    before = weights(graph)
+    repaired(graph, Repair(steps=(step,), rounding_steps=3))
+    first = step == "equalize"
+    assert called == ([function, "calibrate_"] if first else ["calibrate_", function])
+    assert any(not torch.equal(p, before[n]) for n, p in weights(graph).items()) or not first
+
+
+def test_a_repair_sees_the_first_images_and_all_are_observed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[Tensor] = []
+    monkeypatch.setattr(repairs, "correct_bias_", lambda graph, batches: given.extend(batches))
+    _, ran = repaired(prepared(Recipe()), Repair(steps=("bias",), images=12))
+    assert len(ran) == 4
+    assert torch.equal(torch.cat(given), torch.cat(ran[:2]))  # Whole batches, at least as many.
+
+
+@pytest.mark.parametrize("harm", [True, False])
+def test_a_repair_that_makes_the_outputs_worse_is_undone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, harm: bool
+) -> None:
+    def change(graph: QuantizedGraph, batches: Iterable[Tensor]) -> None:
+        with torch.no_grad():
+            graph.root.head.bias.add_(3.0 if harm else 0.0)
+
+    monkeypatch.setattr(repairs, "correct_bias_", change)
+    graph = prepared(Recipe(weight=W4))
+    before = weights(graph)
+    repaired(graph, Repair(steps=("bias",)))
+    assert all(torch.equal(p, before[n]) for n, p in weights(graph).items())
+    assert ("made the outputs worse and is undone" in caplog.text) is harm
+
+
+def test_clipped_weights_of_raised_quantizers_are_restored() -> None:
+    narrow = replace(INT8_WEIGHT, bits=3)
+    clipped = prepared(Recipe(weight=narrow))
+    before = weights(clipped)
+    repaired(clipped, weight_range="mse")
+    changed = {n for n, p in weights(clipped).items() if not torch.equal(p, before[n])}
+    assert len(changed) > 3
+    graph = prepared(Recipe(weight=narrow))
+    raised, _ = repaired(graph, Repair(mixed=Mixed(max_raised=3)), weight_range="mse")
+    assert 0 < len(raised) <= 3
+    sites = {site.name: site.module for site in graph.sites}
+    restored = {f"{sites[name]}.weight" for name in raised} & changed
+    assert restored
+    for name, weight in weights(graph).items():
+        assert torch.equal(weight, before[name]) is (name not in changed - restored)
+    assert {graph.quantizers[n].weight.spec.bits for n in raised if "out" not in n} == {16}
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+def test_wide_activations_get_headroom_and_histograms_stop(bits: int) -> None:
+    recipe = Recipe(activation=QuantSpec(bits=bits), observer="percentile", percentile=100.0)
+    graph = prepared(recipe)
+    _, ran = repaired(graph)
+    quantizer = graph.activations()["x/out"]
+    assert isinstance(quantizer.observer, HistogramObserver)
+    assert not quantizer.observer.collects
+    top = float(torch.cat(ran).max())
+    wanted = top * (1.5 if bits >= 12 else 1.0)
+    assert float(quantizer.observer.range_max) == pytest.approx(wanted, rel=0.02)
