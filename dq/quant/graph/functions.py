@@ -85,6 +85,7 @@ _FUNCTIONS |= {torch.special.expit, torch.special.erf}
 _METHODS = {*_NAMES, *(f"{name}_" for name in _NAMES)}
 # Of these alone no function is made: they only scale and shift, or join two tensors.
 _ARITHMETIC = {"add", "div", "iadd", "imul", "isub", "itruediv", "mul", "neg", "sub", "truediv"}
+_SUMS = {"add", "iadd", "isub", "sub"}
 # The number of operations in the longest function: GELU with tanh has nine.
 _LONGEST = 12
 
@@ -169,7 +170,9 @@ class _Search:
             return None
         kind = self._kind(nodes, source)
         if _name(node) in _ARITHMETIC and kind == OTHER and not self._reads_twice(nodes, source):
-            return None  # A function, then a scale or a sum that is not part of it.
+            return None  # A function, then a scale that is not part of it.
+        if _name(node) in _SUMS and kind == OTHER:
+            return None  # A function, then a residual sum.
         if len(nodes) > 1 and kind == OTHER and not self._reads_twice(nodes, source):
             return self._single(node)  # Several functions in a row.
         return Function(kind=kind, source=source, nodes=tuple(nodes))
