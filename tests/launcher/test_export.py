@@ -27,6 +27,7 @@ from dq.detector.model.stored_detector import rounding_detector
 from dq.engines import ENGINES
 from dq.quant.export.onnx_graph import flatten
 from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.verify.cut_model import rounded_values
 from dq.quant.verify.engine import Engine, Network
 from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model
 from tests.launcher.conftest import Launch, on_ranks, torchrun
@@ -277,11 +278,15 @@ def test_gate_is_missed_and_names_the_layer(
 class Coarse(OnnxNetwork):
     """An engine that computes the steps of one layer's results three times too large."""
 
+    def __init__(self, model: onnx.ModelProto, *, threads: int) -> None:
+        super().__init__(model, threads=threads)
+        site = "neck/fpn_convs/0/activate/out"
+        self.changed = rounded_values(model, [site])[site]
+
     def compute(self, arrays: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Change the results of the layer, where the model returns them."""
         found = super().compute(arrays)
-        place = [i for i, name in enumerate(self.names) if name == "neck/fpn_convs/0/activate/out"]
-        for index in place:
+        for index in [i for i, name in enumerate(self.names) if name == self.changed]:
             found[index] = 3 * found[index]
         return found
 
