@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import speed
 from benchmarks.nets import NETS, build
 from dq.quant.graph.quantized_graph import CONTAINER
+from dq.quant.targets.registry import TARGETS
 
 WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero")
 
@@ -112,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nets", nargs="+", choices=NETS, default=["ssd_mobilenet"])
     parser.add_argument("--sides", nargs="+", default=["float", "observing", "frozen", "lsq"])
+    parser.add_argument("--target", choices=TARGETS, default="int8")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--device", default="cpu")

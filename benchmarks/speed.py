@@ -144,7 +144,9 @@ def _float_graph(detector: nn.Module) -> fx.GraphModule:
     return fx.GraphModule(detector, trace_detector(detector).graph)
 
 
-def quantized(name: str, detector: nn.Module, images: Tensor, target: str) -> tuple[Any, Work]:
+def quantized(
+    name: str, detector: nn.Module, images: Tensor, target: str = "int8"
+) -> tuple[Any, Work]:
     """Return the calibrated graph of a side in its phase, and what must be called after a step."""
     recipe = replace(preset(target), learned="lsq" if name == "lsq" else None)
     graph = quantize_detector(detector, recipe)

@@ -84,7 +84,7 @@ def test_launches_are_counted() -> None:
 
     given = argparse.Namespace(
         sides=["float", "frozen"], size=64, batch=2, device="cpu",
-        compile=False, amp=False, channels_last=False,
+        compile=False, amp=False, channels_last=False, target="int8",
     )  # fmt: skip
     rows = launches.measure("ssd_mobilenet", given)
     assert rows[1]["operators"] > rows[0]["operators"] > 0

@@ -18,6 +18,7 @@ def given() -> argparse.Namespace:
         compile=False,
         amp=False,
         channels_last=False,
+        target="int8",
         sides=["float", "observing", "composed", "frozen", "inference", "calibrating"],
     )
 
