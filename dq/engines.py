@@ -1,4 +1,4 @@
-"""The engines that evaluate an exported model, by the names that ``--backend`` gives them.
+"""The engines that run exported models, by the names that ``--backend`` gives them.
 
 Only the standard library is needed to read the names.
 """
@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dq.quant.verify.engine import Engine
 
-# The module of each, which has an `Engine` called ENGINE, and what installs the package it imports.
+# For each: the module that evaluates, with an `Engine` called ENGINE; what installs the package that
+# it imports; the module that measures speed, with an engine called TIMED.
 ENGINES = {
-    "onnxruntime": ("dq.quant.verify.onnxruntime_session", "pip install dq-launcher"),
-    "openvino": ("dq.quant.verify.openvino_session", "pip install 'dq-launcher[openvino]'"),
+    "onnxruntime": (
+        "dq.quant.verify.onnxruntime_session",
+        "pip install dq-launcher",
+        "dq.quant.latency.onnx_runtime",
+    ),
+    "openvino": (
+        "dq.quant.verify.openvino_session",
+        "pip install 'dq-launcher[openvino]'",
+        "dq.quant.latency.openvino",
+    ),
 }
 
 
@@ -27,7 +36,7 @@ def engine_named(name: str) -> Engine:
     Raises:
         ValueError: Its package is not installed, or cannot be loaded.
     """
-    module, mend = ENGINES[name]
+    module, mend, _ = ENGINES[name]
     try:
         engine: Engine = importlib.import_module(module).ENGINE
     except ImportError as error:

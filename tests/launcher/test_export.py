@@ -322,7 +322,7 @@ def test_new_engine_is_one_object_and_its_arithmetic_is_judged_layer_by_layer(
     monkeypatch.setattr("dq.detector.engines.agreement.GATE", -1.0)  # Nothing can pass.
     mine = SimpleNamespace(ENGINE=Engine(title="Mine", version="1.0", network=open_network))
     monkeypatch.setitem(sys.modules, "mine", mine)
-    monkeypatch.setitem(ENGINES, "openvino", ("mine", "pip install mine"))
+    monkeypatch.setitem(ENGINES, "openvino", ("mine", "pip install mine", ENGINES["openvino"][2]))
     model = experiment / "export/tiny.onnx"
     code, out, err = launch("eval", model, "--backend", "openvino", "--work-dir", tmp_path)
     assert code == 1, err

@@ -95,8 +95,7 @@ class Connection:
     @property
     def has_reported(self) -> bool:
         """Whether the rank has said that the error was printed; the store is not asked."""
-        if self._socket is not None and not self._gone:
-            self._read(self._socket)
+        self._read()
         return self._reported
 
     @property
@@ -107,8 +106,7 @@ class Connection:
     @property
     def is_known_gone(self) -> bool:
         """Whether an open connection says that the process has ended; the store is not asked."""
-        if self._socket is not None and not self._gone:
-            self._read(self._socket)
+        self._read()
         return self._gone
 
     def open(self) -> None:
@@ -129,13 +127,13 @@ class Connection:
         """
         if self._socket is None and not self._gone and time.monotonic() >= self._next_try:
             self._connect()
-        if self._socket is not None:
-            self._read(self._socket)
-        return self._gone
+        return self.is_known_gone
 
-    def _read(self, found: socket.socket) -> None:
+    def _read(self) -> None:
+        if self._socket is None or self._gone:
+            return
         try:
-            words = found.recv(16)
+            words = self._socket.recv(16)
         except BlockingIOError:
             return
         except OSError:

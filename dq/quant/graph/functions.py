@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
-from dq.quant.graph.nodes import is_shape, module_of
+from dq.quant.graph.nodes import called_name, is_shape, module_of
 from dq.quant.graph.roles import Role, is_constant, role_of, tensor_inputs
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 
@@ -166,12 +166,16 @@ class _Search:
         if not self._is_elementwise(node):
             return None
         nodes, source = self._widest(node)
-        if source is None or all(_name(n) in _ARITHMETIC for n in nodes):
+        if source is None or all(called_name(n) in _ARITHMETIC for n in nodes):
             return None
         kind = self._kind(nodes, source)
-        if _name(node) in _ARITHMETIC and kind == OTHER and not self._reads_twice(nodes, source):
+        if (
+            called_name(node) in _ARITHMETIC
+            and kind == OTHER
+            and not self._reads_twice(nodes, source)
+        ):
             return None  # A function, then a scale that is not part of it.
-        if _name(node) in _SUMS and kind == OTHER:
+        if called_name(node) in _SUMS and kind == OTHER:
             return None  # A function, then a residual sum.
         if len(nodes) > 1 and kind == OTHER and not self._reads_twice(nodes, source):
             return self._single(node)  # Several functions in a row.
@@ -179,7 +183,7 @@ class _Search:
 
     def _single(self, node: fx.Node) -> Function | None:
         sources = tensor_inputs(node)
-        if len(sources) != 1 or _name(node) in _ARITHMETIC:
+        if len(sources) != 1 or called_name(node) in _ARITHMETIC:
             return None
         return Function(kind=self._kind([node], sources[0]), source=sources[0], nodes=(node,))
 
@@ -308,8 +312,3 @@ def _kind_of(values: Tensor) -> str:
     if torch.equal(values[positive], _PROBE[positive]) and torch.allclose(slope, slope.mean()):
         return "leaky_relu"
     return OTHER
-
-
-def _name(node: fx.Node) -> str:
-    target = node.target
-    return target.rstrip("_") if isinstance(target, str) else getattr(target, "__name__", "")

@@ -28,6 +28,12 @@ def module_of(root: nn.Module, node: fx.Node) -> nn.Module | None:
     return root.get_submodule(node.target)
 
 
+def called_name(node: fx.Node) -> str:
+    """Return the name of the function or method that a node calls, without a final underscore."""
+    target = node.target
+    return target.rstrip("_") if isinstance(target, str) else getattr(target, "__name__", "")
+
+
 def is_shape(node: fx.Node) -> bool:
     """Say whether the value is a size, a dtype or a device, or computed only from these."""
     if "is_shape" not in node.meta:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import fx, nn
 
 from dq.quant.graph.functions import Function
-from dq.quant.graph.nodes import is_shape
+from dq.quant.graph.nodes import called_name, is_shape
 from dq.quant.graph.roles import Role, role_of, tensor_inputs
 from dq.quant.targets.target import Results, Sums, Target
 
-_SUM_NAMES = {"add", "iadd", "add_"}
+_SUMS = {"add", "iadd"}
 
 
 class Placement:
@@ -75,8 +75,8 @@ class Placement:
     def _read_as_integers(self, node: fx.Node) -> list[fx.Node]:
         """Return the inputs that this integer operation reads as integers."""
         tensors = tensor_inputs(node)
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if self.target.sums is Sums.ALL or name not in _SUM_NAMES or len(tensors) < 2:
+        is_sum = called_name(node) in _SUMS
+        if self.target.sums is Sums.ALL or not is_sum or len(tensors) < 2:
             return tensors
         # The engine adds the other tensors to the result of this layer before it is rounded.
         layers = [

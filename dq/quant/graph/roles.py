@@ -74,7 +74,7 @@ MIXER_FUNCTIONS = {
     F.scaled_dot_product_attention,
 }
 MIXER_METHODS = {"add", "add_", "sub", "sub_", "mul", "mul_", "matmul", "bmm"}
-MIXER_MODULES = (
+AVERAGE_MODULES = (
     nn.AvgPool1d,
     nn.AvgPool2d,
     nn.AvgPool3d,
@@ -232,7 +232,7 @@ def role_of(root: nn.Module, node: fx.Node) -> Role:
         return Role.LAYER
     module = module_of(root, node)
     if module is not None:
-        if isinstance(module, MIXER_MODULES):
+        if isinstance(module, AVERAGE_MODULES):
             return Role.MIXER
         if isinstance(module, nn.Upsample):
             return Role.CARRIER if module.mode == "nearest" else Role.MIXER

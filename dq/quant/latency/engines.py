@@ -1,32 +1,11 @@
-"""The engines whose speed can be measured, by the names that ``--backend`` gives them."""
+"""The engines whose speed can be measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+import importlib
 
-from dq.engines import engine_named
-
-if TYPE_CHECKING:
-    from dq.quant.latency.engine import Engine
-
-
-def _onnx_runtime() -> Engine:
-    from dq.quant.latency.onnx_runtime import OnnxRuntime
-
-    return OnnxRuntime()
-
-
-def _openvino() -> Engine:
-    from dq.quant.latency.openvino import OpenVino
-
-    return OpenVino()
-
-
-_TIMED: Mapping[str, Callable[[], Engine]] = {
-    "onnxruntime": _onnx_runtime,
-    "openvino": _openvino,
-}
+from dq.engines import ENGINES, engine_named
+from dq.quant.latency.engine import Engine
 
 
 def timed_engine(name: str) -> Engine:
@@ -39,4 +18,5 @@ def timed_engine(name: str) -> Engine:
         ValueError: Its package is not installed, or cannot be loaded.
     """
     engine_named(name)
-    return _TIMED[name]()
+    engine: Engine = importlib.import_module(ENGINES[name][2]).TIMED
+    return engine

@@ -104,3 +104,6 @@ class OnnxRuntimeNetwork:
         if not times:
             return 0.0
         return statistics.median(times) * len(times) / max(1, self.num_runs)
+
+
+TIMED = OnnxRuntime()

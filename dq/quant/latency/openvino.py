@@ -96,3 +96,6 @@ def _text(operator: Any, key: str) -> str:
 
 def _ms(microseconds: str) -> float:
     return float(microseconds) / 1000 if microseconds.isdecimal() else 0.0
+
+
+TIMED = OpenVino()

@@ -37,6 +37,8 @@ class ExactLayer(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    real_bias: Tensor | None
+    unit: Tensor
     multiplier: Tensor
 
     def __init__(
@@ -58,6 +60,8 @@ class ExactLayer(nn.Module):
         dtype = _exact_dtype(weight.integers, rounded, input_quantizer.spec)
         self.register_buffer("weight", weight.integers.to(dtype))
         self.register_buffer("bias", None if rounded is None else rounded.to(dtype))
+        self.register_buffer("real_bias", bias)
+        self.register_buffer("unit", unit)
         self.register_buffer("multiplier", _along(self.weight, unit / output_quantizer.scale))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,29 +77,7 @@ class ExactLinear(ExactLayer):
     With a bias and on a tensor of three or more dimensions, ONNX has it as a product and a sum.
     ONNX Runtime sums the product in integers (MatMulIntegerToFloat), makes it a real number, adds
     the bias in float32 and quantizes.
-
-    Args:
-        apply: As for `ExactLayer`.
-        weight: As for `ExactLayer`.
-        bias: As for `ExactLayer`.
-        input_quantizer: As for `ExactLayer`.
-        output_quantizer: As for `ExactLayer`.
     """
-
-    unit: Tensor
-    real_bias: Tensor | None
-
-    def __init__(
-        self,
-        apply: Apply,
-        weight: IntegerWeight,
-        bias: Tensor | None,
-        input_quantizer: ExactQuantizer,
-        output_quantizer: ExactQuantizer,
-    ) -> None:
-        super().__init__(apply, weight, bias, input_quantizer, output_quantizer)
-        self.register_buffer("unit", input_quantizer.scale * weight.scale)
-        self.register_buffer("real_bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the fake-quantized output, float32, for an ``x`` from ``input_quantizer``."""

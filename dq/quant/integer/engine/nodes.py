@@ -13,7 +13,14 @@ from torch import Tensor, fx, nn
 
 from dq.quant.graph.fused.activations import RELU
 from dq.quant.graph.fused.activations import clip_of as clip_of_module
-from dq.quant.graph.roles import is_constant, is_mask, is_shape, module_of
+from dq.quant.graph.roles import (
+    AVERAGE_FUNCTIONS,
+    AVERAGE_MODULES,
+    is_constant,
+    is_mask,
+    is_shape,
+    module_of,
+)
 from dq.quant.integer.engine import eigen, functions
 from dq.quant.integer.engine.pooling import is_over_the_image
 from dq.quant.integer.engine.resize import Resizing
@@ -51,20 +58,7 @@ _FUNCTIONS: Mapping[Any, Function] = {
     F.mish: eigen.mish,
     nn.Mish: eigen.mish,
 }
-_AVERAGES = {
-    F.avg_pool1d,
-    F.avg_pool2d,
-    F.avg_pool3d,
-    F.adaptive_avg_pool1d,
-    F.adaptive_avg_pool2d,
-    F.adaptive_avg_pool3d,
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
-}
+_AVERAGES = (AVERAGE_FUNCTIONS - {torch.mean}) | set(AVERAGE_MODULES)
 
 
 def what(network: fx.GraphModule, node: fx.Node) -> Any:
