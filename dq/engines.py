@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dq.quant.verify.engine import Engine
 
-# For each: the module that evaluates, with an `Engine` called ENGINE; what installs the package that
-# it imports; the module that measures speed, with an engine called TIMED.
+# For each: the module that evaluates, with an `Engine` called ENGINE; what installs the package
+# that it imports; the module that measures speed, with an engine called TIMED.
 ENGINES = {
     "onnxruntime": (
         "dq.quant.verify.onnxruntime_session",
