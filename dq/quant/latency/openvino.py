@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dq.quant.latency.engine import Executed
 from dq.quant.verify.openvino_session import ENGINE, INTEGER_TYPES, LAYERS, reason_of, settings_for
+from dq.quant.verify.signal_stack import kept_signal_stack
 
 
 class OpenVino:
@@ -52,7 +53,8 @@ class OpenVinoNetwork:
                 if len(shape) and shape[0].is_dynamic:  # A batch of a known size is faster.
                     shape[0] = 1
                     network.reshape({given: shape})
-            self.compiled = core.compile_model(network, "CPU", settings)
+            with kept_signal_stack():
+                self.compiled = core.compile_model(network, "CPU", settings)
         except RuntimeError as error:
             raise ValueError(f"OpenVINO cannot run it: {reason_of(error)[:200]}") from error
         self.request = self.compiled.create_infer_request()
@@ -67,7 +69,8 @@ class OpenVinoNetwork:
 
     def compute(self, arrays: Sequence[NDArray[Any]]) -> Sequence[NDArray[np.float32]]:
         """Return all outputs in order, for all inputs in order."""
-        found: Sequence[NDArray[np.float32]] = self.request.infer(list(arrays)).to_tuple()
+        with kept_signal_stack():
+            found: Sequence[NDArray[np.float32]] = self.request.infer(list(arrays)).to_tuple()
         return found
 
     def executed(self) -> list[Executed]:

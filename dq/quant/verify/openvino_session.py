@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dq.quant.verify.engine import Engine, Network
 from dq.quant.verify.onnxruntime_session import sums_exactly
+from dq.quant.verify.signal_stack import kept_signal_stack
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ class OpenVinoNetwork(Network):
             # OpenVINO does not run for an empty batch, and returns what is left of the last one.
             one = [np.zeros((len(own) or 1, *own.shape[1:]), np.float32) for own in arrays]
             return [found[:0] for found in self.compute(one)]
-        return list(self.request(len(arrays[0])).infer(list(arrays)).to_tuple())
+        request = self.request(len(arrays[0]))
+        with kept_signal_stack():
+            return list(request.infer(list(arrays)).to_tuple())
 
     def request(self, batch: int) -> openvino.InferRequest:
         """Return what computes a batch of this size."""
@@ -84,7 +87,8 @@ class OpenVinoNetwork(Network):
                     for name, size in zip(self.inputs, self.sizes, strict=True)
                 }
             )
-        return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+        with kept_signal_stack():
+            return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
 
 
 def _with_copied_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
