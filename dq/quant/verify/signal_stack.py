@@ -1,8 +1,9 @@
 """Keep the memory on which signal handlers run.
 
 Python's signal handlers run on a separate stack if the thread has one, as it has after
-``faulthandler.enable()``. OpenVINO gives the calling thread a stack of its own when it compiles a
-model, and frees it together with the model. The next signal with a handler then ends the process:
+``faulthandler.enable()``. OpenVINO gives the calling thread another stack when it compiles a model,
+and puts back the one from before when the model is freed. Of two models, the second one may so put
+back the first one's, which is freed already. The next signal with a handler then ends the process:
 SIGTERM of Slurm, or SIGCHLD of a data loader's worker (OpenVINO 2026.4.1).
 """
 
