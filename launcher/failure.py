@@ -19,9 +19,15 @@ DEBUG = "--debug"
 
 
 def exit_code(error: BaseException) -> int:
-    """Return 2 for the user's mistake, 1 for the world's and for what nobody foresaw."""
+    """Return 2 for the user's mistake, 1 for the world's and for what nobody foresaw.
+
+    The follow-up of an error on another rank has the code of that one, noted on the exception.
+    """
     from dq.dist.errors.foreseen import is_expected
 
+    noted: int | None = getattr(error, "exit_code", None)
+    if noted is not None:
+        return noted
     return USER_ERROR if isinstance(error, ValueError) and is_expected(error) else WORLD_ERROR
 
 

@@ -17,7 +17,7 @@ from dq.detector import removed_names
 from dq.detector.step.guards import Guards
 from dq.detector.step.supervision import Supervision, Watch
 from dq.dist.errors.lost import LostRankError, explain_lost_rank
-from dq.dist.group.claim import first_to_report, wait_for_reports
+from dq.dist.group.claim import claim_report, wait_for_reports
 from dq.dist.group.process_group import process_group
 from dq.dist.rendezvous.environment import Environment, read_environment
 from dq.dist.watch.agreement import Agreement, CudaMarks
@@ -25,7 +25,7 @@ from dq.dist.watch.signals import Stopped, StopSignals, stop_signals
 from dq.tracking.wandb_copy.mirror import Limits
 from dq.tracking.wandb_copy.relay_process import Relay
 from dq.tracking.wandb_copy.variables import mode_of, unsupported
-from launcher.failure import log_traceback, say
+from launcher.failure import exit_code, log_traceback, say
 from launcher.logs import logging_to
 from launcher.plan import surroundings
 from launcher.threads import threads_of
@@ -223,11 +223,16 @@ def _report(error: Exception | Stopped, log_file: Path, *, debug: bool) -> None:
         error.reported = True  # type: ignore[attr-defined]
         return
     log_traceback(error)
+    code = exit_code(error)
     # What one rank did for all has failed there, and it has the error itself.
-    if not getattr(error, "reported_elsewhere", False) and first_to_report():
-        say(_explained(error), log_file, debug=debug)
+    if not getattr(error, "reported_elsewhere", False):
+        reported = claim_report(code)
+        if reported is None:
+            say(_explained(error), log_file, debug=debug)
+        else:
+            code = error.exit_code = reported  # type: ignore[attr-defined]
     if explain_lost_rank(error) is None:
-        wait_for_reports()
+        wait_for_reports(code)
     error.reported = True  # type: ignore[attr-defined]
 
 

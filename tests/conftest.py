@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,31 @@ os.environ["WANDB_MODE"] = "disabled"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where tests make their tensors: cpu or cuda")
+
+
+@pytest.fixture(autouse=True)
+def _process_stays_as_it_was() -> Iterator[None]:
+    """Fail a test that changes a setting of the process: all tests after it would run with it."""
+    before = _settings_of_the_process()
+    yield
+    after = _settings_of_the_process()
+    changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    assert not changed, f"this test changes the process for those after it: {changed}"
+
+
+def _settings_of_the_process() -> dict[str, object]:
+    settings: dict[str, object] = {
+        "folder": os.getcwd(),
+        "dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    for name in ("", "dq", "dq.train", "launcher"):
+        logger = logging.getLogger(name)
+        settings[f"log {name}"] = (logger.level, logger.disabled, logger.propagate)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        settings[number.name] = signal.getsignal(number)
+    return settings
 
 
 @pytest.fixture(autouse=True)

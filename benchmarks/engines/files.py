@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
@@ -132,19 +133,31 @@ class _Images(CalibrationDataReader):
         return next(self.batches, None)
 
 
+@contextlib.contextmanager
+def _only_errors_logged() -> Iterator[None]:
+    """Quieten a tool that logs on the root logger; the level is restored."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+
+
 def _write_onnxruntime(source: Path, images: Path, path: Path) -> None:
     """Quantize with ONNX Runtime's own tool: QDQ, per channel, min-max, symmetric weights."""
-    logging.getLogger().setLevel(logging.ERROR)
     draft = path.with_suffix(".draft")
-    quantize_static(
-        onnx.load(source),
-        draft,
-        _Images(np.load(images)),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
-        extra_options={"WeightSymmetric": True},
-    )
+    with _only_errors_logged():
+        quantize_static(
+            onnx.load(source),
+            draft,
+            _Images(np.load(images)),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"WeightSymmetric": True},
+        )
     draft.replace(path)

@@ -1,4 +1,4 @@
-"""Let exactly one rank print an error that several ranks may meet: the first to ask."""
+"""Let exactly one rank print an error that several ranks may meet, and all end with its code."""
 
 from __future__ import annotations
 
@@ -18,24 +18,31 @@ LINGER_S = 2.0
 _MAIN = 0
 
 
-def first_to_report() -> bool:
-    """Return whether this rank is the first to report an error; no rank waits for another.
+def claim_report(code: int) -> int | None:
+    """Claim the report of an error: the first rank to ask prints it, and no rank waits for another.
 
-    In a single process the answer is yes. It is also yes if nobody can tell, because printing an
+    In a single process the claim succeeds. It also succeeds if nobody can tell, because printing an
     error twice is better than never. The store is asked in a thread, since the client of a dead
     store would try for long. Where the store is gone together with the main rank that held it, the
     answer is what that rank said when it ended.
+
+    Args:
+        code: The exit code of this rank's error.
+
+    Returns:
+        None if this rank is to print its error. Otherwise the exit code of the rank that prints
+        its own, which is the cause of this one; all ranks of a failed job end with one code.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        return True
-    answers: list[bool] = []
+        return None
+    answers: list[int | None] = []
     asked = threading.Event()
 
     def ask() -> None:
         try:
-            answers.append(bool(open_store("claims").add("report", 1) == 1))
+            answers.append(_ask_store(code))
         except RuntimeError:
-            answers.append(not _has_main_rank_reported())
+            answers.append(_code_of_main_rank())
         asked.set()
 
     threading.Thread(target=ask, name="dq-claim", daemon=True).start()
@@ -44,15 +51,18 @@ def first_to_report() -> bool:
         limit_s = ORPHAN_S if _is_main_rank_gone() else ANSWER_S
         if asked.is_set() or time.monotonic() - began > limit_s:
             break
-    return answers[0] if answers else not _has_main_rank_reported()
+    return answers[0] if answers else _code_of_main_rank()
 
 
-def wait_for_reports() -> None:
+def wait_for_reports(code: int) -> None:
     """Give the others time to ask before this rank ends; for every rank about to end.
 
     The main rank may hold the store. Others with the same error a moment later would find the
     store gone, and each would believe it is the first. The main rank waits two seconds at most and
     tells those that are later still; the others do not wait.
+
+    Args:
+        code: The exit code with which this rank ends.
     """
     if not (dist.is_available() and dist.is_initialized()) or collectives.world_size() == 1:
         return
@@ -74,11 +84,21 @@ def wait_for_reports() -> None:
     thread.start()
     thread.join(LINGER_S + ANSWER_S)
     if collectives.is_main_rank():
-        presence().tell_reported()
+        presence().tell_reported(code)
 
 
-def _has_main_rank_reported() -> bool:
-    return not collectives.is_main_rank() and presence().of(_MAIN).has_reported
+def _ask_store(code: int) -> int | None:
+    """Return what `claim_report` returns, as long as there is a store."""
+    store = open_store("claims")
+    if store.add("report", 1) == 1:
+        store.set("code", str(code))
+        return None
+    store.wait(["code"])
+    return int(store.get("code"))
+
+
+def _code_of_main_rank() -> int | None:
+    return None if collectives.is_main_rank() else presence().of(_MAIN).reported_code
 
 
 def _is_main_rank_gone() -> bool:

@@ -3,7 +3,7 @@
 Each rank has a listening socket to which the others connect. While it works it accepts nothing and
 sends nothing: the kernel keeps the connection and closes it when the process ends, for whatever
 reason. A machine that vanishes is detected by TCP keepalive probes. A rank that ends with an error
-that has been printed sends one byte before, so the others need not print theirs.
+that has been printed sends its exit code before, so the others need not print theirs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ CONNECT_S, AGAIN_S = 3.0, 30.0
 # Keepalive: idle time, interval and number of probes. A machine counts as gone after 90 seconds.
 PROBES = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
 LOCAL = "127.0.0.1"
-_REPORTED = b"r"
 
 
 class Presence:
@@ -56,8 +55,12 @@ class Presence:
             self._connections[rank] = Connection(self._store, rank)
         return self._connections[rank]
 
-    def tell_reported(self) -> None:
-        """Tell all ranks that watch this one that the error has been printed; waits for nobody."""
+    def tell_reported(self, code: int) -> None:
+        """Tell all ranks that watch this one that the error has been printed; waits for nobody.
+
+        Args:
+            code: The exit code that goes with it, 1 to 255.
+        """
         self._socket.setblocking(False)
         while True:
             try:
@@ -67,7 +70,7 @@ class Presence:
             self._watchers.append(watcher)
             with contextlib.suppress(OSError):
                 watcher.setblocking(False)
-                watcher.send(_REPORTED)
+                watcher.send(bytes([code]))
 
     def close(self) -> None:
         """Close all sockets."""
@@ -89,14 +92,15 @@ class Connection:
     def __init__(self, store: Store, rank: int) -> None:
         self._store, self._rank = store, rank
         self._socket: socket.socket | None = None
-        self._gone = self._reported = False
+        self._gone = False
+        self._code: int | None = None
         self._next_try = 0.0
 
     @property
-    def has_reported(self) -> bool:
-        """Whether the rank has said that the error was printed; the store is not asked."""
+    def reported_code(self) -> int | None:
+        """The exit code of the rank if it has printed its error; the store is not asked."""
         self._read()
-        return self._reported
+        return self._code
 
     @property
     def is_open(self) -> bool:
@@ -138,7 +142,8 @@ class Connection:
             return
         except OSError:
             words = b""
-        self._reported |= _REPORTED in words
+        if words:
+            self._code = words[-1]
         self._gone = not words
 
     def close(self) -> None:

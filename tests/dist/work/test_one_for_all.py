@@ -11,7 +11,7 @@ import torch
 
 from dq.dist.equality.own_tensors import own_tensors
 from dq.dist.exchange import collectives
-from dq.dist.group.claim import ANSWER_S, first_to_report, wait_for_reports
+from dq.dist.group.claim import ANSWER_S, claim_report, wait_for_reports
 from dq.dist.group.presence import presence, watchable
 from dq.dist.work.on_main_rank import on_main_rank
 from tests.ranks import rank_outcomes, run_ranks
@@ -52,42 +52,45 @@ def test_alone_the_error_is_the_works_own() -> None:
         on_main_rank(lambda: work("os"))
 
 
-def claim() -> tuple[bool, bool]:
-    return first_to_report(), first_to_report()
+def claim() -> tuple[int | None, int | None]:
+    code = 10 + collectives.rank()
+    return claim_report(code), claim_report(code)
 
 
-def test_exactly_one_rank_is_first() -> None:
+def test_exactly_one_rank_reports_and_all_end_with_its_code() -> None:
     got = run_ranks(claim, 3)
-    assert sum(first for first, _ in got) == 1
-    assert not any(again for _, again in got)
-    assert first_to_report(), "alone"
+    (reporter,) = [rank for rank, (first, _) in enumerate(got) if first is None]
+    others = {first for rank, (first, _) in enumerate(got) if rank != reporter}
+    assert others == {10 + reporter}
+    assert {again for _, again in got} == {10 + reporter}
+    assert claim_report(1) is None, "alone"
 
 
-def claim_after_the_main_rank_ended(has_reported: bool) -> tuple[bool, float]:
+def claim_after_the_main_rank_ended(has_reported: bool) -> tuple[int | None, float]:
     """The main rank, which holds the store, is gone before the other asks."""
     with watchable():
         return _claim_late(has_reported)
 
 
-def _claim_late(has_reported: bool) -> tuple[bool, float]:
+def _claim_late(has_reported: bool) -> tuple[int | None, float]:
     collectives.barrier()
     if collectives.is_main_rank():
         if has_reported:
-            assert first_to_report()
-            wait_for_reports()
+            assert claim_report(2) is None
+            wait_for_reports(2)
         os.kill(os.getpid(), signal.SIGKILL)
     while not presence().of(0).is_known_gone:
         time.sleep(0.05)
     began = time.monotonic()
-    return first_to_report(), time.monotonic() - began
+    return claim_report(1), time.monotonic() - began
 
 
 @pytest.mark.parametrize("has_reported", [False, True])
 def test_the_last_word_of_the_main_rank_decides_when_its_store_is_gone(has_reported: bool) -> None:
     _, outcome = rank_outcomes(claim_after_the_main_rank_ended, 2, has_reported, limit_s=60)
     assert outcome.error is None
-    first, seconds = outcome.result
-    assert first is not has_reported
+    reported, seconds = outcome.result
+    assert reported == (2 if has_reported else None)
     assert seconds < ANSWER_S / 2
 
 
