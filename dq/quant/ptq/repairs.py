@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dq.quant.analysis.sensitivity import decibel, float_outputs, noise, sensitivities
+from dq.quant.analysis.sensitivity import (
+    Sensitivity,
+    decibel,
+    float_outputs,
+    noise,
+    sensitivities,
+)
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.observers.histogram import HistogramObserver
 from dq.quant.ptq.adaround import adaround_
@@ -30,6 +36,108 @@ log = logging.getLogger(__name__)
 CHECK_IMAGES = 32
 
 
+class Calibration:
+    """A calibration with all requested repairs, on one process.
+
+    Equalization comes first, as it changes the ranges; then ranges and clipped weights: that is
+    `find_ranges_`. Mixed precision needs `sensitivities`, which several processes can measure
+    together in between. Then AdaRound or bias correction reduce the remaining error: `finish_`.
+    All changes are in the model's parameters and in quantizer state.
+
+    Args:
+        graph: Of the prepared model.
+        run: Runs the graph and all its parts on a batch, and returns its number of images.
+        device: Where the model is.
+        weight_range: As in `dq.quant.recipes.recipe.Recipe`.
+        repair: What to repair; None for nothing.
+    """
+
+    def __init__(
+        self,
+        graph: QuantizedGraph,
+        run: Callable[[Any], int],
+        device: torch.device,
+        *,
+        weight_range: str = "min_max",
+        repair: Repair | None = None,
+    ) -> None:
+        self.graph = graph
+        self.run = run
+        self.device = device
+        self.weight_range = weight_range
+        self.repair = repair or Repair()
+        self._adjusts_weights = bool({"adaround", "bias"} & set(self.repair.steps))
+        self._images: list[Tensor] = []
+        self._wanted: list[list[Tensor]] = []
+        self._originals: dict[str, Tensor] = {}
+
+    def find_ranges_(self, batches: Iterable[Any]) -> None:
+        """Equalize, find the ranges, clip weights; leave the quantizers FROZEN.
+
+        Args:
+            batches: Arguments of ``run``. Repairs other than equalization need tensors
+                ``(N, ...)``, on any device, and use the first ones too.
+
+        Raises:
+            ValueError: As `dq.quant.ptq.calibration.calibrate_`.
+        """
+        graph, repair = self.graph, self.repair
+        graph.root.eval()
+        if "equalize" in repair.steps:
+            equalize_(graph)
+        kept = _KeepFirst(batches, repair.images)
+        calibrate_(graph, kept, self.run)
+        if self._adjusts_weights or repair.mixed is not None:
+            self._images = [batch.to(self.device) for batch in kept.batches]
+        # The reference is the float network before any weight is clipped; only repairs are judged.
+        if self._adjusts_weights:
+            self._wanted = float_outputs(graph, self._check)
+        if self.weight_range == "mse":
+            self._originals = clip_weights_(graph)
+        if self._originals:
+            initialise_weights_(graph.layers())
+
+    @property
+    def _check(self) -> list[Tensor]:
+        return first_images(self._images, CHECK_IMAGES)
+
+    @property
+    def few_images(self) -> list[Tensor]:
+        """The images to measure sensitivities on; empty without mixed precision."""
+        mixed = self.repair.mixed
+        return [] if mixed is None else first_images(self._images, mixed.images)
+
+    def finish_(self, found: Sequence[Sensitivity] = ()) -> tuple[str, ...]:
+        """Raise the most sensitive quantizers and repair; leave the quantizers FROZEN.
+
+        Args:
+            found: The sensitivities; not used without mixed precision.
+
+        Returns:
+            Names of the quantizers that mixed precision raised.
+        """
+        graph, repair = self.graph, self.repair
+        raised: tuple[str, ...] = ()
+        if repair.mixed is not None:
+            raised = choose_raised_(graph, self.few_images, found, repair.mixed)
+            changed = {n: self._originals[n] for n in raised if n in self._originals}
+            restore_weights_(graph, changed)
+            # Learned scales of raised quantizers were chosen for the clipped weights.
+            initialise_weights_(graph.layers())
+        for quantizer in graph.activations().values():
+            if isinstance(quantizer.observer, HistogramObserver):
+                quantizer.observer.stop_collecting_()
+        add_headroom_(graph)
+        set_phase(graph.quantizers, Phase.FROZEN)
+        if self._adjusts_weights:
+            with _undone_if_worse(graph, self._check, self._wanted):
+                if "adaround" in repair.steps:
+                    adaround_(graph, self._images, steps=repair.rounding_steps)
+                else:
+                    correct_bias_(graph, self._images)
+        return raised
+
+
 def calibrate_and_repair_(
     graph: QuantizedGraph,
     batches: Iterable[Any],
@@ -41,18 +149,13 @@ def calibrate_and_repair_(
 ) -> tuple[str, ...]:
     """Calibrate, with all requested repairs; leave the quantizers FROZEN.
 
-    Runs in one process. Equalization comes first, as it changes the ranges; then ranges, clipped
-    weights and mixed precision; then AdaRound or bias correction, which reduce the remaining error.
-    All changes are in the model's parameters and in quantizer state.
-
     Args:
-        graph: Of the prepared model.
-        batches: Arguments of ``run``. Repairs other than equalization need tensors ``(N, ...)``, on
-            any device, and use the first ones too.
-        run: Runs the graph and all its parts on a batch, and returns its number of images.
-        device: Where the model is.
-        weight_range: As in `dq.quant.recipes.recipe.Recipe`.
-        repair: What to repair; None for nothing.
+        graph: As for `Calibration`.
+        batches: As for `Calibration.find_ranges_`.
+        run: As for `Calibration`.
+        device: As for `Calibration`.
+        weight_range: As for `Calibration`.
+        repair: As for `Calibration`.
 
     Returns:
         Names of the quantizers that mixed precision raised.
@@ -60,40 +163,10 @@ def calibrate_and_repair_(
     Raises:
         ValueError: As `dq.quant.ptq.calibration.calibrate_`.
     """
-    repair = repair or Repair()
-    graph.root.eval()
-    if "equalize" in repair.steps:
-        equalize_(graph)
-    kept = _KeepFirst(batches, repair.images)
-    calibrate_(graph, kept, run)
-    adjusts_weights = bool({"adaround", "bias"} & set(repair.steps))
-    needs_images = adjusts_weights or repair.mixed is not None
-    images = [batch.to(device) for batch in kept.batches] if needs_images else []
-    # The reference is the float network before any weight is clipped; only repairs are judged.
-    check = first_images(images, CHECK_IMAGES) if adjusts_weights else []
-    wanted = float_outputs(graph, check) if adjusts_weights else []
-    originals = clip_weights_(graph) if weight_range == "mse" else {}
-    if originals:
-        initialise_weights_(graph.layers())
-    raised: tuple[str, ...] = ()
-    if repair.mixed is not None:
-        few = first_images(images, repair.mixed.images)
-        raised = choose_raised_(graph, few, sensitivities(graph, few), repair.mixed)
-        restore_weights_(graph, {name: originals[name] for name in raised if name in originals})
-        # Learned scales of raised quantizers were chosen for the clipped weights.
-        initialise_weights_(graph.layers())
-    for quantizer in graph.activations().values():
-        if isinstance(quantizer.observer, HistogramObserver):
-            quantizer.observer.stop_collecting_()
-    add_headroom_(graph)
-    set_phase(graph.quantizers, Phase.FROZEN)
-    if adjusts_weights:
-        with _undone_if_worse(graph, check, wanted):
-            if "adaround" in repair.steps:
-                adaround_(graph, images, steps=repair.rounding_steps)
-            else:
-                correct_bias_(graph, images)
-    return raised
+    calibration = Calibration(graph, run, device, weight_range=weight_range, repair=repair)
+    calibration.find_ranges_(batches)
+    few = calibration.few_images
+    return calibration.finish_(sensitivities(graph, few) if few else ())
 
 
 @contextmanager
