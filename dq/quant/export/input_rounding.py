@@ -14,8 +14,8 @@ import onnx_ir as ir
 from dq.quant.integer.modules import DOMAIN, WEIGHT
 
 # Operations that return some of the values of their inputs, in another order.
-_MOVES = frozenset(
-    "Concat DepthToSpace Identity Reshape Slice SpaceToDepth Split Squeeze Transpose Unsqueeze".split()
+_MOVES = frozenset({"Concat", "DepthToSpace", "Identity", "Reshape", "Slice"}) | frozenset(
+    {"SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
 
 
