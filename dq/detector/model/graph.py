@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 
 from dq.detector.model.channels import input_channels
 from dq.detector.model.roi_heads import NORMS, find_roi_heads, quantize_roi_heads
+from dq.names import hint
 from dq.quant.graph.prepare import prepare, undo_additions_on_error
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.graph.roles import is_layer
@@ -212,13 +213,14 @@ def quantize_detector(detector: nn.Module, recipe: Recipe) -> QuantizedGraph:
         recipe: Bits and formats of each module.
 
     Raises:
-        ValueError: It cannot be traced, or is quantized already.
+        ValueError: It cannot be traced, is quantized already, or lacks a quantizer of the recipe.
     """
     traced = trace_detector(detector)
     heads = find_roi_heads(detector)
     with undo_additions_on_error(detector):
         graph = prepare(detector, recipe, traced)
         quantize_roi_heads(detector, graph, recipe, heads, is_leaf=_is_leaf)
+        _check_raised(graph, recipe)
     if graph.left_float:
         log.warning(
             "left in float: %s",
@@ -226,6 +228,15 @@ def quantize_detector(detector: nn.Module, recipe: Recipe) -> QuantizedGraph:
         )
     attach(detector, graph)
     return graph
+
+
+def _check_raised(graph: QuantizedGraph, recipe: Recipe) -> None:
+    known = {site.name for part in (graph, *graph.parts.values()) for site in part.sites}
+    for name in recipe.raised:
+        if name not in known:
+            raise ValueError(
+                f"quant.raised: {name!r} is not a quantizer of this detector; {hint(name, known)}"
+            )
 
 
 def summary(left_float: Mapping[str, str], most: int = 6) -> Iterable[tuple[str, str]]:
