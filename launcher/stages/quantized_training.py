@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -97,7 +96,7 @@ def _quantized(
     ranges = parent.content if resume is None else resume.content
     source = parent.source if resume is None else resume.source
     stored = recipe_of(ranges)
-    if stored is not None and replace(stored, raised=()) == recipe:
+    if stored is not None and recipe.fits_stored(stored):
         graph = quantize_as_stored(detector, stored, ranges, source)
         log.info("ranges of %s are used, no calibration needed", source)
         return graph, stored

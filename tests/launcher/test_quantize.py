@@ -86,6 +86,8 @@ def test_the_printed_section_calibrates_the_same_detector(
         for path in (folder / "quantize/quantize.pth", tmp_path / "calibrated/calibrated.pth")
     ]
     assert parts[0]["digest"] == parts[1]["digest"]
+    assert parts[0]["recipe"] == parts[1]["recipe"]
+    assert len(parts[1]["recipe"]["raised"]) == 2
 
 
 @pytest.mark.slow
