@@ -17,6 +17,7 @@ from dq.detector import removed_names
 from dq.detector.step.guards import Guards
 from dq.detector.step.supervision import Supervision, Watch
 from dq.dist.errors.lost import LostRankError, explain_lost_rank
+from dq.dist.errors.notes import note, notes_on
 from dq.dist.group.claim import claim_report, wait_for_reports
 from dq.dist.group.process_group import process_group
 from dq.dist.rendezvous.environment import Environment, read_environment
@@ -154,7 +155,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
                     raise
             hurry_s = None
         except (Exception, Stopped) as error:
-            if not getattr(error, "reported", False):
+            if not notes_on(error).reported:
                 _report(error, log_file, debug=debug)
             raise
         finally:
@@ -212,7 +213,7 @@ def _stop_if_asked(error: BaseException, signals: StopSignals) -> None:
     if is_lost and signals.first is not None:
         stopped = Stopped(signals.first[1])
         log.info("stopped by %s, as other ranks", stopped)
-        stopped.reported = True  # type: ignore[attr-defined]
+        note(stopped, reported=True)
         raise stopped from error
 
 
@@ -220,20 +221,21 @@ def _report(error: Exception | Stopped, log_file: Path, *, debug: bool) -> None:
     """Print the error unless another rank has; log it with its traceback in any case."""
     if isinstance(error, Stopped):
         log.info("stopped by %s", error)
-        error.reported = True  # type: ignore[attr-defined]
+        note(error, reported=True)
         return
     log_traceback(error)
     code = exit_code(error)
     # What one rank did for all has failed there, and it has the error itself.
-    if not getattr(error, "reported_elsewhere", False):
+    if not notes_on(error).reported_elsewhere:
         reported = claim_report(code)
         if reported is None:
             say(_explained(error), log_file, debug=debug)
         else:
-            code = error.exit_code = reported  # type: ignore[attr-defined]
+            code = reported
+            note(error, exit_code=code)
     if explain_lost_rank(error) is None:
         wait_for_reports(code)
-    error.reported = True  # type: ignore[attr-defined]
+    note(error, reported=True)
 
 
 def _explained(error: Exception) -> Exception:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dq.detector.hooks.quantization import OscillationHook, QuantEMAHook
 from dq.detector.hooks.weight_average import AverageRule, averaged_by
+from dq.detector.instance_methods import replace_method, replacements_kept
 from dq.detector.loading.to_device import to_device
 from dq.dist.exchange.data_parallel import sync_buffers_
 from dq.quant.graph.quantized_graph import QuantizedGraph
@@ -126,8 +127,6 @@ def added_losses(detector: nn.Module, terms: Sequence[Terms]) -> Iterator[None]:
             losses.update(term())
         return losses
 
-    detector.__dict__["forward_train"] = forward_train
-    try:
+    with replacements_kept([(detector, "forward_train")]):
+        replace_method(detector, "forward_train", forward_train)
         yield
-    finally:
-        del detector.__dict__["forward_train"]
