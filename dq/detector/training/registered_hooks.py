@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from typing import Any
 
@@ -20,7 +21,6 @@ from dq.detector.hooks.quantization import (
     StragglerHook,
     SyncBuffersHook,
 )
-from dq.detector.hooks.runaway import RunawayHook
 from dq.detector.hooks.start import StartHook
 from dq.detector.hooks.tracking import Figures, TrackingHook
 from dq.detector.training.assignment import Quantization
@@ -61,6 +61,7 @@ def register_hooks(
     runner.register_hook(EpochCheckpointHook(), priority="LOWEST")
     if quantization is not None:
         _register_quantization(runner, quantization)
+    _register_guards(runner, is_float=quantization is None)
     if validate and not has_section(config, "val"):
         log.warning("nothing is evaluated while training: the config has no data.val section")
     elif validate:
@@ -91,8 +92,15 @@ def _register_quantization(runner: Any, quantization: Quantization) -> None:
     runner.register_hook(hook, priority="HIGH")
     # After the optimizer (40), before frozen weights (44) and their average (45).
     runner.register_hook(AgreementHook(quantization.graph), priority=43)
-    if runner.supervision.guards.runaway != "off":
-        runner.register_hook(RunawayHook(runner.supervision.guards), priority=46)
+
+
+def _register_guards(runner: Any, *, is_float: bool) -> None:
+    guards = runner.supervision.guards
+    for named in guards.hooks():
+        module, _, name = named.partition(":")
+        kind = getattr(importlib.import_module(f"dq.detector.hooks.{module}"), name)
+        if kind.FLOAT_TOO or not is_float:
+            runner.register_hook(kind(guards), priority=kind.PRIORITY)
 
 
 def _register_evaluation(runner: Any, config: Config, quantization: Quantization | None) -> None:

@@ -21,6 +21,7 @@ from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.graph.relu6_limits import ChannelClip
 from dq.quant.graph.roles import module_of
 from dq.quant.numerics.activation_functions import FUNCTIONS
+from dq.quant.ptq.settings import RepairStep
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 from dq.quant.quantizers.layers import QuantizedLayer, spread_over_weight
 
@@ -184,3 +185,8 @@ def _along_inputs(layer: nn.Module, factor: Tensor) -> Tensor:
     per_group = factor.reshape(groups, -1)
     spread = per_group.repeat_interleave(layer.weight.shape[0] // groups, dim=0)
     return spread.reshape(*spread.shape, *[1] * (layer.weight.dim() - 2))
+
+
+REPAIR = RepairStep(
+    apply=lambda graph, images, settings: equalize_(graph), changes_ranges=True, frees_clips=True
+)

@@ -309,6 +309,11 @@ class LsqWeightQuantizer(WeightQuantizer):
         zero_point = torch.zeros_like(scale, dtype=torch.int32)
         self.register_buffer("fixed_zero_point", zero_point)
 
+    @property
+    def stored_scale(self) -> Tensor:
+        """The learned parameter, ``()`` or ``(channels,)``."""
+        return self.learned_scale
+
     def scale_and_zero_point(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the stored scale and zero point; ``weight`` is not used."""
         return positive(self.learned_scale, self.spec).detach(), self.fixed_zero_point

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.batch_norm_fold import SMALLEST_FACTOR, fold_factor, is_foldable
-from dq.quant.quantizers.learned_step import LsqWeightQuantizer
+from dq.quant.quantizers.fake_quantize import WeightQuantizer
 from dq.quant.quantizers.restore import restored_state
 
 
@@ -117,14 +117,15 @@ def reestimate_norms_(
     return number
 
 
-def _factors(graph: QuantizedGraph) -> list[tuple[LsqWeightQuantizer, _BatchNorm, Tensor]]:
-    """Return learned weight quantizers with their norms and the present fold factors."""
+def _factors(graph: QuantizedGraph) -> list[tuple[WeightQuantizer, _BatchNorm, Tensor]]:
+    """Return weight quantizers with a stored scale, their norms and the present fold factors."""
     found = []
     for _, quantized, _, norm in graph.layers():
         quantizer = quantized.weight
-        # One scale for all channels cannot follow the factor of each channel.
-        if isinstance(quantizer, LsqWeightQuantizer) and isinstance(norm, _BatchNorm):
+        scale = quantizer.stored_scale
+        if scale is not None and isinstance(norm, _BatchNorm):
             factor = fold_factor(norm)
-            if quantizer.learned_scale.shape == factor.shape:
+            # One scale for all channels cannot follow the factor of each channel.
+            if scale.shape == factor.shape:
                 found.append((quantizer, norm, factor))
     return found
