@@ -113,55 +113,78 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
         torch.set_num_threads(threads_of(arguments.threads, environment))
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        relays: list[Relay] = []
-        hurry_s: float | None = HURRY_S
-        try:
+        with (
+            _closed_relays() as relays,
+            _reported(log_file, debug=debug),
+            stop_signals() as signals,
+            process_group(
+                environment,
+                device=device,
+                shares_device=asked.device.startswith("cuda:"),
+                timeout_s=arguments.timeout,
+                arrival_s=arguments.arrival_timeout,
+            ),
+        ):
+            log.info(
+                "rank %d of %d on %s, %d threads",
+                environment.rank,
+                environment.world_size,
+                device,
+                torch.get_num_threads(),
+            )
             with (
-                stop_signals() as signals,
-                process_group(
-                    environment,
-                    device=device,
-                    shares_device=asked.device.startswith("cuda:"),
-                    timeout_s=arguments.timeout,
-                    arrival_s=arguments.arrival_timeout,
-                ),
+                _reported(log_file, debug=debug, signals=signals),
+                held(arguments, experiment) as work_dir,
             ):
-                log.info(
-                    "rank %d of %d on %s, %d threads",
-                    environment.rank,
-                    environment.world_size,
-                    device,
-                    torch.get_num_threads(),
+                yield Session(
+                    environment=environment,
+                    device=device,
+                    experiment=experiment,
+                    calibration_rank=_calibration_rank(arguments, environment),
+                    signals=signals,
+                    watch=Watch(
+                        stacks=experiment / "logs" / f"rank_{environment.rank}.stacks",
+                        limit_s=arguments.timeout + WATCH_MARGIN_S,
+                    ),
+                    work_dir=work_dir,
+                    wandb=wandb,
+                    _relays=relays,
                 )
-                try:
-                    with held(arguments, experiment) as work_dir:
-                        yield Session(
-                            environment=environment,
-                            device=device,
-                            experiment=experiment,
-                            calibration_rank=_calibration_rank(arguments, environment),
-                            signals=signals,
-                            watch=Watch(
-                                stacks=experiment / "logs" / f"rank_{environment.rank}.stacks",
-                                limit_s=arguments.timeout + WATCH_MARGIN_S,
-                            ),
-                            work_dir=work_dir,
-                            wandb=wandb,
-                            _relays=relays,
-                        )
-                except (Exception, Stopped) as error:
-                    _stop_if_asked(error, signals)
-                    _report(error, log_file, debug=debug)
-                    raise
-            hurry_s = None
-        except (Exception, Stopped) as error:
-            if not notes_on(error).reported:
-                _report(error, log_file, debug=debug)
-            raise
-        finally:
-            # The ranks have parted: nobody waits for W&B but this command's own end.
-            for relay in relays:
-                relay.close(hurry_s)
+
+
+@contextmanager
+def _closed_relays() -> Iterator[list[Relay]]:
+    """Lend a list for relays, and close them at the end; in a hurry after an error.
+
+    The ranks have parted by then: nobody waits for W&B but this command's own end.
+    """
+    relays: list[Relay] = []
+    hurry_s: float | None = HURRY_S
+    try:
+        yield relays
+        hurry_s = None
+    finally:
+        for relay in relays:
+            relay.close(hurry_s)
+
+
+@contextmanager
+def _reported(log_file: Path, *, debug: bool, signals: StopSignals | None = None) -> Iterator[None]:
+    """Report an error of the body, unless that is done.
+
+    Args:
+        log_file: Of this rank.
+        debug: Print the traceback too.
+        signals: Given while ranks can be lost because the job was asked to stop.
+    """
+    try:
+        yield
+    except (Exception, Stopped) as error:
+        if signals is not None:
+            _stop_if_asked(error, signals)
+        if not notes_on(error).reported:
+            _report(error, log_file, debug=debug)
+        raise
 
 
 def _calibration_rank(arguments: argparse.Namespace, environment: Environment) -> int:
