@@ -9,6 +9,7 @@ from typing import Any
 from dq.detector.step.guards import Guards
 from dq.names import check_keys, hint
 from dq.quant.numerics.spec import QuantSpec
+from dq.quant.ptq.repairs import chosen_steps
 from dq.quant.ptq.settings import Mixed, Repair
 from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import Recipe, Rule
@@ -88,7 +89,7 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
         weight=weight,
         activation=activation,
         rules=tuple(_rule(rule, number, weight, activation) for number, rule in enumerate(rules)),
-        free_clips="equalize" in repair.steps,
+        free_clips=any(step.frees_clips for step in chosen_steps(repair)),
         raised=raised,
         **section,
     )

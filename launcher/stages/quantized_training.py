@@ -13,7 +13,8 @@ from dq.detector.model.checkpoint_content import recipe_of
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.stored_detector import float_detector, quantize_as_stored
 from dq.detector.step.rank_state import seed_everything
-from dq.detector.training.train import Quantization, Resume, train
+from dq.detector.training.assignment import Quantization, Resume
+from dq.detector.training.train import train
 from dq.dist.norm.sync_batch_norm import revert_sync_batch_norm
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.recipes.recipe import Recipe

@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dq.quant.graph.quantized_graph import QuantizedGraph, quantizer_of
+from dq.quant.numerics.nested import floating_tensors
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.quantizers.restore import restored_state
 
@@ -78,7 +78,7 @@ def float_outputs(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[list
     """Return the outputs of each batch without quantization; leaves the quantizers FROZEN."""
     with restored_state(graph.quantizers, even_when_done=False):
         set_phase(graph.quantizers, Phase.OFF)
-        found = [flat(graph(batch)) for batch in batches]
+        found = [floating_tensors(graph(batch)) for batch in batches]
         set_phase(graph.quantizers, Phase.FROZEN)
     return found
 
@@ -98,7 +98,9 @@ def noise(
     signal = torch.zeros(num_outputs, dtype=torch.float64, device=batches[0].device)
     error = torch.zeros_like(signal)
     for batch, targets in zip(batches, wanted, strict=True):
-        for number, (y, target) in enumerate(zip(flat(graph(batch)), targets, strict=True)):
+        for number, (y, target) in enumerate(
+            zip(floating_tensors(graph(batch)), targets, strict=True)
+        ):
             signal[number] += target.double().square().sum()
             error[number] += (y.double() - target.double()).square().sum()
     return float((error / signal.clamp(min=1e-30)).mean())
@@ -107,14 +109,3 @@ def noise(
 def decibel(ratio: float) -> float:
     """Return a noise-to-signal ratio as SQNR in decibel."""
     return -10 * math.log10(ratio) if ratio > 0 else math.inf
-
-
-def flat(outputs: Any) -> list[Tensor]:
-    """Return all floating-point tensors in nested lists, tuples and dicts, in order."""
-    if isinstance(outputs, Tensor):
-        return [outputs] if outputs.is_floating_point() else []
-    if isinstance(outputs, dict):
-        outputs = list(outputs.values())
-    if isinstance(outputs, list | tuple):
-        return [tensor for item in outputs for tensor in flat(item)]
-    return []

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dq.quant.export.averages import fit_averages_
 from dq.quant.export.compact import compact_
+from dq.quant.export.flavour import Flavour
 from dq.quant.export.input_rounding import round_inputs_late_
 from dq.quant.export.onnx_graph import OPSET_16_BITS
 from dq.quant.integer.modules import DOMAIN, WEIGHT
@@ -217,3 +218,6 @@ def clip_bounds(node: ir.Node, spec: QuantSpec) -> tuple[Array, Array]:
         np.asarray((spec.quant_min - shift) * scale, np.float32),
         np.asarray((spec.quant_max - shift) * scale, np.float32),
     )
+
+
+FLAVOUR = Flavour(write_=to_qdq_, opset_needed=opset_needed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,9 @@ from torch import Tensor
 from dq.quant.analysis.sensitivity import decibel, float_outputs, noise, sensitivities
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.observers.histogram import HistogramObserver
-from dq.quant.ptq.adaround import adaround_
-from dq.quant.ptq.bias_correction import correct_bias_
 from dq.quant.ptq.calibration import calibrate_
-from dq.quant.ptq.equalization import equalize_
 from dq.quant.ptq.mixed_precision import choose_raised_
-from dq.quant.ptq.settings import Repair
+from dq.quant.ptq.settings import STEPS, Repair, RepairStep
 from dq.quant.ptq.weight_clipping import clip_weights_, restore_weights_
 from dq.quant.ptq.widths import add_headroom_
 from dq.quant.quantizers.factory import initialise_weights_
@@ -41,9 +39,9 @@ def calibrate_and_repair_(
 ) -> tuple[str, ...]:
     """Calibrate, with all requested repairs; leave the quantizers FROZEN.
 
-    Runs in one process. Equalization comes first, as it changes the ranges; then ranges, clipped
-    weights and mixed precision; then AdaRound or bias correction, which reduce the remaining error.
-    All changes are in the model's parameters and in quantizer state.
+    Runs in one process. Repairs that change ranges (equalization) come first; then ranges, clipped
+    weights and mixed precision; then the other repairs, which reduce the remaining error (AdaRound,
+    bias correction). All changes are in the model's parameters and in quantizer state.
 
     Args:
         graph: Of the prepared model.
@@ -62,16 +60,18 @@ def calibrate_and_repair_(
     """
     repair = repair or Repair()
     graph.root.eval()
-    if "equalize" in repair.steps:
-        equalize_(graph)
+    steps = chosen_steps(repair)
+    for step in steps:
+        if step.changes_ranges:
+            step.apply(graph, [], repair)
     kept = _KeepFirst(batches, repair.images)
     calibrate_(graph, kept, run)
-    adjusts_weights = bool({"adaround", "bias"} & set(repair.steps))
-    needs_images = adjusts_weights or repair.mixed is not None
+    later = [step for step in steps if not step.changes_ranges]
+    needs_images = bool(later) or repair.mixed is not None
     images = [batch.to(device) for batch in kept.batches] if needs_images else []
     # The reference is the float network before any weight is clipped; only repairs are judged.
-    check = first_images(images, CHECK_IMAGES) if adjusts_weights else []
-    wanted = float_outputs(graph, check) if adjusts_weights else []
+    check = first_images(images, CHECK_IMAGES) if later else []
+    wanted = float_outputs(graph, check) if later else []
     originals = clip_weights_(graph) if weight_range == "mse" else {}
     if originals:
         initialise_weights_(graph.layers())
@@ -87,13 +87,21 @@ def calibrate_and_repair_(
             quantizer.observer.stop_collecting_()
     add_headroom_(graph)
     set_phase(graph.quantizers, Phase.FROZEN)
-    if adjusts_weights:
+    for step in later:
         with _undone_if_worse(graph, check, wanted):
-            if "adaround" in repair.steps:
-                adaround_(graph, images, steps=repair.rounding_steps)
-            else:
-                correct_bias_(graph, images)
+            step.apply(graph, images, repair)
     return raised
+
+
+def chosen_steps(repair: Repair) -> list[RepairStep]:
+    """Return the steps of these settings in their order, but none that another one includes."""
+    found: dict[str, RepairStep] = {
+        name: importlib.import_module(f"dq.quant.ptq.{module}").REPAIR
+        for name, module in STEPS.items()
+        if name in repair.steps
+    }
+    included = {name for step in found.values() for name in step.includes}
+    return [step for name, step in found.items() if name not in included]
 
 
 @contextmanager
@@ -113,7 +121,7 @@ def _undone_if_worse(
     log.info("SQNR on calibration images %.2f -> %.2f dB", decibel(before), decibel(after))
     if after > before:
         graph.root.load_state_dict(state)
-        log.warning("AdaRound or bias correction made the outputs worse and is undone")
+        log.warning("a repair (AdaRound, bias correction) made the outputs worse and is undone")
 
 
 class _KeepFirst:

@@ -116,7 +116,7 @@ class Recipe:
                 f"weight_range {self.weight_range!r} does not exist;"
                 f" {hint(self.weight_range, WEIGHT_RANGES)}"
             )
-        if self.learned not in (None, *LEARNED):
+        if self.learned is not None and self.learned not in LEARNED:
             raise ValueError(
                 f"learned {self.learned!r} does not exist; {hint(self.learned, LEARNED)}"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from dq.quant.ptq.repairs import chosen_steps
 from dq.quant.ptq.settings import Repair
 from dq.quant.recipes.recipe import Recipe
 
@@ -56,15 +57,16 @@ def first_candidates(recipe: Recipe, repair: Repair) -> list[Candidate]:
     )
     found = [own]
     for name, observer, steps in _WAYS:
+        repaired = replace(own.repair, steps=steps)
         candidate = Candidate(
             name=name,
             recipe=replace(
                 own.recipe,
                 observer=observer,
                 weight_range="mse",
-                free_clips="equalize" in steps,
+                free_clips=any(step.frees_clips for step in chosen_steps(repaired)),
             ),
-            repair=replace(own.repair, steps=steps),
+            repair=repaired,
         )
         if (candidate.recipe, candidate.repair) not in [(c.recipe, c.repair) for c in found]:
             found.append(candidate)

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from dq.quant.graph.fused.activations import MergedGraph
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.graph.trace import BoundGraph, Traced
+from dq.quant.numerics.nested import floating_tensors
 from dq.quant.quantizers.phase import Phase, set_phase
 
 # A teacher's tensor with a smaller mean square is ignored.
@@ -61,24 +62,13 @@ def relative_error(student: Any, teacher: Any) -> Tensor:
         student: A tensor, or lists and tuples of tensors.
         teacher: Of the same structure.
     """
-    pairs = list(zip(flatten(student), flatten(teacher), strict=True))
+    pairs = list(zip(floating_tensors(student), floating_tensors(teacher), strict=True))
     errors = []
     for own, wanted in pairs:
         wanted = wanted.detach().float()
         power = wanted.square().mean().clamp(min=SMALLEST_POWER)
         errors.append((own.float() - wanted).square().mean() / power)
     return torch.stack(errors).mean()
-
-
-def flatten(value: Any) -> list[Tensor]:
-    """Return the floating tensors in nested lists, tuples and dicts, in order."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in flatten(item)]
-    return []
 
 
 class Distillation:
