@@ -29,6 +29,7 @@ from launcher.failure import (
 COMMANDS = (
     "train",
     "calibrate",
+    "quantize",
     "qat",
     "eval",
     "analyze",

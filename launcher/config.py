@@ -9,6 +9,7 @@ from typing import Any
 from dq.detector.step.guards import Guards
 from dq.names import check_keys, hint
 from dq.quant.numerics.spec import QuantSpec
+from dq.quant.ptq.repairs import chosen_steps
 from dq.quant.ptq.settings import Mixed, Repair
 from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import Recipe, Rule
@@ -64,8 +65,8 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
         ValueError: A key is unknown (the nearest valid one is named) or a value out of bounds.
     """
     section = dict(section or {})
-    # Not for the user: they follow from the repairs.
-    recipe_keys = [f.name for f in fields(Recipe) if f.name not in ("free_clips", "raised")]
+    # Not for the user: it follows from the repairs.
+    recipe_keys = [f.name for f in fields(Recipe) if f.name != "free_clips"]
     extras = [f.name for f in fields(Refinements)]
     own_keys = ["preset", "schedule", "training", "repairs", "mixed", *_REPAIR_KEYS]
     check_keys(section, [*recipe_keys, *extras, *own_keys], "quant")
@@ -82,12 +83,14 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
     weight = _spec(section.pop("weight", None), base.weight, "quant.weight")
     activation = _spec(section.pop("activation", None), base.activation, "quant.activation")
     rules = section.pop("rules", None) or ()
+    raised = _names(section.pop("raised", None) or ())
     recipe = replace(
         base,
         weight=weight,
         activation=activation,
         rules=tuple(_rule(rule, number, weight, activation) for number, rule in enumerate(rules)),
-        free_clips="equalize" in repair.steps,
+        free_clips=any(step.frees_clips for step in chosen_steps(repair)),
+        raised=raised,
         **section,
     )
     return QuantSettings(
@@ -97,6 +100,24 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
         refinements=refinements,
         training=dict(training),
     )
+
+
+def section_of_recipe(
+    section: Mapping[str, Any] | None, recipe: Recipe, repair: Repair
+) -> dict[str, Any]:
+    """Return a ``quant`` section that calibrates as this recipe and these repairs say.
+
+    Args:
+        section: The config's; what the recipe and the repairs do not change stays.
+        recipe: With the section's formats, rules and target.
+        repair: Without mixed precision: its choice is in the recipe.
+    """
+    found = dict(section or {})
+    found.pop("mixed", None)
+    found |= {"observer": recipe.observer, "weight_range": recipe.weight_range}
+    found["repairs"] = list(repair.steps)
+    found["raised"] = list(recipe.raised)
+    return found
 
 
 def guards(section: Mapping[str, Any] | None) -> Guards:
@@ -163,6 +184,12 @@ def _target(name: Any) -> str:
     if name not in TARGETS:
         raise ValueError(f"quant.target {name!r} does not exist; {hint(str(name), TARGETS)}")
     return str(name)
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"quant.raised must be a list of names of quantizers, not {given!r}")
+    return tuple(given)
 
 
 def _spec(given: Any, default: QuantSpec, where: str) -> QuantSpec:

@@ -24,8 +24,9 @@ def exit_code(error: BaseException) -> int:
     The follow-up of an error on another rank has the code of that one, noted on the exception.
     """
     from dq.dist.errors.foreseen import is_expected
+    from dq.dist.errors.notes import notes_on
 
-    noted: int | None = getattr(error, "exit_code", None)
+    noted = notes_on(error).exit_code
     if noted is not None:
         return noted
     return USER_ERROR if isinstance(error, ValueError) and is_expected(error) else WORLD_ERROR
@@ -57,8 +58,10 @@ def report(error: BaseException, *, debug: bool = False, log: Path | None = None
         debug: Print the traceback too.
         log: Where the traceback has been written; where nowhere yet, it is written now.
     """
+    from dq.dist.errors.notes import notes_on
+
     code = exit_code(error)
-    if getattr(error, "reported", False):
+    if notes_on(error).reported:
         return code
     if log is None and code != USER_ERROR:
         log = write_traceback(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pprint
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING
 from dq.detector.step.guards import Guards
 from dq.quant.recipes.recipe import Recipe
 from dq.tracking.record.stage_summary import StageSummary, read_summary
+from dq.tracking.reports.pareto import pareto_table, write_pareto
 from dq.tracking.reports.plots import write_plots
 from dq.tracking.reports.table import COLUMNS, below_start, markdown_table
 from dq.whole_file import write_whole
+from launcher.config import section_of_recipe
 from launcher.failure import WORLD_ERROR
 from launcher.session import Session
 
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from dq.detector.engines.agreement import Agreement
     from dq.detector.engines.onnx_evaluation import IntegerResult
     from dq.quant.latency.result import Latency
+    from launcher.plan import Plan
+    from launcher.stages.recipe_search import Found, Limits
 
 
 def say_result(place: Session, summary: StageSummary) -> None:
@@ -148,6 +153,42 @@ def _named(result: IntegerResult) -> str:
         for layer in result.layers
     ]
     return f"; these differ most: {', '.join(named)}" if named else ""
+
+
+def say_search(place: Session, plan: Plan, found: Found, limits: Limits) -> int:
+    """Print a search's table, its result and the section to paste; return the exit code.
+
+    Returns:
+        1 if no candidate meets the limit.
+    """
+    outcome, value = found.outcome, 100 * found.float_value
+    if place.environment.is_main:
+        folder = place.experiment / found.summary.stage
+        chosen = outcome.chosen.candidate
+        section = section_of_recipe(plan.config.get("quant"), chosen.recipe, chosen.repair)
+        text = f"quant = {pprint.pformat(section, width=96, sort_dicts=False)}\n"
+        write_whole(folder / "quant_section.py", text)
+        paths = write_pareto(folder, found.rows, found.metric, value, limits.max_drop)
+        print(pareto_table(found.rows, found.metric, value))
+        print(f"\n{text}")
+        for path in [*paths, folder / "quant_section.py"]:
+            print(path)
+        say_result(place, found.summary)
+        if not outcome.meets_limit:
+            print(_missed(found, limits), file=sys.stderr, flush=True)
+    return 0 if outcome.meets_limit else WORLD_ERROR
+
+
+def _missed(found: Found, limits: Limits) -> str:
+    best = found.outcome.chosen
+    drop = 100 * (found.float_value - best.value)
+    why = "train it quantized from this checkpoint (`launcher qat`), or raise --max-raised"
+    if found.outcome.ended_early:
+        why = "the budget ended first, and the same command continues"
+    return (
+        f"error: no candidate is within {limits.max_drop:g} points of float; the best,"
+        f" {best.candidate.name}, is {drop:.2f} points below; {why}"
+    )
 
 
 def say_table(place: Session, summaries: Mapping[str, StageSummary], recipe: Recipe) -> None:

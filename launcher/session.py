@@ -17,6 +17,7 @@ from dq.detector import removed_names
 from dq.detector.step.guards import Guards
 from dq.detector.step.supervision import Supervision, Watch
 from dq.dist.errors.lost import LostRankError, explain_lost_rank
+from dq.dist.errors.notes import note, notes_on
 from dq.dist.group.claim import claim_report, wait_for_reports
 from dq.dist.group.process_group import process_group
 from dq.dist.rendezvous.environment import Environment, read_environment
@@ -112,55 +113,78 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
         torch.set_num_threads(threads_of(arguments.threads, environment))
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        relays: list[Relay] = []
-        hurry_s: float | None = HURRY_S
-        try:
+        with (
+            _closed_relays() as relays,
+            _reported(log_file, debug=debug),
+            stop_signals() as signals,
+            process_group(
+                environment,
+                device=device,
+                shares_device=asked.device.startswith("cuda:"),
+                timeout_s=arguments.timeout,
+                arrival_s=arguments.arrival_timeout,
+            ),
+        ):
+            log.info(
+                "rank %d of %d on %s, %d threads",
+                environment.rank,
+                environment.world_size,
+                device,
+                torch.get_num_threads(),
+            )
             with (
-                stop_signals() as signals,
-                process_group(
-                    environment,
-                    device=device,
-                    shares_device=asked.device.startswith("cuda:"),
-                    timeout_s=arguments.timeout,
-                    arrival_s=arguments.arrival_timeout,
-                ),
+                _reported(log_file, debug=debug, signals=signals),
+                held(arguments, experiment) as work_dir,
             ):
-                log.info(
-                    "rank %d of %d on %s, %d threads",
-                    environment.rank,
-                    environment.world_size,
-                    device,
-                    torch.get_num_threads(),
+                yield Session(
+                    environment=environment,
+                    device=device,
+                    experiment=experiment,
+                    calibration_rank=_calibration_rank(arguments, environment),
+                    signals=signals,
+                    watch=Watch(
+                        stacks=experiment / "logs" / f"rank_{environment.rank}.stacks",
+                        limit_s=arguments.timeout + WATCH_MARGIN_S,
+                    ),
+                    work_dir=work_dir,
+                    wandb=wandb,
+                    _relays=relays,
                 )
-                try:
-                    with held(arguments, experiment) as work_dir:
-                        yield Session(
-                            environment=environment,
-                            device=device,
-                            experiment=experiment,
-                            calibration_rank=_calibration_rank(arguments, environment),
-                            signals=signals,
-                            watch=Watch(
-                                stacks=experiment / "logs" / f"rank_{environment.rank}.stacks",
-                                limit_s=arguments.timeout + WATCH_MARGIN_S,
-                            ),
-                            work_dir=work_dir,
-                            wandb=wandb,
-                            _relays=relays,
-                        )
-                except (Exception, Stopped) as error:
-                    _stop_if_asked(error, signals)
-                    _report(error, log_file, debug=debug)
-                    raise
-            hurry_s = None
-        except (Exception, Stopped) as error:
-            if not getattr(error, "reported", False):
-                _report(error, log_file, debug=debug)
-            raise
-        finally:
-            # The ranks have parted: nobody waits for W&B but this command's own end.
-            for relay in relays:
-                relay.close(hurry_s)
+
+
+@contextmanager
+def _closed_relays() -> Iterator[list[Relay]]:
+    """Lend a list for relays, and close them at the end; in a hurry after an error.
+
+    The ranks have parted by then: nobody waits for W&B but this command's own end.
+    """
+    relays: list[Relay] = []
+    hurry_s: float | None = HURRY_S
+    try:
+        yield relays
+        hurry_s = None
+    finally:
+        for relay in relays:
+            relay.close(hurry_s)
+
+
+@contextmanager
+def _reported(log_file: Path, *, debug: bool, signals: StopSignals | None = None) -> Iterator[None]:
+    """Report an error of the body, unless that is done.
+
+    Args:
+        log_file: Of this rank.
+        debug: Print the traceback too.
+        signals: Given while ranks can be lost because the job was asked to stop.
+    """
+    try:
+        yield
+    except (Exception, Stopped) as error:
+        if signals is not None:
+            _stop_if_asked(error, signals)
+        if not notes_on(error).reported:
+            _report(error, log_file, debug=debug)
+        raise
 
 
 def _calibration_rank(arguments: argparse.Namespace, environment: Environment) -> int:
@@ -212,7 +236,7 @@ def _stop_if_asked(error: BaseException, signals: StopSignals) -> None:
     if is_lost and signals.first is not None:
         stopped = Stopped(signals.first[1])
         log.info("stopped by %s, as other ranks", stopped)
-        stopped.reported = True  # type: ignore[attr-defined]
+        note(stopped, reported=True)
         raise stopped from error
 
 
@@ -220,20 +244,21 @@ def _report(error: Exception | Stopped, log_file: Path, *, debug: bool) -> None:
     """Print the error unless another rank has; log it with its traceback in any case."""
     if isinstance(error, Stopped):
         log.info("stopped by %s", error)
-        error.reported = True  # type: ignore[attr-defined]
+        note(error, reported=True)
         return
     log_traceback(error)
     code = exit_code(error)
     # What one rank did for all has failed there, and it has the error itself.
-    if not getattr(error, "reported_elsewhere", False):
+    if not notes_on(error).reported_elsewhere:
         reported = claim_report(code)
         if reported is None:
             say(_explained(error), log_file, debug=debug)
         else:
-            code = error.exit_code = reported  # type: ignore[attr-defined]
+            code = reported
+            note(error, exit_code=code)
     if explain_lost_rank(error) is None:
         wait_for_reports(code)
-    error.reported = True  # type: ignore[attr-defined]
+    note(error, reported=True)
 
 
 def _explained(error: Exception) -> Exception:

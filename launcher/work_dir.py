@@ -23,6 +23,7 @@ WRITTEN = {
     "calibrate": "",
     "qat": "",
     "run": "",
+    "quantize": "quantize",
     "eval": "eval",
     "export": "export",
     "analyze": "analyze",

@@ -17,6 +17,20 @@ EXECUTORS = ("slurm", "local", "debug")
 START_UP_S = 60
 
 
+def _option(default: Any, help_text: str, *, sbatch: str | None = None, least: int = 1) -> Any:
+    """Return a field that ``launcher submit`` has as a flag.
+
+    Args:
+        default: Its value.
+        help_text: For the flag.
+        sbatch: Name of sbatch's option with the same value; None if the job's text is made from it
+            in another way, see `slurm.text`.
+        least: The smallest number.
+    """
+    metadata = {"help": help_text, "sbatch": sbatch, "least": least}
+    return field(default=default, metadata=metadata)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """The resources and set-up of one kind of job; the keys of a profile's TOML file.
@@ -46,21 +60,27 @@ class Profile:
     """
 
     executor: str = "slurm"
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
+    partition: str | None = _option(None, "as sbatch's", sbatch="partition")
+    account: str | None = _option(None, "as sbatch's", sbatch="account")
+    qos: str | None = _option(None, "as sbatch's", sbatch="qos")
+    constraint: str | None = _option(None, "as sbatch's", sbatch="constraint")
     exclusive: bool = False
-    time: int | str = "24:00:00"
-    nodes: int = 1
-    gpus_per_node: int = 0
+    time: int | str = _option("24:00:00", "limit of one attempt: 90, 1:30:00, 1-12 (default a day)")
+    nodes: int = _option(1, "how many (default 1)", sbatch="nodes")
+    gpus_per_node: int = _option(0, "GPUs of a node, a rank each (default 0)", least=0)
     gpu_type: str | None = None
-    tasks_per_node: int | None = None
-    cpus_per_task: int | None = None
-    mem_gb: int | None = None
-    signal_delay_s: int = 120
-    max_restarts: int = 20
-    parallel: int = 4
+    tasks_per_node: int | None = _option(
+        None, "ranks of a node where there are no GPUs (default 1)"
+    )
+    cpus_per_task: int | None = _option(None, "CPUs of a rank")
+    mem_gb: int | None = _option(None, "memory of a node")
+    signal_delay_s: int = _option(
+        120, "how long before the limit ranks are warned, to write a checkpoint (120)", least=10
+    )
+    max_restarts: int = _option(
+        20, "how often a job is started again, for whatever reason (default 20)", least=0
+    )
+    parallel: int = _option(4, "elements of a sweep at a time (default 4)")
     torchrun: bool = False
     setup: tuple[str, ...] = ()
     python: str | None = None
@@ -74,12 +94,14 @@ class Profile:
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise ValueError(f"executor {self.executor!r} is not known; use {', '.join(EXECUTORS)}")
-        least = {"nodes": 1, "gpus_per_node": 0, "max_restarts": 0, "parallel": 1}
-        least |= {"tasks_per_node": 1, "cpus_per_task": 1, "mem_gb": 1, "signal_delay_s": 10}
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < minimum):
-                raise ValueError(f"{name} is {value!r}; it must be a number of at least {minimum}")
+        for each in fields(self):
+            value, least = getattr(self, each.name), each.metadata.get("least")
+            if least is None or value is None or "str" in str(each.type):
+                continue
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"{each.name} is {value!r}; it must be a number of at least {least}"
+                )
         if self.minutes * 60 <= self.signal_delay_s + START_UP_S:
             raise ValueError(
                 f"time is {self.minutes} min, of which the last {self.signal_delay_s} s follow the"
@@ -106,6 +128,21 @@ class Profile:
         """Return the same with the values of ``[stages.NAME]``."""
         values = self.stages.get(name)
         return self if not values else _with(self, values, f"stages.{name}")
+
+
+def flags() -> dict[str, tuple[type, str]]:
+    """Return the type and help text of each field that ``launcher submit`` has as a flag."""
+    return {
+        each.name: (str if "str" in str(each.type) else int, each.metadata["help"])
+        for each in fields(Profile)
+        if "help" in each.metadata
+    }
+
+
+def sbatch_options(profile: Profile) -> dict[str, Any]:
+    """Return the values that are sbatch's own and not its default, by sbatch's names."""
+    found = {each.metadata.get("sbatch"): getattr(profile, each.name) for each in fields(profile)}
+    return {name: value for name, value in found.items() if name and value is not None}
 
 
 def read_profile(name: str | None, overrides: Mapping[str, Any]) -> Profile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from submitit.slurm.slurm import _make_sbatch_string
 
 from slurm.plan import Job
+from slurm.profile import sbatch_options
 
 # A job's first task writes this file if the job must be requeued; see `slurm.task`.
 REQUEUE_MARK = "requeue"
@@ -67,15 +69,10 @@ def parameters(job: Job, place: Place, dependency: str | None = None) -> dict[st
     values: dict[str, Any] = {
         "job_name": f"{place.chain}:{job.name}",
         "time": profile.minutes,
-        "nodes": profile.nodes,
         "ntasks_per_node": 1 if profile.torchrun else profile.ranks_per_node,
         "cpus_per_task": _cpus(job),
         "gpus_per_node": gpus,
         "mem": f"{profile.mem_gb}GB" if profile.mem_gb else None,
-        "partition": profile.partition,
-        "account": profile.account,
-        "qos": profile.qos,
-        "constraint": profile.constraint,
         "exclusive": profile.exclusive or None,
         "signal_delay_s": profile.signal_delay_s,
         "stderr_to_stdout": True,
@@ -86,7 +83,12 @@ def parameters(job: Job, place: Place, dependency: str | None = None) -> dict[st
         "srun_args": _srun(job),
         "teardown": _teardown(job, place),
     }
-    extra = {"chdir": str(place.cwd), "requeue": True, **profile.sbatch}
+    # submitit has names for some of sbatch's options and passes the others on.
+    named = inspect.signature(_make_sbatch_string).parameters
+    own = sbatch_options(profile)
+    values |= {name: value for name, value in own.items() if name in named}
+    extra = {name: value for name, value in own.items() if name not in named}
+    extra |= {"chdir": str(place.cwd), "requeue": True, **profile.sbatch}
     if dependency:
         # Cancel jobs that wait for a failed stage; otherwise they would wait forever.
         extra["kill-on-invalid-dep"] = "yes"

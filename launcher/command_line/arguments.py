@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +75,17 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, what: str, required: bool
     """Add ``--checkpoint``."""
     parser.add_argument("--checkpoint", metavar="FILE.pth", required=required, help=what)
     add_trust(parser)
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Add ``--images``."""
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="calibrate on the images of this folder, without annotations, not on data.train; what"
+        " the float detector finds in them takes the place of missing annotations",
+    )
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dq.formats import FORMATS
 from launcher.command_line.arguments import add_bench, add_checkpoint, add_common
 
 HELP = "export a quantized checkpoint: QDQ ONNX, TIDL's ONNX, or integers for torch"
-FORMATS = ("onnx-qdq", "onnx-tidl", "torch-int")
 DECODINGS = ("none", "boxes", "nms")
 
 
@@ -17,7 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     add_checkpoint(parser, what="calibrated or QAT", required=True)
     parser.add_argument(
-        "--format", choices=FORMATS, default="onnx-qdq", help="what to write (default onnx-qdq)"
+        "--format",
+        choices=tuple(FORMATS),
+        default="onnx-qdq",
+        help="what to write (default onnx-qdq)",
     )
     parser.add_argument(
         "--decode",
@@ -44,8 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the stage, print where the files lie and how fast they are; return the exit code."""
-    if arguments.decode != "none" and arguments.format == "torch-int":
-        raise ValueError("--decode is for ONNX; torch-int holds the network's integers alone")
+    if arguments.decode != "none" and FORMATS[arguments.format].module is None:
+        raise ValueError(
+            f"--decode is for ONNX; {arguments.format} holds the network's integers alone"
+        )
     from launcher.plan import begin_plan
     from launcher.report import say_speed
     from launcher.session import session

@@ -12,7 +12,7 @@ from torch import nn
 from dq.detector.engines.measurement import measure
 from dq.detector.evaluation.evaluate import main_metric
 from dq.detector.step.rank_state import generators, set_generators
-from dq.detector.training.train import Resume
+from dq.detector.training.assignment import Resume
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase

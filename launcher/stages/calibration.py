@@ -107,4 +107,5 @@ def calibrate_all(stage: Stage, detector: nn.Module, graph: QuantizedGraph) -> R
         set_bits_(graph, names)
     set_phase(graph.quantizers, Phase.FROZEN)
     log.info("all %d ranks have the same ranges, digest %s", collectives.world_size(), proof[:16])
-    return replace(plan.settings.recipe, raised=tuple(names))
+    recipe = plan.settings.recipe
+    return replace(recipe, raised=(*recipe.raised, *names))

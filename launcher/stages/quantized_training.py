@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -14,7 +13,8 @@ from dq.detector.model.checkpoint_content import recipe_of
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.stored_detector import float_detector, quantize_as_stored
 from dq.detector.step.rank_state import seed_everything
-from dq.detector.training.train import Quantization, Resume, train
+from dq.detector.training.assignment import Quantization, Resume
+from dq.detector.training.train import train
 from dq.dist.norm.sync_batch_norm import revert_sync_batch_norm
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.recipes.recipe import Recipe
@@ -97,7 +97,7 @@ def _quantized(
     ranges = parent.content if resume is None else resume.content
     source = parent.source if resume is None else resume.source
     stored = recipe_of(ranges)
-    if stored is not None and replace(stored, raised=()) == recipe:
+    if stored is not None and recipe.fits_stored(stored):
         graph = quantize_as_stored(detector, stored, ranges, source)
         log.info("ranges of %s are used, no calibration needed", source)
         return graph, stored

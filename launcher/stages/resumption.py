@@ -11,9 +11,9 @@ from typing import Any
 from dq.detector.config.addresses import local_file
 from dq.detector.data.datasets import dataset_digest
 from dq.detector.model.checkpoint_content import QUANTIZATION
+from dq.detector.training.assignment import Resume
 from dq.detector.training.checkpoint_order import newest_training
 from dq.detector.training.checkpoint_plan import checkpoint_folder
-from dq.detector.training.train import Resume
 from dq.dist.exchange import collectives
 from dq.dist.files.checkpoint import load_checkpoint
 from dq.dist.rendezvous.restarts import is_known_agent, restart_counted, torchrun_agent

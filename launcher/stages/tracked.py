@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dq.detector.data.datasets import dataset_digest
-from dq.detector.training.train import Resume
+from dq.detector.training.assignment import Resume
 from dq.dist.exchange import collectives
 from dq.dist.watch.signals import Stopped
 from dq.dist.work.on_main_rank import on_main_rank

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dq.detector.hooks.tracking import Figures
-from dq.detector.training.train import Workplace
+from dq.detector.training.assignment import Workplace
 from launcher.stages.stage import Stage
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -85,8 +86,10 @@ def launch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
     def call(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        # A process of its own would leave its variables to nobody.
+        # A process of its own would leave its variables and log levels to nobody.
         before = dict(os.environ)
+        loggers = [logging.getLogger(name) for name in ("dq", "launcher")]
+        levels = [logger.level for logger in loggers]
         try:
             code = main([str(word) for word in words])
         except SystemExit as stop:
@@ -94,6 +97,8 @@ def launch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         finally:
             os.environ.clear()
             os.environ.update(before)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

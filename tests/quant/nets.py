@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from dq.quant.analysis.sensitivity import decibel, flat, noise, output_sqnr
+from dq.quant.analysis.sensitivity import decibel, noise, output_sqnr
 from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.numerics.nested import floating_tensors
 from dq.quant.quantizers.fake_quantize import update_scales_
 from dq.quant.quantizers.phase import Phase, set_phase
 
@@ -66,7 +67,7 @@ def calibrated_sqnr(graph: QuantizedGraph) -> float:
 
 def sqnr(graph: QuantizedGraph, wanted: list[Tensor]) -> float:
     """Return the SQNR on unseen images, relative to the model before any repair."""
-    return decibel(noise(graph, images(1), [flat(y) for y in wanted]))
+    return decibel(noise(graph, images(1), [floating_tensors(y) for y in wanted]))
 
 
 def unseen(net: nn.Module) -> list[Tensor]:

@@ -29,8 +29,8 @@ from mmdet.datasets import (
 )
 from mmdet.datasets.objects365 import Objects365V1Dataset, Objects365V2Dataset
 
-from dq.detector.data.data_section import configured_classes, has_section, innermost, section_of
-from dq.detector.data.leaves import set_name
+from dq.detector.data.data_section import configured_classes, image_sections
+from dq.detector.data.leaves import parts_of, set_name
 
 log = logging.getLogger(__name__)
 Names = tuple[str, ...]
@@ -66,8 +66,9 @@ def class_list(config: Config) -> ClassList:
     Raises:
         ValueError: Neither the data sections nor the model give the classes or their number.
     """
-    splits = [split for split in ("test", "val", "train") if has_section(config, split)]
-    sections = {split: list(innermost(section_of(config, split))) for split in splits}
+    found = {split: image_sections(config, split) for split in ("test", "val", "train")}
+    sections = {split: parts for split, parts in found.items() if parts}
+    splits = list(sections)
     said = (
         names
         for split in splits
@@ -119,13 +120,13 @@ def set_classes_(dataset: Any, names: Names | None) -> None:
     Raises:
         ValueError: A category occurs twice, or the order is not possible.
     """
-    children = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
-    if children[0] is None:
+    parts = parts_of(dataset)
+    if not parts:
         _set_leaf_classes_(dataset, names)
         return
-    for child in children:
-        set_classes_(child, names)
-    dataset.CLASSES = children[0].CLASSES
+    for part in parts:
+        set_classes_(part, names)
+    dataset.CLASSES = parts[0].CLASSES
 
 
 def refuse_other_classes(path: Path, metadata: Mapping[str, str], classes: Names) -> None:

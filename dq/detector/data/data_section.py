@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,12 @@ from mmcv import Config, ConfigDict
 from mmdet.datasets import DATASETS, CustomDataset
 
 import dq.detector.data.voc_folder  # noqa: F401  (registers VOCFolderDataset)
+from dq.detector.config.nested_sections import (
+    from_outside_in,
+    innermost,
+    with_innermost,
+    with_parts,
+)
 from dq.names import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -115,50 +121,16 @@ def _check_innermost(section: Mapping[str, Any], where: str) -> None:
         )
 
 
-def innermost(section: Mapping[str, Any]) -> Iterator[ConfigDict]:
-    """Yield the innermost sections, whose data sets read images, in order.
-
-    Args:
-        section: Result of `section_of`.
-    """
-    if _is_several(section):
-        for part in section["datasets"]:
-            yield from innermost(part)
-    elif isinstance(section.get("dataset"), Mapping):
-        yield from innermost(section["dataset"])
-    else:
-        assert isinstance(section, ConfigDict)
-        yield section
-
-
-def with_innermost(
-    section: Mapping[str, Any], change: Callable[[ConfigDict], ConfigDict]
-) -> ConfigDict:
-    """Return the section with ``change`` applied to each innermost section."""
-    found = ConfigDict(section)
-    if _is_several(section):
-        found["datasets"] = [with_innermost(part, change) for part in section["datasets"]]
-    elif isinstance(section.get("dataset"), Mapping):
-        found["dataset"] = with_innermost(section["dataset"], change)
-    else:
-        return change(found)
-    return found
+def image_sections(config: Config, split: str) -> list[ConfigDict]:
+    """Return the innermost sections of ``data.<split>``; empty if the config has none."""
+    return list(innermost(section_of(config, split))) if has_section(config, split) else []
 
 
 def without_resampling(section: Mapping[str, Any]) -> ConfigDict:
     """Return the section without the wrappers that repeat or mix images."""
     if section["type"] in RESAMPLING and isinstance(section.get("dataset"), Mapping):
         return without_resampling(section["dataset"])
-    found = ConfigDict(section)
-    if _is_several(section):
-        found["datasets"] = [without_resampling(part) for part in section["datasets"]]
-    elif isinstance(section.get("dataset"), Mapping):
-        found["dataset"] = without_resampling(section["dataset"])
-    return found
-
-
-def _is_several(section: Mapping[str, Any]) -> bool:
-    return isinstance(section.get("datasets"), list | tuple)
+    return with_parts(section, without_resampling)
 
 
 def steps(pipeline: Any, kind: str) -> Iterator[Mapping[str, Any]]:
@@ -180,7 +152,7 @@ def test_pipeline(config: Config) -> list[Any] | None:
     None if no set has one: a custom data set may have it built in.
     """
     for split in ("test", "val"):
-        for section in innermost(section_of(config, split)) if has_section(config, split) else ():
+        for section in image_sections(config, split):
             if section.get("pipeline"):
                 return list(section["pipeline"])
     return None
@@ -188,19 +160,14 @@ def test_pipeline(config: Config) -> list[Any] | None:
 
 def training_section(config: Config) -> ConfigDict:
     """Return ``data.train`` as training reads it."""
-    section = section_of(config, "train")
 
     def not_evaluated(part: ConfigDict) -> ConfigDict:
-        found = ConfigDict(part)
+        found = with_parts(part, not_evaluated)
         # Evaluation settings do not matter here, and mmdet refuses some of them.
         found.pop("separate_eval", None)
-        if _is_several(part):
-            found["datasets"] = [not_evaluated(each) for each in part["datasets"]]
-        elif isinstance(part.get("dataset"), Mapping):
-            found["dataset"] = not_evaluated(part["dataset"])
         return found
 
-    return not_evaluated(section)
+    return not_evaluated(section_of(config, "train"))
 
 
 def evaluation_section(config: Config, split: str) -> ConfigDict:
@@ -237,11 +204,8 @@ def validation_loss_section(config: Config) -> ConfigDict:
     Raises:
         ValueError: One of the two sections is missing.
     """
-    section, mixes = section_of(config, "train"), []
-    while _is_several(section) or isinstance(section.get("dataset"), Mapping):
-        if section["type"] == MIX:
-            mixes.append(section)
-        section = section["datasets"][0] if _is_several(section) else section["dataset"]
+    *wrappers, section = from_outside_in(section_of(config, "train"))
+    mixes = [wrapper for wrapper in wrappers if wrapper["type"] == MIX]
 
     def trained_on(part: ConfigDict) -> ConfigDict:
         found = _in_mode(part, test_mode=False)

@@ -19,6 +19,7 @@ from mmdet.datasets import ConcatDataset, build_dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from dq.detector.config.nested_sections import innermost
 from dq.detector.config.registry_errors import explain
 from dq.detector.data.checks.images import inspect
 from dq.detector.data.class_names import class_list, set_classes_
@@ -26,7 +27,6 @@ from dq.detector.data.data_section import (
     annotation_files,
     calibration_sections,
     evaluation_section,
-    innermost,
     section_of,
     training_section,
     validation_loss_section,

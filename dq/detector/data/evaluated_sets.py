@@ -11,6 +11,7 @@ from typing import Any
 from mmdet.datasets import ConcatDataset
 
 from dq.detector.data.leaves import set_name
+from dq.detector.instance_methods import replace_method
 
 log = logging.getLogger(__name__)
 # mmdet prefixes a metric with the number of its set: ``1_bbox_mAP``.
@@ -54,7 +55,7 @@ class EvaluatedSets(ConcatDataset):  # type: ignore[misc]
         one = copy.copy(self.datasets[0])
         one.data_infos = [info for part in self.datasets for info in part.data_infos]
         # Boxes are read from the original set, which knows its own folder.
-        one.__dict__["get_ann_info"] = self.get_ann_info
+        replace_method(one, "get_ann_info", self.get_ann_info)
         return one
 
 

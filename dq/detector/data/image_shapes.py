@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from dq.detector.data.leaves import leaves
+from dq.detector.instance_methods import replace_method
 
 Shape = tuple[int, int]
 
@@ -29,8 +30,7 @@ class ImageShapes:
         self.is_asked = any(_needs_shapes(leaf) for leaf in self.leaves)
         self.shapes: list[Shape] = []
         for leaf in filter(_needs_shapes, self.leaves):
-            # An attribute of the instance overrides the method of the class.
-            leaf.__dict__["get_meta_from_pipeline"] = _collect_nothing
+            replace_method(leaf, "get_meta_from_pipeline", _collect_nothing)
 
     def add(self, batch: Mapping[str, Any]) -> None:
         """Add the shapes of the images in a batch."""
@@ -43,7 +43,7 @@ class ImageShapes:
         for leaf in self.leaves:
             if _needs_shapes(leaf):
                 own = list(shapes[begin : begin + len(leaf)])
-                leaf.__dict__["get_img_shape"] = partial(_fill, leaf, own)
+                replace_method(leaf, "get_img_shape", partial(_fill, leaf, own))
             begin += len(leaf)
 
 

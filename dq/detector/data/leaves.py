@@ -17,15 +17,25 @@ class Place(NamedTuple):
     at: int
 
 
+def parts_of(dataset: Any) -> list[Any]:
+    """Return the data sets directly inside a wrapper; empty for one that reads images itself."""
+    several = getattr(dataset, "datasets", None)
+    if several:
+        return list(several)
+    inner = getattr(dataset, "dataset", None)
+    return [] if inner is None else [inner]
+
+
+def nested(dataset: Any) -> Iterator[Any]:
+    """Yield a data set and all inside it, including wrappers, from outside in."""
+    yield dataset
+    for part in parts_of(dataset):
+        yield from nested(part)
+
+
 def leaves(dataset: Any) -> Iterator[Any]:
     """Yield the data sets that read images, inside any wrappers."""
-    if hasattr(dataset, "datasets"):
-        for child in dataset.datasets:
-            yield from leaves(child)
-    elif hasattr(dataset, "dataset"):
-        yield from leaves(dataset.dataset)
-    else:
-        yield dataset
+    return (each for each in nested(dataset) if not parts_of(each))
 
 
 def located(dataset: Any, index: int) -> Place | None:
@@ -126,16 +136,6 @@ def classes_of(dataset: Any, split: str) -> tuple[str, ...]:
 
 def _few(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} ({len(names)})"
-
-
-def nested(dataset: Any) -> Iterator[Any]:
-    """Yield a data set and all inside it, including wrappers, from outside in."""
-    yield dataset
-    inner = getattr(dataset, "datasets", None) or (
-        [dataset.dataset] if hasattr(dataset, "dataset") else []
-    )
-    for each in inner:
-        yield from nested(each)
 
 
 def images_by_class(dataset: Any) -> dict[int, list[int]] | None:

@@ -19,7 +19,7 @@ def check_storage(section: Mapping[str, Any], split: str) -> None:
     mmcv would fail only in a worker process, for each image.
 
     Args:
-        section: A section from `dq.detector.data.data_section.innermost`.
+        section: A section from `dq.detector.config.nested_sections.innermost`.
         split: Its name in the config, for messages.
     """
     for given in _storages(section):

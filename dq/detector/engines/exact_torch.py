@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dq.detector.instance_methods import replacements_kept
 from dq.detector.model.graph import attach_all
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.integer.engine.graph import exact_network
@@ -35,12 +36,7 @@ def run_exactly_(
 def exact_arithmetic(detector: nn.Module, graph: QuantizedGraph) -> Iterator[None]:
     """Apply `run_exactly_` inside the block, and restore the detector after it."""
     # The former replacements of its methods: the graph, perhaps compiled or under autocast.
-    owners = [("extract_feat", detector)]
-    owners += [("forward", detector.get_submodule(part)) for part in graph.parts]
-    before = [owner.__dict__[name] for name, owner in owners]
-    run_exactly_(detector, graph)
-    try:
+    parts = [(detector.get_submodule(part), "forward") for part in graph.parts]
+    with replacements_kept([(detector, "extract_feat"), *parts]):
+        run_exactly_(detector, graph)
         yield
-    finally:
-        for (name, owner), method in zip(owners, before, strict=True):
-            owner.__dict__[name] = method

@@ -70,8 +70,10 @@ def measure(
     graph: QuantizedGraph | None,
     device: torch.device,
     keep: Keep = NOTHING,
+    *,
+    dataset: Any = None,
 ) -> Measurement:
-    """Evaluate a detector on ``data.test`` over all ranks; every rank must call it.
+    """Evaluate a detector over all ranks; every rank must call it.
 
     On the CPU a quantized one computes as its export will, to the last bit. A GPU has no sums of
     integers in torch, so there it rounds real numbers, which differs where ties fall.
@@ -82,11 +84,13 @@ def measure(
         graph: Its own; None for a float detector.
         device: Where the detector is.
         keep: What to write of the results.
+        dataset: In test mode; None for ``data.test``.
 
     Raises:
         ValueError: On all ranks: the data set cannot evaluate what the detector finds.
     """
-    dataset = dataset_of(config, "test", test_mode=True)
+    if dataset is None:
+        dataset = dataset_of(config, "test", test_mode=True)
     results, seconds = detected(config, detector, graph, device, dataset, keep)
     found, classes = _scored(config, dataset, results)
     name, value = main_metric(found.metrics)

@@ -16,6 +16,7 @@ from dq.detector.data.class_names import refuse_other_classes
 from dq.detector.engines.exact_torch import run_exactly_
 from dq.detector.export.decode_boxes import clips
 from dq.detector.export.write import part_path
+from dq.detector.instance_methods import replace_method, restore_method
 from dq.detector.model.graph import attach, attach_all
 from dq.quant.export.assemble import output_names
 from dq.quant.export.onnx_graph import flatten, unflatten
@@ -184,12 +185,13 @@ def run_in_engine_(
     attach(detector, Padded(OnnxGraph(network, graph, *_examples(network, 1)), size))
     for part, fake in graph.parts.items():
         head = OnnxGraph(networks[part], fake, *_examples(networks[part], 2))
-        detector.get_submodule(part).__dict__["forward"] = head
+        replace_method(detector.get_submodule(part), "forward", head)
     if DETECTIONS in networks:
         bbox_head: Any = detector.bbox_head
-        detector.__dict__["simple_test"] = OnnxDetections(
+        found = OnnxDetections(
             networks[DETECTIONS], size, bbox_head.num_classes, clipped=clips(bbox_head)
         )
+        replace_method(detector, "simple_test", found)
 
 
 def _examples(network: Network, batch: int) -> list[Tensor]:
@@ -214,7 +216,7 @@ def run_in_torch_(
         networks: Result of `open_networks`.
         exactly: Compute with integers. False rounds real numbers, as training does.
     """
-    detector.__dict__.pop("simple_test", None)
+    restore_method(detector, "simple_test")
     size = exported_size(networks[""].metadata)
     if exactly:
         run_exactly_(detector, graph, lambda network: Padded(network, size))

@@ -19,7 +19,7 @@ from mmdet.datasets import (
     VOCDataset,
 )
 
-from dq.detector.data.data_section import has_section, innermost, section_of
+from dq.detector.data.data_section import image_sections
 from dq.detector.data.voc_folder import METRICS, VOCFolderDataset
 from dq.names import did_you_mean
 
@@ -66,7 +66,7 @@ def check_metric_settings(config: Config) -> None:
     """
     settings = config.get("evaluation") or {}
     for split in ("val", "test"):
-        for section in innermost(section_of(config, split)) if has_section(config, split) else ():
+        for section in image_sections(config, split):
             kind = DATASETS.get(section["type"])
             if kind is not None:
                 _check(kind, settings)

@@ -18,6 +18,7 @@ from dq.detector.export.decode_boxes import Boxes, decoder_of
 from dq.detector.export.suppress_boxes import Detections, settings_of, write_suppressions_
 from dq.detector.model.channels import input_channels
 from dq.dist.files.checkpoint import save_checkpoint
+from dq.formats import FORMATS
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.integer.bias_overflow import network_for_engines
 from dq.quant.integer.qparams import qparams
@@ -25,15 +26,13 @@ from dq.quant.integer.serialize import INTEGER, integer_content
 from dq.quant.recipes.recipe import Recipe
 from dq.whole_file import drafts
 
-ENDINGS = {"onnx-qdq": ".onnx", "onnx-tidl": ".tidl.onnx", "torch-int": ".int.pth"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportFormat:
     """How a network is written.
 
     Attributes:
-        kind: A key of `ENDINGS`.
+        kind: A key of `dq.formats.FORMATS`.
         size: Height and width of the images.
         opset: Of ONNX; None for the lowest that has the recipe's integers.
         decode: What is computed after the network: ``none``, ``boxes`` and scores of all priors,
@@ -79,10 +78,10 @@ def export_detector(
     parameters = qparams(network)
     for head in heads.values():
         parameters.update(qparams(head))
-    ending = ENDINGS[kind] if decode == "none" else f".{decode}{ENDINGS[kind]}"
+    ending = FORMATS[kind].ending if decode == "none" else f".{decode}{FORMATS[kind].ending}"
     paths = [folder / f"{name}{ending}"]
     folder.mkdir(parents=True, exist_ok=True)
-    if kind == "torch-int":
+    if FORMATS[kind].module is None:
         content = {"meta": dict(metadata), INTEGER: integer_content(network)}
         content["parts"] = {part: integer_content(head) for part, head in heads.items()}
         save_checkpoint(paths[0], content)

@@ -40,6 +40,10 @@ class RunawayHook(Hook):  # type: ignore[misc]
         guards: The limits and the action.
     """
 
+    # After the optimizer (40) and the average of the weights (45).
+    PRIORITY = 46
+    FLOAT_TOO = False
+
     def __init__(self, guards: Guards) -> None:
         self.guards = guards
         self.before: dict[str, Tensor] = {}

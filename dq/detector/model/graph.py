@@ -23,8 +23,15 @@ from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.drop import DropPath
 from torch import Tensor, fx, nn
 
+from dq.detector.instance_methods import (
+    replace_method,
+    replacement_of,
+    replacements_kept,
+    restore_method,
+)
 from dq.detector.model.channels import input_channels
 from dq.detector.model.roi_heads import NORMS, find_roi_heads, quantize_roi_heads
+from dq.names import hint
 from dq.quant.graph.prepare import prepare, undo_additions_on_error
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.graph.roles import is_layer
@@ -82,17 +89,16 @@ def trace_detector(detector: nn.Module) -> Traced:
 @contextmanager
 def _own_methods(detector: nn.Module) -> Iterator[None]:
     """Remove the replacements by `attach`, so that the detector uses its own methods."""
-    taken = [
-        (module, name, module.__dict__.pop(name))
+    replaced = [
+        (module, name)
         for module in detector.modules()
         for name in ("extract_feat", "forward")
-        if isinstance(vars(module).get(name), _ExtractFeat | _GraphOutputs)
+        if isinstance(replacement_of(module, name), _ExtractFeat | _GraphOutputs)
     ]
-    try:
+    with replacements_kept(replaced):
+        for module, name in replaced:
+            restore_method(module, name)
         yield
-    finally:
-        for module, name, method in taken:
-            module.__dict__[name] = method
 
 
 def _traced(detector: nn.Module) -> Traced:
@@ -212,13 +218,14 @@ def quantize_detector(detector: nn.Module, recipe: Recipe) -> QuantizedGraph:
         recipe: Bits and formats of each module.
 
     Raises:
-        ValueError: It cannot be traced, or is quantized already.
+        ValueError: It cannot be traced, is quantized already, or lacks a quantizer of the recipe.
     """
     traced = trace_detector(detector)
     heads = find_roi_heads(detector)
     with undo_additions_on_error(detector):
         graph = prepare(detector, recipe, traced)
         quantize_roi_heads(detector, graph, recipe, heads, is_leaf=_is_leaf)
+        _check_raised(graph, recipe)
     if graph.left_float:
         log.warning(
             "left in float: %s",
@@ -226,6 +233,15 @@ def quantize_detector(detector: nn.Module, recipe: Recipe) -> QuantizedGraph:
         )
     attach(detector, graph)
     return graph
+
+
+def _check_raised(graph: QuantizedGraph, recipe: Recipe) -> None:
+    known = {site.name for part in (graph, *graph.parts.values()) for site in part.sites}
+    for name in recipe.raised:
+        if name not in known:
+            raise ValueError(
+                f"quant.raised: {name!r} is not a quantizer of this detector; {hint(name, known)}"
+            )
 
 
 def summary(left_float: Mapping[str, str], most: int = 6) -> Iterable[tuple[str, str]]:
@@ -265,13 +281,11 @@ def attach(detector: nn.Module, graph: Callable[[Tensor], Any]) -> None:
         detector: An mmdet detector.
         graph: Callable, images -> result of the detector's graph, see `trace_detector`.
     """
-
-    # Plain attributes of the instance override the methods of the class.
-    detector.__dict__["extract_feat"] = _ExtractFeat(graph)
+    replace_method(detector, "extract_feat", _ExtractFeat(graph))
     name = _dense_head(detector)
     if name is not None:
         head = getattr(detector, name)
-        head.__dict__["forward"] = _GraphOutputs(name, head)
+        replace_method(head, "forward", _GraphOutputs(name, head))
 
 
 def attach_all(detector: nn.Module, networks: Mapping[str, Callable[..., Any]]) -> None:
@@ -283,7 +297,7 @@ def attach_all(detector: nn.Module, networks: Mapping[str, Callable[..., Any]]) 
     """
     for name, network in networks.items():
         if name:
-            detector.get_submodule(name).__dict__["forward"] = network
+            replace_method(detector.get_submodule(name), "forward", network)
         else:
             attach(detector, network)
 

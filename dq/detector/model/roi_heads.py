@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dq.detector.instance_methods import replace_method
 from dq.detector.model.channels import input_channels
 from dq.quant.graph.prepare import prepare_part
 from dq.quant.graph.quantized_graph import QuantizedGraph
@@ -107,7 +108,7 @@ def quantize_roi_heads(
             continue
         part = prepare_part(graph, recipe, traced, name)
         graph.left_float.update(traced.left_float)
-        head.__dict__["forward"] = part
+        replace_method(head, "forward", part)
     if graph.parts:
         graph.left_float.pop("roi_head", None)
         for owner in _float_heads(detector, graph):

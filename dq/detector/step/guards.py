@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-NONFINITE = ("stop", "skip")
-RUNAWAY = ("warn", "stop", "off")
-WORSE = ("warn", "stop")
+OFF = "off"
+
+
+def _one_of(default: str, *others: str, hook: str | None = None) -> Any:
+    """Return a field with one of these values.
+
+    Args:
+        default: The first of them.
+        others: The rest; ``off`` for no hook.
+        hook: ``module:class`` of a hook in `dq.detector.hooks`, made with the guards. Its PRIORITY
+            is its place among the hooks, FLOAT_TOO says whether it guards a float training too.
+    """
+    return field(default=default, metadata={"known": (default, *others), "hook": hook})
+
+
+def _at_least(default: int, least: int) -> Any:
+    return field(default=default, metadata={"least": least})
+
+
+def _above(default: float, limit: float) -> Any:
+    return field(default=default, metadata={"above": limit})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,40 +53,35 @@ class Guards:
         max_drop: Decrease of a metric (0 to 1) that is still accepted.
     """
 
-    nonfinite: str = "stop"
-    max_skipped: int = 10
-    compare_every: int = 500
-    max_bad_images: int = 10
-    quiet_s: float = 300.0
-    straggler_above: float = 1.5
-    runaway: str = "warn"
-    look_every: int = 50
-    max_movement: float = 1.0
-    max_loss_growth: float = 3.0
-    worse: str = "warn"
-    max_drop: float = 0.01
+    nonfinite: str = _one_of("stop", "skip")
+    max_skipped: int = _at_least(10, 1)
+    compare_every: int = _at_least(500, 0)
+    max_bad_images: int = _at_least(10, 0)
+    quiet_s: float = _above(300.0, 0.0)
+    straggler_above: float = _above(1.5, 1.0)
+    runaway: str = _one_of("warn", "stop", OFF, hook="runaway:RunawayHook")
+    look_every: int = _at_least(50, 1)
+    max_movement: float = _above(1.0, 0.0)
+    max_loss_growth: float = _above(3.0, 1.0)
+    worse: str = _one_of("warn", "stop")
+    max_drop: float = _above(0.01, -1.0)
 
     def __post_init__(self) -> None:
-        for name, known in (("nonfinite", NONFINITE), ("runaway", RUNAWAY), ("worse", WORSE)):
-            given = getattr(self, name)
-            if given not in known:
-                raise ValueError(f"guards.{name} is {given!r}; use {' or '.join(map(repr, known))}")
-        for name, least in (
-            ("max_skipped", 1),
-            ("compare_every", 0),
-            ("max_bad_images", 0),
-            ("look_every", 1),
-        ):
-            given = getattr(self, name)
-            if not isinstance(given, int) or given < least:
+        for each in fields(self):
+            name, given, limits = each.name, getattr(self, each.name), each.metadata
+            if "known" in limits and given not in limits["known"]:
+                known = " or ".join(map(repr, limits["known"]))
+                raise ValueError(f"guards.{name} is {given!r}; use {known}")
+            if "least" in limits and (not isinstance(given, int) or given < limits["least"]):
+                least = limits["least"]
                 raise ValueError(f"guards.{name} is {given!r}; use a whole number from {least}")
-        for name, above in (
-            ("quiet_s", 0.0),
-            ("straggler_above", 1.0),
-            ("max_movement", 0.0),
-            ("max_loss_growth", 1.0),
-            ("max_drop", -1.0),
-        ):
-            given = getattr(self, name)
-            if not given > above:
+            if "above" in limits and not given > limits["above"]:
+                above = limits["above"]
                 raise ValueError(f"guards.{name} is {given}; it must be more than {above:g}")
+
+    def hooks(self) -> Iterator[str]:
+        """Yield ``module:class`` of the hooks of all guards that are not off."""
+        for each in fields(self):
+            hook = each.metadata.get("hook")
+            if hook and getattr(self, each.name) != OFF:
+                yield hook

@@ -17,6 +17,7 @@ from mmdet.utils import compat_cfg, replace_cfg_vals
 
 from dq.data.tiny_coco import CLASSES
 from dq.detector.config.config_file import load_config_file
+from dq.detector.config.nested_sections import from_outside_in, innermost
 
 # Side of the square images, in pixels.
 SIDE = 128
@@ -298,24 +299,22 @@ def _use_classes(model: dict[str, Any]) -> None:
 
 
 def _data(config: Config, data: Path, side: int) -> dict[str, Any]:
-    train = config.data.train
-    while "dataset" in train and train.get("type") != "MultiImageMixDataset":
-        train = train.dataset
+    wrappers = list(from_outside_in(config.data.train))
+    mixes = [each for each in wrappers if each.get("type") == "MultiImageMixDataset"]
+    train = (mixes or wrappers[-1:])[0]
     steps = list(_sections(_plain(train)))
     found = [step for step in steps if step.get("type") == "Collect"]
     keys = list(found[0]["keys"]) if found else ["img", "gt_bboxes", "gt_labels"]
     proposals = "proposals" in keys
     norm = next((s for s in steps if s.get("type") == "Normalize"), None)
-    if train.get("type") == "MultiImageMixDataset":
+    if mixes:
         own = _scaled(_plain(train.pipeline), side)
         inner = _split(data, "train", _loading(keys, [])[:2], proposals)
         training = {"type": "MultiImageMixDataset", "dataset": inner, "pipeline": own}
     else:
         end = _formatting(keys, norm, side, steps)
         training = _split(data, "train", _loading(keys, end), proposals)
-    test = config.data.test
-    while "dataset" in test:
-        test = test.dataset
+    test = next(innermost(config.data.test))
     testing = _split(data, "test", _scaled(_plain(test.pipeline), side), proposals)
     return {
         "samples_per_gpu": 2,

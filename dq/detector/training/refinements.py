@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dq.detector.hooks.quantization import OscillationHook, QuantEMAHook
 from dq.detector.hooks.weight_average import AverageRule, averaged_by
+from dq.detector.instance_methods import replace_method, replacements_kept
 from dq.detector.loading.to_device import to_device
 from dq.dist.exchange.data_parallel import sync_buffers_
 from dq.quant.graph.quantized_graph import QuantizedGraph
@@ -30,7 +31,49 @@ log = logging.getLogger(__name__)
 Terms = Callable[[], Mapping[str, Tensor]]
 
 
-class Refinery:
+class Extras:
+    """What a training does besides its steps. A float one has at most an average of the weights.
+
+    Args:
+        detector: On its device.
+
+    Attributes:
+        average: Average of the weights, or None; None after `finish`.
+        companions: Objects with state to resume, by name.
+        hooks: mmcv hooks with their priorities; all come after the optimizer's.
+        terms: Losses in addition to the detector's own.
+    """
+
+    def __init__(self, detector: nn.Module) -> None:
+        self.detector = detector
+        self.average: WeightAverage | None = None
+        self.companions: dict[str, Any] = {}
+        self.hooks: list[tuple[Hook, int]] = []
+        self.terms: list[Terms] = []
+
+    def keep(self, average: WeightAverage) -> None:
+        """Keep this average of the weights, updated after each step."""
+        self.average = self.companions["average"] = average
+        # After the optimizer (40) and frozen weights (44), before the checkpoint (50).
+        self.hooks.append((QuantEMAHook(average), 45))
+
+    @torch.no_grad()
+    def finish(self, loader: Any, device: torch.device) -> None:
+        """Load the weight average into the detector.
+
+        Every rank must call it, after the last step.
+
+        Args:
+            loader: Loader of training batches.
+            device: Device of the detector.
+        """
+        if self.average is not None:
+            self.average.swap_()
+            self.average = None
+            sync_buffers_(self.detector)
+
+
+class Refinery(Extras):
     """The optional methods of one quantized training.
 
     Args:
@@ -42,10 +85,6 @@ class Refinery:
 
     Attributes:
         network: What the detector's methods call as the graph.
-        average: Average of the weights, or None.
-        companions: Objects with state to resume, by name.
-        hooks: mmcv hooks with their priorities; all come after the optimizer's.
-        terms: Losses in addition to the detector's own.
     """
 
     def __init__(
@@ -56,12 +95,9 @@ class Refinery:
         settings: Refinements,
         rule: AverageRule | None = None,
     ) -> None:
-        self.detector, self.graph, self.schedule = detector, graph, schedule
+        super().__init__(detector)
+        self.graph, self.schedule = graph, schedule
         self.network: Callable[[Tensor], Any] = graph
-        self.average: WeightAverage | None = None
-        self.companions: dict[str, Any] = {}
-        self.hooks: list[tuple[Hook, int]] = []
-        self.terms: list[Terms] = []
         if settings.distill is not None:
             distillation = Distillation(graph, settings.distill)
             self.network = distillation
@@ -74,28 +110,14 @@ class Refinery:
             if settings.oscillation.dampening:
                 self.terms.append(hook.losses)
         if settings.ema is not None:
-            self.average = WeightAverage(detector, settings.ema.momentum)
+            self.keep(WeightAverage(detector, settings.ema.momentum))
         elif rule is not None:
-            self.average = averaged_by(rule, detector)
-        if self.average is not None:
-            # After the optimizer (40) and the frozen weights (44), before the checkpoint (50).
-            self.hooks.append((QuantEMAHook(self.average), 45))
-            self.companions["average"] = self.average
+            self.keep(averaged_by(rule, detector))
 
     @torch.no_grad()
     def finish(self, loader: Any, device: torch.device) -> None:
-        """Load the weight average into the detector, and re-estimate its norms if requested.
-
-        Every rank must call it, after the last step.
-
-        Args:
-            loader: Loader of training batches.
-            device: Device of the detector.
-        """
-        if self.average is not None:
-            self.average.swap_()
-            self.average = None
-            sync_buffers_(self.detector)
+        """Load the weight average into the detector, and re-estimate its norms if requested."""
+        super().finish(loader, device)
         if self.schedule.norm_batches:
             set_phase(self.graph.quantizers, Phase.FROZEN)
             steps = chain.from_iterable(loader.steps(0))
@@ -126,8 +148,6 @@ def added_losses(detector: nn.Module, terms: Sequence[Terms]) -> Iterator[None]:
             losses.update(term())
         return losses
 
-    detector.__dict__["forward_train"] = forward_train
-    try:
+    with replacements_kept([(detector, "forward_train")]):
+        replace_method(detector, "forward_train", forward_train)
         yield
-    finally:
-        del detector.__dict__["forward_train"]

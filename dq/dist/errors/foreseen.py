@@ -13,6 +13,8 @@ import sysconfig
 from pathlib import Path
 from types import TracebackType
 
+from dq.dist.errors.notes import notes_on
+
 OURS = ("dq", "launcher", "slurm")
 ROOT = Path(__file__).resolve().parents[3]
 # How a loader process reports its error: type, place and traceback are only in the text.
@@ -26,11 +28,12 @@ def is_expected(error: BaseException) -> bool:
     """Return whether an error has a message that we wrote for the user.
 
     Args:
-        error: As it was caught, with its traceback. An error received from another rank carries
-            this information itself.
+        error: As it was caught, with its traceback. An error received from another rank has
+            it in its notes.
     """
-    if hasattr(error, "is_expected"):
-        return bool(error.is_expected)
+    noted = notes_on(error).is_expected
+    if noted is not None:
+        return noted
     if not isinstance(error, ValueError | RuntimeError):
         return False
     worker = _last_frame_of_worker(error)

@@ -23,13 +23,7 @@ _ADVICE = re.compile(r"\.?\s*This is typically caused.*", re.DOTALL)
 
 
 class LostRankError(RuntimeError):
-    """Another rank is gone or late; the message says so.
-
-    Attributes:
-        reported_elsewhere: That rank is alive, has failed and reports the reason itself.
-    """
-
-    reported_elsewhere = False
+    """Another rank is gone or late; the message says so."""
 
 
 def explain_lost_rank(error: BaseException) -> str | None:

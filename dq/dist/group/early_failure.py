@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from torch.distributed.distributed_c10d import Store
 
 from dq.dist.errors.lost import LostRankError
+from dq.dist.errors.notes import note
 from dq.dist.rendezvous.environment import Environment
 from dq.dist.rendezvous.meeting_place import is_agents_store, open_meeting_place
 from dq.dist.rendezvous.store import pauses
@@ -44,23 +45,11 @@ class StartFailure:
 
 
 class OtherRankStartError(LostRankError):
-    """Another rank could not start.
-
-    Attributes:
-        reported: Another rank prints it.
-    """
-
-    reported = False
+    """Another rank could not start."""
 
 
 class OtherRankMistakeError(ValueError):
-    """Another rank could not start, because of a mistake of the user.
-
-    Attributes:
-        reported: Another rank prints it.
-    """
-
-    reported = False
+    """Another rank could not start, because of a mistake of the user."""
 
 
 def report_failure(
@@ -155,7 +144,7 @@ def raise_reported_failure(store: Store, environment: Environment) -> None:
     line = f"rank {first.rank} of {environment.world_size}{more} could not begin: {first.line}"
     error = OtherRankMistakeError(line) if first.mistake else OtherRankStartError(line)
     # The main rank prints its own failure, and those of others if it is here.
-    error.reported = not environment.is_main or not claim(store)
+    note(error, reported=not environment.is_main or not claim(store))
     store.add(_HEARD, 1)
     if environment.is_main:
         store.set(_TOLD, "")

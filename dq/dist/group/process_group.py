@@ -14,6 +14,7 @@ from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import Store
 
 from dq.dist.errors.lost import LostRankError
+from dq.dist.errors.notes import note
 from dq.dist.group.early_failure import (
     OtherRankMistakeError,
     OtherRankStartError,
@@ -117,8 +118,6 @@ def _begin(
 class _AbsentError(LostRankError):
     """Some ranks did not arrive."""
 
-    reported = False
-
 
 def _await_all(store: Store, environment: Environment, arrival_s: float) -> None:
     """Wait for every rank, and name those that did not come."""
@@ -140,7 +139,8 @@ def _await_all(store: Store, environment: Environment, arrival_s: float) -> None
         " the log of that rank and node, or wait longer with --arrival-timeout"
     )
     # One of the ranks that are here prints it; without a group they use the store to choose which.
-    error.reported = environment.rank != min(set(range(len(names))) - set(missing))
+    first = min(set(range(len(names))) - set(missing))
+    note(error, reported=environment.rank != first)
     if environment.is_main:
         time.sleep(_FAREWELL_S)  # The others read the same from the store, which rank 0 holds.
     raise error

@@ -6,6 +6,7 @@ import json
 
 from dq.dist.errors.foreseen import is_expected
 from dq.dist.errors.lost import LostRankError
+from dq.dist.errors.notes import note
 from dq.dist.watch.signals import Stopped
 
 MISTAKE, STOP, FAILURE = "mistake", "stop", "failure"
@@ -34,9 +35,8 @@ def error_from_text(text: str, rank: int) -> Exception | Stopped:
         return Stopped(message)
     if kind == MISTAKE:
         mistake = ValueError(message)
-        mistake.is_expected = foreseen  # type: ignore[attr-defined]
-        mistake.reported_elsewhere = True  # type: ignore[attr-defined]
+        note(mistake, is_expected=foreseen, reported_elsewhere=True)
         return mistake
     failure = LostRankError(f"rank {rank} failed ({name}): {message}")
-    failure.reported_elsewhere = True
+    note(failure, reported_elsewhere=True)
     return failure

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from dq.quant.analysis.partial_runs import PartialRuns
 from dq.quant.graph.quantized_graph import QuantizedGraph, quantizer_of
+from dq.quant.numerics.nested import floating_tensors
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.quantizers.restore import restored_state
 
@@ -76,12 +76,12 @@ def noises_alone(
         errors: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
         for batch in batches:
             plain = runs.in_float(batch)
-            targets = flat(plain.outputs)
+            targets = floating_tensors(plain.outputs)
             signal = signal + _powers(targets)
             for name in names:
                 quantizer = quantizer_of(graph, name)
                 quantizer.phase = Phase.FROZEN
-                outputs = flat(runs.with_quantizer(name, plain))
+                outputs = floating_tensors(runs.with_quantizer(name, plain))
                 quantizer.phase = Phase.OFF
                 errors[name] = errors[name] + _powers_of_difference(outputs, targets)
         set_phase(graph.quantizers, Phase.FROZEN)
@@ -120,7 +120,7 @@ def float_outputs(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[list
     """Return the outputs of each batch without quantization; leaves the quantizers FROZEN."""
     with restored_state(graph.quantizers, even_when_done=False):
         set_phase(graph.quantizers, Phase.OFF)
-        found = [flat(graph(batch)) for batch in batches]
+        found = [floating_tensors(graph(batch)) for batch in batches]
         set_phase(graph.quantizers, Phase.FROZEN)
     return found
 
@@ -134,13 +134,13 @@ def noise(
     Args:
         graph: In the phases to measure.
         batches: Images.
-        wanted: The float outputs of each batch, as `flat` returns them.
+        wanted: The float outputs of each batch, as `float_outputs` returns them.
     """
     signal: Tensor | float = 0.0
     error: Tensor | float = 0.0
     for batch, targets in zip(batches, wanted, strict=True):
         signal = signal + _powers(targets)
-        error = error + _powers_of_difference(flat(graph(batch)), targets)
+        error = error + _powers_of_difference(floating_tensors(graph(batch)), targets)
     return _ratio(error, signal)
 
 
@@ -178,14 +178,3 @@ def ordered_sum(x: Tensor) -> Tensor:
 def decibel(ratio: float) -> float:
     """Return a noise-to-signal ratio as SQNR in decibel."""
     return -10 * math.log10(ratio) if ratio > 0 else math.inf
-
-
-def flat(outputs: Any) -> list[Tensor]:
-    """Return all floating-point tensors in nested lists, tuples and dicts, in order."""
-    if isinstance(outputs, Tensor):
-        return [outputs] if outputs.is_floating_point() else []
-    if isinstance(outputs, dict):
-        outputs = list(outputs.values())
-    if isinstance(outputs, list | tuple):
-        return [tensor for item in outputs for tensor in flat(item)]
-    return []

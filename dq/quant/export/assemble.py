@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,14 +11,11 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree
 
+from dq.formats import FORMATS
+from dq.quant.export.flavour import Flavour
 from dq.quant.export.onnx_graph import DEFAULT_OPSET, INPUT, SECOND, placeholder_model
 from dq.quant.export.onnx_operators import OPSET_DEFORMABLE
-from dq.quant.export.qdq import opset_needed, to_qdq_
-from dq.quant.export.tidl import to_tidl_
 from dq.quant.integer.qparams import specs_of, widths_of
-
-# What is written: QuantizeLinear and DequantizeLinear, or what TI's compiler reads.
-FORMATS = {"onnx-qdq": to_qdq_, "onnx-tidl": to_tidl_}
 
 
 def assembled(
@@ -31,12 +29,12 @@ def assembled(
     after: Callable[[Any], Any] | None = None,
     rewrite_: Callable[[ir.Model], None] | None = None,
 ) -> ir.Model:
-    """Return the network as an ONNX model of one of the `FORMATS`.
+    """Return the network as an ONNX model in one of the formats.
 
     Args:
         network: As `dq.quant.integer.bias_overflow.network_for_engines` returns it.
         examples: Its inputs.
-        kind: A key of `FORMATS`.
+        kind: A key of `dq.formats.FORMATS` with a flavour.
         opset: Of ONNX; None for the lowest that has the network's integers.
         input_names: Of the inputs, as many or more.
         more_outputs: Names of what ``after`` adds to the outputs.
@@ -46,19 +44,20 @@ def assembled(
     Raises:
         ValueError: An operator has no ONNX form, or the opset is too low.
     """
+    flavour: Flavour = importlib.import_module(str(FORMATS[kind].module)).FLAVOUR
     with torch.no_grad():
         names = output_names(network(*examples))
     model = placeholder_model(
         network,
         examples,
-        opset=_opset(network, kind, opset),
+        opset=_opset(network, flavour, opset),
         output_names=[*names, *more_outputs],
         input_names=input_names,
         behind=after,
     )
     if rewrite_ is not None:
         rewrite_(model)
-    FORMATS[kind](model, specs_of(network))
+    flavour.write_(model, specs_of(network))
     return model
 
 
@@ -74,9 +73,8 @@ def output_names(result: Any) -> list[str]:
     return names
 
 
-def _opset(network: fx.GraphModule, kind: str, given: int | None) -> int:
-    needed = opset_needed(widths_of(network)) if kind == "onnx-qdq" else 0
-    needed = max(needed, DEFAULT_OPSET)
+def _opset(network: fx.GraphModule, flavour: Flavour, given: int | None) -> int:
+    needed = max(flavour.opset_needed(widths_of(network)), DEFAULT_OPSET)
     if _is_deformable(network):
         needed = max(needed, OPSET_DEFORMABLE)
     if given is not None and given < needed:

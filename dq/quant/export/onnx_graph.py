@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import onnx
@@ -89,17 +90,8 @@ def placeholder_model(
     names = list(input_names)[: len(inputs)]
     flat = type("_Flat", (_Flat,), {"forward": forward_with_inputs(names, "flat")})
     emitting.on = True
-    # torch reports on its progress, and warns of what it does internally.
-    quiet = [
-        logging.getLogger(name)
-        for name in ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")
-    ]
-    levels = [logger.level for logger in quiet]
-    for logger in quiet:
-        logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 flat(network, behind).eval(),
                 inputs,
@@ -116,10 +108,25 @@ def placeholder_model(
         raise ValueError(f"this detector cannot be exported: {reason_of(error)}") from error
     finally:
         emitting.on = False
-        for logger, level in zip(quiet, levels, strict=True):
-            logger.setLevel(level)
     assert program is not None
     return program.model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep silent what torch reports on its progress, and warns of what it does internally."""
+    names = ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def reason_of(error: BaseException) -> str:

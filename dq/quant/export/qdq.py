@@ -15,11 +15,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dq.quant.export.averages import fit_averages_
+from dq.quant.export.compact import compact_
+from dq.quant.export.flavour import Flavour
+from dq.quant.export.input_rounding import round_inputs_late_
 from dq.quant.export.onnx_graph import OPSET_16_BITS
 from dq.quant.integer.modules import DOMAIN, WEIGHT
 from dq.quant.numerics.spec import QuantSpec
 
 Array = NDArray[np.generic]
+
+# A Clip that limits a tensor to a format's integers has the quantizer's name and this.
+LIMITS = "/limits"
 
 _TYPES = {
     (4, True): (ir.DataType.INT4, ml_dtypes.int4),
@@ -56,6 +62,7 @@ def to_qdq_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
         specs: The integer format of every quantizer, by its name.
     """
     fit_averages_(model)
+    round_inputs_late_(model)
     writer = Writer(model, specs)
     for node in placeholders(model):
         if node.op_type == WEIGHT:
@@ -63,6 +70,7 @@ def to_qdq_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
         else:
             writer.write_rounding(node)
     finish_(model)
+    compact_(model)
 
 
 def placeholders(model: ir.Model) -> list[ir.Node]:
@@ -182,7 +190,8 @@ class Writer:
         nodes.append(ir.node("QuantizeLinear", [x, scale, zero_point]))
         last = ir.node("DequantizeLinear", [nodes[-1].outputs[0], scale, zero_point], name=name)
         for inner in nodes:
-            inner.name = inner.outputs[0].name = self.short_name()
+            inner.outputs[0].name = self.short_name()
+            inner.name = f"{name}{LIMITS}" if inner.op_type == "Clip" else inner.outputs[0].name
             self.graph.insert_before(node, inner)
         self.replace(node, last, name)
 
@@ -209,3 +218,6 @@ def clip_bounds(node: ir.Node, spec: QuantSpec) -> tuple[Array, Array]:
         np.asarray((spec.quant_min - shift) * scale, np.float32),
         np.asarray((spec.quant_max - shift) * scale, np.float32),
     )
+
+
+FLAVOUR = Flavour(write_=to_qdq_, opset_needed=opset_needed)

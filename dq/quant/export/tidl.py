@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from dq.quant.export.flavour import Flavour
 from dq.quant.export.qdq import Writer, array_of, finish_, placeholders, site_of
 from dq.quant.integer.modules import WEIGHT
 from dq.quant.numerics.spec import QuantSpec
@@ -62,3 +63,6 @@ def _check(site: str, node: ir.Node) -> None:
             f"onnx-tidl has no zero points, but that of {site} is not 0; quantize with"
             " quant.preset=tidl, or export onnx-qdq"
         )
+
+
+FLAVOUR = Flavour(write_=to_tidl_)

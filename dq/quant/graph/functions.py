@@ -8,7 +8,7 @@ element. They are run on a few numbers, and the results say which function it is
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,13 @@ from torch import Tensor, fx, nn
 
 from dq.quant.graph.nodes import called_name, is_shape, module_of
 from dq.quant.graph.roles import Role, is_constant, role_of, tensor_inputs
+from dq.quant.numerics.activation_functions import FUNCTIONS, NAMED
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 
-# Functions of one tensor, some with numbers beside it. Sums and products join them to others.
+# Its parameter belongs to each channel, so it is computed from more than one tensor.
+PRELU = NAMED["prelu"]
+# Operations on each element, beside the activation functions; some have numbers beside the tensor.
+# Sums and products join functions to others.
 _NAMES = [
     "abs",
     "add",
@@ -33,20 +37,13 @@ _NAMES = [
     "clip",
     "cos",
     "div",
-    "elu",
-    "erf",
     "exp",
     "expm1",
-    "gelu",
     "hardshrink",
-    "hardsigmoid",
-    "hardswish",
-    "hardtanh",
     "iadd",
     "imul",
     "isub",
     "itruediv",
-    "leaky_relu",
     "log",
     "log1p",
     "logsigmoid",
@@ -54,24 +51,17 @@ _NAMES = [
     "maximum",
     "min",
     "minimum",
-    "mish",
     "mul",
     "neg",
     "pow",
     "reciprocal",
-    "relu",
-    "relu6",
     "rsqrt",
     "selu",
-    "sigmoid",
-    "silu",
     "sin",
-    "softplus",
     "softsign",
     "sqrt",
     "square",
     "sub",
-    "tanh",
     "truediv",
     "where",
 ]
@@ -81,8 +71,10 @@ _FUNCTIONS = {
     for name in _NAMES
     if callable(found := getattr(place, name, None))
 }
+_FUNCTIONS |= {call for each in FUNCTIONS if each is not PRELU for call in each.calls}
 _FUNCTIONS |= {torch.special.expit, torch.special.erf}
 _METHODS = {*_NAMES, *(f"{name}_" for name in _NAMES)}
+_METHODS |= {name for each in FUNCTIONS for name in each.methods}
 # Of these alone no function is made: they only scale and shift, or join two tensors.
 _ARITHMETIC = {"add", "div", "iadd", "imul", "isub", "itruediv", "mul", "neg", "sub", "truediv"}
 _SUMS = {"add", "iadd", "isub", "sub"}
@@ -91,16 +83,6 @@ _LONGEST = 12
 
 _PROBE = torch.linspace(-8.0, 8.0, 60)
 _SHAPE = (1, 4, 3, 5)
-_KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": torch.sigmoid,
-    "silu": F.silu,
-    "hardswish": F.hardswish,
-    "hardsigmoid": F.hardsigmoid,
-    "mish": F.mish,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "tanh": torch.tanh,
-}
 OTHER = "other"
 
 
@@ -109,9 +91,8 @@ class Function:
     """A function of one tensor, element by element.
 
     Attributes:
-        kind: ``sigmoid``, ``silu``, ``hardswish``, ``hardsigmoid``, ``mish``, ``gelu``,
-            ``gelu_tanh``, ``tanh``, ``clip`` (ReLU, ReLU6 and other bounds), ``leaky_relu``,
-            ``prelu``, or ``other``.
+        kind: Name of a recognised function in `dq.quant.numerics.activation_functions`,
+            ``leaky_relu``, ``prelu``, ``clip`` (ReLU, ReLU6 and other bounds), or ``other``.
         source: The node of its argument.
         nodes: The nodes that compute it, in order; the last one is its value.
     """
@@ -221,7 +202,7 @@ class _Search:
         module = module_of(self.root, node)
         if module is None or role_of(self.root, node) is not Role.OTHER:
             return False
-        if isinstance(module, nn.PReLU):
+        if isinstance(module, PRELU.modules):
             return True
         if isinstance(module, ActivationQuantizer) or any(True for _ in module.parameters()):
             return False
@@ -230,9 +211,9 @@ class _Search:
         return self.modules[type(module)]
 
     def _kind(self, nodes: Sequence[fx.Node], source: fx.Node) -> str:
-        module = module_of(self.root, nodes[-1])
-        if len(nodes) == 1 and (isinstance(module, nn.PReLU) or nodes[0].target is F.prelu):
-            return "prelu"
+        module, target = module_of(self.root, nodes[-1]), nodes[-1].target
+        if len(nodes) == 1 and (isinstance(module, PRELU.modules) or target in PRELU.calls):
+            return PRELU.name
         try:
             values = self._run(nodes, source)
         except Exception:
@@ -302,9 +283,11 @@ def _maps_each_element(module: nn.Module) -> bool:
 
 def _kind_of(values: Tensor) -> str:
     """Return the kind of the function with these values at the probe."""
-    for kind, function in _KNOWN.items():
-        if torch.allclose(values, function(_PROBE), rtol=1e-4, atol=1e-5):
-            return kind
+    for function in FUNCTIONS:
+        if function.is_recognised and torch.allclose(
+            values, function.compute(_PROBE), rtol=1e-4, atol=1e-5
+        ):
+            return function.name
     if torch.equal(values, _PROBE.clamp(float(values.min()), float(values.max()))):
         return "clip"
     positive, negative = _PROBE > 0, _PROBE < 0

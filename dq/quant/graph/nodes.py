@@ -5,6 +5,7 @@ The list is for files: pickle would recurse once for each linked node.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -65,14 +66,36 @@ def called_name(node: fx.Node) -> str:
     return target.rstrip("_") if isinstance(target, str) else getattr(target, "__name__", "")
 
 
+def remembered(rule: Callable[[fx.Node], bool]) -> Callable[[fx.Node], bool]:
+    """Return a rule about nodes that is asked once for each node, its inputs first.
+
+    Without that, a rule that asks about its inputs would take exponential time, and in a deep
+    network the calls would nest too deeply. The answer is in the node's meta, which torch.fx copies
+    with the node: in a part of a graph it is that of the whole.
+
+    Args:
+        rule: Asks about no other nodes than the inputs of its node.
+    """
+    key = rule.__name__
+
+    @functools.wraps(rule)
+    def ask(node: fx.Node) -> bool:
+        waiting = [node] if key not in node.meta else []
+        while waiting:
+            unknown = [n for n in waiting[-1].all_input_nodes if key not in n.meta]
+            if unknown:
+                waiting += unknown
+            else:
+                last = waiting.pop()
+                last.meta[key] = rule(last)
+        return bool(node.meta[key])
+
+    return ask
+
+
+@remembered
 def is_shape(node: fx.Node) -> bool:
     """Say whether the value is a size, a dtype or a device, or computed only from these."""
-    if "is_shape" not in node.meta:
-        node.meta["is_shape"] = _is_shape(node)
-    return bool(node.meta["is_shape"])
-
-
-def _is_shape(node: fx.Node) -> bool:
     if node.op == "call_method" and node.target in SHAPE_METHODS:
         return True
     if node.op == "call_function" and node.target is getattr:

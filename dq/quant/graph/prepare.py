@@ -27,7 +27,6 @@ from dq.quant.graph.position import positions
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph, Site
 from dq.quant.graph.relu6_limits import free_clips_
 from dq.quant.graph.roles import (
-    is_constant,
     is_layer,
     module_of,
     weight_node,
@@ -188,7 +187,6 @@ class _Preparation:
         for node in graph.nodes:
             inside = f"{part}." if part and node.op == "placeholder" else ""
             self.owner[node] = inside + _owner(node)
-            is_constant(node)  # In topological order, so the cached answers avoid deep recursion.
         self.kinds = {name: type(m).__name__ for name, m in root.named_modules()}
         self._describe_new_nodes()
         if create and not part:

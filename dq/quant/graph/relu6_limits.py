@@ -9,9 +9,9 @@ clamp after every convolution.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
+from dq.quant.graph.activation_nodes import clip_of
 from dq.quant.graph.roles import module_of
 from dq.quant.quantizers.layers import QuantizedLayer
 
@@ -41,10 +41,7 @@ class ChannelClip(nn.Module):
 
 def is_relu6(root: nn.Module, node: fx.Node) -> bool:
     """Say whether the node computes ReLU6."""
-    module = module_of(root, node)
-    if isinstance(module, nn.Hardtanh):  # nn.ReLU6 is one
-        return module.min_val == 0.0 and module.max_val == LIMIT
-    return node.op == "call_function" and node.target is F.relu6
+    return clip_of(root, node) == (0.0, LIMIT)
 
 
 def free_clips_(root: nn.Module, graph: fx.Graph, quantizers: nn.ModuleDict) -> int:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import fx, nn
 
-from dq.quant.graph.nodes import PART_OF_RESULT
+from dq.quant.graph.nodes import PART_OF_RESULT, remembered
 from dq.quant.graph.nodes import is_shape as is_shape
 from dq.quant.graph.nodes import module_of as module_of
 from dq.quant.quantizers.layer_types import is_plain_layer
@@ -196,13 +196,12 @@ def weight_node(node: fx.Node) -> fx.Node | None:
     return weight if isinstance(weight, fx.Node) and is_constant(weight) else None
 
 
+@remembered
 def is_constant(node: fx.Node) -> bool:
     """Say whether the node's value does not depend on the graph's inputs (such as a parameter)."""
-    if "is_constant" not in node.meta:
-        node.meta["is_constant"] = node.op != "placeholder" and (
-            node.op == "get_attr" or all(is_constant(n) for n in node.all_input_nodes)
-        )
-    return bool(node.meta["is_constant"])
+    if node.op in {"placeholder", "get_attr"}:
+        return node.op == "get_attr"
+    return all(is_constant(n) for n in node.all_input_nodes)
 
 
 def is_mask(node: fx.Node) -> bool:

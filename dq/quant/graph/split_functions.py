@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, fx
+from torch import fx
 
 from dq.quant.graph.functions import Function
+from dq.quant.numerics.activation_functions import FUNCTIONS
 from dq.quant.targets.target import Target
 
-# One operation in every exported format, and in engines one kernel.
-_WHOLE: dict[str, Callable[..., Tensor]] = {
-    "hardswish": F.hardswish,
-    "hardsigmoid": F.hardsigmoid,
-    "mish": F.mish,
-    "gelu": F.gelu,
-}
+_WHOLE = {each.name: each.compute for each in FUNCTIONS if each.is_one_operation}
 
 
 def split_functions_(

@@ -8,7 +8,7 @@ once, and the state dict is the model's own.
 from __future__ import annotations
 
 import copy
-import itertools
+import hashlib
 import linecache
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,6 @@ from dq.quant.graph.writes import AUGMENTED, WriteError, replace_inplace_writes_
 from dq.quant.kernels.recompute import version_of
 from dq.quant.quantizers.layer_types import declare_again, declared_layers, is_plain_layer
 
-_file_numbers = itertools.count()
 # What a graph is compiled to.
 _COMPILED = ("function", "training_function")
 # In a file: what was declared about the types of the model's layers.
@@ -382,7 +381,7 @@ class BoundGraph:
 
     def _compile(self, graph: fx.Graph) -> Callable[..., Any]:
         code = graph.python_code("self")
-        name = f"<dq.quant graph {next(_file_numbers)}>"
+        name = f"<dq.quant graph {hashlib.sha256(code.src.encode()).hexdigest()[:12]}>"
         namespace = dict(code.globals)
         exec(compile(code.src, name, "exec"), namespace)
         # So that tracebacks through the graph show its lines.

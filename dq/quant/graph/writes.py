@@ -38,8 +38,10 @@ AUGMENTED: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.ilshift: operator.lshift,
     operator.irshift: operator.rshift,
 }
-_DUNDERS = {f"__{function.__name__.strip('_')}__": function for function in AUGMENTED}
-_DUNDERS["__setitem__"] = operator.setitem
+_DUNDERS: dict[str, Callable[..., Any]] = {
+    "__setitem__": operator.setitem,
+    **{f"__{function.__name__.strip('_')}__": function for function in AUGMENTED},
+}
 # Methods with an underscore that do not change values.
 _HARMLESS = {"requires_grad_", "share_memory_", "rename_", "is_shared_"}
 # Methods that change their tensor's shape or memory in place.
@@ -178,7 +180,7 @@ class _Writes:
 
     def rewrite(self) -> None:
         for node in list(self.graph.nodes):
-            is_shape(node)  # In topological order, so the cached answers avoid deep recursion.
+            is_shape(node)  # Remembered from before its arguments change.
             _dunder_to_function(node)
             try:
                 self._follow(node)

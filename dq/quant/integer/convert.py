@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
-from dq.quant.graph.roles import Role, is_constant, module_of, role_of, tensor_inputs
+from dq.quant.graph.roles import Role, module_of, role_of, tensor_inputs
 from dq.quant.graph.trace import remove_dead_code
 from dq.quant.integer.modules import ExportSwitch, IntegerActivation, IntegerLayer, IntegerWeight
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, WeightQuantizer
@@ -75,8 +75,6 @@ class _Conversion:
 
     @torch.no_grad()
     def network(self) -> fx.GraphModule:
-        for node in self.graph.nodes:
-            is_constant(node)  # In topological order, so the cached answers avoid deep recursion.
         roles = {node: role_of(self.root, node) for node in self.graph.nodes}
         for node in list(self.graph.nodes):
             self._convert(node)
@@ -90,6 +88,7 @@ class _Conversion:
                 copied = copy.deepcopy(_found(self.root, str(node.target)), held)
                 self.modules[str(node.target)] = copied
         network = fx.GraphModule(self.modules, self.graph, "IntegerNetwork")
+        # A module's meta goes with its copies and files, an attribute of it would not.
         network.meta["export_switch"] = self.export_switch
         return network.eval()
 

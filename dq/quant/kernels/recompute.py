@@ -12,14 +12,13 @@ before the backward pass needs it, that is an error, as elsewhere in torch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-
-_ATTRIBUTE = "_dq_recomputation"
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 def version_of(tensor: Tensor) -> int:
@@ -60,6 +59,11 @@ class Recomputation:
         return self._found
 
 
+# The operator that uses a fake-quantized tensor gets nothing but the tensor, from whatever code of
+# the model is in between. The dictionary keeps no tensor alive; an entry ends with its tensor.
+_recomputations: MutableMapping[Tensor, Recomputation] = WeakTensorKeyDictionary()
+
+
 def make_recomputable(
     tensor: Tensor, compute: Callable[[], Tensor], sources: Sequence[Tensor] = ()
 ) -> None:
@@ -70,7 +74,7 @@ def make_recomputable(
         compute: As for `Recomputation`. It must not refer to ``tensor``, or no memory is saved.
         sources: As for `Recomputation`.
     """
-    setattr(tensor, _ATTRIBUTE, Recomputation(compute, sources, version_of(tensor)))
+    _recomputations[tensor] = Recomputation(compute, sources, version_of(tensor))
 
 
 def recomputing(*tensors: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -83,7 +87,7 @@ def recomputing(*tensors: Tensor) -> contextlib.AbstractContextManager[Any]:
     found = {
         (t.data_ptr(), t.numel()): recomputation
         for t in tensors
-        if (recomputation := getattr(t, _ATTRIBUTE, None)) is not None
+        if (recomputation := _recomputations.get(t)) is not None
         and recomputation.version == version_of(t)
     }
     if not found:

@@ -212,3 +212,19 @@ def range_over(x: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:
     if flat.shape[1] == 0:
         return x.new_full((len(flat),), torch.inf), x.new_full((len(flat),), -torch.inf)
     return flat.amin(1), flat.amax(1)
+
+
+def sum_over(x: Tensor, channel_axis: int | None) -> Tensor:
+    """Return the sum of ``x``, per index of ``channel_axis`` or over the tensor.
+
+    Args:
+        x: Any shape.
+        channel_axis: Dimension to keep, or None.
+
+    Returns:
+        A tensor of shape ``()`` or ``(x.shape[channel_axis],)``.
+    """
+    if channel_axis is None:
+        return x.sum()
+    others = [d for d in range(x.dim()) if d != channel_axis % x.dim()]
+    return x.sum(others) if others else x

@@ -27,6 +27,7 @@ from dq.quant.numerics.affine import along_channels, range_over
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.ptq.bias_correction import bias_of, channels_last, correct_layer_
 from dq.quant.ptq.layer_walk import CapturedLayer, walk
+from dq.quant.ptq.settings import RepairStep
 from dq.quant.quantizers.batch_norm_fold import fold_factor, unfold
 from dq.quant.quantizers.layers import spread_over_weight
 
@@ -273,3 +274,9 @@ def _write_(captured: CapturedLayer, folded: Tensor) -> None:
         spread = spread_over_weight(captured.layer, fold_factor(captured.norm)).to(folded.dtype)
         folded = unfold(folded, weight.to(folded.dtype), spread)
     weight.copy_(folded.to(weight.dtype))
+
+
+REPAIR = RepairStep(
+    apply=lambda graph, images, settings: adaround_(graph, images, steps=settings.rounding_steps),
+    includes=frozenset({"bias"}),
+)

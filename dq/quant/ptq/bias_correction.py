@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.layer_walk import CapturedLayer, walk
+from dq.quant.ptq.settings import RepairStep
 
 log = logging.getLogger(__name__)
 
@@ -79,3 +80,6 @@ def channels_last(x: Tensor, layer: nn.Module) -> Tensor:
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2)
     return x.transpose(0, 1).flatten(1).t()
+
+
+REPAIR = RepairStep(apply=lambda graph, images, settings: correct_bias_(graph, images))

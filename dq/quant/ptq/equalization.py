@@ -20,17 +20,22 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.graph.relu6_limits import ChannelClip
 from dq.quant.graph.roles import module_of
+from dq.quant.numerics.activation_functions import FUNCTIONS
+from dq.quant.ptq.settings import RepairStep
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 from dq.quant.quantizers.layers import QuantizedLayer, spread_over_weight
 
 log = logging.getLogger(__name__)
 
-# Modules that commute with a positive factor per channel, as do the functions below.
-_LINEAR: tuple[type[nn.Module], ...] = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout)
-_LINEAR += (nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d)
-_LINEAR += (nn.AdaptiveMaxPool2d, ChannelClip, ActivationQuantizer)
-_LINEAR_FUNCTIONS = {F.relu, torch.relu, F.leaky_relu, F.max_pool2d, F.avg_pool2d, F.dropout}
-_LINEAR_METHODS = {"relu", "relu_", "contiguous", "clone"}
+# What commutes with a positive factor per channel: these activation functions, and what follows.
+_SCALING = [function for function in FUNCTIONS if function.scales]
+_LINEAR: tuple[type[nn.Module], ...] = tuple(kind for each in _SCALING for kind in each.modules)
+_LINEAR += (nn.Identity, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d)
+_LINEAR += (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_LINEAR += (ChannelClip, ActivationQuantizer)
+_LINEAR_FUNCTIONS = {call for each in _SCALING for call in each.calls}
+_LINEAR_FUNCTIONS |= {F.max_pool2d, F.avg_pool2d, F.dropout}
+_LINEAR_METHODS = {name for each in _SCALING for name in each.methods} | {"contiguous", "clone"}
 # Limit of a channel's factor; a larger one would amplify the rounding noise of dead channels.
 LARGEST_FACTOR = 2.0**12
 _FLOATS = 1e-12
@@ -180,3 +185,8 @@ def _along_inputs(layer: nn.Module, factor: Tensor) -> Tensor:
     per_group = factor.reshape(groups, -1)
     spread = per_group.repeat_interleave(layer.weight.shape[0] // groups, dim=0)
     return spread.reshape(*spread.shape, *[1] * (layer.weight.dim() - 2))
+
+
+REPAIR = RepairStep(
+    apply=lambda graph, images, settings: equalize_(graph), changes_ranges=True, frees_clips=True
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,9 @@ from dq.quant.analysis.sensitivity import (
 )
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.observers.histogram import HistogramObserver
-from dq.quant.ptq.adaround import adaround_
-from dq.quant.ptq.bias_correction import correct_bias_
 from dq.quant.ptq.calibration import calibrate_
-from dq.quant.ptq.equalization import equalize_
 from dq.quant.ptq.mixed_precision import choose_raised_
-from dq.quant.ptq.settings import Repair
+from dq.quant.ptq.settings import STEPS, Repair, RepairStep
 from dq.quant.ptq.weight_clipping import clip_weights_, restore_weights_
 from dq.quant.ptq.widths import add_headroom_
 from dq.quant.quantizers.factory import initialise_weights_
@@ -39,9 +37,10 @@ CHECK_IMAGES = 32
 class Calibration:
     """A calibration with all requested repairs, on one process.
 
-    Equalization comes first, as it changes the ranges; then ranges and clipped weights: that is
+    Repairs that change ranges (equalization) come first; then ranges and clipped weights: that is
     `find_ranges_`. Mixed precision needs `sensitivities`, which several processes can measure
-    together in between. Then AdaRound or bias correction reduce the remaining error: `finish_`.
+    together in between. Then the other repairs reduce the remaining error (AdaRound, bias
+    correction): `finish_`.
     All changes are in the model's parameters and in quantizer state.
 
     Args:
@@ -66,31 +65,33 @@ class Calibration:
         self.device = device
         self.weight_range = weight_range
         self.repair = repair or Repair()
-        self._adjusts_weights = bool({"adaround", "bias"} & set(self.repair.steps))
+        self._steps = chosen_steps(self.repair)
+        self._later = [step for step in self._steps if not step.changes_ranges]
         self._images: list[Tensor] = []
         self._wanted: list[list[Tensor]] = []
         self._originals: dict[str, Tensor] = {}
 
     def find_ranges_(self, batches: Iterable[Any]) -> None:
-        """Equalize, find the ranges, clip weights; leave the quantizers FROZEN.
+        """Repair what changes ranges, find the ranges, clip weights; leave the quantizers FROZEN.
 
         Args:
-            batches: Arguments of ``run``. Repairs other than equalization need tensors
-                ``(N, ...)``, on any device, and use the first ones too.
+            batches: Arguments of ``run``. Later repairs need tensors ``(N, ...)``, on any
+                device, and use the first ones too.
 
         Raises:
             ValueError: As `dq.quant.ptq.calibration.calibrate_`.
         """
         graph, repair = self.graph, self.repair
         graph.root.eval()
-        if "equalize" in repair.steps:
-            equalize_(graph)
+        for step in self._steps:
+            if step.changes_ranges:
+                step.apply(graph, [], repair)
         kept = _KeepFirst(batches, repair.images)
         calibrate_(graph, kept, self.run)
-        if self._adjusts_weights or repair.mixed is not None:
+        if self._later or repair.mixed is not None:
             self._images = [batch.to(self.device) for batch in kept.batches]
         # The reference is the float network before any weight is clipped; only repairs are judged.
-        if self._adjusts_weights:
+        if self._later:
             self._wanted = float_outputs(graph, self._check)
         if self.weight_range == "mse":
             self._originals = clip_weights_(graph)
@@ -129,12 +130,9 @@ class Calibration:
                 quantizer.observer.stop_collecting_()
         add_headroom_(graph)
         set_phase(graph.quantizers, Phase.FROZEN)
-        if self._adjusts_weights:
+        for step in self._later:
             with _undone_if_worse(graph, self._check, self._wanted):
-                if "adaround" in repair.steps:
-                    adaround_(graph, self._images, steps=repair.rounding_steps)
-                else:
-                    correct_bias_(graph, self._images)
+                step.apply(graph, self._images, repair)
         return raised
 
 
@@ -169,6 +167,17 @@ def calibrate_and_repair_(
     return calibration.finish_(sensitivities(graph, few) if few else ())
 
 
+def chosen_steps(repair: Repair) -> list[RepairStep]:
+    """Return the steps of these settings in their order, but none that another one includes."""
+    found: dict[str, RepairStep] = {
+        name: importlib.import_module(f"dq.quant.ptq.{module}").REPAIR
+        for name, module in STEPS.items()
+        if name in repair.steps
+    }
+    included = {name for step in found.values() for name in step.includes}
+    return [step for name, step in found.items() if name not in included]
+
+
 @contextmanager
 def _undone_if_worse(
     graph: QuantizedGraph, batches: Sequence[Tensor], wanted: Sequence[Sequence[Tensor]]
@@ -186,7 +195,7 @@ def _undone_if_worse(
     log.info("SQNR on calibration images %.2f -> %.2f dB", decibel(before), decibel(after))
     if after > before:
         graph.root.load_state_dict(state)
-        log.warning("AdaRound or bias correction made the outputs worse and is undone")
+        log.warning("a repair (AdaRound, bias correction) made the outputs worse and is undone")
 
 
 class _KeepFirst:

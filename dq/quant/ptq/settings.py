@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dq.names import hint
+from torch import Tensor
 
-STEPS = ("equalize", "bias", "adaround")
+from dq.names import hint
+from dq.quant.graph.quantized_graph import QuantizedGraph
+
+# The modules of this package with a `RepairStep` called REPAIR, in the order in which they run.
+STEPS = {"equalize": "equalization", "bias": "bias_correction", "adaround": "adaround"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +32,24 @@ class Mixed:
     def __post_init__(self) -> None:
         if self.max_raised < 0 or self.images < 1:
             raise ValueError("quant.mixed needs max_raised of 0 or more and images of 1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairStep:
+    """One repair.
+
+    Attributes:
+        apply: Changes the model of a graph in place, given some images and the settings.
+        changes_ranges: It runs before ranges are found, without images. Otherwise it runs after
+            that, with all quantizers FROZEN, and is undone if it makes the outputs worse.
+        includes: Names of steps that it does too, so they do not run on their own.
+        frees_clips: It needs `dq.quant.recipes.recipe.Recipe.free_clips`.
+    """
+
+    apply: Callable[[QuantizedGraph, Sequence[Tensor], Repair], object]
+    changes_ranges: bool = False
+    includes: frozenset[str] = frozenset()
+    frees_clips: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.numerics.affine import fake_quantize, range_over, scale_and_zero_point
+from dq.quant.numerics.shrunk_range import best_shrunk_range
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.quantizers.batch_norm_fold import fold_factor, unfold
 from dq.quant.quantizers.layers import spread_over_weight
@@ -23,13 +23,12 @@ from dq.quant.quantizers.layers import spread_over_weight
 log = logging.getLogger(__name__)
 
 SHARES = tuple(1 - k / 100 for k in range(0, 81, 2))
+# Clipping changes the weight for good, so an equal error does not pay for it.
+REQUIRED_GAIN = 1e-6
 
 
-@torch.no_grad()
 def best_weight_range(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """Return the range of least mean square error, per channel or per tensor.
-
-    Both ends are shrunk by the same share.
+    """Return the range of least squared quantization error, per channel or per tensor.
 
     Args:
         weight: Folded weight, any shape.
@@ -38,19 +37,7 @@ def best_weight_range(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     Returns:
         Two tensors of shape ``()`` or ``(channels,)``.
     """
-    low, high = range_over(weight, spec.channel_axis)
-    least = torch.full_like(low, torch.inf)
-    best_low, best_high = low, high
-    axes = [a for a in range(weight.dim()) if spec.channel_axis is None or a != spec.channel_axis]
-    for share in SHARES:
-        scale, zero_point = scale_and_zero_point(low * share, high * share, spec)
-        rounded = fake_quantize(weight.float(), scale.float(), zero_point, spec)
-        error = (rounded - weight).square().sum(axes)
-        better = error < least * (1 - 1e-6)
-        least = torch.where(better, error, least)
-        best_low = torch.where(better, low * share, best_low)
-        best_high = torch.where(better, high * share, best_high)
-    return best_low, best_high
+    return best_shrunk_range(weight, spec, SHARES, required_gain=REQUIRED_GAIN)
 
 
 @torch.no_grad()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 from torch.optim import Optimizer
@@ -15,19 +17,35 @@ from dq.quant.quantizers.learned_step import LsqActivationQuantizer, LsqWeightQu
 from dq.quant.quantizers.pact import PactActivationQuantizer
 from dq.quant.quantizers.phase import Phase, Phased
 
-LEARNED = ("lsq", "lsq+", "pact")
-_KINDS = (LsqActivationQuantizer, LsqWeightQuantizer, PactActivationQuantizer)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """The quantizers for one ``learned`` setting; by default those of observed ranges.
+
+    Attributes:
+        activation: Given the integer format and the observer of the initial range.
+        weight: Given the integer format and ``num_channels``, the length of its channel axis.
+    """
+
+    activation: Callable[[QuantSpec, MinMaxObserver], ActivationQuantizer] = ActivationQuantizer
+    weight: Callable[..., WeightQuantizer] = lambda spec, num_channels: WeightQuantizer(spec)
+
+
+LEARNED: Mapping[str, Learned] = {
+    "lsq": Learned(activation=LsqActivationQuantizer, weight=LsqWeightQuantizer),
+    "lsq+": Learned(
+        activation=partial(LsqActivationQuantizer, learn_offset=True), weight=LsqWeightQuantizer
+    ),
+    "pact": Learned(activation=PactActivationQuantizer),
+}
 
 
 def activation_quantizer(
     learned: str | None, spec: QuantSpec, observer: MinMaxObserver
 ) -> ActivationQuantizer:
     """Return a new activation quantizer of this kind; None for ranges that are observed only."""
-    if learned == "pact":
-        return PactActivationQuantizer(spec, observer)
-    if learned in ("lsq", "lsq+"):
-        return LsqActivationQuantizer(spec, observer, learn_offset=learned == "lsq+")
-    return ActivationQuantizer(spec, observer)
+    kind = Learned() if learned is None else LEARNED[learned]
+    return kind.activation(spec, observer)
 
 
 def weight_quantizer(learned: str | None, spec: QuantSpec, *, num_channels: int) -> WeightQuantizer:
@@ -38,9 +56,8 @@ def weight_quantizer(learned: str | None, spec: QuantSpec, *, num_channels: int)
         spec: The integer format.
         num_channels: Length of the weight's channel axis.
     """
-    if learned in ("lsq", "lsq+"):
-        return LsqWeightQuantizer(spec, num_channels=num_channels)
-    return WeightQuantizer(spec)
+    kind = Learned() if learned is None else LEARNED[learned]
+    return kind.weight(spec, num_channels=num_channels)
 
 
 def initialise_weights_(
@@ -54,7 +71,7 @@ def initialise_weights_(
         layers: As `dq.quant.graph.quantized_graph.QuantizedGraph.layers` yields them.
     """
     for _, quantized, layer, norm in layers:
-        if isinstance(quantized.weight, LsqWeightQuantizer):
+        if quantized.weight.stored_scale is not None:
             quantized.weight.initialise_(quantized.folded(layer, norm)[0].detach())
 
 
@@ -62,7 +79,7 @@ def learned_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return every learned scale, offset and clipping value below ``module`` by name."""
     found: dict[str, nn.Parameter] = {}
     for prefix, child in module.named_modules():
-        if isinstance(child, _KINDS):
+        if isinstance(child, ActivationQuantizer | WeightQuantizer):
             for name, parameter in child.named_parameters(recurse=False):
                 found[f"{prefix}.{name}" if prefix else name] = parameter
     return found
@@ -141,7 +158,7 @@ def skip_frozen_(optimizer: Optimizer, module: nn.Module) -> None:
     done = {id(q) for hook in hooks if isinstance(hook, _SkipFrozen) for q, _ in hook.owned}
     owned = []
     for child in module.modules():
-        if isinstance(child, _KINDS) and id(child) not in done:
+        if isinstance(child, ActivationQuantizer | WeightQuantizer) and id(child) not in done:
             parameters = [p for p in child.parameters(recurse=False) if id(p) in held]
             if parameters:
                 owned.append((child, parameters))

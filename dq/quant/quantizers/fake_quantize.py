@@ -192,6 +192,17 @@ class WeightQuantizer(Phased):
         super().__init__()
         self.spec = spec
 
+    @property
+    def stored_scale(self) -> Tensor | None:
+        """The scale where it is stored, as learned ones are; None if it is computed."""
+        return None
+
+    def initialise_(self, weight: Tensor) -> None:
+        """Set a stored scale from the weight; nothing to do for a computed one."""
+
+    def rescale_(self, ratio: Tensor) -> None:
+        """Multiply a stored scale by the ratio by which the weight was multiplied."""
+
     def scale_and_zero_point(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scale and zero point for ``weight``, shape ``()`` or ``(channels,)``."""
         low, high = range_over(weight.detach(), self.spec.channel_axis)

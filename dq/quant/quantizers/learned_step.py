@@ -31,9 +31,10 @@ from dq.quant.numerics.affine import (
     along_channels,
     fake_quantize,
     fake_quantize_composed,
-    range_over,
     scale_and_zero_point,
+    sum_over,
 )
+from dq.quant.numerics.shrunk_range import best_shrunk_range
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.min_max import MinMaxObserver
 from dq.quant.quantizers.fake_quantize import LearnedActivationQuantizer, WeightQuantizer
@@ -126,10 +127,10 @@ class _LearnedRounding(torch.autograd.Function):
         outside = clipped if ctx.has_offset else clipped - shift
         upstream = gradient.to(scale.dtype)
         by_scale = upstream * torch.where(inside, integer - shift - steps, outside)
-        d_scale = (_sum_to(by_scale, axis) * factor).to(scale.dtype)
+        d_scale = (sum_over(by_scale, axis) * factor).to(scale.dtype)
         d_offset = None
         if ctx.has_offset:
-            d_offset = (_sum_to(upstream * ~inside, axis) * factor).to(scale.dtype)
+            d_offset = (sum_over(upstream * ~inside, axis) * factor).to(scale.dtype)
         return gradient * inside, d_scale, d_offset, None, None, None
 
 
@@ -138,12 +139,6 @@ def fake_quantize_no_grad(x: Tensor, scale: Tensor, zero_point: Tensor, spec: Qu
     if torch.compiler.is_compiling():
         return fake_quantize_composed(x, scale, zero_point, spec)[0]
     return fake_quantize(x, scale, zero_point, spec)
-
-
-def _sum_to(values: Tensor, axis: int | None) -> Tensor:
-    if axis is None:
-        return values.sum()
-    return values.sum([d for d in range(values.dim()) if d != axis % values.dim()])
 
 
 def learned_fake_quantize(
@@ -314,6 +309,11 @@ class LsqWeightQuantizer(WeightQuantizer):
         zero_point = torch.zeros_like(scale, dtype=torch.int32)
         self.register_buffer("fixed_zero_point", zero_point)
 
+    @property
+    def stored_scale(self) -> Tensor:
+        """The learned parameter, ``()`` or ``(channels,)``."""
+        return self.learned_scale
+
     def scale_and_zero_point(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the stored scale and zero point; ``weight`` is not used."""
         return positive(self.learned_scale, self.spec).detach(), self.fixed_zero_point
@@ -363,7 +363,6 @@ class LsqWeightQuantizer(WeightQuantizer):
         return with_zero_gradients(super().forward(weight), self.learned_scale)
 
 
-@torch.no_grad()
 def least_squares_scale(
     weight: Tensor, spec: QuantSpec, *, num_candidates: int = 40
 ) -> tuple[Tensor, Tensor]:
@@ -380,15 +379,5 @@ def least_squares_scale(
     Returns:
         ``(scale, zero_point)`` of shape ``()`` or ``(weight.shape[channel_axis],)``.
     """
-    low, high = range_over(weight, spec.channel_axis)
-    best_scale, best_zero_point = scale_and_zero_point(low, high, spec)
-    best_error = torch.full_like(best_scale, torch.inf)
-    for share in torch.linspace(1.0, 0.1, num_candidates).tolist():
-        scale, zero_point = scale_and_zero_point(low * share, high * share, spec)
-        error = fake_quantize(weight, scale, zero_point, spec) - weight
-        error = _sum_to(error.to(scale.dtype).square(), spec.channel_axis)
-        better = error < best_error
-        best_scale = torch.where(better, scale, best_scale)
-        best_zero_point = torch.where(better, zero_point, best_zero_point)
-        best_error = torch.where(better, error, best_error)
-    return best_scale, best_zero_point
+    shares = torch.linspace(1.0, 0.1, num_candidates).tolist()
+    return scale_and_zero_point(*best_shrunk_range(weight, spec, shares), spec)

@@ -116,7 +116,7 @@ class Recipe:
                 f"weight_range {self.weight_range!r} does not exist;"
                 f" {hint(self.weight_range, WEIGHT_RANGES)}"
             )
-        if self.learned not in (None, *LEARNED):
+        if self.learned is not None and self.learned not in LEARNED:
             raise ValueError(
                 f"learned {self.learned!r} does not exist; {hint(self.learned, LEARNED)}"
             )
@@ -130,6 +130,14 @@ class Recipe:
     def for_target(self, name: str) -> Recipe:
         """Return this recipe with quantizers where another target wants them."""
         return replace(self, target=name, outputs=target_of(name).outputs)
+
+    def fits_stored(self, stored: Recipe) -> bool:
+        """Say whether a calibration by ``stored`` serves this recipe too.
+
+        Which quantizers mixed precision raised is part of a stored recipe. Here it is only if the
+        config names them.
+        """
+        return replace(stored, raised=self.raised) == self and self.raised in ((), stored.raised)
 
     def rule_for(self, module: str, kind: str = "", positions: Collection[str] = ()) -> Rule | None:
         """Return the last matching rule, or None.

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from dq.quant.numerics.activation_functions import FUNCTIONS, Bounds
 from dq.quant.numerics.spec import QuantSpec
 
 INT8_WEIGHT = QuantSpec(bits=8, signed=True, symmetric=True, channel_axis=0, narrow=True)
@@ -21,11 +22,9 @@ INT8_SIGNED_ACTIVATION = replace(INT8_ACTIVATION, signed=True, symmetric=True)
 # Every kind of function, in `Target.fuses`.
 ANY_FUNCTION = "*"
 # Functions whose values lie between fixed bounds, so their range needs no calibration.
-BOUNDS: Mapping[str, tuple[float, float]] = {
-    "sigmoid": (0.0, 1.0),
-    "hardsigmoid": (0.0, 1.0),
+BOUNDS: Mapping[str, Bounds] = {
     "softmax": (0.0, 1.0),
-    "tanh": (-1.0, 1.0),
+    **{function.name: function.bounds for function in FUNCTIONS if function.bounds},
 }
 
 

@@ -18,10 +18,12 @@ from torch import Tensor, fx, nn
 from dq.quant.graph.fused.activations import MergedGraph
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.graph.trace import BoundGraph, Traced
+from dq.quant.numerics.nested import floating_tensors
 from dq.quant.quantizers.phase import Phase, set_phase
 
 # A teacher's tensor with a smaller mean square is ignored.
 SMALLEST_POWER = 1e-8
+NECK = "neck.*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +35,14 @@ class Distill:
         features: Shell patterns of modules whose quantized outputs are compared too, such as
             ``neck.*``.
         feature_weight: Of the loss on those.
+        alone: Train on these losses alone: the detector's own losses, and the annotations that
+            they need, are not used. Without ``features`` the neck's outputs are compared too.
     """
 
     weight: float = 1.0
     features: tuple[str, ...] = ()
     feature_weight: float = 1.0
+    alone: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.features, str):
@@ -57,24 +62,13 @@ def relative_error(student: Any, teacher: Any) -> Tensor:
         student: A tensor, or lists and tuples of tensors.
         teacher: Of the same structure.
     """
-    pairs = list(zip(flatten(student), flatten(teacher), strict=True))
+    pairs = list(zip(floating_tensors(student), floating_tensors(teacher), strict=True))
     errors = []
     for own, wanted in pairs:
         wanted = wanted.detach().float()
         power = wanted.square().mean().clamp(min=SMALLEST_POWER)
         errors.append((own.float() - wanted).square().mean() / power)
     return torch.stack(errors).mean()
-
-
-def flatten(value: Any) -> list[Tensor]:
-    """Return the floating tensors in nested lists, tuples and dicts, in order."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in flatten(item)]
-    return []
 
 
 class Distillation:
@@ -92,7 +86,7 @@ class Distillation:
 
     def __init__(self, graph: QuantizedGraph, settings: Distill) -> None:
         self.settings = settings
-        names = feature_names(graph, settings.features)
+        names = feature_names(graph, settings.features or _usual_features(graph, settings))
         self.student = with_features(graph, graph.root, names)
         self.teacher = with_features(graph, _float_copy(graph.root), names, training=True)
         self.recorded: tuple[Tensor, Any, Any] | None = None
@@ -115,6 +109,11 @@ class Distillation:
             error = relative_error(features, wanted_features)
             terms["loss_distill_features"] = self.settings.feature_weight * error
         return terms
+
+
+def _usual_features(graph: QuantizedGraph, settings: Distill) -> tuple[str, ...]:
+    necks = [site for site in graph.sites if fnmatchcase(site.module, NECK)]
+    return (NECK,) if settings.alone and necks else ()
 
 
 def _float_copy(root: nn.Module) -> nn.Module:

@@ -8,7 +8,8 @@ fake-quantized weights have them folded in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.batch_norm_fold import SMALLEST_FACTOR, fold_factor, is_foldable
-from dq.quant.quantizers.learned_step import LsqWeightQuantizer
+from dq.quant.quantizers.fake_quantize import WeightQuantizer
 from dq.quant.quantizers.restore import restored_state
 
 
@@ -71,36 +72,17 @@ def reestimate_norms_(
     """
     root = graph.root
     norms = [m for m in root.modules() if isinstance(m, _BatchNorm) and is_foldable(m)]
-    moments = {norm: _Moments(norm) for norm in norms}
-    momenta = {norm: norm.momentum for norm in norms}
-    counters = {
-        n: n.num_batches_tracked.clone() for n in norms if n.num_batches_tracked is not None
-    }
     factors = _factors(graph)
-
-    def watch(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
-        assert isinstance(norm, _BatchNorm)
-        moments[norm].add(inputs[0])
-
-    handles = [norm.register_forward_pre_hook(watch) for norm in norms]
     number = 0
-    try:
-        with restored_state(root):
-            root.eval()
-            for norm in norms:
-                # Normalise by the batch without changing the running statistics.
-                norm.train()
-                norm.momentum = 0.0
-            for batch in batches:
-                graph(batch)
-                number += 1
-    finally:
-        for handle in handles:
-            handle.remove()
+    with _watched(norms) as moments, restored_state(root):
+        root.eval()
         for norm in norms:
-            norm.momentum = momenta[norm]
-            if norm in counters and norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.copy_(counters[norm])
+            # Normalise by the batch without changing the running statistics.
+            norm.train()
+            norm.momentum = 0.0
+        for batch in batches:
+            graph(batch)
+            number += 1
     for norm in norms:
         found = moments[norm]
         if found.count > 1:
@@ -117,14 +99,40 @@ def reestimate_norms_(
     return number
 
 
-def _factors(graph: QuantizedGraph) -> list[tuple[LsqWeightQuantizer, _BatchNorm, Tensor]]:
-    """Return learned weight quantizers with their norms and the present fold factors."""
+@contextmanager
+def _watched(norms: Sequence[_BatchNorm]) -> Iterator[Mapping[_BatchNorm, _Moments]]:
+    """Collect the moments of each norm's inputs; restore momentum and counter after the body."""
+    moments = {norm: _Moments(norm) for norm in norms}
+    momenta = {norm: norm.momentum for norm in norms}
+    counters = {
+        n: n.num_batches_tracked.clone() for n in norms if n.num_batches_tracked is not None
+    }
+
+    def watch(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        assert isinstance(norm, _BatchNorm)
+        moments[norm].add(inputs[0])
+
+    handles = [norm.register_forward_pre_hook(watch) for norm in norms]
+    try:
+        yield moments
+    finally:
+        for handle in handles:
+            handle.remove()
+        for norm in norms:
+            norm.momentum = momenta[norm]
+            if norm in counters and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(counters[norm])
+
+
+def _factors(graph: QuantizedGraph) -> list[tuple[WeightQuantizer, _BatchNorm, Tensor]]:
+    """Return weight quantizers with a stored scale, their norms and the present fold factors."""
     found = []
     for _, quantized, _, norm in graph.layers():
         quantizer = quantized.weight
-        # One scale for all channels cannot follow the factor of each channel.
-        if isinstance(quantizer, LsqWeightQuantizer) and isinstance(norm, _BatchNorm):
+        scale = quantizer.stored_scale
+        if scale is not None and isinstance(norm, _BatchNorm):
             factor = fold_factor(norm)
-            if quantizer.learned_scale.shape == factor.shape:
+            # One scale for all channels cannot follow the factor of each channel.
+            if scale.shape == factor.shape:
                 found.append((quantizer, norm, factor))
     return found

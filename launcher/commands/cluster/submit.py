@@ -14,23 +14,9 @@ from typing import Any
 from launcher.command_line.arguments import add_checkpoint, add_shared, add_training
 from launcher.command_line.forwarded import forwarded
 from launcher.failure import DEBUG
+from slurm.profile import flags, read_profile
 
 HELP = "run a command, the whole chain (`run`) or a grid (`sweep`) on Slurm, or here as Slurm would"
-RESOURCES = {
-    "partition": str, "account": str, "qos": str, "constraint": str, "time": str, "nodes": int,
-    "gpus_per_node": int, "tasks_per_node": int, "cpus_per_task": int, "mem_gb": int,
-    "signal_delay_s": int, "max_restarts": int, "parallel": int,
-}  # fmt: skip
-_HELP = {
-    "partition": "as sbatch's", "account": "as sbatch's", "qos": "as sbatch's",
-    "constraint": "as sbatch's", "time": "limit of one attempt: 90, 1:30:00, 1-12 (default a day)",
-    "nodes": "how many (default 1)", "gpus_per_node": "GPUs of a node, a rank each (default 0)",
-    "tasks_per_node": "ranks of a node where there are no GPUs (default 1)",
-    "cpus_per_task": "CPUs of a rank", "mem_gb": "memory of a node",
-    "signal_delay_s": "how long before the limit ranks are warned, to write a checkpoint (120)",
-    "max_restarts": "how often a job is started again, for whatever reason (default 20)",
-    "parallel": "elements of a sweep at a time (default 4)",
-}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cluster profile: a file, gpu, a100 or h100 (which come along), local (here, in"
         " processes of their own), debug (in this process)",
     )
-    for name, kind in RESOURCES.items():
+    for name, (kind, help_text) in flags().items():
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X",
-            help=_HELP[name],
+            help=help_text,
         )  # fmt: skip
     parser.add_argument(
         "--torchrun", action="store_true", default=None,
@@ -78,11 +64,10 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check the command, copy what it needs, submit it; return the exit code."""
     from slurm.here import run_here, run_in_process
-    from slurm.profile import read_profile
     from slurm.submission import need_slurm, submit
     from slurm.text import job_text
 
-    overrides = {name: getattr(arguments, name) for name in (*RESOURCES, "torchrun")}
+    overrides = {name: getattr(arguments, name) for name in (*flags(), "torchrun")}
     profile = read_profile(arguments.cluster, overrides)
     order = _order(arguments)
     for line in _check(order):

@@ -12,8 +12,9 @@ import torch
 from mmcv import Config
 
 from dq.data.digits import CLASSES
+from dq.detector.config.nested_sections import innermost
 from dq.detector.config.read import finish
-from dq.detector.data.data_section import calibration_sections, innermost, section_of
+from dq.detector.data.data_section import calibration_sections, section_of
 from dq.detector.data.datasets import (
     calibration_dataset,
     calibration_images,

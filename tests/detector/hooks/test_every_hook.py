@@ -23,7 +23,8 @@ from dq.detector.data.datasets import calibration_dataset, calibration_images, d
 from dq.detector.model.build import build_model
 from dq.detector.model.graph import quantize_detector
 from dq.detector.step.rank_state import seed_everything
-from dq.detector.training.train import Quantization, Workplace, train
+from dq.detector.training.assignment import Quantization, Workplace
+from dq.detector.training.train import train
 from dq.quant.recipes.recipe import Recipe
 from dq.quant.training.schedule import Schedule
 from tests.detector import small_set

@@ -13,7 +13,8 @@ from mmcv.runner import HOOKS, Hook
 from dq.detector.data.datasets import dataset_of
 from dq.detector.model.build import build_model
 from dq.detector.step.rank_state import seed_everything
-from dq.detector.training.train import Workplace, train
+from dq.detector.training.assignment import Workplace
+from dq.detector.training.train import train
 from dq.dist.files.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow

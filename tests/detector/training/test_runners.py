@@ -18,7 +18,8 @@ from dq.detector.data.datasets import dataset_of
 from dq.detector.loading.training_loader import training_loader
 from dq.detector.model.build import build_model
 from dq.detector.step.rank_state import seed_everything
-from dq.detector.training.train import Workplace, train
+from dq.detector.training.assignment import Workplace
+from dq.detector.training.train import train
 from tests.detector.recording import RECORDS
 
 pytestmark = pytest.mark.slow

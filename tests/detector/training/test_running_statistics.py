@@ -22,7 +22,8 @@ def trained(config: Any, folder: Path) -> dict[str, Any]:
     from dq.detector.hooks import evaluation as evaluation_hook
     from dq.detector.model.build import build_model
     from dq.detector.step.rank_state import seed_everything
-    from dq.detector.training.train import Workplace, train
+    from dq.detector.training.assignment import Workplace
+    from dq.detector.training.train import train
 
     seen: list[dict[str, Tensor]] = []
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import gc
+import io
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -216,3 +221,19 @@ def test_a_source_may_not_change_before_the_backward_pass() -> None:
     source.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+def test_a_recomputable_tensor_is_saved_and_copied_like_any_other_and_leaves_nothing() -> None:
+    source = torch.ones(2, requires_grad=True)
+    held = weakref.ref(source)
+    made = source * 2
+    make_recomputable(made, functools.partial(torch.mul, source.detach(), 2), (source,))
+    content = io.BytesIO()
+    torch.save(made.detach_(), content)
+    content.seek(0)
+    assert torch.equal(torch.load(content), made)
+    assert torch.equal(copy.deepcopy(made), made)
+    assert vars(made) == {}
+    del made, source
+    gc.collect()
+    assert held() is None

@@ -14,8 +14,8 @@ from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.histogram import HistogramObserver
-from dq.quant.ptq import repairs
-from dq.quant.ptq.repairs import calibrate_and_repair_, first_images
+from dq.quant.ptq import adaround, bias_correction, equalization, repairs
+from dq.quant.ptq.repairs import calibrate_and_repair_, chosen_steps, first_images
 from dq.quant.ptq.settings import Mixed, Repair
 from dq.quant.quantizers.phase import Phase
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
@@ -77,14 +77,19 @@ def test_each_step_runs_if_it_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, step: str, function: str
 ) -> None:
     called: list[str] = []
-    for name in ("equalize_", "calibrate_", "correct_bias_", "adaround_"):
-        real = getattr(repairs, name)
+    for module, name in (
+        (equalization, "equalize_"),
+        (repairs, "calibrate_"),
+        (bias_correction, "correct_bias_"),
+        (adaround, "adaround_"),
+    ):
+        real = getattr(module, name)
 
         def wrapped(*given: Any, name: str = name, real: Any = real, **more: Any) -> Any:
             called.append(name)
             return real(*given, **more)
 
-        monkeypatch.setattr(repairs, name, wrapped)
+        monkeypatch.setattr(module, name, wrapped)
     graph = prepared(Recipe(weight=W4, free_clips=True))
     before = weights(graph)
     repaired(graph, Repair(steps=(step,), rounding_steps=3))
@@ -93,11 +98,19 @@ def test_each_step_runs_if_it_is_asked_for(
     assert any(not torch.equal(p, before[n]) for n, p in weights(graph).items()) or not first
 
 
+def test_steps_keep_their_order_and_adaround_includes_bias_correction() -> None:
+    found = chosen_steps(Repair(steps=("adaround", "bias", "equalize")))
+    assert found == [equalization.REPAIR, adaround.REPAIR]
+    assert chosen_steps(Repair(steps=("bias",))) == [bias_correction.REPAIR]
+
+
 def test_a_repair_sees_the_first_images_and_all_are_observed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given: list[Tensor] = []
-    monkeypatch.setattr(repairs, "correct_bias_", lambda graph, batches: given.extend(batches))
+    monkeypatch.setattr(
+        bias_correction, "correct_bias_", lambda graph, batches: given.extend(batches)
+    )
     _, ran = repaired(prepared(Recipe()), Repair(steps=("bias",), images=12))
     assert len(ran) == 4
     assert torch.equal(torch.cat(given), torch.cat(ran[:2]))  # Whole batches, at least as many.
@@ -111,7 +124,7 @@ def test_a_repair_that_makes_the_outputs_worse_is_undone(
         with torch.no_grad():
             graph.root.head.bias.add_(3.0 if harm else 0.0)
 
-    monkeypatch.setattr(repairs, "correct_bias_", change)
+    monkeypatch.setattr(bias_correction, "correct_bias_", change)
     graph = prepared(Recipe(weight=W4))
     before = weights(graph)
     repaired(graph, Repair(steps=("bias",)))

@@ -8,6 +8,8 @@ import pytest
 
 from dq.quant.ptq.settings import STEPS, Mixed, Repair
 
+ALL = tuple(STEPS)
+
 
 def test_nothing_is_repaired_unless_asked_for() -> None:
     assert (Repair().steps, Repair().mixed) == ((), None)
@@ -22,8 +24,13 @@ def test_nothing_is_repaired_unless_asked_for() -> None:
         (Mixed, {"images": 1}, {"images": 0}, "images of 1 or more"),
         (Repair, {"images": 1}, {"images": 0}, "repair_images must be 1 or more"),
         (Repair, {"rounding_steps": 0}, {"rounding_steps": -1}, "rounding_steps 0 or more"),
-        (Repair, {"steps": STEPS}, {"steps": ("equalise",)}, "'equalise' does not.*equalize"),
-        (Repair, {"steps": STEPS[::-1]}, {"steps": ("bias", "ada")}, "'ada' does not exist"),
+        (
+            Repair,
+            {"steps": ALL},
+            {"steps": ("equalise",)},
+            "'equalise' does not.*equalize",
+        ),
+        (Repair, {"steps": ALL[::-1]}, {"steps": ("bias", "ada")}, "'ada' does not exist"),
     ],
 )
 def test_limits(kind: Any, allowed: dict[str, Any], refused: dict[str, Any], said: str) -> None:

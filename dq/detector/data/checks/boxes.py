@@ -18,6 +18,7 @@ from dq.detector.data.checks.image_size import (
     sizes_of,
 )
 from dq.detector.data.leaves import annotation_of, files_of, infos_of, name_of, set_name
+from dq.detector.instance_methods import replace_method
 
 Boxes = np.ndarray[Any, Any]
 # Maximum number of files to open, spread over the data set.
@@ -166,8 +167,7 @@ def check_boxes(leaf: Any, split: str, say: Callable[[str], None], *, opens: boo
         )
     if empty.boxes or (outside and not tested):
         kept = WithoutUselessBoxes(leaf.get_ann_info, {} if tested else outside)
-        # An attribute of the instance overrides the method of the class.
-        leaf.__dict__["get_ann_info"] = kept
+        replace_method(leaf, "get_ann_info", kept)
 
 
 def _all_boxes(annotation: Mapping[str, Any]) -> Boxes:

@@ -20,11 +20,11 @@ from dq.quant.graph.fused.functions import fuse_functions_
 from dq.quant.graph.roles import LAYER_FUNCTIONS, Role, module_of, role_of, tensor_inputs
 from dq.quant.graph.trace import BoundGraph
 from dq.quant.kernels.rounding import NO_CLIP, Clip
+from dq.quant.numerics.activation_functions import WRITTEN
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 from dq.quant.quantizers.half_precision import on_the_grid
 from dq.quant.quantizers.layers import QuantizedLayer
 
-RELU: Clip = (0.0, torch.inf)
 # What autocast runs in a narrow dtype, apart from layers.
 _PRODUCTS = {*LAYER_FUNCTIONS, operator.matmul, torch.matmul, torch.bmm, torch.einsum}
 _PRODUCTS |= {F.scaled_dot_product_attention}
@@ -35,12 +35,10 @@ _SUMS = {operator.add, torch.add, torch.cat}
 
 def clip_of(activation: nn.Module) -> Clip | None:
     """Return the lower and upper bound of a clipping module; None if it does anything else."""
-    if type(activation) is nn.ReLU:
-        return RELU
-    if type(activation) in (nn.ReLU6, nn.Hardtanh):
-        assert isinstance(activation, nn.Hardtanh)
-        return (float(activation.min_val), float(activation.max_val))
-    return None
+    function = WRITTEN.get(type(activation))
+    if function is None or function.clip is None:
+        return None
+    return function.clip(**{name: getattr(activation, name) for name in function.settings})
 
 
 def activate_and_fake_quantize(

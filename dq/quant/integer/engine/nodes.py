@@ -11,15 +11,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
-from dq.quant.graph.fused.activations import RELU
-from dq.quant.graph.fused.activations import clip_of as clip_of_module
+from dq.quant.graph import activation_nodes
+from dq.quant.graph.activation_nodes import activation_of, settings, settings_of, what
 from dq.quant.graph.roles import (
     AVERAGE_FUNCTIONS,
     AVERAGE_MODULES,
     is_constant,
     is_mask,
     is_shape,
-    module_of,
 )
 from dq.quant.integer.engine import eigen, functions
 from dq.quant.integer.engine.pooling import is_over_the_image
@@ -31,57 +30,25 @@ Function = Callable[[Tensor], Tensor]
 _SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _PRODUCTS = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"}
 _MATRIX_PRODUCTS = {operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm"}
-_RELUS = {torch.relu, torch.relu_, F.relu, "relu", "relu_"}
 _CLAMPS = {torch.clamp, torch.clip, "clamp", "clamp_", "clip", "clip_"}
-# Functions that torch and ONNX Runtime compute with different last digits.
-_FUNCTIONS: Mapping[Any, Function] = {
-    torch.sigmoid: functions.sigmoid,
-    F.sigmoid: functions.sigmoid,
-    nn.Sigmoid: functions.sigmoid,
-    "sigmoid": functions.sigmoid,
-    "sigmoid_": functions.sigmoid,
-    torch.tanh: functions.tanh,
-    F.tanh: functions.tanh,
-    nn.Tanh: functions.tanh,
-    "tanh": functions.tanh,
-    "tanh_": functions.tanh,
-    torch.erf: functions.erf,
-    "erf": functions.erf,
-    F.hardsigmoid: functions.hard_sigmoid,
-    nn.Hardsigmoid: functions.hard_sigmoid,
-    F.hardswish: functions.hard_swish,
-    nn.Hardswish: functions.hard_swish,
-    F.silu: functions.silu,
-    nn.SiLU: functions.silu,
-    F.gelu: functions.gelu,
-    nn.GELU: functions.gelu,
-    F.mish: eigen.mish,
-    nn.Mish: eigen.mish,
+# What the engine computes for each activation function, by name, from its settings; None if the
+# engine has no kernel for these. torch's own functions differ in the last digits.
+ARITHMETIC: Mapping[str, Callable[..., Function | None]] = {
+    "sigmoid": lambda: functions.sigmoid,
+    "tanh": lambda: functions.tanh,
+    "erf": lambda: functions.erf,
+    "hardsigmoid": lambda: functions.hard_sigmoid,
+    "hardswish": lambda: functions.hard_swish,
+    "silu": lambda: functions.silu,
+    "gelu": lambda approximate: functions.gelu if approximate == "none" else None,
+    "mish": lambda: eigen.mish,
+    "leaky_relu": lambda negative_slope: functools.partial(
+        F.leaky_relu, negative_slope=negative_slope
+    ),
+    "elu": lambda alpha: functools.partial(eigen.elu, alpha=alpha),
+    "softplus": lambda beta, threshold: eigen.softplus if (beta, threshold) == (1, 20) else None,
 }
 _AVERAGES = (AVERAGE_FUNCTIONS - {torch.mean}) | set(AVERAGE_MODULES)
-
-
-def what(network: fx.GraphModule, node: fx.Node) -> Any:
-    """Return the type of the module, the function, or the name of the method that a node calls."""
-    module = module_of(network, node)
-    return node.target if module is None else type(module)
-
-
-def settings(network: fx.GraphModule, node: fx.Node, *names: str, **defaults: Any) -> list[Any]:
-    """Return arguments after the first, or a module's attributes, by name.
-
-    Args:
-        network: The node's network.
-        node: Calls a module, a function or a method.
-        names: Of the arguments, in order.
-        defaults: Of those that may be missing.
-    """
-    module = module_of(network, node)
-    given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
-    return [
-        given.get(name, defaults.get(name)) if module is None else getattr(module, name)
-        for name in names
-    ]
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
@@ -113,37 +80,17 @@ def is_matrix_product(network: fx.GraphModule, node: fx.Node) -> bool:
 
 def activation_function(network: fx.GraphModule, node: fx.Node) -> Function | None:
     """Return a node's function as the engine computes it; None if it is not known."""
-    kind = what(network, node)
-    if kind in (F.leaky_relu, nn.LeakyReLU):
-        (slope,) = settings(network, node, "negative_slope", negative_slope=0.01)
-        return functools.partial(F.leaky_relu, negative_slope=slope)
-    if kind in (F.elu, nn.ELU):
-        (alpha,) = settings(network, node, "alpha", alpha=1.0)
-        return functools.partial(eigen.elu, alpha=alpha)
-    if kind in (F.softplus, nn.Softplus):
-        beta, threshold = settings(network, node, "beta", "threshold", beta=1, threshold=20)
-        return eigen.softplus if (beta, threshold) == (1, 20) else None
-    if kind in (F.gelu, nn.GELU):
-        approximate = node.kwargs.get("approximate", "none")
-        if kind is nn.GELU:
-            (approximate,) = settings(network, node, "approximate")
-        return functions.gelu if approximate == "none" else None
-    return _FUNCTIONS.get(kind)
+    function = activation_of(network, node)
+    arithmetic = None if function is None else ARITHMETIC.get(function.name)
+    return None if arithmetic is None else arithmetic(**settings_of(network, node))
 
 
 def clip_of(network: fx.GraphModule, node: fx.Node) -> Clip | None:
     """Return the bounds of a clipping node that is exported as Relu or Clip; None for others."""
+    found = activation_nodes.clip_of(network, node)
+    if found is not None:
+        return found
     kind = what(network, node)
-    module = module_of(network, node)
-    if module is not None:
-        return clip_of_module(module)
-    if kind in _RELUS:
-        return RELU
-    if kind is F.relu6:
-        return (0.0, 6.0)
-    if kind is F.hardtanh:
-        low, high = settings(network, node, "min_val", "max_val", min_val=-1.0, max_val=1.0)
-        return (float(low), float(high))
     if kind in (torch.clamp_min, "clamp_min", "clamp_min_"):
         low, high = settings(network, node, "min")[0], torch.inf
     elif kind in _CLAMPS:

@@ -1,0 +1,124 @@
+"""Build a training's optimizer and runner."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import mmdet
+from mmcv import Config
+from mmcv.runner import build_runner
+from mmdet.core import build_optimizer
+from mmdet.utils import collect_env
+from torch import nn
+
+from dq.detector.config.config_text import config_text
+from dq.detector.config.registry_errors import explain
+from dq.detector.data.leaves import classes_of
+from dq.detector.loading.training_loader import TrainingLoader
+from dq.detector.training.assignment import Quantization, Workplace
+from dq.detector.training.checkpoint_order import ATTEMPT, next_attempt
+from dq.detector.training.checkpoint_plan import CheckpointPlan
+from dq.detector.training.exact_runner import Equipment
+from dq.detector.training.runners import RUNNER_OF
+from dq.dist.exchange import collectives
+from dq.dist.exchange.data_parallel import unwrap
+from dq.dist.rendezvous.restarts import torchrun_agent
+from dq.dist.work.on_main_rank import on_main_rank
+from dq.quant.quantizers.factory import regroup_
+
+log = logging.getLogger("dq.train")
+
+
+def scale_learning_rate(config: Config, loader: TrainingLoader) -> None:
+    """Scale the rate as mmdet's ``auto_scale_lr`` does, by the images of a step on all ranks.
+
+    Unlike mmdet's own it does not change when a training goes on with other ranks.
+    """
+    settings = config.get("auto_scale_lr") or {}
+    if not settings.get("enable", False):
+        return
+    images = loader.chunks_per_step * loader.samples_per_chunk
+    base = settings.get("base_batch_size")
+    if not base:
+        log.warning("auto_scale_lr has no base_batch_size, so the learning rate is not scaled")
+        return
+    if not isinstance(config.optimizer.get("lr"), int | float):
+        raise ValueError("auto_scale_lr scales optimizer.lr, which the config does not have")
+    config.optimizer.lr *= images / base
+    log.info(
+        "learning rate scaled to %g: %d images a step, not %d", config.optimizer.lr, images, base
+    )
+
+
+def optimizer_of(config: Config, model: nn.Module, quantization: Quantization | None) -> Any:
+    """Return the config's optimizer, with groups of its own for parameters of quantizers.
+
+    Raises:
+        ValueError: It cannot be built.
+    """
+    try:
+        optimizer = build_optimizer(model, config.optimizer)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"optimizer cannot be built: {explain(error)}") from error
+    if quantization is not None:
+        factor = quantization.refinements.learned_lr
+        learned = regroup_(optimizer, unwrap(model), lr_factor=factor)
+        if learned:
+            log.info("%d quantizer parameters are learned, at %g times the rate", learned, factor)
+    return optimizer
+
+
+def meta_of(
+    config: Config, dataset: Any, seed: int, place: Workplace, plan: CheckpointPlan
+) -> dict[str, Any]:
+    """Return what each checkpoint's ``meta`` is to hold; every rank must call it."""
+    agents = collectives.all_gather_objects(torchrun_agent())
+    meta = {
+        "config": config_text(config),
+        "CLASSES": classes_of(dataset, "train"),
+        "seed": seed,
+        "world_size": collectives.world_size(),
+        "exp_name": Path(config.filename or place.work_dir).name,
+        "env_info": "\n".join(f"{name}: {value}" for name, value in collect_env().items()),
+        "mmdet_version": mmdet.__version__,
+        "hook_msgs": {},
+        **place.meta,
+        "key": place.key,
+        "agents": sorted({name for name in agents if name}),
+        ATTEMPT: on_main_rank(lambda: next_attempt(plan.folder(place.work_dir))),
+    }
+    if place.tracker is not None:
+        meta["run_id"] = None if place.tracker.run is None else place.tracker.run.id
+    return meta
+
+
+def runner_of(
+    config: Config,
+    model: nn.Module,
+    optimizer: Any,
+    equipment: Equipment,
+    work_dir: Path,
+    meta: dict[str, Any],
+) -> Any:
+    """Return mmcv's runner of the config's type, with what it works with.
+
+    Args:
+        config: Of the training.
+        model: As `dq.detector.training.network.on_all_ranks` returns it.
+        optimizer: Of the model's parameters.
+        equipment: What hooks and checkpoints need.
+        work_dir: Where checkpoints and logs go.
+        meta: Result of `meta_of`.
+    """
+    settings = {**config.runner, "type": RUNNER_OF[config.runner.type]}
+    defaults = {
+        "model": model,
+        "optimizer": optimizer,
+        "work_dir": str(work_dir),
+        "logger": log,
+        "meta": meta,
+        "equipment": equipment,
+    }
+    return build_runner(settings, default_args=defaults)

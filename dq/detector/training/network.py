@@ -1,0 +1,113 @@
+"""The network that a training runs: traced, compiled, under autocast, on all ranks."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from mmcv import Config
+from torch import nn
+
+from dq.detector.hooks.weight_average import AverageRule, averaged_by, without_ema_hooks
+from dq.detector.model.autocast import run_under_autocast
+from dq.detector.model.compilation import Network, compilation, compiled
+from dq.detector.model.graph import attach, parameters_outside, trace_detector
+from dq.detector.step.parallel_detector import LoneDetector, ParallelDetector
+from dq.detector.training.assignment import Quantization
+from dq.detector.training.refinements import Extras, Refinery
+from dq.dist.exchange.data_parallel import wrap
+from dq.quant.graph.quantized_graph import CONTAINER
+from dq.quant.graph.trace import BoundGraph
+
+log = logging.getLogger("dq.train")
+
+
+def network_to_train(
+    config: Config, detector: nn.Module, quantization: Quantization | None, device: torch.device
+) -> Extras:
+    """Let the detector run the network that is trained, and return what is done besides its steps.
+
+    Parameters that the network never reads are taken out of training. The EMA hooks in
+    ``config.custom_hooks`` are replaced by an average of our own.
+
+    Args:
+        config: Of the training; changed in place.
+        detector: On the device.
+        quantization: Given for quantization-aware training.
+        device: Where the detector is.
+
+    Raises:
+        ValueError: A setting needs a graph, and the detector cannot be traced.
+    """
+    graph = _float_graph(detector) if quantization is None else quantization.graph
+    if graph is not None:
+        _leave_out_unused(detector, graph)
+    config.custom_hooks, rule = without_ema_hooks(config.get("custom_hooks"))
+    if quantization is not None:
+        refinery = _refinery(detector, quantization, rule)
+        run_on(detector, refinery.network, config, device)
+        return refinery
+    if graph is not None:
+        run_on(detector, graph, config, device)
+    else:
+        _refuse_without_graph(config)
+    extras = Extras(detector)
+    if rule is not None:
+        extras.keep(averaged_by(rule, detector))
+    return extras
+
+
+def _float_graph(detector: nn.Module) -> BoundGraph | None:
+    try:
+        return BoundGraph(detector, trace_detector(detector))
+    except ValueError as error:
+        log.info("trained without a graph: %s", error)
+        return None
+
+
+def _leave_out_unused(detector: nn.Module, graph: BoundGraph) -> None:
+    """Take parameters that the network never reads out of training, and say so."""
+    names = parameters_outside(detector, graph.graph)
+    for name in names:
+        detector.get_parameter(name).requires_grad_(False)
+    if names:
+        log.info("%d parameters are read by nothing and not trained: %s", len(names), names)
+
+
+def _refinery(
+    detector: nn.Module, quantization: Quantization, rule: AverageRule | None
+) -> Refinery:
+    settings = quantization.refinements
+    return Refinery(detector, quantization.graph, quantization.schedule, settings, rule)
+
+
+def run_on(detector: nn.Module, network: Network, config: Config, device: torch.device) -> None:
+    """Let mmdet's methods take their outputs from ``network``, compiled and rounded as set.
+
+    A float detector runs on its graph for one of these two only.
+    """
+    settings = compilation(config, device)
+    if settings is not None:
+        network = compiled(network, detector, settings)
+    if config.get("fp16"):
+        run_under_autocast(detector, network, device)
+    elif settings is not None or hasattr(detector, CONTAINER):
+        attach(detector, network)
+
+
+def _refuse_without_graph(config: Config) -> None:
+    for setting in ("fp16", "compile"):
+        if config.get(setting):
+            raise ValueError(f"{setting} needs a detector that can be traced; leave it out")
+
+
+def on_all_ranks(config: Config, detector: nn.Module, device: torch.device) -> nn.Module:
+    """Return the detector in the wrapper that mmcv's runner calls, for one rank or several."""
+    model = wrap(
+        detector,
+        device=device,
+        find_unused_parameters=bool(config.get("find_unused_parameters", False)),
+        cls=ParallelDetector,
+        late=[p for n, p in detector.named_parameters() if n.startswith(f"{CONTAINER}.")],
+    )
+    return LoneDetector(detector) if model is detector else model

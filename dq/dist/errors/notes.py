@@ -1,0 +1,47 @@
+"""What the ranks know of an error besides its message: who prints it, and which exit code it means.
+
+Python's own exceptions can be in no weak dictionary, and in an ordinary one an error would live on,
+with the tensors of its traceback. So the notes are an attribute of the exception, and only this
+module sets and reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+_ATTRIBUTE = "_dq_notes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notes:
+    """Notes on one exception.
+
+    Attributes:
+        reported: The user has been told, or another rank tells.
+        reported_elsewhere: It comes from another rank, which is alive and reports it itself.
+        exit_code: Of the error that was reported for all ranks; None if none is known.
+        is_expected: Whether the error was expected where it was raised first; None if it was raised
+            in this process, where its traceback says so.
+    """
+
+    reported: bool = False
+    reported_elsewhere: bool = False
+    exit_code: int | None = None
+    is_expected: bool | None = None
+
+
+def notes_on(error: BaseException) -> Notes:
+    """Return what was noted on an error; by default nothing."""
+    found: Notes = getattr(error, _ATTRIBUTE, None) or Notes()
+    return found
+
+
+def note(error: BaseException, **facts: Any) -> None:
+    """Note facts on an error, beside those noted before.
+
+    Args:
+        error: Any exception.
+        facts: Attributes of `Notes`.
+    """
+    setattr(error, _ATTRIBUTE, replace(notes_on(error), **facts))
