@@ -159,6 +159,11 @@ class HistogramObserver(MovingAverageObserver):
         return None
 
     @property
+    def records_extremes(self) -> bool:
+        """Whether `observe` only updates the extremes, as in a training after calibration."""
+        return not self.collects
+
+    @property
     def key(self) -> tuple[object, ...]:
         """Unique while there are counts, as histograms are not stacked; else a moving average's."""
         return (id(self),) if self.collects else super().key
