@@ -24,6 +24,12 @@ PLAIN = ("quant.repairs=[]", "quant.mixed=None")
 
 # Row name: options of `launcher calibrate` in addition to the config's.
 ROWS: dict[str, tuple[str, ...]] = {
+    "int8, default": (*PLAIN, "quant.observer=weighted_mse"),
+    "int8, default, bias": (
+        "quant.observer=weighted_mse",
+        "quant.repairs=[bias]",
+        "quant.mixed=None",
+    ),
     "int8, min-max": (*PLAIN, "quant.observer=min_max"),
     "int8, 99.99 percentile": (*PLAIN, "quant.observer=percentile"),
     "int8, entropy": (*PLAIN, "quant.observer=entropy"),
