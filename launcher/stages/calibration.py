@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from dq.detector.calibration.calibrate import calibrate_and_repair
+from dq.detector.calibration.calibrate import calibration_of
 from dq.detector.model.checkpoint_content import recipe_of
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.stored_detector import float_detector, quantize_as_stored
@@ -18,11 +18,13 @@ from dq.dist.exchange import collectives
 from dq.dist.files.checkpoint import load_checkpoint
 from dq.dist.rendezvous.restarts import restart_counted
 from dq.dist.work.on_main_rank import on_main_rank
+from dq.dist.work.on_one_rank import run_on_rank
+from dq.quant.analysis.sensitivity import Sensitivity
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.widths import set_bits_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
-from dq.sync import calibrate_on_one_rank
+from dq.sync import calibrate_on_one_rank, sensitivities_over_ranks
 from dq.tracking.record.stage_summary import StageSummary
 from launcher.plan import Plan
 from launcher.session import Session
@@ -79,23 +81,27 @@ def _kept(stage: Stage, reuse: bool) -> dict[str, Any] | None:
 
 
 def calibrate_all(stage: Stage, detector: nn.Module, graph: QuantizedGraph) -> Recipe:
-    """Calibrate and repair on one rank; return the recipe with what mixed precision raised."""
+    """Calibrate and repair; return the recipe with what mixed precision raised.
+
+    One rank finds ranges and repairs, and all ranks measure sensitivities.
+    """
     plan, place = stage.plan, stage.place
-    raised: list[str] = []
-
-    def work() -> None:
-        found = calibrate_and_repair(
-            detector,
-            graph,
-            plan.calibration_batches(),
-            place.device,
-            weight_range=plan.settings.recipe.weight_range,
-            repair=plan.settings.repair,
-        )
-        raised.extend(found)
-
+    calibration = calibration_of(
+        detector,
+        graph,
+        place.device,
+        weight_range=plan.settings.recipe.weight_range,
+        repair=plan.settings.repair,
+    )
     rank = place.calibration_rank
-    proof = calibrate_on_one_rank(graph, work, rank=rank)
+    run_on_rank(lambda: calibration.find_ranges_(plan.calibration_batches()), rank=rank)
+    found: list[Sensitivity] = []
+    if plan.settings.repair.mixed is not None:
+        found = sensitivities_over_ranks(graph, calibration.few_images, source=rank)
+    raised: list[str] = []
+    proof = calibrate_on_one_rank(
+        graph, lambda: raised.extend(calibration.finish_(found)), rank=rank
+    )
     names: list[str] = collectives.broadcast_object(raised, source=rank)
     if not raised:  # The ranks that did not calibrate have the others' ranges and scales already.
         set_bits_(graph, names)

@@ -117,7 +117,7 @@ def test_a_search_that_is_started_again_calibrates_nothing_twice(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("calibrated again")
 
-    monkeypatch.setattr("dq.detector.search.trials.calibrate_and_repair", refuse)
+    monkeypatch.setattr("dq.detector.search.trials.calibration_of", refuse)
     code, _, err = launch(*words(config, float_checkpoint, digits, folder))
     assert code == searched[3], err
     assert pareto(folder) == before

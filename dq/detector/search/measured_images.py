@@ -14,7 +14,8 @@ import numpy as np
 from mmcv import Config
 from mmdet.datasets import ConcatDataset
 
-from dq.detector.data.data_section import has_section, innermost, section_of
+from dq.detector.config.nested_sections import innermost
+from dq.detector.data.data_section import has_section, section_of
 from dq.detector.data.datasets import calibration_dataset, dataset_of, interleaved
 from dq.detector.data.evaluated_sets import evaluated
 from dq.detector.data.leaves import infos_of, leaves, set_name

@@ -19,7 +19,7 @@ import torch
 from mmcv import Config
 from torch import Tensor, nn
 
-from dq.detector.calibration.calibrate import calibrate_and_repair
+from dq.detector.calibration.calibrate import calibration_of
 from dq.detector.engines.measurement import measure
 from dq.detector.evaluation.evaluate import main_metric
 from dq.detector.model.checkpoint_content import compose
@@ -174,14 +174,15 @@ class Trials:
         detector = self._float_detector()
         graph = quantize_detector(detector, candidate.recipe)
         began = time.monotonic()
-        calibrate_and_repair(
+        calibration = calibration_of(
             detector,
             graph,
-            setting.batches(),
             setting.device,
             weight_range=candidate.recipe.weight_range,
             repair=candidate.repair,
         )
+        calibration.find_ranges_(setting.batches())
+        calibration.finish_()
         log.info("%s: calibrated in %.0f s", candidate.name, time.monotonic() - began)
         set_phase(graph.quantizers, Phase.FROZEN)
         return compose(
