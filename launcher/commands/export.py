@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher.command_line.arguments import add_bench, add_checkpoint, add_common
 
-HELP = "export a quantized checkpoint: QDQ ONNX, TIDL's ONNX, or integers for torch"
+HELP = "export a quantized checkpoint as QDQ ONNX, ONNX for TIDL, or integers for torch"
 FORMATS = ("onnx-qdq", "onnx-tidl", "torch-int")
 DECODINGS = ("none", "boxes", "nms")
 
@@ -23,29 +23,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--decode",
         choices=DECODINGS,
         default="none",
-        help="what the ONNX model returns: the head's outputs (default), boxes and scores of all"
-        " priors, or final detections after non-maximum suppression",
+        help="outputs of the ONNX model: the head's outputs (none, default), boxes and scores of"
+        " all priors (boxes), or final detections after non-maximum suppression (nms)",
     )
     parser.add_argument(
         "--size",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="of the images (default: as the test pipeline makes them); the batch is free",
+        help="size of the images (default: the test pipeline's); the batch size is free",
     )
     parser.add_argument(
         "--opset",
         type=int,
         metavar="N",
-        help="of ONNX (default 18, or 21 where 4-bit or 16-bit integers need it)",
+        help="opset of ONNX (default 18, or 21 if 4-bit or 16-bit integers need it)",
     )
     add_bench(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the stage, print where the files lie and how fast they are; return the exit code."""
+    """Run the stage, print the paths and the speed of the files; return the exit code."""
     if arguments.decode != "none" and arguments.format == "torch-int":
-        raise ValueError("--decode is for ONNX; torch-int holds the network's integers alone")
+        raise ValueError("--decode is for ONNX; torch-int contains only the network's integers")
     from launcher.plan import begin_plan
     from launcher.report import say_speed
     from launcher.session import session

@@ -85,7 +85,7 @@ def test_a_new_rate_is_applied_where_it_is_asked_for(train) -> None:  # type: ig
     words = ("--resume", "--cfg-options", "optimizer.lr=0.004", "log_config.interval=1")
     code, out, err = train(*words, "--resume-with", "optimizer.lr")
     assert code == 0, err + out
-    assert re.search(r"goes on with other settings than step_1\.pth: .*optimizer\.lr", out)
+    assert re.search(r"continuing with other settings than step_1\.pth: .*optimizer\.lr", out)
     assert "log_config.interval 2 -> 1" in out
     group = load_checkpoint(train.folder / "epoch_2.pth")["optimizer"]["param_groups"][0]
     assert group["initial_lr"] == 0.004
@@ -154,7 +154,7 @@ def test_a_file_goes_to_the_training_it_belongs_to(
                             "--resume", floats)  # fmt: skip
     assert code == 0, err + out
     assert f"resumed from {floats}" in out
-    assert "is of a float training; the quantized one does not go on from it" in out
+    assert "is of a float training; the quantized one does not resume from it" in out
     code, out, err = launch("run", config, "--work-dir", whole, *options, "--resume", quantized)
     assert code == 0, err + out
     assert out.count("is done already") == 3

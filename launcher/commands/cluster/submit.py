@@ -1,4 +1,4 @@
-"""``launcher submit``: any command as a job of Slurm; the whole chain; a grid of chains."""
+"""``launcher submit``: run a command, the whole chain or a grid of chains as Slurm jobs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from launcher.command_line.arguments import add_checkpoint, add_shared, add_trai
 from launcher.command_line.forwarded import forwarded
 from launcher.failure import DEBUG
 
-HELP = "run a command, the whole chain (`run`) or a grid (`sweep`) on Slurm, or here as Slurm would"
+HELP = "run a command, the whole chain (`run`) or a grid (`sweep`) on Slurm, or here without Slurm"
 RESOURCES = {
     "partition": str, "account": str, "qos": str, "constraint": str, "time": str, "nodes": int,
     "gpus_per_node": int, "tasks_per_node": int, "cpus_per_task": int, "mem_gb": int,
     "signal_delay_s": int, "max_restarts": int, "parallel": int,
 }  # fmt: skip
 _HELP = {
-    "partition": "as sbatch's", "account": "as sbatch's", "qos": "as sbatch's",
-    "constraint": "as sbatch's", "time": "limit of one attempt: 90, 1:30:00, 1-12 (default a day)",
-    "nodes": "how many (default 1)", "gpus_per_node": "GPUs of a node, a rank each (default 0)",
-    "tasks_per_node": "ranks of a node where there are no GPUs (default 1)",
-    "cpus_per_task": "CPUs of a rank", "mem_gb": "memory of a node",
-    "signal_delay_s": "how long before the limit ranks are warned, to write a checkpoint (120)",
-    "max_restarts": "how often a job is started again, for whatever reason (default 20)",
-    "parallel": "elements of a sweep at a time (default 4)",
+    "partition": "as for sbatch", "account": "as for sbatch", "qos": "as for sbatch",
+    "constraint": "as for sbatch",
+    "time": "limit of one attempt: 90, 1:30:00, 1-12 (default a day)",
+    "nodes": "number of nodes (default 1)",
+    "gpus_per_node": "GPUs per node, one rank each (default 0)",
+    "tasks_per_node": "ranks per node if there are no GPUs (default 1)",
+    "cpus_per_task": "CPUs per rank", "mem_gb": "memory per node",
+    "signal_delay_s": "seconds before the limit at which ranks write a checkpoint (default 120)",
+    "max_restarts": "how often a job may be restarted (default 20)",
+    "parallel": "elements of a sweep that run at the same time (default 4)",
 }  # fmt: skip
 
 
@@ -38,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster",
         metavar="FILE.toml|NAME",
-        help="cluster profile: a file, gpu, a100 or h100 (which come along), local (here, in"
-        " processes of their own), debug (in this process)",
+        help="cluster profile: a file, or gpu, a100 or h100 (included), local (on this machine, in"
+        " separate processes), debug (in this process)",
     )
     for name, kind in RESOURCES.items():
         parser.add_argument(
@@ -48,17 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )  # fmt: skip
     parser.add_argument(
         "--torchrun", action="store_true", default=None,
-        help="one torchrun a node in place of a task a rank",
+        help="start one torchrun per node instead of one task per rank",
     )  # fmt: skip
-    parser.add_argument("--group", metavar="NAME", help="W&B's group (default: the chain's name)")
+    parser.add_argument("--group", metavar="NAME", help="group in W&B (default: the chain's name)")
     parser.add_argument(
         "--include", metavar="PATH", action="append", default=[],
-        help="a module or package of your own that the config imports, for the snapshot too",
+        help="add a module or package that the config imports to the snapshot of the code",
     )  # fmt: skip
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the jobs' texts, submit and write nothing"
+        "--dry-run", action="store_true", help="print the job scripts; submit and write nothing"
     )
-    parser.add_argument("job", metavar="COMMAND", help="a command of the launcher, or sweep")
+    parser.add_argument("job", metavar="COMMAND", help="a command of the launcher, or `sweep`")
     parser.add_argument(
         "words", metavar="...", nargs=argparse.REMAINDER, help="its own arguments, CONFIG first"
     )
@@ -70,13 +72,13 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--presets", nargs="+", default=[], metavar="NAME", help="int8 w4a8 ...")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     add_shared(parser)
-    add_checkpoint(parser, what="a float detector for all", required=False)
+    add_checkpoint(parser, what="a float checkpoint for all", required=False)
     add_training(parser)
     parser.add_argument(DEBUG, action="store_true", help="print the traceback of an error")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check the command, copy what it needs, submit it; return the exit code."""
+    """Check the command, copy code and configs, submit the jobs; return the exit code."""
     from slurm.here import run_here, run_in_process
     from slurm.profile import read_profile
     from slurm.submission import need_slurm, submit
@@ -98,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     if profile.executor == "slurm":
         need_slurm()
     while not _reserved(place.folder):
-        # Another submission has taken this name since; the next one is free.
+        # Another submission has taken this name in the meantime, so try the next one.
         jobs, place = _compose(arguments, order, profile)
     with _removed_unless_submitted(place.folder):
         _write(arguments, order, jobs, place)
@@ -114,14 +116,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Order:
-    """A command as the user gave it, parsed.
+    """The command to submit, parsed.
 
     Attributes:
         name: The command, or ``sweep``.
         words: Its arguments.
-        parsed: The same by its own parser.
-        configs: The configs it names.
-        experiment: Absolute folder of its results.
+        parsed: Its arguments, parsed by its own parser.
+        configs: The configs in its arguments.
+        experiment: Absolute path of its work dir.
     """
 
     def __init__(self, name: str, words: list[str], parsed: argparse.Namespace) -> None:
@@ -135,7 +137,7 @@ class _Order:
 
 
 def _work_dir_of(parsed: argparse.Namespace) -> str | None:
-    """Return the ``work_dir`` that the command line's options or the config give."""
+    """Return the ``work_dir`` of ``--cfg-options`` or of the config, or None."""
     for option in getattr(parsed, "cfg_options", None) or []:
         if option.startswith("work_dir="):
             return str(option.partition("=")[2])
@@ -162,7 +164,10 @@ def _order(arguments: argparse.Namespace) -> _Order:
 
 
 def _check(order: _Order) -> list[str]:
-    """Refuse what would fail in the job; return what could not be checked here.
+    """Check configs and checkpoint before submitting.
+
+    Returns:
+        Lines about what could not be checked here.
 
     Raises:
         ValueError: A config or a checkpoint is wrong or missing.
@@ -180,8 +185,8 @@ def _check(order: _Order) -> list[str]:
         check_config(Path(config))
     if any(importlib.util.find_spec(name) is None for name in ("torch", "mmcv", "mmdet")):
         return [
-            "note: torch and mmdet are not installed here: that the config and its bases are there"
-            " and are Python was checked, its settings are checked when the job begins"
+            "note: torch and mmdet are not installed here; it was checked that the config and its"
+            " bases exist and are valid Python; its settings are checked when the job starts"
         ]
     for config in order.configs:
         for preset in getattr(order.parsed, "presets", None) or [None]:
@@ -197,12 +202,12 @@ def _read(order: _Order, config: str, preset: str | None) -> None:
     options = [*order.parsed.cfg_options, *([f"quant.preset={preset}"] if preset else [])]
     seed = getattr(order.parsed, "seed", None)
     plan = read_plan(argparse.Namespace(config=config, cfg_options=options, seed=seed))
-    # Types and arguments of modules are checked by building them, which takes no data.
+    # Building the model checks the types and arguments of its modules; it needs no data.
     build_model(plan.config, test_classes(plan.config), initialise=False)
 
 
 def _compose(arguments: argparse.Namespace, order: _Order, profile: Any) -> tuple[list[Any], Any]:
-    """Return the jobs and where they live; nothing is written."""
+    """Return the jobs and their folders; nothing is written."""
     from slurm import plan
     from slurm.record import new_name
     from slurm.text import Place, check_place
@@ -241,21 +246,21 @@ def _with_copy(order: _Order, copies: dict[str, str]) -> list[str]:
     return words
 
 
-# What the plan of a chain or a sweep says itself.
+# Arguments that the plan of a chain or a sweep sets itself.
 _PLANNED = ("help", "work_dir", "checkpoint", "fresh", "reuse", "table")
-# Only a quantized training on several ranks lets one of them calibrate: calibration is one rank's
-# job, and stages may have different numbers of ranks.
+# Only QAT has several ranks of which one calibrates. The calibration job has one rank, and stages
+# may have different numbers of ranks.
 _OF_QAT = ("calibration_rank",)
 
 
 def _options_for(given: argparse.Namespace, *commands: str, without: Sequence[str]) -> Any:
-    """Return what each of the commands has to be told of what was said to the whole."""
+    """Return the options to forward to each of the commands, by command."""
     from launcher.cli import build_parsers
 
     if given.resume not in (None, "auto"):
         raise ValueError(
-            f"--resume {given.resume} is of one training, and these are several; submit that one:"
-            " submit train ... --resume FILE.pth, or submit qat"
+            f"--resume {given.resume} is of one training, and these are several; submit that one"
+            " alone: submit train ... --resume FILE.pth, or submit qat"
         )
     parsers = build_parsers()[1]
     found = {}
@@ -295,7 +300,7 @@ def _sweep(order: _Order, copies: dict[str, str], profile: Any, plan: Any) -> li
 
 @contextmanager
 def _removed_unless_submitted(folder: Path) -> Iterator[None]:
-    """Remove the folder, and those above it that are empty then, when the body fails."""
+    """Remove the folder if the body fails, and then its empty parents."""
     try:
         yield
     except BaseException:
@@ -307,7 +312,7 @@ def _removed_unless_submitted(folder: Path) -> Iterator[None]:
 
 
 def _reserved(folder: Path) -> bool:
-    """Make the folder of a submission; False where another one has it, which must not lose it."""
+    """Create the folder of a submission; return False if another submission has it already."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -316,7 +321,7 @@ def _reserved(folder: Path) -> bool:
 
 
 def _write(arguments: argparse.Namespace, order: _Order, jobs: Sequence[Any], place: Any) -> None:
-    """Copy code and configs, and make the folders that jobs expect."""
+    """Copy code and configs, and create the folders that the jobs need."""
     from slurm.copies.config_files import copy_config
     from slurm.copies.snapshot import copy_code
     from slurm.plan import float_links
