@@ -140,7 +140,7 @@ def test_rank_killed_in_calibration_and_evaluation(
     assert ending.codes[victim] == -signal.SIGKILL
     assert ending.codes[1 - victim] == 1
     assert not list((tmp_path / "w").glob("*/*.pth"))
-    record(f"kill -9 of rank {victim} in `{command}`", "the stage, begun anew", ending)
+    record(f"kill -9 of rank {victim} in `{command}`", "the stage, which starts again", ending)
 
 
 @pytest.mark.parametrize("command", ["calibrate", "eval"])
