@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dq.quant.export.averages import fit_averages_
+from dq.quant.export.input_rounding import round_inputs_late_
 from dq.quant.export.onnx_graph import OPSET_16_BITS
 from dq.quant.integer.modules import DOMAIN, WEIGHT
 from dq.quant.numerics.spec import QuantSpec
@@ -56,6 +57,7 @@ def to_qdq_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
         specs: The integer format of every quantizer, by its name.
     """
     fit_averages_(model)
+    round_inputs_late_(model)
     writer = Writer(model, specs)
     for node in placeholders(model):
         if node.op_type == WEIGHT:
