@@ -99,8 +99,11 @@ def test_mistakes_are_told_in_one_line(
     (tmp_path / "taken").touch()
     for words, message in (
         ((tmp_path / "none.onnx",), "none.onnx does not exist"),
-        ((damaged,), "is no ONNX model, or damaged"),
-        ((plain,), "is a float model, so there is nothing to compare it with; give a quantized model"),
+        ((damaged,), "is not an ONNX model, or damaged"),
+        (
+            (plain,),
+            "is a float model, so there is nothing to compare it with; give a quantized model",
+        ),
         ((model, model), "is given twice"),
         ((model, "--threads", 0), "--threads is 0; give a whole number of at least 1"),
         ((model, "--rounds", -1), "--rounds is -1"),

@@ -159,7 +159,7 @@ def test_model_that_suppresses_is_evaluated_by_its_own_detections(
     path.write_bytes(path.read_bytes()[:7000])
     checkpoint = ("--checkpoint", experiment / "qat/qat.pth")
     for words, message in (
-        (("eval", path, *backend), "is no ONNX model, or damaged"),
+        (("eval", path, *backend), "is not an ONNX model, or damaged"),
         (("eval", tmp_path / "foreign.nms.onnx", *backend, *checkpoint), "has no value output.0.0"),
         (("eval", tmp_path / "foreign.nms.onnx", only, *backend, *checkpoint), "classes"),
         (("export", config, *checkpoint, "--decode", "nms", "--format", "torch-int"), "for ONNX"),
@@ -369,8 +369,8 @@ def test_mistakes_are_told_in_one_line(
     text.value += "custom_imports = {'imports': ['this']}\n"
     onnx.save(importing, tmp_path / "importing.onnx")
     for words, message in (
-        (("eval", damaged, *backend), "is no ONNX model, or damaged"),
-        (("eval", damaged, "--backend", "openvino"), "is no ONNX model, or damaged"),
+        (("eval", damaged, *backend), "is not an ONNX model, or damaged"),
+        (("eval", damaged, "--backend", "openvino"), "is not an ONNX model, or damaged"),
         (("eval", tmp_path / "running.onnx", *backend), "not made of plain values .*give the conf"),
         (("eval", tmp_path / "importing.onnx", *backend), "imports this, which runs its code"),
         (("eval", config, *backend), "needs one MODEL.onnx"),
@@ -421,7 +421,7 @@ def test_integers_for_torch_are_a_plain_file_and_compute_the_same(
     code, _, err = launch("eval", tmp_path / "wrong.int.pth", truth, *backend)
     assert code == 1, err
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert "1 tensors of the file are not what the checkpoint yields" in line
+    assert "1 tensors of the file differ from the checkpoint's" in line
     assert "bbox_head/cls_convs/0/0" in line
     content["meta"]["config"] += f"data = open({str(tmp_path / 'ran')!r}, 'w')\n"
     torch.save(content, tmp_path / "running.int.pth")
@@ -431,7 +431,7 @@ def test_integers_for_torch_are_a_plain_file_and_compute_the_same(
         (("eval", path, config), "add --backend torch-int"),
         (("eval", damaged, *backend), "is damaged"),
         (("eval", tmp_path / "running.int.pth", *backend), "is not made of plain values"),
-        (("eval", checkpoint, *backend), "holds no integers"),
+        (("eval", checkpoint, *backend), "has no integers"),
         (("eval", config, *backend), "needs one MODEL.int.pth"),
     ):
         assert re.search(message, only_error(launch(*wrong)))

@@ -1,4 +1,4 @@
-"""Run a quantized detector in torch with exactly the numbers of an integer engine."""
+"""Run a quantized detector in torch with the exact results of an integer engine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run_exactly_(
 @contextlib.contextmanager
 def exact_arithmetic(detector: nn.Module, graph: QuantizedGraph) -> Iterator[None]:
     """Apply `run_exactly_` inside the block, and restore the detector after it."""
-    # The former replacements of its methods: the graph, perhaps compiled or under autocast.
+    # The methods as they are now: calls of the graph, which may be compiled or under autocast.
     owners = [("extract_feat", detector)]
     owners += [("forward", detector.get_submodule(part)) for part in graph.parts]
     before = [owner.__dict__[name] for name, owner in owners]

@@ -1,4 +1,4 @@
-"""From a calibrated graph to a whole ONNX model: integers, operators, format, check."""
+"""Export a calibrated network as a whole ONNX model: integers, operators, format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dq.quant.export.qdq import opset_needed, to_qdq_
 from dq.quant.export.tidl import to_tidl_
 from dq.quant.integer.qparams import specs_of, widths_of
 
-# What is written: QuantizeLinear and DequantizeLinear, or what TI's compiler reads.
+# QuantizeLinear and DequantizeLinear, or the Clips that TI's compiler reads.
 FORMATS = {"onnx-qdq": to_qdq_, "onnx-tidl": to_tidl_}
 
 
@@ -34,13 +34,14 @@ def assembled(
     """Return the network as an ONNX model of one of the `FORMATS`.
 
     Args:
-        network: As `dq.quant.integer.bias_overflow.network_for_engines` returns it.
+        network: Result of `dq.quant.integer.bias_overflow.network_for_engines`.
         examples: Its inputs.
         kind: A key of `FORMATS`.
-        opset: Of ONNX; None for the lowest that has the network's integers.
-        input_names: Of the inputs, as many or more.
-        more_outputs: Names of what ``after`` adds to the outputs.
-        after: Computed on the network's result and exported too; returns it with something added.
+        opset: Of ONNX; None for the lowest that supports the network's integers.
+        input_names: Names of the inputs; further names are ignored.
+        more_outputs: Names of the outputs that ``after`` adds.
+        after: A function of the network's result that is exported too; it returns the result with
+            further outputs.
         rewrite_: Replaces placeholders of ``after`` by operators, in place.
 
     Raises:
@@ -54,7 +55,7 @@ def assembled(
         opset=_opset(network, kind, opset),
         output_names=[*names, *more_outputs],
         input_names=input_names,
-        behind=after,
+        after=after,
     )
     if rewrite_ is not None:
         rewrite_(model)
@@ -88,7 +89,7 @@ def _opset(network: fx.GraphModule, kind: str, given: int | None) -> int:
 
 
 def _is_deformable(network: fx.GraphModule) -> bool:
-    """Say whether a deformable convolution is among the network's layers and functions."""
+    """Return whether the network contains a deformable convolution."""
     called = [str(node.target) for node in network.graph.nodes if node.op == "call_function"]
     called += [type(module).__name__ for module in network.modules()]
     return any("deformconv" in name.replace("_", "").lower() for name in called)

@@ -433,7 +433,7 @@ def test_damaged_model_and_wrong_size_are_reported(tmp_path: Path) -> None:
     content = int8()[1]
     for damaged in (b"", b"no model", content[: len(content) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"is no ONNX model, or damaged .*export it again"):
+        with pytest.raises(ValueError, match=r"is not an ONNX model, or damaged .*export it again"):
             load_model(path)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"inputs 3x16x16 and got 3x8x16; .*--size 8 16"):

@@ -1,4 +1,4 @@
-"""What a node of an integer network computes, however it is spelled in the model."""
+"""Recognise the operation of a node: called as a module, function, method or operator."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def what(network: fx.GraphModule, node: fx.Node) -> Any:
 
 
 def settings(network: fx.GraphModule, node: fx.Node, *names: str, **defaults: Any) -> list[Any]:
-    """Return arguments after the first, or a module's attributes, by name.
+    """Return a node's arguments after the first, or its module's attributes, by name.
 
     Args:
         network: The node's network.
         node: Calls a module, a function or a method.
-        names: Of the arguments, in order.
-        defaults: Of those that may be missing.
+        names: Names of the arguments, in order.
+        defaults: Values of arguments that may be missing.
     """
     module = module_of(network, node)
     given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
@@ -97,22 +97,22 @@ def _is_real_tensor(node: fx.Node) -> bool:
 
 
 def is_sum(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether the node adds two tensors."""
+    """Return whether the node adds two tensors."""
     return what(network, node) in _SUMS and bool(operands(node))
 
 
 def is_product(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether the node multiplies two tensors value by value."""
+    """Return whether the node multiplies two tensors elementwise."""
     return what(network, node) in _PRODUCTS and bool(operands(node))
 
 
 def is_matrix_product(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether the node is the matrix product of two tensors."""
+    """Return whether the node is the matrix product of two tensors."""
     return what(network, node) in _MATRIX_PRODUCTS and bool(operands(node))
 
 
 def activation_function(network: fx.GraphModule, node: fx.Node) -> Function | None:
-    """Return a node's function as the engine computes it; None if it is not known."""
+    """Return a node's activation function as the engine computes it; None if unknown."""
     kind = what(network, node)
     if kind in (F.leaky_relu, nn.LeakyReLU):
         (slope,) = settings(network, node, "negative_slope", negative_slope=0.01)
@@ -159,9 +159,9 @@ def clip_of(network: fx.GraphModule, node: fx.Node) -> Clip | None:
 
 
 def is_window_average(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether the node averages windows of one tensor, in an integer kernel.
+    """Return whether the node averages windows of one tensor in an integer kernel.
 
-    With `ceil_mode` padding is exported as a node of its own, so the average runs in float.
+    With `ceil_mode` the padding is exported as a separate node, so the average runs in float.
     """
     kind = what(network, node)
     if kind not in _AVERAGES or global_average(network, node) is not None:
@@ -196,7 +196,7 @@ def softmax_dim(network: fx.GraphModule, node: fx.Node) -> int | None:
 def resizing_of(network: fx.GraphModule, node: fx.Node) -> tuple[Resizing, Any] | None:
     """Return how a bilinear interpolation changes the size, and its argument ``size``.
 
-    None for other nodes, and for factors that the graph computes.
+    Returns None for other nodes, and for scale factors that are not constant.
     """
     if what(network, node) not in (F.interpolate, nn.Upsample):
         return None
