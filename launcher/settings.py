@@ -144,15 +144,16 @@ def applied(
     fixed = [change for change in changes if change.is_below(_FIXED)]
     if fixed:
         raise ValueError(
-            f"{source} was made with other settings: {shown(fixed)}; no training can go on with"
-            " these: set them back, or begin anew without --resume"
+            f"{source} was made with other settings: {shown(fixed)}; it cannot be"
+            " resumed with these: set them back, or start a new training without --resume"
         )
     refused = [change for change in changes if not _is_free(change, now)]
     refused = [change for change in refused if not change.is_below(consented)]
     if refused:
         raise ValueError(
             f"{source} was made with other settings: {shown(refused)}; set them back, apply them"
-            f" with --resume-with {','.join(_to_consent(refused))}, or begin anew without --resume"
+            f" with --resume-with {','.join(_to_consent(refused))}, or start a new training"
+            " without --resume"
         )
     return Applied(
         optimizer=any(change.is_below(_OPTIMIZER) for change in changes),

@@ -116,7 +116,7 @@ def _quantized(
     if resume is not None:
         raise ValueError(
             f"{source} was not trained with this config's quant section; resume with the config"
-            " it was made with, or begin anew without --resume"
+            " it was made with, or start a new training without --resume"
         )
     graph = quantize_detector(detector, recipe)
     return graph, calibrate_all(stage, detector, graph)

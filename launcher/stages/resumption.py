@@ -177,7 +177,7 @@ def _from_newest(asked: Asked, begun: Begun, path: Path, content: dict[str, Any]
     """Return the stage's newest checkpoint, or None if a chain must repeat the stage."""
     if not asked.automatic:
         if restart_counted():
-            log.warning("%s is of another config, beginning anew", path)
+            log.warning("%s is of another config, so a new training starts", path)
         return None
     changes = _changes(begun, content)
     if begun.reuse and content["meta"].get("key") != begun.stage.key:
@@ -187,7 +187,7 @@ def _from_newest(asked: Asked, begun: Begun, path: Path, content: dict[str, Any]
         begins_elsewhere = any(change.name == START for change in changes or ())
         if is_finished or begins_elsewhere or changes is None:
             said = f": {shown(changes)}" if changes else ""
-            log.warning("%s is of another config, beginning anew%s", path, said)
+            log.warning("%s is of another config, so a new training starts%s", path, said)
             return None
     return _resume(asked, begun, path, content)
 

@@ -1,4 +1,4 @@
-"""`launcher bench`: what it prints and writes, and what a user may do wrong."""
+"""`launcher bench`: its output and files, and mistakes of the user."""
 
 from __future__ import annotations
 
