@@ -1,4 +1,4 @@
-"""Times of layers, and the rule that leaves some of them in float."""
+"""Times of layers, and the rule that keeps some of them in float."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_rule_is_advised_only_if_it_makes_the_model_faster() -> None:
     )
     assert second == "calibrate with"
     assert rule.startswith("quant = dict(")
-    # Not in three of four rounds.
+    # It is not faster in three of four rounds.
     lines = advice_lines("m.onnx", advised(1.125))
     assert lines[1] == "  a/conv  0.50x  +1.000 ms"
     assert lines[-1] == "so keep them in integers"
