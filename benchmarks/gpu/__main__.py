@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     environment = describe()
     if given.device == "cuda" and environment["gpu"] == "-":
-        print("error: torch finds no GPU here; try the parts with --device cpu", file=sys.stderr)
+        print("error: torch finds no GPU here; use --device cpu to try the parts", file=sys.stderr)
         return 2
     print(json.dumps(environment), flush=True)
     found: list[dict[str, Any]] = []

@@ -90,7 +90,7 @@ def record(
     words = said[0] if said else "nothing"
     words = re.sub(r"/\S*/w/|/\S*/(?=disk/)", "", words)  # Of this test's folders.
     words = re.sub(r" \(traceback in .*|^\d\d:\d\d:\d\d \w ", "", words)
-    after = "goes on" if recovered else f"{max(1, round(ending.seconds))} s"
+    after = "continues" if recovered else f"{max(1, round(ending.seconds))} s"
     codes = ", ".join(map(str, ending.codes))
     with Path(os.environ["DQ_FAULT_TABLE"]).open("a") as file:
         file.write(f"| {row} | {lost} | {after} | {codes} | {words} |\n")
