@@ -31,6 +31,7 @@ from dq.quant.verify.cut_model import rounded_values
 from dq.quant.verify.engine import Engine, Network
 from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model
 from tests.launcher.conftest import Launch, on_ranks, torchrun
+from tests.quant.exported import tensor_of
 
 pytestmark = pytest.mark.slow
 
@@ -256,9 +257,8 @@ def test_gate_is_missed_and_names_the_layer(
     truth = own_truth(config, checkpoint, tmp_path / "data")
     model = onnx.load(experiment / "export/tiny.onnx")
     # The weights of a layer have the wrong sign, as a broken export could write them.
-    (tensor,) = [
-        t for t in model.graph.initializer if t.name == "bbox_head/cls_convs/0/0/integers"
-    ]  # fmt: skip
+    layer = "bbox_head/cls_convs/0/0"
+    tensor = tensor_of(model, layer, "integers")
     wrong = onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), tensor.name)
     tensor.CopyFrom(wrong)
     onnx.save(model, tmp_path / "wrong.onnx")
@@ -270,7 +270,6 @@ def test_gate_is_missed_and_names_the_layer(
     assert code == 1, found
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "the exported graph itself differs" in line
-    layer = tensor.name.removesuffix("/integers")
     (named,) = re.findall(r"these differ most: (.*)", line)
     assert re.fullmatch(rf"{re.escape(layer)} \(\d+\.\d+ scales beyond rounding\)", named), line
 

@@ -15,12 +15,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dq.quant.export.averages import fit_averages_
+from dq.quant.export.compact import compact_
 from dq.quant.export.input_rounding import round_inputs_late_
 from dq.quant.export.onnx_graph import OPSET_16_BITS
 from dq.quant.integer.modules import DOMAIN, WEIGHT
 from dq.quant.numerics.spec import QuantSpec
 
 Array = NDArray[np.generic]
+
+# A Clip that limits a tensor to a format's integers has the quantizer's name and this.
+LIMITS = "/limits"
 
 _TYPES = {
     (4, True): (ir.DataType.INT4, ml_dtypes.int4),
@@ -65,6 +69,7 @@ def to_qdq_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
         else:
             writer.write_rounding(node)
     finish_(model)
+    compact_(model)
 
 
 def placeholders(model: ir.Model) -> list[ir.Node]:
@@ -185,7 +190,8 @@ class Writer:
         nodes.append(ir.node("QuantizeLinear", [x, scale, zero_point]))
         last = ir.node("DequantizeLinear", [nodes[-1].outputs[0], scale, zero_point], name=name)
         for inner in nodes:
-            inner.name = inner.outputs[0].name = self.short_name()
+            inner.outputs[0].name = self.short_name()
+            inner.name = f"{name}{LIMITS}" if inner.op_type == "Clip" else inner.outputs[0].name
             self.graph.insert_before(node, inner)
         self.replace(node, last, name)
 

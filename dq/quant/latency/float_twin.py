@@ -11,6 +11,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from dq.quant.latency.formats import DEQUANTIZE, QUANTIZE, constants, integer_operators
 
+# The end of the name of a Clip that `dq.quant.export.qdq` writes before a QuantizeLinear.
+LIMITS = "/limits"
 _INTEGERS = (
     *(TensorProto.INT4, TensorProto.INT8, TensorProto.INT16),
     *(TensorProto.UINT4, TensorProto.UINT8, TensorProto.UINT16),
@@ -115,8 +117,7 @@ class _Twin:
 
     def _rounding_after(self, node: NodeProto) -> str | None:
         """Return the name of the QuantizeLinear whose integers a Clip limits, or None."""
-        bounds = [name.rpartition("/")[2] for name in node.input[1:]]
-        if node.op_type != "Clip" or bounds != ["lowest", "highest"]:
+        if node.op_type != "Clip" or not node.name.endswith(LIMITS):
             return None
         after = self.readers.get(node.output[0], [])
         return after[0] if len(after) == 1 else None

@@ -30,7 +30,7 @@ from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe, Rule
 from dq.quant.verify.layer_differences import layer_differences, worst
 from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model, sums_exactly
-from tests.quant.exported import exported
+from tests.quant.exported import exported, tensor_of
 from tests.quant.nets import calibrate
 
 pytestmark = pytest.mark.cpu
@@ -154,14 +154,13 @@ def test_four_bits_have_the_right_types_and_scales_and_compute_the_same() -> Non
     model = qdq(graph)
     assert_computes_the_same(graph, model)
     assert model.opset_import[0].version == 21
-    tensors = {t.name: t for t in model.graph.initializer}
-    assert tensors["stem+norm/integers"].data_type == onnx.TensorProto.INT4
-    assert tensors["stem+norm/scale"].dims == [8]
-    assert tensors["x/out/zero_point"].data_type == onnx.TensorProto.UINT8
+    assert tensor_of(model, "stem+norm", "integers").data_type == onnx.TensorProto.INT4
+    assert tensor_of(model, "stem+norm", "scale").dims == [8]
+    assert tensor_of(model, "x/out", "zero_point").data_type == onnx.TensorProto.UINT8
     nodes = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
-    axes = {node.input[0]: [a.i for a in node.attribute] for node in nodes}
-    assert axes["stem+norm/integers"] == [0]
-    assert axes["up/integers"] == [1]
+    axes = {node.name: [a.i for a in node.attribute] for node in nodes}
+    assert axes["stem+norm"] == [0]
+    assert axes["up"] == [1]
     assert {node.domain for node in model.graph.node} == {""}
 
 
@@ -300,9 +299,9 @@ def test_layers_run_in_integers_and_the_float_twin_computes_about_the_same() -> 
 @pytest.mark.parametrize("integers", [False, True])
 def test_wrong_scale_is_found_in_its_layer_alone(integers: bool) -> None:
     graph, model = int8()[0], int8_model()
-    tensors = {t.name: t for t in model.graph.initializer}
-    scale = onnx.numpy_helper.to_array(tensors["left/scale"]) * 1.1
-    tensors["left/scale"].CopyFrom(onnx.numpy_helper.from_array(scale, "left/scale"))
+    tensor = tensor_of(model, "left", "scale")
+    scale = onnx.numpy_helper.to_array(tensor) * 1.1
+    tensor.CopyFrom(onnx.numpy_helper.from_array(scale, tensor.name))
     found = layer_differences(graph, model, [images(7)], integers=integers)
     for difference in found:
         if "left" in difference.layers:
@@ -318,7 +317,7 @@ def test_wrong_bias_is_found_in_an_output_without_quantizer() -> None:
     recipe = Recipe(rules=(Rule(module="last", quantize=False),))
     graph = quantized(recipe)
     model = qdq(graph)
-    bias = next(t for t in model.graph.initializer if t.name.endswith("last.bias"))
+    (bias,) = (t for t in model.graph.initializer if list(t.dims) == [5])
     wrong = onnx.numpy_helper.to_array(bias) + 0.05
     bias.CopyFrom(onnx.numpy_helper.from_array(wrong, bias.name))
     found = layer_differences(graph, model, [images(7)], integers=False)
@@ -467,3 +466,15 @@ def test_without_exact_mode_it_warns_and_continues(
     network = OnnxNetwork(int8_model())
     assert len(network.tensors(images(5))) == 2
     assert network.exact == ("no exact sums" not in caplog.text)
+
+
+def test_a_file_has_short_names_and_no_default_attributes() -> None:
+    model = int8_model()
+    own = {value.name for value in [*model.graph.input, *model.graph.output]}
+    named = {name for node in model.graph.node for name in [*node.input, *node.output]}
+    assert all(re.fullmatch(r"/\d+", name) for name in named - own)
+    for node in (node for node in model.graph.node if "Conv" in node.op_type):
+        names = {attribute.name for attribute in node.attribute}
+        assert not names & {"auto_pad", "kernel_shape", "dilations"}
+    # The nodes say which quantizer is which.
+    assert {"left", "stem+norm", "relu#1/out"} <= {node.name for node in model.graph.node}
