@@ -78,10 +78,10 @@ class Resume:
     """A checkpoint to continue a training from.
 
     Attributes:
-        content: As read, the same on all ranks; tensors of this rank are put into it.
+        content: Content of the file, equal on all ranks; tensors of this rank are inserted.
         source: Its name, for messages.
-        new_optimizer_settings: The optimizer's settings are to be the config's, not its own.
-        new_micro_batches: So are the micro-batches of a step.
+        new_optimizer_settings: Take the optimizer's settings from the config.
+        new_micro_batches: Take the number of micro-batches of a step from the config.
     """
 
     content: dict[str, Any]
@@ -91,7 +91,7 @@ class Resume:
 
     @property
     def chunks_per_step(self) -> int | None:
-        """Micro-batches of one step over all ranks; None for what the config says."""
+        """Number of micro-batches of a step over all ranks; None to use the config's."""
         if self.new_micro_batches:
             return None
         found: int | None = self.content.get("training", {}).get("chunks_per_step")
@@ -100,14 +100,14 @@ class Resume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """A prepared detector's graph and how to train it, its weights still the float model's.
+    """A prepared detector's graph and the settings of its training.
 
     Attributes:
-        graph: With ranges.
-        recipe: What it was prepared with.
-        schedule: When it observes, rounds and freezes.
-        refinements: Extras.
-        start: Its metrics on ``data.val`` as it is, where they are known.
+        graph: With ranges; the weights are still those of the float model.
+        recipe: The recipe that the graph was prepared with.
+        schedule: When the quantizers observe, fake-quantize and freeze.
+        refinements: Optional methods of QAT.
+        start: Metrics on ``data.val`` before training, or None if they are unknown.
     """
 
     graph: QuantizedGraph
@@ -119,18 +119,18 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workplace:
-    """Where a training runs, who watches it and what is kept of it.
+    """The surroundings of a training: folder, device, supervision and tracking.
 
     Attributes:
-        work_dir: Where checkpoints and logs go.
-        device: Where the detector is.
-        supervision: Who watches the training.
-        tracker: Takes what is worth keeping; its run's id goes into each checkpoint's ``meta``.
-            None for nobody.
+        work_dir: Folder for checkpoints and logs.
+        device: The device of the detector.
+        supervision: Watches the training: signals, guards, clocks.
+        tracker: Records the training; its run's id is written into each checkpoint's ``meta``.
+            None to record nothing.
         figures: Measures all quantizers after each epoch.
-        key: Digest of what decides the result; kept in each checkpoint's ``meta``.
-        meta: More for each checkpoint's ``meta``.
-        trusted: Whether the file that ``load_from`` names may be unpickled.
+        key: Digest of everything that decides the result; written into each checkpoint's ``meta``.
+        meta: Further entries for each checkpoint's ``meta``.
+        trusted: Whether the file of ``load_from`` may be unpickled.
     """
 
     work_dir: Path
@@ -154,27 +154,27 @@ def train(
     resume: Resume | None = None,
     validate: bool = True,
 ) -> nn.Module:
-    """Train as the config says and return the detector, unwrapped.
+    """Train as the config says and return the detector without DDP; every rank must call it.
 
-    Every rank must call it. Hooks, learning rates, clipping, evaluation and checkpoints are
-    mmcv's and mmdet's, configured as for mmdet's ``tools/train.py``.
+    Hooks, learning rates, clipping, evaluation and checkpoints are those of mmcv and mmdet,
+    configured as for mmdet's ``tools/train.py``.
 
     Args:
-        config: As `dq.detector.config.read.finish` returns it; not changed.
+        config: Result of `dq.detector.config.read.finish`; it is not changed.
         detector: On the device, equal on all ranks.
         dataset: The training images.
-        place: Where it runs, and what is kept of it.
+        place: Folder, device, supervision and tracking.
         seed: Of the samplers and loader processes.
         quantization: Given for quantization-aware training; its ranges must be calibrated.
-        resume: A checkpoint of this very training to continue from.
+        resume: A checkpoint of this same training to resume from.
         validate: Evaluate on ``data.val`` as ``evaluation`` says.
 
     Raises:
         ValueError: The config asks for something that does not exist.
         RuntimeError: A loss is not finite, ranks differ, or a checkpoint cannot be written.
-        Stopped: A signal asked for it; a checkpoint to go on from has been written.
+        Stopped: A signal stopped the training; a checkpoint to resume from has been written.
     """
-    # Each rank has read the data set from a disk that another may have had in memory.
+    # One rank may read the data set much more slowly than another that has it in its disk cache.
     wait_for_all_ranks("the beginning of a training")
     supervision, device = place.supervision, place.device
     config = copy.deepcopy(config)
@@ -251,7 +251,7 @@ def train(
         runner.run(loaders, [tuple(flow) for flow in config.workflow])
     if refinery is not None and quantization is not None:
         refinery.finish(loaders[0], device)
-        # Nothing is to be recorded for a loss any more, and no step compiled.
+        # No features are recorded for distillation any more, and no step is compiled.
         config.compile = False
         _run_on(detector, quantization.graph, config, device)
     elif average is not None:
@@ -277,9 +277,9 @@ def _refuse_without_graph(config: Config) -> None:
 
 
 def _run_on(detector: nn.Module, network: Network, config: Config, device: torch.device) -> None:
-    """Let mmdet's methods take their outputs from ``network``, compiled and rounded as set.
+    """Make mmdet's methods call ``network``, compiled and under autocast if the config says so.
 
-    A float detector runs on its graph for one of these two only.
+    A float detector runs on its graph only for one of these two.
     """
     settings = compilation(config, device)
     if settings is not None:
@@ -300,7 +300,7 @@ def _refinery(
 def _companions(
     detector: nn.Module, refinery: Refinery | None, rule: AverageRule | None
 ) -> tuple[WeightAverage | None, Mapping[str, Any]]:
-    """Return the average of the weights, and all whose state a checkpoint holds, by name."""
+    """Return the average of the weights, and all objects with state in a checkpoint, by name."""
     if refinery is not None:
         return refinery.average, refinery.companions
     if rule is None:
@@ -318,12 +318,12 @@ def _float_graph(detector: nn.Module) -> BoundGraph | None:
 
 
 def _leave_out_unused(detector: nn.Module, graph: BoundGraph) -> None:
-    """Take parameters that the network never reads out of training, and say so."""
+    """Exclude parameters that the network does not use from training, and log their names."""
     names = parameters_outside(detector, graph.graph)
     for name in names:
         detector.get_parameter(name).requires_grad_(False)
     if names:
-        log.info("%d parameters are read by nothing and not trained: %s", len(names), names)
+        log.info("%d parameters are not used and not trained: %s", len(names), names)
 
 
 def _loaders(config: Config, loader: TrainingLoader, seed: int) -> list[TrainingLoader]:
@@ -357,7 +357,7 @@ def _optimizer(config: Config, model: nn.Module, quantization: Quantization | No
 def _meta(
     config: Config, dataset: Any, seed: int, place: Workplace, plan: CheckpointPlan
 ) -> dict[str, Any]:
-    """Return what each checkpoint's ``meta`` is to hold; every rank must call it."""
+    """Return the content of each checkpoint's ``meta``; every rank must call it."""
     agents = collectives.all_gather_objects(torchrun_agent())
     meta = {
         "config": config_text(config),
@@ -399,9 +399,9 @@ def _runner(
 
 
 def _scale_learning_rate(config: Config, loader: TrainingLoader) -> None:
-    """Scale the rate as mmdet's ``auto_scale_lr`` does, by the images of a step on all ranks.
+    """Scale the learning rate by the images of a step on all ranks, as mmdet's ``auto_scale_lr``.
 
-    Unlike mmdet's own it does not change when a training goes on with other ranks.
+    Unlike in mmdet, it does not change if a training is resumed on another number of ranks.
     """
     settings = config.get("auto_scale_lr") or {}
     if not settings.get("enable", False):
@@ -422,7 +422,7 @@ def _scale_learning_rate(config: Config, loader: TrainingLoader) -> None:
 def _register_hooks(
     runner: Any, config: Config, quantization: Quantization | None, validate: bool
 ) -> None:
-    # The first of its priority, as in mmcv.
+    # Registered as the first hook of its priority, as in mmcv.
     runner.register_hook(CheckpointPlace(runner.plan), priority="NORMAL")
     try:
         runner.register_training_hooks(
@@ -438,7 +438,7 @@ def _register_hooks(
     evaluation = {**config.get("evaluation", {}), "by_epoch": runner.counts_epochs}
     runner.register_hook(SyncBuffersHook(), priority="ABOVE_NORMAL")
     runner.register_hook(StragglerHook(config.log_config.interval), priority="VERY_LOW")
-    # The last of all: what the others did to the epoch is in it.
+    # The last of all hooks, so that the checkpoint includes the changes of all others.
     runner.register_hook(EpochCheckpointHook(), priority="LOWEST")
     if quantization is not None:
         hook = QuantizationHook(quantization.graph, quantization.schedule)
