@@ -156,7 +156,7 @@ def _truth(dataset: Any, index: int) -> Mapping[str, Any] | None:
 
 
 def _path(dataset: Any, index: int) -> str:
-    """Return the file of an image, or what it is called where it has none."""
+    """Return the path of an image's file, or its name if it has none."""
     place = located(dataset, index)
     if place is None:
         return f"number {index}"
