@@ -40,12 +40,12 @@ _NNCF_SCRIPT = Path(__file__).with_name("nncf_files.py")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A net's folder; files in it are used again.
+    """The folder of a net; existing files in it are reused.
 
     Attributes:
         folder: Created if missing.
         targets: Our preset for each engine.
-        nncf_python: Python of an environment with NNCF; None for none.
+        nncf_python: Python of an environment with NNCF, or None.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class Place:
     nncf_python: Path | None
 
     def file(self, maker: str, engine: str = "onnxruntime") -> Path:
-        """Return the file of a maker that an engine runs."""
+        """Return the file of a maker for an engine."""
         if maker == OURS:
             return self.folder / f"ours-{self.targets[engine]}.onnx"
         if (maker, engine) == (NNCF, "openvino"):  # NNCF writes OpenVINO's own format.
@@ -62,7 +62,7 @@ class Place:
 
     @property
     def makers(self) -> list[str]:
-        """Who has files here for every engine."""
+        """The makers that have files for every engine."""
         return [
             maker
             for maker in (FLOAT, OURS, ORT, NNCF)
@@ -71,7 +71,7 @@ class Place:
 
 
 def prepare(config: Path, size: tuple[int, int], place: Place) -> None:
-    """Write the files that are missing."""
+    """Write the missing files."""
     place.folder.mkdir(parents=True, exist_ok=True)
     images, plain = place.folder / "images.npy", place.file(FLOAT)
     ours = {place.file(OURS, engine): target for engine, target in place.targets.items()}
@@ -112,7 +112,7 @@ def _write_ours(detector: nn.Module, recipe: Recipe, images: torch.Tensor, path:
 
 
 def _write_float(detector: nn.Module, size: tuple[int, int], path: Path) -> None:
-    """Export the detector without quantizers, its norms folded into its convolutions."""
+    """Export the detector without quantizers, with norms folded into convolutions."""
     recipe = replace(preset("int8"), rules=(Rule(quantize=False),))
     plain = path.with_name("unfolded.onnx")
     _write_ours(detector, recipe, images_of(size), plain)

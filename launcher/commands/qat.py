@@ -6,14 +6,14 @@ import argparse
 
 from launcher.command_line.arguments import add_checkpoint, add_common, add_reuse, add_training
 
-HELP = "train quantization-aware from a float or calibrated checkpoint, evaluate the result"
+HELP = "train quantization-aware from a float or calibrated checkpoint, and evaluate the result"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_common(parser)
     add_checkpoint(
-        parser, what="where to begin: float or calibrated (default: load_from)", required=False
+        parser, what="start from it: float or calibrated (default: load_from)", required=False
     )
     add_training(parser)
     add_reuse(parser)

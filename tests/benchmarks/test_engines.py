@@ -1,4 +1,4 @@
-"""Our files beside float and other quantizers' in engines: the smallest case, and the table."""
+"""Our files compared with float and with other quantizers, in engines: the smallest case."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_smallest_net_is_prepared_once_and_timed(
     words = [*WORDS, "--work-dir", str(tmp_path), "--write", str(tmp_path / "table.md")]
     assert benchmark.main(words) == 0
     captured = capsys.readouterr()
-    assert "NNCF is left out: --nncf-python names no environment" in captured.err
+    assert "NNCF is left out, because --nncf-python is not given" in captured.err
     written = (tmp_path / "table.md").read_text()
     assert captured.out.endswith(f"{written}\n")
     rows = [line.split(" | ") for line in written.splitlines()[2:]]

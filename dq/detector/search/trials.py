@@ -29,13 +29,14 @@ from dq.dist.exchange import collectives
 from dq.dist.files.checkpoint import load_checkpoint, save_checkpoint
 from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_main_rank import on_main_rank
-from dq.quant.analysis.sensitivity import sensitivities
+from dq.dist.work.on_one_rank import run_on_rank
 from dq.quant.analysis.statistics import model_bytes
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.repairs import first_images
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import RAISED_BITS
 from dq.quant.search.candidate import Candidate
+from dq.sync import sensitivities_over_ranks
 from dq.tracking.record.json_file import json_text
 from dq.tracking.record.stage_summary import key_of
 from dq.whole_file import write_whole
@@ -124,16 +125,16 @@ class Trials:
         if kept is not None:
             return [str(name) for name in kept]
         log.info("%s: measuring the sensitivity of its quantizers", candidate.name)
-        graph = self._stored(candidate)[1]
-
-        def work() -> list[str]:
-            few = first_images(self._setting.batches(), SENSITIVITY_IMAGES)
-            found = sensitivities(graph, [batch.to(self._setting.device) for batch in few])
-            names = [one.name for one in found if one.bits < RAISED_BITS]
-            write_whole(path, json_text(names))
-            return names
-
-        names: list[str] = on_main_rank(work)
+        graph, device = self._stored(candidate)[1], self._setting.device
+        few = run_on_rank(
+            lambda: [
+                batch.to(device)
+                for batch in first_images(self._setting.batches(), SENSITIVITY_IMAGES)
+            ]
+        )
+        found = sensitivities_over_ranks(graph, few or [])
+        names = [one.name for one in found if one.bits < RAISED_BITS]
+        on_main_rank(lambda: write_whole(path, json_text(names)))
         return names
 
     def remove_checkpoints(self, *, but: Candidate) -> None:
