@@ -83,8 +83,8 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         "--images",
         type=Path,
         metavar="DIR",
-        help="calibrate on the images of this folder, without annotations, not on data.train; what"
-        " the float detector finds in them takes the place of missing annotations",
+        help="calibrate and train on the images of this folder, without annotations, not on"
+        " data.train; the boxes that the float detector finds take the place of annotations",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,32 @@ def test_wrong_options_are_one_line(
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert said in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_training_without_annotations_brings_the_detector_nearer_to_float(
+    ranks: int, config: Path, float_checkpoint: Path, digits: Path, tmp_path: Path
+) -> None:
+    # Only images: a training that looks for annotations ends with an error.
+    images = tmp_path / "photos"
+    shutil.copytree(digits / "JPEGImages", images)
+    own = tmp_path / "own.py"
+    own.write_text(
+        f"_base_ = [{str(config)!r}]\n"
+        "quant = dict(weight=dict(bits=4), training={'runner.max_epochs': 4, 'optimizer.lr': 3e-4})\n"
+        "data_root = '/nowhere'\n"
+    )
+    done = on_ranks(
+        ranks,
+        *("qat", own, "--checkpoint", float_checkpoint, "--images", images),
+        *("--work-dir", tmp_path / "work", "--threads", 1),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [
+        json.loads(line) for line in (tmp_path / "work/qat/metrics.jsonl").read_text().splitlines()
+    ]
+    losses = [row for row in rows if "loss_distill" in row]
+    assert losses
+    assert not any("loss_cls" in row for row in rows), "the detector's own losses need annotations"
+    assert losses[-1]["loss_distill"] < losses[0]["loss_distill"]

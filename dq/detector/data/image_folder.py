@@ -124,6 +124,32 @@ def section(
     return found if boxes is None else {**found, "boxes": str(boxes)}
 
 
+def training_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a test pipeline as one for training without annotations: images and random flips.
+
+    Args:
+        pipeline: With or without mmdet's MultiScaleFlipAug.
+    """
+    found: list[dict[str, Any]] = []
+    for step in pipeline:
+        if step["type"] != "MultiScaleFlipAug":
+            found.append(dict(step))
+            continue
+        scale = {key: step[key] for key in ("img_scale", "scale_factor") if step.get(key)}
+        for inner in step["transforms"]:
+            resizes = inner["type"] == "Resize"
+            found.append({**inner, **scale} if resizes else dict(inner))
+    kinds = [step["type"] for step in found]
+    place = kinds.index("Normalize") if "Normalize" in kinds else len(kinds) - 1
+    found.insert(place, {"type": "RandomFlip", "flip_ratio": 0.5})
+    return [
+        # It pads images of different sizes to one batch.
+        {"type": "DefaultFormatBundle"} if step["type"] == "ImageToTensor" else step
+        for number, step in enumerate(found)
+        if step["type"] != "RandomFlip" or number == place
+    ]
+
+
 def confident_boxes(dataset: ImageFolderDataset, results: Sequence[Any]) -> dict[str, Any]:
     """Return the boxes that count as the truth of each image, by its name.
 

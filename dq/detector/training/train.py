@@ -96,7 +96,8 @@ def train(
     check_hooks(runner, detector, dataset, place.device)
     log_in_time(runner, len(loader))
     _set_begin(runner, config, len(loader), resume, trusted=place.trusted)
-    with added_losses(detector, extras.terms), place.supervision.over("the start"):
+    losses = added_losses(detector, extras.terms, alone=extras.alone)
+    with losses, place.supervision.over("the start"):
         runner.run(loaders, [tuple(flow) for flow in config.workflow])
     extras.finish(loaders[0], place.device)
     if quantization is not None:
