@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -71,7 +72,7 @@ class Place:
 
 
 def prepare(config: Path, size: tuple[int, int], place: Place) -> None:
-    """Write the missing files."""
+    """Write the missing files. If another tool fails, its file is left out, and it is said."""
     place.folder.mkdir(parents=True, exist_ok=True)
     images, plain = place.folder / "images.npy", place.file(FLOAT)
     ours = {place.file(OURS, engine): target for engine, target in place.targets.items()}
@@ -85,11 +86,21 @@ def prepare(config: Path, size: tuple[int, int], place: Place) -> None:
         for path, target in missing.items():
             _write_ours(copy.deepcopy(detector), preset(target), batch, path)
     if not place.file(ORT).is_file():
-        _write_onnxruntime(plain, images, place.file(ORT))
+        try:
+            _write_onnxruntime(plain, images, place.file(ORT))
+        except Exception as error:  # Whatever the tool meets in this net.
+            _say_failed("ONNX Runtime's quantizer", place, error)
     results = place.file(NNCF), place.file(NNCF, "openvino")
     if place.nncf_python is not None and not all(path.is_file() for path in results):
         words = [place.nncf_python, _NNCF_SCRIPT, plain, images, *results]
-        subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+        try:
+            subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+        except subprocess.CalledProcessError as error:
+            _say_failed("NNCF", place, error)
+
+
+def _say_failed(tool: str, place: Place, error: Exception) -> None:
+    print(f"{tool} fails on {place.folder.name}: {error}", file=sys.stderr)
 
 
 def _write_ours(detector: nn.Module, recipe: Recipe, images: torch.Tensor, path: Path) -> None:

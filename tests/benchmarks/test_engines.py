@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from benchmarks.engines import __main__ as benchmark
-from benchmarks.engines.files import FLOAT, NNCF, ORT, OURS, Place
+from benchmarks.engines.files import FLOAT, NNCF, ORT, OURS, Place, prepare
 from benchmarks.engines.nets import NETS
 from benchmarks.engines.table import Cell, Row, table
 from dq.engines import ENGINES
@@ -69,3 +69,16 @@ def test_the_table_names_the_best_other() -> None:
         " 2.00 (1.75 to 2.25), 9 of 10 | 2.50 (2.25 to 2.75), 9 of 10 | 1.25 |"
     )
     assert second.endswith("| 3.00 (2.75 to 3.25), 9 of 10 | - | - |  |")
+
+
+def test_a_tool_that_fails_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("shared weights")
+
+    monkeypatch.setattr("benchmarks.engines.files.quantize_static", refuse)
+    place = Place(folder=tmp_path, targets={"onnxruntime": "onnxruntime"}, nncf_python=None)
+    prepare(SMALL, (64, 64), place)
+    assert place.makers == [FLOAT, OURS]
+    assert f"quantizer fails on {tmp_path.name}: shared weights" in capsys.readouterr().err
