@@ -150,6 +150,13 @@ def _concluded(stage: Stage, chosen: Candidate, trials: Trials) -> StageSummary:
 
 def _rows(trials: Trials, outcome: Outcome) -> list[Row]:
     front = {one.candidate.name for one in pareto_front(outcome.tried)}
+    chosen = outcome.chosen.candidate.name
+    # Only those that a user may choose: an export takes some seconds.
+    speeds = {
+        one.candidate.name: trials.speed(one.candidate)
+        for one in outcome.tried
+        if one.candidate.name in front | {chosen}
+    }
     return [
         Row(
             name=one.candidate.name,
@@ -158,7 +165,8 @@ def _rows(trials: Trials, outcome: Outcome) -> list[Row]:
             num_raised=one.candidate.num_raised,
             mib=trials.num_bytes(one.candidate) / 2**20,
             on_front=one.candidate.name in front,
-            chosen=one.candidate.name == outcome.chosen.candidate.name,
+            chosen=one.candidate.name == chosen,
+            times_as_fast=speeds.get(one.candidate.name),
         )
         for one in outcome.tried
     ]

@@ -37,7 +37,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "evaluation": ("config", "metrics", "data", "loading"),
         "export": ("config", "data", "model"),
         "engines": ("data", "model", "evaluation", "export"),
-        "search": ("data", "model", "calibration", "evaluation", "engines"),
+        "search": ("config", "data", "model", "calibration", "evaluation", "export", "engines"),
         "step": ("loading",),
         "hooks": ("config", "calibration", "evaluation", "step"),
         "training": ("config", "data", "loading", "model", "step", "hooks"),

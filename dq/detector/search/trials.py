@@ -25,6 +25,7 @@ from dq.detector.evaluation.evaluate import main_metric
 from dq.detector.model.checkpoint_content import compose
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.stored_detector import float_detector, quantize_as_stored
+from dq.detector.search.speed import engine_of_target, times_as_fast
 from dq.dist.exchange import collectives
 from dq.dist.files.checkpoint import load_checkpoint, save_checkpoint
 from dq.dist.work.all_here import wait_for_all_ranks
@@ -137,6 +138,20 @@ class Trials:
         on_main_rank(lambda: write_whole(path, json_text(names)))
         return names
 
+    def speed(self, candidate: Candidate) -> float | None:
+        """Return how many times as fast as float a measured candidate is, if it can be timed."""
+        engine = engine_of_target(candidate.recipe.target)
+        if engine is None:
+            return None
+        name = f"{self._key(candidate)}.speed"
+        kept = self._kept(name)
+        if kept is None:
+            detector, graph = self._stored(candidate, torch.device("cpu"))
+            found = times_as_fast(self._setting.config, detector.eval(), graph, engine)
+            kept = {} if found is None else {engine: found}
+            self._keep(name, kept)
+        return kept.get(engine)
+
     def remove_checkpoints(self, *, but: Candidate) -> None:
         """Delete the checkpoints of all other candidates; the results stay."""
 
@@ -209,10 +224,13 @@ class Trials:
             )
         return kept
 
-    def _stored(self, candidate: Candidate) -> tuple[nn.Module, QuantizedGraph]:
+    def _stored(
+        self, candidate: Candidate, device: torch.device | None = None
+    ) -> tuple[nn.Module, QuantizedGraph]:
         path = self.path(candidate)
         content = on_main_rank(lambda: load_checkpoint(path))
-        detector = float_detector(self._setting.config, content, str(path), self._setting.device)
+        device = device or self._setting.device
+        detector = float_detector(self._setting.config, content, str(path), device)
         return detector, quantize_as_stored(detector, candidate.recipe, content, str(path))
 
     def _float_detector(self) -> nn.Module:
