@@ -34,7 +34,7 @@ from launcher.stages.stage import read_checkpoint
 
 log = logging.getLogger(__name__)
 
-# Every second image calibrates; the rest is measured.
+# Every second image is for calibration, the others are for evaluation.
 CALIBRATING, MEASURING, ALL = (0, 2), (1, 2), (0, 1)
 BOXES = "float_boxes.json"
 
@@ -48,23 +48,23 @@ def with_images(
     trusted: bool,
     trains: bool = False,
 ) -> Plan:
-    """Return the plan with the images of a folder in place of ``data.train`` and ``data.val``.
+    """Return the plan with the images of a folder as ``data.train`` and ``data.val``.
 
-    Their truth is what the float detector itself finds, so a metric says how much a quantized
-    detector agrees with it. If ``data.test`` is not there, its place is taken too. A training
-    takes its place in any case, and learns from the float detector alone: no annotation is read.
+    The boxes of the float detector are used as annotations, so a metric measures how much a
+    quantized detector agrees with it. The images also replace ``data.test`` if that does not exist,
+    or for a training. A training learns only from the float detector; no annotations are read.
     Every rank must call it.
 
     Args:
-        plan: As read.
-        place: Where the float detector's boxes are written: ``float_boxes.json`` in the work dir.
-        checkpoint: Of the float detector.
-        folder: Of the images.
-        trusted: The checkpoint may be unpickled.
-        trains: For a quantized training.
+        plan: The plan of the config.
+        place: The process; the boxes are written into ``float_boxes.json`` in its work dir.
+        checkpoint: Checkpoint of the float detector.
+        folder: Folder of the images.
+        trusted: Whether the checkpoint may be unpickled.
+        trains: Whether the plan is for quantization-aware training.
 
     Raises:
-        ValueError: There are no images, one cannot be read, or the detector finds nothing.
+        ValueError: There are no images, one cannot be read, or the detector finds no objects.
     """
     parent = read_checkpoint(checkpoint, trusted=trusted)
     folder = folder.resolve()
@@ -108,8 +108,8 @@ def with_images(
 def _distilled(plan: Plan) -> Plan:
     """Return the plan with distillation as the only loss.
 
-    Batch norms keep the float detector's statistics: those of a batch differ from them, and the
-    loss would be about that difference.
+    Batch norms keep the float detector's statistics. With statistics of the batch the outputs would
+    differ for this reason alone, and so would the loss.
     """
     refinements = plan.settings.refinements
     distill = replace(refinements.distill or Distill(), alone=True)

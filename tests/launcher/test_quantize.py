@@ -162,7 +162,8 @@ def test_a_training_without_annotations_brings_the_detector_nearer_to_float(
     own = tmp_path / "own.py"
     own.write_text(
         f"_base_ = [{str(config)!r}]\n"
-        "quant = dict(weight=dict(bits=4), training={'runner.max_epochs': 4, 'optimizer.lr': 3e-4})\n"
+        "quant = dict(weight=dict(bits=4),"
+        " training={'runner.max_epochs': 4, 'optimizer.lr': 3e-4})\n"
         "data_root = '/nowhere'\n"
     )
     done = on_ranks(

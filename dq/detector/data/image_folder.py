@@ -18,7 +18,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 KIND = "ImageFolderDataset"
 # A detector's own boxes count as the truth from this score on.
 LOWEST_SCORE = 0.3
-# If there are fewer of them than one for two images, the score is lowered: so many for each image.
+# If there are fewer than one box per two images, the score is lowered to get this many per image.
 FEWEST = 10
 
 Boxes = Mapping[str, Sequence[Sequence[float]]]
