@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmcv import ConfigDict
-
 from dq.detector.data.class_names import class_list, classes_of_checkpoint
 from dq.detector.data.data_section import test_pipeline
 from dq.detector.data.datasets import dataset_of
@@ -34,7 +32,7 @@ from launcher.stages.stage import read_checkpoint
 
 log = logging.getLogger(__name__)
 
-# Every second image calibrates; the rest is measured.
+# Every second image is for calibration, the others are for evaluation.
 CALIBRATING, MEASURING, ALL = (0, 2), (1, 2), (0, 1)
 BOXES = "float_boxes.json"
 
@@ -48,23 +46,23 @@ def with_images(
     trusted: bool,
     trains: bool = False,
 ) -> Plan:
-    """Return the plan with the images of a folder in place of ``data.train`` and ``data.val``.
+    """Return the plan with the images of a folder as ``data.train`` and ``data.val``.
 
-    Their truth is what the float detector itself finds, so a metric says how much a quantized
-    detector agrees with it. If ``data.test`` is not there, its place is taken too. A training
-    takes its place in any case, and learns from the float detector alone: no annotation is read.
+    The boxes of the float detector are used as annotations, so a metric measures how much a
+    quantized detector agrees with it. The images also replace ``data.test`` if that does not exist,
+    or for a training. A training learns only from the float detector; no annotations are read.
     Every rank must call it.
 
     Args:
-        plan: As read.
-        place: Where the float detector's boxes are written: ``float_boxes.json`` in the work dir.
-        checkpoint: Of the float detector.
-        folder: Of the images.
-        trusted: The checkpoint may be unpickled.
-        trains: For a quantized training.
+        plan: The plan of the config.
+        place: The process; the boxes are written into ``float_boxes.json`` in its work dir.
+        checkpoint: Checkpoint of the float detector.
+        folder: Folder of the images.
+        trusted: Whether the checkpoint may be unpickled.
+        trains: Whether the plan is for quantization-aware training.
 
     Raises:
-        ValueError: There are no images, one cannot be read, or the detector finds nothing.
+        ValueError: There are no images, one cannot be read, or the detector finds no objects.
     """
     parent = read_checkpoint(checkpoint, trusted=trusted)
     folder = folder.resolve()
@@ -76,8 +74,8 @@ def with_images(
         raise ValueError("--images needs the pipeline of data.test, and it has none")
     halves = (CALIBRATING, MEASURING) if len(names) > 1 else (ALL, ALL)
 
-    def images(part: tuple[int, int], boxes: Path | None = None) -> ConfigDict:
-        return ConfigDict(section(folder, classes, pipeline, part, boxes))
+    def images(part: tuple[int, int], boxes: Path | None = None) -> Any:
+        return section(folder, classes, pipeline, part, boxes)
 
     config.data.train, config.data.val = images(halves[0]), images(halves[1])
     boxes = place.experiment / BOXES
@@ -108,8 +106,8 @@ def with_images(
 def _distilled(plan: Plan) -> Plan:
     """Return the plan with distillation as the only loss.
 
-    Batch norms keep the float detector's statistics: those of a batch differ from them, and the
-    loss would be about that difference.
+    Batch norms keep the float detector's statistics. With statistics of the batch the outputs would
+    differ for this reason alone, and so would the loss.
     """
     refinements = plan.settings.refinements
     distill = replace(refinements.distill or Distill(), alone=True)

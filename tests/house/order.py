@@ -12,7 +12,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "dq/quant": {
         "numerics": (),
         "kernels": ("numerics",),
-        "observers": ("numerics",),
+        "observers": ("numerics", "kernels"),
         "quantizers": ("numerics", "kernels", "observers"),
         "targets": ("numerics",),
         "recipes": ("numerics", "observers", "quantizers", "targets"),

@@ -1,4 +1,4 @@
-"""What a search tries: recipes for calibration, with the repairs after it."""
+"""The candidates of a search: recipes for calibration, with the repairs after it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Candidate:
     """A way to calibrate a model.
 
     Attributes:
-        name: For people; different for each candidate of a search.
+        name: For tables and logs; different for each candidate of a search.
         recipe: Which tensors are quantized, and how.
         repair: What calibration repairs in addition to finding ranges.
     """
