@@ -46,7 +46,7 @@ ALLOWED = {
     (
         "dq/detector/search/measured_images.py",
         "setattr",
-    ): "a data set, just built, is cut to a part",
+    ): "a new data set is cut",
     ("dq/detector/instance_methods.py", "setattr vars"): "the one place that replaces methods",
     ("dq/detector/model/operators/replace.py", "setattr function.forward"): "mmcv's operators",
     ("dq/detector/model/operators/replace.py", "setattr function.backward"): "mmcv's operators",
