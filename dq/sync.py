@@ -12,7 +12,9 @@ from torch._utils import _unflatten_dense_tensors as unflatten
 
 from dq.dist.equality.digest import differing_names, digest
 from dq.dist.exchange import collectives
+from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_one_rank import run_on_rank
+from dq.quant.analysis.sensitivity import Sensitivity, noises_alone, ranked
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.observers.min_max import MinMaxObserver, buffers
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, observers_of, update_scales_
@@ -103,6 +105,42 @@ def calibrate_on_one_rank(
         for observer in observers_of(list(part.activations().values())):
             observer.end_calibration_()
     return check_equal_on_ranks(graph, "after calibration")
+
+
+def sensitivities_over_ranks(
+    graph: QuantizedGraph, batches: Sequence[Tensor], *, source: int = 0
+) -> list[Sensitivity]:
+    """Measure every quantizer alone, each on one rank; return the results of all on all ranks.
+
+    Every rank must call it. The result is the same for any number of ranks.
+
+    Args:
+        graph: Prepared, with ranges on ``source``, whose parameters and quantizer state all ranks
+            get; in evaluation mode afterwards, and FROZEN.
+        batches: A few images on the model's device; used from ``source`` only.
+        source: The rank that has calibrated.
+    """
+    graph.root.eval()
+    collectives.broadcast_coalesced_(list(graph.root.state_dict().values()), source)
+    here = _images_of(batches, next(iter(graph.root.state_dict().values())).device, source)
+    names = [site.name for site in graph.sites]
+    # Early quantizers take longer, so every rank gets some of them.
+    own = names[collectives.rank() :: collectives.world_size()]
+    found = noises_alone(graph, here, own)
+    wait_for_all_ranks("the sensitivities of all quantizers")
+    noises: dict[str, float] = {}
+    for part in collectives.all_gather_objects(found):
+        noises |= part
+    return ranked(graph, noises)
+
+
+def _images_of(batches: Sequence[Tensor], device: torch.device, source: int) -> Sequence[Tensor]:
+    """Return the images of one rank on all ranks."""
+    kinds = collectives.broadcast_object([(b.shape, b.dtype) for b in batches], source)
+    if collectives.rank() != source:
+        batches = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in kinds]
+    collectives.broadcast_coalesced_(batches, source)
+    return batches
 
 
 def check_equal_on_ranks(graph: QuantizedGraph, when: str) -> str:

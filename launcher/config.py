@@ -1,4 +1,7 @@
-"""A config's ``quantize`` and ``quant`` as frozen dataclasses; unknown keys are refused."""
+"""Read a config's ``quantize``, ``quant``, ``guards`` and ``tracking`` into frozen dataclasses.
+
+Unknown keys are refused.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,16 @@ MODES = {False: "train", None: "train", True: "qat", "training": "qat", "calibra
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantSettings:
-    """What the config's ``quant`` section says.
+    """The settings of the config's ``quant`` section.
 
     Attributes:
-        recipe: Which module gets which integers.
-        schedule: Calibration and phases.
-        repair: What calibration mends besides finding ranges.
-        refinements: Extras of a quantized training: keys ``learned_lr``, ``oscillation``, ``ema``,
-            ``distill``.
-        training: Dotted overrides of the config that hold in quantization-aware training, such
-            as ``{'optimizer.lr': 0.001, 'runner.max_epochs': 5}``.
+        recipe: The integer format of each module.
+        schedule: Calibration and the phases of training.
+        repair: Corrections that calibration makes after it has found the ranges.
+        refinements: Optional methods of quantization-aware training: keys ``learned_lr``,
+            ``oscillation``, ``ema``, ``distill``.
+        training: Config overrides for quantization-aware training only, by dotted key:
+            ``{'optimizer.lr': 0.001, 'runner.max_epochs': 5}``.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -49,7 +52,7 @@ def command_for(quantize: object) -> str:
     """Return the command that a config's ``quantize`` flag asks for.
 
     Raises:
-        ValueError: The flag has another value than False, True, 'training', 'calibration'.
+        ValueError: The flag is not False, True, 'training' or 'calibration'.
     """
     if not isinstance(quantize, bool | str | None) or quantize not in MODES:
         raise ValueError(
@@ -62,11 +65,11 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
     """Read the config's ``quant`` section.
 
     Raises:
-        ValueError: A key is unknown (the nearest valid one is named) or a value out of bounds.
+        ValueError: A key is unknown (the nearest valid one is named) or a value is out of bounds.
     """
     section = dict(section or {})
-    # Not for the user: they follow from the repairs.
-    recipe_keys = [f.name for f in fields(Recipe) if f.name not in ("free_clips", "raised")]
+    # Not for the user: it follows from the repairs.
+    recipe_keys = [f.name for f in fields(Recipe) if f.name != "free_clips"]
     extras = [f.name for f in fields(Refinements)]
     own_keys = ["preset", "schedule", "training", "repairs", "mixed", *_REPAIR_KEYS]
     check_keys(section, [*recipe_keys, *extras, *own_keys], "quant")
@@ -83,12 +86,14 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
     weight = _spec(section.pop("weight", None), base.weight, "quant.weight")
     activation = _spec(section.pop("activation", None), base.activation, "quant.activation")
     rules = section.pop("rules", None) or ()
+    raised = _names(section.pop("raised", None) or ())
     recipe = replace(
         base,
         weight=weight,
         activation=activation,
         rules=tuple(_rule(rule, number, weight, activation) for number, rule in enumerate(rules)),
         free_clips=any(step.frees_clips for step in chosen_steps(repair)),
+        raised=raised,
         **section,
     )
     return QuantSettings(
@@ -100,11 +105,29 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
     )
 
 
+def section_of_recipe(
+    section: Mapping[str, Any] | None, recipe: Recipe, repair: Repair
+) -> dict[str, Any]:
+    """Return a ``quant`` section that calibrates as this recipe and these repairs say.
+
+    Args:
+        section: The config's; what the recipe and the repairs do not change stays.
+        recipe: With the section's formats, rules and target.
+        repair: Without mixed precision: its choice is in the recipe.
+    """
+    found = dict(section or {})
+    found.pop("mixed", None)
+    found |= {"observer": recipe.observer, "weight_range": recipe.weight_range}
+    found["repairs"] = list(repair.steps)
+    found["raised"] = list(recipe.raised)
+    return found
+
+
 def guards(section: Mapping[str, Any] | None) -> Guards:
     """Read the config's ``guards`` section.
 
     Raises:
-        ValueError: A key is unknown or a value out of bounds.
+        ValueError: A key is unknown or a value is out of bounds.
     """
     return Guards(**_settings(section, Guards, "guards", "dict(nonfinite='skip')"))
 
@@ -113,7 +136,7 @@ def tracking(section: Mapping[str, Any] | None) -> Tracking:
     """Read the config's ``tracking`` section.
 
     Raises:
-        ValueError: A key is unknown or a value out of bounds.
+        ValueError: A key is unknown or a value is out of bounds.
     """
     given = _settings(section, Tracking, "tracking", "dict(project='x')")
     if isinstance(given.get("tags"), str):
@@ -122,7 +145,7 @@ def tracking(section: Mapping[str, Any] | None) -> Tracking:
 
 
 def _settings(section: object, kind: type[Any], name: str, example: str) -> dict[str, Any]:
-    """Return a section's settings, each a field of the dataclass that they are for."""
+    """Return a section's settings; each key must be a field of the dataclass ``kind``."""
     if section is not None and not isinstance(section, Mapping):
         raise ValueError(f"{name} must be a dict such as {example}, not {section!r}")
     given = dict(section or {})
@@ -134,7 +157,7 @@ _REPAIR_KEYS = {"repair_images": "images", "rounding_steps": "rounding_steps"}
 
 
 def _repair(section: dict[str, Any]) -> Repair:
-    """Take what concerns repairs out of ``section``."""
+    """Remove the settings of the repairs from ``section`` and return them."""
     steps = section.pop("repairs", None) or ()
     steps = (steps,) if isinstance(steps, str) else tuple(steps)
     mixed = section.pop("mixed", None)
@@ -164,6 +187,12 @@ def _target(name: Any) -> str:
     if name not in TARGETS:
         raise ValueError(f"quant.target {name!r} does not exist; {hint(str(name), TARGETS)}")
     return str(name)
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"quant.raised must be a list of names of quantizers, not {given!r}")
+    return tuple(given)
 
 
 def _spec(given: Any, default: QuantSpec, where: str) -> QuantSpec:

@@ -1,7 +1,8 @@
-"""What a command prints at its end, from the main rank."""
+"""Print a command's results, on the main rank only."""
 
 from __future__ import annotations
 
+import pprint
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING
 from dq.detector.step.guards import Guards
 from dq.quant.recipes.recipe import Recipe
 from dq.tracking.record.stage_summary import StageSummary, read_summary
+from dq.tracking.reports.pareto import pareto_table, write_pareto
 from dq.tracking.reports.plots import write_plots
 from dq.tracking.reports.table import COLUMNS, below_start, markdown_table
 from dq.whole_file import write_whole
+from launcher.config import section_of_recipe
 from launcher.failure import WORLD_ERROR
 from launcher.session import Session
 
@@ -20,17 +23,19 @@ if TYPE_CHECKING:
     from dq.detector.engines.agreement import Agreement
     from dq.detector.engines.onnx_evaluation import IntegerResult
     from dq.quant.latency.result import Latency
+    from launcher.plan import Plan
+    from launcher.stages.recipe_search import Found, Limits
 
 
 def say_result(place: Session, summary: StageSummary) -> None:
-    """Print a stage's metric and where its checkpoint lies."""
+    """Print a stage's metric and the path of its checkpoint."""
     if place.environment.is_main:
         path = place.experiment / summary.stage / str(summary.checkpoint)
         print(f"{summary.stage}: {summary.metric} {100 * summary.value:.2f} %, checkpoint {path}")
 
 
 def say_verdict(place: Session, summary: StageSummary, guards: Guards) -> int:
-    """Say where a quantized training ended below its start, and return the command's exit code."""
+    """Print a warning if QAT ended below its start, and return the command's exit code."""
     text = below_start(summary)
     if text is None:
         return 0
@@ -46,33 +51,33 @@ def say_verdict(place: Session, summary: StageSummary, guards: Guards) -> int:
 
 
 def say_metrics(place: Session, summary: StageSummary) -> None:
-    """Print every metric with all its digits, so that two evaluations can be compared."""
+    """Print every metric with all digits, so that two evaluations can be compared exactly."""
     if place.environment.is_main:
         for name, value in summary.metrics.items():
             print(f"{name} {value!r}")
 
 
 def say_tables(place: Session, tables: str) -> None:
-    """Print what mmdet prints of a metric: its tables, by class where that was asked for."""
+    """Print mmdet's tables of a metric; by class if that was asked for."""
     if place.environment.is_main and tables:
         print(tables)
 
 
 def say_files(place: Session, files: Sequence[Path]) -> None:
-    """Print where files lie."""
+    """Print the paths of files."""
     if place.environment.is_main:
         for file in files:
             print(file)
 
 
 def stage_summaries(place: Session) -> dict[str, StageSummary]:
-    """Return the results that the experiment's stages have left, in the order of the table."""
+    """Return the summaries of the experiment's finished stages, in the order of the table."""
     found = {stage: read_summary(place.experiment / stage) for stage in COLUMNS}
     return {stage: summary for stage, summary in found.items() if summary is not None}
 
 
 def say_agreement(place: Session, result: Agreement, backend: str) -> None:
-    """Print an exported file's metric beside the fake-quantized one, boxes and size."""
+    """Print the metric, boxes and size of an exported file, compared with the fake-quantized."""
     if not place.environment.is_main:
         return
     boxes = result.boxes
@@ -89,19 +94,20 @@ def say_agreement(place: Session, result: Agreement, backend: str) -> None:
 
 
 def say_layers(place: Session, result: IntegerResult) -> None:
-    """Print how an engine computes an exported model."""
+    """Print the engine, and how many layers it computes in integers and in float."""
     if place.environment.is_main:
         print(f"engine   {result.engine}")
         print(f"layers   {result.num_integer} in integers, {result.num_float} in float")
 
 
 def say_speed(place: Session, model: Path, latency: Latency | str | None) -> None:
-    """Print how fast an exported model is beside itself in float, or why that is not known.
+    """Print an exported model's speed relative to the same model in float.
 
     Args:
-        place: Where.
+        place: Of the command.
         model: The file.
-        latency: As `dq.detector.engines.latency.measured` returns it.
+        latency: From `dq.detector.engines.latency.measured`: the speed, or the reason why it was
+            not measured, or None.
     """
     if not place.environment.is_main or latency is None:
         return
@@ -113,12 +119,12 @@ def say_speed(place: Session, model: Path, latency: Latency | str | None) -> Non
 
 
 def say_gate(place: Session, result: Agreement, measured: IntegerResult | None) -> None:
-    """Print in one line that the gate was missed, and where the networks differ most.
+    """Print in one line that the gate was missed, and the layers that differ most.
 
     Args:
-        place: Where.
+        place: Of the command.
         result: Of the evaluation.
-        measured: The same where it is an engine's.
+        measured: The same result if an engine computed it, else None.
     """
     if not place.environment.is_main:
         return
@@ -150,8 +156,44 @@ def _named(result: IntegerResult) -> str:
     return f"; these differ most: {', '.join(named)}" if named else ""
 
 
+def say_search(place: Session, plan: Plan, found: Found, limits: Limits) -> int:
+    """Print a search's table, its result and the section to paste; return the exit code.
+
+    Returns:
+        1 if no candidate meets the limit.
+    """
+    outcome, value = found.outcome, 100 * found.float_value
+    if place.environment.is_main:
+        folder = place.experiment / found.summary.stage
+        chosen = outcome.chosen.candidate
+        section = section_of_recipe(plan.config.get("quant"), chosen.recipe, chosen.repair)
+        text = f"quant = {pprint.pformat(section, width=96, sort_dicts=False)}\n"
+        write_whole(folder / "quant_section.py", text)
+        paths = write_pareto(folder, found.rows, found.metric, value, limits.max_drop)
+        print(pareto_table(found.rows, found.metric, value))
+        print(f"\n{text}")
+        for path in [*paths, folder / "quant_section.py"]:
+            print(path)
+        say_result(place, found.summary)
+        if not outcome.meets_limit:
+            print(_missed(found, limits), file=sys.stderr, flush=True)
+    return 0 if outcome.meets_limit else WORLD_ERROR
+
+
+def _missed(found: Found, limits: Limits) -> str:
+    best = found.outcome.chosen
+    drop = 100 * (found.float_value - best.value)
+    why = "train it quantized from this checkpoint (`launcher qat`), or raise --max-raised"
+    if found.outcome.ended_early:
+        why = "the budget ended first, and the same command continues"
+    return (
+        f"error: no candidate is within {limits.max_drop:g} points of float; the best,"
+        f" {best.candidate.name}, is {drop:.2f} points below; {why}"
+    )
+
+
 def say_table(place: Session, summaries: Mapping[str, StageSummary], recipe: Recipe) -> None:
-    """Print the result table and where everything lies; write both beside the stages."""
+    """Print the result table and all paths; write table and plots into the work dir."""
     if not place.environment.is_main:
         return
     bits = f"int{recipe.activation.bits}"

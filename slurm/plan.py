@@ -12,11 +12,12 @@ from slurm.profile import Profile
 # Where the launcher's commands write their results in the experiment's folder.
 STAGE_FOLDERS = {
     "train": "float", "calibrate": "calibrated", "qat": "qat", "eval": "eval", "analyze": "analyze",
+    "quantize": "quantize",
 }  # fmt: skip
 # Commands with computation: they take --threads.
-COMPUTING = ("train", "calibrate", "qat", "eval", "analyze", "export", "run")
+COMPUTING = ("train", "calibrate", "quantize", "qat", "eval", "analyze", "export", "run")
 # Commands in which several ranks share the work; in the others only one rank works.
-PARALLEL = ("train", "qat", "eval", "run")
+PARALLEL = ("train", "quantize", "qat", "eval", "run")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from dq.dist.exchange import collectives
+from dq.quant.analysis.sensitivity import Sensitivity
 from dq.quant.graph.prepare import prepare
 from dq.quant.ptq.equalization import equalize_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
-from dq.sync import calibrate_on_one_rank
+from dq.sync import calibrate_on_one_rank, sensitivities_over_ranks
 from tests.quant.nets import Separable, calibrate, images
 from tests.ranks import run_ranks
 
@@ -44,3 +45,28 @@ def test_all_ranks_have_the_repaired_weights() -> None:
     first, second = run_ranks(repair_on_one_rank, 2)
     assert second["moved"] > 0.01
     torch.testing.assert_close(first["y"], second["y"])
+
+
+def measured(source: int) -> tuple[list[Sensitivity], dict[str, torch.Tensor]]:
+    """Calibrate on one rank, measure on all; only that rank has images and ranges before."""
+    source = min(source, collectives.world_size() - 1)
+    torch.manual_seed(0)
+    graph = prepare(Separable().train(), Recipe(observer="mse"))
+    few: list[torch.Tensor] = []
+    if collectives.rank() == source:
+        graph.root.eval()
+        calibrate(graph, images())
+        few = images(1, num=12)
+    found = sensitivities_over_ranks(graph, few, source=source)
+    assert not graph.root.training
+    assert all(q.phase is Phase.FROZEN for q in graph.activations().values())
+    return found, graph.quantizers.state_dict()
+
+
+def test_any_number_of_ranks_finds_the_same_sensitivities() -> None:
+    alone, state = measured(0)
+    assert len(alone) == len({s.name for s in alone}) > 10
+    for number in (2, 3):
+        for found, others in run_ranks(measured, number, 1):
+            assert found == alone
+            assert all(torch.equal(others[name], tensor) for name, tensor in state.items())

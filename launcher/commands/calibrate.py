@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from launcher.command_line.arguments import add_checkpoint, add_common, add_reuse
+from launcher.command_line.arguments import add_checkpoint, add_common, add_images, add_reuse
 
-HELP = "calibrate a float checkpoint on one rank (PTQ), evaluate the quantized detector"
+HELP = "calibrate a float checkpoint on one rank (PTQ), and evaluate the quantized detector"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_common(parser)
     add_checkpoint(
-        parser, what="the float detector (default: the config's load_from)", required=False
+        parser, what="the float checkpoint (default: the config's load_from)", required=False
     )
+    add_images(parser)
     add_reuse(parser)
 
 
@@ -26,12 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     with session(arguments) as place:
         plan = stages.begin_plan(arguments)
-        summary = stages.calibrated(
-            plan,
-            place,
-            stages.starting_point(arguments, plan),
-            trusted=arguments.trust_checkpoint,
-            reuse=arguments.reuse,
-        )
+        checkpoint, trusted = stages.starting_point(arguments, plan), arguments.trust_checkpoint
+        if arguments.images is not None:
+            plan = stages.with_images(plan, place, checkpoint, arguments.images, trusted=trusted)
+        summary = stages.calibrated(plan, place, checkpoint, trusted=trusted, reuse=arguments.reuse)
         say_result(place, summary)
     return 0

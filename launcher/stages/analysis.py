@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dq.detector.calibration.calibrate import calibrate_and_repair
+from torch import Tensor
+
+from dq.detector.calibration.calibrate import calibration_of
 from dq.detector.model.checkpoint_content import recipe_of
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.stored_detector import float_detector, quantize_as_stored
@@ -15,6 +17,7 @@ from dq.dist.work.on_one_rank import run_on_rank
 from dq.quant.ptq.mixed_precision import analyze
 from dq.quant.ptq.repairs import first_images
 from dq.quant.ptq.settings import Mixed
+from dq.sync import sensitivities_over_ranks
 from launcher.plan import Plan
 from launcher.session import Session
 from launcher.stages.stage import read_checkpoint
@@ -23,11 +26,13 @@ from launcher.stages.stage import read_checkpoint
 def analyzed(
     plan: Plan, place: Session, checkpoint: Path, *, mixed: Mixed, trusted: bool
 ) -> dict[str, Any] | None:
-    """Measure each quantizer's effect on the outputs; one rank works, the others wait.
+    """Measure each quantizer's effect on the outputs; the ranks share the quantizers out.
+
+    A float checkpoint is calibrated first.
 
     Returns:
-        On the main rank what `dq.tracking.reports.sensitivity.sensitivity_table` takes, elsewhere
-        None.
+        On the main rank the argument of `dq.tracking.reports.sensitivity.sensitivity_table`, None
+        on the others.
     """
     parent = read_checkpoint(checkpoint, trusted=trusted)
     seed_everything(plan.seed)
@@ -39,23 +44,22 @@ def analyzed(
         else quantize_as_stored(detector, stored, parent.content, parent.source)
     )
 
-    def work() -> dict[str, Any]:
-        batches = plan.calibration_batches()
-        if stored is not None:
-            detector.eval()
-        else:
-            repair = replace(plan.settings.repair, mixed=None)
-            kept = list(batches)
-            calibrate_and_repair(
-                detector,
-                graph,
-                kept,
-                place.device,
-                weight_range=plan.settings.recipe.weight_range,
-                repair=repair,
-            )
-            batches = iter(kept)
-        images = [b.to(place.device) for b in first_images(batches, mixed.images)]
-        return analyze(graph, images, mixed)
+    images: list[Tensor] = []
 
-    return run_on_rank(work)
+    def begin() -> None:
+        batches = plan.calibration_batches()
+        if stored is None:
+            repair = replace(plan.settings.repair, mixed=None)
+            weight_range = plan.settings.recipe.weight_range
+            calibration = calibration_of(
+                detector, graph, place.device, weight_range=weight_range, repair=repair
+            )
+            kept = list(batches)
+            calibration.find_ranges_(kept)
+            calibration.finish_()
+            batches = iter(kept)
+        images.extend(b.to(place.device) for b in first_images(batches, mixed.images))
+
+    run_on_rank(begin)
+    found = sensitivities_over_ranks(graph, images)
+    return run_on_rank(lambda: analyze(graph, images, found, mixed))

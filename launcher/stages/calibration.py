@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from dq.detector.calibration.calibrate import calibrate_and_repair
+from dq.detector.calibration.calibrate import calibration_of
 from dq.detector.model.checkpoint_content import recipe_of
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.stored_detector import float_detector, quantize_as_stored
@@ -18,11 +18,13 @@ from dq.dist.exchange import collectives
 from dq.dist.files.checkpoint import load_checkpoint
 from dq.dist.rendezvous.restarts import restart_counted
 from dq.dist.work.on_main_rank import on_main_rank
+from dq.dist.work.on_one_rank import run_on_rank
+from dq.quant.analysis.sensitivity import Sensitivity
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.widths import set_bits_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
-from dq.sync import calibrate_on_one_rank
+from dq.sync import calibrate_on_one_rank, sensitivities_over_ranks
 from dq.tracking.record.stage_summary import StageSummary
 from launcher.plan import Plan
 from launcher.session import Session
@@ -37,7 +39,15 @@ log = logging.getLogger(__name__)
 def calibrated(
     plan: Plan, place: Session, checkpoint: Path, *, trusted: bool, reuse: bool
 ) -> StageSummary:
-    """Calibrate a float checkpoint on one rank, give all ranks its ranges, evaluate."""
+    """Calibrate a float checkpoint on one rank, copy the ranges to all ranks, and evaluate.
+
+    Args:
+        plan: All settings of the command.
+        place: The process.
+        checkpoint: The float checkpoint.
+        trusted: Whether the checkpoint may be unpickled.
+        reuse: Whether a finished stage with the same settings is used instead.
+    """
     parent = read_checkpoint(checkpoint, trusted=trusted)
     begun = stage_of(plan, place, "calibrated", parent)
     if reuse and (done := reusable(begun)):
@@ -52,17 +62,19 @@ def calibrated(
             graph = quantize_detector(detector, plan.settings.recipe)
             recipe = calibrate_all(stage, detector, graph)
         else:
-            log.info("calibrated before this stage was stopped: that is evaluated")
+            log.info("evaluating the calibration that was finished before this stage was stopped")
             graph = quantize_as_stored(detector, recipe, kept, stage.checkpoint.name)
         return conclude(stage, detector, graph, recipe, figures_of(stage, graph))
 
 
 def _kept(stage: Stage, reuse: bool) -> dict[str, Any] | None:
-    """Return what this very calibration wrote before its evaluation was stopped, on all ranks.
+    """Return the checkpoint of this same calibration if only its evaluation was stopped.
+
+    Every rank must call it.
 
     Args:
-        stage: Whose checkpoint it is.
-        reuse: Whether the command takes what is there; a job that was started again does too.
+        stage: The stage that wrote it.
+        reuse: Whether the command uses earlier results. A restarted job always does.
     """
 
     def read() -> dict[str, Any] | None:
@@ -79,26 +91,31 @@ def _kept(stage: Stage, reuse: bool) -> dict[str, Any] | None:
 
 
 def calibrate_all(stage: Stage, detector: nn.Module, graph: QuantizedGraph) -> Recipe:
-    """Calibrate and repair on one rank; return the recipe with what mixed precision raised."""
+    """Calibrate and repair; return the recipe with what mixed precision raised.
+
+    One rank finds ranges and repairs, and all ranks measure sensitivities.
+    """
     plan, place = stage.plan, stage.place
-    raised: list[str] = []
-
-    def work() -> None:
-        found = calibrate_and_repair(
-            detector,
-            graph,
-            plan.calibration_batches(),
-            place.device,
-            weight_range=plan.settings.recipe.weight_range,
-            repair=plan.settings.repair,
-        )
-        raised.extend(found)
-
+    calibration = calibration_of(
+        detector,
+        graph,
+        place.device,
+        weight_range=plan.settings.recipe.weight_range,
+        repair=plan.settings.repair,
+    )
     rank = place.calibration_rank
-    proof = calibrate_on_one_rank(graph, work, rank=rank)
+    run_on_rank(lambda: calibration.find_ranges_(plan.calibration_batches()), rank=rank)
+    found: list[Sensitivity] = []
+    if plan.settings.repair.mixed is not None:
+        found = sensitivities_over_ranks(graph, calibration.few_images, source=rank)
+    raised: list[str] = []
+    proof = calibrate_on_one_rank(
+        graph, lambda: raised.extend(calibration.finish_(found)), rank=rank
+    )
     names: list[str] = collectives.broadcast_object(raised, source=rank)
-    if not raised:  # The ranks that did not calibrate have the others' ranges and scales already.
+    if not raised:  # Ranks that did not calibrate have the ranges already, but not the bit widths.
         set_bits_(graph, names)
     set_phase(graph.quantizers, Phase.FROZEN)
     log.info("all %d ranks have the same ranges, digest %s", collectives.world_size(), proof[:16])
-    return replace(plan.settings.recipe, raised=tuple(names))
+    recipe = plan.settings.recipe
+    return replace(recipe, raised=(*recipe.raised, *names))

@@ -33,7 +33,15 @@ def evaluated(
     trusted: bool,
     keep: Keep = NOTHING,
 ) -> tuple[StageSummary, str]:
-    """Evaluate a checkpoint on ``data.test``: rounded where it is quantized, else in float.
+    """Evaluate a checkpoint on ``data.test``: fake-quantized if it is quantized, else in float.
+
+    Args:
+        plan: All settings of the command.
+        place: The process.
+        checkpoint: The file.
+        as_float: Evaluate a quantized checkpoint in float.
+        trusted: Whether the checkpoint may be unpickled.
+        keep: What to write besides the metrics.
 
     Returns:
         The result, and the tables that mmdet prints of it.
@@ -70,12 +78,21 @@ def formatted(
     trusted: bool,
     keep: Keep,
 ) -> list[Path]:
-    """Write a checkpoint's results on ``data.test`` as its benchmark takes them, unevaluated.
+    """Write a checkpoint's results on ``data.test`` in the format of its benchmark, unevaluated.
 
     Every rank must call it.
 
+    Args:
+        plan: All settings of the command.
+        place: The process.
+        checkpoint: The file.
+        settings: Of the format, as ``--eval-options`` gives them.
+        as_float: Run a quantized checkpoint in float.
+        trusted: Whether the checkpoint may be unpickled.
+        keep: What to write besides the results.
+
     Returns:
-        The files.
+        The paths of the files.
     """
     dataset = dataset_of(plan.config, "test", test_mode=True)
     check_format(dataset)

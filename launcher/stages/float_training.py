@@ -22,7 +22,16 @@ from launcher.stages.workplace import workplace
 def train_float(
     plan: Plan, place: Session, *, resume: Asked, sync_bn: str, validate: bool, reuse: bool
 ) -> StageSummary:
-    """Train the float detector and evaluate it on ``data.test``."""
+    """Train the float detector and evaluate it on ``data.test``.
+
+    Args:
+        plan: All settings of the command.
+        place: The process.
+        resume: The checkpoint that the user wants to resume from.
+        sync_bn: ``auto``, ``on``, ``node`` or ``off``, as ``--sync-bn`` says.
+        validate: Whether to evaluate on ``data.val`` during the training.
+        reuse: Whether a finished stage with the same settings is used instead.
+    """
     begins = stage_of(plan, place, "float", None, sync_bn)
     if reuse and (done := reusable(begins)):
         return done

@@ -1,9 +1,8 @@
-"""The stage that trains quantization-aware."""
+"""The stage of quantization-aware training (QAT)."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -46,7 +45,18 @@ def train_quantized(
     trusted: bool,
     reuse: bool,
 ) -> StageSummary:
-    """Train quantization-aware from a float or calibrated checkpoint and evaluate."""
+    """Train quantization-aware from a float or calibrated checkpoint and evaluate.
+
+    Args:
+        plan: All settings of the command.
+        place: The process.
+        checkpoint: The float or calibrated checkpoint.
+        resume: The checkpoint that the user wants to resume from.
+        sync_bn: ``auto``, ``on``, ``node`` or ``off``, as ``--sync-bn`` says.
+        validate: Whether to evaluate on ``data.val`` during the training.
+        trusted: Whether ``checkpoint`` may be unpickled.
+        reuse: Whether a finished stage with the same settings is used instead.
+    """
     parent = read_checkpoint(checkpoint, trusted=trusted)
     begins = stage_of(plan, place, "qat", parent, sync_bn)
     if reuse and (done := reusable(begins)):
@@ -89,23 +99,24 @@ def _quantized(
 ) -> tuple[QuantizedGraph, Recipe]:
     """Return the detector's graph with ranges, and its recipe; every rank must call it.
 
-    A training that goes on has its ranges; else those of a calibrated checkpoint are taken.
+    The ranges are read from the checkpoint to resume from, else from a calibrated checkpoint. A
+    float checkpoint is calibrated here.
 
     Raises:
-        ValueError: A training is to go on that was quantized in another way.
+        ValueError: The checkpoint to resume from was quantized in another way.
     """
     recipe = stage.plan.settings.recipe
     ranges = parent.content if resume is None else resume.content
     source = parent.source if resume is None else resume.source
     stored = recipe_of(ranges)
-    if stored is not None and replace(stored, raised=()) == recipe:
+    if stored is not None and recipe.fits_stored(stored):
         graph = quantize_as_stored(detector, stored, ranges, source)
         log.info("ranges of %s are used, no calibration needed", source)
         return graph, stored
     if resume is not None:
         raise ValueError(
             f"{source} was not trained with this config's quant section; resume with the config"
-            " it was made with, or begin anew without --resume"
+            " it was made with, or start a new training without --resume"
         )
     graph = quantize_detector(detector, recipe)
     return graph, calibrate_all(stage, detector, graph)

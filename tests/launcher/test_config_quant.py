@@ -1,4 +1,4 @@
-"""The config's ``quant`` section: presets, rules, repairs; mistakes are refused with the mend."""
+"""The config's ``quant`` section: presets, rules, repairs; errors say how to fix them."""
 
 from typing import Any
 
@@ -76,7 +76,7 @@ def test_repairs_and_mixed_precision_are_read() -> None:
         ({"rules": [{"bits": 16}]}, r"quant.rules\[0\] needs module="),
         ({"rules": [{"position": "lsat"}]}, "did you mean last"),
         ({"rules": [{"module": "*", "bit": 4}]}, r"quant.rules\[0\].bit is not a setting"),
-        ({"raised": ("a",)}, "quant.raised is not a setting"),
+        ({"raised": "a"}, "quant.raised must be a list of names of quantizers, not 'a'"),
     ],
 )
 def test_mistakes_are_refused_with_the_mend(section: dict[str, Any], message: str) -> None:

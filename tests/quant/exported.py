@@ -28,3 +28,17 @@ def exported(
     model = placeholder_model(network, example, opset=opset, output_names=names)
     to_qdq_(model, specs)
     return checked(model)
+
+
+def tensor_of(model: onnx.ModelProto, site: str, part: str) -> onnx.TensorProto:
+    """Return what a quantizer's DequantizeLinear reads: ``integers``, ``scale`` or ``zero_point``.
+
+    Args:
+        model: Exported.
+        site: Name of the quantizer, of a weight for ``integers``.
+        part: Which of the three.
+    """
+    (node,) = (node for node in model.graph.node if node.name == site)
+    name = node.input[("integers", "scale", "zero_point").index(part)]
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    return tensor

@@ -31,6 +31,7 @@ from dq.detector.instance_methods import (
 )
 from dq.detector.model.channels import input_channels
 from dq.detector.model.roi_heads import NORMS, find_roi_heads, quantize_roi_heads
+from dq.names import hint
 from dq.quant.graph.prepare import prepare, undo_additions_on_error
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.graph.roles import is_layer
@@ -173,7 +174,9 @@ def _outside(detector: nn.Module, graph: fx.Graph, reasons: Mapping[str, str]) -
     return found
 
 
-def parameters_outside(detector: nn.Module, graph: fx.Graph | Traced) -> list[str]:
+def parameters_outside(
+    detector: nn.Module, graph: fx.Graph | Traced, *, heads: bool = False
+) -> list[str]:
     """Return the names of backbone and neck parameters that the graph never uses.
 
     Such parameters (such as the last stage of a backbone with an unused output) never get a
@@ -182,6 +185,7 @@ def parameters_outside(detector: nn.Module, graph: fx.Graph | Traced) -> list[st
     Args:
         detector: The traced model.
         graph: Its graph.
+        heads: Those of the heads too, for a training that runs nothing but the graph.
     """
     traced = graph if isinstance(graph, Traced) else Traced(graph=graph)
     graphs = [g for g in (traced.graph, traced.training_graph) if g is not None]
@@ -189,7 +193,9 @@ def parameters_outside(detector: nn.Module, graph: fx.Graph | Traced) -> list[st
     targets = {str(n.target) for n in nodes if n.op in {"call_module", "get_attr"}}
     unused = []
     for name, _ in detector.named_parameters():
-        if name.partition(".")[0] not in {"backbone", "neck"}:
+        if name.startswith(f"{CONTAINER}."):
+            continue
+        if not heads and name.partition(".")[0] not in {"backbone", "neck"}:
             continue
         parts = name.split(".")
         owners = {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
@@ -217,13 +223,14 @@ def quantize_detector(detector: nn.Module, recipe: Recipe) -> QuantizedGraph:
         recipe: Bits and formats of each module.
 
     Raises:
-        ValueError: It cannot be traced, or is quantized already.
+        ValueError: It cannot be traced, is quantized already, or lacks a quantizer of the recipe.
     """
     traced = trace_detector(detector)
     heads = find_roi_heads(detector)
     with undo_additions_on_error(detector):
         graph = prepare(detector, recipe, traced)
         quantize_roi_heads(detector, graph, recipe, heads, is_leaf=_is_leaf)
+        _check_raised(graph, recipe)
     if graph.left_float:
         log.warning(
             "left in float: %s",
@@ -231,6 +238,15 @@ def quantize_detector(detector: nn.Module, recipe: Recipe) -> QuantizedGraph:
         )
     attach(detector, graph)
     return graph
+
+
+def _check_raised(graph: QuantizedGraph, recipe: Recipe) -> None:
+    known = {site.name for part in (graph, *graph.parts.values()) for site in part.sites}
+    for name in recipe.raised:
+        if name not in known:
+            raise ValueError(
+                f"quant.raised: {name!r} is not a quantizer of this detector; {hint(name, known)}"
+            )
 
 
 def summary(left_float: Mapping[str, str], most: int = 6) -> Iterable[tuple[str, str]]:

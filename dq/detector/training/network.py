@@ -41,7 +41,8 @@ def network_to_train(
     """
     graph = _float_graph(detector) if quantization is None else quantization.graph
     if graph is not None:
-        _leave_out_unused(detector, graph)
+        distill = None if quantization is None else quantization.refinements.distill
+        _leave_out_unused(detector, graph, heads=distill is not None and distill.alone)
     config.custom_hooks, rule = without_ema_hooks(config.get("custom_hooks"))
     if quantization is not None:
         refinery = _refinery(detector, quantization, rule)
@@ -65,9 +66,9 @@ def _float_graph(detector: nn.Module) -> BoundGraph | None:
         return None
 
 
-def _leave_out_unused(detector: nn.Module, graph: BoundGraph) -> None:
+def _leave_out_unused(detector: nn.Module, graph: BoundGraph, *, heads: bool) -> None:
     """Take parameters that the network never reads out of training, and say so."""
-    names = parameters_outside(detector, graph.graph)
+    names = parameters_outside(detector, graph.graph, heads=heads)
     for name in names:
         detector.get_parameter(name).requires_grad_(False)
     if names:

@@ -9,16 +9,21 @@ with the most noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from dq.quant.analysis.partial_runs import PartialRuns
 from dq.quant.graph.quantized_graph import QuantizedGraph, quantizer_of
 from dq.quant.numerics.nested import floating_tensors
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.quantizers.restore import restored_state
+
+# Values that one thread adds.
+ROW = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +43,6 @@ class Sensitivity:
     sqnr: float
 
 
-@torch.no_grad()
 def sensitivities(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[Sensitivity]:
     """Measure every quantizer alone and return the results, the most sensitive first.
 
@@ -47,21 +51,59 @@ def sensitivities(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[Sens
             image raises an error.
         batches: A few images on the model's device.
     """
-    found = []
+    names = [site.name for site in graph.sites]
+    return ranked(graph, noises_alone(graph, batches, names))
+
+
+@torch.no_grad()
+def noises_alone(
+    graph: QuantizedGraph, batches: Sequence[Tensor], names: Sequence[str]
+) -> dict[str, float]:
+    """Return the noise that each of these quantizers alone makes at the outputs; see `noise`.
+
+    The float values of one batch at a time are kept, and a quantizer's run computes only what
+    depends on it.
+
+    Args:
+        graph: As for `sensitivities`.
+        batches: As for `sensitivities`.
+        names: Of quantizers.
+    """
     with restored_state(graph.quantizers, even_when_done=False):
-        wanted = float_outputs(graph, batches)
         set_phase(graph.quantizers, Phase.OFF)
-        for site in graph.sites:
-            quantizer = quantizer_of(graph, site.name)
-            quantizer.phase = Phase.FROZEN
-            ratio = noise(graph, batches, wanted)
-            quantizer.phase = Phase.OFF
-            found.append(
-                Sensitivity(
-                    name=site.name, kind=site.kind, bits=quantizer.spec.bits, sqnr=decibel(ratio)
-                )
-            )
+        runs = PartialRuns(graph, names)
+        signal: Tensor | float = 0.0
+        errors: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
+        for batch in batches:
+            plain = runs.in_float(batch)
+            targets = floating_tensors(plain.outputs)
+            signal = signal + _powers(targets)
+            for name in names:
+                quantizer = quantizer_of(graph, name)
+                quantizer.phase = Phase.FROZEN
+                outputs = floating_tensors(runs.with_quantizer(name, plain))
+                quantizer.phase = Phase.OFF
+                errors[name] = errors[name] + _powers_of_difference(outputs, targets)
         set_phase(graph.quantizers, Phase.FROZEN)
+    return {name: _ratio(error, signal) for name, error in errors.items()}
+
+
+def ranked(graph: QuantizedGraph, noises: Mapping[str, float]) -> list[Sensitivity]:
+    """Return the sensitivities, the most sensitive first.
+
+    Args:
+        graph: Prepared.
+        noises: Of every quantizer, as `noises_alone` returns them.
+    """
+    found = [
+        Sensitivity(
+            name=site.name,
+            kind=site.kind,
+            bits=quantizer_of(graph, site.name).spec.bits,
+            sqnr=decibel(noises[site.name]),
+        )
+        for site in graph.sites
+    ]
     return sorted(found, key=lambda s: s.sqnr)
 
 
@@ -92,18 +134,45 @@ def noise(
     Args:
         graph: In the phases to measure.
         batches: Images.
-        wanted: The float outputs of each batch, as `flat` returns them.
+        wanted: The float outputs of each batch, as `floating_tensors` returns them.
     """
-    num_outputs = len(wanted[0])
-    signal = torch.zeros(num_outputs, dtype=torch.float64, device=batches[0].device)
-    error = torch.zeros_like(signal)
+    signal: Tensor | float = 0.0
+    error: Tensor | float = 0.0
     for batch, targets in zip(batches, wanted, strict=True):
-        for number, (y, target) in enumerate(
-            zip(floating_tensors(graph(batch)), targets, strict=True)
-        ):
-            signal[number] += target.double().square().sum()
-            error[number] += (y.double() - target.double()).square().sum()
+        signal = signal + _powers(targets)
+        error = error + _powers_of_difference(floating_tensors(graph(batch)), targets)
+    return _ratio(error, signal)
+
+
+def _ratio(error: Tensor | float, signal: Tensor | float) -> float:
+    assert isinstance(error, Tensor), "there are no images"
+    assert isinstance(signal, Tensor)
     return float((error / signal.clamp(min=1e-30)).mean())
+
+
+def _powers(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the sum of squares of each tensor, float64 ``(tensors,)``."""
+    return torch.stack([ordered_sum(x.double().square()) for x in tensors])
+
+
+def _powers_of_difference(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    # Outputs that a partial run did not change are the same objects.
+    pairs = zip(outputs, targets, strict=True)
+    return _powers([y.new_zeros(1) if y is x else y.double() - x.double() for y, x in pairs])
+
+
+def ordered_sum(x: Tensor) -> Tensor:
+    """Return the sum of all values, ``()``, added in an order that no number of threads changes.
+
+    Rows of equal length are added, each by one thread, and then the rows.
+
+    Args:
+        x: Any shape.
+    """
+    x = x.reshape(-1)
+    while len(x) > ROW:
+        x = F.pad(x, (0, -len(x) % ROW)).reshape(-1, ROW).sum(1)
+    return x.sum()
 
 
 def decibel(ratio: float) -> float:

@@ -15,12 +15,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dq.quant.export.averages import fit_averages_
+from dq.quant.export.compact import compact_
 from dq.quant.export.flavour import Flavour
+from dq.quant.export.input_rounding import round_inputs_late_
 from dq.quant.export.onnx_graph import OPSET_16_BITS
 from dq.quant.integer.modules import DOMAIN, WEIGHT
 from dq.quant.numerics.spec import QuantSpec
 
 Array = NDArray[np.generic]
+
+# A Clip that limits a tensor to a format's integers has the quantizer's name and this.
+LIMITS = "/limits"
 
 _TYPES = {
     (4, True): (ir.DataType.INT4, ml_dtypes.int4),
@@ -54,9 +59,10 @@ def to_qdq_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
 
     Args:
         model: Result of `dq.quant.export.onnx_graph.placeholder_model`.
-        specs: The integer format of every quantizer, by its name.
+        specs: The integer format of every quantizer, by name.
     """
     fit_averages_(model)
+    round_inputs_late_(model)
     writer = Writer(model, specs)
     for node in placeholders(model):
         if node.op_type == WEIGHT:
@@ -64,6 +70,7 @@ def to_qdq_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
         else:
             writer.write_rounding(node)
     finish_(model)
+    compact_(model)
 
 
 def placeholders(model: ir.Model) -> list[ir.Node]:
@@ -72,7 +79,7 @@ def placeholders(model: ir.Model) -> list[ir.Node]:
 
 
 def site_of(node: ir.Node) -> str:
-    """Return the name of the quantizer that a placeholder stands for."""
+    """Return the name of the quantizer of a placeholder."""
     return str(node.attributes["site"].as_string())
 
 
@@ -85,11 +92,12 @@ def array_of(value: ir.Value | None) -> Array:
 
 
 def finish_(model: ir.Model) -> None:
-    """Remove our domain, everything without a reader and torch's notes; sort the nodes."""
+    """Remove our domain, unused initializers and torch's metadata; sort the nodes."""
     model.opset_imports.pop(DOMAIN, None)
     for name in [n for n, v in model.graph.initializers.items() if not v.uses()]:
         del model.graph.initializers[name]
-    # The Python code of each node and the list of all tensors, a third of a small file.
+    # torch's metadata are the Python code of each node and a list of all tensors: a third of a
+    # small file.
     model.graph.metadata_props.clear()
     for node in model.graph:
         node.metadata_props.clear()
@@ -97,11 +105,11 @@ def finish_(model: ir.Model) -> None:
 
 
 class Writer:
-    """Writes nodes into one model, and each constant only once."""
+    """Writes nodes into a model, and each constant only once."""
 
     def __init__(self, model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
         self.graph, self.specs = model.graph, specs
-        # The model's own inputs and outputs may be called like one of its layers.
+        # The model's own inputs and outputs may have the name of a layer.
         taken = [*model.graph.inputs, *model.graph.outputs]
         self.uses: dict[str, int] = {str(value.name): 1 for value in taken}
         self.num_values = 0
@@ -126,7 +134,7 @@ class Writer:
         yield self.constant(f"{site}/zero_point", array_of(node.inputs[2]).astype(kind))
 
     def numbered(self, node: ir.Node) -> str:
-        """Return the site's name, with a number if the place is a repetition or not the first."""
+        """Return the quantizer's name, with a number if it is a repetition or not the first use."""
         site = site_of(node)
         repeated = "repeated" in node.attributes and node.attributes["repeated"].as_int()
         if not repeated and site not in self.uses:
@@ -136,7 +144,7 @@ class Writer:
         return f"{site}#{self.uses[f'{site}#']}"
 
     def short_name(self) -> str:
-        """Return a new name for a value; in small files long names weigh more than weights."""
+        """Return a new short name for a value; long names would be most of a small file."""
         self.num_values += 1
         return f"/{self.num_values}"
 
@@ -183,7 +191,8 @@ class Writer:
         nodes.append(ir.node("QuantizeLinear", [x, scale, zero_point]))
         last = ir.node("DequantizeLinear", [nodes[-1].outputs[0], scale, zero_point], name=name)
         for inner in nodes:
-            inner.name = inner.outputs[0].name = self.short_name()
+            inner.outputs[0].name = self.short_name()
+            inner.name = f"{name}{LIMITS}" if inner.op_type == "Clip" else inner.outputs[0].name
             self.graph.insert_before(node, inner)
         self.replace(node, last, name)
 

@@ -1,4 +1,4 @@
-"""The nodes of a traced graph: what they call, whether their value is a size, and all as a list.
+"""The nodes of a traced graph: what they call and compute, which are sizes, and all as a list.
 
 The list is for files: pickle would recurse once for each linked node.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 # In a node's meta: it is one part of the result of a module that was kept whole.
@@ -28,6 +28,36 @@ def module_of(root: nn.Module, node: fx.Node) -> nn.Module | None:
         return None
     assert isinstance(node.target, str)
     return root.get_submodule(node.target)
+
+
+def computed(root: nn.Module, node: fx.Node, value: Callable[[fx.Node], Any], given: Tensor) -> Any:
+    """Return a node's value.
+
+    Args:
+        root: The module that the graph's names refer to.
+        node: Of a graph with one input.
+        value: Returns the value of a node that this one reads.
+        given: The input.
+    """
+    if node.op == "placeholder":
+        return given
+    args = fx.map_arg(node.args, value)
+    kwargs = fx.map_arg(node.kwargs, value)
+    if node.op == "get_attr":
+        found: Any = root
+        for part in str(node.target).split("."):
+            found = getattr(found, part)
+        return found
+    if node.op == "output":
+        return args[0]
+    if node.op == "call_module":
+        module = module_of(root, node)
+        assert module is not None
+        return module(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
 
 
 def called_name(node: fx.Node) -> str:

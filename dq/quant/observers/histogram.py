@@ -13,6 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dq.native import dense
+from dq.quant.kernels import histogram as kernels
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.min_max import MovingAverageObserver, Range
 
@@ -21,6 +23,9 @@ MANTISSA_BITS = 7
 FIRST_OCTAVE, NUM_OCTAVES = -24, 48
 NUM_MAGNITUDES = NUM_OCTAVES << MANTISSA_BITS
 NUM_BINS = 2 * NUM_MAGNITUDES
+# The exponent and the first bits of the mantissa, as an integer, of the smallest bin of a sign.
+FIRST_MAGNITUDE = (127 + FIRST_OCTAVE) << MANTISSA_BITS
+DROPPED_BITS = 23 - MANTISSA_BITS
 
 
 def bin_index(x: Tensor) -> Tensor:
@@ -33,9 +38,8 @@ def bin_index(x: Tensor) -> Tensor:
         int64 of the shape of ``x``.
     """
     x = x.float()
-    first = (127 + FIRST_OCTAVE) << MANTISSA_BITS
-    bits = x.abs().view(torch.int32) >> (23 - MANTISSA_BITS)
-    magnitude = (bits - first).clamp(0, NUM_MAGNITUDES - 1)
+    bits = x.abs().view(torch.int32) >> DROPPED_BITS
+    magnitude = (bits - FIRST_MAGNITUDE).clamp(0, NUM_MAGNITUDES - 1)
     index = torch.where(x < 0, NUM_MAGNITUDES - 1 - magnitude, NUM_MAGNITUDES + magnitude)
     return torch.where(torch.isfinite(x), index, NUM_BINS).long()
 
@@ -129,11 +133,14 @@ class HistogramObserver(MovingAverageObserver):
         if not self.collects:
             super().observe(x)
             return
-        x = x.detach().reshape(-1)
-        index = bin_index(x)
+        x = x.detach().float()
+        if kernels.takes(self.batch_min) and kernels.takes(x := dense(x)):
+            bins = FIRST_MAGNITUDE, DROPPED_BITS, NUM_MAGNITUDES
+            kernels.count_(x, bins, self.batch_counts, self.batch_min, self.batch_max)
+            return
+        index = bin_index(x.reshape(-1))
         self.batch_counts.scatter_add_(0, index, torch.ones_like(index))
         if x.numel():
-            x = x.float()
             finite = torch.isfinite(x)
             low = torch.where(finite, x, torch.inf).amin()
             high = torch.where(finite, x, -torch.inf).amax()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from dq.quant.kernels import histogram as kernels
 from dq.quant.numerics.affine import scale_and_zero_point
 from dq.quant.observers.histogram import HistogramObserver, bin_edges
 from dq.quant.observers.min_max import Range
@@ -13,6 +17,8 @@ from dq.quant.observers.min_max import Range
 SHARES = tuple(0.5 ** (k / 6) for k in range(40))
 FINE = tuple(1 + k / 100 for k in range(-10, 11))
 ENTROPY_BINS = 2048
+# A bin narrower than this share of the scale counts as one value.
+NARROW = 1e-3
 
 
 class MseObserver(HistogramObserver):
@@ -63,9 +69,30 @@ class MseObserver(HistogramObserver):
         scale, zero_point = scale_and_zero_point(lows, highs, self.spec)
         low = (self.spec.quant_min - zero_point) * scale
         high = (self.spec.quant_max - zero_point) * scale
+        if all(map(kernels.takes, bins)):
+            ranges = torch.stack([scale, scale**3, low, high, NARROW * scale]).double()
+            return kernels.range_errors(*bins, ranges)
         begin, end, counts = bins
         error = mean_square_error(begin, end, scale[:, None], low[:, None], high[:, None])
-        return (counts * error).sum(1)
+        return halved_sum(counts * error)
+
+
+def halved_sum(x: Tensor) -> Tensor:
+    """Return the sum of each row, in an order that is the same on every device.
+
+    The upper half of a row is added to the lower half until one value is left.
+
+    Args:
+        x: ``(rows, columns)``.
+
+    Returns:
+        ``(rows,)``.
+    """
+    x = F.pad(x, (0, (1 << (x.shape[1] - 1).bit_length()) - x.shape[1]))
+    while x.shape[1] > 1:
+        lower, upper = x.chunk(2, dim=1)
+        x = lower + upper
+    return x[:, 0]
 
 
 def mean_square_error(
@@ -93,7 +120,7 @@ def mean_square_error(
     clipped = torch.minimum(torch.maximum(begin, low), high)
     point = (begin - torch.round(clipped / scale) * scale) ** 2
     # A narrow bin counts as one value: the difference of two integrals would be cancellation error.
-    return torch.where(width < 1e-3 * scale, point, mean.clamp(min=0.0))
+    return torch.where(width < NARROW * scale, point, mean.clamp(min=0.0))
 
 
 class EntropyObserver(HistogramObserver):
@@ -114,31 +141,61 @@ class EntropyObserver(HistogramObserver):
             low = -high
         even = rebin(counts, low, high, ENTROPY_BINS)
         zero = int(torch.round(-low / (high - low) * ENTROPY_BINS))
-        best, chosen = torch.inf, (0, ENTROPY_BINS)
-        for threshold in range(16, max(zero, ENTROPY_BINS - zero) + 16, 16):
-            ends = max(zero - threshold, 0), min(zero + threshold, ENTROPY_BINS)
-            if ends[1] - ends[0] < self.spec.num_levels:
-                continue
-            divergence = float(self._divergence(even, *ends))
-            if divergence < best:
-                best, chosen = divergence, ends
+        reach = torch.arange(16, max(zero, ENTROPY_BINS - zero) + 16, 16, device=counts.device)
+        begin, end = (zero - reach).clamp(min=0), (zero + reach).clamp(max=ENTROPY_BINS)
+        wide = end - begin >= self.spec.num_levels
+        begin, end = begin[wide], end[wide]
+        best = divergence(even, begin, end, self.spec.num_levels).argmin()
         step = (high - low) / ENTROPY_BINS
-        found = low + step * chosen[0], low + step * chosen[1]
+        found = low + step * begin[best], low + step * end[best]
         return torch.maximum(found[0], lowest.double()), torch.minimum(found[1], highest.double())
 
-    def _divergence(self, even: Tensor, begin: int, end: int) -> Tensor:
-        inside = even[begin:end]
-        reference = inside.clone()
-        reference[0] += even[:begin].sum()
-        reference[-1] += even[end:].sum()
-        level = torch.arange(len(inside), device=even.device) * self.spec.num_levels // len(inside)
-        occupied = (inside > 0).to(even.dtype)
-        sums = even.new_zeros(self.spec.num_levels).index_add_(0, level, inside)
-        sizes = even.new_zeros(self.spec.num_levels).index_add_(0, level, occupied)
-        rounded = occupied * (sums / sizes.clamp(min=1))[level]
-        p, q = reference / reference.sum(), rounded / rounded.sum().clamp(min=1e-300)
-        terms = p * (p.clamp(min=1e-30).log() - q.clamp(min=1e-30).log())
-        return terms.sum()
+
+def divergence(even: Tensor, begin: Tensor, end: Tensor, num_levels: int) -> Tensor:
+    """Return the Kullback-Leibler divergence of each candidate range from the distribution.
+
+    What is outside a range counts in its outermost bins. Each level's count is spread evenly over
+    its bins that are not empty. All sums are differences of cumulative sums.
+
+    Args:
+        even: Counts in equal bins, float64 ``(bins,)``.
+        begin: First bin of each range, int64 ``(ranges,)``.
+        end: The bin after its last one; a range has at least as many bins as levels.
+        num_levels: Number of levels of the integer format.
+
+    Returns:
+        ``(ranges,)``.
+    """
+    occupied = even > 0
+    total, inside = even.sum(), torch.where(occupied, even, 1.0)
+    counts, bins, entropies = (_sums_before(x) for x in (even, occupied, even * inside.log()))
+    levels = torch.arange(num_levels + 1, device=even.device)
+    # A range's bin number n has level n * levels // bins.
+    first = begin[:, None] - (-(end - begin)[:, None] * levels) // num_levels
+    in_level = counts[first].diff()
+    spread = in_level / bins[first].diff().clamp(min=1)
+    log_q = (spread / (counts[end] - counts[begin]).clamp(min=1e-300)[:, None]).clamp(min=1e-30)
+    log_q = log_q.log()
+    found = entropies[end] - entropies[begin] - (counts[end] - counts[begin]) * total.log()
+    found = found - (in_level * log_q).sum(1)
+    for place, outside, q in (
+        (begin, counts[begin], log_q[:, 0]),
+        (end - 1, counts[-1] - counts[end], log_q[:, -1]),
+    ):
+        own, whole = even[place], even[place] + outside
+        q = torch.where(occupied[place], q, math.log(1e-30))
+        found = found + _times_log(whole, total, q) - _times_log(own, total, q)
+    return found / total
+
+
+def _sums_before(x: Tensor) -> Tensor:
+    """Return the cumulative sums, beginning with 0."""
+    return F.pad(x.cumsum(0), (1, 0))
+
+
+def _times_log(count: Tensor, total: Tensor, log_q: Tensor) -> Tensor:
+    """Return a bin's part of the divergence, times the total."""
+    return count * ((count / total).clamp(min=1e-30).log() - log_q)
 
 
 def rebin(counts: Tensor, low: Tensor, high: Tensor, num_bins: int) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dq.quant.graph.nodes import computed
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph, Site
 from dq.quant.graph.roles import module_of
 from dq.quant.quantizers.layers import QuantizedLayer
@@ -129,29 +130,7 @@ def _float_copy(root: nn.Module) -> nn.Module:
 def _run(
     node: fx.Node, root: nn.Module, values: dict[fx.Node, list[Any]], batch: int, x: Tensor
 ) -> Any:
-    if node.op == "placeholder":
-        return x
-
-    def value(used: fx.Node) -> Any:
-        return values[used][batch]
-
-    args = fx.map_arg(node.args, value)
-    kwargs = fx.map_arg(node.kwargs, value)
-    if node.op == "get_attr":
-        found: Any = root
-        for part in str(node.target).split("."):
-            found = getattr(found, part)
-        return found
-    if node.op == "output":
-        return args[0]
-    if node.op == "call_module":
-        module = module_of(root, node)
-        assert module is not None
-        return module(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
+    return computed(root, node, lambda used: values[used][batch], x)
 
 
 def _groups(graph: QuantizedGraph) -> Iterator[list[fx.Node]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dq.quant.analysis.sensitivity import Sensitivity, output_sqnr, sensitivities
+from dq.quant.analysis.sensitivity import Sensitivity, output_sqnr
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.settings import Mixed
 from dq.quant.ptq.widths import raise_bits_
@@ -46,19 +46,21 @@ def choose_raised_(
     return tuple(raised)
 
 
-def analyze(graph: QuantizedGraph, batches: Sequence[Tensor], mixed: Mixed) -> dict[str, Any]:
-    """Measure all quantizers and raise the most sensitive; return plain values for a table.
+def analyze(
+    graph: QuantizedGraph, batches: Sequence[Tensor], found: Sequence[Sensitivity], mixed: Mixed
+) -> dict[str, Any]:
+    """Raise the most sensitive quantizers; return plain values for a table.
 
     Args:
         graph: Prepared, with ranges, in evaluation mode; left FROZEN, some quantizers raised.
         batches: A few images on the model's device.
+        found: Result of `sensitivities` for them.
         mixed: Largest number to raise, and the target.
 
     Returns:
         ``quantizers`` (dicts of `Sensitivity`, the most sensitive first), ``sqnr`` with all
         quantizers on, ``raised`` (names) and ``sqnr_raised``.
     """
-    found = sensitivities(graph, batches)
     before = output_sqnr(graph, batches)
     raised = choose_raised_(graph, batches, found, mixed)
     return {

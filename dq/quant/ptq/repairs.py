@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dq.quant.analysis.sensitivity import decibel, float_outputs, noise, sensitivities
+from dq.quant.analysis.sensitivity import (
+    Sensitivity,
+    decibel,
+    float_outputs,
+    noise,
+    sensitivities,
+)
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.observers.histogram import HistogramObserver
 from dq.quant.ptq.calibration import calibrate_
@@ -28,6 +34,107 @@ log = logging.getLogger(__name__)
 CHECK_IMAGES = 32
 
 
+class Calibration:
+    """A calibration with all requested repairs, on one process.
+
+    Repairs that change ranges (equalization) come first; then ranges and clipped weights: that is
+    `find_ranges_`. Mixed precision needs `sensitivities`, which several processes can measure
+    together in between. Then the other repairs (AdaRound, bias correction) reduce the remaining
+    error: `finish_`. All changes are in the model's parameters and in quantizer state.
+
+    Args:
+        graph: Of the prepared model.
+        run: Runs the graph and all its parts on a batch, and returns its number of images.
+        device: Where the model is.
+        weight_range: As in `dq.quant.recipes.recipe.Recipe`.
+        repair: What to repair; None for nothing.
+    """
+
+    def __init__(
+        self,
+        graph: QuantizedGraph,
+        run: Callable[[Any], int],
+        device: torch.device,
+        *,
+        weight_range: str = "min_max",
+        repair: Repair | None = None,
+    ) -> None:
+        self.graph = graph
+        self.run = run
+        self.device = device
+        self.weight_range = weight_range
+        self.repair = repair or Repair()
+        steps = chosen_steps(self.repair)
+        self._first = [step for step in steps if step.changes_ranges]
+        self._later = [step for step in steps if not step.changes_ranges]
+        self._images: list[Tensor] = []
+        self._wanted: list[list[Tensor]] = []
+        self._originals: dict[str, Tensor] = {}
+
+    def find_ranges_(self, batches: Iterable[Any]) -> None:
+        """Apply the first repairs, find the ranges, clip weights; leave the quantizers FROZEN.
+
+        Args:
+            batches: Arguments of ``run``. Repairs other than equalization need tensors
+                ``(N, ...)``, on any device, and use the first ones too.
+
+        Raises:
+            ValueError: As `dq.quant.ptq.calibration.calibrate_`.
+        """
+        graph, repair = self.graph, self.repair
+        graph.root.eval()
+        for step in self._first:
+            step.apply(graph, [], repair)
+        kept = _KeepFirst(batches, repair.images)
+        calibrate_(graph, kept, self.run)
+        if self._later or repair.mixed is not None:
+            self._images = [batch.to(self.device) for batch in kept.batches]
+        # The reference is the float network before any weight is clipped; only repairs are judged.
+        if self._later:
+            self._wanted = float_outputs(graph, self._check)
+        if self.weight_range == "mse":
+            self._originals = clip_weights_(graph)
+        if self._originals:
+            initialise_weights_(graph.layers())
+
+    @property
+    def _check(self) -> list[Tensor]:
+        return first_images(self._images, CHECK_IMAGES)
+
+    @property
+    def few_images(self) -> list[Tensor]:
+        """The images to measure sensitivities on; empty without mixed precision."""
+        mixed = self.repair.mixed
+        return [] if mixed is None else first_images(self._images, mixed.images)
+
+    def finish_(self, found: Sequence[Sensitivity] = ()) -> tuple[str, ...]:
+        """Raise the most sensitive quantizers and repair; leave the quantizers FROZEN.
+
+        Args:
+            found: The sensitivities; not used without mixed precision.
+
+        Returns:
+            Names of the quantizers that mixed precision raised.
+        """
+        graph, repair = self.graph, self.repair
+        raised: tuple[str, ...] = ()
+        if repair.mixed is not None:
+            raised = choose_raised_(graph, self.few_images, found, repair.mixed)
+            changed = {n: self._originals[n] for n in raised if n in self._originals}
+            restore_weights_(graph, changed)
+            # Learned scales of raised quantizers were chosen for the clipped weights.
+            initialise_weights_(graph.layers())
+        for quantizer in graph.activations().values():
+            if isinstance(quantizer.observer, HistogramObserver):
+                quantizer.observer.stop_collecting_()
+        add_headroom_(graph)
+        set_phase(graph.quantizers, Phase.FROZEN)
+        for step in self._later:
+            with _undone_if_worse(graph, self._check, self._wanted):
+                step.apply(graph, self._images, repair)
+        return raised
+
+
 def calibrate_and_repair_(
     graph: QuantizedGraph,
     batches: Iterable[Any],
@@ -39,18 +146,13 @@ def calibrate_and_repair_(
 ) -> tuple[str, ...]:
     """Calibrate, with all requested repairs; leave the quantizers FROZEN.
 
-    Runs in one process. Repairs that change ranges (equalization) come first; then ranges, clipped
-    weights and mixed precision; then the other repairs, which reduce the remaining error (AdaRound,
-    bias correction). All changes are in the model's parameters and in quantizer state.
-
     Args:
-        graph: Of the prepared model.
-        batches: Arguments of ``run``. Repairs other than equalization need tensors ``(N, ...)``, on
-            any device, and use the first ones too.
-        run: Runs the graph and all its parts on a batch, and returns its number of images.
-        device: Where the model is.
-        weight_range: As in `dq.quant.recipes.recipe.Recipe`.
-        repair: What to repair; None for nothing.
+        graph: As for `Calibration`.
+        batches: As for `Calibration.find_ranges_`.
+        run: As for `Calibration`.
+        device: As for `Calibration`.
+        weight_range: As for `Calibration`.
+        repair: As for `Calibration`.
 
     Returns:
         Names of the quantizers that mixed precision raised.
@@ -58,39 +160,10 @@ def calibrate_and_repair_(
     Raises:
         ValueError: As `dq.quant.ptq.calibration.calibrate_`.
     """
-    repair = repair or Repair()
-    graph.root.eval()
-    steps = chosen_steps(repair)
-    for step in steps:
-        if step.changes_ranges:
-            step.apply(graph, [], repair)
-    kept = _KeepFirst(batches, repair.images)
-    calibrate_(graph, kept, run)
-    later = [step for step in steps if not step.changes_ranges]
-    needs_images = bool(later) or repair.mixed is not None
-    images = [batch.to(device) for batch in kept.batches] if needs_images else []
-    # The reference is the float network before any weight is clipped; only repairs are judged.
-    check = first_images(images, CHECK_IMAGES) if later else []
-    wanted = float_outputs(graph, check) if later else []
-    originals = clip_weights_(graph) if weight_range == "mse" else {}
-    if originals:
-        initialise_weights_(graph.layers())
-    raised: tuple[str, ...] = ()
-    if repair.mixed is not None:
-        few = first_images(images, repair.mixed.images)
-        raised = choose_raised_(graph, few, sensitivities(graph, few), repair.mixed)
-        restore_weights_(graph, {name: originals[name] for name in raised if name in originals})
-        # Learned scales of raised quantizers were chosen for the clipped weights.
-        initialise_weights_(graph.layers())
-    for quantizer in graph.activations().values():
-        if isinstance(quantizer.observer, HistogramObserver):
-            quantizer.observer.stop_collecting_()
-    add_headroom_(graph)
-    set_phase(graph.quantizers, Phase.FROZEN)
-    for step in later:
-        with _undone_if_worse(graph, check, wanted):
-            step.apply(graph, images, repair)
-    return raised
+    calibration = Calibration(graph, run, device, weight_range=weight_range, repair=repair)
+    calibration.find_ranges_(batches)
+    few = calibration.few_images
+    return calibration.finish_(sensitivities(graph, few) if few else ())
 
 
 def chosen_steps(repair: Repair) -> list[RepairStep]:

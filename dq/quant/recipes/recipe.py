@@ -131,6 +131,14 @@ class Recipe:
         """Return this recipe with quantizers where another target wants them."""
         return replace(self, target=name, outputs=target_of(name).outputs)
 
+    def fits_stored(self, stored: Recipe) -> bool:
+        """Say whether a calibration by ``stored`` serves this recipe too.
+
+        Which quantizers mixed precision raised is part of a stored recipe. Here it is only if the
+        config names them.
+        """
+        return replace(stored, raised=self.raised) == self and self.raised in ((), stored.raised)
+
     def rule_for(self, module: str, kind: str = "", positions: Collection[str] = ()) -> Rule | None:
         """Return the last matching rule, or None.
 

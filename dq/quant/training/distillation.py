@@ -23,6 +23,7 @@ from dq.quant.quantizers.phase import Phase, set_phase
 
 # A teacher's tensor with a smaller mean square is ignored.
 SMALLEST_POWER = 1e-8
+NECK = "neck.*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +35,14 @@ class Distill:
         features: Shell patterns of modules whose quantized outputs are compared too, such as
             ``neck.*``.
         feature_weight: Of the loss on those.
+        alone: Train on these losses alone: the detector's own losses, and the annotations that
+            they need, are not used. Without ``features`` the neck's outputs are compared too.
     """
 
     weight: float = 1.0
     features: tuple[str, ...] = ()
     feature_weight: float = 1.0
+    alone: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.features, str):
@@ -82,7 +86,7 @@ class Distillation:
 
     def __init__(self, graph: QuantizedGraph, settings: Distill) -> None:
         self.settings = settings
-        names = feature_names(graph, settings.features)
+        names = feature_names(graph, settings.features or _usual_features(graph, settings))
         self.student = with_features(graph, graph.root, names)
         self.teacher = with_features(graph, _float_copy(graph.root), names, training=True)
         self.recorded: tuple[Tensor, Any, Any] | None = None
@@ -105,6 +109,11 @@ class Distillation:
             error = relative_error(features, wanted_features)
             terms["loss_distill_features"] = self.settings.feature_weight * error
         return terms
+
+
+def _usual_features(graph: QuantizedGraph, settings: Distill) -> tuple[str, ...]:
+    necks = [site for site in graph.sites if fnmatchcase(site.module, NECK)]
+    return (NECK,) if settings.alone and necks else ()
 
 
 def _float_copy(root: nn.Module) -> nn.Module:
@@ -144,7 +153,7 @@ def with_features(
         graph: The prepared model.
         root: The model or a copy of it.
         names: Of quantizers.
-        training: Run the training graph, whatever mode ``root`` is in.
+        training: Run the training graph, even if ``root`` is in evaluation mode.
 
     Returns:
         A callable that returns ``(what the graph returns, list of tensors)``.

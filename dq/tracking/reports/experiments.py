@@ -17,7 +17,7 @@ from dq.tracking.record.stage_summary import StageSummary, read_summary
 STAGES = ("float", "calibrated", "qat")
 # Subfolders of an experiment that are never experiments themselves.
 PASSED_OVER = {
-    *("logs", "plots", "wandb", "samples", "analyze", "export", *STAGES),
+    *("logs", "plots", "wandb", "samples", "analyze", "export", "quantize", *STAGES),
     *("eval", "eval_onnxruntime", "eval_openvino", "eval_torch_int"),
 }
 MAX_DEPTH = 4

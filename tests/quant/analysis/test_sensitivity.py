@@ -85,7 +85,8 @@ def test_a_graph_prepared_with_the_raised_names_quantizes_the_same(observer: str
 
 
 def test_analysis_returns_plain_values() -> None:
-    result = analyze(ready(), images(1), Mixed(max_raised=2))
+    graph = ready()
+    result = analyze(graph, images(1), sensitivities(graph, images(1)), Mixed(max_raised=2))
     assert result["quantizers"][0].keys() == {"name", "kind", "bits", "sqnr"}
     assert len(result["raised"]) == 2
     assert result["sqnr_raised"] > result["sqnr"] + 10

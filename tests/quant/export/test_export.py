@@ -30,14 +30,14 @@ from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe, Rule
 from dq.quant.verify.layer_differences import layer_differences, worst
 from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model, sums_exactly
-from tests.quant.exported import exported
+from tests.quant.exported import exported, tensor_of
 from tests.quant.nets import calibrate
 
 pytestmark = pytest.mark.cpu
 
 
 class Net(nn.Module):
-    """Every kind of place for a quantizer: carriers, a join, a sum, a shared layer, linear."""
+    """A net with every kind of place for a quantizer: carriers, join, sum, shared layer, linear."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ RECIPES = {
 
 
 # By bits and integer arithmetic: the largest excess over rounding, in scales, and the share of
-# values that may round the other way. Float32 sums in another order move 16-bit values by more
+# values that may be rounded the other way. Float32 sums in another order move 16-bit values by more
 # scales. ONNX Runtime rounds biases to the product of two scales, which is coarse at few bits.
 LIMITS = {
     (4, False): (1e-4, 2e-5),
@@ -134,7 +134,7 @@ def assert_computes_the_same(graph: QuantizedGraph, model: onnx.ModelProto) -> N
         # At a tie a value goes to the next integer and no further.
         assert not [d for d in found if not d.largest < 1.01]
         assert sum(d.share * d.num for d in found) <= max(2, share * sum(d.num for d in found))
-    outputs = OnnxNetwork(model).tensors(images(5, 3))  # Any number of images.
+    outputs = OnnxNetwork(model).tensors(images(5, 3))  # The batch size is free.
     assert outputs[1].shape == (3, 256, 5)
 
 
@@ -154,14 +154,13 @@ def test_four_bits_have_the_right_types_and_scales_and_compute_the_same() -> Non
     model = qdq(graph)
     assert_computes_the_same(graph, model)
     assert model.opset_import[0].version == 21
-    tensors = {t.name: t for t in model.graph.initializer}
-    assert tensors["stem+norm/integers"].data_type == onnx.TensorProto.INT4
-    assert tensors["stem+norm/scale"].dims == [8]
-    assert tensors["x/out/zero_point"].data_type == onnx.TensorProto.UINT8
+    assert tensor_of(model, "stem+norm", "integers").data_type == onnx.TensorProto.INT4
+    assert tensor_of(model, "stem+norm", "scale").dims == [8]
+    assert tensor_of(model, "x/out", "zero_point").data_type == onnx.TensorProto.UINT8
     nodes = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
-    axes = {node.input[0]: [a.i for a in node.attribute] for node in nodes}
-    assert axes["stem+norm/integers"] == [0]
-    assert axes["up/integers"] == [1]
+    axes = {node.name: [a.i for a in node.attribute] for node in nodes}
+    assert axes["stem+norm"] == [0]
+    assert axes["up"] == [1]
     assert {node.domain for node in model.graph.node} == {""}
 
 
@@ -202,7 +201,7 @@ def test_large_bias_with_tiny_weights_fits_the_engines_integers() -> None:
     assert changed == {"one", "all"}
     scales = zip(before["one"]["scale"], after["one"]["scale"], strict=True)
     assert [a == b for a, b in scales] == [index != 2 for index in range(8)]
-    # The smallest power of two that is enough: half of it is not.
+    # The smallest sufficient power of two: half of it is too small.
     scale_in = torch.tensor(after["x/out"]["scale"]).double()
     for integer, least in ((2.0**30, False), (2.0**29, True)):
         found = 0.7 / (scale_in * after["one"]["scale"][2])
@@ -300,9 +299,9 @@ def test_layers_run_in_integers_and_the_float_twin_computes_about_the_same() -> 
 @pytest.mark.parametrize("integers", [False, True])
 def test_wrong_scale_is_found_in_its_layer_alone(integers: bool) -> None:
     graph, model = int8()[0], int8_model()
-    tensors = {t.name: t for t in model.graph.initializer}
-    scale = onnx.numpy_helper.to_array(tensors["left/scale"]) * 1.1
-    tensors["left/scale"].CopyFrom(onnx.numpy_helper.from_array(scale, "left/scale"))
+    tensor = tensor_of(model, "left", "scale")
+    scale = onnx.numpy_helper.to_array(tensor) * 1.1
+    tensor.CopyFrom(onnx.numpy_helper.from_array(scale, tensor.name))
     found = layer_differences(graph, model, [images(7)], integers=integers)
     for difference in found:
         if "left" in difference.layers:
@@ -318,7 +317,7 @@ def test_wrong_bias_is_found_in_an_output_without_quantizer() -> None:
     recipe = Recipe(rules=(Rule(module="last", quantize=False),))
     graph = quantized(recipe)
     model = qdq(graph)
-    bias = next(t for t in model.graph.initializer if t.name.endswith("last.bias"))
+    (bias,) = (t for t in model.graph.initializer if list(t.dims) == [5])
     wrong = onnx.numpy_helper.to_array(bias) + 0.05
     bias.CopyFrom(onnx.numpy_helper.from_array(wrong, bias.name))
     found = layer_differences(graph, model, [images(7)], integers=False)
@@ -367,7 +366,7 @@ def test_integer_file_is_plain_small_and_loads_again(tmp_path: Path) -> None:
     content: Any = torch.load(tmp_path / "net.pth", weights_only=True)
     integers, floats = num_bytes(network)
     assert floats == 4 * integers
-    # Nothing of the float weights is left, neither in the file nor in memory.
+    # No float weights are left in the file or in memory.
     assert not list(network.parameters())
     assert {key.rpartition(".")[2] for key in content["state"]} == {
         "integers", "scale", "zero_point", "bias",
@@ -393,7 +392,7 @@ def test_integers_are_stored_in_the_smallest_type_that_holds_them(bits: int, sig
     spec = QuantSpec(bits=bits, signed=signed)
     kind = torch.iinfo(storage_dtype(spec))
     assert kind.min <= spec.quant_min <= spec.quant_max <= kind.max
-    # torch computes little with uint16.
+    # torch supports few operations on uint16.
     assert kind.bits == (8 if bits <= 8 else 16 if signed else 32)
 
 
@@ -433,7 +432,7 @@ def test_damaged_model_and_wrong_size_are_reported(tmp_path: Path) -> None:
     content = int8()[1]
     for damaged in (b"", b"no model", content[: len(content) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"is no ONNX model, or damaged .*export it again"):
+        with pytest.raises(ValueError, match=r"is not an ONNX model, or damaged .*export it again"):
             load_model(path)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"inputs 3x16x16 and got 3x8x16; .*--size 8 16"):
@@ -467,3 +466,15 @@ def test_without_exact_mode_it_warns_and_continues(
     network = OnnxNetwork(int8_model())
     assert len(network.tensors(images(5))) == 2
     assert network.exact == ("no exact sums" not in caplog.text)
+
+
+def test_a_file_has_short_names_and_no_default_attributes() -> None:
+    model = int8_model()
+    own = {value.name for value in [*model.graph.input, *model.graph.output]}
+    named = {name for node in model.graph.node for name in [*node.input, *node.output]}
+    assert all(re.fullmatch(r"/\d+", name) for name in named - own)
+    for node in (node for node in model.graph.node if "Conv" in node.op_type):
+        names = {attribute.name for attribute in node.attribute}
+        assert not names & {"auto_pad", "kernel_shape", "dilations"}
+    # The nodes say which quantizer is which.
+    assert {"left", "stem+norm", "relu#1/out"} <= {node.name for node in model.graph.node}

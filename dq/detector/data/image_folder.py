@@ -1,0 +1,180 @@
+"""A data set of images without annotations: all images of a folder, and boxes found in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmdet.datasets import DATASETS, CustomDataset
+from PIL import Image
+
+from dq.detector.metrics.coco_metric import coco_metrics
+from dq.detector.metrics.results import boxes_by_class
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+KIND = "ImageFolderDataset"
+# A detector's own boxes count as the truth from this score on.
+LOWEST_SCORE = 0.3
+# If there are fewer of them than one for two images, the score is lowered: so many for each image.
+FEWEST = 10
+
+Boxes = Mapping[str, Sequence[Sequence[float]]]
+
+
+def image_files(folder: Path) -> list[str]:
+    """Return the images of a folder and its subfolders, relative to it, in order.
+
+    Raises:
+        ValueError: It does not exist, or has no images.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"--images {folder} is not a folder")
+    found = sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
+    if not found:
+        raise ValueError(f"--images {folder} has no images ({', '.join(SUFFIXES)})")
+    return found
+
+
+@DATASETS.register_module()
+class ImageFolderDataset(CustomDataset):  # type: ignore[misc]
+    """The images of a folder, in the order of their names.
+
+    It has no annotations. With ``boxes``, the boxes that a detector found, it can be evaluated: the
+    metric then says how much another detector agrees with that one.
+
+    Args:
+        img_prefix: The folder.
+        boxes: A JSON file of what `confident_boxes` returns.
+        part: ``(first, step)``: take image ``first`` and every ``step``-th one after it.
+        kwargs: As for mmdet's CustomDataset.
+    """
+
+    def __init__(
+        self,
+        img_prefix: str,
+        boxes: str | None = None,
+        part: tuple[int, int] = (0, 1),
+        **kwargs: Any,
+    ) -> None:
+        self.part = part
+        self.boxes: Boxes = json.loads(Path(boxes).read_text()) if boxes else {}
+        super().__init__(ann_file=img_prefix, img_prefix=img_prefix, **kwargs)
+
+    def load_annotations(self, ann_file: str) -> list[dict[str, Any]]:
+        """Return name and size of each image.
+
+        Raises:
+            ValueError: An image cannot be read; it is named.
+        """
+        folder = Path(ann_file)
+        first, step = self.part
+        infos = []
+        for name in image_files(folder)[first::step]:
+            try:
+                with Image.open(folder / name) as image:
+                    width, height = image.size
+            except OSError as error:
+                raise ValueError(
+                    f"image {folder / name} cannot be read ({error}); repair or remove it"
+                ) from error
+            infos.append({"filename": name, "width": width, "height": height})
+        return infos
+
+    def get_ann_info(self, idx: int) -> dict[str, Any]:
+        """Return the boxes of an image, ``(n, 4)``, and their labels, ``(n,)``."""
+        rows = np.asarray(self.boxes.get(self.data_infos[idx]["filename"], ()), dtype=np.float32)
+        rows = rows.reshape(-1, 5)
+        return {
+            "bboxes": rows[:, :4],
+            "labels": rows[:, 4].astype(np.int64),
+            "bboxes_ignore": np.zeros((0, 4), dtype=np.float32),
+            "labels_ignore": np.zeros((0,), dtype=np.int64),
+        }
+
+    def evaluate(self, results: Sequence[Any], logger: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """Return COCO's box metric against ``boxes``.
+
+        Args:
+            results: mmdet's results of all images, in order.
+            logger: Not used.
+            kwargs: Not used: settings of the config are for its own data sets.
+        """
+        return dict(coco_metrics(self, results))
+
+
+def section(
+    folder: Path, classes: Sequence[str], pipeline: Any, part: tuple[int, int], boxes: Path | None
+) -> dict[str, Any]:
+    """Return the config section of an `ImageFolderDataset` in test mode."""
+    found: dict[str, Any] = {
+        "type": KIND,
+        "img_prefix": str(folder),
+        "classes": tuple(classes),
+        "pipeline": pipeline,
+        "part": part,
+        "test_mode": True,
+    }
+    return found if boxes is None else {**found, "boxes": str(boxes)}
+
+
+def training_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a test pipeline as one for training without annotations: images and random flips.
+
+    Args:
+        pipeline: With or without mmdet's MultiScaleFlipAug.
+    """
+    found: list[dict[str, Any]] = []
+    for step in pipeline:
+        if step["type"] != "MultiScaleFlipAug":
+            found.append(dict(step))
+            continue
+        scale = {key: step[key] for key in ("img_scale", "scale_factor") if step.get(key)}
+        for inner in step["transforms"]:
+            resizes = inner["type"] == "Resize"
+            found.append({**inner, **scale} if resizes else dict(inner))
+    kinds = [step["type"] for step in found]
+    place = kinds.index("Normalize") if "Normalize" in kinds else len(kinds) - 1
+    found.insert(place, {"type": "RandomFlip", "flip_ratio": 0.5})
+    return [
+        # It pads images of different sizes to one batch.
+        {"type": "DefaultFormatBundle"} if step["type"] == "ImageToTensor" else step
+        for number, step in enumerate(found)
+        if step["type"] != "RandomFlip" or number == place
+    ]
+
+
+def confident_boxes(dataset: ImageFolderDataset, results: Sequence[Any]) -> dict[str, Any]:
+    """Return the boxes that count as the truth of each image, by its name.
+
+    Args:
+        dataset: The images.
+        results: mmdet's results of all images, in order.
+
+    Returns:
+        Rows ``(x1, y1, x2, y2, label)``.
+    """
+    rows = [_boxes(result) for result in results]
+    scores = sorted((row[4] for own in rows for row in own), reverse=True)
+    lowest = LOWEST_SCORE
+    # One limit for all images: then the detector that found the boxes has a metric of 100 %.
+    if scores and 2 * sum(score >= lowest for score in scores) < len(rows):
+        lowest = scores[min(len(scores), FEWEST * len(rows)) - 1]
+    found = [[[*row[:4], row[5]] for row in own if row[4] >= lowest] for own in rows]
+    names = [info["filename"] for info in dataset.data_infos]
+    return dict(zip(names, found, strict=True))
+
+
+def _boxes(result: Any) -> list[list[float]]:
+    """Return the boxes of an image as ``(x1, y1, x2, y2, score, label)``."""
+    return [
+        [*row, float(label)]
+        for label, rows in enumerate(boxes_by_class(result) or [])
+        for row in np.asarray(rows).tolist()
+    ]

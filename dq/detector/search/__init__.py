@@ -1,0 +1,1 @@
+"""The images on which a search for a recipe measures its candidates."""

@@ -1,0 +1,70 @@
+"""Quantize a model's input after it has been rearranged, not before.
+
+YOLOX begins with four strided slices of the image and their concatenation. Engines compute these
+five operations as one (SpaceToDepth), but only if no quantizer is between them. Quantization gives
+the same numbers before and after values are moved, so one quantizer after the last move is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from dq.quant.integer.modules import DOMAIN, WEIGHT
+
+# Operations that return some of the values of their inputs, in another order.
+_MOVES = frozenset({"Concat", "DepthToSpace", "Identity", "Reshape", "Slice"}) | frozenset(
+    {"SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
+
+
+def round_inputs_late_(model: ir.Model) -> int:
+    """Remove each rounding of an input that a later one repeats after moving values, in place.
+
+    Args:
+        model: With placeholders, as `dq.quant.export.onnx_graph.placeholder_model` returns it.
+
+    Returns:
+        The number of removed roundings.
+    """
+    removed = 0
+    moved = {id(value) for value in model.graph.inputs}
+    for node in list(model.graph):
+        if not any(id(value) in moved for value in node.inputs):
+            continue
+        if node.op_type in _MOVES:
+            moved |= {id(value) for value in node.outputs}
+        elif _is_rounding(node) and _is_repeated(node.outputs[0], _site(node)):
+            before = node.inputs[0]
+            assert before is not None
+            node.outputs[0].replace_all_uses_with(before)
+            model.graph.remove(node, safe=True)
+            removed += 1
+    return removed
+
+
+def _is_repeated(value: ir.Value, site: str) -> bool:
+    """Return whether all readers of a value round it in the same way, at once or after moves."""
+    readers = [use.node for use in value.uses()]
+    if not readers or value.is_graph_output():
+        return False
+    return all(
+        _site(node) == site
+        if _is_rounding(node)
+        else node.op_type in _MOVES and all(_is_repeated(out, site) for out in _results(node))
+        for node in readers
+    )
+
+
+def _results(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield the outputs that have readers or are returned."""
+    return (value for value in node.outputs if value.uses() or value.is_graph_output())
+
+
+def _is_rounding(node: ir.Node) -> bool:
+    return node.domain == DOMAIN and node.op_type != WEIGHT
+
+
+def _site(node: ir.Node) -> str:
+    return str(node.attributes["site"].as_string())

@@ -1,0 +1,103 @@
+"""What a search tries: recipes for calibration, with the repairs after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dq.quant.ptq.repairs import chosen_steps
+from dq.quant.ptq.settings import Repair
+from dq.quant.recipes.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A way to calibrate a model.
+
+    Attributes:
+        name: For people; different for each candidate of a search.
+        recipe: Which tensors are quantized, and how.
+        repair: What calibration repairs in addition to finding ranges.
+    """
+
+    name: str
+    recipe: Recipe
+    repair: Repair
+
+    @property
+    def num_raised(self) -> int:
+        """Number of quantizers with more bits than the format has."""
+        return len(self.recipe.raised)
+
+
+# Name, observer of activations, and repairs. All have the same cost in the engine.
+_WAYS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("mse + bias", "mse", ("bias",)),
+    ("mse", "mse", ()),
+    ("percentile + bias", "percentile", ("bias",)),
+    ("mse + equalize + bias", "mse", ("equalize", "bias")),
+)
+_ROUNDING = ("adaround",)
+
+
+def first_candidates(recipe: Recipe, repair: Repair) -> list[Candidate]:
+    """Return ways to calibrate with nothing raised; none needs more than some passes.
+
+    Args:
+        recipe: Of the config: formats, target and rules stay as they are.
+        repair: Of the config: its numbers stay.
+
+    Returns:
+        What the config says comes first, then others. No two are equal.
+    """
+    own = Candidate(
+        name="as configured",
+        recipe=replace(recipe, raised=()),
+        repair=replace(repair, mixed=None),
+    )
+    found = [own]
+    for name, observer, steps in _WAYS:
+        repaired = replace(own.repair, steps=steps)
+        candidate = Candidate(
+            name=name,
+            recipe=replace(
+                own.recipe,
+                observer=observer,
+                weight_range="mse",
+                free_clips=any(step.frees_clips for step in chosen_steps(repaired)),
+            ),
+            repair=repaired,
+        )
+        if (candidate.recipe, candidate.repair) not in [(c.recipe, c.repair) for c in found]:
+            found.append(candidate)
+    return found
+
+
+def with_rounding(best: Candidate) -> Candidate | None:
+    """Return the candidate with learned rounding of weights (AdaRound); None if it has it.
+
+    AdaRound takes much longer than a calibration, so a search tries it on the best way only.
+    """
+    if "adaround" in best.repair.steps:
+        return None
+    kept = tuple(step for step in best.repair.steps if step == "equalize")
+    return Candidate(
+        name=f"{best.name.removesuffix(' + bias')} + adaround",
+        recipe=best.recipe,
+        repair=replace(best.repair, steps=(*kept, *_ROUNDING)),
+    )
+
+
+def with_raised(best: Candidate, ranking: Sequence[str], count: int) -> Candidate:
+    """Return the candidate with its most sensitive quantizers raised to 16 bits.
+
+    Args:
+        best: With nothing raised.
+        ranking: Names of quantizers, the most sensitive first.
+        count: How many of them to raise.
+    """
+    return Candidate(
+        name=f"{best.name}, {count} raised",
+        recipe=replace(best.recipe, raised=tuple(ranking[:count])),
+        repair=best.repair,
+    )

@@ -1,0 +1,93 @@
+"""Images of a folder are a data set; a detector's own boxes are their truth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mmdet.datasets import build_dataset
+from PIL import Image
+
+from dq.detector.data.image_folder import confident_boxes, image_files, section
+
+CLASSES = ("one", "two")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five images of different sizes in two folders, and a file that is none."""
+    for number, name in enumerate(("b.png", "a.jpg", "sub/d.PNG", "sub/c.bmp", "e.jpeg")):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40 + number, 30)).save(path)
+    (tmp_path / "photos/notes.txt").write_text("no image")
+    return tmp_path / "photos"
+
+
+def result(*boxes: tuple[float, float, int]) -> list[Any]:
+    """Return mmdet's result with boxes of this size, score and label."""
+    rows: list[list[list[float]]] = [[], []]
+    for size, score, label in boxes:
+        rows[label].append([1, 2, 1 + size, 2 + size, score])
+    return [np.asarray(own, dtype=np.float32).reshape(-1, 5) for own in rows]
+
+
+def test_all_images_are_found_in_order(folder: Path) -> None:
+    assert image_files(folder) == ["a.jpg", "b.png", "e.jpeg", "sub/c.bmp", "sub/d.PNG"]
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a folder"):
+        image_files(tmp_path / "none")
+    with pytest.raises(ValueError, match="has no images"):
+        image_files(tmp_path)
+
+
+def test_a_broken_image_is_named(folder: Path) -> None:
+    (folder / "b.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"b\.png cannot be read .*; repair or remove it"):
+        build_dataset(section(folder, CLASSES, [], (0, 1), None))
+
+
+def test_parts_do_not_overlap(folder: Path) -> None:
+    parts = [build_dataset(section(folder, CLASSES, [], (first, 2), None)) for first in (0, 1)]
+    names = [[info["filename"] for info in part.data_infos] for part in parts]
+    assert names == [["a.jpg", "e.jpeg", "sub/d.PNG"], ["b.png", "sub/c.bmp"]]
+    assert parts[0].data_infos[0]["width"] == 41
+
+
+def test_a_detector_agrees_with_its_own_boxes_and_another_less(
+    folder: Path, tmp_path: Path
+) -> None:
+    dataset = build_dataset(section(folder, CLASSES, [], (0, 1), None))
+    own = [result((10, 0.9, 0), (20, 0.1, 1)) for _ in range(5)]
+    boxes = confident_boxes(dataset, own)
+    assert boxes["a.jpg"] == [[1, 2, 11, 12, 0]], "scores below 0.3 count as nothing"
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(boxes))
+    again = build_dataset(section(folder, CLASSES, [], (0, 1), path))
+    assert again.evaluate(own)["bbox_mAP"] == pytest.approx(1.0)
+    other = [result((8, 0.9, 0)) for _ in range(5)]
+    assert 0 < again.evaluate(other)["bbox_mAP"] < 0.8
+    assert again.evaluate(other, metric="mAP")["bbox_mAP"] < 0.8, "settings of other sets"
+
+
+def test_a_detector_with_low_scores_is_compared_by_its_best_boxes(
+    folder: Path, tmp_path: Path
+) -> None:
+    dataset = build_dataset(section(folder, CLASSES, [], (0, 1), None))
+    # 20 boxes for each image, with scores below 0.3.
+    own = [
+        result(*((5 + number, 0.2 - 0.01 * number - 0.001 * image, 0) for number in range(20)))
+        for image in range(5)
+    ]
+    boxes = confident_boxes(dataset, own)
+    assert sum(len(rows) for rows in boxes.values()) == 50
+    assert boxes["b.png"][0] == [1, 2, 6, 7, 0]
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(boxes))
+    again = build_dataset(section(folder, CLASSES, [], (0, 1), path))
+    assert again.evaluate(own)["bbox_mAP"] == pytest.approx(1.0)

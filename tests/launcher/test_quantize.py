@@ -1,0 +1,180 @@
+"""``launcher quantize``: one command meets a limit, on any number of ranks, without labels too."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dq.dist.files.checkpoint import load_checkpoint
+from tests.launcher.conftest import Launch, on_ranks
+
+
+def pareto(folder: Path) -> Any:
+    return json.loads((folder / "quantize/pareto.json").read_text())
+
+
+def words(config: Path, checkpoint: Path, images: Path, work_dir: Path) -> list[object]:
+    """Return a search that has to raise quantizers and ends soon."""
+    return [
+        *("quantize", config, "--checkpoint", checkpoint, "--images", images / "JPEGImages"),
+        *("--max-drop", 0, "--max-raised", 2, "--work-dir", work_dir, "--threads", 1),
+        *("--cfg-options", "quant.rounding_steps=2", "quant.repair_images=4"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def searched(
+    config: Path, float_checkpoint: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, str, int]:
+    """A search on one rank, on images without labels."""
+    folder = tmp_path_factory.mktemp("search")
+    done = on_ranks(1, *words(config, float_checkpoint, digits, folder))
+    return folder, done.stdout, done.stderr, done.returncode
+
+
+@pytest.mark.slow
+def test_the_table_has_all_candidates_and_says_when_the_limit_is_missed(
+    searched: tuple[Path, str, str, int],
+) -> None:
+    folder, out, err, code = searched
+    found = pareto(folder)
+    names = [row["name"] for row in found["rows"]]
+    assert names[:3] == ["as configured", "mse + bias", "mse"]
+    assert any("adaround" in name for name in names)
+    assert [row["num_raised"] for row in found["rows"]][-2:] == [1, 2]
+    assert found["float"] == pytest.approx(100.0), "measured against its own boxes"
+    (chosen,) = [row for row in found["rows"] if row["chosen"]]
+    assert chosen["on_front"]
+    if chosen["drop"] > 0:
+        assert code == 1, err
+        assert "no candidate is within 0 points of float" in err
+    else:
+        assert code == 0, err
+    for name in names:
+        assert f"| {name} |" in out
+    assert (folder / "quantize/pareto.png").is_file()
+    # Only the chosen candidate's checkpoint is kept.
+    assert len(list((folder / "quantize/candidates").glob("*.pth"))) == 1
+
+
+@pytest.mark.slow
+def test_the_printed_section_calibrates_the_same_detector(
+    searched: tuple[Path, str, str, int],
+    config: Path,
+    float_checkpoint: Path,
+    digits: Path,
+    launch: Launch,
+    tmp_path: Path,
+) -> None:
+    folder = searched[0]
+    text = (folder / "quantize/quant_section.py").read_text()
+    assert text in searched[1]
+    own = tmp_path / "own.py"
+    own.write_text(f"_base_ = [{str(config)!r}]\n{text.replace('quant = {', 'quant = {', 1)}")
+    own.write_text(re.sub(r"quant = \{", "quant = {'_delete_': True, ", own.read_text(), count=1))
+    code, _, err = launch(
+        *("calibrate", own, "--checkpoint", float_checkpoint, "--images", digits / "JPEGImages"),
+        *("--work-dir", tmp_path, "--threads", 1),
+    )
+    assert code == 0, err
+    parts = [
+        load_checkpoint(path)["quantization"]
+        for path in (folder / "quantize/quantize.pth", tmp_path / "calibrated/calibrated.pth")
+    ]
+    assert parts[0]["digest"] == parts[1]["digest"]
+    assert parts[0]["recipe"] == parts[1]["recipe"]
+    assert len(parts[1]["recipe"]["raised"]) == 2
+
+
+@pytest.mark.slow
+def test_three_ranks_find_what_one_rank_finds(
+    searched: tuple[Path, str, str, int],
+    config: Path,
+    float_checkpoint: Path,
+    digits: Path,
+    tmp_path: Path,
+) -> None:
+    done = on_ranks(3, *words(config, float_checkpoint, digits, tmp_path))
+    assert done.returncode == searched[3], done.stderr
+    assert pareto(tmp_path) == pareto(searched[0])
+
+
+@pytest.mark.slow
+def test_a_search_that_is_started_again_calibrates_nothing_twice(
+    searched: tuple[Path, str, str, int],
+    config: Path,
+    float_checkpoint: Path,
+    digits: Path,
+    launch: Launch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, before = searched[0], pareto(searched[0])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("calibrated again")
+
+    monkeypatch.setattr("dq.detector.search.trials.calibration_of", refuse)
+    code, _, err = launch(*words(config, float_checkpoint, digits, folder))
+    assert code == searched[3], err
+    assert pareto(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--max-drop", "much"), "'much' is not a number of points such as 0.5"),
+        (("--max-drop", -1), "is not a number of points"),
+        (("--max-drop", 1, "--budget", "soon"), "'soon' is not a time; give 90s, 20m or 1.5h"),
+        (("--max-drop", 1, "--target", "onxruntime"), "did you mean onnxruntime?"),
+        (("--max-drop", 1, "--images", "nowhere"), "nowhere is not a folder"),
+        (("--max-drop", 1, "--metric", "speed"), "there is no metric speed; there are "),
+    ],
+)
+def test_wrong_options_are_one_line(
+    options: tuple[object, ...],
+    said: str,
+    config: Path,
+    float_checkpoint: Path,
+    launch: Launch,
+    tmp_path: Path,
+) -> None:
+    code, _, err = launch(
+        "quantize", config, "--checkpoint", float_checkpoint, "--work-dir", tmp_path, *options
+    )
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert said in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_training_without_annotations_brings_the_detector_nearer_to_float(
+    ranks: int, config: Path, float_checkpoint: Path, digits: Path, tmp_path: Path
+) -> None:
+    # Only images: a training that looks for annotations ends with an error.
+    images = tmp_path / "photos"
+    shutil.copytree(digits / "JPEGImages", images)
+    own = tmp_path / "own.py"
+    own.write_text(
+        f"_base_ = [{str(config)!r}]\n"
+        "quant = dict(weight=dict(bits=4), training={'runner.max_epochs': 4, 'optimizer.lr': 3e-4})\n"
+        "data_root = '/nowhere'\n"
+    )
+    done = on_ranks(
+        ranks,
+        *("qat", own, "--checkpoint", float_checkpoint, "--images", images),
+        *("--work-dir", tmp_path / "work", "--threads", 1),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [
+        json.loads(line) for line in (tmp_path / "work/qat/metrics.jsonl").read_text().splitlines()
+    ]
+    losses = [row for row in rows if "loss_distill" in row]
+    assert losses
+    assert not any("loss_cls" in row for row in rows), "the detector's own losses need annotations"
+    assert losses[-1]["loss_distill"] < losses[0]["loss_distill"]

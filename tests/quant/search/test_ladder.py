@@ -1,0 +1,114 @@
+"""A search tries cheap candidates first and returns the cheapest that meets the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from dq.quant.ptq.settings import Mixed, Repair
+from dq.quant.recipes.recipe import Recipe
+from dq.quant.search.candidate import Candidate, first_candidates, with_rounding
+from dq.quant.search.ladder import Search, TimeUpError, Tried, pareto_front
+
+NAMES = tuple(f"layer{number}" for number in range(20))
+
+
+def search(
+    value: Callable[[Candidate], float], *, least: float, batches: int = 99, most: int = 20
+) -> tuple[Search, list[int]]:
+    """Return a search over made-up values, and the sizes of the batches it measures."""
+    sizes: list[int] = []
+
+    def measure(candidates: Sequence[Candidate]) -> list[float]:
+        if len(sizes) >= batches:
+            raise TimeUpError
+        sizes.append(len(candidates))
+        return [value(candidate) for candidate in candidates]
+
+    return Search(
+        least=least, measure=measure, rank=lambda candidate: NAMES, max_raised=most
+    ), sizes
+
+
+def by_raised(start: float, gain: float) -> Callable[[Candidate], float]:
+    """Return a value that grows with each raised quantizer."""
+    return lambda candidate: start + gain * candidate.num_raised
+
+
+def test_nothing_is_raised_if_a_way_to_calibrate_meets_the_limit() -> None:
+    here, _ = search(lambda c: 0.9 if c.name == "mse" else 0.5, least=0.8)
+    outcome = here.run(Recipe(), Repair())
+    assert outcome.meets_limit
+    assert outcome.chosen.candidate.name == "mse"
+    assert outcome.chosen.candidate.recipe.observer == "mse"
+    assert {tried.candidate.num_raised for tried in outcome.tried} == {0}
+    assert "adaround" not in [s for t in outcome.tried for s in t.candidate.repair.steps]
+
+
+def test_learned_rounding_comes_before_more_bits() -> None:
+    here, _ = search(lambda c: 0.9 if "adaround" in c.repair.steps else 0.5, least=0.8)
+    outcome = here.run(Recipe(), Repair())
+    assert "adaround" in outcome.chosen.candidate.repair.steps
+    assert outcome.chosen.candidate.num_raised == 0
+
+
+@pytest.mark.parametrize("needed", range(1, 21))
+def test_the_smallest_number_of_raised_quantizers_is_found(needed: int) -> None:
+    here, sizes = search(by_raised(0.5, 0.01), least=0.5 + 0.01 * needed - 1e-9)
+    outcome = here.run(Recipe(), Repair())
+    assert outcome.meets_limit
+    assert outcome.chosen.candidate.recipe.raised == NAMES[:needed]
+    counts = [tried.candidate.num_raised for tried in outcome.tried]
+    raised = [count for count in counts if count]
+    assert len(raised) == len(set(raised)), "none is tried twice"
+    assert len(raised) <= 12
+    # Several ranks share out a batch.
+    assert max(sizes) >= 3
+
+
+def test_a_limit_that_cannot_be_met_returns_the_best() -> None:
+    here, _ = search(by_raised(0.5, 0.01), least=0.99, most=7)
+    outcome = here.run(Recipe(), Repair())
+    assert not outcome.meets_limit
+    assert not outcome.ended_early
+    assert outcome.chosen.candidate.num_raised == 7
+
+
+def test_a_search_without_time_returns_the_best_so_far() -> None:
+    here, _ = search(by_raised(0.5, 0.01), least=0.68, batches=3)
+    outcome = here.run(Recipe(), Repair())
+    assert outcome.ended_early
+    assert not outcome.meets_limit
+    assert outcome.chosen.candidate.num_raised == 4
+    here, _ = search(by_raised(0.5, 0.01), least=0.68, batches=0)
+    with pytest.raises(TimeUpError):
+        here.run(Recipe(), Repair())
+
+
+def test_the_users_recipe_is_tried_first_and_nothing_twice() -> None:
+    recipe = Recipe(observer="mse", weight_range="mse")
+    found = first_candidates(recipe, Repair(steps=("bias",), mixed=Mixed(), images=7))
+    assert found[0].name == "as configured"
+    assert found[0].repair.mixed is None
+    assert {c.repair.images for c in found} == {7}
+    assert len({(c.recipe, c.repair) for c in found}) == len(found) == 4
+    assert [c.recipe.free_clips for c in found if "equalize" in c.repair.steps] == [True]
+    rounded = with_rounding(found[-1])
+    assert rounded is not None
+    assert rounded.repair.steps == ("equalize", "adaround")
+    assert with_rounding(rounded) is None
+
+
+def test_the_pareto_front_has_what_nothing_beats() -> None:
+    def tried(count: int, value: float) -> Tried:
+        recipe = Recipe(raised=NAMES[:count])
+        return Tried(
+            candidate=Candidate(name=f"{count} {value}", recipe=recipe, repair=Repair()),
+            value=value,
+        )
+
+    front = pareto_front(
+        [tried(4, 0.6), tried(0, 0.5), tried(2, 0.6), tried(0, 0.4), tried(8, 0.7)]
+    )
+    assert [(t.candidate.num_raised, t.value) for t in front] == [(0, 0.5), (2, 0.6), (8, 0.7)]
