@@ -61,7 +61,9 @@ def logging_to(folder: Path, *, rank: int) -> Iterator[Path]:
         console.addFilter(_belongs_on_console)
         handlers.append(console)
     root = logging.getLogger()
-    before = root.level
+    # A config's log_level is for this command alone.
+    changed = [root, logging.getLogger("dq"), logging.getLogger("launcher")]
+    levels = [logger.level for logger in changed]
     root.setLevel(logging.INFO)
     for handler in handlers:
         root.addHandler(handler)
@@ -72,7 +74,8 @@ def logging_to(folder: Path, *, rank: int) -> Iterator[Path]:
     finally:
         if warnings.showwarning is not shown:  # They were not captured before.
             logging.captureWarnings(False)
-        root.setLevel(before)
+        for logger, level in zip(changed, levels, strict=True):
+            logger.setLevel(level)
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dq.quant.analysis.sensitivity import flat, output_sqnr, sensitivities
+from dq.quant.analysis.sensitivity import output_sqnr, sensitivities
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph, quantizer_of
+from dq.quant.numerics.nested import floating_tensors
 from dq.quant.ptq.mixed_precision import analyze, choose_raised_
 from dq.quant.ptq.settings import Mixed
 from dq.quant.ptq.widths import raise_bits_
@@ -79,7 +80,7 @@ def test_a_graph_prepared_with_the_raised_names_quantizes_the_same(observer: str
     calibrate(again, images())
     again.quantizers.load_state_dict(graph.quantizers.state_dict())
     x = images(1)[0]
-    for a, b in zip(flat(graph(x)), flat(again(x)), strict=True):
+    for a, b in zip(floating_tensors(graph(x)), floating_tensors(again(x)), strict=True):
         assert torch.equal(a, b)
 
 
