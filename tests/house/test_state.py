@@ -43,10 +43,6 @@ ALLOWED = {
     ("dq/quant/graph/trace.py", "setattr linecache.cache"): "lines of a graph in a traceback",
     ("dq/quant/training/distillation.py", "setattr"): "a frozen dataclass completes itself",
     ("dq/quant/training/schedule.py", "setattr"): "a frozen dataclass completes itself",
-    (
-        "dq/detector/search/measured_images.py",
-        "setattr",
-    ): "a new data set is cut",
     ("dq/detector/instance_methods.py", "setattr vars"): "the one place that replaces methods",
     (
         "dq/detector/search/measured_images.py",

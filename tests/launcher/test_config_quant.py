@@ -5,14 +5,13 @@ from typing import Any
 import pytest
 
 from dq.quant.ptq.settings import Mixed
-from dq.quant.recipes.presets import PRESETS
-from dq.quant.recipes.recipe import Recipe
+from dq.quant.recipes.presets import PRESETS, preset
 from launcher.config import quant_settings
 
 
 def test_nothing_said_is_int8_without_repairs() -> None:
     settings = quant_settings(None)
-    assert settings.recipe == Recipe()
+    assert settings.recipe == preset("int8")
     assert settings.repair.steps == ()
     assert settings.repair.mixed is None
 

@@ -15,8 +15,8 @@ namespace {
 
 constexpr int64_t kBlock = 1 << 12;    // Values whose bins are found before they are counted.
 constexpr int64_t kSmall = 1 << 13;    // Fewer values than this are counted without tables.
-constexpr int64_t kMost = 1 << 30;     // A table of 32-bit counts cannot overflow with so many.
-constexpr int kTables = 4;             // Equal values in a row need not wait for each other's count.
+constexpr int64_t kRow = 1 << 16;      // Values that a thread counts at once if none has a weight.
+constexpr int kTables = 2;             // Equal values in a row need not wait for each other's count.
 constexpr int kLanes = 16;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -65,33 +65,44 @@ Extremes find_bins(const float* x, uint16_t* index, int64_t n, Bins bins) {
   return found;
 }
 
-// Add the counts of these values to `counts`, which other threads may add to as well.
-Extremes count(const float* x, int64_t n, Bins bins, int64_t* counts) {
-  const int64_t size = bins.size();
+// Rows of values; each value counts as often as its row's weight says.
+struct Rows {
+  const float* x;
+  int64_t size, length;    // Of all values, and of a row; the last row may be shorter.
+  const int64_t* weights;  // One for each of `channels` rows, which repeat; null for 1.
+  int64_t channels;
+
+  int64_t number() const { return (size + length - 1) / length; }
+};
+
+// Add the counts of some rows to `counts`, which other threads may add to as well.
+Extremes count(const Rows& rows, int64_t first, int64_t last, Bins bins, int64_t* counts) {
+  const int64_t width = bins.size();
   uint16_t index[kBlock];
   Extremes found;
-  std::vector<uint32_t> tables(n < kSmall ? 0 : kTables * size);
-  for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const int64_t m = std::min(kBlock, n - begin);
-    found.add(find_bins(x + begin, index, m, bins));
-    if (tables.empty()) {
-      for (int64_t i = 0; i < m; ++i) {
-#pragma omp atomic
-        ++counts[index[i]];
+  std::vector<int64_t> tables(rows.size < kSmall ? 0 : kTables * width);
+  for (int64_t row = first; row < last; ++row) {
+    const int64_t end = std::min(rows.size, (row + 1) * rows.length);
+    const int64_t weight = rows.weights == nullptr ? 1 : rows.weights[row % rows.channels];
+    for (int64_t begin = row * rows.length; begin < end; begin += kBlock) {
+      const int64_t m = std::min(kBlock, end - begin);
+      found.add(find_bins(rows.x + begin, index, m, bins));
+      if (tables.empty()) {
+        for (int64_t i = 0; i < m; ++i) counts[index[i]] += weight;
+        continue;
       }
-      continue;
+      int64_t* table = tables.data();
+      int64_t i = 0;
+      for (; i + kTables <= m; i += kTables) {
+        for (int t = 0; t < kTables; ++t) table[t * width + index[i + t]] += weight;
+      }
+      for (; i < m; ++i) table[index[i]] += weight;
     }
-    uint32_t* table = tables.data();
-    int64_t i = 0;
-    for (; i + kTables <= m; i += kTables) {
-      for (int t = 0; t < kTables; ++t) ++table[t * size + index[i + t]];
-    }
-    for (; i < m; ++i) ++table[index[i]];
   }
   if (!tables.empty()) {
 #pragma omp critical
     for (int t = 0; t < kTables; ++t) {
-      for (int64_t i = 0; i < size; ++i) counts[i] += tables[t * size + i];
+      for (int64_t i = 0; i < width; ++i) counts[i] += tables[t * width + i];
     }
   }
   return found;
@@ -143,18 +154,21 @@ double total_error(const double* begin, const double* end, const double* counts,
 extern "C" {
 
 // Add the number of values in each bin to `counts`, and merge the extremes of the finite ones into
-// `lowest` and `highest`.
-void dq_count(const float* x, int64_t n, int first, int shift, int magnitudes, int64_t* counts,
-              float* lowest, float* highest, int num_threads) {
+// `lowest` and `highest`. With `weights`, `x` is `(any, channels, length)` and a value counts as often
+// as its channel's weight says.
+void dq_count(const float* x, int64_t n, const int64_t* weights, int64_t channels, int64_t length,
+              int first, int shift, int magnitudes, int64_t* counts, float* lowest, float* highest,
+              int num_threads) {
   const Bins bins{first, shift, magnitudes};
-  const int64_t workers = n < 16 * kSmall ? 1 : num_threads;
-  const int64_t parts = std::max(workers, (n + kMost - 1) / kMost), size = (n + parts - 1) / parts;
+  const Rows rows{x, n, weights == nullptr ? kRow : length, weights, channels};
+  const int64_t number = n == 0 ? 0 : rows.number();
+  const int64_t parts = n < 16 * kSmall ? 1 : std::min<int64_t>(num_threads, number);
   float low = *lowest, high = *highest;
-#pragma omp parallel for num_threads(workers) if (workers > 1) \
-    reduction(min : low) reduction(max : high)
+#pragma omp parallel for num_threads(parts) if (parts > 1) reduction(min : low) \
+    reduction(max : high)
   for (int64_t k = 0; k < parts; ++k) {
-    const int64_t begin = std::min(n, k * size);
-    const Extremes found = count(x + begin, std::min(size, n - begin), bins, counts);
+    const Extremes found =
+        count(rows, k * number / parts, (k + 1) * number / parts, bins, counts);
     low = std::min(low, found.low);
     high = std::max(high, found.high);
   }

@@ -14,7 +14,7 @@ _P, _I, _N = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _KERNELS = Kernels(
     Path(__file__).with_name("histogram.cpp"),
     {
-        "dq_count": [_P, _N, _I, _I, _I, _P, _P, _P, _I],
+        "dq_count": [_P, _N, _P, _N, _N, _I, _I, _I, _P, _P, _P, _I],
         "dq_range_errors": [_P, _P, _P, _N, _P, _N, _P, _I],
     },
 )
@@ -34,20 +34,27 @@ def takes(x: Tensor) -> bool:
 
 
 def count_(
-    x: Tensor, bins: tuple[int, int, int], counts: Tensor, lowest: Tensor, highest: Tensor
+    x: Tensor,
+    bins: tuple[int, int, int],
+    counts: Tensor,
+    record: tuple[Tensor, Tensor],
+    weights: Tensor | None = None,
 ) -> None:
     """Count the values in their bins and record the extremes of the finite ones.
 
     Args:
-        x: Any shape, float32, dense.
+        x: Any shape, float32, dense; with ``weights`` ``(N, channels, ...)``, contiguous.
         bins: First exponent and mantissa bits with a bin, number of mantissa bits below the bin's,
             and number of bins of one sign.
         counts: int64, one for each bin and one for values that are not finite; added to.
-        lowest: The smallest value so far, float32 ``()``; updated.
-        highest: The largest value so far, as ``lowest``.
+        record: The smallest and the largest value so far, float32 ``()``; updated.
+        weights: As often a value of each channel counts, int64 ``(channels,)``; None for once.
     """
+    rows = (0, 1) if weights is None else (len(weights), x[0, 0].numel() if x.numel() else 1)
     _KERNELS.call(
-        "dq_count", pointer(x), x.numel(), *bins, *map(pointer, (counts, lowest, highest))
+        "dq_count",
+        *(pointer(x), x.numel(), pointer(weights), *rows, *bins),
+        *map(pointer, (counts, *record)),
     )
 
 

@@ -134,18 +134,34 @@ class HistogramObserver(MovingAverageObserver):
             super().observe(x)
             return
         x = x.detach().float()
-        if kernels.takes(self.batch_min) and kernels.takes(x := dense(x)):
+        weights = self._weights_for(x)
+        if kernels.takes(self.batch_min) and kernels.takes(
+            x := dense(x) if weights is None else x.contiguous()
+        ):
             bins = FIRST_MAGNITUDE, DROPPED_BITS, NUM_MAGNITUDES
-            kernels.count_(x, bins, self.batch_counts, self.batch_min, self.batch_max)
+            record = self.batch_min, self.batch_max
+            kernels.count_(x, bins, self.batch_counts, record, weights)
             return
-        index = bin_index(x.reshape(-1))
-        self.batch_counts.scatter_add_(0, index, torch.ones_like(index))
+        index = bin_index(x)
+        times = torch.ones_like(index)
+        if weights is not None:
+            times = weights.reshape(-1, *[1] * (x.dim() - 2)).expand_as(index)
+        self.batch_counts.scatter_add_(0, index.reshape(-1), times.reshape(-1))
         if x.numel():
             finite = torch.isfinite(x)
             low = torch.where(finite, x, torch.inf).amin()
             high = torch.where(finite, x, -torch.inf).amax()
             self.batch_min.copy_(torch.minimum(self.batch_min, low))
             self.batch_max.copy_(torch.maximum(self.batch_max, high))
+
+    def _weights_for(self, x: Tensor) -> Tensor | None:
+        """Return as often each channel counts, int64; None if every value counts once."""
+        return None
+
+    @property
+    def records_extremes(self) -> bool:
+        """Whether `observe` only updates the extremes, as in a training after calibration."""
+        return not self.collects
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -19,6 +19,10 @@ FINE = tuple(1 + k / 100 for k in range(-10, 11))
 ENTROPY_BINS = 2048
 # A bin narrower than this share of the scale counts as one value.
 NARROW = 1e-3
+# An end of a range that reaches less far than this share of its width is not clipped.
+CHEAP = 0.1
+# Weights of channels are integers from 1 to this, so counts of any split of the images add up.
+LARGEST_WEIGHT = 2**20
 
 
 class MseObserver(HistogramObserver):
@@ -75,6 +79,53 @@ class MseObserver(HistogramObserver):
         begin, end, counts = bins
         error = mean_square_error(begin, end, scale[:, None], low[:, None], high[:, None])
         return halved_sum(counts * error)
+
+
+class WeightedMseObserver(MseObserver):
+    """Range with the least mean square error, weighted by each channel's effect on the outputs.
+
+    A tensor may have a channel of large values that hardly matter and one of small values that
+    matter most. Without weights (`weigh_channels_`) all channels count alike. An end of the range
+    that costs less than `CHEAP` of its width is not clipped: the bound of SiLU, for example. Many
+    values lie there, and clipping moves their mean, which later layers do not average out.
+    """
+
+    channel_weights: Tensor
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+        empty = torch.zeros(0, dtype=torch.int64)
+        self.register_buffer("channel_weights", empty, persistent=False)
+
+    @torch.no_grad()
+    def weigh_channels_(self, effects: Tensor) -> None:
+        """Set the weights, before anything is counted.
+
+        Args:
+            effects: Effect on the outputs of an error in each channel, ``(channels,)``, 0 or more.
+        """
+        largest = effects.max().clamp(min=1e-300)
+        weights = (effects.double() / largest * LARGEST_WEIGHT).round().clamp(min=1)
+        self.channel_weights = weights.to(torch.int64).to(self.range_min.device)
+
+    def stop_collecting_(self) -> None:
+        """Stop counting and drop counts and weights; the range stays."""
+        super().stop_collecting_()
+        self.channel_weights = self.channel_weights[:0].clone()
+
+    def _weights_for(self, x: Tensor) -> Tensor | None:
+        weights = self.channel_weights
+        fits = x.dim() >= 2 and len(weights) > 0 and x.shape[1] == len(weights)
+        return weights if fits else None
+
+    def search(self, counts: Tensor, lowest: Tensor, highest: Tensor) -> Range:
+        """Return the best range, no end of which is clipped for little; see `MseObserver`."""
+        low, high = super().search(counts, lowest, highest)
+        if self.spec.symmetric:
+            return low, high
+        share = CHEAP * (high.clamp(min=0) - low.clamp(max=0))
+        low = torch.where(-lowest < share, lowest.to(low.dtype), low)
+        return low, torch.where(highest < share, highest.to(high.dtype), high)
 
 
 def halved_sum(x: Tensor) -> Tensor:

@@ -6,19 +6,25 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.observers.histogram import HistogramObserver
 from dq.quant.observers.min_max import MovingAverageObserver
+from dq.quant.observers.range_search import WeightedMseObserver
+from dq.quant.ptq.channel_effects import channel_effects
 from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, update_scales_
 from dq.quant.quantizers.phase import Phase, set_phase
 
 log = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
+# Images of the first batch on which the effects of channels are measured.
+EFFECT_IMAGES = 8
 
 
 @torch.no_grad()
@@ -47,8 +53,10 @@ def calibrate_(graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[B
     for quantizer in quantizers.values():
         if isinstance(quantizer.observer, HistogramObserver):
             quantizer.observer.start_collecting_()
+    began = time.monotonic()
+    batches = _weighing_channels(graph, batches)
     set_phase(graph.quantizers, Phase.CALIBRATE)
-    images, began = 0, time.monotonic()
+    images = 0
     with _equal_weights(averages) as weigh:
         for number, batch in enumerate(batches, start=1):
             weigh(number)
@@ -72,6 +80,29 @@ def calibrate_(graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[B
         time.monotonic() - began,
     )
     return images
+
+
+def _weighing_channels(graph: QuantizedGraph, batches: Iterable[Batch]) -> Iterable[Batch]:
+    """Give observers the weights of their channels, from the first batch; return all batches."""
+    weighted = {
+        name: quantizer
+        for name, quantizer in graph.activations().items()
+        if isinstance(quantizer.observer, WeightedMseObserver)
+    }
+    rest = iter(batches)
+    first = list(islice(rest, 1))
+    if weighted and first and isinstance(first[0], Tensor):
+        images = first[0][:EFFECT_IMAGES].to(device_of(graph.root))
+        for name, effects in channel_effects(graph, images, weighted).items():
+            observer = weighted[name].observer
+            assert isinstance(observer, WeightedMseObserver)
+            observer.weigh_channels_(effects)
+    return chain(first, rest)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of a model's parameters, the CPU if it has none."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 @contextmanager

@@ -75,8 +75,8 @@ class Calibration:
         """Apply the first repairs, find the ranges, clip weights; leave the quantizers FROZEN.
 
         Args:
-            batches: Arguments of ``run``. Repairs other than equalization need tensors
-                ``(N, ...)``, on any device, and use the first ones too.
+            batches: Arguments of ``run``. Later repairs need tensors ``(N, ...)``, on any
+                device, and use the first ones too.
 
         Raises:
             ValueError: As `dq.quant.ptq.calibration.calibrate_`.

@@ -9,10 +9,13 @@ from dq.quant.recipes.recipe import Recipe
 from dq.quant.targets.registry import TARGETS
 from dq.quant.targets.target import INT8_ACTIVATION, INT8_WEIGHT, Target
 
+# At 8 bits. A training goes on from its ranges with moving averages.
+OBSERVER = "weighted_mse"
+
 
 def _bits(weight: int, activation: int) -> Recipe:
     """At few bits ranges must be clipped; at 16 bits they can cover all observed values."""
-    observer = {4: "mse", 16: "min_max"}.get(activation, "moving_average")
+    observer = {4: "mse", 16: "min_max"}.get(activation, OBSERVER)
     return Recipe(
         weight=replace(INT8_WEIGHT, bits=weight),
         activation=replace(INT8_ACTIVATION, bits=activation),
@@ -22,7 +25,8 @@ def _bits(weight: int, activation: int) -> Recipe:
 
 
 def _for(target: Target) -> Recipe:
-    return Recipe(weight=target.weight, activation=target.activation).for_target(target.name)
+    recipe = Recipe(weight=target.weight, activation=target.activation, observer=OBSERVER)
+    return recipe.for_target(target.name)
 
 
 PRESETS: dict[str, Recipe] = {
@@ -32,6 +36,7 @@ PRESETS: dict[str, Recipe] = {
     "int8_power2": Recipe(
         weight=replace(INT8_WEIGHT, power_of_two=True),
         activation=replace(INT8_ACTIVATION, power_of_two=True),
+        observer=OBSERVER,
     ),
     "int16": _bits(16, 16),
     "w8a16": _bits(8, 16),

@@ -12,7 +12,7 @@ from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.fixed import FixedObserver
 from dq.quant.observers.histogram import HistogramObserver, PercentileObserver
 from dq.quant.observers.min_max import MinMaxObserver, MovingAverageObserver
-from dq.quant.observers.range_search import EntropyObserver, MseObserver
+from dq.quant.observers.range_search import EntropyObserver, MseObserver, WeightedMseObserver
 from dq.quant.quantizers.factory import LEARNED, activation_quantizer, weight_quantizer
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, WeightQuantizer
 from dq.quant.targets.registry import target_of
@@ -27,6 +27,7 @@ OBSERVERS: dict[str, type[MinMaxObserver]] = {
     "moving_average": MovingAverageObserver,
     "percentile": PercentileObserver,
     "mse": MseObserver,
+    "weighted_mse": WeightedMseObserver,
     "entropy": EntropyObserver,
 }
 

@@ -32,10 +32,11 @@ class Candidate:
 
 # Name, observer of activations, and repairs. All have the same cost in the engine.
 _WAYS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("weighted mse + bias", "weighted_mse", ("bias",)),
+    ("weighted mse", "weighted_mse", ()),
     ("mse + bias", "mse", ("bias",)),
-    ("mse", "mse", ()),
     ("percentile + bias", "percentile", ("bias",)),
-    ("mse + equalize + bias", "mse", ("equalize", "bias")),
+    ("weighted mse + equalize + bias", "weighted_mse", ("equalize", "bias")),
 )
 _ROUNDING = ("adaround",)
 

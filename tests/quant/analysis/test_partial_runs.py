@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from dq.quant.analysis.partial_runs import PartialRuns
 from dq.quant.analysis.sensitivity import (
     decibel,
-    flat,
     float_outputs,
     noise,
     noises_alone,
@@ -21,6 +20,7 @@ from dq.quant.analysis.sensitivity import (
 )
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph, quantizer_of
+from dq.quant.numerics.nested import floating_tensors
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
 from tests.quant.graph.test_writes import CASES, Net
@@ -108,9 +108,9 @@ def test_only_what_depends_on_the_quantizer_is_computed_and_kept() -> None:
         everything = len(calls) // 2  # The first run also looks for writes.
         calls.clear()
         quantizer_of(graph, "other").phase = Phase.FROZEN
-        outputs = flat(runs.with_quantizer("other", plain))
+        outputs = floating_tensors(runs.with_quantizer("other", plain))
     assert 1 <= len(calls) <= 2 < everything
-    targets = flat(plain.outputs)
+    targets = floating_tensors(plain.outputs)
     assert outputs[0] is targets[0]
     assert outputs[1] is targets[1]
     assert not torch.equal(outputs[2], targets[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from dq.quant.observers.histogram import (
     HistogramObserver,
     bin_index,
 )
+from dq.quant.observers.range_search import WeightedMseObserver
 from dq.quant.recipes.recipe import OBSERVERS
 from tests.quant.specs import specs
 
@@ -89,13 +91,37 @@ def test_values_are_counted_like_torch_counts_them(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        kernels.count_(x, BINS, counts, lowest, highest)
+        kernels.count_(x, BINS, counts, (lowest, highest))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(counts, wanted)
     finite = x[x.isfinite()]
     assert float(lowest) == (float(finite.min()) if len(finite) else INF)
     assert float(highest) == (float(finite.max()) if len(finite) else -INF)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 1000),
+    shape=st.sampled_from([(0, 3, 2), (1, 1), (2, 3), (4, 3, 5), (2, 5, 40, 50), (3, 2, 300, 301)]),
+    threads=st.sampled_from([1, 2, 3]),
+)
+def test_weighted_values_are_counted_like_torch_counts_them(
+    kind: str, seed: int, shape: tuple[int, ...], threads: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = values(kind, seed, math.prod(shape)).reshape(shape)
+    weights = torch.randint(1, 2**20, (shape[1],), generator=generator)
+    plain, fast = (WeightedMseObserver() for _ in range(2))
+    for observer in (plain, fast):
+        observer.channel_weights = weights
+    watched(fast, [x, x], threads)
+    with pytest.MonkeyPatch.context() as patch:
+        without_kernels(plain, [x, x], patch)
+    assert torch.equal(fast.counts, plain.counts)
+    assert int(fast.counts.sum()) == 2 * int(weights.sum()) * (x.numel() // shape[1])
+    assert torch.equal(fast.range_min, plain.range_min)
 
 
 def histogram_observers() -> list[str]:

@@ -19,7 +19,7 @@ from dq.quant.observers.min_max import (
     buffers,
     update_ranges_,
 )
-from dq.quant.observers.range_search import EntropyObserver, MseObserver
+from dq.quant.observers.range_search import EntropyObserver, MseObserver, WeightedMseObserver
 
 MAKERS: dict[str, Any] = {
     "min_max": MinMaxObserver,
@@ -27,10 +27,11 @@ MAKERS: dict[str, Any] = {
     "moving_average": MovingAverageObserver,
     "percentile": partial(PercentileObserver, percentile=99.0),
     "mse": MseObserver,
+    "weighted_mse": WeightedMseObserver,
     "mse symmetric": partial(MseObserver, spec=QuantSpec(bits=4, signed=True, symmetric=True)),
     "entropy": EntropyObserver,
 }
-HISTOGRAMS = [name for name in MAKERS if name in ("percentile", "mse", "entropy")]
+HISTOGRAMS = [name for name in MAKERS if name in ("percentile", "mse", "weighted_mse", "entropy")]
 
 
 def merge_into_(first: MinMaxObserver, second: MinMaxObserver) -> None:
@@ -282,3 +283,13 @@ def test_a_tensor_is_found_if_it_is_not_a_buffer() -> None:
     assert found[1] is learned.range_min
     plain.range_min = torch.tensor(7.0)  # Replaced: nothing remembers the old one.
     assert buffers([plain], "range_min")[0] is plain.range_min
+
+
+@pytest.mark.parametrize("name", HISTOGRAMS)
+def test_a_histogram_that_does_not_collect_is_recorded_by_the_fused_kernels(name: str) -> None:
+    observer = MAKERS[name]()
+    assert not observer.records_extremes
+    observer.observe(torch.linspace(0, 4, 1000))
+    observer.update_()
+    observer.end_calibration_()
+    assert observer.records_extremes

@@ -25,7 +25,7 @@ def test_target_and_preset_combine() -> None:
     assert not recipe.outputs
     assert quant_settings({"target": "openvino", "outputs": True}).recipe.outputs
     assert quant_settings({"preset": "tidl"}).recipe.engine is TARGETS["tidl"]
-    assert quant_settings({}).recipe == Recipe()
+    assert quant_settings({}).recipe == preset("int8")
 
 
 @pytest.mark.parametrize("name", ["onnx_runtime", "as_written", 3])

@@ -1,0 +1,89 @@
+"""The effect of an error in each channel of each activation on the outputs of the float network.
+
+A small error that is independent from place to place adds, at the outputs, its square times the
+square of the outputs' derivative. The sum over all outputs is estimated without their Jacobian: the
+gradient of the outputs' sum with random signs has the same expected square (Hutchinson 1989). Each
+output tensor counts relative to its own power, as in `dq.quant.analysis.sensitivity`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.numerics.nested import floating_tensors
+from dq.quant.quantizers.fake_quantize import ActivationQuantizer
+from dq.quant.quantizers.phase import Phase
+from dq.quant.quantizers.restore import in_phase
+
+# Images of one backward pass, which keeps all activations.
+AT_ONCE = 2
+
+
+def channel_effects(
+    graph: QuantizedGraph, images: Tensor, quantizers: Mapping[str, ActivationQuantizer]
+) -> dict[str, Tensor]:
+    """Return the squared derivative of the outputs by each channel of each quantizer's input.
+
+    Args:
+        graph: Prepared, in evaluation mode; left as it is.
+        images: A few, ``(N, C, H, W)``, on the model's device.
+        quantizers: Those to measure, by name.
+
+    Returns:
+        float64 ``(channels,)`` by name. A quantizer whose tensor has no channels, or does not reach
+        the outputs, is left out.
+    """
+    found: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(0)
+    with in_phase(graph.quantizers, Phase.OFF):
+        for few in torch.split(images, AT_ONCE):
+            for name, gradient in _gradients(graph, few, quantizers, generator).items():
+                axes = [axis for axis in range(gradient.dim()) if axis != 1]
+                squared = gradient.double().square().sum(axes)
+                found[name] = found[name] + squared if name in found else squared
+    return {name: total for name, total in found.items() if float(total.max()) > 0}
+
+
+def _gradients(
+    graph: QuantizedGraph,
+    images: Tensor,
+    quantizers: Mapping[str, ActivationQuantizer],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Return the gradient of the outputs' sum with random signs by each quantizer's output."""
+    kept: dict[str, Tensor] = {}
+
+    def hook_of(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            if output.requires_grad and output.dim() >= 2:
+                kept[name] = output
+
+        return hook
+
+    handles = [q.register_forward_hook(hook_of(name)) for name, q in quantizers.items()]
+    try:
+        with torch.enable_grad():
+            outputs = [y for y in floating_tensors(graph(_leaf(images))) if y.requires_grad]
+            total = sum(_signed_sum(y, generator) for y in outputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not kept or not isinstance(total, Tensor):
+        return {}
+    gradients = torch.autograd.grad(total, list(kept.values()), allow_unused=True)
+    return {n: g for n, g in zip(kept, gradients, strict=True) if g is not None}
+
+
+def _leaf(images: Tensor) -> Tensor:
+    # Frozen parameters give no gradient, so the images must ask for it.
+    return images.detach().clone().requires_grad_()
+
+
+def _signed_sum(y: Tensor, generator: torch.Generator) -> Tensor:
+    signs = torch.randint(0, 2, y.shape, generator=generator).to(y.device, y.dtype) * 2 - 1
+    power = y.detach().double().square().sum().sqrt().clamp(min=1e-30)
+    return (signs * y).sum() / power.to(y.dtype)
