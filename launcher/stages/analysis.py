@@ -20,7 +20,7 @@ from dq.quant.ptq.settings import Mixed
 from dq.sync import sensitivities_over_ranks
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.stage import read_checkpoint
+from launcher.stage.stage import read_checkpoint
 
 
 def analyzed(

@@ -28,10 +28,10 @@ from dq.sync import calibrate_on_one_rank, sensitivities_over_ranks
 from dq.tracking.record.stage_summary import StageSummary
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.conclusion import conclude
-from launcher.stages.evidence import figures_of
-from launcher.stages.stage import Stage, read_checkpoint, reusable, stage_of
-from launcher.stages.tracked import tracked
+from launcher.stage.conclusion import conclude
+from launcher.stage.evidence import figures_of
+from launcher.stage.stage import Stage, read_checkpoint, reusable, stage_of
+from launcher.stage.tracked import tracked
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from dq.sync import check_equal_on_ranks
 from dq.tracking.record.stage_summary import StageSummary, write_summary
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.conclusion import summary_of, track_row
-from launcher.stages.evidence import keep_predictions
-from launcher.stages.stage import read_checkpoint, stage_of
-from launcher.stages.tracked import tracked
+from launcher.stage.conclusion import summary_of, track_row
+from launcher.stage.evidence import keep_predictions
+from launcher.stage.stage import read_checkpoint, stage_of
+from launcher.stage.tracked import tracked
 
 
 def evaluated(

@@ -15,7 +15,7 @@ from dq.quant.latency.result import Latency
 from dq.tracking.record.latency import write_latency
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.stage import read_checkpoint
+from launcher.stage.stage import read_checkpoint
 
 
 def exported(

@@ -22,7 +22,7 @@ from dq.tracking.record.json_file import write_json
 from dq.tracking.record.stage_summary import FILE_NAME
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.stage import read_checkpoint
+from launcher.stage.stage import read_checkpoint
 
 
 def evaluated_in_engine(

@@ -11,12 +11,12 @@ from dq.dist.norm.sync_batch_norm import revert_sync_batch_norm
 from dq.tracking.record.stage_summary import StageSummary
 from launcher.plan import Asked, Plan
 from launcher.session import Session
-from launcher.stages.conclusion import conclude
-from launcher.stages.resumption import begun, kept_meta, resumption
-from launcher.stages.stage import reusable, stage_of
-from launcher.stages.synchronized_norms import synchronize_norms
-from launcher.stages.tracked import tracked
-from launcher.stages.workplace import workplace
+from launcher.stage.conclusion import conclude
+from launcher.stage.resumption import begun, kept_meta, resumption
+from launcher.stage.stage import reusable, stage_of
+from launcher.stage.synchronized_norms import synchronize_norms
+from launcher.stage.tracked import tracked
+from launcher.stage.workplace import workplace
 
 
 def train_float(

@@ -21,15 +21,15 @@ from dq.quant.recipes.recipe import Recipe
 from dq.tracking.record.stage_summary import StageSummary
 from launcher.plan import Asked, Plan
 from launcher.session import Session
-from launcher.stages.beginning import BEGINNING, beginning, compared
+from launcher.stage.beginning import BEGINNING, beginning, compared
+from launcher.stage.conclusion import conclude
+from launcher.stage.evidence import figures_of
+from launcher.stage.resumption import begun, kept_meta, resumption
+from launcher.stage.stage import Parent, Stage, read_checkpoint, reusable, stage_of
+from launcher.stage.synchronized_norms import synchronize_norms
+from launcher.stage.tracked import tracked
+from launcher.stage.workplace import workplace
 from launcher.stages.calibration import calibrate_all
-from launcher.stages.conclusion import conclude
-from launcher.stages.evidence import figures_of
-from launcher.stages.resumption import begun, kept_meta, resumption
-from launcher.stages.stage import Parent, Stage, read_checkpoint, reusable, stage_of
-from launcher.stages.synchronized_norms import synchronize_norms
-from launcher.stages.tracked import tracked
-from launcher.stages.workplace import workplace
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from dq.tracking.record.stage_summary import StageSummary
 from dq.tracking.reports.pareto import Row
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.conclusion import conclude
-from launcher.stages.evidence import figures_of
-from launcher.stages.stage import Parent, Stage, read_checkpoint, stage_of
-from launcher.stages.tracked import tracked
+from launcher.stage.conclusion import conclude
+from launcher.stage.evidence import figures_of
+from launcher.stage.stage import Parent, Stage, read_checkpoint, stage_of
+from launcher.stage.tracked import tracked
 
 log = logging.getLogger(__name__)
 

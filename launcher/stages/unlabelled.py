@@ -28,7 +28,7 @@ from dq.whole_file import write_whole
 from launcher.plan import Plan
 from launcher.session import Session
 from launcher.settings import described_quantization
-from launcher.stages.stage import read_checkpoint
+from launcher.stage.stage import read_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -63,7 +63,8 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "launcher": {
         "command_line": (),
-        "stages": (),
+        "stage": (),
+        "stages": ("stage",),
         "coverage": (),
         "commands": ("command_line", "stages", "coverage"),
     },

@@ -48,7 +48,7 @@ def test_the_table_has_all_candidates_and_says_when_the_limit_is_missed(
     folder, out, err, code = searched
     found = pareto(folder)
     names = [row["name"] for row in found["rows"]]
-    assert names[:3] == ["as configured", "mse + bias", "mse"]
+    assert names[:3] == ["as configured", "weighted mse + bias", "weighted mse"]
     assert any("adaround" in name for name in names)
     assert [row["num_raised"] for row in found["rows"]][-2:] == [1, 2]
     assert found["float"] == pytest.approx(100.0), "measured against its own boxes"

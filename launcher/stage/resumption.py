@@ -32,7 +32,7 @@ from launcher.settings import (
     changes_of,
     shown,
 )
-from launcher.stages.stage import Stage
+from launcher.stage.stage import Stage
 
 log = logging.getLogger(__name__)
 # The file of --resume FILE; a restarted job continues from a newer checkpoint instead.

@@ -18,7 +18,7 @@ from dq.tracking.record.run import Run, flattened, new_run_id, read_run, source
 from dq.tracking.tracker import FolderTracker, Resumed, Tracker
 from dq.tracking.wandb_copy.variables import project_of
 from launcher.failure import STOPPED, WORLD_ERROR, exit_code
-from launcher.stages.stage import Stage
+from launcher.stage.stage import Stage
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
 from dq.sync import check_equal_on_ranks
 from dq.tracking.record.stage_summary import StageSummary, sha256_of, write_summary
-from launcher.stages.evidence import keep_predictions
-from launcher.stages.stage import Stage
+from launcher.stage.evidence import keep_predictions
+from launcher.stage.stage import Stage
 
 log = logging.getLogger(__name__)
 

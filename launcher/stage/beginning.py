@@ -18,7 +18,7 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase
 from dq.quant.quantizers.restore import in_phase
 from dq.tracking.record.stage_summary import StageSummary, read_summary, write_summary
-from launcher.stages.stage import Stage
+from launcher.stage.stage import Stage
 
 log = logging.getLogger(__name__)
 BEGINNING = "beginning"

@@ -21,7 +21,7 @@ from dq.tracking.pictures.predictions import (
     with_reference,
     write_predictions,
 )
-from launcher.stages.stage import Stage
+from launcher.stage.stage import Stage
 
 log = logging.getLogger(__name__)
 SAMPLES = "samples"

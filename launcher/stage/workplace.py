@@ -7,7 +7,7 @@ from typing import Any
 
 from dq.detector.hooks.tracking import Figures
 from dq.detector.training.assignment import Workplace
-from launcher.stages.stage import Stage
+from launcher.stage.stage import Stage
 
 
 def workplace(

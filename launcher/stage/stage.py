@@ -55,7 +55,7 @@ class Stage:
         name: ``float``, ``calibrated``, ``qat`` or ``eval``; also the name of its folder.
         key: Digest of everything that decides its result.
         parent: The checkpoint that it starts from; None for a float training.
-        tracker: Of its run; records nothing until `launcher.stages.tracked.tracked` sets one.
+        tracker: Of its run; records nothing until `launcher.stage.tracked.tracked` sets one.
         began: `time.monotonic` at its start.
     """
 
