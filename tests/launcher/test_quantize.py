@@ -140,6 +140,7 @@ def test_a_search_that_is_started_again_calibrates_nothing_twice(
         (("--max-drop", 1, "--target", "onxruntime"), "did you mean onnxruntime?"),
         (("--max-drop", 1, "--images", "nowhere"), "nowhere is not a folder"),
         (("--max-drop", 1, "--metric", "speed"), "there is no metric speed; there are "),
+        (("--max-drop", 1, "--budget", "0s"), "--budget ended before the first candidate was"),
     ],
 )
 def test_wrong_options_are_one_line(
@@ -156,6 +157,35 @@ def test_wrong_options_are_one_line(
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert said in line
+
+
+@pytest.mark.slow
+def test_a_quantized_checkpoint_is_refused(
+    searched: tuple[Path, str, str, int], config: Path, launch: Launch, tmp_path: Path
+) -> None:
+    checkpoint = searched[0] / "quantize/quantize.pth"
+    code, _, err = launch(
+        *("quantize", config, "--checkpoint", checkpoint, "--max-drop", 1, "--work-dir", tmp_path)
+    )
+    assert code == 2
+    assert "quantize.pth is quantized; a search begins with a float checkpoint" in err
+
+
+def test_images_in_which_nothing_is_found_are_refused(
+    config: Path,
+    float_checkpoint: Path,
+    digits: Path,
+    launch: Launch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("launcher.stages.unlabelled.confident_boxes", lambda *_: {})
+    code, _, err = launch(
+        *("calibrate", config, "--checkpoint", float_checkpoint, "--work-dir", tmp_path),
+        *("--images", digits / "JPEGImages"),
+    )
+    assert code == 2
+    assert "float.pth finds nothing in the images of" in err
 
 
 @pytest.mark.slow
