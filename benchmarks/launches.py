@@ -3,7 +3,7 @@
     python -m benchmarks.launches [--nets ssd_mobilenet ...] [--sides float observing frozen lsq]
         [--size 256] [--batch 2] [--device cpu] [--out FILE.json] [--write FILE.md]
 
-Counted are the operators that torch dispatches in forward pass, backward pass, optimizer and range
+It counts the operators that torch dispatches in forward pass, backward pass, optimizer and range
 update, without views, which launch nothing. Our CPU kernels are switched off, so that a CPU shows
 what a GPU gets. On a GPU the profiler also counts the launched kernels, and how often the host
 waits for the device.
@@ -32,7 +32,7 @@ WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero")
 
 
 class Counting(TorchDispatchMode):
-    """Count the operators that are called under it, by name."""
+    """Count the operators that are called within the context, by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def num_quantizers(net: str, size: int) -> tuple[int, int]:
 def table(rows: Sequence[dict[str, Any]], counts: dict[str, tuple[int, int]]) -> str:
     """Return the rows as Markdown, with the operators that QAT adds per quantizer."""
     lines = [
-        "| net | side | operators | beyond float, a rounded tensor | kernels | waits |",
+        "| net | side | operators | in addition to float, per quantized tensor | kernels | waits |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:

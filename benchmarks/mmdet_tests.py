@@ -26,7 +26,7 @@ def command(folder: Path, tests: Sequence[str], limit_s: int) -> list[str]:
     """Return the command that runs the tests, in the folder.
 
     Raises:
-        ValueError: The folder has not the expected content.
+        ValueError: The folder does not have the expected content.
     """
     for name in ("tests", "configs"):
         if not (folder / name).is_dir():
@@ -35,7 +35,7 @@ def command(folder: Path, tests: Sequence[str], limit_s: int) -> list[str]:
             )
     if (folder / "mmdet").exists():
         raise ValueError(
-            f"{folder} holds mmdet's sources too, which would be tested in place of the installed"
+            f"{folder} contains mmdet's sources too, which would be tested instead of the installed"
             " ones; give a folder with tests and configs alone"
         )
     chosen = list(tests) or [

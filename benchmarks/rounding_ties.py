@@ -1,10 +1,10 @@
-"""Measure how exactly a quantized detector's metric is known: evaluate with moved rounding ties.
+"""Measure how accurate a quantized detector's metric is: evaluate it with moved rounding ties.
 
     python -m benchmarks.rounding_ties CONFIG --checkpoint QUANTIZED.pth [--times 5] [--move 1e-5]
         [--cfg-options key=value ...]
 
-Before every rounding each value is moved at random by at most --move scales, as much as another
-order of float32 sums does. A difference between two detectors that is smaller than the spread of
+Before every rounding each value is moved at random by at most --move scales, about as much as by
+another order of float32 sums. A difference between two detectors that is smaller than the spread of
 these evaluations means nothing.
 """
 

@@ -1,4 +1,4 @@
-"""Disturb the elements of a sweep on a real Slurm one by one; compare with an undisturbed sweep.
+"""Disturb each element of a sweep on a real Slurm; compare with an undisturbed sweep.
 
     python -m benchmarks.slurm_sweep [--presets int8 w4a8] [--seeds 0 1] [--kinds warn ...]
 
@@ -226,7 +226,7 @@ def prove_done_once(cluster: Cluster, folder: Path, grid: Grid) -> None:
     before = files_of(folder / "struck")
     config = folder / "struck-config/rich.py"
     await_all(cluster, submit(grid.words(config, folder / "struck")))
-    assert files_of(folder / "struck") == before, "what was done was done again"
+    assert files_of(folder / "struck") == before, "finished work was done again"
 
 
 def main() -> None:

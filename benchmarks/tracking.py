@@ -6,7 +6,7 @@
 "on" is the default: W&B offline, figures of all quantizers after each epoch, rows at the config's
 log interval. "off" turns off everything that can be turned off. Its rows are still written; the
 cost of a row is measured separately. The order alternates, so that a machine that warms up favours
-neither. Processor time is given too, for a machine that others use as well.
+neither. Processor time is given too, for machines with other load.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def main() -> None:
             flush=True,
         )
     for name, what in (("step_s", "a step's time"), ("cpu_s", "a step's processor time"),
-                       ("whole_s", "time with what lies between epochs")):  # fmt: skip
+                       ("whole_s", "time including the work between epochs")):  # fmt: skip
         each = ", ".join(f"{ratio:.3f}" for ratio in ratios[name])
         print(f"{what}: {statistics.median(ratios[name]):.4f} of that without (pairs: {each})")
     print(f"the hook of tracking: {statistics.median(shares):.4f} of a step's time")

@@ -1,1 +1,1 @@
-"""The door: names the commands, reads config and arguments, composes the rest, computes nothing."""
+"""The commands: read the config and the arguments, and call `dq`, which does all computation."""

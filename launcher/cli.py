@@ -45,31 +45,34 @@ COMMANDS = (
     "logs",
     "cancel",
 )
-# Subfolders of `launcher.commands`, of commands that are not in it.
+# Subpackages of `launcher.commands`, for the commands that are in one.
 FOLDERS = dict.fromkeys(("submit", "jobs", "logs", "cancel"), "cluster.")
 
 DESCRIPTION = """\
 Distributed quantization-aware training, calibration and quantized evaluation of mmdet detectors.
 
   torchrun --nproc-per-node 2 -m launcher run CONFIG      float -> calibrated -> QAT, with a table
-  python -m launcher eval CONFIG --checkpoint FILE.pth    alone, without torchrun
+  python -m launcher eval CONFIG --checkpoint FILE.pth    one process, without torchrun
 
 Without a command, `launcher CONFIG` does what the config's `quantize` flag says: False trains in
 float, True or 'training' trains quantization-aware, 'calibration' calibrates."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Print usage errors from one rank only, and abbreviate nothing."""
+    """A parser that prints usage errors as one line, from one rank only."""
 
     def error(self, message: str) -> NoReturn:
-        """End the process with one line."""
+        """Print one line and end the process with the exit code of a user's mistake."""
         mend = self._mend(message) or f"see '{self.prog} --help'"
         line = f"{message}; {mend}"
         tell_once(line, USER_ERROR, lambda: say_line(line))
         raise SystemExit(USER_ERROR)
 
     def _mend(self, message: str) -> str | None:
-        """Return what takes the place of a flag that is not known: mmdet's own, or a misspelt."""
+        """Return what to write instead of an unknown flag, or None.
+
+        The flag may be one of mmdet's tools, belong to another command, or be misspelt.
+        """
         from dq.detector.config.mmdet_flags import REFUSED_FLAGS
 
         _, _, unknown = message.partition("unrecognized arguments: ")
@@ -87,7 +90,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _family(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    """Return a parser and those of its commands."""
+    """Return a parser and the parsers of its commands."""
     found = [parser]
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -96,7 +99,7 @@ def _family(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
 
 
 def _commands_with(parser: argparse.ArgumentParser, flag: str) -> list[str]:
-    """Return the commands that know a flag."""
+    """Return the commands that have a flag."""
     children = [a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     return [n for c in children for n, p in c.items() if flag in p._option_string_actions]
 
@@ -107,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """Return the parser of the whole command line, and that of each command."""
+    """Return the parser of the whole command line, and the parser of each command."""
     parser = Parser(
         prog="launcher",
         description=DESCRIPTION,
@@ -128,20 +131,22 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the process's exit code.
+    """Run one command and return the exit code of the process.
 
-    0: done. 2: the user's error, one line on stderr from one rank. 1: the world's (disk, ranks),
-    what nobody foresaw (one line with its type, place and the file that has its traceback), or a
-    gate that was missed. 75: stopped by a signal, to be gone on with ``--resume``.
+    - 0: done.
+    - 1: the environment failed (disk, network, a lost rank), an error was unexpected (one line with
+      its type, its place and the file with its traceback), or a gate was missed.
+    - 2: the user made a mistake; one rank prints one line on stderr.
+    - 75: a signal stopped the training; ``--resume`` continues it.
     """
-    # mmcv 1.x announces its successor at every start, torch that there is an nvcc but no GPU.
+    # At every start mmcv 1.x announces its successor, and torch warns about nvcc without a GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV will release v2.0.0")
     words = list(sys.argv[1:] if argv is None else argv)
     debug = wants_debug(words)
     if not debug:
-        # torch's C++ prints the frames of what it then raises as an error too. It reads this when
-        # it is imported, which is later.
+        # torch's C++ code also prints a stack trace of the errors that it raises. torch reads this
+        # variable when it is imported, which happens later.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     with quiet_interpreter(debug=debug):
         try:
@@ -153,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as error:
             return report(explained(error, _command_of(words)), debug=debug)
         except BaseException as error:
-            # Named here alone: this module is imported before torch is.
+            # Compared by name, because importing the class would import torch here.
             if type(error).__name__ == "Stopped":
                 return STOPPED
             raise
@@ -164,13 +169,15 @@ def _command_of(words: Sequence[str]) -> str:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Return a command line's arguments, whatever order they stand in.
+    """Parse a command line; its words may be in any order.
 
-    Without a command, ``run`` among them is that of the command the config asks for.
+    Returns:
+        The arguments; ``run`` is the function of the command. Without a command it is the function
+        of the command that the config asks for.
 
     Raises:
-        ValueError: There is no command, and the config does not say which, or cannot be read.
-        SystemExit: A word cannot be understood; that has been said.
+        ValueError: There is no command, and the config cannot be read or has a wrong ``quantize``.
+        SystemExit: The command line is wrong; a line about it has been printed.
     """
     parser, children = build_parsers()
     words = ordered(words, children)

@@ -1,4 +1,7 @@
-"""A config's ``quantize`` and ``quant`` as frozen dataclasses; unknown keys are refused."""
+"""Read a config's ``quantize``, ``quant``, ``guards`` and ``tracking`` into frozen dataclasses.
+
+Unknown keys are refused.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,16 @@ MODES = {False: "train", None: "train", True: "qat", "training": "qat", "calibra
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantSettings:
-    """What the config's ``quant`` section says.
+    """The settings of the config's ``quant`` section.
 
     Attributes:
-        recipe: Which module gets which integers.
-        schedule: Calibration and phases.
-        repair: What calibration mends besides finding ranges.
-        refinements: Extras of a quantized training: keys ``learned_lr``, ``oscillation``, ``ema``,
-            ``distill``.
-        training: Dotted overrides of the config that hold in quantization-aware training, such
-            as ``{'optimizer.lr': 0.001, 'runner.max_epochs': 5}``.
+        recipe: The integer format of each module.
+        schedule: Calibration and the phases of training.
+        repair: Corrections that calibration makes after it has found the ranges.
+        refinements: Optional methods of quantization-aware training: keys ``learned_lr``,
+            ``oscillation``, ``ema``, ``distill``.
+        training: Config overrides for quantization-aware training only, by dotted key:
+            ``{'optimizer.lr': 0.001, 'runner.max_epochs': 5}``.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -49,7 +52,7 @@ def command_for(quantize: object) -> str:
     """Return the command that a config's ``quantize`` flag asks for.
 
     Raises:
-        ValueError: The flag has another value than False, True, 'training', 'calibration'.
+        ValueError: The flag is not False, True, 'training' or 'calibration'.
     """
     if not isinstance(quantize, bool | str | None) or quantize not in MODES:
         raise ValueError(
@@ -62,7 +65,7 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
     """Read the config's ``quant`` section.
 
     Raises:
-        ValueError: A key is unknown (the nearest valid one is named) or a value out of bounds.
+        ValueError: A key is unknown (the nearest valid one is named) or a value is out of bounds.
     """
     section = dict(section or {})
     # Not for the user: it follows from the repairs.
@@ -124,7 +127,7 @@ def guards(section: Mapping[str, Any] | None) -> Guards:
     """Read the config's ``guards`` section.
 
     Raises:
-        ValueError: A key is unknown or a value out of bounds.
+        ValueError: A key is unknown or a value is out of bounds.
     """
     return Guards(**_settings(section, Guards, "guards", "dict(nonfinite='skip')"))
 
@@ -133,7 +136,7 @@ def tracking(section: Mapping[str, Any] | None) -> Tracking:
     """Read the config's ``tracking`` section.
 
     Raises:
-        ValueError: A key is unknown or a value out of bounds.
+        ValueError: A key is unknown or a value is out of bounds.
     """
     given = _settings(section, Tracking, "tracking", "dict(project='x')")
     if isinstance(given.get("tags"), str):
@@ -142,7 +145,7 @@ def tracking(section: Mapping[str, Any] | None) -> Tracking:
 
 
 def _settings(section: object, kind: type[Any], name: str, example: str) -> dict[str, Any]:
-    """Return a section's settings, each a field of the dataclass that they are for."""
+    """Return a section's settings; each key must be a field of the dataclass ``kind``."""
     if section is not None and not isinstance(section, Mapping):
         raise ValueError(f"{name} must be a dict such as {example}, not {section!r}")
     given = dict(section or {})
@@ -154,7 +157,7 @@ _REPAIR_KEYS = {"repair_images": "images", "rounding_steps": "rounding_steps"}
 
 
 def _repair(section: dict[str, Any]) -> Repair:
-    """Take what concerns repairs out of ``section``."""
+    """Remove the settings of the repairs from ``section`` and return them."""
     steps = section.pop("repairs", None) or ()
     steps = (steps,) if isinstance(steps, str) else tuple(steps)
     mixed = section.pop("mixed", None)

@@ -1,4 +1,4 @@
-"""How a command that fails says so: one line, the traceback in a file, an exit code."""
+"""Report a failed command: one line on the terminal, the traceback in a file, an exit code."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ DEBUG = "--debug"
 
 
 def exit_code(error: BaseException) -> int:
-    """Return 2 for the user's mistake, 1 for the world's and for what nobody foresaw.
+    """Return 2 for a mistake of the user, 1 for a failed environment or an unexpected error.
 
-    The follow-up of an error on another rank has the code of that one, noted on the exception.
+    If the error only follows from an error on another rank, it has that error's code, which is
+    noted on the exception.
     """
     from dq.dist.errors.foreseen import is_expected
     from dq.dist.errors.notes import notes_on
@@ -33,11 +34,11 @@ def exit_code(error: BaseException) -> int:
 
 
 def line_of(error: BaseException, log: Path | None) -> str:
-    """Return what the user reads of an error.
+    """Return the line that the user reads about an error.
 
     Args:
-        error: As it was caught.
-        log: The file, or the folder of files, that has its traceback.
+        error: The caught error.
+        log: The file with its traceback, or the folder of such files.
     """
     from dq.dist.errors.foreseen import error_message, error_summary, is_expected
 
@@ -51,12 +52,12 @@ def line_of(error: BaseException, log: Path | None) -> str:
 
 
 def report(error: BaseException, *, debug: bool = False, log: Path | None = None) -> int:
-    """Print an error as one line, once over all ranks, unless that is done; return the exit code.
+    """Print an error as one line, once over all ranks, unless already done; return the exit code.
 
     Args:
-        error: As it was caught.
+        error: The caught error.
         debug: Print the traceback too.
-        log: Where the traceback has been written; where nowhere yet, it is written now.
+        log: The file with the traceback; None if it is still to be written.
     """
     from dq.dist.errors.notes import notes_on
 
@@ -70,12 +71,12 @@ def report(error: BaseException, *, debug: bool = False, log: Path | None = None
 
 
 def tell_once(line: str, code: int, print_it: Callable[[], None]) -> None:
-    """Let what this rank met before the ranks had found each other be printed by one of them.
+    """Let one rank print an error from before the process group exists.
 
     Args:
-        line: What the user is to read.
-        code: The exit code that it means.
-        print_it: Called here unless another rank prints it, or its own reason to end.
+        line: The line for the user.
+        code: Its exit code.
+        print_it: Prints the line; called unless another rank prints this or its own error.
     """
     if not any(name in os.environ for name in ("RANK", "SLURM_PROCID")):
         print_it()
@@ -86,7 +87,7 @@ def tell_once(line: str, code: int, print_it: Callable[[], None]) -> None:
 
         environment = read_environment()
     except (ImportError, ValueError):
-        # Without torch, or a place among the ranks, nobody can be asked.
+        # Without torch, or without a rank number, the other ranks cannot be asked.
         print_it()
         return
     failure = StartFailure(rank=environment.rank, mistake=code == USER_ERROR, line=line)
@@ -95,7 +96,7 @@ def tell_once(line: str, code: int, print_it: Callable[[], None]) -> None:
 
 
 def say(error: BaseException, log: Path | None, *, debug: bool = False) -> None:
-    """Print an error's line, with the rank where it is not the main one's."""
+    """Print an error's line, with the rank unless it is the main rank."""
     say_line(line_of(error, log))
     if debug:
         text = "".join(traceback.format_exception(error))
@@ -103,7 +104,7 @@ def say(error: BaseException, log: Path | None, *, debug: bool = False) -> None:
 
 
 def say_line(line: str) -> None:
-    """Print a line as an error, with the rank where it is not the main one's."""
+    """Print a line as an error, with the rank unless it is the main rank."""
     from dq.dist.rendezvous.environment import read_environment
 
     try:
@@ -115,12 +116,12 @@ def say_line(line: str) -> None:
 
 
 def wants_debug(words: Sequence[str]) -> bool:
-    """Whether the command line asks for tracebacks; it may be wrong in all other respects."""
+    """Whether the command line asks for tracebacks; the rest of it may be invalid."""
     return DEBUG in words
 
 
 def write_traceback(error: BaseException) -> Path | None:
-    """Write the traceback into a file of its own and return it, None where that cannot be done.
+    """Write the traceback into a new file and return its path, or None if it cannot be written.
 
     For a command that has no work dir, or fails before it has one.
     """
@@ -137,7 +138,7 @@ def write_traceback(error: BaseException) -> Path | None:
 
 
 def log_traceback(error: BaseException) -> bool:
-    """Write the traceback into this rank's log file, never on the console; say if there is one."""
+    """Write the traceback into this rank's log file only; return whether there is such a file."""
     files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
     text = "".join(traceback.format_exception(error))
     record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, "%s", (text,), None)
@@ -150,8 +151,8 @@ def log_traceback(error: BaseException) -> bool:
 def quiet_interpreter(*, debug: bool) -> Iterator[None]:
     """Keep Python's own tracebacks and warnings off the terminal while the body runs.
 
-    What a thread or a destructor raises goes into the log, with one line for the terminal;
-    warnings go into the log alone. With ``debug`` everything is as Python has it.
+    An error in a thread goes into the log, with one line on the terminal. Errors in destructors and
+    warnings go only into the log. With ``debug`` Python's own behaviour is kept.
     """
     if debug:
         yield

@@ -1,4 +1,4 @@
-"""Logs: rank 0 on the console, every rank in a file of its own."""
+"""Logs: rank 0 logs to the console, and every rank to its own file."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ FORMAT = "%(asctime)s %(levelname).1s %(message)s"
 
 
 class _ConsoleFormatter(logging.Formatter):
-    """Leave tracebacks to the file."""
+    """Leave tracebacks out; they are in the file."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record's message alone."""
+        """Return the record's message without its traceback."""
         plain = copy.copy(record)
         plain.exc_info = plain.exc_text = plain.stack_info = None
         return super().format(plain)
 
 
 def _belongs_on_console(record: logging.LogRecord) -> bool:
-    """Leave warnings of libraries and mmcv's list of hooks to the file."""
+    """Keep warnings of libraries and mmcv's list of hooks off the console."""
     return record.name != "py.warnings" and "\n" not in record.getMessage()
 
 
 @contextmanager
 def logging_to(folder: Path, *, rank: int) -> Iterator[Path]:
-    """Log into ``folder/rank_<rank>.log``, and on the console for rank 0, until the end.
+    """Log into ``folder/rank_<rank>.log``, and on rank 0 to the console too, within the context.
 
-    Python's warnings go to the file alone: mmcv and mmdet emit dozens about their own past. So do
-    tracebacks.
+    Python's warnings go only to the file, because mmcv and mmdet emit dozens of deprecation
+    warnings. Tracebacks go only to the file too.
 
     Args:
-        folder: Made where it is missing.
+        folder: Created if it is missing.
         rank: Of this process.
 
     Yields:
-        This rank's file.
+        The path of this rank's file.
 
     Raises:
         ValueError: The folder cannot be written.
@@ -61,7 +61,9 @@ def logging_to(folder: Path, *, rank: int) -> Iterator[Path]:
         console.addFilter(_belongs_on_console)
         handlers.append(console)
     root = logging.getLogger()
-    before = root.level
+    # A config's log_level is for this command alone.
+    changed = [root, logging.getLogger("dq"), logging.getLogger("launcher")]
+    levels = [logger.level for logger in changed]
     root.setLevel(logging.INFO)
     for handler in handlers:
         root.addHandler(handler)
@@ -70,9 +72,10 @@ def logging_to(folder: Path, *, rank: int) -> Iterator[Path]:
     try:
         yield path
     finally:
-        if warnings.showwarning is not shown:  # Captured here, and not before.
+        if warnings.showwarning is not shown:  # They were not captured before.
             logging.captureWarnings(False)
-        root.setLevel(before)
+        for logger, level in zip(changed, levels, strict=True):
+            logger.setLevel(level)
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()

@@ -1,4 +1,4 @@
-"""What a command is to do, read and checked before anything is started."""
+"""Read and check all settings of a command before it starts anything."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from launcher.settings import (
 )
 
 log = logging.getLogger(__name__)
-# What decides nothing of a float training's result.
+# Settings that do not change the result of float training.
 APART = (
     *("quant", "quantize", "guards", "checkpoint_config", "log_config", "tracking", "work_dir"),
     *("log_level", "auto_resume", "gpu_ids", "device", "opencv_num_threads", "mp_start_method"),
@@ -48,15 +48,15 @@ APART = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """Where a training is to go on.
+    """The checkpoint that the user wants a training to resume from.
 
     Attributes:
-        file: ``--resume FILE``, which goes before all else.
+        file: ``--resume FILE``; it has priority over all others.
         automatic: ``--resume`` or ``auto_resume``: the stage's newest checkpoint.
         of_config: The config's ``resume_from``, for the training that wrote it.
-        is_shared: The command has several trainings; ``file`` is for the one that wrote it.
-        changing: Settings that ``--resume-with`` names: they may be others than they were.
-        trusted: Files that the user names, ``load_from`` too, may be unpickled.
+        is_shared: Whether the command has several trainings; ``file`` is for the one that wrote it.
+        changing: Settings named by ``--resume-with``, which may differ from the checkpoint's.
+        trusted: Whether files that the user names, ``load_from`` too, may be unpickled.
     """
 
     file: str | None = None
@@ -69,17 +69,17 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is to be done.
+    """All settings of a command.
 
     Attributes:
         config: mmdet's config, complete.
-        settings: Its quantization.
-        guards: What is done when something goes wrong in a training.
-        tracking: What is kept of how it goes.
-        text: The config without its quantization as it was read; libraries change what they are
-            handed, so it is kept.
-        seed: Of everything random, equal on all ranks.
-        described: Each setting of the float and of the quantized training as it was read.
+        settings: The quantization settings.
+        guards: What a training does if something goes wrong.
+        tracking: What is recorded of a run.
+        text: The config without its quantization, as it was read. It is kept because libraries
+            change the config that they are given.
+        seed: Of all random numbers; equal on all ranks.
+        described: By stage (``float``, ``qat``): each setting of the training as it was read.
     """
 
     config: Any
@@ -91,9 +91,9 @@ class Plan:
     described: Mapping[str, Settings]
 
     def key(self, stage: str, device: str, parent: str | None, *more: object) -> str:
-        """Return a digest of what decides a stage's result.
+        """Return a digest of everything that decides a stage's result.
 
-        The number of ranks is not part of it: a chain goes on with those it has.
+        The number of ranks is not part of it, so that a chain may continue with another number.
         """
         # The quantization section does not change what float training does.
         quantized = () if stage == "float" else (self.settings,)
@@ -104,19 +104,19 @@ class Plan:
     def training_settings(
         self, stage: str, device: str, parent: str | None, sync_bn: str
     ) -> Settings:
-        """Return what decides a training's result, as text by name, but for its images."""
+        """Return the settings that decide a training's result, as text by name, without images."""
         more = {SEED: self.seed, SYNC_BN: sync_bn, DEVICE: device, TORCH: torch.__version__}
         start = {} if parent is None else {START: parent[:12]}
         return {**self.described[stage], **{k: repr(v) for k, v in {**more, **start}.items()}}
 
     @property
     def bits(self) -> str:
-        """How the integers are called: ``int8``, ``W4A8``."""
+        """The name of the integer formats: ``int8``, ``W4A8``."""
         weight, activation = self.settings.recipe.weight.bits, self.settings.recipe.activation.bits
         return f"int{activation}" if weight == activation else f"W{weight}A{activation}"
 
     def calibration_batches(self) -> Iterator[Tensor]:
-        """Yield the batches of images that calibration looks at, on the CPU."""
+        """Yield the batches of calibration images, on the CPU."""
         schedule = self.settings.schedule
         return calibration_images(
             calibration_dataset(self.config),
@@ -127,12 +127,16 @@ class Plan:
 
 
 def read_plan(arguments: argparse.Namespace) -> Plan:
-    """Read the command's config; raise ValueError for whatever is mistyped in it."""
+    """Read and check the command's config.
+
+    Raises:
+        ValueError: Something in the config is wrong.
+    """
     config = finish(_config_of(arguments))
     _lay_flags_over(config, arguments)
     command_for(config.get("quantize", False))
     settings = quant_settings(config.get("quant"))
-    # What does not fit should fail now and not after an hour of float training.
+    # A wrong override should fail now and not after an hour of float training.
     quantized = training_config(config, settings.training)
     command = getattr(arguments, "command", None)
     check_packages(config, trains=command in ("train", "run"))
@@ -179,10 +183,10 @@ def _known_target(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """Where a command is to run.
+    """The work dir and the device of a command.
 
     Attributes:
-        experiment: Its folder: ``--work-dir``, else the config's ``work_dir``, else its name.
+        experiment: ``--work-dir``, else the config's ``work_dir``, else ``runs/<config's name>``.
         device: ``--device``, else the config's ``device``.
     """
 
@@ -191,9 +195,10 @@ class Surroundings:
 
 
 def surroundings(arguments: argparse.Namespace) -> Surroundings:
-    """Return where the command line and the config want a command to run.
+    """Return the work dir and the device that the command line and the config ask for.
 
-    A config that cannot be read is not refused here: that is for `read_plan`, when there is a log.
+    A config that cannot be read is not an error here. `read_plan` reports it, after logging has
+    started.
     """
     try:
         config: Any = _config_of(arguments)
@@ -214,19 +219,19 @@ def _config_of(arguments: argparse.Namespace) -> Any:
 
 
 def begin_plan(arguments: argparse.Namespace) -> Plan:
-    """Return `read_plan`'s plan with this process set up as its config says."""
+    """Return the plan of `read_plan`, and set up this process as its config says."""
     plan = read_plan(arguments)
     set_up_process(plan.config)
     return plan
 
 
 def starting_point(arguments: argparse.Namespace, plan: Plan) -> Path:
-    """Return the checkpoint that calibration or QAT begins with; every rank must call it.
+    """Return the checkpoint that calibration or QAT starts from; every rank must call it.
 
     It is ``--checkpoint``, else the config's ``load_from``, else its ``resume_from``.
 
     Raises:
-        ValueError: There is none, or it is an address that cannot be reached.
+        ValueError: There is none, or it is a URL that cannot be reached.
     """
     config = plan.config
     given = arguments.checkpoint or config.load_from or config.resume_from
@@ -240,10 +245,10 @@ def starting_point(arguments: argparse.Namespace, plan: Plan) -> Path:
 
 
 def asked_to_resume(arguments: argparse.Namespace, plan: Plan) -> Asked:
-    """Return where the command line and the config want a training to go on.
+    """Return the checkpoint that the command line and the config want to resume from.
 
     Raises:
-        ValueError: ``--resume-with`` names no setting, or nothing is gone on with.
+        ValueError: ``--resume-with`` names something that is no setting, or nothing is resumed.
     """
     config = plan.config
     automatic = arguments.resume == "auto" or bool(config.get("auto_resume"))
@@ -262,7 +267,7 @@ def asked_to_resume(arguments: argparse.Namespace, plan: Plan) -> Asked:
 
 
 def _lay_flags_over(config: Any, arguments: argparse.Namespace) -> None:
-    """Take in flags of mmdet's own tools that stand for a key of the config."""
+    """Set the config keys that correspond to flags of mmdet's own tools."""
     if getattr(arguments, "deterministic", False):
         config.deterministic = True
     if getattr(arguments, "auto_scale_lr", False):

@@ -1,4 +1,4 @@
-"""What a command prints at its end, from the main rank."""
+"""Print a command's results, on the main rank only."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 def say_result(place: Session, summary: StageSummary) -> None:
-    """Print a stage's metric and where its checkpoint lies."""
+    """Print a stage's metric and the path of its checkpoint."""
     if place.environment.is_main:
         path = place.experiment / summary.stage / str(summary.checkpoint)
         print(f"{summary.stage}: {summary.metric} {100 * summary.value:.2f} %, checkpoint {path}")
 
 
 def say_verdict(place: Session, summary: StageSummary, guards: Guards) -> int:
-    """Say where a quantized training ended below its start, and return the command's exit code."""
+    """Print a warning if QAT ended below its start, and return the command's exit code."""
     text = below_start(summary)
     if text is None:
         return 0
@@ -51,33 +51,33 @@ def say_verdict(place: Session, summary: StageSummary, guards: Guards) -> int:
 
 
 def say_metrics(place: Session, summary: StageSummary) -> None:
-    """Print every metric with all its digits, so that two evaluations can be compared."""
+    """Print every metric with all digits, so that two evaluations can be compared exactly."""
     if place.environment.is_main:
         for name, value in summary.metrics.items():
             print(f"{name} {value!r}")
 
 
 def say_tables(place: Session, tables: str) -> None:
-    """Print what mmdet prints of a metric: its tables, by class where that was asked for."""
+    """Print mmdet's tables of a metric; by class if that was asked for."""
     if place.environment.is_main and tables:
         print(tables)
 
 
 def say_files(place: Session, files: Sequence[Path]) -> None:
-    """Print where files lie."""
+    """Print the paths of files."""
     if place.environment.is_main:
         for file in files:
             print(file)
 
 
 def stage_summaries(place: Session) -> dict[str, StageSummary]:
-    """Return the results that the experiment's stages have left, in the order of the table."""
+    """Return the summaries of the experiment's finished stages, in the order of the table."""
     found = {stage: read_summary(place.experiment / stage) for stage in COLUMNS}
     return {stage: summary for stage, summary in found.items() if summary is not None}
 
 
 def say_agreement(place: Session, result: Agreement, backend: str) -> None:
-    """Print an exported file's metric beside the fake-quantized one, boxes and size."""
+    """Print the metric, boxes and size of an exported file, compared with the fake-quantized."""
     if not place.environment.is_main:
         return
     boxes = result.boxes
@@ -94,19 +94,20 @@ def say_agreement(place: Session, result: Agreement, backend: str) -> None:
 
 
 def say_layers(place: Session, result: IntegerResult) -> None:
-    """Print how an engine computes an exported model."""
+    """Print the engine, and how many layers it computes in integers and in float."""
     if place.environment.is_main:
         print(f"engine   {result.engine}")
         print(f"layers   {result.num_integer} in integers, {result.num_float} in float")
 
 
 def say_speed(place: Session, model: Path, latency: Latency | str | None) -> None:
-    """Print how fast an exported model is beside itself in float, or why that is not known.
+    """Print an exported model's speed relative to the same model in float.
 
     Args:
-        place: Where.
+        place: Of the command.
         model: The file.
-        latency: As `dq.detector.engines.latency.measured` returns it.
+        latency: From `dq.detector.engines.latency.measured`: the speed, or the reason why it was
+            not measured, or None.
     """
     if not place.environment.is_main or latency is None:
         return
@@ -118,12 +119,12 @@ def say_speed(place: Session, model: Path, latency: Latency | str | None) -> Non
 
 
 def say_gate(place: Session, result: Agreement, measured: IntegerResult | None) -> None:
-    """Print in one line that the gate was missed, and where the networks differ most.
+    """Print in one line that the gate was missed, and the layers that differ most.
 
     Args:
-        place: Where.
+        place: Of the command.
         result: Of the evaluation.
-        measured: The same where it is an engine's.
+        measured: The same result if an engine computed it, else None.
     """
     if not place.environment.is_main:
         return
@@ -192,7 +193,7 @@ def _missed(found: Found, limits: Limits) -> str:
 
 
 def say_table(place: Session, summaries: Mapping[str, StageSummary], recipe: Recipe) -> None:
-    """Print the result table and where everything lies; write both beside the stages."""
+    """Print the result table and all paths; write table and plots into the work dir."""
     if not place.environment.is_main:
         return
     bits = f"int{recipe.activation.bits}"

@@ -1,4 +1,4 @@
-"""One command's surroundings: environment, device, logs, process group, work dir."""
+"""Set up what a command runs in: ranks, device, logs, process group, work dir."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ from launcher.threads import threads_of
 from launcher.work_dir import WorkDir, held
 
 log = logging.getLogger(__name__)
-# A collective that times out should end a rank with its message, before the watchdog does.
+# The watchdog waits longer than a collective, whose timeout ends the rank with a better message.
 WATCH_MARGIN_S = 60.0
-# What was stopped or has failed is soon killed by torchrun or Slurm, or is started again.
+# torchrun or Slurm soon kills or restarts a job that was stopped or has failed.
 HURRY_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """What every stage of a command needs to know of where it runs.
+    """What every stage of a command needs to know about the process that it runs in.
 
     Attributes:
-        environment: This process's place among the ranks.
+        environment: This process's rank, node and number of ranks.
         device: Of this rank.
-        experiment: The experiment's folder; a stage has a subfolder.
+        experiment: The experiment's folder; each stage has a subfolder.
         calibration_rank: The rank that calibrates for all.
-        signals: Those that end the command.
-        watch: Where stacks are written to, and when.
-        work_dir: What this command alone writes.
+        signals: The signals that stop the command.
+        watch: The file for the stacks of a rank that hangs, and the time limit.
+        work_dir: The folders that only this command may write.
         wandb: ``online``, ``offline`` or ``disabled``.
     """
 
@@ -65,11 +65,11 @@ class Session:
     _relays: list[Relay] = field(default_factory=list)
 
     def relay(self, init_s: float, finish_s: float) -> Relay | None:
-        """Return what copies this command's runs to W&B; for the main rank.
+        """Return the relay that copies this command's runs to W&B, or None; for the main rank.
 
         Args:
-            init_s: Seconds that W&B may take to begin a run.
-            finish_s: Seconds that the command's end may wait for it.
+            init_s: Time limit for W&B to start a run, in seconds.
+            finish_s: Time limit for W&B to finish at the end of the command, in seconds.
         """
         if self.wandb == "disabled":
             return None
@@ -81,7 +81,7 @@ class Session:
         return self._relays[0]
 
     def supervision(self, guards: Guards) -> Supervision:
-        """Return who watches over a training; every rank must call it."""
+        """Return the supervision of a training; every rank must call it."""
         marks = CudaMarks(self.device) if self.device.type == "cuda" else None
         return Supervision(
             agreement=Agreement(marks=marks),
@@ -93,13 +93,13 @@ class Session:
 
 @contextmanager
 def session(arguments: argparse.Namespace) -> Iterator[Session]:
-    """Set up what a command runs in, and take it down whatever happens.
+    """Set up logs, process group and work dir for a command; take them down after it in any case.
 
-    An error is printed once, by the first rank that meets it, and logged with its traceback by
-    every rank in its own file.
+    The first rank with an error prints it, once for the job. Every rank writes its error with the
+    traceback into its own log.
 
     Args:
-        arguments: With what `launcher.command_line.arguments.add_common` adds.
+        arguments: Parsed, with the options of `launcher.command_line.arguments.add_common`.
     """
     environment = read_environment()
     wandb = mode_of(arguments.wandb, os.environ)
@@ -200,7 +200,7 @@ def choose_device(asked: str, environment: Environment) -> torch.device:
     """Return this rank's device.
 
     Raises:
-        ValueError: ``asked`` is not auto, cpu, cuda or cuda:N, or there is no such GPU.
+        ValueError: ``asked`` is not auto, cpu, cuda or cuda:N, or this GPU does not exist.
     """
     numbered = re.fullmatch(r"cuda:(\d+)", asked)
     if asked not in ("auto", "cpu", "cuda") and not numbered:
@@ -221,17 +221,17 @@ def choose_device(asked: str, environment: Environment) -> torch.device:
 
 
 def _quieten_libraries() -> None:
-    """Let mmcv's and mmdet's loggers go through ours instead of handlers of their own."""
+    """Keep mmcv and mmdet from adding handlers of their own to their loggers."""
     from mmcv.utils import logging as mmcv_logging
 
     for name in ("mmcv", "mmdet"):
         mmcv_logging.logger_initialized[name] = True
-        # mmcv prints a line for every tensor that it initialises.
+        # mmcv logs a line for every tensor that it initialises.
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _stop_if_asked(error: BaseException, signals: StopSignals) -> None:
-    """Raise Stopped where other ranks were lost because the job was asked to stop, as this one."""
+    """Raise Stopped if other ranks were lost because the whole job was asked to stop."""
     is_lost = isinstance(error, LostRankError) or explain_lost_rank(error) is not None
     if is_lost and signals.first is not None:
         stopped = Stopped(signals.first[1])
@@ -241,7 +241,7 @@ def _stop_if_asked(error: BaseException, signals: StopSignals) -> None:
 
 
 def _report(error: Exception | Stopped, log_file: Path, *, debug: bool) -> None:
-    """Print the error unless another rank has; log it with its traceback in any case."""
+    """Print the error unless another rank has printed one; log it with its traceback always."""
     if isinstance(error, Stopped):
         log.info("stopped by %s", error)
         note(error, reported=True)
@@ -262,6 +262,6 @@ def _report(error: Exception | Stopped, log_file: Path, *, debug: bool) -> None:
 
 
 def _explained(error: Exception) -> Exception:
-    """Return the error, in plain words where another rank's end caused it."""
+    """Return the error, in plain words if another rank's end caused it."""
     words = explain_lost_rank(error)
     return error if words is None else LostRankError(words)

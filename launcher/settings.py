@@ -1,8 +1,11 @@
-"""What a training is made of, kept in its checkpoints and compared where one goes on.
+"""Compare the settings of a training with those in the checkpoint that it resumes from.
 
-Each setting of the config is in one of four classes. What decides nothing of what is learned is
-applied, and so is the length: both are said in a line. What a checkpoint cannot go on with is
-refused. All else is refused unless ``--resume-with`` names it.
+A changed setting is handled by its kind:
+
+- If it does not change what is learned, it is applied, and a line says so.
+- The length of the training is applied in the same way.
+- If the checkpoint cannot be used with it, it is refused.
+- Any other change is refused unless ``--resume-with`` names it.
 """
 
 from __future__ import annotations
@@ -21,11 +24,11 @@ from launcher.config import QuantSettings
 
 Settings = Mapping[str, str]
 SETTINGS, NOT_SET = "settings", "not set"
-# Beside the config's own: what else decides a training.
+# Names of what decides a training's result besides the config.
 SEED, SYNC_BN, DEVICE, TORCH = "seed", "sync_bn", "device", "torch"
 START, IMAGES = "checkpoint", "data.images"
 
-# How a training is watched, kept and evaluated, where it runs, and what it has begun with.
+# Logging, checkpoints, evaluation, device, and the weights that the training started from.
 _HARMLESS = (
     *("log_config", "log_level", "checkpoint_config", "tracking", "guards", "evaluation"),
     *("data.val", "data.test", "data.val_dataloader", "data.test_dataloader", "test_cfg"),
@@ -38,13 +41,13 @@ _HARMLESS = (
     *("model.pretrained", "model.backbone.pretrained", "quant.repair"),
     *(f"quant.schedule.calibration_{n}" for n in ("batches", "batch_size")),
 )
-# Described elsewhere, or no setting of a training: where it is and where it comes from.
+# Described elsewhere, or not a setting of the training itself.
 _APART = ("quant", "seed", "work_dir", "load_from", "resume_from", "auto_resume")
 _INITIAL = re.compile(r"(?:^|\.)init_cfg(?:\.|$)")
 _LENGTH = ("runner.max_epochs", "runner.max_iters", "total_epochs")
-# The quantizers in the checkpoint are of this recipe, and its place is counted in this unit.
+# The checkpoint's quantizers belong to this recipe, and its position is counted in this unit.
 _FIXED = ("runner.type", *(f"quant.{f.name}" for f in fields(Recipe)))
-# Where images lie; the same images may lie elsewhere.
+# Paths of images; the same images may have been moved.
 _PLACES = re.compile(r"^data\.train\..*(?:ann_file|img_prefix|data_root|seg_prefix|img_root)")
 _TEACHER = "quant.distill"
 _OPTIMIZER = ("optimizer", "auto_scale_lr", "quant.learned_lr")
@@ -55,12 +58,12 @@ _SHOWN, _LONGEST = 4, 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A setting that is not what it was when a checkpoint was written.
+    """A setting that differs from the one in a checkpoint.
 
     Attributes:
         name: Dotted, as in the config.
-        before: As it was, as text.
-        now: As it is.
+        before: Its value in the checkpoint, as text.
+        now: Its value now, as text.
     """
 
     name: str
@@ -71,17 +74,17 @@ class Change:
         return f"{self.name} {_short(self.before)} -> {_short(self.now)}"
 
     def is_below(self, names: Iterable[str]) -> bool:
-        """Whether one of these names is the setting's, or that of a section it is in."""
+        """Whether one of these names is this setting, or a section that contains it."""
         return any(self.name == name or self.name.startswith(f"{name}.") for name in names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
-    """What changes where a training goes on.
+    """What a resumed training takes from the config instead of the checkpoint.
 
     Attributes:
-        optimizer: The optimizer's settings are the config's, not the checkpoint's.
-        micro_batches: So are the micro-batches of a step.
+        optimizer: The optimizer's settings.
+        micro_batches: The number of micro-batches of a step.
     """
 
     optimizer: bool = False
@@ -91,7 +94,7 @@ class Applied:
 def described(config: Any) -> dict[str, str]:
     """Return each setting of a complete config as text by its dotted name, without secrets.
 
-    Variables of the config's own, which nobody reads, and its ``quant`` section are left out.
+    The config's own variables, which nothing reads, and its ``quant`` section are left out.
     """
     values = hide(config._cfg_dict.to_dict())
     read = {k: v for k, v in values.items() if k in TOP_LEVEL_KEYS and k not in _APART}
@@ -99,7 +102,7 @@ def described(config: Any) -> dict[str, str]:
 
 
 def described_quantization(settings: QuantSettings) -> dict[str, str]:
-    """Return what decides a quantized training besides its config, as `described` does."""
+    """Return the quantization settings as text by name, as `described` does for the config."""
     parts: dict[str, Any] = {
         "quant": asdict(settings.recipe) | asdict(settings.refinements),
         "quant.schedule": asdict(settings.schedule),
@@ -111,7 +114,7 @@ def described_quantization(settings: QuantSettings) -> dict[str, str]:
 def changes_of(before: Settings, now: Settings) -> list[Change]:
     """Return the settings that differ, in the config's order.
 
-    A setting of an images' place is no change where the images are known to be the same.
+    A changed path of images does not count if the images are known to be the same.
     """
     images = before.get(IMAGES)
     same_images = images is not None and images == now.get(IMAGES) != repr(None)
@@ -126,30 +129,31 @@ def changes_of(before: Settings, now: Settings) -> list[Change]:
 def applied(
     changes: Sequence[Change], consented: Collection[str], source: str, now: Settings
 ) -> Applied:
-    """Return what is to change as a training goes on.
+    """Return what a resumed training takes from the config instead of the checkpoint.
 
     Args:
-        changes: Of the settings.
-        consented: What ``--resume-with`` names.
+        changes: All changed settings.
+        consented: The settings that ``--resume-with`` names.
         source: The checkpoint's name, for the message.
-        now: All settings.
+        now: All settings as they are now.
 
     Raises:
-        ValueError: Something has changed that a checkpoint cannot go on with, or that nobody has
-            asked to apply; the line says what, from what to what, and the mend.
+        ValueError: The checkpoint cannot be used with a changed setting, or ``--resume-with`` does
+            not name it. The message has the old and the new value and what to do.
     """
     fixed = [change for change in changes if change.is_below(_FIXED)]
     if fixed:
         raise ValueError(
-            f"{source} was made with other settings: {shown(fixed)}; no training can go on with"
-            " these: set them back, or begin anew without --resume"
+            f"{source} was made with other settings: {shown(fixed)}; it cannot be"
+            " resumed with these: set them back, or start a new training without --resume"
         )
     refused = [change for change in changes if not _is_free(change, now)]
     refused = [change for change in refused if not change.is_below(consented)]
     if refused:
         raise ValueError(
             f"{source} was made with other settings: {shown(refused)}; set them back, apply them"
-            f" with --resume-with {','.join(_to_consent(refused))}, or begin anew without --resume"
+            f" with --resume-with {','.join(_to_consent(refused))}, or start a new training"
+            " without --resume"
         )
     return Applied(
         optimizer=any(change.is_below(_OPTIMIZER) for change in changes),
@@ -158,7 +162,7 @@ def applied(
 
 
 def shown(changes: Sequence[Change]) -> str:
-    """Return changes as a line, the first few of many."""
+    """Return the first few changes as one line."""
     more = len(changes) - _SHOWN
     words = ", ".join(map(str, changes[:_SHOWN]))
     return f"{words} and {more} more" if more > 0 else words
@@ -168,7 +172,7 @@ def names_of(given: Sequence[str]) -> tuple[str, ...]:
     """Return the settings that ``--resume-with KEY[,KEY]`` names.
 
     Raises:
-        ValueError: One of them is no setting.
+        ValueError: One of the names is not a setting.
     """
     names = tuple(name.strip() for word in given for name in word.split(",") if name.strip())
     known = sorted({*TOP_LEVEL_KEYS, SYNC_BN})
@@ -184,9 +188,9 @@ def names_of(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def _is_free(change: Change, now: Settings) -> bool:
-    """Whether a change needs nobody's consent: it decides nothing, or the length alone."""
+    """Whether a change is applied without ``--resume-with``: it does not change what is learned."""
     if change.name == START and any(name.startswith(f"{_TEACHER}.") for name in now):
-        return False  # A training learns from what it began with.
+        return False  # The training's teacher is the detector that it started from.
     return change.is_below((*_HARMLESS, *_LENGTH)) or bool(_INITIAL.search(change.name))
 
 

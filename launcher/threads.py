@@ -1,4 +1,4 @@
-"""How many CPU threads a rank computes with."""
+"""Choose the number of CPU threads of a rank."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ VARIABLE = "OMP_NUM_THREADS"
 
 
 def threads_of(given: int | None, environment: Environment) -> int:
-    """Return ``--threads``, else the user's OMP_NUM_THREADS, else a fair share of the cores.
+    """Return ``--threads``, else the user's OMP_NUM_THREADS, else this rank's share of the cores.
 
     Raises:
-        ValueError: One of them is no number of threads.
+        ValueError: ``--threads`` or OMP_NUM_THREADS is not a number of threads.
     """
     if given is not None:
         return _checked(given, "--threads")
@@ -26,14 +26,14 @@ def threads_of(given: int | None, environment: Environment) -> int:
 
 
 def wanted_by_user(environ: Mapping[str, str], starter: Mapping[str, str]) -> str | None:
-    """Return OMP_NUM_THREADS where the user set it, and not torchrun.
+    """Return OMP_NUM_THREADS if the user has set it, and not torchrun.
 
-    torchrun sets it to 1 for its ranks where it is unset, for all it knows of the machine. A rank
-    cannot tell that from its own environment, but the one that torchrun was started with can.
+    If it is unset, torchrun sets it to 1 for its ranks. A rank cannot see this in its own
+    environment, but torchrun's environment shows it.
 
     Args:
-        environ: This process's own.
-        starter: That with which the process that started this one was started.
+        environ: The environment of this process.
+        starter: The environment of the process that started this one.
     """
     by_torchrun = environ.get("TORCHELASTIC_RUN_ID") and environ.get(VARIABLE) == "1"
     if by_torchrun and starter and VARIABLE not in starter:
@@ -42,7 +42,7 @@ def wanted_by_user(environ: Mapping[str, str], starter: Mapping[str, str]) -> st
 
 
 def _checked(value: int | str, name: str) -> int:
-    # OpenMP takes a list, one number for each level of nesting; the first is that of a rank.
+    # OpenMP accepts a list, one number for each level of nesting; the first is for a rank.
     text = str(value).partition(",")[0].strip()
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{name} is {value}; give a whole number of at least 1")

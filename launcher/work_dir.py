@@ -1,4 +1,4 @@
-"""The folders that a command writes: one command at a time, and nothing left of those that died."""
+"""Lock the folders that a command writes, and remove half-written files of dead processes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dq.whole_file import remove_drafts
 from launcher.failure import WORLD_ERROR
 
 log = logging.getLogger(__name__)
-# Below the work dir. What trains and calibrates holds all of it; the others one folder each, so
-# that a checkpoint can be evaluated while the training goes on.
+# Folder within the work dir. Commands that train or calibrate lock the whole work dir. The others
+# lock one folder each, so that a checkpoint can be evaluated during the training.
 WRITTEN = {
     "train": "",
     "calibrate": "",
@@ -31,19 +31,19 @@ WRITTEN = {
 
 
 class WorkDir:
-    """What a command holds; it is given back at the end of `held`."""
+    """The folders that a command has locked; `held` unlocks them at its end."""
 
     def __init__(self) -> None:
         self._locks = ExitStack()
         self._held: list[Path] = []
 
     def hold(self, folder: Path) -> None:
-        """Hold a folder until the command's end; every rank must call it, the main one holds it.
+        """Lock a folder until the command's end; every rank must call it, the main rank locks.
 
-        One inside a folder that is held already needs no lock of its own.
+        A folder inside a locked one needs no lock of its own.
 
         Raises:
-            ValueError: On all ranks: another command writes it, or it cannot be written.
+            ValueError: On all ranks: another command writes the folder, or it cannot be written.
         """
         on_main_rank(lambda: self._hold(folder.resolve()))
 
@@ -57,17 +57,17 @@ class WorkDir:
         _tidy(folder)
 
     def release(self) -> None:
-        """Give all folders back."""
+        """Unlock all folders."""
         self._locks.close()
         self._held.clear()
 
 
 @contextmanager
 def held(arguments: argparse.Namespace, experiment: Path) -> Iterator[WorkDir]:
-    """Hold what a command writes for the body; every rank must call it.
+    """Lock the folder that a command writes, within the context; every rank must call it.
 
     Raises:
-        ValueError: On all ranks: another command writes it, or it cannot be written.
+        ValueError: On all ranks: another command writes the folder, or it cannot be written.
     """
     work_dir = WorkDir()
     try:
@@ -82,16 +82,16 @@ def held(arguments: argparse.Namespace, experiment: Path) -> Iterator[WorkDir]:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what dead processes have left half-written, where no other command may be at work."""
+    """Remove half-written files of dead processes, except where another command may be working."""
     inside = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
     others = [path for path in inside if any(path.glob(".writer.*"))]
-    # Whoever writes a folder of its own may write into this one too, a table say.
+    # A command that has locked a subfolder may also write into this folder, for example a table.
     for path in [path for path in inside if path not in others] if others else [folder]:
         remove_drafts(path)
 
 
 def _end(line: str) -> None:
-    """End the process at once: whatever it does next may be to a file that is another's now."""
+    """End the process at once, because another command may own its files now."""
     log.error("%s", line)
     print(f"error: {line}", file=sys.stderr, flush=True)
     os._exit(WORLD_ERROR)

@@ -46,7 +46,7 @@ class Profile:
         cpus_per_task: CPUs of a rank, including its loader processes.
         mem_gb: Memory of a node.
         signal_delay_s: Seconds before the time limit at which the ranks are warned.
-        max_restarts: How often a job is restarted, for whatever reason.
+        max_restarts: How often a job may be restarted, for any reason.
         parallel: How many elements of an array run at a time.
         torchrun: Start one torchrun on each node instead of one task per rank.
         setup: Shell lines before the job starts: modules, conda.

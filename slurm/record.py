@@ -137,7 +137,7 @@ def find_chain(name: str, among: Sequence[Chain]) -> Chain:
 
 
 def find_job(name: str, among: Sequence[Chain]) -> tuple[Chain, Submitted]:
-    """Return a job by its number, by ``CHAIN:JOB`` or, where a chain has only one, by the chain.
+    """Return a job by its number, by ``CHAIN:JOB`` or, if a chain has only one, by the chain.
 
     Raises:
         ValueError: There is none, or several.

@@ -1,1 +1,1 @@
-"""Exported int8 detectors in engines, beside float and beside the engines' own quantizers."""
+"""Time exported int8 detectors in engines, and compare with float and with other quantizers."""

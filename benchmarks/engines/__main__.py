@@ -1,10 +1,10 @@
-"""Time exported int8 detectors in engines, beside float and beside other quantizers' files.
+"""Time exported int8 detectors in engines, and compare with float and with other quantizers.
 
     python -m benchmarks.engines [--nets yolox_nano ssd_mobilenet] [--engines onnxruntime] \
         [--nncf-python ENV/bin/python] [--work-dir DIR] [--write FILE.md]
 
-All files of a net, in all engines, run in turn in one process. They are prepared once: the second
-call with the same --work-dir only times.
+All files of a net run in turn in all engines, in one process. They are prepared once: a second call
+with the same --work-dir only times them.
 """
 
 from __future__ import annotations
@@ -80,16 +80,16 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     there = [name for name in ENGINES if importlib.util.find_spec(name) is not None]
     parser.add_argument("--nets", nargs="+", choices=tuple(NETS), default=list(NETS))
     parser.add_argument("--engines", nargs="+", choices=tuple(ENGINES), default=there)
-    parser.add_argument("--rounds", type=int, default=15, help="at most; fewer for large nets")
+    parser.add_argument("--rounds", type=int, default=15, help="maximum; fewer for large nets")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--target", choices=tuple(PRESETS), help="our preset (default: the engine's own)"
+        "--target", choices=tuple(PRESETS), help="our preset (default: the preset of each engine)"
     )
-    parser.add_argument("--size", type=int, nargs=2, help="height and width in place of the real")
+    parser.add_argument("--size", type=int, nargs=2, help="instead of the real height and width")
     parser.add_argument("--nncf-python", type=Path, help="Python of an environment with NNCF")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/engines"))
     parser.add_argument("--fresh", action="store_true", help="export our files again")
-    parser.add_argument("--write", type=Path, help="write the table there as well")
+    parser.add_argument("--write", type=Path, help="also write the table into this file")
     return parser.parse_args(argv)
 
 
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Time the nets and print the table, after every net."""
     arguments = parsed(argv)
     if arguments.nncf_python is None:
-        print("NNCF is left out: --nncf-python names no environment", file=sys.stderr)
+        print("NNCF is left out, because --nncf-python is not given", file=sys.stderr)
     rows: list[Row] = []
     targets = {name: arguments.target or name for name in arguments.engines}
     for net in arguments.nets:

@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -40,12 +41,12 @@ _NNCF_SCRIPT = Path(__file__).with_name("nncf_files.py")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A net's folder; files in it are used again.
+    """The folder of a net; existing files in it are reused.
 
     Attributes:
         folder: Created if missing.
         targets: Our preset for each engine.
-        nncf_python: Python of an environment with NNCF; None for none.
+        nncf_python: Python of an environment with NNCF, or None.
     """
 
     folder: Path
@@ -53,7 +54,7 @@ class Place:
     nncf_python: Path | None
 
     def file(self, maker: str, engine: str = "onnxruntime") -> Path:
-        """Return the file of a maker that an engine runs."""
+        """Return the file of a maker for an engine."""
         if maker == OURS:
             return self.folder / f"ours-{self.targets[engine]}.onnx"
         if (maker, engine) == (NNCF, "openvino"):  # NNCF writes OpenVINO's own format.
@@ -62,7 +63,7 @@ class Place:
 
     @property
     def makers(self) -> list[str]:
-        """Who has files here for every engine."""
+        """The makers that have files for every engine."""
         return [
             maker
             for maker in (FLOAT, OURS, ORT, NNCF)
@@ -71,7 +72,7 @@ class Place:
 
 
 def prepare(config: Path, size: tuple[int, int], place: Place) -> None:
-    """Write the files that are missing."""
+    """Write the missing files. If another tool fails, its file is left out, and it is said."""
     place.folder.mkdir(parents=True, exist_ok=True)
     images, plain = place.folder / "images.npy", place.file(FLOAT)
     ours = {place.file(OURS, engine): target for engine, target in place.targets.items()}
@@ -85,11 +86,21 @@ def prepare(config: Path, size: tuple[int, int], place: Place) -> None:
         for path, target in missing.items():
             _write_ours(copy.deepcopy(detector), preset(target), batch, path)
     if not place.file(ORT).is_file():
-        _write_onnxruntime(plain, images, place.file(ORT))
+        try:
+            _write_onnxruntime(plain, images, place.file(ORT))
+        except Exception as error:  # Whatever the tool meets in this net.
+            _say_failed("ONNX Runtime's quantizer", place, error)
     results = place.file(NNCF), place.file(NNCF, "openvino")
     if place.nncf_python is not None and not all(path.is_file() for path in results):
         words = [place.nncf_python, _NNCF_SCRIPT, plain, images, *results]
-        subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+        try:
+            subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+        except subprocess.CalledProcessError as error:
+            _say_failed("NNCF", place, error)
+
+
+def _say_failed(tool: str, place: Place, error: Exception) -> None:
+    print(f"{tool} fails on {place.folder.name}: {error}", file=sys.stderr)
 
 
 def _write_ours(detector: nn.Module, recipe: Recipe, images: torch.Tensor, path: Path) -> None:
@@ -112,7 +123,7 @@ def _write_ours(detector: nn.Module, recipe: Recipe, images: torch.Tensor, path:
 
 
 def _write_float(detector: nn.Module, size: tuple[int, int], path: Path) -> None:
-    """Export the detector without quantizers, its norms folded into its convolutions."""
+    """Export the detector without quantizers, with norms folded into convolutions."""
     recipe = replace(preset("int8"), rules=(Rule(quantize=False),))
     plain = path.with_name("unfolded.onnx")
     _write_ours(detector, recipe, images_of(size), plain)

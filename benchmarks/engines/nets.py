@@ -1,4 +1,4 @@
-"""The detectors that are timed, at their real input sizes, with random weights."""
+"""The timed detectors, at their real input sizes, with random weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NUM_IMAGES = 2
 
 
 def images_of(size: tuple[int, int]) -> Tensor:
-    """Return the images that set norms and ranges, ``(NUM_IMAGES, 3, *size)``."""
+    """Return the images for norms and calibration, ``(NUM_IMAGES, 3, *size)``."""
     return torch.randn(NUM_IMAGES, 3, *size, generator=torch.Generator().manual_seed(0))
 
 
@@ -40,8 +40,8 @@ def images_of(size: tuple[int, int]) -> Tensor:
 def build(config: Path, images: Tensor) -> nn.Module:
     """Return a detector whose norms have the statistics of these images, in evaluation mode.
 
-    Its weights are random, but no activation vanishes or explodes, so it takes the time that a
-    trained one takes.
+    Its weights are random, but activations neither vanish nor explode, so it takes the same time as
+    a trained detector.
     """
     content = compat_cfg(replace_cfg_vals(Config.fromfile(str(config))))
     remove_pretrained(content.model)

@@ -1,7 +1,7 @@
 """Quantize a float model with NNCF, for ONNX Runtime and for OpenVINO.
 
-Runs in an environment of its own with nncf, onnx, onnxruntime and openvino, and imports nothing of
-ours.
+It runs in a separate environment with nncf, onnx, onnxruntime and openvino, and imports nothing
+of this project.
 
     PYTHON nncf_files.py FLOAT.onnx IMAGES.npy OUT.onnx OUT.xml
 """

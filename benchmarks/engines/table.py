@@ -1,4 +1,4 @@
-"""The measured ratios as a table in Markdown."""
+"""Format the measured ratios as a Markdown table."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Cell:
     """One quantized file in one engine.
 
     Attributes:
-        times_as_fast: Milliseconds in float by its own.
-        num_integer: Layers in integers.
-        num_layers: All layers.
-        against_ours: Our file's milliseconds by its own.
+        times_as_fast: Time in float divided by its own.
+        num_integer: Number of layers in integers.
+        num_layers: Number of all layers.
+        against_ours: Time of our file divided by its own.
     """
 
     times_as_fast: Spread
@@ -37,7 +37,7 @@ class Row:
         size: Height and width.
         engine: Its name.
         ms_float: Median milliseconds of the float model.
-        cells: By the maker of the file.
+        cells: Cells by the maker of the file.
     """
 
     net: str
@@ -48,7 +48,7 @@ class Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the rows in Markdown: how many times as fast as float, and layers in integers."""
+    """Return the rows as Markdown: speed relative to float, and layers in integers."""
     heads = ["net", "size", "engine", "float, ms", *HEADS.values(), "ours by the best other"]
     lines = [heads, ["---"] * len(heads)]
     for row in rows:

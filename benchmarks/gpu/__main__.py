@@ -3,10 +3,10 @@
     python -m benchmarks.gpu --out DIR [--minutes 8] [--only NAME ...] [--skip NAME ...]
         [--device cpu]
 
-Run it in a checkout whose environment has torch, mmdet and mmcv-full. Each part is a process with
-its own time limit, and results are written as they come: ``DIR/gpu.json``, ``DIR/gpu.md`` (the
-source of the figures in docs/gpu.md) and one log per part. ``--device cpu`` rehearses every part
-with very little work.
+It needs torch, mmdet and mmcv-full. Each part is a process with its own time limit, and results are
+written after each part: ``DIR/gpu.json``, ``DIR/gpu.md`` (the
+source of the figures in docs/gpu.md) and one log per part. ``--device cpu`` tries every part with
+very little work.
 """
 
 from __future__ import annotations
@@ -94,18 +94,24 @@ def page(environment: dict[str, str], found: Sequence[dict[str, Any]], out: Path
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all parts that fit; return 1 when one failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="the results' folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="parts whose names begin so")
-    parser.add_argument("--skip", nargs="+", metavar="NAME", default=[], help="the same, left out")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="prefixes of the parts to run")
+    parser.add_argument(
+        "--skip",
+        nargs="+",
+        metavar="NAME",
+        default=[],
+        help="prefixes of the parts to leave out",
+    )
     given = parser.parse_args(argv)
     end = time.monotonic() + 60 * given.minutes
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     environment = describe()
     if given.device == "cuda" and environment["gpu"] == "-":
-        print("error: torch sees no GPU here; --device cpu rehearses", file=sys.stderr)
+        print("error: torch finds no GPU here; use --device cpu to try the parts", file=sys.stderr)
         return 2
     print(json.dumps(environment), flush=True)
     found: list[dict[str, Any]] = []
@@ -116,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         if part.name.startswith(tuple(given.skip)):
             continue
-        # A busy CPU takes long even for very little work.
+        # On a busy CPU even very little work takes long.
         left_s = 3600.0 if rehearses else end - time.monotonic()
         one = dataclasses.replace(part, limit_s=left_s) if rehearses else part
         found.append({**run_part(one, out, left_s), "files": list(part.files)})

@@ -14,7 +14,7 @@ PACKAGES = ("torch", "torchvision", "triton", "numpy", "mmcv-full", "mmdet", "to
 
 
 def describe() -> dict[str, str]:
-    """Return names and versions; a dash where there is none."""
+    """Return names and versions; a dash if one is missing."""
     found = {"python": platform.python_version(), "cpus": str(os.cpu_count())}
     for name in PACKAGES:
         try:

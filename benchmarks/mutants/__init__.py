@@ -1,1 +1,1 @@
-"""Would a test notice? Random changes of the source (mutants), and the tests that find them."""
+"""Mutation testing: random changes of the source (mutants), and the tests that find them."""

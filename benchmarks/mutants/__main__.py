@@ -1,4 +1,4 @@
-"""Change the source at random places, one at a time, and see whether the tests notice.
+"""Change the source at random places, one at a time, and check whether a test fails.
 
     python -m benchmarks.mutants [--number 100] [--seed 0] [--parts numerics dist ...]
         [--out FILE.jsonl] [--again] [--limit 400] [--write FILE.md]
@@ -6,9 +6,9 @@
 Cosmic-ray lists the changes (mutants); install it with ``pip install -e .[mutation]``. The parts
 of `benchmarks.mutants.parts` get equal shares. A mutant is put into a temporary copy of the tree,
 never into the tree itself. Then the tests of its module run up to the first failure, the fast ones
-first. A mutant is killed if a test fails that passes without it; one with which the tests do not
-end within the limit counts as found too. With ``--out`` each result is kept, and a repeated command
-goes on from there; ``--again`` repeats those that were not killed.
+first. A mutant is killed if a test fails that passes without it, or if the tests do not end within
+the limit. With ``--out`` each result is kept, and a repeated command continues from there;
+``--again`` repeats the mutants that were not killed.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def copy_tree(source: Path, target: Path) -> None:
 
 
 def difference(before: str, after: str) -> str:
-    """Return the changed lines of a source, without their surroundings."""
+    """Return the changed lines of a source, without context."""
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
     return "\n".join(line for line in lines if not line.startswith(("---", "+++", "@@")))
 
 
 def chosen(number: int, seed: int, parts: Sequence[str]) -> Iterator[tuple[Mutant, str]]:
-    """Yield mutants with the sources that they make, up to a number."""
+    """Yield mutants with their changed sources, up to a number."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         listed = {part: mutants_of(ROOT, part, Path(scratch)) for part in parts}
     print({part: len(mutants) for part, mutants in listed.items()}, flush=True)
@@ -66,12 +66,12 @@ def chosen(number: int, seed: int, parts: Sequence[str]) -> Iterator[tuple[Mutan
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what tells a mutant from all others, also of other versions of the source."""
+    """Return a key that is unique for a mutant and the version of the source."""
     return row["module"], row["operator"], str(row["occurrence"]), row["diff"]
 
 
 def read(out: Path | None, *, again: bool) -> Rows:
-    """Return the rows of an earlier command that are not to be tried again."""
+    """Return the rows of an earlier command that are not tried again."""
     if out is None or not out.exists():
         return {}
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -93,7 +93,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def results(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Try the mutants that the command asks for; yield a row for each, known or new."""
+    """Try the mutants of the command; yield a row for each, known or new."""
     known = read(given.out, again=given.again)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         tree = Tree(root=Path(folder).resolve(), limit_s=given.limit)
@@ -111,21 +111,21 @@ def results(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Try the mutants and print a table; return 1 if fewer than nine in ten are found."""
+    """Try the mutants and print a table; return 1 if fewer than 90 % are killed."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.mutants", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--number", type=int, default=100, help="of mutants (default 100)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice (default 0)")
+    parser.add_argument("--number", type=int, default=100, help="number of mutants (default 100)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random choice (default 0)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--limit", type=float, default=400.0, help="seconds a run of tests")
-    parser.add_argument("--out", type=Path, help="the file of results, one JSON object a line")
-    parser.add_argument("--again", action="store_true", help="repeat what was not killed")
+    parser.add_argument("--limit", type=float, default=400.0, help="seconds for a run of tests")
+    parser.add_argument("--out", type=Path, help="file of the results, one JSON object per line")
+    parser.add_argument("--again", action="store_true", help="repeat mutants that were not killed")
     parser.add_argument("--write", type=Path, help="a file for the table")
     given = parser.parse_args(argv)
     if importlib.util.find_spec("cosmic_ray") is None:
         parser.error("cosmic-ray lists the mutants; install it: pip install -e '.[mutation]'")
-    # The copy is elsewhere; the data beside the checkout are not copied.
+    # The copy is in another place; the data next to the checkout are not copied.
     os.environ.setdefault("DQ_SHARED", str(ROOT.parent / "shared"))
     preload()
     rows = []

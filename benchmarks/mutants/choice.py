@@ -1,4 +1,4 @@
-"""Which mutants are tried: those that could change what a module computes, chosen at random."""
+"""Choose mutants at random, among those that could change what a module computes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.mutants.parts import modules_of
 
-Position = tuple[int, int]  # line from 1, column from 0
+Position = tuple[int, int]  # Line from 1, column from 0.
 Span = tuple[Position, Position]
 
 LOGGERS = re.compile(r"(log|logger|logging|warnings)\.\w+|print")
@@ -32,7 +32,7 @@ class Mutant:
         module: Path below the root of the tree.
         operator: Cosmic-ray's name of the kind of change.
         occurrence: Which of the places in the module where the operator applies.
-        span: Where the change begins and ends in the source.
+        span: Start and end of the change in the source.
     """
 
     part: str
@@ -43,11 +43,11 @@ class Mutant:
 
 
 def left_out(source: str) -> list[Span]:
-    """Return the spans of a source where a change is no fault of what it computes.
+    """Return the spans of a source in which a change does not change what it computes.
 
-    These are type hints, messages (f-strings and the arguments of raised errors), log lines, what
-    only a type checker reads, and the star before parameters that are passed by name. Cosmic-ray
-    changes no string, so docstrings stay as they are.
+    These are type hints, messages (f-strings and the arguments of raised errors), log lines, code
+    for type checkers, and the star before keyword-only parameters. Cosmic-ray does not change
+    strings, so docstrings need no span.
     """
     found: list[ast.expr | ast.stmt] = []
     for node in ast.walk(ast.parse(source)):
@@ -75,11 +75,11 @@ def left_out(source: str) -> list[Span]:
 
 
 def is_fault(operator: str) -> bool:
-    """Whether a kind of change is a fault that a test could find for its meaning.
+    """Whether a kind of change is a fault that a test has to find by its results.
 
-    Arithmetic is replaced by arithmetic and bit operators by bit operators: the others raise a
-    TypeError wherever they run, which any test finds. Equality and identity are not exchanged: for
-    members of an enum and small numbers they are the same in Python.
+    Arithmetic operators are replaced only by arithmetic ones and bit operators by bit operators,
+    because others raise a TypeError, which any test finds. ``==`` and ``is`` are not exchanged,
+    because they are the same for members of an enum and small numbers.
     """
     if binary := BINARY.search(operator):
         return (binary[1] in ARITHMETIC) == (binary[2] in ARITHMETIC)
@@ -125,7 +125,7 @@ def mutants_of(root: Path, part: str, scratch: Path) -> list[Mutant]:
 
 
 def mutated(root: Path, mutant: Mutant) -> str | None:
-    """Return the source with the change, or None if it would be no Python."""
+    """Return the source with the change, or None if it would not be valid Python."""
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
@@ -141,8 +141,8 @@ def mutated(root: Path, mutant: Mutant) -> str | None:
 def in_turn(mutants: Mapping[str, Sequence[Mutant]], chance: random.Random) -> Iterator[Mutant]:
     """Yield mutants in random order, of one part after the other.
 
-    A place in the source is chosen first and one of its changes then, so that an operator with many
-    replacements counts as one.
+    First a place in the source is chosen, then one of its changes, so that an operator with many
+    replacements is not chosen more often.
     """
     waiting = {}
     for part, those in mutants.items():

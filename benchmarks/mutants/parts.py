@@ -7,8 +7,8 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
-# Every part gets the same number of mutants. Folders are meant with all that is in them, except
-# modules that another part names.
+# Every part gets the same number of mutants. A folder includes all its modules except those that
+# another part names.
 PARTS: Mapping[str, tuple[str, ...]] = {
     "numerics": ("dq/quant/numerics",),
     "observers": ("dq/quant/observers",),
@@ -28,7 +28,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
         "dq/detector/loading/epoch_order.py",
     ),
 }
-# Modules that are tested through a command, in a folder that does not mirror theirs.
+# Modules that are tested by a command, in a folder that does not mirror theirs.
 ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "dq/dist/group/early_failure.py": ("tests/launcher/test_early_failures.py",),
     "dq/dist/group/claim.py": ("tests/launcher/test_wrong_address.py",),
@@ -81,7 +81,7 @@ def stages_for(root: Path, module: str) -> list[Stage]:
 
 @functools.cache
 def _imported(file: Path) -> frozenset[str]:
-    """Return the names that a file imports, modules and what is in them."""
+    """Return the names that a file imports: modules and names in them."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):

@@ -29,7 +29,7 @@ FAILURE = re.compile(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What became of a mutant.
+    """The result of a mutant.
 
     Attributes:
         state: `KILLED`, `SURVIVED`, `TIMED_OUT`, or `UNCLEAR`: without the mutant the tests fail
@@ -72,7 +72,7 @@ class Tree:
                 code, output = self._pytest(words)
             if code in (PASSED, NO_TESTS):
                 continue
-            # One failed test is repeated without the mutant; if pytest itself ended, all of them.
+            # A failed test is repeated without the mutant; if pytest itself failed, all tests are.
             failed = FAILURE.findall(output)[:1]
             state, by = KILLED, (failed or [f"pytest ended with {code}"])[0]
             if code is None:
@@ -111,13 +111,13 @@ class Tree:
 
 
 def preload() -> None:
-    """Import what most tests need, so that no run of them waits for it; nothing of the project."""
+    """Import the packages that most tests need, but nothing of the project, to save time."""
     for name in PRELOADED:
         importlib.import_module(name)
 
 
 def _be_pytest(root: Path, command: list[str], output: int) -> None:
-    """Be a new process that runs pytest in the tree; never return."""
+    """Run pytest in the tree, in a new process; never return."""
     code = 3
     try:
         os.setsid()
@@ -126,9 +126,9 @@ def _be_pytest(root: Path, command: list[str], output: int) -> None:
         os.dup2(output, 2)
         sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))
         os.environ |= {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "1000"}
-        # A change within the resolution of file times must not meet old bytecode.
+        # Old bytecode would be used if a change is within the resolution of file times.
         sys.dont_write_bytecode = True
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it, some tests expect it.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it, but tests need it.
         sys.path.insert(0, str(root))
         sys.argv = ["pytest", *command]
         # A process that a test spawns imports the main module again.
@@ -147,12 +147,12 @@ def _be_pytest(root: Path, command: list[str], output: int) -> None:
 
 
 def _exit_code(pid: int, limit_s: float) -> int | None:
-    """Wait for a process and end what it has left; return None if it took longer than the limit."""
+    """Wait for a process and end its children; return None if it exceeds the limit."""
     end = time.monotonic() + limit_s
     while not (ended := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() < end:
         time.sleep(0.05)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)  # Ranks of a test may be left.
+        os.killpg(pid, signal.SIGKILL)  # The ranks of a test may still run.
     if ended[0]:
         return os.waitstatus_to_exitcode(ended[1])
     os.waitpid(pid, 0)

@@ -13,24 +13,24 @@ from typing import Any
 
 
 def replace_method(owner: Any, name: str, method: Callable[..., Any]) -> None:
-    """Let ``owner.<name>`` be this callable, without ``self``; nn.Module makes no child of it."""
+    """Replace ``owner.<name>`` by a callable without ``self``; a module does not become a child."""
     vars(owner)[name] = method
 
 
 def replacement_of(owner: Any, name: str) -> Callable[..., Any] | None:
-    """Return what replaces the method of the class; None if nothing does."""
+    """Return the callable that replaces the method of the class; None if there is none."""
     found: Callable[..., Any] | None = vars(owner).get(name)
     return found
 
 
 def restore_method(owner: Any, name: str) -> None:
-    """Let ``owner.<name>`` be the method of the class again, whether it was replaced or not."""
+    """Restore the method of the class as ``owner.<name>``, if it was replaced."""
     vars(owner).pop(name, None)
 
 
 @contextmanager
 def replacements_kept(pairs: Sequence[tuple[Any, str]]) -> Iterator[None]:
-    """Put the present replacements back after the body.
+    """Restore the present replacements after the body.
 
     Args:
         pairs: An object and the name of its method.

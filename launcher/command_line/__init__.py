@@ -1,1 +1,1 @@
-"""The command line: what is added to a parser, ordered, handed on and shown."""
+"""The command line: shared arguments, the order of words, forwarded options, and output."""

@@ -1,4 +1,4 @@
-"""Arguments that several commands share."""
+"""Add the arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """Add the config and what every stage understands."""
+    """Add the config and the options of every stage."""
     parser.add_argument("config", metavar="CONFIG", help="an mmdet 2.x config file")
     parser.add_argument("--seed", type=int, help="default: the config's seed, else 0")
     add_shared(parser)
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
-    """Add what every stage understands and several configs and seeds may share."""
+    """Add the options of every stage that several configs and seeds can share."""
     parser.add_argument(
         "--work-dir",
         metavar="DIR",
@@ -32,8 +32,8 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="auto",
         metavar="auto|cpu|cuda|cuda:N",
-        help="auto takes the GPU of this local rank where there is one, and is the default where"
-        " the config has no device; with cuda:N all ranks of this node share GPU N",
+        help="auto uses the GPU of the local rank if there is one (default: the config's device,"
+        " else auto); with cuda:N all ranks of a node share GPU N",
     )
     parser.add_argument(
         "--threads",
@@ -59,8 +59,8 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wandb",
         metavar="online|offline|disabled",
-        help="W&B besides metrics.jsonl (default: $WANDB_MODE, else offline: `launcher sync` sends"
-        " it later)",
+        help="mode of W&B, in addition to metrics.jsonl (default: $WANDB_MODE, else offline;"
+        " `launcher sync` sends offline runs later)",
     )
     parser.add_argument(
         "--calibration-rank",
@@ -83,8 +83,8 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         "--images",
         type=Path,
         metavar="DIR",
-        help="calibrate on the images of this folder, without annotations, not on data.train; what"
-        " the float detector finds in them takes the place of missing annotations",
+        help="calibrate and train on the images of this folder, without annotations, not on"
+        " data.train; the boxes that the float detector finds take the place of annotations",
     )
 
 
@@ -98,45 +98,46 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    """Add what training stages understand."""
+    """Add the options of training stages."""
     parser.add_argument(
         "--resume",
         nargs="?",
         const="auto",
         metavar="FILE.pth",
-        help="continue this stage from a checkpoint; without a file from its newest whole one",
+        help="continue this stage from a checkpoint (default: its newest undamaged one)",
     )
     parser.add_argument(
         "--resume-with",
         action="append",
         default=[],
         metavar="KEY[,KEY]",
-        help="settings, such as optimizer.lr, that are to be the config's where the checkpoint was"
+        help="settings, such as optimizer.lr, to take from the config although the checkpoint was"
         " made with others",
     )
     parser.add_argument(
-        "--resume-from", metavar="FILE.pth", dest="resume", help="mmdet's name of --resume FILE.pth"
+        "--resume-from", metavar="FILE.pth", dest="resume", help="mmdet's name for --resume FILE"
     )
     parser.add_argument(
         "--auto-resume",
         action="store_const",
         const="auto",
         dest="resume",
-        help="mmdet's name of --resume without a file",
+        help="mmdet's name for --resume without a file",
     )
     parser.add_argument(
-        "--deterministic", action="store_true", help="cuDNN's deterministic algorithms alone"
+        "--deterministic", action="store_true", help="use only cuDNN's deterministic algorithms"
     )
     parser.add_argument(
         "--auto-scale-lr",
         action="store_true",
-        help="scale the learning rate by the images of a step: auto_scale_lr.base_batch_size",
+        help="scale the learning rate with the images per step over auto_scale_lr.base_batch_size",
     )
     parser.add_argument(
         "--sync-bn",
         choices=("auto", "on", "node", "off"),
         default="auto",
-        help="normalise over all ranks' images, or those of a node: auto takes all ranks in QAT",
+        help="synchronize batch norms over all ranks (on), over the ranks of a node, or not; auto"
+        " is on in QAT and follows the config in float training",
     )
     parser.add_argument(
         "--no-validate", action="store_true", help="do not evaluate on data.val while training"
@@ -144,20 +145,20 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reuse(parser: argparse.ArgumentParser) -> None:
-    """Add ``--reuse``, for chains whose stages are commands of their own."""
+    """Add ``--reuse``, for chains that run each stage as a separate command."""
     parser.add_argument(
         "--reuse",
         action="store_true",
-        help="do nothing when the work dir has this stage's result for the same config and seed",
+        help="do nothing if the work dir has this stage's result for the same config and seed",
     )
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
-    """Add ``--no-bench``, for commands that end with an exported model's speed."""
+    """Add ``--no-bench``, for commands that time an exported model at the end."""
     parser.add_argument(
         "--no-bench",
         action="store_false",
         dest="bench",
-        help="do not time the exported model in ONNX Runtime beside itself in float, which takes a"
-        " second or two",
+        help="do not time the exported model and the same model in float, which takes one or two"
+        " seconds",
     )

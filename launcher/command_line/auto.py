@@ -1,4 +1,4 @@
-"""``launcher CONFIG`` without a command: the config's ``quantize`` flag decides."""
+"""Choose the command for ``launcher CONFIG`` by the config's ``quantize`` flag."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from launcher.command_line.arguments import add_checkpoint, add_common, add_reus
 from launcher.config import command_for
 from launcher.failure import DEBUG
 
-# Flags of some of the commands, by what argparse calls them.
+# Flags that only some of the commands have, by their names in argparse.
 _FLAGS = {
     "checkpoint": ("--checkpoint", ("calibrate", "qat")),
     "trust_checkpoint": ("--trust-checkpoint", ("train", "calibrate", "qat")),
@@ -23,14 +23,14 @@ _FLAGS = {
 def resolve(words: Sequence[str]) -> list[str]:
     """Return the command line with the command that the config asks for.
 
-    ``--cfg-options`` are laid over the config first, so ``quantize`` may be one of them.
+    ``--cfg-options`` are applied to the config first, so they may set ``quantize``.
 
     Args:
         words: The config and further arguments, in any order.
 
     Raises:
-        ValueError: The config cannot be read, the flag has an unknown value, or an argument is not
-            for the command that it asks for.
+        ValueError: The config cannot be read, the flag has an unknown value, or its command does
+            not have one of the arguments.
     """
     from dq.detector.config.read import read_config
     from launcher.cli import Parser
@@ -53,8 +53,8 @@ def _refuse_foreign(given: argparse.Namespace, command: str, flag: object) -> No
     for name, (option, commands) in _FLAGS.items():
         if getattr(given, name) and command not in commands:
             mend = (
-                "to calibrate or train quantized from it add --cfg-options quantize=calibration or"
-                " quantize=training, to begin a float training with it load_from=FILE.pth"
+                "to calibrate it or to start QAT from it, add --cfg-options quantize=calibration or"
+                " quantize=training; to start a float training from it, add load_from=FILE.pth"
                 if name == "checkpoint"
                 else "leave it out"
             )

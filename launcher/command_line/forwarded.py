@@ -1,4 +1,4 @@
-"""Words for another command that say what was said to this one."""
+"""Forward the options given to one command to another command."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Container, Sequence
 def forwarded(
     given: argparse.Namespace, parser: argparse.ArgumentParser, *, without: Container[str]
 ) -> list[str]:
-    """Return the options of a command that say what ``given`` says, where it is not the default.
+    """Return the words that give another command the options in ``given`` that are not defaults.
 
-    It goes over all options that the command has, so that none is forgotten.
+    It checks every option of the other command, so that none is forgotten.
 
     Args:
-        given: Parsed by a command that has options of the same names.
+        given: Arguments of a command with options of the same names.
         parser: Of the command that gets the words.
-        without: Names of what is not handed on.
+        without: Names of arguments that are not forwarded.
     """
     words: list[str] = []
     done: set[str] = set()
@@ -47,6 +47,6 @@ def _words(action: argparse.Action, value: object) -> list[str]:
 
 
 def _assigned(option: str, value: object) -> list[str]:
-    """Return two words, or one where the second would be taken for an option."""
+    """Return option and value as two words, or as one if the value looks like an option."""
     text = str(value)
     return [f"{option}={text}"] if text.startswith("-") else [option, text]

@@ -1,11 +1,11 @@
-"""A package that is not installed where a command needs it: one line with its name."""
+"""Report a package that a command needs and that is not installed, in one line."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 
-# What pip calls packages that Python calls otherwise.
+# Names for pip of packages that are imported under another name.
 _PIP = {
     "PIL": "Pillow",
     "cv2": "opencv-python-headless",
@@ -19,22 +19,22 @@ _OURS = ("dq", "launcher", "slurm")
 
 
 def need(package: str, what: str) -> None:
-    """Raise ValueError, which names the package, where it is not installed.
+    """Raise ValueError with the package's name if it is not installed.
 
     Args:
-        package: As Python calls it.
-        what: That needs it.
+        package: The name that is imported.
+        what: What needs the package, for the message.
     """
     if not _is_installed(package):
         raise ValueError(_words(package, what))
 
 
 def explained(error: Exception, command: str) -> Exception:
-    """Return an error in plain words where a package is missing, else as it is.
+    """Return an error in plain words if a package is missing, else the error itself.
 
     Args:
-        error: As a command raised it.
-        command: Its name.
+        error: Raised by a command.
+        command: Name of the command.
     """
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return error
@@ -49,8 +49,8 @@ def explained(error: Exception, command: str) -> Exception:
 def _words(package: str, what: str) -> str:
     return (
         f"{what} needs the package {_PIP.get(package, package)}, which {sys.executable} does not"
-        " have; install this project with all it needs (pip install .), or let it run where that"
-        " is: launcher submit ..."
+        " have; install this project with its dependencies (pip install .), or run the command on"
+        " a cluster that has them: launcher submit ..."
     )
 
 

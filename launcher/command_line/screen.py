@@ -1,4 +1,4 @@
-"""What `launcher compare` prints on: rich's console, or plain text where rich is not installed."""
+"""Print the tables of `launcher compare` with rich, or as plain text if rich is not installed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dq.tracking.reports.comparison import Line
 
-# Columns of words; all others are numbers and stand to the right.
+# Columns of text, aligned left; all others are numbers, aligned right.
 _WORDS = (0, 6, 11)
 
 
 class Screen:
-    """Plain text."""
+    """Print plain text."""
 
     def say(self, text: str) -> None:
-        """Print a text as it stands."""
+        """Print a text unchanged."""
         print(text)
 
     def table(self, lines: Sequence[Line]) -> None:
@@ -35,7 +35,7 @@ class Screen:
 
 
 class RichScreen(Screen):
-    """A terminal of some width, or a file with 160 columns."""
+    """Print with rich: in the width of the terminal, or 160 columns into a file."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -45,11 +45,11 @@ class RichScreen(Screen):
             self._console.width = 160
 
     def say(self, text: str) -> None:
-        """Print a text as it stands: a name such as [lr=0.1] is no markup."""
+        """Print a text unchanged; rich would read a name such as [lr=0.1] as markup."""
         self._console.print(text, markup=False, highlight=False)
 
     def table(self, lines: Sequence[Line]) -> None:
-        """Print a table of experiments, long names over several lines."""
+        """Print a table of experiments; long names are wrapped."""
         from rich.table import Table
         from rich.text import Text
 
@@ -65,5 +65,5 @@ class RichScreen(Screen):
 
 
 def screen_of() -> Screen:
-    """Return what there is to print on."""
+    """Return a screen with rich if it is installed."""
     return RichScreen() if importlib.util.find_spec("rich") is not None else Screen()

@@ -1,7 +1,7 @@
-"""The words of a command line, put into the order in which argparse reads them.
+"""Sort the words of a command line into the order that argparse needs.
 
-argparse wants the command first, and an option that takes several words takes all that follow. Here
-``launcher --seed 3 train --cfg-options a=1 CONFIG`` is what it looks like.
+argparse needs the command first, and an option with several values takes all words that follow.
+After sorting, ``launcher --seed 3 train --cfg-options a=1 CONFIG`` works too.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Container, Mapping, Sequence
 
-# What a word that is a file, and no value of an option before it, ends with.
+# Endings of files, by which a word is recognised as not belonging to the option before it.
 FILES = (".py", ".json", ".yml", ".yaml", ".onnx")
 CONFIGS = FILES[:-1]
-# Its words after the command are another command line.
+# The command whose remaining words are another command line.
 NESTING = "submit"
 
 
 def ordered(words: Sequence[str], parsers: Mapping[str, argparse.ArgumentParser]) -> list[str]:
-    """Return the words with the command first, then what has no option's name, then options.
+    """Return the words with the command first, then positional arguments, then options.
 
     Args:
-        words: As the user gave them.
-        parsers: Of each command.
+        words: As the user wrote them.
+        parsers: The parser of each command.
 
     Returns:
-        The words; where none of them is a command and one is a config, ``auto`` comes first.
+        The words; if none of them is a command and one is a config, ``auto`` comes first.
     """
     sizes = _sizes(parsers)
     before, rest = _split_at_command(words, parsers, sizes)
@@ -35,7 +35,7 @@ def ordered(words: Sequence[str], parsers: Mapping[str, argparse.ArgumentParser]
     if not command and any(word.endswith(CONFIGS) for word in places):
         command = ["auto"]
     if any(_name(word) not in sizes for word in options if word.startswith("--")):
-        return [*command, *others]  # Mistyped, or of a command in the command.
+        return [*command, *others]  # Misspelt, or an option of a nested command.
     return [*command, *places, *options]
 
 
@@ -44,7 +44,7 @@ def _name(word: str) -> str:
 
 
 def _sizes(parsers: Mapping[str, argparse.ArgumentParser]) -> dict[str, int | str | None]:
-    """Return how many words each option takes: a number, ``?`` or ``+``."""
+    """Return the number of values of each option: a number, ``?`` or ``+``; None means one."""
     return {
         name: action.nargs
         for parser in parsers.values()
@@ -58,7 +58,7 @@ def _split_at_command(
     parsers: Mapping[str, argparse.ArgumentParser],
     sizes: Mapping[str, int | str | None],
 ) -> tuple[list[str], list[str]]:
-    """Return what stands before the command, and it with all the rest."""
+    """Return the words before the command, and the command with all words after it."""
     here = 0
     while here < len(words):
         if words[here] in parsers:
@@ -70,7 +70,7 @@ def _split_at_command(
 def _sorted(
     words: Sequence[str], sizes: Mapping[str, int | str | None]
 ) -> tuple[list[str], list[str]]:
-    """Return the words that belong to no option, and the options with their words."""
+    """Return the positional arguments, and the options with their values."""
     places: list[str] = []
     options: list[str] = []
     here = 0
@@ -91,7 +91,7 @@ def _taken(
     sizes: Mapping[str, int | str | None],
     commands: Container[str] = (),
 ) -> int:
-    """Return how many words after the one at ``here`` are its values."""
+    """Return how many words after the option at ``here`` are its values."""
     word = words[here]
     if not word.startswith("-") or "=" in word:
         return 0
@@ -103,7 +103,7 @@ def _taken(
     count = 0
     for value in words[here + 1 :]:
         is_last = size == "?" and count == 1
-        # A value of --cfg-options may be a file, but then a key stands before it.
+        # A value of --cfg-options may be a file too, but then it is written KEY=FILE.
         is_own = "=" not in value and (value.endswith(FILES) or value in commands)
         if value.startswith("-") or is_last or is_own:
             break

@@ -1,4 +1,4 @@
-"""A file that a command writes where the user wants it."""
+"""Write a file to a path that the user has given."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dq.whole_file import write_whole
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text whole or not at all, with the folders that it needs.
+    """Write a text into a file, completely or not at all; create missing folders.
 
     Raises:
-        ValueError: It cannot be written there.
+        ValueError: The file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

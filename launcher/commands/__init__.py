@@ -1,1 +1,1 @@
-"""One module a command, each with ``HELP``, ``add_arguments(parser)`` and ``run(arguments)``."""
+"""One module per command, each with ``HELP``, ``add_arguments(parser)`` and ``run(arguments)``."""

@@ -1,4 +1,4 @@
-"""``launcher analyze``: how much each quantizer disturbs the outputs, and which to raise."""
+"""``launcher analyze``: measure how much each quantizer disturbs the outputs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ HELP = "measure each quantizer's effect on the outputs (SQNR); table, plot and J
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_common(parser)
-    add_checkpoint(parser, what="float (calibrated here first) or calibrated", required=True)
+    add_checkpoint(parser, what="float (is calibrated first) or calibrated", required=True)
     parser.add_argument(
         "--target-sqnr",
         type=float,
         metavar="DB",
-        help="raise quantizers to 16 bit until the outputs' SQNR is this high, in decibel",
+        help="raise quantizers to 16 bits until the outputs' SQNR is this high, in decibels",
     )
     parser.add_argument(
-        "--max-raised", type=int, default=5, metavar="N", help="raise at most so many (default 5)"
+        "--max-raised", type=int, default=5, metavar="N", help="raise at most N (default 5)"
     )
     parser.add_argument(
         "--images", type=int, default=8, metavar="N", help="images to measure on (default 8)"
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=20,
         metavar="N",
-        help="rows to print (default 20, 0 for all)",
+        help="rows to print (default 20; 0 prints all)",
     )
 
 

@@ -1,4 +1,4 @@
-"""``launcher bench``: how fast exported models run, each beside itself in float."""
+"""``launcher bench``: time exported models, each in turn with the same model in float."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dq.quant.latency.terms import Terms
 
 HELP = "time exported models in an engine, each in turn with the same model in float"
-# A large detector takes seconds for an image; some rounds run in any case.
+# A large detector takes seconds for an image. A minimum number of rounds is run in any case.
 LIMIT_S = 60.0
 PROFILED_ROUNDS = 10
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL.onnx",
         nargs="+",
         type=Path,
-        help="what `launcher export` wrote, or any other ONNX model; several are timed in turn",
+        help="a file of `launcher export`, or any other ONNX model; several are timed in turn",
     )
     parser.add_argument(
         "--backend",
@@ -40,40 +40,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the engine (default onnxruntime)",
     )
     parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="CPU threads of a run (default 1)"
+        "--threads", type=int, default=1, metavar="N", help="CPU threads of each run (default 1)"
     )
     parser.add_argument(
         "--rounds",
         type=int,
         default=30,
         metavar="N",
-        help=f"in each every model runs (default 30, fewer where they take {LIMIT_S:.0f} s)",
+        help=f"runs of each model (default 30; fewer if they would take over {LIMIT_S:.0f} s)",
     )
     parser.add_argument(
-        "--batch", type=int, default=1, metavar="N", help="images of a run (default 1)"
+        "--batch", type=int, default=1, metavar="N", help="images per run (default 1)"
     )
     parser.add_argument(
         "--size",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="of the images, for a model that leaves it open",
+        help="size of the images, for a model with a free image size",
     )
     parser.add_argument(
         "--per-layer",
         action="store_true",
-        help="time every layer as well, and print a rule that leaves in float those where integers"
-        " bring nothing",
+        help="also time every layer, and print a rule that keeps in float the layers that are not"
+        " faster in integers",
     )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all numbers there")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all numbers to this file")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the ratios, say which layers cost time where integers are slower, and return 0."""
+    """Print the times, and the slowest layers if integers are slower than float; return 0."""
     from dq.dist.rendezvous.environment import read_environment
 
     _check(arguments)
-    if not read_environment().is_main:  # Another rank would disturb what is timed.
+    if not read_environment().is_main:  # Another rank would disturb the timing.
         return 0
     from dq.quant.latency.comparison import compare
     from dq.quant.latency.engines import timed_engine
@@ -86,8 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
     models = {str(path): load_model(path) for path in arguments.models}
     if not any(map(is_quantized, models.values())):
         raise ValueError(
-            f"{arguments.models[0]} is a float model, with nothing to compare it with; give a"
-            " quantized one, as `launcher export` writes it, alone or beside it"
+            f"{arguments.models[0]} is a float model, so there is nothing to compare it with; give"
+            " a quantized model, as `launcher export` writes it"
         )
     size = tuple(arguments.size) if arguments.size else None
     terms = Terms(
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise ValueError for a number below 1, and for a file that is given twice."""
+    """Raise ValueError if a number is below 1 or a file is given twice."""
     for name in ("threads", "rounds", "batch", "size"):
         for number in given if isinstance(given := getattr(arguments, name), list) else [given]:
             if number is not None and number < 1:
@@ -126,7 +126,14 @@ def _check(arguments: argparse.Namespace) -> None:
 def _say_layers(
     name: str, model: ModelProto, engine: Engine, terms: Terms, *, whole: bool
 ) -> dict[str, Any]:
-    """Print where a model's time goes: all layers and a rule, or the most costly ones alone.
+    """Print the time of a model's layers.
+
+    Args:
+        name: Of the model.
+        model: The model.
+        engine: The engine to time it in.
+        terms: Threads, rounds, batch and size.
+        whole: Print all layers and a rule, instead of only the slowest layers.
 
     Returns:
         The numbers, for JSON.
@@ -142,7 +149,7 @@ def _say_layers(
         print(slower_line(name, times))
         return found
     print("\n".join(layer_table(times)))
-    if not is_ours(model):  # Another tool's: its names are no modules.
+    if not is_ours(model):  # Exported by another tool: its names are not names of modules.
         return found
     advised = advice(model, times, engine, terms)
     print("\n".join(advice_lines(name, advised)))

@@ -6,14 +6,14 @@ import argparse
 
 from launcher.command_line.arguments import add_checkpoint, add_common, add_images, add_reuse
 
-HELP = "calibrate a float checkpoint on one rank (PTQ), evaluate the quantized detector"
+HELP = "calibrate a float checkpoint on one rank (PTQ), and evaluate the quantized detector"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_common(parser)
     add_checkpoint(
-        parser, what="the float detector (default: the config's load_from)", required=False
+        parser, what="the float checkpoint (default: the config's load_from)", required=False
     )
     add_images(parser)
     add_reuse(parser)

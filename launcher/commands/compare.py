@@ -1,4 +1,4 @@
-"""``launcher compare``: which experiment won, and why."""
+"""``launcher compare``: compare experiments in tables and reports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN_DIR",
         nargs="*",
         type=Path,
-        help="work dirs of `launcher run`, or folders that hold some (default: --project)",
+        help="work dirs of `launcher run`, or folders that contain some (default: --project)",
     )
     parser.add_argument(
         "--project",
@@ -32,18 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in (("markdown", "the table"), ("csv", "the table"), ("json", "all numbers"),
                        ("html", "a report in one file")):  # fmt: skip
         parser.add_argument(
-            f"--{name}", metavar="FILE", type=Path, help=f"write {what} there, as {name.upper()}"
+            f"--{name}", metavar="FILE", type=Path, help=f"write {what} as {name.upper()}"
         )
     parser.add_argument(
-        "--report", action="store_true", help="save it as a report in W&B (extra `report`)"
+        "--report", action="store_true", help="save a report in W&B (needs the extra `report`)"
     )
     parser.add_argument(
-        "--details", type=int, default=8, metavar="N", help="experiments that are plotted (8)"
+        "--details", type=int, default=8, metavar="N", help="experiments to plot (default 8)"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table, write what is asked for, and return 0."""
+    """Print the table, write the files that are asked for, and return 0."""
     from dq.tracking.reports.comparison import (
         as_json,
         comma_separated,

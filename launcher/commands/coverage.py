@@ -1,4 +1,4 @@
-"""``launcher coverage``: how far each family of mmdet's configs goes, through files, as a table."""
+"""``launcher coverage``: run each family of mmdet's configs through all steps, and tabulate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-HELP = "take one config of every family that mmdet ships the whole way, and write a table"
+HELP = "run one config of every family that mmdet ships through all steps, and write a table"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,31 +19,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: [name for name in text.split(",") if name],
         default=[],
         metavar="A,B",
-        help="folders of mmdet's configs (default: all; half an hour on two cores)",
+        help="folders of mmdet's configs (default: all, which takes half an hour on two cores)",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE.md",
-        help="where the table goes (default: printed); with --families its other rows stay",
-    )
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="families at a time")
-    parser.add_argument(
-        "--limit", type=float, default=600.0, metavar="SECONDS", help="a step (default 600)"
+        help="file of the table (default: print it); with --families its other rows are kept",
     )
     parser.add_argument(
-        "--memory", type=int, default=8192, metavar="MIB", help="a step (default 8192)"
+        "--jobs", type=int, default=2, metavar="N", help="families at the same time (default 2)"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=600.0, metavar="SECONDS", help="of each step (default 600)"
+    )
+    parser.add_argument(
+        "--memory", type=int, default=8192, metavar="MIB", help="of each step (default 8192)"
     )
     parser.add_argument(
         "--keep",
         type=Path,
         metavar="DIR",
-        help="where what the steps write and print stays (default: removed)",
+        help="keep the files and the output of all steps here (default: they are removed)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Take the families through the chain, write the table, and return 1 when one crashed."""
+    """Run the chain of each family, write the table, and return 1 if one crashed or differs."""
     from dq.whole_file import write_whole
     from launcher.coverage.families import chains
     from launcher.coverage.processes import Limits
@@ -71,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
-    """Yield the folder that is to stay, or one that is removed."""
+    """Yield the folder to keep, or a temporary one."""
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         yield keep.resolve()

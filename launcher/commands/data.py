@@ -1,13 +1,13 @@
-"""The command `data`: have a data set on the disk, and say what it holds."""
+"""``launcher data``: make or download a data set, and print what it contains."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "have a data set on the disk: digits (made here in seconds) or Pascal VOC (downloaded)"
+HELP = "get a data set: digits (generated in seconds) or Pascal VOC (downloaded)"
 
-# What it needs is imported when it runs: a login node has neither numpy nor Pillow.
+# Packages are imported only when the command runs: a login node has neither numpy nor Pillow.
 _DIGITS_NUMBERS = {
     "num_train": (600, "images to train on"),
     "num_val": (100, "images to validate on"),
@@ -18,12 +18,12 @@ _DIGITS_NUMBERS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add one sub-command a data set, with its own options."""
+    """Add one sub-command per data set, with its own options."""
     from dq.data.voc import NAMES, voc_folders
 
     datasets = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
-    digits = datasets.add_parser("digits", help="handwritten digits over photographs, embedded")
-    _add_folder(digits, Path("data/digits"), "where the data set goes")
+    digits = datasets.add_parser("digits", help="handwritten digits on photographs; no download")
+    _add_folder(digits, Path("data/digits"), "folder of the data set")
     for name, (default, meaning) in _DIGITS_NUMBERS.items():
         digits.add_argument(
             f"--{name.replace('_', '-')}",
@@ -34,19 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     for name in NAMES:
         years = " and ".join(path.name for path in voc_folders(name, Path()))
-        voc = datasets.add_parser(name, help=f"Pascal {years}, by the network or from a tar")
-        _add_folder(voc, Path("data"), "where VOCdevkit goes, and where a tar may lie")
+        voc = datasets.add_parser(name, help=f"Pascal {years}, downloaded or from a tar file")
+        _add_folder(voc, Path("data"), "folder for VOCdevkit, which may contain the tar file")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write or fetch the data set, and print where it lies and what it holds.
+    """Generate or download the data set, and print its path and contents.
 
     Returns:
-        0, or 1 when something in the data set is missing, unreadable or of zero size.
+        0, or 1 if something in the data set is missing, unreadable or of zero size.
 
     Raises:
-        ValueError: An argument cannot be followed; the line names the mend.
-        RuntimeError: The network or the disk fails; the line says what to do by hand.
+        ValueError: An argument is wrong; the line says how to correct it.
+        RuntimeError: The network or the disk has failed; the line says what to do by hand.
     """
     from dq.data.describe import describe_voc, summary_text
     from dq.data.digits import write_digits

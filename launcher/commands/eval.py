@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from dq.quant.latency.result import Latency
     from launcher.session import Session
 
-HELP = "evaluate a checkpoint on data.test, rounded where it is quantized; or an exported model"
+HELP = "evaluate a checkpoint on data.test, fake-quantized if it is quantized; or an exported model"
 GATE_MISSED = 1
-# What each backend evaluates.
+# The file that each backend evaluates.
 EXPORTED = {**dict.fromkeys(ENGINES, "MODEL.onnx"), "torch-int": "MODEL.int.pth"}
 
 
@@ -29,17 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="EXPORTED",
         nargs="?",
-        help=f"with --backend {', '.join(EXPORTED)}: what `launcher export` wrote; it holds its"
-        " config, so that CONFIG may be left out",
+        help=f"with --backend {', '.join(EXPORTED)}: a file of `launcher export`; it contains its"
+        " config, so CONFIG may be left out",
     )
     add_checkpoint(parser, what="float, calibrated or QAT", required=False)
     parser.add_argument(
         "--backend",
         choices=("torch", *EXPORTED),
         default="torch",
-        help=f"{', '.join(ENGINES)} (an ONNX file) and torch-int (a file of integers) evaluate what"
-        f" was exported beside the checkpoint it came from and fail with exit code {GATE_MISSED}"
-        " where their mAP differs by more than 0.1 points",
+        help=f"{', '.join(ENGINES)} (an ONNX file) and torch-int (a file of integers) evaluate an"
+        " exported file and the checkpoint that it was exported from; exit code"
+        f" {GATE_MISSED} if their mAP differs by more than 0.1 points",
     )
     parser.add_argument(
         "--float", action="store_true", dest="as_float", help="ignore quantizers, evaluate in float"
@@ -49,18 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table",
         action="store_true",
-        help="print and write the table of all stages that the work dir has the results of",
+        help="print and write a table of all finished stages in the work dir",
     )
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
-    """Add what mmdet's ``tools/test.py`` calls by these names."""
+    """Add the options of mmdet's ``tools/test.py``, with the same names."""
     parser.add_argument(
         "--eval",
         metavar="METRIC",
         nargs="+",
         default=[],
-        help="the metrics, in place of the config's evaluation.metric: bbox segm proposal (COCO),"
+        help="the metrics, instead of the config's evaluation.metric: bbox segm proposal (COCO),"
         " mAP (VOC), ...",
     )
     parser.add_argument(
@@ -68,32 +68,32 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         nargs="+",
         default=[],
-        help="further settings of the config's evaluation: classwise=True"
-        " jsonfile_prefix=DIR/NAME; with --format-only those of the format",
+        help="further settings of the evaluation: classwise=True jsonfile_prefix=DIR/NAME; with"
+        " --format-only settings of the format",
     )
     parser.add_argument(
-        "--out", metavar="FILE.pkl", type=Path, help="keep the results of all images, as mmdet does"
+        "--out", metavar="FILE.pkl", type=Path, help="write the results of all images, like mmdet"
     )
     parser.add_argument(
         "--format-only",
         action="store_true",
-        help="write the results as the data set's benchmark takes them, and compute no metric",
+        help="write the results in the format of the data set's benchmark, and compute no metric",
     )
     parser.add_argument(
-        "--show-dir", metavar="DIR", type=Path, help="paint what is found into the test images"
+        "--show-dir", metavar="DIR", type=Path, help="write the test images with the boxes drawn in"
     )
     parser.add_argument(
         "--show-score-thr",
         metavar="SCORE",
         type=float,
         default=0.3,
-        help="paint boxes with this score and more (default 0.3)",
+        help="lowest score of a box that --show-dir draws (default 0.3)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the stage and return the exit code."""
-    # Either order reads well: eval MODEL.onnx CONFIG, eval CONFIG MODEL.onnx.
+    # Both orders are allowed: eval MODEL.onnx CONFIG, eval CONFIG MODEL.onnx.
     given = [word for word in (arguments.config, arguments.model) if word is not None]
     models = [word for word in given if not word.endswith(".py")]
     if arguments.format_only and arguments.eval:
@@ -166,7 +166,7 @@ def _run_exported(arguments: argparse.Namespace, model: Path, configs: list[str]
         arguments.config = configs[0]
     else:
         arguments.config = str(model)
-        # Not the folder that the config names: the file may come from another machine.
+        # The config's own work_dir is not used, because the file may come from another machine.
         folder = Path("runs") / model.stem.replace(".", "_")
         arguments.work_dir = arguments.work_dir or str(folder)
         arguments.carried = CarriedConfig(
@@ -191,7 +191,7 @@ def _metadata(backend: str, model: Path) -> Mapping[str, str]:
 
         meta: Mapping[str, str] = read_integer_file(model)["meta"]
         return meta
-    # A missing package is said before the model is read.
+    # This raises an error about a missing package before the model is read.
     engine_named(backend)
     from dq.detector.engines.onnx_evaluation import exported_metadata
 
@@ -201,7 +201,11 @@ def _metadata(backend: str, model: Path) -> Mapping[str, str]:
 def _evaluated(
     arguments: argparse.Namespace, place: Session, model: Path, checkpoint: Path
 ) -> tuple[Agreement, IntegerResult | None, Latency | str | None]:
-    """Return what the evaluation found, once more where it is an engine's, and its speed."""
+    """Evaluate an exported model.
+
+    Returns:
+        The result; the same result again if an engine computed it, else None; the speed.
+    """
     from launcher.plan import begin_plan
     from launcher.stages.exported_evaluation import evaluated_in_engine, evaluated_integer_file
 

@@ -26,21 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--decode",
         choices=DECODINGS,
         default="none",
-        help="what the ONNX model returns: the head's outputs (default), boxes and scores of all"
-        " priors, or final detections after non-maximum suppression",
+        help="outputs of the ONNX model: the head's outputs (none, default), boxes and scores of"
+        " all priors (boxes), or final detections after non-maximum suppression (nms)",
     )
     parser.add_argument(
         "--size",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="of the images (default: as the test pipeline makes them); the batch is free",
+        help="size of the images (default: the test pipeline's); the batch size is free",
     )
     parser.add_argument(
         "--opset",
         type=int,
         metavar="N",
-        help="of ONNX (default 18, or 21 where 4-bit or 16-bit integers need it)",
+        help="opset of ONNX (default 18, or 21 if 4-bit or 16-bit integers need it)",
     )
     add_bench(parser)
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import argparse
 
-from launcher.command_line.arguments import add_checkpoint, add_common, add_reuse, add_training
+from launcher.command_line.arguments import (
+    add_checkpoint,
+    add_common,
+    add_images,
+    add_reuse,
+    add_training,
+)
 
-HELP = "train quantization-aware from a float or calibrated checkpoint, evaluate the result"
+HELP = "train quantization-aware from a float or calibrated checkpoint, and evaluate the result"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_common(parser)
     add_checkpoint(
-        parser, what="where to begin: float or calibrated (default: load_from)", required=False
+        parser, what="start from it: float or calibrated (default: load_from)", required=False
     )
+    add_images(parser)
     add_training(parser)
     add_reuse(parser)
 
@@ -27,14 +34,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     with session(arguments) as place:
         plan = stages.begin_plan(arguments)
+        checkpoint, trusted = stages.starting_point(arguments, plan), arguments.trust_checkpoint
+        if arguments.images is not None:
+            plan = stages.with_images(
+                plan, place, checkpoint, arguments.images, trusted=trusted, trains=True
+            )
         summary = stages.train_quantized(
             plan,
             place,
-            stages.starting_point(arguments, plan),
+            checkpoint,
             resume=stages.asked_to_resume(arguments, plan),
             sync_bn=arguments.sync_bn,
             validate=not arguments.no_validate,
-            trusted=arguments.trust_checkpoint,
+            trusted=trusted,
             reuse=arguments.reuse,
         )
         say_result(place, summary)

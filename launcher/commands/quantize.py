@@ -7,7 +7,7 @@ import re
 
 from launcher.command_line.arguments import add_checkpoint, add_common, add_images
 
-HELP = "search for the cheapest way to quantize within a limit on the loss; table and checkpoint"
+HELP = "search for the cheapest recipe within a limit on the loss; write a table and a checkpoint"
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_common(parser)
     add_checkpoint(
-        parser, what="the float detector (default: the config's load_from)", required=False
+        parser, what="the float checkpoint (default: the config's load_from)", required=False
     )
     add_images(parser)
     parser.add_argument(
@@ -42,30 +42,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=points,
         required=True,
         metavar="POINTS",
-        help="how far the metric may fall below the float detector's, in points (0.5)",
+        help="largest accepted loss of the metric against float, in points, such as 0.5",
     )
     parser.add_argument(
         "--metric",
         metavar="NAME",
-        help="the metric, as `launcher eval` prints it (default: the data set's main one)",
+        help="name of the metric, as in `launcher eval` (default: the data set's main metric)",
     )
     parser.add_argument(
         "--budget",
         type=seconds,
         metavar="TIME",
-        help="begin no new candidate after this time, such as 20m (default: no limit)",
+        help="start no new candidate after this time, such as 20m (default: no limit)",
     )
     parser.add_argument(
         "--target",
         metavar="NAME",
-        help="the engine: its integer formats if the config has no preset, and its rules",
+        help="the engine: use its rules, and its integer formats if the config has no preset",
     )
     parser.add_argument(
         "--max-raised",
         type=int,
         default=64,
         metavar="N",
-        help="raise at most so many quantizers to 16 bit (default 64)",
+        help="raise at most N quantizers to 16 bits (default 64)",
     )
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from launcher.command_line.arguments import add_checkpoint, add_common, add_training
 
-HELP = "train in float, calibrate, train quantization-aware; evaluate each and print the table"
+HELP = "train in float, calibrate, train quantization-aware; evaluate each and print a table"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_common(parser)
-    add_checkpoint(parser, what="a float detector; skips float training", required=False)
+    add_checkpoint(parser, what="a float checkpoint; skips float training", required=False)
     add_training(parser)
     parser.add_argument(
         "--fresh", action="store_true", help="run every stage again, even those that are done"
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         summaries["calibrated"] = stages.calibrated(
             plan, place, checkpoint, trusted=trusted, reuse=reuse
         )
-        # Begins with these ranges, so nothing is calibrated twice.
+        # QAT starts with these ranges, so nothing is calibrated twice.
         checkpoint = place.experiment / "calibrated" / str(summaries["calibrated"].checkpoint)
         summaries["qat"] = stages.train_quantized(
             plan, place, checkpoint, trusted=trusted, reuse=reuse, **training

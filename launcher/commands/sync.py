@@ -1,4 +1,4 @@
-"""``launcher sync``: send runs that were kept offline to W&B."""
+"""``launcher sync``: send offline runs to W&B."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher.command_line.missing import need
 
-HELP = "send runs that were kept offline to W&B; what has been sent is not sent again"
+HELP = "send offline runs to W&B; runs that were sent before are skipped"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         default=[Path("runs")],
-        help="work dirs, or folders that hold some (default runs)",
+        help="work dirs, or folders that contain some (default runs)",
     )
     parser.add_argument(
         "--limit", type=float, default=600.0, metavar="SECONDS", help="for each run (default 600)"
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Send them one after another, and return 1 when one could not be sent."""
+    """Send the runs one after another, and return 1 if one could not be sent."""
     from dq.tracking.wandb_copy.send_offline import pending_runs, send
 
     failed = 0

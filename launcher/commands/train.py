@@ -6,7 +6,7 @@ import argparse
 
 from launcher.command_line.arguments import add_common, add_reuse, add_training, add_trust
 
-HELP = "train the float detector as the config says, evaluate it on data.test"
+HELP = "train the float detector, and evaluate it on data.test"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,1 +1,1 @@
-"""``launcher coverage``: every family of mmdet's configs through the whole chain, as a table."""
+"""``launcher coverage``: run every family of mmdet's configs through all steps, and tabulate."""

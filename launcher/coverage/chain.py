@@ -1,7 +1,8 @@
-"""One family's chain: every step a command, as a user gives it, that reads what others wrote.
+"""Run all steps of one family; each step is a command that reads the files of earlier steps.
 
-Two steps of float training, calibration, QAT that is stopped after a step and resumed, each
-checkpoint evaluated and loaded into mmdet, exported with every decoding, run in ONNX Runtime.
+The steps: float training of two iterations, calibration, QAT that is stopped after one iteration
+and resumed. Then each checkpoint is evaluated and loaded into mmdet. The QAT checkpoint is exported
+with every decoding, and each export is run in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from launcher.failure import STOPPED, USER_ERROR
 
 STAGES = ("float", "calibrated", "qat")
 DECODINGS = {"export": "none", "boxes": "boxes", "nms": "nms"}
-# What the evaluation says where it found every layer to agree.
+# Part of the evaluation's message if it found every layer to agree.
 _TIES = "each layer agrees when both get the same input"
 _NO_DECODING = "cannot be decoded in ONNX"
 
@@ -35,8 +36,8 @@ class Chain:
 
     Args:
         config: The config's file.
-        folder: Where all that they write goes.
-        limits: For each of them.
+        folder: For all their files.
+        limits: Of time and memory for each command.
     """
 
     def __init__(self, config: Path, folder: Path, limits: Limits) -> None:
@@ -46,7 +47,7 @@ class Chain:
         self.what = ""
 
     def row(self) -> Row:
-        """Run the chain as far as it goes and return what became of it."""
+        """Run the steps until one fails, and return the family's row of the table."""
         began = time.monotonic()
         with contextlib.suppress(_End):
             self._run()
@@ -59,14 +60,14 @@ class Chain:
         )
 
     def checkpoint(self, stage: str) -> Path:
-        """Return where a stage's checkpoint lies."""
+        """Return the path of a stage's checkpoint."""
         return self.work / stage / f"{stage}.pth"
 
     def _run(self) -> None:
         qat = ["qat", "--checkpoint", str(self.checkpoint("calibrated")), "--no-validate"]
         self._step("float", ["train", "--no-validate"])
         self._step("calibrate", ["calibrate", "--checkpoint", str(self.checkpoint("float"))])
-        # A hook of the config asks it to stop in its first step.
+        # A hook in the config sends the stop signal in the first iteration.
         self._step("qat", qat, code=STOPPED)
         self._step("resume", [*qat, "--resume"])
         for stage in STAGES:
@@ -81,7 +82,7 @@ class Chain:
     # -- steps
 
     def _step(self, step: str, words: list[str], *, code: int = 0, name: str = "") -> Ended:
-        """Run a command of the launcher on the config; end the chain where it fails."""
+        """Run a command of the launcher on the config; end the chain if it fails."""
         command, *more = words
         own = [str(self.config), "--work-dir", str(self.work), "--threads", "1"]
         own += ["--device", "cpu", "--wandb", "disabled"]
@@ -106,12 +107,12 @@ class Chain:
 
     def _end(self, step: str, verdict: str, what: str) -> NoReturn:
         self.steps[step] = verdict
-        # Where the folder lies is nothing that a table should say.
+        # The table should not contain the folder's path.
         self.what = f"{step}: {' '.join(what.split())}".replace(f"{self.folder}/", "")
         raise _End
 
     def _evaluate(self, stage: str) -> None:
-        """Evaluate a checkpoint in a fresh process: its metrics are those that its stage had."""
+        """Evaluate a checkpoint in a new process; its metrics must equal those of its stage."""
         words = ["eval", "--checkpoint", str(self.checkpoint(stage))]
         words += ["--out", str(self.folder / f"{stage}.pkl")]
         self._step("eval", words, name=f"eval_{stage}")
@@ -120,7 +121,7 @@ class Chain:
             self._end("eval", DIFFERS, f"{stage} had {wanted}, its file has {found}")
 
     def _load_into_mmdet(self, stage: str) -> None:
-        """Load a checkpoint into mmdet; a float one detects there what it detects here."""
+        """Load a checkpoint into plain mmdet; a float one must find the same boxes there."""
         out = self.folder / "mmdet_float.pkl"
         words = [str(self.config), str(self.checkpoint(stage)), str(out)]
         target, last = "dq.detector.survey.plain_mmdet:main", 3 if stage == "float" else 2
@@ -147,7 +148,7 @@ class Chain:
         return Path(found[1])
 
     def _run_in_onnxruntime(self, model: Path) -> None:
-        """Evaluate an exported model: ONNX Runtime's metric is torch's."""
+        """Evaluate an exported model in ONNX Runtime; its metric must equal torch's."""
         words = ["eval", str(model), "--backend", "onnxruntime", "--wandb", "disabled"]
         words += ["--threads", "1", "--device", "cpu", "--work-dir", str(self.work), "--no-bench"]
         ended = self._command(words, f"onnxruntime_{model.stem}")
@@ -168,7 +169,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def _left_float(output: Path) -> str:
-    """Return what a calibration said that it leaves in float."""
+    """Return the parts that a calibration leaves in float, as its output names them."""
     if not output.is_file():
         return ""
     found = re.search(r"left in float: (.*)", output.read_text(errors="replace"))
@@ -176,7 +177,7 @@ def _left_float(output: Path) -> str:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Say whether two results of mmdet hold the same numbers up to float32's last digits."""
+    """Whether two results of mmdet have the same numbers up to float32's last digits."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_alike(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):

@@ -1,4 +1,4 @@
-"""The chains of several families, some at a time."""
+"""Run the chains of several families, some at the same time."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from launcher.coverage.row import Row
 def chains(
     families: Sequence[str], folder: Path, limits: Limits, *, jobs: int
 ) -> Iterator[tuple[str, Row]]:
-    """Yield each family's name with what became of it, as soon as it is there.
+    """Run the chains of families; yield each family's name and row as soon as it has ended.
 
     Args:
-        families: Which; all when empty.
-        folder: Where data, configs, and all that the chains write go.
-        limits: For each step.
-        jobs: How many chains at a time.
+        families: Names; empty for all.
+        folder: For data, configs, and all files of the chains.
+        limits: Of time and memory for each step.
+        jobs: Number of chains at the same time.
 
     Raises:
-        ValueError: There is no such family, or the packages that draw the data are missing.
+        ValueError: A family does not exist, or the packages that draw the data are missing.
     """
     from dq.data.tiny_coco import write_tiny_coco
     from dq.detector.survey.families import representatives
 
     data = write_tiny_coco(folder / "data")
-    # One after the other: mmcv reads a config by way of sys.path, which all threads share.
+    # One after the other, because mmcv changes sys.path to read a config, and threads share it.
     configs = {
         name: write_config(path, data, folder / name)
         for name, path in representatives(families).items()
@@ -45,7 +45,7 @@ def chains(
 
 
 def write_config(path: Path, data: Path, folder: Path) -> Path:
-    """Return the file of a config of mmdet, made small, in an empty folder of its own."""
+    """Write a small version of one of mmdet's configs into a new folder; return its path."""
     from dq.detector.survey.tiny_config import tiny_config
 
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Commands in processes of their own, each of which may crash, hang or grow too large.
+"""Run commands in separate processes, because each may crash, hang or need too much memory.
 
-They are forked from a server that has imported torch and mmdet, since imports would take most of
-the time; nothing else is shared. What they say goes to a file, as on a terminal.
+They are forked from a server that has already imported torch and mmdet, because imports would take
+most of the time. They share nothing else. Their output goes into a file.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a process may take.
+    """The limits of a process.
 
     Attributes:
-        seconds: Of time.
-        mib: Resident memory, in MiB.
+        seconds: Wall time in seconds.
+        mib: Resident memory in MiB.
     """
 
     seconds: float = 300.0
@@ -45,8 +45,8 @@ class Ended:
 
     Attributes:
         code: Its exit code, negative for a signal.
-        output: All that it printed.
-        killed: Why it was ended from here; empty where it was not.
+        output: All its printed text.
+        killed: Why it was killed for exceeding a limit; empty if it was not.
     """
 
     code: int
@@ -55,7 +55,7 @@ class Ended:
 
     @property
     def error(self) -> str:
-        """The line that says what went wrong; empty where there is none."""
+        """The error line that it printed; empty if there is none."""
         lines = [line for line in self.output.splitlines() if line.startswith("error: ")]
         return lines[-1].removeprefix("error: ") if lines else ""
 
@@ -66,13 +66,13 @@ class Ended:
 
 
 def run(words: Sequence[str], output: Path, limits: Limits, *, target: str = LAUNCHER) -> Ended:
-    """Run a command to its end and return how it ended.
+    """Run a command in a new process until it ends.
 
     Args:
         words: Its arguments.
-        output: Where what it prints is kept.
-        limits: What it may take; it is killed beyond.
-        target: ``module:function`` that takes the words and returns an exit code.
+        output: The file for its printed text.
+        limits: It is killed if it exceeds one.
+        target: ``module:function``; the function takes the words and returns an exit code.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
@@ -95,13 +95,13 @@ def run(words: Sequence[str], output: Path, limits: Limits, *, target: str = LAU
 
 
 def _be(target: str, words: list[str], output: str) -> None:
-    """Be the command: a session of its own whose streams are the file, and an exit code."""
+    """Run the command in this process: in a new session, with the output into the file."""
     os.setsid()
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.close(descriptor)
-    # torchrun's or a scheduler's variables would make a rank of it.
+    # Variables of torchrun or a scheduler would make the process a rank.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
     module, _, name = target.partition(":")
@@ -112,7 +112,7 @@ def _be(target: str, words: list[str], output: str) -> None:
 
 
 def _kill(pid: int | None) -> None:
-    """Kill a process and all that it started in its session."""
+    """Kill a process and all processes of its session."""
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

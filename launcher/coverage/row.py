@@ -1,11 +1,11 @@
-"""What became of one family: a row of the table."""
+"""The result of one family: a row of the table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# The columns, in the order of the chain, and what each cell may say.
+# The columns, in the order of the chain, and the possible values of a cell.
 STEPS = (
     "float",
     "calibrate",
@@ -25,15 +25,15 @@ WHOLE = "whole way"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """How far a family went.
+    """The result of one family.
 
     Attributes:
         config: Name of the config's file, without its ending.
-        steps: By a name of `STEPS`, what became of it.
-        quantizers: How many its calibrated detector has.
-        left_float: What of it that has weights runs in float, and why; empty for nothing.
-        what: The line that says why it ended early.
-        seconds: Wall time.
+        steps: The result of each step, by a name of `STEPS`.
+        quantizers: Number of quantizers of its calibrated detector.
+        left_float: The parts with weights that run in float, and why; empty if there are none.
+        what: Why the chain ended early.
+        seconds: Wall time in seconds.
     """
 
     config: str
@@ -54,7 +54,7 @@ class Row:
 
     @property
     def quantized(self) -> str:
-        """``OK`` where all that has weights is quantized, ``partly float``, or nothing."""
+        """``OK`` if everything with weights is quantized, ``partly float``, or empty."""
         if not self.quantizers:
             return ""
         return "partly float" if self.left_float else "OK"

@@ -86,7 +86,7 @@ def rows_of(text: str) -> dict[str, Row]:
     return rows
 
 
-# Between the line that says why a chain ended and what of the detector runs in float.
+# Separates the reason why a chain ended from the parts of the detector that run in float.
 _NEXT = " left in float: "
 
 

@@ -1,4 +1,4 @@
-"""The stages: train in float, calibrate, train quantized, evaluate, analyze; one a file."""
+"""The stages of a command: train in float, calibrate, QAT, evaluate, analyze, export."""
 
 from dq.detector.engines.measurement import Keep as Keep
 from launcher.plan import Plan as Plan

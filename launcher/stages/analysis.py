@@ -20,7 +20,7 @@ from dq.quant.ptq.settings import Mixed
 from dq.sync import sensitivities_over_ranks
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.stage import read_checkpoint
+from launcher.stage.stage import read_checkpoint
 
 
 def analyzed(
@@ -28,9 +28,11 @@ def analyzed(
 ) -> dict[str, Any] | None:
     """Measure each quantizer's effect on the outputs; the ranks share the quantizers out.
 
+    A float checkpoint is calibrated first.
+
     Returns:
-        On the main rank what `dq.tracking.reports.sensitivity.sensitivity_table` takes, elsewhere
-        None.
+        On the main rank the argument of `dq.tracking.reports.sensitivity.sensitivity_table`, None
+        on the others.
     """
     parent = read_checkpoint(checkpoint, trusted=trusted)
     seed_everything(plan.seed)

@@ -28,10 +28,10 @@ from dq.sync import calibrate_on_one_rank, sensitivities_over_ranks
 from dq.tracking.record.stage_summary import StageSummary
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.conclusion import conclude
-from launcher.stages.evidence import figures_of
-from launcher.stages.stage import Stage, read_checkpoint, reusable, stage_of
-from launcher.stages.tracked import tracked
+from launcher.stage.conclusion import conclude
+from launcher.stage.evidence import figures_of
+from launcher.stage.stage import Stage, read_checkpoint, reusable, stage_of
+from launcher.stage.tracked import tracked
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,15 @@ log = logging.getLogger(__name__)
 def calibrated(
     plan: Plan, place: Session, checkpoint: Path, *, trusted: bool, reuse: bool
 ) -> StageSummary:
-    """Calibrate a float checkpoint on one rank, give all ranks its ranges, evaluate."""
+    """Calibrate a float checkpoint on one rank, copy the ranges to all ranks, and evaluate.
+
+    Args:
+        plan: All settings of the command.
+        place: The process.
+        checkpoint: The float checkpoint.
+        trusted: Whether the checkpoint may be unpickled.
+        reuse: Whether a finished stage with the same settings is used instead.
+    """
     parent = read_checkpoint(checkpoint, trusted=trusted)
     begun = stage_of(plan, place, "calibrated", parent)
     if reuse and (done := reusable(begun)):
@@ -54,17 +62,19 @@ def calibrated(
             graph = quantize_detector(detector, plan.settings.recipe)
             recipe = calibrate_all(stage, detector, graph)
         else:
-            log.info("calibrated before this stage was stopped: that is evaluated")
+            log.info("evaluating the calibration that was finished before this stage was stopped")
             graph = quantize_as_stored(detector, recipe, kept, stage.checkpoint.name)
         return conclude(stage, detector, graph, recipe, figures_of(stage, graph))
 
 
 def _kept(stage: Stage, reuse: bool) -> dict[str, Any] | None:
-    """Return what this very calibration wrote before its evaluation was stopped, on all ranks.
+    """Return the checkpoint of this same calibration if only its evaluation was stopped.
+
+    Every rank must call it.
 
     Args:
-        stage: Whose checkpoint it is.
-        reuse: Whether the command takes what is there; a job that was started again does too.
+        stage: The stage that wrote it.
+        reuse: Whether the command uses earlier results. A restarted job always does.
     """
 
     def read() -> dict[str, Any] | None:
@@ -103,7 +113,7 @@ def calibrate_all(stage: Stage, detector: nn.Module, graph: QuantizedGraph) -> R
         graph, lambda: raised.extend(calibration.finish_(found)), rank=rank
     )
     names: list[str] = collectives.broadcast_object(raised, source=rank)
-    if not raised:  # The ranks that did not calibrate have the others' ranges and scales already.
+    if not raised:  # Ranks that did not calibrate have the ranges already, but not the bit widths.
         set_bits_(graph, names)
     set_phase(graph.quantizers, Phase.FROZEN)
     log.info("all %d ranks have the same ranges, digest %s", collectives.world_size(), proof[:16])

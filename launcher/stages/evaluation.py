@@ -18,10 +18,10 @@ from dq.sync import check_equal_on_ranks
 from dq.tracking.record.stage_summary import StageSummary, write_summary
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.conclusion import summary_of, track_row
-from launcher.stages.evidence import keep_predictions
-from launcher.stages.stage import read_checkpoint, stage_of
-from launcher.stages.tracked import tracked
+from launcher.stage.conclusion import summary_of, track_row
+from launcher.stage.evidence import keep_predictions
+from launcher.stage.stage import read_checkpoint, stage_of
+from launcher.stage.tracked import tracked
 
 
 def evaluated(
@@ -33,7 +33,15 @@ def evaluated(
     trusted: bool,
     keep: Keep = NOTHING,
 ) -> tuple[StageSummary, str]:
-    """Evaluate a checkpoint on ``data.test``: rounded where it is quantized, else in float.
+    """Evaluate a checkpoint on ``data.test``: fake-quantized if it is quantized, else in float.
+
+    Args:
+        plan: All settings of the command.
+        place: The process.
+        checkpoint: The file.
+        as_float: Evaluate a quantized checkpoint in float.
+        trusted: Whether the checkpoint may be unpickled.
+        keep: What to write besides the metrics.
 
     Returns:
         The result, and the tables that mmdet prints of it.
@@ -70,12 +78,21 @@ def formatted(
     trusted: bool,
     keep: Keep,
 ) -> list[Path]:
-    """Write a checkpoint's results on ``data.test`` as its benchmark takes them, unevaluated.
+    """Write a checkpoint's results on ``data.test`` in the format of its benchmark, unevaluated.
 
     Every rank must call it.
 
+    Args:
+        plan: All settings of the command.
+        place: The process.
+        checkpoint: The file.
+        settings: Of the format, as ``--eval-options`` gives them.
+        as_float: Run a quantized checkpoint in float.
+        trusted: Whether the checkpoint may be unpickled.
+        keep: What to write besides the results.
+
     Returns:
-        The files.
+        The paths of the files.
     """
     dataset = dataset_of(plan.config, "test", test_mode=True)
     check_format(dataset)

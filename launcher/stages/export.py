@@ -15,7 +15,7 @@ from dq.quant.latency.result import Latency
 from dq.tracking.record.latency import write_latency
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.stage import read_checkpoint
+from launcher.stage.stage import read_checkpoint
 
 
 def exported(
@@ -32,6 +32,16 @@ def exported(
     """Write the exported files into ``<work dir>/export`` and return their paths.
 
     Every rank must call it.
+
+    Args:
+        plan: All settings of the command.
+        place: The process.
+        checkpoint: The quantized checkpoint.
+        kind: ``onnx-qdq``, ``onnx-tidl`` or ``torch-int``.
+        size: Height and width of the images in pixels; None for the size of the test pipeline.
+        opset: Of ONNX; None for 18, or 21 if 4-bit or 16-bit integers need it.
+        decode: ``none``, ``boxes`` or ``nms``.
+        trusted: Whether the checkpoint may be unpickled.
     """
     parent = read_checkpoint(checkpoint, trusted=trusted)
     form = ExportFormat(kind=kind, size=image_size(plan.config, size), opset=opset, decode=decode)
@@ -54,7 +64,7 @@ def exported(
 
 
 def exported_latency(model: Path) -> Latency | str | None:
-    """Measure an exported network in ONNX Runtime, and write the result beside it.
+    """Time an exported network in ONNX Runtime, and write the result into its folder.
 
     Every rank must call it.
 
@@ -62,7 +72,7 @@ def exported_latency(model: Path) -> Latency | str | None:
         model: The file of the network.
 
     Returns:
-        As `dq.detector.engines.latency.measured`.
+        The result of `dq.detector.engines.latency.measured`.
     """
     return measured(
         model, "onnxruntime", lambda found: write_latency(model.parent, model.name, asdict(found))

@@ -1,4 +1,4 @@
-"""The stages that evaluate an exported file beside the fake-quantized detector."""
+"""The stages that evaluate an exported file and compare it with the fake-quantized detector."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dq.tracking.record.json_file import write_json
 from dq.tracking.record.stage_summary import FILE_NAME
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.stage import read_checkpoint
+from launcher.stage.stage import read_checkpoint
 
 
 def evaluated_in_engine(
@@ -35,23 +35,25 @@ def evaluated_in_engine(
     trusted: bool,
     bench: bool,
 ) -> tuple[IntegerResult, Latency | str | None]:
-    """Evaluate an exported model on ``data.test`` over all ranks, beside its checkpoint.
+    """Evaluate an exported model and its checkpoint on ``data.test``, over all ranks.
 
-    Every rank must call it; all get the same result, and the model's speed as
-    `dq.detector.engines.latency.measured` returns it.
+    Every rank must call it; all get the same result.
 
     Args:
         plan: Of the config that the model was exported with.
-        place: Where the result is written.
-        backend: Name of the engine, of `dq.engines.ENGINES`.
-        model: The file.
-        checkpoint: It was exported from.
+        place: The process; the result is written into its work dir.
+        backend: Name of the engine in `dq.engines.ENGINES`.
+        model: The ONNX file.
+        checkpoint: The checkpoint that it was exported from.
         trusted: Whether the checkpoint may run code.
-        bench: Whether the model's speed is measured.
+        bench: Whether the model is also timed.
+
+    Returns:
+        The result of both evaluations, and that of `dq.detector.engines.latency.measured`.
 
     Raises:
         ValueError: The engine is not installed, or cannot run the model; the model is damaged, or
-            is not of this checkpoint, config or data set.
+            does not belong to this checkpoint, config or data set.
     """
     engine = engine_named(backend)
     _refuse_missing(checkpoint, model)
@@ -72,13 +74,12 @@ def evaluated_in_engine(
 def evaluated_integer_file(
     plan: Plan, place: Session, path: Path, checkpoint: Path, *, trusted: bool
 ) -> Agreement:
-    """Evaluate a torch-int file on ``data.test`` over all ranks, beside its checkpoint.
+    """Evaluate a torch-int file and its checkpoint on ``data.test``, over all ranks.
 
-    Its weights and scales are the file's. Every rank must call it; all get the same
-    result.
+    Weights and scales are read from the file. Every rank must call it; all get the same result.
 
     Raises:
-        ValueError: The file is damaged, or is not of this checkpoint, config or data set.
+        ValueError: The file is damaged, or does not belong to this checkpoint, config or data set.
     """
     _refuse_missing(checkpoint, path)
     file: dict[str, Any] = on_main_rank(lambda: read_integer_file(path))
@@ -93,7 +94,7 @@ def evaluated_integer_file(
 
 
 def _refuse_missing(checkpoint: Path, exported: Path) -> None:
-    """Raise ValueError where the checkpoint of an exported file is not there."""
+    """Raise ValueError if the checkpoint of an exported file does not exist."""
     if not checkpoint.is_file():
         raise ValueError(
             f"checkpoint {checkpoint} does not exist; give the one that {exported} was exported"
@@ -102,7 +103,7 @@ def _refuse_missing(checkpoint: Path, exported: Path) -> None:
 
 
 def _write(folder: Path, result: Agreement, latency: Latency | None = None) -> None:
-    """Write the result as the folder's ``summary.json``; the main rank alone does."""
+    """Write the result as the folder's ``summary.json``; for the main rank only."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {**asdict(result), "passed": result.passed}
     if latency is not None:

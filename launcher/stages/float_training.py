@@ -11,18 +11,27 @@ from dq.dist.norm.sync_batch_norm import revert_sync_batch_norm
 from dq.tracking.record.stage_summary import StageSummary
 from launcher.plan import Asked, Plan
 from launcher.session import Session
-from launcher.stages.conclusion import conclude
-from launcher.stages.resumption import begun, kept_meta, resumption
-from launcher.stages.stage import reusable, stage_of
-from launcher.stages.synchronized_norms import synchronize_norms
-from launcher.stages.tracked import tracked
-from launcher.stages.workplace import workplace
+from launcher.stage.conclusion import conclude
+from launcher.stage.resumption import begun, kept_meta, resumption
+from launcher.stage.stage import reusable, stage_of
+from launcher.stage.synchronized_norms import synchronize_norms
+from launcher.stage.tracked import tracked
+from launcher.stage.workplace import workplace
 
 
 def train_float(
     plan: Plan, place: Session, *, resume: Asked, sync_bn: str, validate: bool, reuse: bool
 ) -> StageSummary:
-    """Train the float detector and evaluate it on ``data.test``."""
+    """Train the float detector and evaluate it on ``data.test``.
+
+    Args:
+        plan: All settings of the command.
+        place: The process.
+        resume: The checkpoint that the user wants to resume from.
+        sync_bn: ``auto``, ``on``, ``node`` or ``off``, as ``--sync-bn`` says.
+        validate: Whether to evaluate on ``data.val`` during the training.
+        reuse: Whether a finished stage with the same settings is used instead.
+    """
     begins = stage_of(plan, place, "float", None, sync_bn)
     if reuse and (done := reusable(begins)):
         return done

@@ -1,4 +1,4 @@
-"""The stage that trains quantization-aware."""
+"""The stage of quantization-aware training (QAT)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from dq.quant.recipes.recipe import Recipe
 from dq.tracking.record.stage_summary import StageSummary
 from launcher.plan import Asked, Plan
 from launcher.session import Session
-from launcher.stages.beginning import BEGINNING, beginning, compared
+from launcher.stage.beginning import BEGINNING, beginning, compared
+from launcher.stage.conclusion import conclude
+from launcher.stage.evidence import figures_of
+from launcher.stage.resumption import begun, kept_meta, resumption
+from launcher.stage.stage import Parent, Stage, read_checkpoint, reusable, stage_of
+from launcher.stage.synchronized_norms import synchronize_norms
+from launcher.stage.tracked import tracked
+from launcher.stage.workplace import workplace
 from launcher.stages.calibration import calibrate_all
-from launcher.stages.conclusion import conclude
-from launcher.stages.evidence import figures_of
-from launcher.stages.resumption import begun, kept_meta, resumption
-from launcher.stages.stage import Parent, Stage, read_checkpoint, reusable, stage_of
-from launcher.stages.synchronized_norms import synchronize_norms
-from launcher.stages.tracked import tracked
-from launcher.stages.workplace import workplace
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,18 @@ def train_quantized(
     trusted: bool,
     reuse: bool,
 ) -> StageSummary:
-    """Train quantization-aware from a float or calibrated checkpoint and evaluate."""
+    """Train quantization-aware from a float or calibrated checkpoint and evaluate.
+
+    Args:
+        plan: All settings of the command.
+        place: The process.
+        checkpoint: The float or calibrated checkpoint.
+        resume: The checkpoint that the user wants to resume from.
+        sync_bn: ``auto``, ``on``, ``node`` or ``off``, as ``--sync-bn`` says.
+        validate: Whether to evaluate on ``data.val`` during the training.
+        trusted: Whether ``checkpoint`` may be unpickled.
+        reuse: Whether a finished stage with the same settings is used instead.
+    """
     parent = read_checkpoint(checkpoint, trusted=trusted)
     begins = stage_of(plan, place, "qat", parent, sync_bn)
     if reuse and (done := reusable(begins)):
@@ -88,10 +99,11 @@ def _quantized(
 ) -> tuple[QuantizedGraph, Recipe]:
     """Return the detector's graph with ranges, and its recipe; every rank must call it.
 
-    A training that goes on has its ranges; else those of a calibrated checkpoint are taken.
+    The ranges are read from the checkpoint to resume from, else from a calibrated checkpoint. A
+    float checkpoint is calibrated here.
 
     Raises:
-        ValueError: A training is to go on that was quantized in another way.
+        ValueError: The checkpoint to resume from was quantized in another way.
     """
     recipe = stage.plan.settings.recipe
     ranges = parent.content if resume is None else resume.content
@@ -104,7 +116,7 @@ def _quantized(
     if resume is not None:
         raise ValueError(
             f"{source} was not trained with this config's quant section; resume with the config"
-            " it was made with, or begin anew without --resume"
+            " it was made with, or start a new training without --resume"
         )
     graph = quantize_detector(detector, recipe)
     return graph, calibrate_all(stage, detector, graph)

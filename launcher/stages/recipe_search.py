@@ -21,22 +21,22 @@ from dq.tracking.record.stage_summary import StageSummary
 from dq.tracking.reports.pareto import Row
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.stages.conclusion import conclude
-from launcher.stages.evidence import figures_of
-from launcher.stages.stage import Parent, Stage, read_checkpoint, stage_of
-from launcher.stages.tracked import tracked
+from launcher.stage.conclusion import conclude
+from launcher.stage.evidence import figures_of
+from launcher.stage.stage import Parent, Stage, read_checkpoint, stage_of
+from launcher.stage.tracked import tracked
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a search has to keep within.
+    """The limits of a search.
 
     Attributes:
-        max_drop: Points that the metric may fall below the float detector's.
-        metric: Its name; None for the data set's main one.
-        budget_s: Seconds after which no candidate is begun; None for no limit.
+        max_drop: Largest accepted loss of the metric against the float detector, in points.
+        metric: Name of the metric; None for the data set's main one.
+        budget_s: Seconds after which no candidate is started; None for no limit.
         max_raised: Largest number of quantizers with 16 bits.
     """
 
@@ -51,11 +51,11 @@ class Found:
     """The result of a search.
 
     Attributes:
-        summary: Of the stage: the chosen recipe, evaluated on ``data.test``.
-        rows: Of the table.
-        metric: On the images of the search.
-        float_value: The float detector's, 0 to 1.
-        outcome: Which candidate was chosen, and whether it meets the limit.
+        summary: Summary of the stage: the chosen recipe, evaluated on ``data.test``.
+        rows: Rows of the table.
+        metric: Name of the metric on the images of the search.
+        float_value: The metric of the float detector, 0 to 1.
+        outcome: The chosen candidate, and whether it meets the limit.
     """
 
     summary: StageSummary
@@ -70,15 +70,15 @@ def searched(
 ) -> Found:
     """Search for the cheapest recipe within the limits; every rank must call it.
 
-    The chosen detector is the stage's checkpoint, as after a calibration.
+    The chosen detector is written as the stage's checkpoint, as by a calibration.
 
     Raises:
-        ValueError: The checkpoint is quantized already, there are no images to measure on, or there
-            was no time for any candidate.
+        ValueError: The checkpoint is quantized already, there are no images to measure on, or the
+            time limit was reached before the first candidate.
     """
     parent = read_checkpoint(checkpoint, trusted=trusted)
     if recipe_of(parent.content) is not None:
-        raise ValueError(f"{checkpoint} is quantized; a search begins with a float checkpoint")
+        raise ValueError(f"{checkpoint} is quantized; a search needs a float checkpoint")
     with tracked(stage_of(plan, place, "quantize", parent, limits)) as stage:
         trials = Trials(_setting(stage, parent), limits.metric)
 
@@ -87,7 +87,7 @@ def searched(
             return trials.values(candidates)
 
         search = Search(
-            # Values are sums of floats.
+            # The margin is for rounding errors of float sums.
             least=trials.float_value - limits.max_drop / 100 - 1e-9,
             measure=values,
             rank=trials.ranking,
@@ -131,7 +131,7 @@ def _setting(stage: Stage, parent: Parent) -> Setting:
 
 
 def _check_time(stage: Stage, limits: Limits) -> None:
-    """Raise TimeUpError on all ranks once the main rank's clock says so."""
+    """Raise TimeUpError on all ranks if the budget has ended by the main rank's clock."""
     elapsed = time.monotonic() - stage.began
     budget_s = limits.budget_s
     if budget_s is not None and on_main_rank(lambda: elapsed > budget_s):
@@ -150,6 +150,13 @@ def _concluded(stage: Stage, chosen: Candidate, trials: Trials) -> StageSummary:
 
 def _rows(trials: Trials, outcome: Outcome) -> list[Row]:
     front = {one.candidate.name for one in pareto_front(outcome.tried)}
+    chosen = outcome.chosen.candidate.name
+    # Only those that a user may choose: an export takes some seconds.
+    speeds = {
+        one.candidate.name: trials.speed(one.candidate)
+        for one in outcome.tried
+        if one.candidate.name in front | {chosen}
+    }
     return [
         Row(
             name=one.candidate.name,
@@ -158,7 +165,8 @@ def _rows(trials: Trials, outcome: Outcome) -> list[Row]:
             num_raised=one.candidate.num_raised,
             mib=trials.num_bytes(one.candidate) / 2**20,
             on_front=one.candidate.name in front,
-            chosen=one.candidate.name == outcome.chosen.candidate.name,
+            chosen=one.candidate.name == chosen,
+            times_as_fast=speeds.get(one.candidate.name),
         )
         for one in outcome.tried
     ]

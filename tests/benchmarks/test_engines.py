@@ -1,4 +1,4 @@
-"""Our files beside float and other quantizers' in engines: the smallest case, and the table."""
+"""Our files compared with float and with other quantizers, in engines: the smallest case."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from benchmarks.engines import __main__ as benchmark
-from benchmarks.engines.files import FLOAT, NNCF, ORT, OURS, Place
+from benchmarks.engines.files import FLOAT, NNCF, ORT, OURS, Place, prepare
 from benchmarks.engines.nets import NETS
 from benchmarks.engines.table import Cell, Row, table
 from dq.engines import ENGINES
@@ -28,7 +28,7 @@ def test_the_smallest_net_is_prepared_once_and_timed(
     words = [*WORDS, "--work-dir", str(tmp_path), "--write", str(tmp_path / "table.md")]
     assert benchmark.main(words) == 0
     captured = capsys.readouterr()
-    assert "NNCF is left out: --nncf-python names no environment" in captured.err
+    assert "NNCF is left out, because --nncf-python is not given" in captured.err
     written = (tmp_path / "table.md").read_text()
     assert captured.out.endswith(f"{written}\n")
     rows = [line.split(" | ") for line in written.splitlines()[2:]]
@@ -69,3 +69,16 @@ def test_the_table_names_the_best_other() -> None:
         " 2.00 (1.75 to 2.25), 9 of 10 | 2.50 (2.25 to 2.75), 9 of 10 | 1.25 |"
     )
     assert second.endswith("| 3.00 (2.75 to 3.25), 9 of 10 | - | - |  |")
+
+
+def test_a_tool_that_fails_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("shared weights")
+
+    monkeypatch.setattr("benchmarks.engines.files.quantize_static", refuse)
+    place = Place(folder=tmp_path, targets={"onnxruntime": "onnxruntime"}, nncf_python=None)
+    prepare(SMALL, (64, 64), place)
+    assert place.makers == [FLOAT, OURS]
+    assert f"quantizer fails on {tmp_path.name}: shared weights" in capsys.readouterr().err

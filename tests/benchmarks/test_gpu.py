@@ -1,4 +1,4 @@
-"""The GPU check, rehearsed on a CPU."""
+"""The GPU check, tried on a CPU."""
 
 import argparse
 import json
@@ -66,7 +66,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     assert gpu.main(["--out", str(tmp_path)]) == 2
-    assert "--device cpu rehearses" in capsys.readouterr().err
+    assert "use --device cpu" in capsys.readouterr().err
 
 
 @pytest.mark.slow

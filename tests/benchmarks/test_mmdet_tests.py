@@ -25,7 +25,7 @@ def test_a_folder_of_something_else_is_refused(
     assert "has no tests; give a folder with tests and configs of mmdet" in capsys.readouterr().err
     for name in ("tests", "configs", "mmdet"):
         (tmp_path / name).mkdir()
-    with pytest.raises(ValueError, match="holds mmdet's sources too"):
+    with pytest.raises(ValueError, match="contains mmdet's sources too"):
         command(tmp_path, (), 60)
 
 

@@ -33,7 +33,7 @@ mmdet. It is used by the training that wrote it. In `run`, a float checkpoint re
 training, and the quantized training starts after it; a quantized checkpoint resumes the quantized
 training. `--resume FILE` has priority over the newest checkpoint of the stage (`--resume`,
 `auto_resume`, or a restarted job), which has priority over `resume_from`. What may have changed
-since is in [faults.md](faults.md#going-on).
+since is in [faults.md](faults.md#resuming).
 
 **Initial weights.** The file of each `init_cfg` of type `Pretrained` is checked before anything is
 loaded. A missing file, an address that cannot be fetched, a prefix that is not in the file, and

@@ -12,7 +12,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "dq/quant": {
         "numerics": (),
         "kernels": ("numerics",),
-        "observers": ("numerics",),
+        "observers": ("numerics", "kernels"),
         "quantizers": ("numerics", "kernels", "observers"),
         "targets": ("numerics",),
         "recipes": ("numerics", "observers", "quantizers", "targets"),
@@ -37,7 +37,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "evaluation": ("config", "metrics", "data", "loading"),
         "export": ("config", "data", "model"),
         "engines": ("data", "model", "evaluation", "export"),
-        "search": ("data", "model", "calibration", "evaluation", "engines"),
+        "search": ("config", "data", "model", "calibration", "evaluation", "export", "engines"),
         "step": ("loading",),
         "hooks": ("config", "calibration", "evaluation", "step"),
         "training": ("config", "data", "loading", "model", "step", "hooks"),
@@ -63,7 +63,8 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "launcher": {
         "command_line": (),
-        "stages": (),
+        "stage": (),
+        "stages": ("stage",),
         "coverage": (),
         "commands": ("command_line", "stages", "coverage"),
     },

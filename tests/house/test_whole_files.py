@@ -14,6 +14,7 @@ OTHERS = {
     ("dq/data/disk.py", "rename"): "a whole folder, under a name by chance",
     ("dq/tracking/record/rows.py", "replace"): "moves a finished file aside",
     ("launcher/commands/coverage.py", "TemporaryDirectory"): "a scratch folder of its own",
+    ("dq/detector/search/speed.py", "TemporaryDirectory"): "a scratch folder of its own",
     ("dq/native.py", "TemporaryDirectory"): "a scratch folder of its own",
     ("dq/quant/verify/onnxruntime_session.py", "TemporaryDirectory"): "a scratch folder of its own",
     ("dq/quant/latency/onnx_runtime.py", "TemporaryDirectory"): "a scratch folder of its own",

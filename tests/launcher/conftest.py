@@ -1,4 +1,4 @@
-"""A detector small enough that a stage takes seconds, and ways to call the launcher."""
+"""A tiny detector, whose stages take seconds, and functions that call the launcher."""
 
 from __future__ import annotations
 
@@ -78,7 +78,10 @@ def config(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def launch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Launch:
-    """Call the launcher in this process, alone; return exit code, standard output and error."""
+    """Return a function that calls the launcher in this process.
+
+    It returns exit code, standard output and standard error.
+    """
     from launcher.cli import main
 
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
@@ -86,7 +89,7 @@ def launch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
     def call(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        # A process of its own would leave its variables and log levels to nobody.
+        # The launcher sets variables for its own process; here they must not outlive the call.
         before = dict(os.environ)
         loggers = [logging.getLogger(name) for name in ("dq", "launcher")]
         levels = [logger.level for logger in loggers]
@@ -110,7 +113,8 @@ def torchrun(
 ) -> subprocess.CompletedProcess[str]:
     """Start the launcher under torchrun as a user would, from the checkout.
 
-    torchrun itself ends its ranks when it is asked to stop; killed at once, it would leave them.
+    At the time limit torchrun is asked to stop, so that it ends its ranks; if it were killed, they
+    would be left.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(ranks), "-m", "launcher", *map(str, words)]
@@ -134,7 +138,7 @@ def torchrun(
 
 
 def rank_environments(number: int, *, port: int | None = None) -> list[dict[str, str]]:
-    """Return the variables that place each of a number of ranks on this machine, as srun would."""
+    """Return the environment variables of each rank on this machine, as srun sets them."""
     if port is None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -152,9 +156,9 @@ def rank_environments(number: int, *, port: int | None = None) -> list[dict[str,
 def on_ranks(
     number: int, *words: object, limit_s: float = 300.0
 ) -> subprocess.CompletedProcess[str]:
-    """Run the launcher on so many ranks without torchrun, in processes that start at once.
+    """Run the launcher on several ranks without torchrun, in processes that are started together.
 
-    Standard output and error are those of all ranks in order, the exit code the first but 0.
+    Standard output and error are those of all ranks in order; the exit code is the first nonzero.
     """
     arguments = [str(word) for word in words]
     with tempfile.TemporaryDirectory(prefix="ranks-") as name:
@@ -190,7 +194,7 @@ def float_checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def write_untrained(config: Path, path: Path) -> Path:
-    """Write a float checkpoint of a config's detector with the weights it begins with."""
+    """Write a float checkpoint of a config's detector with its initial weights."""
     import torch
 
     from dq.detector.config.read import finish, read_config

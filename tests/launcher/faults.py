@@ -1,8 +1,8 @@
-"""Faults that strike a training at a chosen step of a chosen rank, as an mmcv hook of a config.
+"""Inject faults at a chosen step of a chosen rank, by an mmcv hook in a config.
 
 A config names it with ``custom_imports = dict(imports=['tests.launcher.faults'])`` and
 ``custom_hooks = [dict(type='FaultHook', what='kill', rank=1, step=3, marker='...')]``. A fault
-strikes once: the marker it leaves keeps it from striking the resumed training again.
+happens once: it leaves a marker file, so it does not happen again in the resumed training.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ SIGNALS = {
 
 @HOOKS.register_module(force=True)
 class FaultHook(Hook):
-    """Do something terrible before a step.
+    """Inject a fault before a step.
 
     Args:
         what: A key of `SIGNALS`, sent to this process, or the name of a method below.
-        rank: Whom it strikes; -1 for all.
-        step: Steps done before it.
-        marker: A file that says that it has struck; ``{rank}`` in it is replaced.
-        argument: What the method takes.
+        rank: The rank with the fault; -1 for all.
+        step: Number of finished steps before it.
+        marker: File that is written when the fault happens; ``{rank}`` in it is replaced.
+        argument: Argument of the method.
     """
 
     def __init__(self, what: str, rank: int, step: int, marker: str, argument: Any = None) -> None:
@@ -58,14 +58,14 @@ class FaultHook(Hook):
             getattr(self, self.what)(runner)
 
     def nan(self, runner: Any) -> None:
-        """Spoil one image of this step's batch."""
+        """Set one image of this step's batch to NaN."""
         runner.data_batch["img"].data[0][0].fill_(float("nan"))
 
     def delay(self, runner: Any) -> None:
         time.sleep(self.argument)
 
     def hold(self, runner: Any) -> None:
-        """Stand still until somebody asks this process to stop, as torchrun does for a new host."""
+        """Wait until this process is asked to stop, as torchrun does for a new host."""
         end = time.monotonic() + 120
         while runner.supervision.signals.first is None and time.monotonic() < end:
             time.sleep(0.05)
@@ -74,13 +74,13 @@ class FaultHook(Hook):
         Path(self.argument).unlink()
 
     def diverge(self, runner: Any) -> None:
-        """Change one weight of this rank alone."""
+        """Change one weight on this rank only."""
         module: nn.Module = getattr(runner.model, "module", runner.model)
         with torch.no_grad():
             next(module.parameters()).view(-1)[0].add_(1e-3)
 
     def extra_loss(self, runner: Any) -> None:
-        """Let the head return one loss more from now on, on this rank."""
+        """Let the head return an additional loss from now on, on this rank only."""
         head = getattr(runner.model, "module", runner.model).bbox_head
         before = head.loss
 
@@ -97,7 +97,7 @@ class FaultHook(Hook):
 
 
 def pid_file(rank: int) -> Path:
-    """Return where a rank writes its process id, for others to find it."""
+    """Return the file into which a rank writes its process id, for other ranks."""
     return Path(os.environ["FAULT_FOLDER"]) / f"pid_{rank}"
 
 
@@ -112,10 +112,10 @@ class FaultAtImage:
     Args:
         by: The rank that loads.
         victim: The rank that dies; -1 for all of two.
-        image: How many images ``by`` loads before.
+        image: Number of images that ``by`` loads before.
         marker: As for `FaultHook`.
         what: A key of `SIGNALS`.
-        named: What the names of those images have in them.
+        named: A part of the names of the images that count.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class FaultAtImage:
         if self.left < 0 and here and not self.marker.exists():
             self.marker.write_text(f"{time.time()}")
             victims = [0, 1] if self.victim < 0 else [self.victim]
-            # Itself last: it may be one of them.
+            # This process last, because it may be one of them.
             for victim in sorted(victims, key=lambda rank: rank == self.by):
                 os.kill(int(pid_file(victim).read_text()), SIGNALS[self.what])
         return results
@@ -138,10 +138,10 @@ class FaultAtImage:
 
 @PIPELINES.register_module(force=True)
 class HoldAtImage:
-    """A step of a test pipeline that lets no other thread of rank 0 run, as a long json.load does.
+    """A step of a test pipeline that blocks all threads of rank 0, as a long json.load does.
 
     Args:
-        seconds: For so long, once.
+        seconds: Duration; it happens once.
         marker: As for `FaultHook`.
     """
 

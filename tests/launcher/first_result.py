@@ -1,4 +1,4 @@
-"""A data set whose metric is how much a detector's scores are those of its first evaluation."""
+"""A data set whose metric is the similarity of the scores to those of the first evaluation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dq.detector.data.voc_folder import VOCFolderDataset
 
 @DATASETS.register_module(force=True)
 class FirstResultDataset(VOCFolderDataset):  # type: ignore[misc]
-    """1.0 for the detector that is evaluated first, less the more another one differs.
+    """Its metric is 1.0 for the first evaluation, and lower the more another one differs from it.
 
     Args:
-        reference: A file that keeps what the first one found.
+        reference: File for the results of the first evaluation.
     """
 
     def __init__(self, *args: Any, reference: str, **kwargs: Any) -> None:

@@ -1,7 +1,7 @@
-"""An error that nobody foresaw, raised in place of a function of the launcher's own.
+"""Raise an unexpected error instead of calling a function of the launcher.
 
-Processes that import it look into ``$DQ_INJECT``, ``MODULE:NAME``, ``$DQ_INJECT_RANK``, the only
-rank that fails, and ``$DQ_INJECT_LATE``, seconds by which all ranks but the main one fail later.
+Processes that import it read ``$DQ_INJECT`` (``MODULE:NAME``), ``$DQ_INJECT_RANK`` (the only rank
+that fails) and ``$DQ_INJECT_LATE`` (seconds by which all ranks except the main rank fail later).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import time
 from typing import Any, NoReturn
 
-# What is called early in each command, with what the command is called with besides.
+# A function that each command calls early, and further arguments of the command.
 PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "train": ("launcher.stages.float_training:dataset_of", ("CONFIG",)),
     "calibrate": ("launcher.stages.calibration:read_checkpoint", ("CONFIG", "--checkpoint", "x")),

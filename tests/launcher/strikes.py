@@ -1,4 +1,4 @@
-"""Runs the launcher on real ranks, lets a fault strike, and tells how and when all of it ended."""
+"""Run the launcher on real ranks with an injected fault, and report how and when it ended."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Ending:
         codes: Exit code of each rank in order, or that of torchrun alone.
         errors: Lines that begin with ``error: ``, of all ranks.
         output: Everything printed.
-        seconds: From the strike until the last process had ended; from the start without one.
+        seconds: From the fault, or else from the start, until the last process had ended.
         left: Command lines of processes that had not ended two seconds later.
     """
 
@@ -47,14 +47,14 @@ def run_ranks_alone(
     environ: Mapping[str, str] | None = None,
     absent: tuple[int, ...] = (),
 ) -> Ending:
-    """Start ranks as srun does, with nobody who ends the others when one dies.
+    """Start ranks as srun does, so that nothing ends the others when one dies.
 
     Args:
-        number: Of ranks.
+        number: Number of ranks.
         words: The launcher's command line.
-        folder: Where the ranks' output goes; ``folder/struck`` says when a fault struck.
-        limit_s: All must have ended by then.
-        environ: More variables.
+        folder: For the ranks' output; ``folder/struck`` is written when the fault happens.
+        limit_s: Time limit for all ranks, in seconds.
+        environ: Further environment variables.
         absent: Ranks that are never started.
     """
     arguments = [str(word) for word in words]
@@ -89,13 +89,13 @@ def run_torchrun(
     """Start torchrun as a user does; arguments as for `run_ranks_alone`.
 
     Args:
-        number: Of ranks.
+        number: Number of ranks.
         words: The launcher's command line.
         folder: As there.
         limit_s: As there.
         environ: As there.
-        options: More of torchrun's.
-        outlived: torchrun itself is killed, and its ranks are to end without it.
+        options: Further options of torchrun.
+        outlived: torchrun itself is killed, and its ranks must end without it.
     """
     mark = uuid.uuid4().hex
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *options]
@@ -152,7 +152,7 @@ def _await(
 def _remaining(
     processes: Sequence[tuple[Process, Path]], mark: str | None
 ) -> Iterator[tuple[int, str]]:
-    """Yield what still lives of a job: under a mark, or in the sessions of its ranks."""
+    """Yield the living processes of a job: with its mark, or in the sessions of its ranks."""
     if mark is not None:
         yield from marked(mark)
         return
@@ -162,7 +162,7 @@ def _remaining(
 
 
 def marked(mark: str) -> Iterator[tuple[int, str]]:
-    """Yield every living process that was started under a mark, by what it inherited."""
+    """Yield every living process that has a mark in its inherited environment."""
     wanted = f"{MARK}={mark}".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""`launcher bench`: what it prints and writes, and what a user may do wrong."""
+"""`launcher bench`: its output and files, and mistakes of the user."""
 
 from __future__ import annotations
 
@@ -99,8 +99,11 @@ def test_mistakes_are_told_in_one_line(
     (tmp_path / "taken").touch()
     for words, message in (
         ((tmp_path / "none.onnx",), "none.onnx does not exist"),
-        ((damaged,), "is no ONNX model, or damaged"),
-        ((plain,), "is a float model, with nothing to compare it with; give a quantized one"),
+        ((damaged,), "is not an ONNX model, or damaged"),
+        (
+            (plain,),
+            "is a float model, so there is nothing to compare it with; give a quantized model",
+        ),
         ((model, model), "is given twice"),
         ((model, "--threads", 0), "--threads is 0; give a whole number of at least 1"),
         ((model, "--rounds", -1), "--rounds is -1"),

@@ -64,7 +64,7 @@ def test_second_run_reuses_every_stage(config: Path, experiment: Path) -> None:
 def test_evaluation_is_the_same_on_one_two_and_three_ranks(
     config: Path, experiment: Path, tmp_path: Path
 ) -> None:
-    # 11 images: no number of ranks but one divides them.
+    # 11 images cannot be divided evenly among several ranks.
     for stage in ("float", "qat"):
         results = []
         for ranks in (1, 2, 3):
@@ -126,7 +126,7 @@ def test_chain_with_another_config_does_not_go_on_from_the_old_checkpoints(
     words = ("--work-dir", work, "--seed", "6", "--resume", "--no-validate")
     code, out, err = launch("run", config, *words)
     assert code == 0, err
-    assert "is of another config, beginning anew" in out
+    assert "is of another config, so a new training starts" in out
     assert "Epoch [1][" in out
     assert "resumed from" not in out
 
@@ -134,7 +134,7 @@ def test_chain_with_another_config_does_not_go_on_from_the_old_checkpoints(
 def test_error_on_one_rank_ends_the_job_and_is_printed_once(
     config: Path, experiment: Path, tmp_path: Path
 ) -> None:
-    # One rank meets a broken image; nobody waits for it.
+    # One rank reads a broken image, and no rank waits for it.
     import shutil
 
     digits = Path(mmcv.Config.fromfile(str(config)).data_root)

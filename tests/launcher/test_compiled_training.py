@@ -1,4 +1,4 @@
-"""A compiled training takes the steps of one that is not, with everything else switched on."""
+"""A compiled training has the same losses as one that is not, with all other features on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ quant = dict(
     training={{'optimizer.lr': 4e-3, 'runner.max_epochs': {epochs}}})
 {more}
 """
-# Each phase is compiled for itself, which inductor takes long for.
+# Each phase is compiled separately, which takes long with inductor.
 PHASES = {
     2: "round_after=dict(iteration=2), freeze_norm_after=0.8, freeze_ranges_after=0.9",
     1: "freeze_norm_after=1.0, freeze_ranges_after=1.0",
@@ -67,7 +67,7 @@ def test_the_losses_are_those_of_a_training_that_is_not_compiled(
     )  # fmt: skip
     assert plain.keys() == found.keys()
     assert len(plain) == 3 * epochs
-    # Rounding makes a step's last digits matter: a weight on a border falls to either side.
+    # Last digits matter, because a weight at a rounding border may be rounded either way.
     tolerance = 0.05 if fp16 else 0.01
     for step, row in plain.items():
         assert found[step]["loss"] == pytest.approx(row["loss"], rel=tolerance), step

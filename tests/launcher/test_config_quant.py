@@ -1,4 +1,4 @@
-"""The config's ``quant`` section: presets, rules, repairs; mistakes are refused with the mend."""
+"""The config's ``quant`` section: presets, rules, repairs; errors say how to fix them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Configs whose data sections are lists and nestings go the whole way, on one rank and on two."""
+"""All stages work with data sections that are lists or nested, on one rank and on two."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ evaluation = dict(save_best='mAP')
 
 
 def ran(*words: object) -> tuple[int, str, str]:
-    """Run the launcher alone, with one thread; return exit code, standard output and error."""
+    """Run the launcher on one rank with one thread; return exit code, output and error."""
     done = on_ranks(1, *words)
     return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
 def shapes(config: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny config with sections of odd shapes."""
+    """The tiny config with data sections that are lists or nested."""
     path = tmp_path_factory.mktemp("shapes") / "shapes.py"
     path.write_text(SHAPES.format(base=str(config), root=str(digits)))
     return path
@@ -50,14 +50,14 @@ def shapes(config: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_chain_of_odd_shapes_on_two_ranks(shapes: Path, tmp_path: Path) -> None:
     done = on_ranks(2, "run", shapes, "--work-dir", tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    # 24 and 7 images; 8 are drawn, four of each set.
+    # The sets have 24 and 7 images; 8 are drawn, four of each set.
     assert re.search(r"calibrated \d+ quantizers on 8 images", done.stdout)
     for stage in ("float", "calibrated", "qat"):
         summary = json.loads((tmp_path / stage / "summary.json").read_text())
         assert summary["metric"] == "0_mAP"
         assert {"0_mAP", "0_AP50", "1_0_mAP", "1_0_AP50"} <= set(summary["metrics"])
     assert json.loads((tmp_path / "float/run.json").read_text())["source"]["dataset_sha256"]
-    # Losses of validation, and the best by the first set.
+    # Validation losses are logged, and the best checkpoint is chosen by the first set.
     assert re.search(r"Epoch\(val\) \[1\]\[\d+\]\s+loss_cls", done.stdout)
     assert list((tmp_path / "float").glob("best_0_mAP_epoch_1.pth"))
     assert re.search(r"\| 0_mAP, % +\| float", done.stdout)

@@ -1,4 +1,4 @@
-"""No rank ends in silence: who cannot begin is named once, by itself or by the main rank."""
+"""A rank that cannot start is reported once, by itself or by the main rank."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How ranks ended: their exit codes, and their lines of error."""
+    """How ranks ended: their exit codes and error lines."""
 
     codes: list[int]
     errors: list[str]
@@ -33,12 +33,12 @@ def run(
     *ranks: tuple[int, int, Sequence[object], Mapping[str, str]],
     limit_s: float = 90.0,
 ) -> Ended:
-    """Run ranks, each with words and variables of its own.
+    """Run ranks, each with its own arguments and environment variables.
 
     Args:
         folder: For their output.
-        ranks: Of each its number, the number of ranks it is told of, its words and variables.
-        limit_s: All must have ended by then.
+        ranks: Of each its number, the number of ranks it is told of, its arguments and variables.
+        limit_s: Time limit for all ranks, in seconds.
     """
     places = rank_environments(max(size for _, size, _, _ in ranks))
     began = time.monotonic()
@@ -64,7 +64,7 @@ def run(
 
 @pytest.fixture
 def blocked(tmp_path: Path) -> Path:
-    """A work dir that cannot be made."""
+    """A work dir that cannot be created."""
     (tmp_path / "file").write_text("")
     return tmp_path / "file" / "work"
 

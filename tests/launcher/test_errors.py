@@ -1,4 +1,4 @@
-"""A user's mistakes: one clear line that names the mend, exit code 2, nothing half-written."""
+"""Mistakes of the user: one clear line with the fix, exit code 2, nothing half-written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.launcher.conftest import Launch, write_untrained
 
 
 def only_error(result: tuple[int, str, str]) -> str:
-    """Return the one error line of a launch that must have failed by the user's fault."""
+    """Return the one error line of a launch that failed by a mistake of the user."""
     code, _, err = result
     lines = [line for line in err.splitlines() if line.strip()]
     assert code == 2, err
@@ -25,7 +25,7 @@ def only_error(result: tuple[int, str, str]) -> str:
 
 @pytest.fixture
 def changed(config: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Write a config that inherits the tiny one, with lines of its own or words replaced."""
+    """Write a config that inherits the tiny one, with further lines or with words replaced."""
 
     def write(text: str) -> Path:
         path = tmp_path / "changed.py"
@@ -151,7 +151,7 @@ def test_training_takes_a_pickle_where_it_is_trusted(
     code, _, err = launch(*words, "--trust-checkpoint")
     if way == "load_from":
         assert code == 0, err
-    else:  # It is read, and has no optimizer's state.
+    else:  # It is read, but has no optimizer state.
         assert "no optimizer's state" in err
 
 

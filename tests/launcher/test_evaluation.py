@@ -1,4 +1,4 @@
-"""Evaluation of masks, of nothing, and of what fails, as a user meets it; the options of tests."""
+"""Evaluation of masks, without detections, with a failing metric; options of mmdet's test.py."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ ORDER = ("high", "low", "middle")
 
 @DATASETS.register_module(force=True)
 class FailsToEvaluate(VOCFolderDataset):
-    """Has a metric with a fault that nobody foresaw."""
+    """Its metric raises an unexpected error."""
 
     def evaluate(self, results: Any, *args: Any, **kwargs: Any) -> Any:
-        """Fail."""
+        """Raise an error."""
         raise OverflowError("too large")
 
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The config of a small Mask R-CNN on files whose categories come in another order."""
+    """The config of a small Mask R-CNN on files that list the categories in another order."""
     from dq.data.tiny_coco import write_tiny_coco
     from dq.detector.survey.tiny_config import tiny_config
 
@@ -61,7 +61,7 @@ def test_masks_are_trained_and_evaluated_on_two_ranks(masks: Path, tmp_path: Pat
     ]
     done = on_ranks(2, "train", masks, "--work-dir", tmp_path, "--cfg-options", *options)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    # Once on the console, where the file and the config disagree.
+    # Once on the console, because the file and the config disagree.
     assert done.stdout.count("lists the classes as low, middle, high, the annotations") == 1
     path = tmp_path / "float/float.pth"
     meta = torch.load(path, weights_only=False)["meta"]

@@ -1,4 +1,4 @@
-"""float -> QAT -> export -> engines, from QAT on with two ranks; what a user may do wrong."""
+"""float -> QAT -> export -> engines, with two ranks from QAT on; mistakes of the user."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 
 def only_error(result: tuple[int, str, str]) -> str:
-    """Return the one error line of a launch that must have failed by the user's fault."""
+    """Return the one error line of a launch that failed by a mistake of the user."""
     code, _, err = result
     assert code == 2, err
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -45,7 +45,7 @@ def only_error(result: tuple[int, str, str]) -> str:
 
 
 def frozen(config: Path, checkpoint: Path) -> tuple[nn.Module, QuantizedGraph]:
-    """Return the detector of a quantized checkpoint, rounding, and its graph."""
+    """Return the fake-quantizing detector of a checkpoint, and its graph."""
     plan = read_config(config)
     content = torch.load(checkpoint, weights_only=True)
     detector, graph, _ = rounding_detector(plan, content, "it")
@@ -56,7 +56,7 @@ def frozen(config: Path, checkpoint: Path) -> tuple[nn.Module, QuantizedGraph]:
 def experiment(
     config: Path, float_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The tiny float detector trained quantized and exported, on two ranks."""
+    """The tiny float detector after QAT and export, on two ranks."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     for words in (
         ("qat", config, "--checkpoint", float_checkpoint, "--no-validate"),
@@ -70,7 +70,7 @@ def experiment(
 def test_exported_model_is_evaluated_beside_the_checkpoint_on_two_ranks(
     experiment: Path, tmp_path: Path
 ) -> None:
-    # The model alone: config and checkpoint are found through it.
+    # Only the model is given: it contains the config and the path of the checkpoint.
     done = torchrun(
         2, "eval", "--backend", "onnxruntime", experiment / "export/tiny.onnx",
         "--work-dir", tmp_path,
@@ -82,7 +82,7 @@ def test_exported_model_is_evaluated_beside_the_checkpoint_on_two_ranks(
     assert found["fake_quantized"] == recorded["value"]
     assert found["num_integer"] == 32
     assert found["num_float"] == 0
-    # All of it is in integers, so torch has computed every box as ONNX Runtime has.
+    # All layers run in integers, so torch and ONNX Runtime compute equal boxes.
     assert found["integer"] == found["fake_quantized"]
     assert found["boxes"]["num_matched"] == found["boxes"]["num_first"] > 0
     assert found["boxes"]["num_second"] == found["boxes"]["num_first"]
@@ -146,7 +146,7 @@ def test_model_that_suppresses_is_evaluated_by_its_own_detections(
         assert found["num_integer"] == 32
         assert found["boxes"]["num_matched"] > 0.9 * found["boxes"]["num_first"] > 0
         assert found["boxes"]["score_mean"] < 0.01
-        # Boxes in test images' own pixels, which are not the model's.
+        # Boxes are in pixels of the test images, not of the model's input.
         assert found["boxes"]["corner_mean"] < 1
     backend = ("--backend", "onnxruntime", "--work-dir", tmp_path)
     model = onnx.load(path)
@@ -160,7 +160,7 @@ def test_model_that_suppresses_is_evaluated_by_its_own_detections(
     path.write_bytes(path.read_bytes()[:7000])
     checkpoint = ("--checkpoint", experiment / "qat/qat.pth")
     for words, message in (
-        (("eval", path, *backend), "is no ONNX model, or damaged"),
+        (("eval", path, *backend), "is not an ONNX model, or damaged"),
         (("eval", tmp_path / "foreign.nms.onnx", *backend, *checkpoint), "has no value output.0.0"),
         (("eval", tmp_path / "foreign.nms.onnx", only, *backend, *checkpoint), "classes"),
         (("export", config, *checkpoint, "--decode", "nms", "--format", "torch-int"), "for ONNX"),
@@ -185,7 +185,7 @@ def test_tidl_has_the_ranges_of_the_calibrated_detector(
     code, _, err = launch("export", config, *words)
     assert code == 0, err
     (path,) = (tmp_path / "export").glob("*.tidl.onnx")
-    assert not (tmp_path / "export/latency.json").exists()  # Its layers are float ones.
+    assert not (tmp_path / "export/latency.json").exists()  # Its layers run in float.
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -202,7 +202,7 @@ def test_tidl_has_the_ranges_of_the_calibrated_detector(
     got = OnnxNetwork(load_model(path)).tensors(images)
     with torch.no_grad():
         rounded = flatten(graph(images))[0]
-        for quantizer in sites.values():  # What TIDL's model says: ranges, and no rounding.
+        for quantizer in sites.values():  # TIDL's model contains ranges, but no quantization.
             quantizer.register_forward_hook(
                 lambda own, given, _: given[0].clamp(-128 * own.scale, 128 * own.scale)
             )
@@ -213,10 +213,10 @@ def test_tidl_has_the_ranges_of_the_calibrated_detector(
 
 
 def own_truth(config: Path, checkpoint: Path, folder: Path) -> Path:
-    """Write a config whose test boxes are what the quantized detector itself finds.
+    """Write a config whose annotated boxes are the quantized detector's own detections.
 
-    A detector that was trained for seconds finds next to nothing else, so its metric could not
-    become worse.
+    The detector was trained for seconds only, so with the real boxes its metric is almost 0 and
+    could not become worse.
     """
     detector, _ = frozen(config, checkpoint)
     plan = read_config(config)
@@ -256,7 +256,7 @@ def test_gate_is_missed_and_names_the_layer(
     checkpoint = experiment / "qat/qat.pth"
     truth = own_truth(config, checkpoint, tmp_path / "data")
     model = onnx.load(experiment / "export/tiny.onnx")
-    # A layer's weights with the wrong sign, as a broken export could write them.
+    # The weights of a layer have the wrong sign, as a broken export could write them.
     layer = "bbox_head/cls_convs/0/0"
     tensor = tensor_of(model, layer, "integers")
     wrong = onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), tensor.name)
@@ -275,7 +275,7 @@ def test_gate_is_missed_and_names_the_layer(
 
 
 class Coarse(OnnxNetwork):
-    """An engine that computes the steps of one layer's results three times too large."""
+    """An engine that computes one layer with steps three times too large."""
 
     def __init__(self, model: onnx.ModelProto, *, threads: int) -> None:
         super().__init__(model, threads=threads)
@@ -283,7 +283,7 @@ class Coarse(OnnxNetwork):
         self.changed = rounded_values(model, [site])[site]
 
     def compute(self, arrays: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """Change the results of the layer, where the model returns them."""
+        """Change the results of the layer if the model returns them."""
         found = super().compute(arrays)
         for index in [i for i, name in enumerate(self.names) if name == self.changed]:
             found[index] = 3 * found[index]
@@ -291,7 +291,7 @@ class Coarse(OnnxNetwork):
 
 
 def refuse(model: onnx.ModelProto, threads: int) -> OnnxNetwork:
-    """Open models, but not one that is cut into layers."""
+    """Open whole models, but refuse a model that is cut into layers."""
     if len(model.graph.input) > 1:
         raise RuntimeError("too many inputs")
     return OnnxNetwork(model, threads=threads)
@@ -318,7 +318,7 @@ def test_new_engine_is_one_object_and_its_arithmetic_is_judged_layer_by_layer(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dq.detector.engines.agreement.GATE", -1.0)  # Nothing can pass.
+    monkeypatch.setattr("dq.detector.engines.agreement.GATE", -1.0)  # Every gate is missed.
     mine = SimpleNamespace(ENGINE=Engine(title="Mine", version="1.0", network=open_network))
     monkeypatch.setitem(sys.modules, "mine", mine)
     monkeypatch.setitem(ENGINES, "openvino", ("mine", "pip install mine", ENGINES["openvino"][2]))
@@ -333,7 +333,7 @@ def test_new_engine_is_one_object_and_its_arithmetic_is_judged_layer_by_layer(
 def test_missed_gate_says_how_far_the_metric_can_be_known_where_all_layers_agree(
     launch: Launch, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dq.detector.engines.agreement.GATE", -1.0)  # Nothing can pass.
+    monkeypatch.setattr("dq.detector.engines.agreement.GATE", -1.0)  # Every gate is missed.
     model = experiment / "export/tiny.onnx"
     code, _, err = launch("eval", model, "--backend", "onnxruntime", "--work-dir", tmp_path)
     assert code == 1
@@ -368,8 +368,8 @@ def test_mistakes_are_told_in_one_line(
     text.value += "custom_imports = {'imports': ['this']}\n"
     onnx.save(importing, tmp_path / "importing.onnx")
     for words, message in (
-        (("eval", damaged, *backend), "is no ONNX model, or damaged"),
-        (("eval", damaged, "--backend", "openvino"), "is no ONNX model, or damaged"),
+        (("eval", damaged, *backend), "is not an ONNX model, or damaged"),
+        (("eval", damaged, "--backend", "openvino"), "is not an ONNX model, or damaged"),
         (("eval", tmp_path / "running.onnx", *backend), "not made of plain values .*give the conf"),
         (("eval", tmp_path / "importing.onnx", *backend), "imports this, which runs its code"),
         (("eval", config, *backend), "needs one MODEL.onnx"),
@@ -420,7 +420,7 @@ def test_integers_for_torch_are_a_plain_file_and_compute_the_same(
     code, _, err = launch("eval", tmp_path / "wrong.int.pth", truth, *backend)
     assert code == 1, err
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert "1 tensors of the file are not what the checkpoint yields" in line
+    assert "1 tensors of the file differ from the checkpoint's" in line
     assert "bbox_head/cls_convs/0/0" in line
     content["meta"]["config"] += f"data = open({str(tmp_path / 'ran')!r}, 'w')\n"
     torch.save(content, tmp_path / "running.int.pth")
@@ -430,7 +430,7 @@ def test_integers_for_torch_are_a_plain_file_and_compute_the_same(
         (("eval", path, config), "add --backend torch-int"),
         (("eval", damaged, *backend), "is damaged"),
         (("eval", tmp_path / "running.int.pth", *backend), "is not made of plain values"),
-        (("eval", checkpoint, *backend), "holds no integers"),
+        (("eval", checkpoint, *backend), "has no integers"),
         (("eval", config, *backend), "needs one MODEL.int.pth"),
     ):
         assert re.search(message, only_error(launch(*wrong)))

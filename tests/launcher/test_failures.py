@@ -1,4 +1,4 @@
-"""No traceback reaches a terminal: what nobody foresaw is one line, whatever command and rank."""
+"""No traceback is printed: an unexpected error is one line, in every command and on every rank."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def words(config: Path, tmp_path: Path) -> Callable[[str], list[str]]:
-    """Return the words of a command."""
+    """Return the arguments of a command."""
 
     def of(command: str) -> list[str]:
         given = [str(config) if word == "CONFIG" else word for word in PLACES[command][1]]
@@ -41,7 +41,7 @@ def words(config: Path, tmp_path: Path) -> Callable[[str], list[str]]:
 
 
 def only_line(errors: str) -> str:
-    """Return the one line of standard error, which is no traceback."""
+    """Return the only line of standard error; there must be no traceback."""
     (line,) = [text for text in errors.splitlines() if text.strip()]
     return line
 
@@ -137,7 +137,7 @@ def test_a_rank_that_fails_when_the_main_rank_has_ended_does_not_say_it_again(
     words: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DQ_INJECT", PLACES["eval"][0])
-    monkeypatch.setenv("DQ_INJECT_LATE", "6")  # The main rank holds the store for two seconds.
+    monkeypatch.setenv("DQ_INJECT_LATE", "6")  # The main rank keeps the store for two seconds.
     done = on_ranks(2, *words("eval"))
     assert done.returncode == 1
     assert LINE.fullmatch(only_line(done.stderr))

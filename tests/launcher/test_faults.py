@@ -1,6 +1,6 @@
 """The fault table of docs/faults.md: each row is a test with real processes and a real fault.
 
-Ranks are mostly started as srun starts them, so that nobody ends the others when one dies. With
+Most tests start ranks as srun does, so that nothing ends the others when one dies. With
 DQ_FAULT_TABLE=FILE each test appends its measured row to that file.
 """
 
@@ -27,7 +27,7 @@ from tests.warm import session
 
 pytestmark = pytest.mark.slow
 
-# All ranks must have ended so soon after the strike, however busy the machine is.
+# Time limit from the fault until all ranks have ended, also on a busy machine.
 LIMIT_S = 60.0
 STAGE = """
 _base_ = [{base!r}]
@@ -75,29 +75,29 @@ def hook(folder: Path, what: str, *, rank: int, step: int, argument: object = No
 def record(
     row: str, lost: str, ending: Ending, *, reads: str = "", recovered: bool = False
 ) -> None:
-    """Append a measured row to the table where one is asked for.
+    """Append a measured row to the table of $DQ_FAULT_TABLE, if it is set.
 
     Args:
         row: The fault.
-        lost: What is lost by it.
-        ending: Of the job.
-        reads: A pattern of the line that the user reads; an error's by default.
-        recovered: The job goes on to its end, so its time says nothing.
+        lost: The work that is lost.
+        ending: How the job ended.
+        reads: A pattern of the line that the user reads; by default that of an error.
+        recovered: Whether the job continues to its end, so that its time is not recorded.
     """
     if "DQ_FAULT_TABLE" not in os.environ:
         return
     said = re.search(f"^.*(?:{reads or 'error: '}).*$", ending.output, re.MULTILINE)
     words = said[0] if said else "nothing"
-    words = re.sub(r"/\S*/w/|/\S*/(?=disk/)", "", words)  # of this test's folders
+    words = re.sub(r"/\S*/w/|/\S*/(?=disk/)", "", words)  # Of this test's folders.
     words = re.sub(r" \(traceback in .*|^\d\d:\d\d:\d\d \w ", "", words)
-    after = "goes on" if recovered else f"{max(1, round(ending.seconds))} s"
+    after = "continues" if recovered else f"{max(1, round(ending.seconds))} s"
     codes = ", ".join(map(str, ending.codes))
     with Path(os.environ["DQ_FAULT_TABLE"]).open("a") as file:
         file.write(f"| {row} | {lost} | {after} | {codes} | {words} |\n")
 
 
 def must_have_ended(ending: Ending, *, errors: int = 1) -> None:
-    """Assert that nothing is left and that the user reads one line."""
+    """Assert that no process is left and that the user reads one line."""
     assert ending.left == []
     assert ending.seconds < LIMIT_S
     assert len(ending.errors) == errors, ending.output[-5000:]
@@ -140,7 +140,7 @@ def test_rank_killed_in_calibration_and_evaluation(
     assert ending.codes[victim] == -signal.SIGKILL
     assert ending.codes[1 - victim] == 1
     assert not list((tmp_path / "w").glob("*/*.pth"))
-    record(f"kill -9 of rank {victim} in `{command}`", "the stage, begun anew", ending)
+    record(f"kill -9 of rank {victim} in `{command}`", "the stage, which starts again", ending)
 
 
 @pytest.mark.parametrize("command", ["calibrate", "eval"])
@@ -183,7 +183,7 @@ def test_sigterm_in_a_stage_without_steps_loses_nothing_that_was_done(
            "nothing that was done", ending, reads="stopped by")  # fmt: skip
     done = run_ranks_alone(2, *words, folder=tmp_path, environ={"FAULT_FOLDER": str(tmp_path)})
     assert done.codes == [0, 0], done.output[-3000:]
-    assert ("calibrated before this stage was stopped" in done.output) is bool(kept)
+    assert ("finished before this stage was stopped" in done.output) is bool(kept)
     assert (tmp_path / "w/qat/summary.json").is_file()
 
 
@@ -204,7 +204,7 @@ def test_signal_to_one_rank_stops_all_after_the_same_step(
 
 
 def test_sigterm_to_torchrun_loses_nothing(config: Path, tmp_path: Path) -> None:
-    # What `kill`, and Slurm at the end of a job's time, do: the agent hands it to its ranks.
+    # As `kill` does, or Slurm at the time limit of a job: the agent forwards it to its ranks.
     path = config_with(config, tmp_path, hook(tmp_path, "delay", rank=0, step=3, argument=1.0),
                        epochs=60)  # fmt: skip
 
@@ -381,7 +381,7 @@ def test_frozen_rank_ends_the_job_with_stacks(config: Path, tmp_path: Path) -> N
     more = hook(tmp_path, "freeze", rank=1, step=3) + "\nguards = dict(quiet_s=4)"
     path = config_with(config, tmp_path, more)
 
-    def thaw() -> None:  # So that the test's own processes can end.
+    def thaw() -> None:  # Continue it, so that the processes of the test can end.
         while len(started(tmp_path)) < 2 or session(started(tmp_path)[0]):
             time.sleep(0.5)
         os.kill(started(tmp_path)[1], signal.SIGCONT)
@@ -398,7 +398,7 @@ def test_frozen_rank_ends_the_job_with_stacks(config: Path, tmp_path: Path) -> N
 
 
 def test_lost_store_ends_the_job(config: Path, tmp_path: Path) -> None:
-    # Under torchrun the store lives in the agent.
+    # Under torchrun the agent holds the store.
     path = config_with(config, tmp_path, hook(tmp_path, "delay", rank=0, step=3, argument=1.0),
                        epochs=400)  # fmt: skip
 

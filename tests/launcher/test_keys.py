@@ -1,4 +1,4 @@
-"""Keys of a config act as in mmdet, also from the command line, through files."""
+"""Keys of a config act as in mmdet, also if they are given on the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRETRAINED = "_delete_=True, type='Pretrained'"
 
 @pytest.fixture
 def changed(config: Path, tmp_path: Path) -> Write:
-    """Write a config that inherits the tiny one; an untrained detector is soon evaluated so."""
+    """Return a function that writes a config; its score threshold makes evaluations fast."""
 
     def write(text: str, name: str = "changed") -> Path:
         path = tmp_path / f"{name}.py"
@@ -105,7 +105,7 @@ def test_resume_from_goes_on_exactly_with_average_and_folder_of_checkpoints(
     )
     assert not [key for key in first if key.startswith("ema_")]
     assert all(torch.equal(value, second[key]) for key, value in first.items())
-    # The average is what is kept as the detector: the training's own weights are others.
+    # The checkpoint has the average as its weights; the training's own weights differ.
     own = load_checkpoint(folder / "epoch_2.pth")["companions"]["average"]["values"]
     assert not torch.equal(own["neck.fpn_convs.0.conv.weight"],
                            first["neck.fpn_convs.0.conv.weight"])  # fmt: skip

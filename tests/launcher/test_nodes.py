@@ -53,7 +53,7 @@ def weights(folder: Path) -> dict[str, object]:
 def test_two_hosts_run_a_whole_chain_as_one_does(
     nodes: tuple[Node, Node], config: Path, tmp_path: Path
 ) -> None:
-    # Each host has a disk of its own: the second never sees what the first writes.
+    # Each host has its own disk: the second does not see the files of the first.
     path = settings(config, tmp_path)
     started = [
         node.start(
@@ -65,7 +65,7 @@ def test_two_hosts_run_a_whole_chain_as_one_does(
     codes = [process.wait(timeout=240) for process in started]
     said = [(tmp_path / f"node{number}.txt").read_text() for number in (0, 1)]
     assert codes == [0, 0], said
-    # Which of the two became rank 0 is torchrun's to say.
+    # torchrun decides which of the two becomes rank 0.
     main, other = (tmp_path / "disk0", tmp_path / "disk1")
     if not (main / "qat").exists():
         main, other = other, main
@@ -92,8 +92,8 @@ def test_two_hosts_run_a_whole_chain_as_one_does(
 def test_training_goes_on_when_a_host_joins_and_when_it_is_lost(
     nodes: tuple[Node, Node], config: Path, tmp_path: Path
 ) -> None:
-    # Two micro-batches a step, so that one rank and two both can do it. Alone the first host stands
-    # still after some steps, until the second has come.
+    # Two micro-batches per step, so that one rank or two can process it. After some steps the first
+    # host waits until the second has joined.
     more = HOLD.format(marker=str(tmp_path / "held"))
     path = settings(config, tmp_path, epochs=14, more=more)
     words = ("train", path, "--work-dir", tmp_path / "shared", "--no-validate", "--timeout", "30")
@@ -107,7 +107,7 @@ def test_training_goes_on_when_a_host_joins_and_when_it_is_lost(
         )  # fmt: skip
 
     def await_steps(least: int, ranks: int) -> int:
-        """Wait until so many ranks have done some steps together; return the newest step."""
+        """Wait until this number of ranks has done some steps together; return the newest step."""
         said = f"rank 0 of {ranks} "
         end = time.monotonic() + 120
         while time.monotonic() < end:
@@ -133,5 +133,5 @@ def test_training_goes_on_when_a_host_joins_and_when_it_is_lost(
     assert max(resumed) >= together
     content = load_checkpoint(folder / "epoch_14.pth")
     assert content["training"]["chunks_per_step"] == 2
-    # The tiny set has 24 images: 3 steps of 2 x 4 an epoch, whoever does them.
+    # The tiny set has 24 images: 3 steps of 2 x 4 per epoch, on any number of ranks.
     assert content["training"]["iteration"] == 42

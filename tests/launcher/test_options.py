@@ -1,4 +1,4 @@
-"""Every option that a message or a page names is one that some parser has."""
+"""Every option in a message or on a page exists in a parser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launcher.commands.cluster.submit import add_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
-# What others understand, by program.
+# Options of other programs, by program.
 OTHERS = {
     "torchrun": (
         *("--nproc-per-node", "--nnodes", "--standalone", "--local-addr", "--master-port"),
@@ -50,13 +50,13 @@ def of_the_launcher() -> set[str]:
 
 
 def of_benchmarks() -> set[str]:
-    """Return the strings there that are an option and nothing else: their parsers hold them."""
+    """Return the options in benchmarks: all strings that are nothing but an option."""
     found = (text for p in ROOT.glob("benchmarks/**/*.py") for _, text in texts(p))
     return {text for text in found if OPTION.fullmatch(text)}
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield a source's strings, docstrings too, with their lines; an f-string in pieces."""
+    """Yield a source's strings with their lines: also docstrings and the parts of f-strings."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, node.value

@@ -1,4 +1,4 @@
-"""A package that a training needs is missed before it begins, in one line."""
+"""A missing package ends a training before it starts, with one line."""
 
 from __future__ import annotations
 

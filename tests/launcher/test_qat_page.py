@@ -1,4 +1,4 @@
-"""The page on training settings says what the code has."""
+"""docs/qat.md has the same settings and defaults as the code."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from tests.launcher.conftest import Launch, on_ranks
 
 
 def pareto(folder: Path) -> Any:
-    return json.loads((folder / "quantize/pareto.json").read_text())
+    """Return the table without the measured times."""
+    found = json.loads((folder / "quantize/pareto.json").read_text())
+    for row in found["rows"]:
+        del row["times_as_fast"]
+    return found
 
 
 def words(config: Path, checkpoint: Path, images: Path, work_dir: Path) -> list[object]:
@@ -43,12 +48,14 @@ def test_the_table_has_all_candidates_and_says_when_the_limit_is_missed(
     folder, out, err, code = searched
     found = pareto(folder)
     names = [row["name"] for row in found["rows"]]
-    assert names[:3] == ["as configured", "mse + bias", "mse"]
+    assert names[:3] == ["as configured", "weighted mse + bias", "weighted mse"]
     assert any("adaround" in name for name in names)
     assert [row["num_raised"] for row in found["rows"]][-2:] == [1, 2]
     assert found["float"] == pytest.approx(100.0), "measured against its own boxes"
     (chosen,) = [row for row in found["rows"] if row["chosen"]]
     assert chosen["on_front"]
+    timed = json.loads((folder / "quantize/pareto.json").read_text())["rows"]
+    assert [row["times_as_fast"] is not None for row in timed] == [r["on_front"] for r in timed]
     if chosen["drop"] > 0:
         assert code == 1, err
         assert "no candidate is within 0 points of float" in err
@@ -87,7 +94,8 @@ def test_the_printed_section_calibrates_the_same_detector(
     ]
     assert parts[0]["digest"] == parts[1]["digest"]
     assert parts[0]["recipe"] == parts[1]["recipe"]
-    assert len(parts[1]["recipe"]["raised"]) == 2
+    (chosen,) = [row for row in pareto(folder)["rows"] if row["chosen"]]
+    assert len(parts[1]["recipe"]["raised"]) == chosen["num_raised"]
 
 
 @pytest.mark.slow
@@ -117,7 +125,7 @@ def test_a_search_that_is_started_again_calibrates_nothing_twice(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("calibrated again")
 
-    monkeypatch.setattr("dq.detector.search.trials.calibrate_and_repair", refuse)
+    monkeypatch.setattr("dq.detector.search.trials.calibration_of", refuse)
     code, _, err = launch(*words(config, float_checkpoint, digits, folder))
     assert code == searched[3], err
     assert pareto(folder) == before
@@ -132,6 +140,7 @@ def test_a_search_that_is_started_again_calibrates_nothing_twice(
         (("--max-drop", 1, "--target", "onxruntime"), "did you mean onnxruntime?"),
         (("--max-drop", 1, "--images", "nowhere"), "nowhere is not a folder"),
         (("--max-drop", 1, "--metric", "speed"), "there is no metric speed; there are "),
+        (("--max-drop", 1, "--budget", "0s"), "--budget ended before the first candidate was"),
     ],
 )
 def test_wrong_options_are_one_line(
@@ -148,3 +157,61 @@ def test_wrong_options_are_one_line(
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert said in line
+
+
+@pytest.mark.slow
+def test_a_quantized_checkpoint_is_refused(
+    searched: tuple[Path, str, str, int], config: Path, launch: Launch, tmp_path: Path
+) -> None:
+    checkpoint = searched[0] / "quantize/quantize.pth"
+    code, _, err = launch(
+        *("quantize", config, "--checkpoint", checkpoint, "--max-drop", 1, "--work-dir", tmp_path)
+    )
+    assert code == 2
+    assert "quantize.pth is quantized; a search begins with a float checkpoint" in err
+
+
+def test_images_in_which_nothing_is_found_are_refused(
+    config: Path,
+    float_checkpoint: Path,
+    digits: Path,
+    launch: Launch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("launcher.stages.unlabelled.confident_boxes", lambda *_: {})
+    code, _, err = launch(
+        *("calibrate", config, "--checkpoint", float_checkpoint, "--work-dir", tmp_path),
+        *("--images", digits / "JPEGImages"),
+    )
+    assert code == 2
+    assert "float.pth finds nothing in the images of" in err
+
+
+@pytest.mark.slow
+def test_a_training_without_annotations_brings_the_detector_nearer_to_float(
+    config: Path, float_checkpoint: Path, digits: Path, tmp_path: Path
+) -> None:
+    # Only images: a training that looks for annotations ends with an error.
+    images = tmp_path / "photos"
+    shutil.copytree(digits / "JPEGImages", images)
+    own = tmp_path / "own.py"
+    own.write_text(
+        f"_base_ = [{str(config)!r}]\n"
+        "quant = dict(weight=dict(bits=4),\n"
+        "    training={'runner.max_epochs': 4, 'optimizer.lr': 3e-4})\n"
+        "data_root = '/nowhere'\n"
+    )
+    done = on_ranks(
+        2,
+        *("qat", own, "--checkpoint", float_checkpoint, "--images", images),
+        *("--work-dir", tmp_path / "work", "--threads", 1),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [
+        json.loads(line) for line in (tmp_path / "work/qat/metrics.jsonl").read_text().splitlines()
+    ]
+    losses = [row for row in rows if "loss_distill" in row]
+    assert losses
+    assert not any("loss_cls" in row for row in rows), "the detector's own losses need annotations"
+    assert losses[-1]["loss_distill"] < losses[0]["loss_distill"]

@@ -1,4 +1,4 @@
-"""Extras of a training are read from the config, and mistyped ones refused."""
+"""Refinements of QAT are read from the config, and misspelt ones are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training that was killed goes on, and ends with the bits of one that was not."""
+"""A killed training resumes, and its result equals an uninterrupted training bit for bit."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.warm import WarmProcess
 
 pytestmark = pytest.mark.slow
 
-# Everything that has state: batch norms of each rank, learned scales, averages, oscillation,
-# teacher, momentum, warm-up, loader processes, augmentation by chance, dropout's generator.
+# All features with state: batch norms of each rank, learned scales, averages, oscillation,
+# teacher, momentum, warm-up, loader processes, random augmentation, dropout's generator.
 RICH = """
 _base_ = [{base!r}]
 train_pipeline = [
@@ -56,7 +56,7 @@ custom_hooks = [dict(type='FaultHook', what={what!r}, rank={rank}, step={step}, 
 
 
 def rich(config: Path, folder: Path, *, steps: int, workers: int = 1, more: str = "") -> Path:
-    """Write the config of a training with all that has state."""
+    """Write the config of a training with all features that have state."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rich.py"
     path.write_text(RICH.format(base=str(config), steps=steps, workers=workers, more=more))
@@ -64,7 +64,7 @@ def rich(config: Path, folder: Path, *, steps: int, workers: int = 1, more: str 
 
 
 def losses(folder: Path) -> dict[int, dict[str, float]]:
-    """Return what was logged of each step, later files over earlier ones."""
+    """Return the logged losses of each step; later files replace earlier ones."""
     rows: dict[int, dict[str, float]] = {}
     for path in sorted(folder.glob("*.log.json"), key=lambda p: p.stat().st_mtime_ns):
         for line in path.read_text().splitlines():
@@ -76,7 +76,7 @@ def losses(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """Return the places where two checkpoints differ in a single bit."""
+    """Return the places where two checkpoints are not equal bit for bit."""
     if isinstance(one, Tensor):
         same = isinstance(other, Tensor) and torch.equal(one, other)
         return [] if same else [where]
@@ -92,7 +92,7 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 
 
 def compare(one: Path, other: Path) -> None:
-    """Assert that two trainings ended alike, bit for bit, and logged alike."""
+    """Assert that two trainings have equal checkpoints, bit for bit, and equal logged losses."""
     names = sorted(p.name for p in one.glob("epoch_*.pth"))
     assert names == ["epoch_1.pth", "epoch_2.pth"]
     for name in names:
@@ -126,7 +126,7 @@ def test_qat_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
 def uninterrupted(
     config: Path, float_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Train without a fault, and with another number of loader processes and checkpoints."""
+    """Train without interruption, with another number of loader processes and checkpoints."""
     folder = tmp_path_factory.mktemp("whole")
     path = rich(config, folder, steps=0, workers=0)
     done = on_ranks(
@@ -137,7 +137,7 @@ def uninterrupted(
 
 
 def test_training_killed_at_any_time_goes_on_bit_for_bit(config: Path, tmp_path: Path) -> None:
-    # Alone, at moments of chance: in a step, in a checkpoint, in an evaluation, at the start.
+    # One rank, killed at random moments: in a step, a checkpoint, an evaluation, or at the start.
     whole = tmp_path / "whole"
     path = str(rich(config, tmp_path, steps=1, workers=0))
     # Bits depend on the number of threads, and only some of these processes have OMP_NUM_THREADS.

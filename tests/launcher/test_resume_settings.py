@@ -1,4 +1,4 @@
-"""Going on with other settings, and with files of other trainings: said, refused or asked for."""
+"""Resume with other settings or with files of other trainings: applied, refused or consented."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def stopped(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def train(launch: Launch, stopped: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
-    """Return a function that goes on with a copy of the stopped training, with more words."""
+    """Return a function that resumes a copy of the stopped training with further arguments."""
     work = Path(shutil.copytree(stopped, tmp_path / "work"))
 
     def go_on(*words: object, command: str = "train", more: str = "") -> tuple[int, str, str]:
@@ -67,7 +67,7 @@ def test_what_decides_a_training_is_refused_with_what_changed(  # type: ignore[n
     command = "run" if options == ["accumulate=2"] else "train"
     error = only_error(train("--resume", "--cfg-options", *options, command=command))
     assert re.search(r"step_1\.pth was made with other settings", error)
-    # The config's own words for it, whatever the tiny config has there.
+    # The values are taken from the tiny config itself.
     name, arrow, now = said.rpartition(" -> ")
     assert name.split()[0] in error
     assert f"{arrow}{now}" in error
@@ -85,11 +85,11 @@ def test_a_new_rate_is_applied_where_it_is_asked_for(train) -> None:  # type: ig
     words = ("--resume", "--cfg-options", "optimizer.lr=0.004", "log_config.interval=1")
     code, out, err = train(*words, "--resume-with", "optimizer.lr")
     assert code == 0, err + out
-    assert re.search(r"goes on with other settings than step_1\.pth: .*optimizer\.lr", out)
+    assert re.search(r"continuing with other settings than step_1\.pth: .*optimizer\.lr", out)
     assert "log_config.interval 2 -> 1" in out
     group = load_checkpoint(train.folder / "epoch_2.pth")["optimizer"]["param_groups"][0]
     assert group["initial_lr"] == 0.004
-    # What it was made with now is what it was asked to be.
+    # The new checkpoint contains the new settings.
     code, out, err = train(*words)
     assert code == 0, err + out
     assert "other settings" not in out
@@ -104,7 +104,7 @@ def test_a_new_rate_is_applied_where_it_is_asked_for(train) -> None:  # type: ig
         ("accumulate", "accumulate = 2", "an epoch has 3 steps, not 6"),
     ],
 )
-def test_what_cannot_be_kept_begins_anew_where_it_is_asked_for(  # type: ignore[no-untyped-def]
+def test_consented_changes_restart_the_optimizer_or_the_epoch(  # type: ignore[no-untyped-def]
     train, consent: str, more: str, said: str
 ) -> None:
     code, out, err = train("--resume", "--resume-with", consent, more=more)
@@ -154,7 +154,7 @@ def test_a_file_goes_to_the_training_it_belongs_to(
                             "--resume", floats)  # fmt: skip
     assert code == 0, err + out
     assert f"resumed from {floats}" in out
-    assert "is of a float training; the quantized one does not go on from it" in out
+    assert "is of a float training; the quantized one does not resume from it" in out
     code, out, err = launch("run", config, "--work-dir", whole, *options, "--resume", quantized)
     assert code == 0, err + out
     assert out.count("is done already") == 3
@@ -171,8 +171,8 @@ def test_a_job_started_again_goes_on_from_its_newest_whatever_file_it_was_given(
     code, out, err = train("--resume", file, "--cfg-options", "runner.max_epochs=1")
     assert code == 0, err + out
     assert re.search(r"resumed from \S*/epoch_1\.pth", out)
-    # Another job's newest is nothing to a job that was not told to go on.
+    # Without --resume another job's newest checkpoint is not used.
     code, out, err = train("--cfg-options", "runner.max_epochs=1", "optimizer.lr=0.02")
     assert code == 75, err + out  # Stopped after its first step, as the config says.
-    assert "is of another config, beginning anew" in out
+    assert "is of another config, so a new training starts" in out
     assert "resumed from" not in out

@@ -1,4 +1,4 @@
-"""Every setting that differs where a training goes on is applied, refused, or asked for."""
+"""Each setting that differs in a resumed training is applied, refused, or needs consent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def change(name: str) -> Change:
     return Change(name=name, before="1", now="2")
 
 
-# Each top-level key, and what becomes of a training that goes on with another value of it.
+# Each top-level key, and what happens if a training resumes with another value of it.
 FREE = {
     *("log_config", "log_level", "checkpoint_config", "tracking", "guards", "evaluation"),
     *("data_root", "custom_imports", "quantize", "gpu_ids", "dist_params", "mp_start_method"),
@@ -108,7 +108,7 @@ def test_settings_inside_sections(name: str, free: bool) -> None:
 @pytest.mark.parametrize("name", ["runner.type", "quant.weight.bits", "quant.rules.0.module",
                                   "quant.learned"])  # fmt: skip
 def test_what_a_checkpoint_cannot_go_on_with_is_refused_whatever_is_asked(name: str) -> None:
-    with pytest.raises(ValueError, match="begin anew without --resume") as caught:
+    with pytest.raises(ValueError, match="start a new training without --resume") as caught:
         applied([change(name)], ("runner", "quant", name), "f.pth", {})
     assert "--resume-with" not in str(caught.value)
 

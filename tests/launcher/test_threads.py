@@ -1,4 +1,4 @@
-"""How many threads a rank computes with: the user's word, never torchrun's own 1."""
+"""The number of threads of a rank: the user's setting, but not the 1 that torchrun sets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OF_TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1"}
         (OF_TORCHRUN, {"A": "1"}, None),
         (OF_TORCHRUN, {"OMP_NUM_THREADS": "1"}, "1"),
         ({**OF_TORCHRUN, "OMP_NUM_THREADS": "2"}, {"OMP_NUM_THREADS": "2"}, "2"),
-        # A parent that hides its environment: rather the number that is there.
+        # If the environment of the parent cannot be read, the variable counts.
         (OF_TORCHRUN, {}, "1"),
     ],
 )
@@ -61,7 +61,7 @@ def test_what_is_no_number_of_threads_is_refused(
 SAY = (
     "import os; from dq.proc import environ_of; from launcher.threads import wanted_by_user;"
     "line = f'wanted {wanted_by_user(os.environ, environ_of(os.getppid()))}\\n';"
-    # In one write: two ranks share the file.
+    # In one write, because two ranks share the file.
     "os.write(1, line.encode())"
 )
 

@@ -1,4 +1,4 @@
-"""Tracking as a user meets it: two ranks, a stop by signal, going on, W&B's server at hand."""
+"""Tracking through commands: two ranks, a stop by signal, resuming, with a stub of W&B's server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_two_ranks_make_one_run_that_a_signal_ends_and_resumption_goes_on(
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
         words = ("train", path, "--work-dir", tmp_path / "work", "--wandb", "online")
         stub.at_finish = "hangs"
-        # The end of the command does not wait for a server that hangs after a signal.
+        # After a signal the command does not wait for a server that hangs.
         assert on_ranks(2, *words, limit_s=120).returncode == 75
         assert stub.exit_codes() == []
         stopped = read_run(folder)
@@ -76,7 +76,7 @@ def test_a_quantized_run_keeps_lineage_figures_and_pictures(
     for row in rows:
         assert row["low"] <= 0.0 <= row["high"]
         assert 0.0 <= row["clipped"] <= 1.0
-        assert row["sqnr"] is None or row["sqnr"] > 0.0  # rounding adds less than there is
+        assert row["sqnr"] is None or row["sqnr"] > 0.0  # Rounding adds less noise than the signal.
     assert list((tmp_path / "w/qat/samples").glob("*.jpg"))
     kept = json.loads(gzip.decompress((tmp_path / "w/qat/predictions.json.gz").read_bytes()))
     assert len(kept["pictures"]) == 11

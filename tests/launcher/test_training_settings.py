@@ -1,4 +1,4 @@
-"""mmdet's training settings do here what they do in mmdet."""
+"""mmdet's training settings have the same effect as in mmdet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def train(launch: Launch, config: Path, folder: Path, text: str, *words: object) -> str:
-    """Train with a changed config and return what was printed."""
+    """Train with a changed config and return the output."""
     path = folder / "changed.py"
     path.write_text(f"_base_ = [{str(config)!r}]\n{text}\n")
     code, out, err = launch("train", path, "--work-dir", folder / "work", *words)

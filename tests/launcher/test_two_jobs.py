@@ -1,4 +1,4 @@
-"""Two jobs in one work dir: one runs, the other is refused, and the dead are followed."""
+"""Two jobs in one work dir: one runs and the other is refused; the lock of a dead job is free."""
 
 from __future__ import annotations
 

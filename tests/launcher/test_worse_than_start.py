@@ -1,4 +1,4 @@
-"""A quantized training that makes its detector worse says so, in time and at its end."""
+"""A quantized training that makes its detector worse warns early and at its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.launcher.conftest import Launch, write_untrained
 
 pytestmark = pytest.mark.slow
 Result = tuple[int, str, str]
-# A hundred times the rate that this detector is trained with.
+# A hundred times the usual learning rate of this detector.
 CONFIG = """
 _base_ = [{base!r}]
 custom_imports = dict(imports=['tests.launcher.first_result'], allow_failed_imports=False)
@@ -53,7 +53,7 @@ def test_it_warns_keeps_the_start_as_the_best_and_says_so_at_its_end(
     code, out, err = qat(launch, path, checkpoint, tmp_path / "w")
     assert code == 0, err
     assert "the start, before the first step: mAP 100.00 %" in out
-    # Each epoch is logged though it has fewer steps than the interval.
+    # Each epoch is logged, although it has fewer steps than the interval.
     assert re.search(r"Epoch \[1\]\[6/6\].*loss: ", out)
     assert re.search(r"Epoch \[2\]\[6/6\].*loss: ", out)
     assert re.search(
@@ -73,7 +73,7 @@ def test_it_warns_keeps_the_start_as_the_best_and_says_so_at_its_end(
     begun = load_checkpoint(checkpoint)["state_dict"]
     assert all(torch.equal(best["state_dict"][name], value) for name, value in begun.items())
     assert "quantization" in best
-    # Said again by a command that finds the stage done, and an error where that is asked for.
+    # A command that finds the stage done warns again, and fails if the guard asks for it.
     (tmp_path / "worse.py").write_text(path.read_text() + "guards = dict(worse='stop')\n")
     code, _, err = qat(launch, path, checkpoint, tmp_path / "w", "--reuse")
     assert code == 1
@@ -101,6 +101,6 @@ def test_a_training_that_stays_near_its_start_says_nothing(
     code, out, err = qat(launch, path, checkpoint, tmp_path / "w")
     assert code == 0, err
     assert "have moved" not in out
-    # Its ranges move a little all the same.
+    # Its ranges still change a little.
     assert "points below the start" not in out
     assert "warning" not in err

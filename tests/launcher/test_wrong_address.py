@@ -1,4 +1,4 @@
-"""A wrong MASTER_ADDR or MASTER_PORT is one line: no frames of C++, and the address in it."""
+"""A wrong MASTER_ADDR or MASTER_PORT is one line with the address, without a C++ stack."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 
 @contextmanager
 def another_service() -> Iterator[int]:
-    """Lend the port of a service that is no store: it answers in another language."""
+    """Yield the port of a service that is not a store and answers with another protocol."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -36,7 +36,7 @@ def another_service() -> Iterator[int]:
 
 @contextmanager
 def nobody() -> Iterator[int]:
-    """Lend a port at which nobody listens."""
+    """Yield a port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
     yield port

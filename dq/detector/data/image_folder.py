@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmcv import ConfigDict
 from mmdet.datasets import DATASETS, CustomDataset
 from PIL import Image
 
@@ -18,7 +19,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 KIND = "ImageFolderDataset"
 # A detector's own boxes count as the truth from this score on.
 LOWEST_SCORE = 0.3
-# If there are fewer of them than one for two images, the score is lowered: so many for each image.
+# If there are fewer than one box per two images, the score is lowered to get this many per image.
 FEWEST = 10
 
 Boxes = Mapping[str, Sequence[Sequence[float]]]
@@ -111,7 +112,7 @@ class ImageFolderDataset(CustomDataset):  # type: ignore[misc]
 
 def section(
     folder: Path, classes: Sequence[str], pipeline: Any, part: tuple[int, int], boxes: Path | None
-) -> dict[str, Any]:
+) -> ConfigDict:
     """Return the config section of an `ImageFolderDataset` in test mode."""
     found: dict[str, Any] = {
         "type": KIND,
@@ -121,7 +122,35 @@ def section(
         "part": part,
         "test_mode": True,
     }
-    return found if boxes is None else {**found, "boxes": str(boxes)}
+    if boxes is not None:
+        found["boxes"] = str(boxes)
+    return ConfigDict(found)
+
+
+def training_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a test pipeline as one for training without annotations: images and random flips.
+
+    Args:
+        pipeline: With or without mmdet's MultiScaleFlipAug.
+    """
+    found: list[dict[str, Any]] = []
+    for step in pipeline:
+        if step["type"] != "MultiScaleFlipAug":
+            found.append(dict(step))
+            continue
+        scale = {key: step[key] for key in ("img_scale", "scale_factor") if step.get(key)}
+        for inner in step["transforms"]:
+            resizes = inner["type"] == "Resize"
+            found.append({**inner, **scale} if resizes else dict(inner))
+    kinds = [step["type"] for step in found]
+    place = kinds.index("Normalize") if "Normalize" in kinds else len(kinds) - 1
+    found.insert(place, {"type": "RandomFlip", "flip_ratio": 0.5})
+    return [
+        # It pads images of different sizes to one batch.
+        {"type": "DefaultFormatBundle"} if step["type"] == "ImageToTensor" else step
+        for number, step in enumerate(found)
+        if step["type"] != "RandomFlip" or number == place
+    ]
 
 
 def confident_boxes(dataset: ImageFolderDataset, results: Sequence[Any]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def evaluation_workers(config: Config, split: str) -> int:
     if given.get("shuffle") or given.get("class_aware_sampler"):
         raise ValueError(f"{name} shuffles, and results are compared in order; leave that out")
     if given.get("samples_per_gpu", 1) != 1:
-        log.info("%s.samples_per_gpu: images are evaluated one by one all the same", name)
+        log.info("%s.samples_per_gpu has no effect: each image is evaluated alone", name)
     workers = given.get("workers_per_gpu", 1)
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
         raise ValueError(f"{name}.workers_per_gpu is {workers!r}; give a number from 0 up")

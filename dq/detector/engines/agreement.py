@@ -1,4 +1,4 @@
-"""An exported file's metric beside the fake-quantized detector's, and the gate between them."""
+"""Compare the metric of an exported file with the fake-quantized detector's: the gate."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from dq.detector.evaluation.box_differences import BoxDifferences, box_differenc
 from dq.detector.evaluation.evaluate import as_share, detect, main_metrics, score
 from dq.dist.work.on_main_rank import on_main_rank
 
-# Of the metric, 0 to 1: a tenth of a percentage point.
+# Largest accepted difference of the metric (0 to 1): a tenth of a percentage point.
 GATE = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """What two evaluations of one detector found.
+    """The evaluations of an exported file and of its checkpoint.
 
     Attributes:
         metric: Name of the metric.
         integer: Its value for the exported file, 0 to 1.
-        fake_quantized: Its value for the fake-quantized detector.
+        fake_quantized: Its value for the fake-quantized detector, 0 to 1.
         metrics: All metrics of the exported file.
-        boxes: Differences of the detections, the fake-quantized detector being the first.
-        bytes_integer: Size of the exported network.
+        boxes: Differences of the detections; the fake-quantized detector is the first.
+        bytes_integer: Size of the exported network in bytes.
         bytes_float: Size of the same network in float.
-        cause: Why the gate was missed, as far as is known; empty where it was passed.
+        cause: The likely reason why the gate was missed; empty if it was passed.
     """
 
     metric: str
@@ -51,14 +51,14 @@ class Agreement:
         return abs(self.integer - self.fake_quantized) <= GATE + 1e-9
 
     def content(self) -> dict[str, Any]:
-        """Return all attributes by name, for a class that has more of them."""
+        """Return all attributes by name, to construct a subclass."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 A = TypeVar("A", bound=Agreement)
 
 
-def evaluate_beside(
+def evaluate_both(
     config: Config,
     detector: nn.Module,
     run_checkpoint_: Callable[[], None],
@@ -66,17 +66,18 @@ def evaluate_beside(
     num_bytes: tuple[int, int],
     conclude: Callable[[Any, Agreement], A],
 ) -> A:
-    """Evaluate a checkpoint and what was exported from it on ``data.test`` over all ranks.
+    """Evaluate a checkpoint and the file exported from it on ``data.test``, over all ranks.
 
     Every rank must call it; all get the same result.
 
     Args:
-        config: As `dq.detector.config.read.finish` returns it.
+        config: Result of `dq.detector.config.read.finish`.
         detector: On the CPU; its methods are changed in place.
-        run_checkpoint_: Makes the detector round as the checkpoint says.
+        run_checkpoint_: Makes the detector fake-quantize as the checkpoint says.
         run_exported_: Makes it run the exported file.
-        num_bytes: Size of the exported network, and of the same in float.
-        conclude: Called on the main rank with the data set and what was found; adds to it.
+        num_bytes: Size of the exported network, and of the same network in float.
+        conclude: Called on the main rank with the data set and the result; returns the result with
+            further attributes.
     """
     dataset = dataset_of(config, "test", test_mode=True)
     workers = evaluation_workers(config, "test")
@@ -90,10 +91,10 @@ def evaluate_beside(
 def _agreement(
     config: Config, dataset: Any, found: list[list[Any] | None], num_bytes: tuple[int, int]
 ) -> Agreement:
-    """Return what two evaluations found, of the checkpoint and of the exported file.
+    """Return the agreement of two evaluations: of the checkpoint and of the exported file.
 
-    Of several data sets it is the metric of the one on which the two differ most. Values are shares
-    of 1, whatever mmdet counts in.
+    With several data sets, the metric is that of the data set on which the two differ most. Values
+    are between 0 and 1, even if mmdet gives percent.
     """
     expected, exported = found
     assert expected is not None
@@ -117,6 +118,6 @@ def _agreement(
 
 
 def refuse_other(exported: Path, said: str | None, checkpoint: Path, sha256: str) -> None:
-    """Raise ValueError where a file says that it is of another checkpoint than this one."""
+    """Raise ValueError if a file was exported from another checkpoint than this one."""
     if said != sha256:
         raise ValueError(f"{exported} was not exported from {checkpoint}; export it again")

@@ -1,4 +1,4 @@
-"""Run a quantized detector in torch with exactly the numbers of an integer engine."""
+"""Run a quantized detector in torch with the exact results of an integer engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A torch-int file's evaluation beside the fake-quantized detector."""
+"""Evaluate a torch-int file, and compare it with the fake-quantized detector."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from mmcv import Config
 from torch import fx, nn
 
-from dq.detector.engines.agreement import Agreement, evaluate_beside
+from dq.detector.engines.agreement import Agreement, evaluate_both
 from dq.detector.engines.exact_torch import run_exactly_
 from dq.detector.engines.integer_file import run_integers_
 from dq.quant.graph.quantized_graph import QuantizedGraph
@@ -23,23 +23,23 @@ def evaluate_integers(
     networks: Mapping[str, fx.GraphModule],
     differing: list[str],
 ) -> Agreement:
-    """Evaluate a file of integers on ``data.test`` over all ranks, beside its checkpoint.
+    """Evaluate a file of integers and its checkpoint on ``data.test``, over all ranks.
 
     Every rank must call it; all get the same result.
 
     Args:
-        config: As `dq.detector.config.read.finish` returns it.
-        detector: Of the checkpoint, on the CPU; its methods are changed in place.
-        graph: Its own, with frozen ranges.
-        networks: As `dq.detector.engines.integer_file.load_networks` returns them.
-        differing: Names of the file's tensors that are not what the checkpoint yields.
+        config: Result of `dq.detector.config.read.finish`.
+        detector: The checkpoint's detector, on the CPU; its methods are changed in place.
+        graph: The detector's quantized graph, with frozen ranges.
+        networks: From `dq.detector.engines.integer_file.load_networks`.
+        differing: Names of the file's tensors that differ from an export of the checkpoint.
     """
     sizes = [num_bytes(network) for network in networks.values()]
 
     def conclude(_: Any, found: Agreement) -> Agreement:
         return found if found.passed else replace(found, cause=_cause(differing))
 
-    return evaluate_beside(
+    return evaluate_both(
         config,
         detector,
         lambda: run_exactly_(detector, graph),
@@ -51,6 +51,6 @@ def evaluate_integers(
 
 def _cause(differing: list[str]) -> str:
     if not differing:
-        return "the file holds what the checkpoint yields, so rounding ties add up"
+        return "the file has the integers of the checkpoint, so rounding ties add up"
     named = ", ".join(differing[:3])
-    return f"{len(differing)} tensors of the file are not what the checkpoint yields: {named}"
+    return f"{len(differing)} tensors of the file differ from the checkpoint's: {named}"

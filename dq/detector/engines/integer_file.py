@@ -23,7 +23,7 @@ def read_integer_file(path: Path) -> dict[str, Any]:
     """Return the content of a torch-int file that `dq.detector.export.write` wrote.
 
     Raises:
-        ValueError: It is missing, damaged, or of another kind.
+        ValueError: The file is missing, damaged, or of another kind.
     """
     content = load_checkpoint(path)
     meta = content.get("meta")
@@ -33,7 +33,7 @@ def read_integer_file(path: Path) -> dict[str, Any]:
         or not {"config", "checkpoint", "classes"} <= set(meta)
     ):
         raise ValueError(
-            f"{path} holds no integers; `launcher export --format torch-int` writes such a file"
+            f"{path} has no integers; `launcher export --format torch-int` writes such a file"
         )
     return content
 
@@ -41,7 +41,7 @@ def read_integer_file(path: Path) -> dict[str, Any]:
 def load_networks(
     path: Path, content: Mapping[str, Any], graph: QuantizedGraph, classes: tuple[str, ...]
 ) -> tuple[dict[str, fx.GraphModule], list[str]]:
-    """Return a file's networks, the detector's as ``""``, and tensors that differ from the graph.
+    """Return a file's networks by part, and the tensors that differ from the graph's.
 
     Args:
         path: The file, for messages.
@@ -50,7 +50,8 @@ def load_networks(
         classes: Classes of the data set.
 
     Returns:
-        The networks, and the names of tensors that differ from those of an export of the graph.
+        The networks (the detector's own is ``""``), and the names of tensors that differ from an
+        export of the graph.
 
     Raises:
         ValueError: The file belongs to another detector or data set.
@@ -73,7 +74,7 @@ def load_networks(
 
 
 def run_integers_(detector: nn.Module, networks: Mapping[str, fx.GraphModule]) -> None:
-    """Make the detector run its network and RoI heads with a file's integers, in integer sums."""
+    """Make the detector run its network and RoI heads with a file's integers and integer sums."""
     for network in networks.values():
         compute_exactly_(network)
     attach_all(detector, networks)

@@ -1,4 +1,4 @@
-"""How fast an exported model runs, measured in a second or two at the end of another command."""
+"""Measure the speed of an exported model in one or two seconds, at the end of another command."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from dq.quant.verify.onnxruntime_session import load_model
 
 
 def measured(model: Path, engine: str, keep: Callable[[Latency], None]) -> Latency | str | None:
-    """Return an exported model's speed beside that in float; every rank must call it.
+    """Time an exported model and the same model in float; every rank must call it.
 
-    It is measured on the main rank with one thread, while the others wait.
+    The main rank measures with one thread, while the others wait.
 
     Args:
         model: The file.
         engine: A key of `dq.engines.ENGINES`.
-        keep: Stores what was measured; main rank only.
+        keep: Stores the result; called on the main rank.
 
     Returns:
-        What was measured; None for a float model; the reason where the engine cannot run it.
+        The result; None for a float model; the reason as text if the engine cannot run the model.
     """
 
     def work() -> Latency | str | None:

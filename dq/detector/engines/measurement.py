@@ -1,4 +1,4 @@
-"""A detector's evaluation on ``data.test``, rounding as its export will."""
+"""Evaluate a detector on ``data.test``, with the arithmetic of its export."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keep:
-    """What an evaluation leaves of its results besides the metrics.
+    """The files that an evaluation writes besides the metrics.
 
     Attributes:
-        out: A pickle of mmdet's results.
-        painted: A folder of the test images with what is found in them.
-        lowest_score: Boxes below are not painted.
+        out: File for a pickle of mmdet's results.
+        painted: Folder for the test images with the detections drawn in.
+        lowest_score: Detections with a lower score are not drawn.
     """
 
     out: Path | None = None
@@ -48,12 +48,12 @@ class Measurement:
     """A detector's evaluation on ``data.test``.
 
     Attributes:
-        metrics: Equal on all ranks.
+        metrics: All metrics; equal on all ranks.
         classes: Average precision of each class at IoU 0.5.
-        tables: What mmdet prints of the metrics.
-        images_per_s: On all ranks together.
-        dataset: What was evaluated on.
-        results: mmdet's, of all images; main rank only.
+        tables: The tables that mmdet prints of the metrics.
+        images_per_s: Images per second of all ranks together.
+        dataset: The test data set.
+        results: mmdet's results of all images; only on the main rank.
     """
 
     metrics: dict[str, float]
@@ -75,19 +75,19 @@ def measure(
 ) -> Measurement:
     """Evaluate a detector over all ranks; every rank must call it.
 
-    On the CPU a quantized one computes as its export will, to the last bit. A GPU has no sums of
-    integers in torch, so there it rounds real numbers, which differs where ties fall.
+    On the CPU a quantized detector computes the same as its export, bit for bit. On a GPU torch has
+    no integer sums, so the detector fake-quantizes in float, which may differ at rounding ties.
 
     Args:
-        config: As `dq.detector.config.read.finish` returns it.
+        config: Result of `dq.detector.config.read.finish`.
         detector: On the device.
-        graph: Its own; None for a float detector.
-        device: Where the detector is.
-        keep: What to write of the results.
+        graph: The detector's quantized graph; None for a float detector.
+        device: The device of the detector.
+        keep: The files to write.
         dataset: In test mode; None for ``data.test``.
 
     Raises:
-        ValueError: On all ranks: the data set cannot evaluate what the detector finds.
+        ValueError: On all ranks: the data set cannot evaluate the detector's results.
     """
     if dataset is None:
         dataset = dataset_of(config, "test", test_mode=True)
@@ -113,17 +113,20 @@ def detected(
     dataset: Any,
     keep: Keep,
 ) -> tuple[list[Any] | None, float]:
-    """Return mmdet's results of a data set, on the main rank, and the seconds they took.
+    """Run a detector on a data set over all ranks; every rank must call it.
 
-    What is to be kept of them is written before any metric is computed. Every rank must call it.
+    The results are written here, before any metric is computed.
 
     Args:
-        config: Says how ``data.test`` is loaded.
+        config: Its ``data.test`` has the settings of the loader.
         detector: On the device.
-        graph: Its own; None for a float detector.
-        device: Where the detector is.
+        graph: The detector's quantized graph; None for a float detector.
+        device: The device of the detector.
         dataset: In test mode.
-        keep: What to write of the results.
+        keep: The files to write.
+
+    Returns:
+        mmdet's results of all images on the main rank, None on others; and the time in seconds.
     """
     watch = None
     if keep.painted is not None:
@@ -146,7 +149,8 @@ def _scored(
 ) -> tuple[Scores, dict[str, float]]:
     """Return the metrics, and the precision of each class, on all ranks; every rank must call it.
 
-    The main rank computes them, however long it takes, and what it raises is raised on all.
+    The main rank computes them while the others wait without a timeout; its errors are raised on
+    all ranks.
     """
 
     def work() -> tuple[Scores, dict[str, float]]:

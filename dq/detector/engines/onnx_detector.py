@@ -1,4 +1,4 @@
-"""Run a detector's network and RoI heads in an engine, within mmdet's own test path."""
+"""Run a detector's network and RoI heads in an engine, within mmdet's own test code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.verify.engine import Engine, Network
 from dq.quant.verify.onnxruntime_session import ending_at, load_model, metadata_of
 
-# Name of the model that returns final detections, among a detector's models.
+# Name of the model with final detections among a detector's models.
 DETECTIONS = "detections"
 
 
@@ -65,7 +65,7 @@ def open_networks(models: Mapping[str, Any], engine: Engine, *, threads: int) ->
     Args:
         models: Result of `load_models`.
         engine: Runs them.
-        threads: Of one call.
+        threads: Number of threads of a call.
 
     Raises:
         ValueError: The engine cannot run one of them.
@@ -74,7 +74,7 @@ def open_networks(models: Mapping[str, Any], engine: Engine, *, threads: int) ->
 
 
 class OnnxGraph:
-    """Replaces a quantized graph: its inputs -> its result, by an engine.
+    """Replaces a quantized graph by an engine: the same inputs and the same structure of outputs.
 
     Args:
         network: The exported model.
@@ -131,13 +131,13 @@ class Padded:
 
 
 class OnnxDetections:
-    """Replaces a detector's ``simple_test``: images -> mmdet's results, all by the model.
+    """Replaces a detector's ``simple_test`` by a model that returns final detections.
 
     Args:
-        network: A model that returns final detections.
-        size: Height and width of its images; smaller ones are padded.
-        num_classes: Classes of the detector.
-        clipped: Whether boxes are clipped to the image without its padding.
+        network: The model.
+        size: Height and width of its images; smaller images are padded.
+        num_classes: Number of classes of the detector.
+        clipped: Whether boxes are clipped at the border of the image without its padding.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class OnnxDetections:
 
 
 def exported_size(metadata: Mapping[str, str]) -> tuple[int, int]:
-    """Return height and width of the images for which a model was exported."""
+    """Return the height and width in pixels for which a model was exported."""
     height, width = json.loads(metadata["preprocessing"])["size"]
     return int(height), int(width)
 
@@ -173,7 +173,7 @@ def exported_size(metadata: Mapping[str, str]) -> tuple[int, int]:
 def run_in_engine_(
     detector: nn.Module, graph: QuantizedGraph, networks: Mapping[str, Network]
 ) -> None:
-    """Make the detector run network and RoI heads, or all, in an engine.
+    """Make the detector run its network and RoI heads, or all of its test code, in an engine.
 
     Args:
         detector: On the CPU, in evaluation mode.
@@ -195,7 +195,7 @@ def run_in_engine_(
 
 
 def _examples(network: Network, batch: int) -> list[Tensor]:
-    """Return an input of zeros for each of a network's, with this size where any is allowed."""
+    """Return zeros for each input of a network; ``batch`` is used for every free dimension."""
     return [
         torch.zeros([s if isinstance(s, int) else batch for s in size]) for size in network.sizes
     ]
@@ -214,7 +214,7 @@ def run_in_torch_(
         detector: On the CPU, in evaluation mode.
         graph: Its fake-quantized graph.
         networks: Result of `open_networks`.
-        exactly: Compute with integers. False rounds real numbers, as training does.
+        exactly: Sum in integers. False fake-quantizes in float, as training does.
     """
     restore_method(detector, "simple_test")
     size = exported_size(networks[""].metadata)

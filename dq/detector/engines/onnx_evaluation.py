@@ -1,4 +1,4 @@
-"""An exported ONNX model's evaluation in an engine, beside the fake-quantized detector."""
+"""Evaluate an exported ONNX model in an engine, and compare it with the fake-quantized detector."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from dq.detector.data.datasets import dataset_of, evaluation_loader
 from dq.detector.data.loader_options import evaluation_workers
-from dq.detector.engines.agreement import Agreement, evaluate_beside
+from dq.detector.engines.agreement import Agreement, evaluate_both
 from dq.detector.engines.onnx_detector import (
     DETECTIONS,
     exported_size,
@@ -31,23 +31,23 @@ from dq.quant.verify.layer_differences import LayerDifference, layer_differences
 from dq.quant.verify.onnxruntime_session import load_model, metadata_of
 
 NUM_COMPARED = 4
-# A layer whose values are off by more scales, beyond rounding, is named for it. Sums of float32 in
-# another order stay below: a thousandth at 8 bits, a third at 16.
+# A layer is named if a value differs by more than this, in scales and beyond rounding. Float32 sums
+# in another order differ by less: a thousandth of a scale at 8 bits, a third at 16 bits.
 LARGE_DIFFERENCE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntegerResult(Agreement):
-    """What the evaluation of an exported model found.
+    """The evaluation of an exported model in an engine, and of its checkpoint.
 
     Attributes:
-        engine: Its name and version.
-        num_integer: Layers that the engine computes in integers.
-        num_float: Layers that it computes in float.
-        layers: Layers that differ most on the same input; empty where the gate was passed, or all
-            agree.
-        fake_again: Where the gate was missed though all layers agree: the fake-quantized detector's
-            metric with its sums in float, and in another order.
+        engine: Name and version of the engine.
+        num_integer: Number of layers that the engine computes in integers.
+        num_float: Number of layers that it computes in float.
+        layers: The layers that differ most on the same input; empty if the gate was passed or all
+            layers agree.
+        fake_again: If the gate was missed although all layers agree: the metric of the fake-
+            quantized detector with float sums in another order. Else None.
     """
 
     engine: str
@@ -58,10 +58,10 @@ class IntegerResult(Agreement):
 
 
 def exported_metadata(model: Path) -> dict[str, str]:
-    """Return what `launcher export` wrote into a model.
+    """Return the metadata that `launcher export` wrote into a model.
 
     Raises:
-        ValueError: The file is missing or damaged, or another tool's.
+        ValueError: The file is missing, damaged, or of another tool.
     """
     found = dict(metadata_of(load_model(model)))
     if not {"config", "checkpoint", "classes"} <= set(found):
@@ -76,21 +76,21 @@ def evaluate_in_engine(
     models: Mapping[str, Any],
     engine: Engine,
 ) -> IntegerResult:
-    """Evaluate an exported model on ``data.test`` over all ranks, beside its checkpoint's detector.
+    """Evaluate an exported model and its checkpoint on ``data.test``, over all ranks.
 
     Every rank must call it; all get the same result.
 
     Args:
-        config: As `dq.detector.config.read.finish` returns it.
-        detector: Of the checkpoint, on the CPU; its methods are changed in place.
-        graph: Its own, with frozen ranges.
-        models: As `dq.detector.engines.onnx_detector.load_models` returns them.
-        engine: Runs them.
+        config: Result of `dq.detector.config.read.finish`.
+        detector: The checkpoint's detector, on the CPU; its methods are changed in place.
+        graph: The detector's quantized graph, with frozen ranges.
+        models: From `dq.detector.engines.onnx_detector.load_models`.
+        engine: Runs the models.
 
     Raises:
         ValueError: The engine cannot run the model.
     """
-    # Before the checkpoint is evaluated, which may take long.
+    # Opened before the checkpoint is evaluated, which may take long.
     networks = open_networks(models, engine, threads=torch.get_num_threads())
     whole = DETECTIONS if DETECTIONS in models else ""
     plain = float_twin(models[whole])
@@ -112,7 +112,7 @@ def evaluate_in_engine(
             layers=layers,
         )
 
-    result = evaluate_beside(
+    result = evaluate_both(
         config,
         detector,
         lambda: run_in_torch_(detector, graph, networks),
@@ -122,15 +122,15 @@ def evaluate_in_engine(
     )
     if result.cause and not result.layers:
         run_in_torch_(detector, graph, networks, exactly=False)
-        result = replace(result, fake_again=_summed_otherwise(config, detector)[result.metric])
+        result = replace(result, fake_again=_with_other_sums(config, detector)[result.metric])
     return result
 
 
-def _summed_otherwise(config: Config, detector: nn.Module) -> dict[str, float]:
-    """Return the detector's metrics once more, with sums in the order of other kernels of torch.
+def _with_other_sums(config: Config, detector: nn.Module) -> dict[str, float]:
+    """Return the detector's metrics with the sums of other kernels of torch, in another order.
 
-    Sums of float32 differ in their last digits, and rounding ties fall the other way: how far a
-    metric moves is how well it can be known. Every rank must call it.
+    Sums of float32 then differ in their last digits, which changes values at rounding ties. The
+    difference of the metric shows how accurately it can be measured. Every rank must call it.
     """
     dataset = dataset_of(config, "test", test_mode=True)
     workers = evaluation_workers(config, "test")
@@ -151,7 +151,7 @@ def _explain(
     models: Mapping[str, Any],
     engine: Engine,
 ) -> tuple[tuple[LayerDifference, ...], str]:
-    """Return the layers that differ most on the same input, and what they say of the cause."""
+    """Return the layers that differ most on the same input, and the cause as text."""
     inputs: dict[str, list[torch.Tensor]] = {"": images}
     for batch in images:
         for part, given in inputs_of_heads(detector, graph, batch).items():

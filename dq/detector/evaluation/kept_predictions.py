@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 def class_precision(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
     """Return the average precision of each class at IoU 0.5; nothing for data sets that lack it.
 
-    A class without a box in the annotations has none. It is a figure beside the metric, so what it
-    cannot be computed from is one line in the log.
+    A class without a box in the annotations has none. These numbers are additional to the metric,
+    so an error here is only one line in the log.
 
     Args:
         dataset: An mmdet data set in test mode.
@@ -156,7 +156,7 @@ def _truth(dataset: Any, index: int) -> Mapping[str, Any] | None:
 
 
 def _path(dataset: Any, index: int) -> str:
-    """Return the file of an image, or what it is called where it has none."""
+    """Return the path of an image's file, or its name if it has none."""
     place = located(dataset, index)
     if place is None:
         return f"number {index}"

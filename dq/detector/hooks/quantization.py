@@ -209,7 +209,7 @@ class SyncBuffersHook(Hook):  # type: ignore[misc]
 
 
 class StragglerHook(Hook):  # type: ignore[misc]
-    """Log the slowest rank of each phase, as often as losses are logged.
+    """Log the slowest rank of each phase, at the logging interval of the losses.
 
     Args:
         interval: Steps between two reports.

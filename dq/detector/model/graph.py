@@ -174,7 +174,9 @@ def _outside(detector: nn.Module, graph: fx.Graph, reasons: Mapping[str, str]) -
     return found
 
 
-def parameters_outside(detector: nn.Module, graph: fx.Graph | Traced) -> list[str]:
+def parameters_outside(
+    detector: nn.Module, graph: fx.Graph | Traced, *, heads: bool = False
+) -> list[str]:
     """Return the names of backbone and neck parameters that the graph never uses.
 
     Such parameters (such as the last stage of a backbone with an unused output) never get a
@@ -183,6 +185,7 @@ def parameters_outside(detector: nn.Module, graph: fx.Graph | Traced) -> list[st
     Args:
         detector: The traced model.
         graph: Its graph.
+        heads: Those of the heads too, for a training that runs nothing but the graph.
     """
     traced = graph if isinstance(graph, Traced) else Traced(graph=graph)
     graphs = [g for g in (traced.graph, traced.training_graph) if g is not None]
@@ -190,7 +193,9 @@ def parameters_outside(detector: nn.Module, graph: fx.Graph | Traced) -> list[st
     targets = {str(n.target) for n in nodes if n.op in {"call_module", "get_attr"}}
     unused = []
     for name, _ in detector.named_parameters():
-        if name.partition(".")[0] not in {"backbone", "neck"}:
+        if name.startswith(f"{CONTAINER}."):
+            continue
+        if not heads and name.partition(".")[0] not in {"backbone", "neck"}:
             continue
         parts = name.split(".")
         owners = {".".join(parts[:end]) for end in range(1, len(parts) + 1)}

@@ -80,7 +80,7 @@ def stored_detector(
     *,
     as_float: bool = False,
 ) -> StoredDetector:
-    """Return a checkpoint's detector: rounding where it is quantized, else in float.
+    """Return a checkpoint's detector: fake-quantizing if it is quantized, else in float.
 
     Args:
         config: As `dq.detector.config.read.finish` returns it.

@@ -14,16 +14,17 @@ import numpy as np
 from mmcv import Config
 from mmdet.datasets import ConcatDataset
 
-from dq.detector.data.data_section import has_section, innermost, section_of
+from dq.detector.config.nested_sections import innermost
+from dq.detector.data.data_section import has_section, section_of
 from dq.detector.data.datasets import calibration_dataset, dataset_of, interleaved
 from dq.detector.data.evaluated_sets import evaluated
 from dq.detector.data.leaves import infos_of, leaves, set_name
 
 log = logging.getLogger(__name__)
 
-# Largest number of training images in place of a validation set.
+# Largest number of training images that are used instead of a validation set.
 SPLIT_IMAGES = 500
-# What says which images a data set has.
+# Settings that decide which images a data set has.
 _IDENTITY = ("ann_file", "img_prefix", "data_root", "ann_subdir", "img_subdir")
 
 
@@ -95,7 +96,7 @@ def keep_images_(leaf: Any, chosen: Sequence[int]) -> None:
         chosen: Indices of the images to keep.
 
     Raises:
-        ValueError: The data set is not one of mmdet's kind, so nobody knows how to divide it.
+        ValueError: The data set is not of mmdet's kind, so it cannot be divided.
     """
     infos = infos_of(leaf)
     if infos is None:

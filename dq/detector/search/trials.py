@@ -19,16 +19,18 @@ import torch
 from mmcv import Config
 from torch import Tensor, nn
 
-from dq.detector.calibration.calibrate import calibrate_and_repair
+from dq.detector.calibration.calibrate import calibration_of
 from dq.detector.engines.measurement import measure
 from dq.detector.evaluation.evaluate import main_metric
 from dq.detector.model.checkpoint_content import compose
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.stored_detector import float_detector, quantize_as_stored
+from dq.detector.search.speed import engine_of_target, times_as_fast
 from dq.dist.exchange import collectives
 from dq.dist.files.checkpoint import load_checkpoint, save_checkpoint
 from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_main_rank import on_main_rank
+from dq.dist.work.on_one_rank import run_on_rank
 from dq.quant.analysis.statistics import model_bytes
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.repairs import first_images
@@ -124,19 +126,31 @@ class Trials:
         if kept is not None:
             return [str(name) for name in kept]
         log.info("%s: measuring the sensitivity of its quantizers", candidate.name)
-        graph = self._stored(candidate)[1]
-
-        few: list[Tensor] = []
-
-        def load() -> None:
-            images = first_images(self._setting.batches(), SENSITIVITY_IMAGES)
-            few.extend(batch.to(self._setting.device) for batch in images)
-
-        on_main_rank(load)
-        found = sensitivities_over_ranks(graph, few)
+        graph, device = self._stored(candidate)[1], self._setting.device
+        few = run_on_rank(
+            lambda: [
+                batch.to(device)
+                for batch in first_images(self._setting.batches(), SENSITIVITY_IMAGES)
+            ]
+        )
+        found = sensitivities_over_ranks(graph, few or [])
         names = [one.name for one in found if one.bits < RAISED_BITS]
         on_main_rank(lambda: write_whole(path, json_text(names)))
         return names
+
+    def speed(self, candidate: Candidate) -> float | None:
+        """Return how many times as fast as float a measured candidate is, if it can be timed."""
+        engine = engine_of_target(candidate.recipe.target)
+        if engine is None:
+            return None
+        name = f"{self._key(candidate)}.speed"
+        kept = self._kept(name)
+        if kept is None:
+            detector, graph = self._stored(candidate, torch.device("cpu"))
+            found = times_as_fast(self._setting.config, detector.eval(), graph, engine)
+            kept = {} if found is None else {engine: found}
+            self._keep(name, kept)
+        return kept.get(engine)
 
     def remove_checkpoints(self, *, but: Candidate) -> None:
         """Delete the checkpoints of all other candidates; the results stay."""
@@ -176,14 +190,15 @@ class Trials:
         detector = self._float_detector()
         graph = quantize_detector(detector, candidate.recipe)
         began = time.monotonic()
-        calibrate_and_repair(
+        calibration = calibration_of(
             detector,
             graph,
-            setting.batches(),
             setting.device,
             weight_range=candidate.recipe.weight_range,
             repair=candidate.repair,
         )
+        calibration.find_ranges_(setting.batches())
+        calibration.finish_()
         log.info("%s: calibrated in %.0f s", candidate.name, time.monotonic() - began)
         set_phase(graph.quantizers, Phase.FROZEN)
         return compose(
@@ -209,10 +224,13 @@ class Trials:
             )
         return kept
 
-    def _stored(self, candidate: Candidate) -> tuple[nn.Module, QuantizedGraph]:
+    def _stored(
+        self, candidate: Candidate, device: torch.device | None = None
+    ) -> tuple[nn.Module, QuantizedGraph]:
         path = self.path(candidate)
         content = on_main_rank(lambda: load_checkpoint(path))
-        detector = float_detector(self._setting.config, content, str(path), self._setting.device)
+        device = device or self._setting.device
+        detector = float_detector(self._setting.config, content, str(path), device)
         return detector, quantize_as_stored(detector, candidate.recipe, content, str(path))
 
     def _float_detector(self) -> nn.Module:

@@ -32,9 +32,9 @@ log = logging.getLogger("dq.train")
 
 
 def scale_learning_rate(config: Config, loader: TrainingLoader) -> None:
-    """Scale the rate as mmdet's ``auto_scale_lr`` does, by the images of a step on all ranks.
+    """Scale the learning rate by the images of a step on all ranks, as mmdet's ``auto_scale_lr``.
 
-    Unlike mmdet's own it does not change when a training goes on with other ranks.
+    Unlike in mmdet, it does not change if a training is resumed on another number of ranks.
     """
     settings = config.get("auto_scale_lr") or {}
     if not settings.get("enable", False):
@@ -53,10 +53,10 @@ def scale_learning_rate(config: Config, loader: TrainingLoader) -> None:
 
 
 def optimizer_of(config: Config, model: nn.Module, quantization: Quantization | None) -> Any:
-    """Return the config's optimizer, with groups of its own for parameters of quantizers.
+    """Return the config's optimizer, with separate groups for parameters of quantizers.
 
     Raises:
-        ValueError: It cannot be built.
+        ValueError: The optimizer cannot be built.
     """
     try:
         optimizer = build_optimizer(model, config.optimizer)
@@ -73,7 +73,7 @@ def optimizer_of(config: Config, model: nn.Module, quantization: Quantization | 
 def meta_of(
     config: Config, dataset: Any, seed: int, place: Workplace, plan: CheckpointPlan
 ) -> dict[str, Any]:
-    """Return what each checkpoint's ``meta`` is to hold; every rank must call it."""
+    """Return the content of each checkpoint's ``meta``; every rank must call it."""
     agents = collectives.all_gather_objects(torchrun_agent())
     meta = {
         "config": config_text(config),
@@ -102,14 +102,14 @@ def runner_of(
     work_dir: Path,
     meta: dict[str, Any],
 ) -> Any:
-    """Return mmcv's runner of the config's type, with what it works with.
+    """Return the runner of the config's type.
 
     Args:
         config: Of the training.
-        model: As `dq.detector.training.network.on_all_ranks` returns it.
+        model: Result of `dq.detector.training.network.on_all_ranks`.
         optimizer: Of the model's parameters.
-        equipment: What hooks and checkpoints need.
-        work_dir: Where checkpoints and logs go.
+        equipment: The objects that hooks and checkpoints need.
+        work_dir: Folder for checkpoints and logs.
         meta: Result of `meta_of`.
     """
     settings = {**config.runner, "type": RUNNER_OF[config.runner.type]}

@@ -1,4 +1,4 @@
-"""What a training is given: where it runs, what it quantizes, what it continues."""
+"""The arguments of a training: its surroundings, its quantization, the checkpoint to resume."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Resume:
     """A checkpoint to continue a training from.
 
     Attributes:
-        content: As read, the same on all ranks; tensors of this rank are put into it.
+        content: Content of the file, equal on all ranks; tensors of this rank are inserted.
         source: Its name, for messages.
-        new_optimizer_settings: The optimizer's settings are to be the config's, not its own.
-        new_micro_batches: So are the micro-batches of a step.
+        new_optimizer_settings: Take the optimizer's settings from the config.
+        new_micro_batches: Take the number of micro-batches of a step from the config.
     """
 
     content: dict[str, Any]
@@ -36,7 +36,7 @@ class Resume:
 
     @property
     def chunks_per_step(self) -> int | None:
-        """Micro-batches of one step over all ranks; None for what the config says."""
+        """Number of micro-batches of a step over all ranks; None to use the config's."""
         if self.new_micro_batches:
             return None
         found: int | None = self.content.get("training", {}).get("chunks_per_step")
@@ -45,14 +45,14 @@ class Resume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """A prepared detector's graph and how to train it, its weights still the float model's.
+    """A prepared detector's graph and the settings of its training.
 
     Attributes:
-        graph: With ranges.
-        recipe: What it was prepared with.
-        schedule: When it observes, rounds and freezes.
-        refinements: Extras.
-        start: Its metrics on ``data.val`` as it is, where they are known.
+        graph: With ranges; the weights are still those of the float model.
+        recipe: The recipe that the graph was prepared with.
+        schedule: When the quantizers observe, fake-quantize and freeze.
+        refinements: Optional methods of QAT.
+        start: Metrics on ``data.val`` before training, or None if they are unknown.
     """
 
     graph: QuantizedGraph
@@ -64,18 +64,18 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workplace:
-    """Where a training runs, who watches it and what is kept of it.
+    """The surroundings of a training: folder, device, supervision and tracking.
 
     Attributes:
-        work_dir: Where checkpoints and logs go.
-        device: Where the detector is.
-        supervision: Who watches the training.
-        tracker: Takes what is worth keeping; its run's id goes into each checkpoint's ``meta``.
-            None for nobody.
+        work_dir: Folder for checkpoints and logs.
+        device: The device of the detector.
+        supervision: Watches the training: signals, guards, clocks.
+        tracker: Records the training; its run's id is written into each checkpoint's ``meta``.
+            None to record nothing.
         figures: Measures all quantizers after each epoch.
-        key: Digest of what decides the result; kept in each checkpoint's ``meta``.
-        meta: More for each checkpoint's ``meta``.
-        trusted: Whether the file that ``load_from`` names may be unpickled.
+        key: Digest of everything that decides the result; written into each checkpoint's ``meta``.
+        meta: Further entries for each checkpoint's ``meta``.
+        trusted: Whether the file of ``load_from`` may be unpickled.
     """
 
     work_dir: Path

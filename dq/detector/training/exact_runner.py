@@ -1,4 +1,4 @@
-"""What both runners share: steps, checkpoints with all that going on needs, stopping when asked."""
+"""The common part of both runners: steps, exact checkpoints, resuming, stopping on request."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ CHECKPOINT, STOP = "checkpoint", "stop"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Equipment:
-    """What a training's runner works with, beside what mmcv's runners take.
+    """The objects that a training's runner needs besides the arguments of mmcv's runners.
 
     Attributes:
         graph: The detector's quantized graph; None in float training.
-        recipe: What it was prepared with.
-        average: Of the weights; where there is one, checkpoints hold it as the detector's weights.
-        companions: What else has state that resuming needs, by name: ``state_dict()`` and
+        recipe: The recipe that the graph was prepared with.
+        average: Average of the weights, or None. Checkpoints have it as the detector's weights.
+        companions: Further objects with state to resume, by name; with ``state_dict()`` and
             ``load_state_dict(state)``.
-        optimizer_step: Runs the steps; None where a hook of the config's own does.
+        optimizer_step: Runs the optimizer's steps; None if a hook of the config does.
         plan: When checkpoints are written.
-        supervision: Who watches.
-        tracker: Takes what is worth keeping of how the training goes.
-        steps_per_epoch: Of the training loader.
+        supervision: Watches the training: signals, guards, clocks.
+        tracker: Records the training.
+        steps_per_epoch: Number of steps of the training loader.
     """
 
     graph: QuantizedGraph | None = None
@@ -71,13 +71,13 @@ class Training:
     """A mixin for mmcv's runners.
 
     Args:
-        equipment: What it works with; each of its attributes is one of the runner's too.
-        given: What mmcv's runners take.
+        equipment: Its attributes become attributes of the runner.
+        given: Arguments of mmcv's runners.
 
     Attributes:
-        phase: Of the quantizers.
-        position: Steps of this epoch that are done.
-        pending: Losses of a resumed training, to be put back into the log.
+        phase: Phase of the quantizers.
+        position: Number of finished steps in this epoch.
+        pending: Losses of a resumed training that are not logged yet.
     """
 
     phase: Phase = Phase.OFF
@@ -111,8 +111,8 @@ class Training:
         """Call all hooks in the order of their priorities.
 
         Raises:
-            ValueError: A hook that is not ours misses a package, or asserts what is not so.
-            RuntimeError: Another error of such a hook; the message names it.
+            ValueError: A hook of the user, mmcv or mmdet lacks a package or fails an assertion.
+            RuntimeError: Another error in such a hook; the message names the hook.
         """
         for hook in self.hooks:
             try:
@@ -144,10 +144,10 @@ class Training:
         self.outputs = outputs
 
     def train_step_(self, batches: list[Any], number: int) -> None:
-        """Do one step with all its hooks; ``number`` counts from the epoch's beginning.
+        """Do one step with all its hooks; ``number`` counts from the start of the epoch.
 
-        ``data_batch`` is the batch, as in mmcv; where ``accumulate`` is more than 1, a list of this
-        rank's micro-batches.
+        ``data_batch`` is the batch, as in mmcv. If ``accumulate`` is more than 1, it is a list of
+        this rank's micro-batches.
         """
         self.data_batch = batches[0] if len(batches) == 1 else batches
         with self.supervision.clock.phase("preparing a step"):
@@ -158,7 +158,7 @@ class Training:
         self.position = number + 1
 
     def end_step(self) -> None:
-        """Write a checkpoint, or stop, where that is due after a step that has been counted."""
+        """Write a checkpoint or stop if it is due; called after the step has been counted."""
         done, watch = self.iter, self.supervision
         watch.alive(f"step {done}")
         guards = watch.guards
@@ -174,7 +174,7 @@ class Training:
             raise Stopped(due[STOP])
 
     def _evaluation_follows(self) -> bool:
-        """Whether this was an epoch's last step, and a long evaluation comes before its end."""
+        """Whether this was the last step of an epoch, and an evaluation follows."""
         if not self.counts_epochs or self.position < len(self.data_loader):
             return False
         return any(getattr(hook, "is_due", lambda _: False)(self) for hook in self.hooks)
@@ -182,17 +182,17 @@ class Training:
     def save_training(
         self, *, at_end_of_epoch: bool = False, after_this_step: bool = False
     ) -> None:
-        """Write a checkpoint to go on from, whole or not at all; every rank must call it.
+        """Write a resumable checkpoint, completely or not at all; every rank must call it.
 
-        It is called after its epoch, after its step where the config asks for one after so many
-        steps, and else ``step_N.pth``.
+        Its name is ``epoch_N.pth`` at the end of an epoch, ``iter_N.pth`` if the config asks for a
+        checkpoint after this number of steps, and ``step_N.pth`` otherwise.
 
         Args:
-            at_end_of_epoch: Called by a hook at an epoch's end, which is not counted yet.
-            after_this_step: Called by a hook after a step, which is not counted yet.
+            at_end_of_epoch: Called by a hook at the end of an epoch that is not counted yet.
+            after_this_step: Called by a hook after a step that is not counted yet.
 
         Raises:
-            RuntimeError: On all ranks, when it cannot be written or their weights differ.
+            RuntimeError: On all ranks, if it cannot be written or the ranks' weights differ.
         """
         epoch = self.epoch + 1 if at_end_of_epoch else self.epoch
         done = self.iter + 1 if after_this_step else self.iter
@@ -218,7 +218,7 @@ class Training:
         messages = {"hook_msgs": self._portable_messages()}
         meta = {**self.plan.meta, **self.meta, "epoch": epoch, "iter": done, **messages}
         path = self.plan.folder(Path(self.work_dir)) / name
-        # What is written are the model's own tensors, so the average has to stay in it until then.
+        # The model's own tensors are written, so the average stays in the model until then.
         with averaged(self):
             content = training_state(self, meta, training)
             if not self.plan.save_optimizer and content is not None:
@@ -238,9 +238,9 @@ class Training:
         log.info("checkpoint %s", path)
 
     def _portable_messages(self) -> dict[str, Any]:
-        """Return what hooks have left in ``meta`` without the folder, which may be moved."""
+        """Return the hooks' messages of ``meta`` without the folder, which may be moved."""
         messages = dict(self.meta.get("hook_msgs", {}))
-        # Of the checkpoint before: another one where a training was gone on with.
+        # It names the previous checkpoint, which is another one in a resumed training.
         messages.pop("last_ckpt", None)
         best = messages.get("best_ckpt")
         if best and Path(best).is_relative_to(self.work_dir):
@@ -257,7 +257,7 @@ class Training:
     ) -> None:
         """Write weights and optimizer, as mmcv's runners do for their hooks; one rank calls it.
 
-        To go on exactly from a file, use what `save_training` writes.
+        For an exact resume use `save_training`.
         """
         finished = self.epoch + 1 if self.counts_epochs else self.iter + 1
         default = "epoch_{}.pth" if self.counts_epochs else "iter_{}.pth"
@@ -278,18 +278,18 @@ class Training:
             link_whole(Path(out_dir, "latest.pth"), name)
 
     def load_checkpoint(self, filename: str, *_: Any, **__: Any) -> dict[str, Any]:
-        """Load the weights of a file as ``load_from`` does, for a hook that asks for it."""
+        """Load the weights of a file as ``load_from`` does; for hooks that call it."""
         content: dict[str, Any] = load_checkpoint(Path(filename))
         self.load_weights(content, filename)
         return content
 
     def resume(self, checkpoint: str, *_: Any, **__: Any) -> None:
-        """Go on from a file, for a hook that asks for it; every rank calls it."""
+        """Resume from a file; for hooks that call it; every rank must call it."""
         content = on_main_rank(lambda: load_checkpoint(Path(checkpoint)))
         self.resume_training(content, checkpoint, self.steps_per_epoch)
 
     def load_weights(self, content: Mapping[str, Any], source: str) -> None:
-        """Load weights, tolerating differences as mmdet's ``load_from`` does, and name them."""
+        """Load the weights that fit, as mmdet's ``load_from`` does, and log how many do not."""
         detector = unwrap(self.model)
         own = detector.state_dict()
         state = float_state(content, source)
@@ -308,12 +308,12 @@ class Training:
         steps: int,
         new_optimizer_settings: bool = False,
     ) -> None:
-        """Continue where a checkpoint was written; every rank must call it, all hooks registered.
+        """Restore a training from a checkpoint; every rank calls it, with all hooks registered.
 
         Args:
-            content: Of the checkpoint.
+            content: Content of the checkpoint.
             source: Its name, for messages.
-            steps: Of an epoch.
+            steps: Number of steps of an epoch.
             new_optimizer_settings: Keep this optimizer's settings, not the checkpoint's.
 
         Raises:
@@ -330,7 +330,7 @@ class Training:
             self._epoch, self.position = divmod(self._iter, steps)
         elif self.position and training.get("steps_per_epoch", steps) != steps:
             before = training["steps_per_epoch"]
-            log.warning("an epoch has %d steps, not %d: this one begins anew", steps, before)
+            log.warning("an epoch has %d steps, not %d: this one starts again", steps, before)
             self.position = 0
         self.phase = Phase(training.get("phase", "off"))
         scaler = None if self.optimizer_step is None else self.optimizer_step.scaler
@@ -339,7 +339,7 @@ class Training:
         if self.optimizer_step is not None and "skipped" in training:
             self.optimizer_step.skipped, self.optimizer_step.in_a_row = training["skipped"]
         if self.counts_epochs and self.position == 0:
-            self.pending = None  # The log of an epoch begins empty.
+            self.pending = None  # The log of each epoch starts empty.
         self.meta["hook_msgs"] = dict(meta.get("hook_msgs", {}))
         if best := self.meta["hook_msgs"].get("best_ckpt"):
             self.meta["hook_msgs"]["best_ckpt"] = str(Path(self.work_dir, best))
@@ -348,7 +348,7 @@ class Training:
         log.info("resumed from %s: epoch %d, iteration %d", source, self._epoch, self._iter)
 
     def say_if_finished(self, source: str) -> None:
-        """Say it where a training that goes on has nothing left to do."""
+        """Log a warning if a resumed training has no steps left."""
         done, unit = (self.epoch, "epochs") if self.counts_epochs else (self.iter, "iterations")
         wanted = self.max_epochs if self.counts_epochs else self.max_iters
         if done >= wanted:
@@ -360,7 +360,7 @@ class Training:
             )  # fmt: skip
 
     def put_back_losses(self) -> None:
-        """Let the log's next line average what a resumed training had not logged yet."""
+        """Put the losses that were not logged yet into the log of a resumed training."""
         if self.pending is not None:
             device = next(self.model.parameters()).device
             set_pending_logs(self.log_buffer, self.pending, device)
@@ -382,7 +382,7 @@ def is_own(hook: Any) -> bool:
 
 
 def is_known(hook: Any) -> bool:
-    """Whether a hook is this project's, mmcv's or mmdet's: none of them reads a step's losses."""
+    """Whether a hook is of this project, mmcv or mmdet, none of which reads a step's losses."""
     return type(hook).__module__.partition(".")[0] in ("dq", "mmcv", "mmdet")
 
 
@@ -397,9 +397,9 @@ def failure(hook: Any, stage: str, error: BaseException) -> str:
 
 
 def _of_all_ranks(losses: LossValues) -> LossValues:
-    """Return the means over ranks, as mmdet's losses are; two small collectives.
+    """Return the means of losses over ranks, as in mmdet, with two small collectives.
 
-    Only for hooks of the user's own, which may read them in every step.
+    Only needed for custom hooks, which may read the losses in every step.
     """
     names = agreed_names(losses.tensors, LOSSES, SAME_LOSSES)
     if not names:

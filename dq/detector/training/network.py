@@ -25,23 +25,24 @@ log = logging.getLogger("dq.train")
 def network_to_train(
     config: Config, detector: nn.Module, quantization: Quantization | None, device: torch.device
 ) -> Extras:
-    """Let the detector run the network that is trained, and return what is done besides its steps.
+    """Make the detector run the network to train, and return the optional parts of the training.
 
-    Parameters that the network never reads are taken out of training. The EMA hooks in
-    ``config.custom_hooks`` are replaced by an average of our own.
+    Parameters that the network does not use are excluded from training. The EMA hooks in
+    ``config.custom_hooks`` are replaced by our own average.
 
     Args:
         config: Of the training; changed in place.
         detector: On the device.
         quantization: Given for quantization-aware training.
-        device: Where the detector is.
+        device: The device of the detector.
 
     Raises:
         ValueError: A setting needs a graph, and the detector cannot be traced.
     """
     graph = _float_graph(detector) if quantization is None else quantization.graph
     if graph is not None:
-        _leave_out_unused(detector, graph)
+        distill = None if quantization is None else quantization.refinements.distill
+        _leave_out_unused(detector, graph, heads=distill is not None and distill.alone)
     config.custom_hooks, rule = without_ema_hooks(config.get("custom_hooks"))
     if quantization is not None:
         refinery = _refinery(detector, quantization, rule)
@@ -65,13 +66,13 @@ def _float_graph(detector: nn.Module) -> BoundGraph | None:
         return None
 
 
-def _leave_out_unused(detector: nn.Module, graph: BoundGraph) -> None:
-    """Take parameters that the network never reads out of training, and say so."""
-    names = parameters_outside(detector, graph.graph)
+def _leave_out_unused(detector: nn.Module, graph: BoundGraph, *, heads: bool) -> None:
+    """Exclude parameters that the network does not use from training, and log their names."""
+    names = parameters_outside(detector, graph.graph, heads=heads)
     for name in names:
         detector.get_parameter(name).requires_grad_(False)
     if names:
-        log.info("%d parameters are read by nothing and not trained: %s", len(names), names)
+        log.info("%d parameters are not used and not trained: %s", len(names), names)
 
 
 def _refinery(
@@ -82,9 +83,9 @@ def _refinery(
 
 
 def run_on(detector: nn.Module, network: Network, config: Config, device: torch.device) -> None:
-    """Let mmdet's methods take their outputs from ``network``, compiled and rounded as set.
+    """Make mmdet's methods call ``network``, compiled and under autocast if the config says so.
 
-    A float detector runs on its graph for one of these two only.
+    A float detector runs on its graph only for one of these two.
     """
     settings = compilation(config, device)
     if settings is not None:

@@ -42,10 +42,12 @@ class Extras:
         companions: Objects with state to resume, by name.
         hooks: mmcv hooks with their priorities; all come after the optimizer's.
         terms: Losses in addition to the detector's own.
+        alone: Train on these losses alone.
     """
 
     def __init__(self, detector: nn.Module) -> None:
         self.detector = detector
+        self.alone = False
         self.average: WeightAverage | None = None
         self.companions: dict[str, Any] = {}
         self.hooks: list[tuple[Hook, int]] = []
@@ -102,6 +104,7 @@ class Refinery(Extras):
             distillation = Distillation(graph, settings.distill)
             self.network = distillation
             self.terms.append(distillation.losses)
+            self.alone = settings.distill.alone
         if settings.oscillation is not None:
             tracker = OscillationTracker(graph, settings.oscillation)
             hook = OscillationHook(tracker, schedule)
@@ -128,7 +131,9 @@ class Refinery(Extras):
 
 
 @contextmanager
-def added_losses(detector: nn.Module, terms: Sequence[Terms]) -> Iterator[None]:
+def added_losses(
+    detector: nn.Module, terms: Sequence[Terms], *, alone: bool = False
+) -> Iterator[None]:
     """Add loss terms to the result of the detector's ``forward_train``, in the body.
 
     They are computed within the forward pass, so DDP handles their gradients like all others.
@@ -136,6 +141,8 @@ def added_losses(detector: nn.Module, terms: Sequence[Terms]) -> Iterator[None]:
     Args:
         detector: Unwrapped.
         terms: Called after each forward pass; names that contain ``loss`` are added up.
+        alone: Compute these terms only. The detector's own losses, and the annotations that they
+            need, are not used.
     """
     if not terms:
         yield
@@ -148,6 +155,10 @@ def added_losses(detector: nn.Module, terms: Sequence[Terms]) -> Iterator[None]:
             losses.update(term())
         return losses
 
+    def forward_unlabelled(img: Tensor, *_: Any, **__: Any) -> dict[str, Any]:
+        detector.extract_feat(img)  # type: ignore[operator]
+        return {name: value for term in terms for name, value in term().items()}
+
     with replacements_kept([(detector, "forward_train")]):
-        replace_method(detector, "forward_train", forward_train)
+        replace_method(detector, "forward_train", forward_unlabelled if alone else forward_train)
         yield

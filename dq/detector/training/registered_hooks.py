@@ -1,4 +1,4 @@
-"""Register the hooks of a training, the config's and ours, in mmcv's order of priorities."""
+"""Register the hooks of the config and our own, in mmcv's order of priorities."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def register_hooks(
     Args:
         runner: Built with its equipment.
         config: Of the training.
-        extras: Has hooks of its own.
+        extras: Has further hooks.
         quantization: Given for quantization-aware training.
         figures: Measures all quantizers after each epoch.
         validate: Evaluate on ``data.val``.
@@ -52,12 +52,12 @@ def register_hooks(
     Raises:
         ValueError: A hook of the config cannot be built, or ``data.val`` cannot be evaluated.
     """
-    # The first of its priority, as in mmcv.
+    # Registered as the first hook of its priority, as in mmcv.
     runner.register_hook(CheckpointPlace(runner.plan), priority="NORMAL")
     _register_configured(runner, config)
     runner.register_hook(SyncBuffersHook(), priority="ABOVE_NORMAL")
     runner.register_hook(StragglerHook(config.log_config.interval), priority="VERY_LOW")
-    # The last of all: what the others did to the epoch is in it.
+    # The last of all hooks, so that the checkpoint includes the changes of all others.
     runner.register_hook(EpochCheckpointHook(), priority="LOWEST")
     if quantization is not None:
         _register_quantization(runner, quantization)

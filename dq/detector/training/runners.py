@@ -1,4 +1,4 @@
-"""mmcv's runners: they go on exactly where a checkpoint was written, and stop when asked to."""
+"""mmcv's runners with exact resuming from checkpoints, and stopping on request."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 
 @RUNNERS.register_module()
 class DetectorEpochRunner(Training, EpochBasedRunner):  # type: ignore[misc]
-    """mmcv's EpochBasedRunner with exact checkpoints in the middle of an epoch too."""
+    """mmcv's EpochBasedRunner with exact checkpoints, also within an epoch."""
 
     counts_epochs = True
 
     def train(self, data_loader: Any, **_: Any) -> None:
-        """Train one epoch, or what is left of it."""
+        """Train one epoch, or the rest of it."""
         self.model.train()
         self.mode = "train"
         self.data_loader = data_loader
@@ -46,10 +46,10 @@ class DetectorEpochRunner(Training, EpochBasedRunner):  # type: ignore[misc]
         return self.supervision.waiting_for(LOADING, self.data_loader.steps(self.epoch, first))
 
     def _switch_what_switches_once(self) -> None:
-        """Let hooks that act at the beginning of one epoch only act when it lies behind already.
+        """Call hooks that act only at the start of a certain epoch if this epoch is over already.
 
-        mmdet's YOLOX hook ends mosaic in one certain epoch, and a training resumed after it would
-        go on with mosaic.
+        mmdet's YOLOX hook ends mosaic augmentation in a certain epoch. A training that is resumed
+        after this epoch would otherwise continue with mosaic.
         """
         here = self._epoch
         for hook in self.hooks:
@@ -77,14 +77,14 @@ class DetectorEpochRunner(Training, EpochBasedRunner):  # type: ignore[misc]
 
 
 class Stream(IterLoader):  # type: ignore[misc]
-    """A training loader as mmcv's endless loader for iterations.
+    """A training loader in the form of mmcv's endless loader for iterations.
 
-    ``next`` gives what ``runner.data_batch`` is. As in mmcv, an epoch's end is noticed by the step
-    that follows it.
+    ``next`` returns the ``data_batch`` of the runner. As in mmcv, the epoch is counted by the first
+    step after its end.
 
     Args:
-        loader: Of steps.
-        done: Steps that were taken before.
+        loader: The training loader.
+        done: Number of finished steps.
     """
 
     def __init__(self, loader: Any, done: int) -> None:

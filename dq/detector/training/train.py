@@ -43,27 +43,27 @@ def train(
     resume: Resume | None = None,
     validate: bool = True,
 ) -> nn.Module:
-    """Train as the config says and return the detector, unwrapped.
+    """Train as the config says and return the detector without DDP; every rank must call it.
 
-    Every rank must call it. Hooks, learning rates, clipping, evaluation and checkpoints are
-    mmcv's and mmdet's, configured as for mmdet's ``tools/train.py``.
+    Hooks, learning rates, clipping, evaluation and checkpoints are those of mmcv and mmdet,
+    configured as for mmdet's ``tools/train.py``.
 
     Args:
-        config: As `dq.detector.config.read.finish` returns it; not changed.
+        config: Result of `dq.detector.config.read.finish`; it is not changed.
         detector: On the device, equal on all ranks.
         dataset: The training images.
-        place: Where it runs, and what is kept of it.
+        place: Folder, device, supervision and tracking.
         seed: Of the samplers and loader processes.
         quantization: Given for quantization-aware training; its ranges must be calibrated.
-        resume: A checkpoint of this very training to continue from.
+        resume: A checkpoint of this same training to resume from.
         validate: Evaluate on ``data.val`` as ``evaluation`` says.
 
     Raises:
         ValueError: The config asks for something that does not exist.
         RuntimeError: A loss is not finite, ranks differ, or a checkpoint cannot be written.
-        Stopped: A signal asked for it; a checkpoint to go on from has been written.
+        Stopped: A signal stopped the training; a checkpoint to resume from has been written.
     """
-    # Each rank has read the data set from a disk that another may have had in memory.
+    # One rank may read the data set much more slowly than another that has it in its disk cache.
     wait_for_all_ranks("the beginning of a training")
     config = copy.deepcopy(config)
     _refuse_what_does_not_fit(config, quantization)
@@ -96,7 +96,8 @@ def train(
     check_hooks(runner, detector, dataset, place.device)
     log_in_time(runner, len(loader))
     _set_begin(runner, config, len(loader), resume, trusted=place.trusted)
-    with added_losses(detector, extras.terms), place.supervision.over("the start"):
+    losses = added_losses(detector, extras.terms, alone=extras.alone)
+    with losses, place.supervision.over("the start"):
         runner.run(loaders, [tuple(flow) for flow in config.workflow])
     extras.finish(loaders[0], place.device)
     if quantization is not None:

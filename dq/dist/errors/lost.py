@@ -47,7 +47,7 @@ def explain_lost_rank(error: BaseException) -> str | None:
     if _SILENT.search(text):
         return (
             "another rank did not answer in time: it hangs or is much slower; the stacks of all"
-            f" ranks lie beside their logs, and --timeout sets the limit ({first})"
+            f" ranks are next to their logs, and --timeout sets the limit ({first})"
         )
     return None
 

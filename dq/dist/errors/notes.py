@@ -1,8 +1,8 @@
-"""What the ranks know of an error besides its message: who prints it, and which exit code it means.
+"""Notes on an error besides its message: whether it has been printed, and its exit code.
 
-Python's own exceptions can be in no weak dictionary, and in an ordinary one an error would live on,
-with the tensors of its traceback. So the notes are an attribute of the exception, and only this
-module sets and reads it.
+Python's own exceptions do not support weak references, and an ordinary dictionary would keep an
+error alive, with the tensors of its traceback. So the notes are an attribute of the exception, and
+only this module sets and reads it.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def _settle_buckets(wrapped: DistributedDataParallel, late: Collection[Parameter
 
 
 def unwrap(module: Module) -> Module:
-    """Return the module inside its wrappers, whatever their order; else the module itself.
+    """Return the module inside its wrappers, in any order; else the module itself.
 
     Wrappers are DDP, DataParallel and torch.compile's.
     """

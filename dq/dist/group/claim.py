@@ -21,10 +21,10 @@ _MAIN = 0
 def claim_report(code: int) -> int | None:
     """Claim the report of an error: the first rank to ask prints it, and no rank waits for another.
 
-    In a single process the claim succeeds. It also succeeds if nobody can tell, because printing an
-    error twice is better than never. The store is asked in a thread, since the client of a dead
-    store would try for long. Where the store is gone together with the main rank that held it, the
-    answer is what that rank said when it ended.
+    In a single process the claim succeeds. It also succeeds if the answer cannot be known, because
+    printing an error twice is better than never. The store is asked in a thread, because the client
+    of a dead store would try for a long time. If the store is gone together with the main rank that
+    held it, the answer is the exit code that this rank sent when it ended.
 
     Args:
         code: The exit code of this rank's error.

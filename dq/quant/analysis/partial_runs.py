@@ -1,9 +1,9 @@
-"""Run a graph again only where a quantizer changes its values, and keep all others.
+"""Run again only the nodes of a graph that depend on a quantizer, and keep all other values.
 
-A quantizer in the middle of a network changes what comes after it. What comes before it, and what
-lies on other branches, has the value of the float run. So after one float run of a batch, a run
-with one quantizer on computes only the nodes that depend on it, with the same operators on the same
-values: the outputs are equal bit for bit to those of a whole run.
+A quantizer changes only the values after it. All values before it, and on other branches, are those
+of the float run. So after one float run of a batch, a run with one quantizer on computes only the
+nodes that depend on it, with the same operators on the same values. The outputs are equal bit for
+bit to those of a whole run.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def noise(
     Args:
         graph: In the phases to measure.
         batches: Images.
-        wanted: The float outputs of each batch, as `float_outputs` returns them.
+        wanted: The float outputs of each batch, as `floating_tensors` returns them.
     """
     signal: Tensor | float = 0.0
     error: Tensor | float = 0.0

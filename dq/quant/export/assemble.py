@@ -1,4 +1,4 @@
-"""From a calibrated graph to a whole ONNX model: integers, operators, format, check."""
+"""Export a calibrated network as a whole ONNX model: integers, operators, format."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def assembled(
     """Return the network as an ONNX model in one of the formats.
 
     Args:
-        network: As `dq.quant.integer.bias_overflow.network_for_engines` returns it.
+        network: Result of `dq.quant.integer.bias_overflow.network_for_engines`.
         examples: Its inputs.
         kind: A key of `dq.formats.FORMATS` with a flavour.
         opset: Of ONNX; None for the lowest that has the network's integers.
@@ -53,7 +53,7 @@ def assembled(
         opset=_opset(network, flavour, opset),
         output_names=[*names, *more_outputs],
         input_names=input_names,
-        behind=after,
+        after=after,
     )
     if rewrite_ is not None:
         rewrite_(model)
@@ -86,7 +86,7 @@ def _opset(network: fx.GraphModule, flavour: Flavour, given: int | None) -> int:
 
 
 def _is_deformable(network: fx.GraphModule) -> bool:
-    """Say whether a deformable convolution is among the network's layers and functions."""
+    """Return whether the network contains a deformable convolution."""
     called = [str(node.target) for node in network.graph.nodes if node.op == "call_function"]
     called += [type(module).__name__ for module in network.modules()]
     return any("deformconv" in name.replace("_", "").lower() for name in called)

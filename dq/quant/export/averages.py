@@ -1,4 +1,4 @@
-"""Averages in the form that engines compute in integers."""
+"""Write averages in the form that engines compute in integers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _IMAGE = {2, 3}
 def fit_averages_(model: ir.Model) -> None:
     """Write means over height and width as GlobalAveragePool, in place.
 
-    torch.onnx writes them as ReduceMean, which engines compute in float: the last digits of its
-    result depend on the order of the sum. An average over windows is written as one that does not
-    count padding, with a Pad before it if there is padding and a last window may be partial. It is
-    the same, but ONNX Runtime would count the pixels that such a window lacks.
+    torch.onnx writes them as ReduceMean, which engines compute in float; the last digits of the
+    result then depend on the order of the sum. An average over windows with padding, of which the
+    last window may be partial, is written as a Pad and an average that does not count padding. The
+    result is the same, but ONNX Runtime would otherwise count pixels outside of the partial window.
 
     Args:
-        model: With static sizes of images.
+        model: With static image sizes.
     """
     for node in list(model.graph):
         if node.op_type == "ReduceMean" and _is_over_the_image(node):
@@ -40,9 +40,9 @@ def _fit_windows(model: ir.Model, node: ir.Node) -> None:
 
 
 def _padding_of_windows(node: ir.Node) -> list[int] | None:
-    """Return padding that ends with the last window; None if sizes are not known.
+    """Return padding that ends with the last window; None if sizes are unknown.
 
-    torch leaves out a last window that begins in the padding. ONNX does not.
+    torch leaves out a last window that starts in the padding, but ONNX does not.
     """
     value, pads = node.inputs[0], _ints(node, "pads")
     windows, strides = _ints(node, "kernel_shape"), _ints(node, "strides")

@@ -1,8 +1,8 @@
-"""Round a model's input after it has been rearranged, not before.
+"""Quantize a model's input after it has been rearranged, not before.
 
 YOLOX begins with four strided slices of the image and their concatenation. Engines compute these
-five operations as one (SpaceToDepth), but only if nothing stands between them. Rounding gives the
-same numbers before and after values are moved, so one rounding after the last move is enough.
+five operations as one (SpaceToDepth), but only if no quantizer is between them. Quantization gives
+the same numbers before and after values are moved, so one quantizer after the last move is enough.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A network of integer modules as an ONNX graph with placeholder nodes for the integers.
+"""Export a network of integer modules to an ONNX graph with placeholders for the integers.
 
-torch.onnx translates all its operators; each integer module emits one node of the domain
-`dq.quant.integer.modules.DOMAIN`. The graph is simplified while these nodes are in it, so that
-simplification cannot fold a weight's integers away. The writers of formats replace them afterwards.
+torch.onnx translates all its operators, and each integer module becomes one placeholder node of the
+domain `dq.quant.integer.modules.DOMAIN`. The graph is simplified with these placeholders, so that
+the simplification cannot fold the integers of a weight. The writers of formats replace them later.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ INPUT, SECOND, OUTPUT = "images", "second", "output"
 class _Flat(nn.Module):
     """The network with its outputs as one flat list, in the order of `flatten`."""
 
-    def __init__(self, network: nn.Module, behind: Callable[[Any], Any] | None) -> None:
+    def __init__(self, network: nn.Module, after: Callable[[Any], Any] | None) -> None:
         super().__init__()
-        self.network, self.behind = network, behind
+        self.network, self.after = network, after
 
     def flat(self, *inputs: Tensor) -> list[Tensor]:
         result = self.network(*inputs)
-        return _tensors(result if self.behind is None else self.behind(result))
+        return _tensors(result if self.after is None else self.after(result))
 
 
 def _tensors(result: Any) -> list[Tensor]:
-    """Return the tensors of a result; None, as a head without a branch returns, is no output."""
+    """Return the tensors of a result without None, which a head without a branch returns."""
     return [value for value in flatten(result)[0] if value is not None]
 
 
@@ -63,24 +63,24 @@ def placeholder_model(
     opset: int,
     output_names: Sequence[str],
     input_names: Sequence[str] = (INPUT, SECOND),
-    behind: Callable[[Any], Any] | None = None,
+    after: Callable[[Any], Any] | None = None,
 ) -> ir.Model:
-    """Return the network as an ONNX model with placeholder nodes, its first dimension free.
+    """Return the network as an ONNX model with placeholder nodes and a free first dimension.
 
     Args:
-        network: As `dq.quant.integer.convert.integer_network` returns it.
-        example: An input, or all of them; its size but for the first dimension becomes the
-            model's. An input whose first dimension is not that of the first input keeps it.
+        network: Result of `dq.quant.integer.convert.integer_network`.
+        example: An input, or all of them. All sizes except the first dimension are fixed in the
+            model. An input whose first dimension differs from the first input's keeps it fixed too.
         opset: Version of ONNX's operators, 18 or later.
         output_names: Of the outputs, in the order of `flatten`.
-        input_names: Of the inputs, as many or more.
-        behind: Computed on the network's result and exported too.
+        input_names: Of the inputs; further names are ignored.
+        after: A function of the network's result that is exported too.
 
     Raises:
         ValueError: An operator of the network has no ONNX form; it is named.
     """
     emitting = export_switch_of(network)
-    # One image alone would make the batch's size a constant.
+    # With a single image torch.export would make the batch size a constant.
     examples = [example] if isinstance(example, Tensor) else list(example)
     batched = [x.dim() > 0 and len(x) == len(examples[0]) for x in examples]
     inputs = tuple(
@@ -93,7 +93,7 @@ def placeholder_model(
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                flat(network, behind).eval(),
+                flat(network, after).eval(),
                 inputs,
                 dynamo=True,
                 opset_version=opset,
@@ -130,7 +130,7 @@ def _quiet() -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return in one line the operator at which torch.onnx failed, and why."""
+    """Return in one line the operator that torch.onnx cannot export, or its deepest error."""
     messages = []
     here: BaseException | None = error
     while here is not None:
@@ -147,7 +147,7 @@ def reason_of(error: BaseException) -> str:
 def checked(model: ir.Model) -> onnx.ModelProto:
     """Return the model as an ONNX message, checked with shape inference.
 
-    The shapes of values inside are left out: every engine infers them itself.
+    The shapes of inner values are left out, because every engine infers them itself.
 
     Raises:
         RuntimeError: The check failed.

@@ -59,7 +59,7 @@ def to_qdq_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
 
     Args:
         model: Result of `dq.quant.export.onnx_graph.placeholder_model`.
-        specs: The integer format of every quantizer, by its name.
+        specs: The integer format of every quantizer, by name.
     """
     fit_averages_(model)
     round_inputs_late_(model)
@@ -79,7 +79,7 @@ def placeholders(model: ir.Model) -> list[ir.Node]:
 
 
 def site_of(node: ir.Node) -> str:
-    """Return the name of the quantizer that a placeholder stands for."""
+    """Return the name of the quantizer of a placeholder."""
     return str(node.attributes["site"].as_string())
 
 
@@ -92,11 +92,12 @@ def array_of(value: ir.Value | None) -> Array:
 
 
 def finish_(model: ir.Model) -> None:
-    """Remove our domain, everything without a reader and torch's notes; sort the nodes."""
+    """Remove our domain, unused initializers and torch's metadata; sort the nodes."""
     model.opset_imports.pop(DOMAIN, None)
     for name in [n for n, v in model.graph.initializers.items() if not v.uses()]:
         del model.graph.initializers[name]
-    # The Python code of each node and the list of all tensors, a third of a small file.
+    # torch's metadata are the Python code of each node and a list of all tensors: a third of a
+    # small file.
     model.graph.metadata_props.clear()
     for node in model.graph:
         node.metadata_props.clear()
@@ -104,11 +105,11 @@ def finish_(model: ir.Model) -> None:
 
 
 class Writer:
-    """Writes nodes into one model, and each constant only once."""
+    """Writes nodes into a model, and each constant only once."""
 
     def __init__(self, model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
         self.graph, self.specs = model.graph, specs
-        # The model's own inputs and outputs may be called like one of its layers.
+        # The model's own inputs and outputs may have the name of a layer.
         taken = [*model.graph.inputs, *model.graph.outputs]
         self.uses: dict[str, int] = {str(value.name): 1 for value in taken}
         self.num_values = 0
@@ -133,7 +134,7 @@ class Writer:
         yield self.constant(f"{site}/zero_point", array_of(node.inputs[2]).astype(kind))
 
     def numbered(self, node: ir.Node) -> str:
-        """Return the site's name, with a number if the place is a repetition or not the first."""
+        """Return the quantizer's name, with a number if it is a repetition or not the first use."""
         site = site_of(node)
         repeated = "repeated" in node.attributes and node.attributes["repeated"].as_int()
         if not repeated and site not in self.uses:
@@ -143,7 +144,7 @@ class Writer:
         return f"{site}#{self.uses[f'{site}#']}"
 
     def short_name(self) -> str:
-        """Return a new name for a value; in small files long names weigh more than weights."""
+        """Return a new short name for a value; long names would be most of a small file."""
         self.num_values += 1
         return f"/{self.num_values}"
 

@@ -1,8 +1,8 @@
 """Replace the placeholders of an exported network by Clip nodes and float weights, for TI's TIDL.
 
-As in the origin (edgeai-torchvision's PAct2), an activation's range is a Clip from ``-2^n`` or 0 to
-``2^n``, from which TIDL derives the scale. Weights are float numbers that are already on their
-quantization grid.
+As in the original code (edgeai-torchvision's PAct2), an activation's range is a Clip from ``-2^n``
+or 0 to ``2^n``, from which TIDL derives the scale. Weights are float numbers on their quantization
+grid.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def to_tidl_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
         specs: The integer format of every quantizer, by its name.
 
     Raises:
-        ValueError: A scale is no power of two, or a zero point is not 0; the quantizer is named.
+        ValueError: A scale is not a power of two, or a zero point is not 0; the message names the
+            quantizer.
     """
     for node in placeholders(model):
         _check(site_of(node), node)

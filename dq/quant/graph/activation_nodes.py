@@ -1,4 +1,4 @@
-"""Nodes that call an activation function directly, however it is written in the model."""
+"""Recognise nodes that call an activation function: as a module, function or method."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def what(root: nn.Module, node: fx.Node) -> Any:
 
 
 def settings(root: nn.Module, node: fx.Node, *names: str, **defaults: Any) -> list[Any]:
-    """Return arguments after the first, or a module's attributes, by name.
+    """Return a node's arguments after the first, or its module's attributes, by name.
 
     Args:
-        root: Has the node's module.
+        root: Contains the node's module.
         node: Calls a module, a function or a method.
-        names: Of the arguments, in order.
-        defaults: Of those that may be missing.
+        names: Names of the arguments, in order.
+        defaults: Values of arguments that may be missing.
     """
     module = module_of(root, node)
     given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)

@@ -1,8 +1,8 @@
-"""Find the activation functions of a graph, in whatever way the model computes them.
+"""Find the activation functions of a graph by their values, not by how they are written.
 
 ``nn.SiLU()(x)``, ``F.silu(x)``, ``x * torch.sigmoid(x)`` and mmcv's ``Swish`` are one function. So
-the graph is searched for nodes that together compute one value from one other value, element by
-element. They are run on a few numbers, and the results say which function it is.
+the graph is searched for nodes that together compute an elementwise function of one tensor. These
+are run on some numbers, and their results are compared with those of known functions.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Function:
         kind: Name of a recognised function in `dq.quant.numerics.activation_functions`,
             ``leaky_relu``, ``prelu``, ``clip`` (ReLU, ReLU6 and other bounds), or ``other``.
         source: The node of its argument.
-        nodes: The nodes that compute it, in order; the last one is its value.
+        nodes: The nodes that compute it, in order; the last one has its value.
     """
 
     kind: str
@@ -109,7 +109,7 @@ class Function:
 
 @torch.no_grad()
 def find_functions(root: nn.Module, graph: fx.Graph) -> list[Function]:
-    """Return the functions of a graph, in order; no node is in two of them.
+    """Return the functions of a graph, in order; each node is in at most one of them.
 
     Args:
         root: The model, on any device.
@@ -118,7 +118,7 @@ def find_functions(root: nn.Module, graph: fx.Graph) -> list[Function]:
     search = _Search(root, graph)
     found: list[Function] = []
     taken: set[fx.Node] = set()
-    # The last node first, so that a function is found before the parts that it is made of.
+    # From the last node back, so that a function is found before its own parts.
     for node in reversed(graph.nodes):
         if node in taken:
             continue
@@ -143,7 +143,7 @@ class _Search:
         self.modules: dict[type[nn.Module], bool] = {}
 
     def function_at(self, node: fx.Node) -> Function | None:
-        """Return the function whose value is this node's; None if it is not one."""
+        """Return the function that has this node as its value; None if there is none."""
         if not self._is_elementwise(node):
             return None
         nodes, source = self._widest(node)
@@ -155,9 +155,9 @@ class _Search:
             and kind == OTHER
             and not self._reads_twice(nodes, source)
         ):
-            return None  # A function, then a scale that is not part of it.
+            return None  # A function, and a scale that is not part of it.
         if called_name(node) in _SUMS and kind == OTHER:
-            return None  # A function, then a residual sum.
+            return None  # A function, and a residual sum.
         if len(nodes) > 1 and kind == OTHER and not self._reads_twice(nodes, source):
             return self._single(node)  # Several functions in a row.
         return Function(kind=kind, source=source, nodes=tuple(nodes))
@@ -172,10 +172,10 @@ class _Search:
         return sum(source in node.all_input_nodes for node in nodes) > 1
 
     def _widest(self, node: fx.Node) -> tuple[list[fx.Node], fx.Node | None]:
-        """Return the nodes that compute ``node`` from one source, as far back as that is known.
+        """Return the nodes that compute ``node`` from a single source node, and that source.
 
-        The search stops at the first node, going back, from which everything is computed. It goes
-        on only while more than one source is left, or while the nodes are no known function yet.
+        The search goes back from ``node``. It takes the first single source, or one further back if
+        the nodes from there are a known function. The source is None if there is none.
         """
         nodes, frontier = [node], set(tensor_inputs(node))
         best: tuple[list[fx.Node], fx.Node | None] = ([node], None)
@@ -217,11 +217,11 @@ class _Search:
         try:
             values = self._run(nodes, source)
         except Exception:
-            return OTHER  # It has parameters of a size that fits no probe, or draws random numbers.
+            return OTHER  # For example its parameters do not fit the size of the probe.
         return _kind_of(values)
 
     def _run(self, nodes: Sequence[fx.Node], source: fx.Node) -> Tensor:
-        """Return what the nodes compute from the probe."""
+        """Return the function's values at the probe."""
         runner = fx.Interpreter(_OnCpu(self.root), graph=source.graph)
         runner.env = {source: _PROBE.reshape(_SHAPE).clone()}
         for node in nodes:
@@ -235,7 +235,7 @@ class _Search:
 
 
 class _OnCpu(nn.Module):
-    """Gives an interpreter the parts of a model; tensors as CPU copies.
+    """Gives an interpreter the modules of a model, and its tensors as copies on the CPU.
 
     Args:
         root: The model.
@@ -261,7 +261,7 @@ def _run_constant(runner: fx.Interpreter, node: fx.Node) -> None:
 
 
 def _maps_each_element(module: nn.Module) -> bool:
-    """Say whether each value of the module's result depends only on the same value of its input."""
+    """Return whether a module is elementwise; tried on a few inputs."""
     x = _PROBE.reshape(_SHAPE)
     was_training = module.training
     try:
@@ -275,7 +275,7 @@ def _maps_each_element(module: nn.Module) -> bool:
             if not torch.equal(part[mask], whole[mask]):
                 return False
     except Exception:
-        return False  # It needs other inputs.
+        return False  # It needs inputs of another shape or number.
     finally:
         module.train(was_training)
     return True

@@ -19,10 +19,10 @@ class Placement:
 
     Args:
         root: The model; its layers are quantized layers already.
-        graph: Its graph; unchanged.
+        graph: Its graph; it is not changed.
         target: The engine's rules.
-        functions: The graph's functions, see `dq.quant.graph.functions.find_functions`.
-        is_quantized: Says of a layer's node whether its weight is quantized.
+        functions: The graph's functions, from `dq.quant.graph.functions.find_functions`.
+        is_quantized: Returns whether the weight of a layer's node is quantized.
         outputs: Also quantize the outputs of the last layers.
     """
 
@@ -49,7 +49,7 @@ class Placement:
         self.wanted: set[fx.Node] = set()
 
     def find(self) -> set[fx.Node]:
-        """Return the nodes whose value gets a quantizer."""
+        """Return the nodes with a quantizer for their value."""
         for node in self.graph.nodes:
             if self._runs_in_integers(node):
                 for tensor in self._read_as_integers(node):
@@ -73,12 +73,12 @@ class Placement:
         return role is Role.MIXER and self.target.mixers
 
     def _read_as_integers(self, node: fx.Node) -> list[fx.Node]:
-        """Return the inputs that this integer operation reads as integers."""
+        """Return the inputs that need a quantizer for this integer operation."""
         tensors = tensor_inputs(node)
         is_sum = called_name(node) in _SUMS
         if self.target.sums is Sums.ALL or not is_sum or len(tensors) < 2:
             return tensors
-        # The engine adds the other tensors to the result of this layer before it is rounded.
+        # The sum is fused into one layer: the engine adds the others to its unrounded result.
         layers = [
             tensor
             for tensor in tensors
@@ -90,7 +90,7 @@ class Placement:
         return [tensor for tensor in tensors if tensor is not fused]
 
     def _require(self, node: fx.Node) -> None:
-        """Mark the node where the integers of ``node`` arise: before any carriers."""
+        """Mark a node, or the node before it if it only moves values (`Role.CARRIER`)."""
         while role_of(self.root, node) is Role.CARRIER:
             (node,) = tensor_inputs(node)
         if node in self.wanted:
@@ -131,7 +131,7 @@ class Placement:
             self._require(join)  # Its quantizer is the one of all its parts.
 
     def _only_join(self, node: fx.Node) -> fx.Node | None:
-        """Return the concatenation that alone reads the node's values; None if there is none."""
+        """Return the concatenation that is the only reader of the node; None if there is none."""
         while True:
             readers = _readers(node)
             if len(readers) != 1:
@@ -147,7 +147,7 @@ class Placement:
 def fixed_bounds(
     functions: Iterable[Function], target: Target
 ) -> Mapping[fx.Node, tuple[float, float]]:
-    """Return the bounds of each function's value whose range is fixed for the target."""
+    """Return the bounds of each function value that has a fixed range for the target."""
     return {f.value: target.fixed[f.kind] for f in functions if f.kind in target.fixed}
 
 
@@ -156,5 +156,5 @@ def _readers(node: fx.Node) -> list[fx.Node]:
 
 
 def reads_shape(node: fx.Node) -> bool:
-    """Say whether the node only reads sizes, which do not change with quantization."""
+    """Return whether the node only reads sizes, which quantization does not change."""
     return node.op in {"call_function", "call_method"} and is_shape(node)

@@ -1,4 +1,4 @@
-"""Rewrite functions as the operations that a target computes them with."""
+"""Rewrite functions as the operations with which a target computes them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _WHOLE = {each.name: each.compute for each in FUNCTIONS if each.is_one_operation
 def split_functions_(
     graph: fx.Graph, functions: Iterable[Function], target: Target, owner: dict[fx.Node, str]
 ) -> list[Function]:
-    """Rewrite the graph in place; return its functions after that.
+    """Rewrite the functions of a graph for a target, in place; return the functions after that.
 
-    A function of a kind in ``target.splits`` becomes the operations of the engine. One that the
-    model computes in several operations becomes a single one, unless the target fuses it anyway.
+    A function of a kind in ``target.splits`` becomes the operations of the engine. A function that
+    the model computes in several operations becomes a single one, unless the target fuses it.
 
     Args:
         graph: Its layers may be quantized layers already.
-        functions: Of the graph.
+        functions: The graph's functions.
         target: The engine's rules.
-        owner: Qualified name of what produced each node's value; gets the new nodes.
+        owner: Qualified name of the module that computes each node; new nodes are added to it.
     """
     if not target.finds_functions:
         return []

@@ -320,7 +320,7 @@ def _shell_with(names: Sequence[str]) -> type[_Shell]:
 
 
 def _input_names(number: int) -> list[str]:
-    """Return names for so many inputs, at least one; quantizers of inputs are named by them."""
+    """Return names for this number of inputs, at least one; input quantizers are named by them."""
     return ["x", "y", *(f"x{n}" for n in range(2, number))][: max(1, number)]
 
 

@@ -21,16 +21,16 @@ from dq.quant.integer.modules import IntegerLayer, IntegerWeight
 
 log = logging.getLogger(__name__)
 
-# Half of what 32 bits hold; the other half is for the sum of products. ONNX Runtime rounds the bias
-# to 32 bits whatever the widths, also of layers that it computes in float.
+# Half of the range of 32 bits; the other half is for the sum of products. ONNX Runtime rounds the
+# bias to 32 bits for all bit widths, also in layers that it computes in float.
 LARGEST_BIAS = 2.0**30
 
 
 def network_for_engines(graph: QuantizedGraph) -> fx.GraphModule:
-    """Return a graph's integer network, its biases within 32 bits.
+    """Return a graph's integer network, with biases that fit into 32 bits.
 
     Args:
-        graph: With its ranges; unchanged.
+        graph: With ranges; it is not changed.
 
     Raises:
         ValueError: As `dq.quant.integer.convert.integer_network`.

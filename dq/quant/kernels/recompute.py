@@ -1,10 +1,10 @@
 """Fake-quantized tensors that are recomputed in the backward pass instead of saved.
 
 A convolution saves its input and its weight for the backward pass. If these are fake-quantized,
-the tensor they were computed from is in memory anyway: the parameter, or the unquantized values
-where scales are learned. One pass over memory computes them again.
+the tensor they were computed from is in memory anyway: the parameter, or, with learned scales, the
+unquantized values. One pass over memory computes them again.
 
-This is correct only while nobody writes into these tensors. torch counts writes (``_version``). A
+This is correct only if these tensors are not written. torch counts writes (``_version``). A
 fake-quantized tensor that was changed before it is used is saved as usual. If a source was changed
 before the backward pass needs it, that is an error, as elsewhere in torch.
 """

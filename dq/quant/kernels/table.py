@@ -1,10 +1,11 @@
-"""A function between two quantizers, looked up in tables of at most 256 entries.
+"""Compute a function between two quantizers with tables of at most 256 entries.
 
-An integer engine that does not fuse SiLU into the convolution before it rounds three times: after
-the convolution, after the sigmoid and after the product. As separate operations in training, each
-passes over memory forward and backward and keeps a tensor for the backward pass. But after the
-first rounding a tensor has at most 256 different values. So the rest is computed for these values
-alone, and one pass over memory looks the results up. The backward pass needs two bytes a value.
+An integer engine that does not fuse SiLU into the convolution before it quantizes three times:
+after the convolution, after the sigmoid and after the product. As separate operations in training,
+each would pass over memory in the forward and backward pass and save a tensor for the backward
+pass. But after the first fake quantization a tensor has at most 256 different values. So function
+and second quantizer are computed only for these values, and one pass over memory looks up the
+results. The backward pass needs two bytes per value.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ library = _KERNELS.library
 
 
 def takes(x: Tensor) -> bool:
-    """Say whether there is a kernel for this tensor here."""
+    """Return whether the kernel can be used for this tensor: float32, dense, on the CPU."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -46,7 +47,7 @@ def takes(x: Tensor) -> bool:
 
 
 def grid_points(scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
-    """Return all values that a fake-quantized tensor may have, ascending, float32 ``(levels,)``."""
+    """Return all possible values of a fake-quantized tensor, ascending, float32 ``(levels,)``."""
     return (_integers(spec.quant_min, spec.quant_max) - zero_point) * scale
 
 
@@ -58,17 +59,17 @@ def _integers(lowest: int, highest: int) -> Tensor:
 def gate_tables(
     grid: Tensor, gate: tuple[Tensor, Tensor, QuantSpec], last: tuple[Tensor, Tensor, QuantSpec]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the tables of SiLU as a product with its own rounded sigmoid.
+    """Return the tables of SiLU as the product of a tensor and its fake-quantized sigmoid.
 
-    The same as automatic differentiation gives, in a fifth of the time.
+    The derivative is equal to that of autograd, but takes a fifth of the time.
 
     Args:
         grid: Result of `grid_points`.
         gate: Scale, zero point and integer format of the sigmoid's quantizer.
-        last: Those of the product's quantizer.
+        last: The same of the product's quantizer.
 
     Returns:
-        For each grid point: the product, the product after its quantizer, its derivative.
+        For each grid point: the product, the fake-quantized product, and the derivative of that.
     """
     sigmoid = torch.sigmoid(grid)
     rounded, passes_gate = _rounded(sigmoid, *gate)
@@ -81,7 +82,7 @@ def gate_tables(
 def _rounded(
     values: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec
 ) -> tuple[Tensor, Tensor]:
-    """Return the values fake-quantized, and where the gradient passes."""
+    """Return the fake-quantized values, and the mask of the straight-through estimator."""
     found: tuple[Tensor, Tensor] = torch._fake_quantize_per_tensor_affine_cachemask_tensor_qparams(
         values, scale, zero_point, _enabled(), spec.quant_min, spec.quant_max
     )
@@ -110,15 +111,15 @@ class Lookup(torch.autograd.Function):
         """Return the entries, in the shape and memory layout of ``x``.
 
         Args:
-            ctx: Keeps what the backward pass needs.
-            x: Float32, dense.
+            ctx: Saves tensors for the backward pass.
+            x: float32, dense.
             scale: Of the quantizer before the function, ``()``.
-            zero_point: As ``scale``.
+            zero_point: Of the same quantizer, ``()``.
             spec: Its integer format, of at most 8 bits.
             tables: For each grid point: the function's value, the value after the second quantizer,
                 and the derivative of that.
-            records: Smallest and largest value of ``x`` so far, then those of the function's
-                value, ``()`` each; updated. None does not record.
+            records: Minimum and maximum of ``x`` so far, then of the function's value, ``()`` each;
+                updated in place. None is not recorded.
             in_place: ``x`` may be overwritten.
         """
         between, after, derivative = tables

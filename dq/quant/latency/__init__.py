@@ -1,1 +1,1 @@
-"""How fast an exported model runs in an engine, beside the same model in float, layer by layer."""
+"""Measure the speed of an exported model and of the same model in float, layer by layer."""

@@ -1,4 +1,4 @@
-"""Which layers to leave in float: measured on the file, before anybody calibrates with a rule."""
+"""Find the layers that should stay in float, by measuring the exported file."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from dq.quant.latency.paired import Spread
 from dq.quant.latency.per_layer import LayerTime
 from dq.quant.latency.terms import ALONE, Terms
 
-# Integers that bring less are not worth their rounding error (NVIDIA's Model-Optimizer has the
-# same limit).
+# A smaller speed-up is not worth the rounding error (NVIDIA's Model-Optimizer has the same limit).
 WORTHWHILE = 1.02
 
 
 def not_worthwhile(times: Iterable[LayerTime]) -> list[LayerTime]:
-    """Return the quantized layers where integers bring less than `WORTHWHILE`."""
+    """Return the quantized layers whose speed-up is less than `WORTHWHILE`."""
     return [t for t in times if t.is_quantized and t.ms_integer and t.times_as_fast < WORTHWHILE]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """What it brings to leave layers in float where integers bring nothing.
+    """The speed of a model if the layers that do not gain from integers stay in float.
 
     Attributes:
-        layers: Quantized layers where integers bring less than `WORTHWHILE`.
-        as_now: Milliseconds of the model by those with these layers in float.
-        num_integer: Layers that then run in integers.
-        num_layers: All layers.
+        layers: Quantized layers whose speed-up is less than `WORTHWHILE`.
+        as_now: Time of the model divided by its time with these layers in float.
+        num_integer: Number of layers that then run in integers.
+        num_layers: Number of all layers.
     """
 
     layers: tuple[LayerTime, ...]
@@ -49,16 +48,16 @@ class Advice:
 def advice(
     model: ModelProto, times: Iterable[LayerTime], engine: Engine, terms: Terms = ALONE
 ) -> Advice | None:
-    """Time a model with its slow layers in float beside the model as it is.
+    """Time a model, and the same model with its slow layers in float, in turn.
 
     Args:
         model: As written by `dq.quant.export.qdq`.
         times: Result of `layer_times`.
-        engine: Runs both, in turn.
+        engine: Runs both.
         terms: Threads, rounds and sizes.
 
     Returns:
-        None where integers are worthwhile in every layer.
+        None if integers are worthwhile in every layer.
 
     Raises:
         ValueError: The model cannot be timed.
@@ -79,7 +78,7 @@ def advice(
 
 
 def rules_text(times: Iterable[LayerTime]) -> str:
-    """Return Python for a config that leaves these layers in float."""
+    """Return the Python code of a config that keeps these layers in float."""
     lines = [
         f"        dict(module={t.module!r}, quantize=False),  # {t.times_as_fast:.2f}x,"
         f" {t.lost_ms:+.3f} ms"

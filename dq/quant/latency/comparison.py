@@ -1,4 +1,4 @@
-"""Quantized models and their float twins in an engine, timed in turn: ratios, not times alone."""
+"""Time quantized models and their float twins in turn, and compute the ratios of their times."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from dq.quant.latency.terms import ALONE, Terms
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """One of some models that were timed in turn.
+    """The result of one of several models that were timed in turn.
 
     Attributes:
-        rounds: In each all models ran.
-        ms: Median milliseconds of one run.
-        as_first: The first model's milliseconds by this one's, of each round.
-        latency: Beside its float twin; None for a float model.
+        rounds: Number of rounds; in each all models ran.
+        ms: Median time of one run in milliseconds.
+        as_first: Time of the first model divided by this one's, over the rounds.
+        latency: Comparison with its float twin; None for a float model.
     """
 
     rounds: int
@@ -42,9 +42,9 @@ class Contestant:
 
     Attributes:
         name: Of the model.
-        engine: Name and version.
-        network: In the engine.
-        inputs: In order.
+        engine: Name and version of the engine.
+        network: The opened model.
+        inputs: Values of all inputs, in order.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Contestant:
             self.network.compute(self.inputs)
         except MemoryError:
             raise
-        except Exception as error:  # Engines have exceptions of their own.
+        except Exception as error:  # Each engine has its own exceptions.
             sizes = " and ".join("x".join(map(str, array.shape)) for array in self.inputs)
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
@@ -73,11 +73,11 @@ class Contestant:
 def compare(
     models: Mapping[str, ModelProto], engine: Engine, terms: Terms = ALONE
 ) -> dict[str, Timed]:
-    """Time models, and the float twins of those that are quantized, all in turn.
+    """Time models, and the float twins of the quantized ones, all in turn.
 
     Args:
         models: By name.
-        engine: In which all of them run.
+        engine: Runs all of them.
         terms: Threads, rounds and sizes.
 
     Raises:
@@ -93,7 +93,7 @@ def compare(
                 plain = float_twin(model)
                 twins[name] = _contestant(name, plain, engine, terms)
                 bytes_float[name] = plain.ByteSize()
-    # A model and its twin run one after the other, so that both meet the same load.
+    # A model and its twin run one after the other, so that the load of the machine is the same.
     places = [(kind, name) for name in own for kind in (own, twins) if name in kind]
     runs = [kind[name].run for kind, name in places]
     times = interleaved(runs, rounds=terms.rounds, fewest=terms.fewest, limit_s=terms.limit_s)
@@ -127,7 +127,7 @@ def compare(
 
 
 def latency_of(model: ModelProto, engine: Engine, terms: Terms = ALONE) -> Latency | None:
-    """Return a model's speed beside its float twin's; None for a float model, which has none.
+    """Compare a model's speed with its float twin's; return None for a float model.
 
     Raises:
         ValueError: The model cannot be timed.
@@ -145,7 +145,7 @@ def _contestant(name: str, model: ModelProto, engine: Engine, terms: Terms) -> C
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Put a model's name before the messages of mistakes."""
+    """Put a model's name before the message of a ValueError."""
     try:
         yield
     except ValueError as error:

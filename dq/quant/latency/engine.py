@@ -1,4 +1,4 @@
-"""What an engine must do so that its speed can be measured."""
+"""The interface of an engine whose speed can be measured."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Executed:
-    """One operator that an engine runs, which may stand for several nodes of the model.
+    """One operator that an engine runs; it may compute several nodes of the model.
 
     Attributes:
         operator: Its type in the engine.
-        names: Names of nodes and results of the model that it came from, in one text.
-        after: Places in the list of the operators whose results it reads.
-        ms: Median milliseconds in one run of the network.
-        is_integer: It is a convolution, transposed convolution or matrix product of integers.
+        names: Names of the model's nodes and values that it computes, in one text.
+        after: Indices of the operators whose results it reads.
+        ms: Median time in one run of the network, in milliseconds.
+        is_integer: Whether it is a convolution, transposed convolution or matrix product of
+            integers.
     """
 
     operator: str
@@ -34,8 +35,9 @@ class Network(Protocol):
     """A model that an engine has opened.
 
     Attributes:
-        num_integer: Layers (convolutions, transposed ones, matrix products) run in integers.
-        num_float: Layers run in float.
+        num_integer: Number of layers (convolutions, transposed convolutions, matrix products) that
+            run in integers.
+        num_float: Number of layers that run in float.
     """
 
     num_integer: int
@@ -53,17 +55,17 @@ class ProfiledNetwork(Network, Protocol):
 
 
 class Engine(Protocol):
-    """A runtime on the CPU; its text is its name and version."""
+    """A runtime on the CPU; ``str`` of it is its name and version."""
 
     def open(self, model: onnx.ModelProto, *, threads: int) -> Network:
-        """Return the model, ready to run on so many threads.
+        """Return the model, ready to run on this number of threads.
 
         Raises:
             ValueError: The engine cannot run it.
         """
 
     def profiled(self, model: onnx.ModelProto, *, threads: int) -> ProfiledNetwork:
-        """Return the model, ready to run while its operators are timed.
+        """Return the model, ready to run with a timer for each operator.
 
         Raises:
             ValueError: The engine cannot run it, or cannot time its operators.

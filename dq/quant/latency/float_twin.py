@@ -1,4 +1,4 @@
-"""The float twin of a quantized ONNX model: the same layers and weights without rounding."""
+"""The float twin of a quantized ONNX model: the same layers and weights without quantization."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def float_twin(model: ModelProto, only: Collection[str] | None = None) -> ModelP
     """Return a copy without QuantizeLinear and DequantizeLinear, its weights dequantized.
 
     Nodes keep their names and order. A Clip that `dq.quant.export` writes before a QuantizeLinear
-    goes too.
+    is removed too.
 
     Args:
-        model: With QDQ nodes, of any tool; without any it is returned as it is.
-        only: Names of the nodes that go, both of a pair; None for all.
+        model: With QDQ nodes, of any tool; without any it is copied unchanged.
+        only: Names of the nodes to remove, both nodes of each pair; None for all.
 
     Raises:
-        ValueError: Its layers are operators of integers, such as QLinearConv.
+        ValueError: The model has operators of integers, such as QLinearConv.
     """
     if operators := integer_operators(model):
         raise ValueError(
@@ -44,7 +44,7 @@ def float_twin(model: ModelProto, only: Collection[str] | None = None) -> ModelP
 
 
 def renamed_inputs_(nodes: Sequence[NodeProto], names: Mapping[str, str]) -> None:
-    """Let nodes, and the nodes of graphs inside them, read values by other names."""
+    """Rename the inputs of nodes, and of nodes in their subgraphs, in place."""
     for node in nodes:
         for index, name in enumerate(node.input):
             node.input[index] = names.get(name, name)
@@ -59,8 +59,8 @@ class _Twin:
     """Rewrites one graph.
 
     Attributes:
-        instead: The value to read in place of one that is gone.
-        was_rounded: Values that were integers of real numbers in the model.
+        instead: The value to read instead of a removed one.
+        was_rounded: Values that were integers in the model and are real numbers in the twin.
     """
 
     def __init__(self, graph: GraphProto, only: Collection[str] | None) -> None:
@@ -76,7 +76,7 @@ class _Twin:
         kept = []
         for node in self.graph.node:
             if self.was_rounded & set(node.input):
-                # Pooling, say; what ends the rounding has real numbers in the model, too.
+                # For example pooling of integers. The result of a DequantizeLinear is real already.
                 self.was_rounded.update(node.output if node.op_type != DEQUANTIZE else ())
             if not self._is_removed(node):
                 renamed_inputs_([node], self.instead)
@@ -98,7 +98,7 @@ class _Twin:
         self.graph.initializer.extend(tensors)
 
     def _is_removed(self, node: NodeProto) -> bool:
-        """Say whether a node goes, and note what is read in place of its result."""
+        """Return whether a node is removed; if so, note the value to read instead of its result."""
         source = node.input[0] if node.input else ""
         pair = self._rounding_after(node) if node.op_type == "Clip" else node.name
         if self.only is not None and pair not in self.only:
@@ -106,7 +106,7 @@ class _Twin:
         if node.op_type == QUANTIZE:
             self.was_rounded.add(node.output[0])
         elif node.op_type == DEQUANTIZE and source not in self.was_rounded:
-            if source not in self.stored:  # The model's input is integers.
+            if source not in self.stored:  # The model's own input has integers.
                 return False
             self.instead[node.output[0]] = self._dequantized(node)
             return True
@@ -116,7 +116,7 @@ class _Twin:
         return True
 
     def _rounding_after(self, node: NodeProto) -> str | None:
-        """Return the name of the rounding whose integers a Clip limits its input to, if it does."""
+        """Return the name of the QuantizeLinear whose integers a Clip limits, or None."""
         if node.op_type != "Clip" or not node.name.endswith(LIMITS):
             return None
         after = self.readers.get(node.output[0], [])
@@ -142,14 +142,17 @@ def dequantized(
     axis: int,
     block: int = 0,
 ) -> NDArray[np.floating]:
-    """Return the real numbers of integers, as ONNX's DequantizeLinear defines them.
+    """Return the real values of integers, as ONNX's DequantizeLinear defines them.
 
     Args:
-        integers: Of any shape.
+        integers: Any shape.
         scale: ``()``, one for each index of the axis, or one for each block along it.
-        zero_point: Of the scale's shape; None for 0.
-        axis: Ignored for a single scale.
-        block: Number of values that share a scale along the axis; 0 for all that have its index.
+        zero_point: Same shape as the scale; None for 0.
+        axis: The axis of the scales; ignored for a single scale.
+        block: Number of values along the axis that share a scale; 0 for one scale per index.
+
+    Returns:
+        Shape of ``integers``, dtype of ``scale``.
     """
     shift = np.zeros_like(scale) if zero_point is None else zero_point.astype(np.float32)
     factor = scale.astype(np.float32)
@@ -178,7 +181,7 @@ def _readers(graph: GraphProto) -> dict[str, list[str]]:
 
 
 def _collect(nodes: Sequence[NodeProto], names: set[str]) -> None:
-    """Add the names of all values that nodes read, also those of graphs inside them."""
+    """Add the names of all values that nodes and their subgraphs read."""
     for node in nodes:
         names.update(node.input)
         for attribute in node.attribute:

@@ -1,4 +1,4 @@
-"""What a QDQ model says of its integers: whether it has any, and of which widths."""
+"""Read from a QDQ model whether it is quantized, and the bit widths of its integers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections import Counter
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-# Operators that compute with integers themselves, which have no float form here.
+# Operators on integers, for which the float twin has no replacement.
 _INTEGER_OPERATORS = re.compile(r"QLinear|QGemm|Integer|DynamicQuantize|QAttention")
 
 
 def is_quantized(model: ModelProto) -> bool:
-    """Say whether a model has layers that an engine may run in integers."""
+    """Return whether a model has layers that an engine may run in integers."""
     return any(node.op_type == DEQUANTIZE for node in model.graph.node) or bool(
         integer_operators(model)
     )
@@ -34,18 +34,18 @@ def widths_of(model: ModelProto) -> str:
 
 
 def site_of(node: NodeProto) -> str:
-    """Return the name of the quantizer that a DequantizeLinear node of `dq.quant.export` is of."""
-    # Earlier versions ended the node's name with its kind.
+    """Return the name of the quantizer of a DequantizeLinear node written by `dq.quant.export`."""
+    # In files of earlier versions the node's name ends with its kind.
     return node.name.removesuffix("/dequantize").partition("#")[0]
 
 
 def integer_operators(model: ModelProto) -> list[str]:
-    """Return the types of a model's nodes that compute with integers themselves."""
+    """Return the types of a model's nodes that are operators on integers, such as QLinearConv."""
     return [n.op_type for n in model.graph.node if _INTEGER_OPERATORS.search(n.op_type)]
 
 
 def constants(graph: GraphProto) -> dict[str, TensorProto]:
-    """Return the stored tensors of a graph by name, those of Constant nodes too."""
+    """Return the stored tensors of a graph by name, including those of Constant nodes."""
     found = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":

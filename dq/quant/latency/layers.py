@@ -1,9 +1,9 @@
-"""Which layer of a model each executed operator belongs to, whatever an engine has fused.
+"""Find the layer of a model that each executed operator belongs to, after fusion by an engine.
 
-A layer is a convolution, a transposed one or a matrix product, with everything between it and the
-next layers: its activation function, rounding, sums. Engines fuse, rename and insert nodes, so each
-node and each value of the model gets the number of its layer as a part of its name. What an engine
-inserts belongs to the operator before it.
+A layer is a convolution, a transposed convolution or a matrix product, with everything up to the
+next layers: its activation function, quantization, sums. Engines fuse, rename and insert nodes.
+Therefore the number of its layer is made a part of the name of each node and value. A node that an
+engine inserts belongs to the layer of the operator before it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dq.quant.latency.formats import DEQUANTIZE, site_of
 
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _TAG = re.compile(r"@layer(\d+)@")
-# Of the convolution or product itself, not of what comes after it.
+# The tag of the convolution or product itself, not of the nodes after it.
 _OWN = re.compile(r"@layer(\d+)@own@")
 
 
@@ -30,8 +30,8 @@ class Layer:
     """A layer of a model.
 
     Attributes:
-        name: Of its weight, as the file has it; the name of its node if it has none.
-        is_quantized: The file has integers for its weight.
+        name: Of its weight in the file; the name of its node if the weight has none.
+        is_quantized: Whether the file has integers for its weight.
     """
 
     name: str
@@ -39,13 +39,13 @@ class Layer:
 
     @property
     def module(self) -> str:
-        """The detector's module, if `dq.quant.export` has written the file."""
+        """Name of the detector's module, if `dq.quant.export` has written the file."""
         first = self.name.partition("+")[0].removesuffix("/weight")
         return first.replace("/", ".")
 
 
 def with_layer_numbers(model: ModelProto) -> tuple[ModelProto, list[Layer]]:
-    """Return a copy in which all nodes and values have the number of their layer in their name.
+    """Return a copy in which the names of all nodes and values contain the number of their layer.
 
     Returns:
         The copy, and the layers in the order of their numbers.
@@ -71,7 +71,7 @@ def by_layer(executed: Sequence[Executed]) -> dict[int, list[Executed]]:
     """Return the executed operators of each layer, by its number."""
     numbers: list[int | None] = [_number(one.names) for one in executed]
     found: dict[int, list[Executed]] = defaultdict(list)
-    # Twice: an operator may stand in the list before the one that it reads.
+    # Twice, because an operator may be in the list before the one that it reads.
     for _ in range(2):
         for place, one in enumerate(executed):
             if numbers[place] is None:
@@ -83,7 +83,7 @@ def by_layer(executed: Sequence[Executed]) -> dict[int, list[Executed]]:
 
 
 def absorbed(executed: Sequence[Executed]) -> dict[int, int]:
-    """Return the layers that an engine computes together with a later one, and that one."""
+    """Return the layers that an engine computes together with a later one: earlier -> last."""
     found: dict[int, int] = {}
     for one in executed:
         *earlier, last = sorted({*map(int, _OWN.findall(one.names))}) or [-1]
@@ -92,7 +92,7 @@ def absorbed(executed: Sequence[Executed]) -> dict[int, int]:
 
 
 def _number(names: str) -> int | None:
-    """Return the number of the last layer in a text, or of what comes after one."""
+    """Return the number of the last layer in a text; None if there is none."""
     numbers = _OWN.findall(names) or _TAG.findall(names)
     return max(map(int, numbers), default=None)
 
@@ -113,7 +113,7 @@ def _assigned(model: ModelProto) -> tuple[list[Layer], list[int | None]]:
         numbers.append(number)
         if number is not None:
             of_value |= dict.fromkeys(node.output, number)
-    # What comes before the first layer, and weights, belong to the layer that reads them.
+    # Nodes before the first layer, and weights, belong to the layer that reads them.
     reader: dict[str, int] = {}
     for place in reversed(range(len(nodes))):
         if numbers[place] is None:
@@ -129,7 +129,7 @@ def _assigned(model: ModelProto) -> tuple[list[Layer], list[int | None]]:
 def _layer(node: NodeProto, makers: Mapping[str, NodeProto]) -> Layer:
     weight = node.input[1]
     maker = makers.get(weight)
-    # A Transpose, or what an exporter writes between a weight and its layer.
+    # A Transpose or another node with one input between a weight and its layer.
     while maker is not None and maker.op_type != DEQUANTIZE and len(maker.input) == 1:
         weight = maker.input[0]
         maker = makers.get(weight)

@@ -1,8 +1,8 @@
-"""An exported model with some of its layers in float, as a rule would have left them.
+"""Change some layers of an exported model to float, as a rule of the recipe would.
 
-So a rule is measured before anybody calibrates with it. An engine may do something else with such a
-layer than expected: ONNX Runtime 1.32 rounds its weights itself, per tensor, where its input and
-its result are rounded.
+So the effect of a rule can be measured before calibrating with it. An engine may treat such a layer
+unexpectedly: ONNX Runtime 1.32 quantizes its weights itself, per tensor, if its input and its
+result are quantized.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from dq.quant.verify.onnxruntime_session import metadata_of
 
 
 def is_ours(model: ModelProto) -> bool:
-    """Say whether `launcher export` wrote the file, so that its names are a detector's."""
+    """Return whether `launcher export` wrote the file, so that its names are module names."""
     return "recipe" in metadata_of(model)
 
 
 def with_layers_in_float(model: ModelProto, layers: Collection[str]) -> ModelProto:
-    """Return a copy whose layers of these names are in float.
+    """Return a copy in which the layers with these names are in float.
 
-    Their weights are not rounded. Nor are their results, unless an activation function comes after
-    them, nor what only they read, unless the model's target wants every result rounded. A rule for
-    a network's last layer moves one rounding more, which is not done here.
+    Their weights are not quantized. Their results are not quantized either, unless an activation
+    function comes after them. Tensors that only they read are not quantized, unless the model's
+    target needs every result quantized. A rule for the last layer of a network would also move
+    another quantizer, which is not done here.
 
     Args:
-        model: As `launcher export` wrote it.
-        layers: Names, as `dq.quant.latency.layers.Layer` has them.
+        model: Written by `launcher export`.
+        layers: Names of `dq.quant.latency.layers.Layer`.
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
@@ -53,7 +54,7 @@ def with_layers_in_float(model: ModelProto, layers: Collection[str]) -> ModelPro
 
 
 def _only_read_by(model: ModelProto, weights: Collection[str]) -> set[str]:
-    """Return the names of the roundings that only layers with these weights want."""
+    """Return the names of the QDQ nodes that only layers with these weights need."""
     target = target_of(json.loads(metadata_of(model)["recipe"])["target"])
     readers: dict[str, list[bool]] = {}
     for node in model.graph.node:
@@ -76,7 +77,7 @@ def _only_read_by(model: ModelProto, weights: Collection[str]) -> set[str]:
 
 
 def _before_any_rounding(model: ModelProto, weights: Collection[str]) -> set[str]:
-    """Return the values computed by no integer operation: inputs, and results of float layers."""
+    """Return the values that are not computed in integers: inputs, and results of float layers."""
     found = {given.name for given in model.graph.input}
     found |= {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU as an engine whose speed is measured."""
+"""Measure the speed of ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _EVENT = "_kernel_time"
 
 
 class OnnxRuntime:
-    """Opens models with ONNX Runtime's own settings; see `dq.quant.latency.engine.Engine`."""
+    """Opens models with ONNX Runtime's default settings; see `dq.quant.latency.engine.Engine`."""
 
     def open(self, model: onnx.ModelProto, *, threads: int) -> OnnxRuntimeNetwork:
-        """Return the model, ready to run on so many threads.
+        """Return the model, ready to run on this number of threads.
 
         Raises:
             ValueError: ONNX Runtime cannot run it.
@@ -32,7 +32,7 @@ class OnnxRuntime:
         return OnnxRuntimeNetwork(model, threads=threads, profile=False)
 
     def profiled(self, model: onnx.ModelProto, *, threads: int) -> OnnxRuntimeNetwork:
-        """Return the model, ready to run while its nodes are timed; see `open`."""
+        """Return the model, ready to run with a timer for each node; see `open`."""
         return OnnxRuntimeNetwork(model, threads=threads, profile=True)
 
     def __str__(self) -> str:
@@ -43,12 +43,12 @@ class OnnxRuntimeNetwork:
     """A model in a session; see `dq.quant.latency.engine.ProfiledNetwork`.
 
     Attributes:
-        nodes: That are executed, after all optimizations.
+        nodes: The executed nodes, after all optimizations.
     """
 
     def __init__(self, model: onnx.ModelProto, *, threads: int, profile: bool) -> None:
         self.num_runs = 0
-        # The session writes two files here: what it has made of the model, and its profile.
+        # The session writes two files here: the optimized model and the profile.
         self.folder = tempfile.TemporaryDirectory()
         optimized = Path(self.folder.name) / "optimized.onnx"
         options = onnxruntime.SessionOptions()
@@ -58,13 +58,13 @@ class OnnxRuntimeNetwork:
         options.enable_profiling = profile
         options.profile_file_prefix = str(optimized.with_name("profile"))
         options.optimized_model_filepath = str(optimized)
-        # Threads that wait for the next run by spinning would disturb the other contestants.
+        # Threads that spin while they wait for the next run would slow down the other models.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = onnxruntime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # It has an exception of its own for each kind of failure.
+        except Exception as error:  # Each kind of failure has its own exception class.
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"ONNX Runtime cannot run it: {reason}") from error
         self.nodes = list(onnx.load(optimized).graph.node)

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU as an engine whose speed is measured: float32 beside 8-bit integers."""
+"""Measure the speed of OpenVINO on the CPU, with float32 for all layers that are not 8-bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OpenVino:
     """Opens models in OpenVINO; see `dq.quant.latency.engine.Engine`."""
 
     def open(self, model: onnx.ModelProto, *, threads: int) -> OpenVinoNetwork:
-        """Return the model, ready to run on so many threads.
+        """Return the model, ready to run on this number of threads.
 
         Raises:
             ValueError: OpenVINO cannot run it.
@@ -27,7 +27,7 @@ class OpenVino:
         return OpenVinoNetwork(model.SerializeToString(), threads=threads)
 
     def profiled(self, model: onnx.ModelProto, *, threads: int) -> OpenVinoNetwork:
-        """Return the model, ready to run while its operators are timed; see `open`."""
+        """Return the model, ready to run with a timer for each operator; see `open`."""
         return OpenVinoNetwork(model.SerializeToString(), threads=threads, profile=True)
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class OpenVinoNetwork:
             network = core.read_model(model)
             for given in network.inputs:
                 shape = given.get_partial_shape()
-                if len(shape) and shape[0].is_dynamic:  # A batch of a known size is faster.
+                if len(shape) and shape[0].is_dynamic:  # A known batch size is faster.
                     shape[0] = 1
                     network.reshape({given: shape})
             with kept_signal_stack():

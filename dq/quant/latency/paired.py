@@ -1,4 +1,4 @@
-"""Times that can be compared: everything runs in turn, in one process, many times over."""
+"""Time several functions in turn, in one process and over many rounds, so that times compare."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# A contestant runs for this long at a time, or once: a single short run is too inexact.
+# A short function is called repeatedly for this long, because a single call is too inexact.
 BLOCK_S = 0.02
-# Fewer rounds say nothing of the spread.
+# Fewer rounds say nothing about the spread.
 FEWEST_ROUNDS = 5
-# Runs that fill caches before any is timed.
+# Calls before the timed ones, to fill caches.
 WARM_UP = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """The middle half of some values.
+    """The quartiles of some values.
 
     Attributes:
         low: First quartile.
-        median: Half of the values are below.
+        median: Second quartile.
         high: Third quartile.
     """
 
@@ -40,9 +40,9 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> Spread:
-    """Return the quartiles of ``one / other``, each ratio of one round.
+    """Return the quartiles of ``one / other`` over the rounds.
 
-    What slows the machine down slows both of a round, so ratios are steadier than times.
+    Other load slows down both values of a round, so ratios vary less than times.
     """
     return spread([a / b for a, b in zip(one, other, strict=True)])
 
@@ -54,16 +54,16 @@ def interleaved(
     fewest: int = FEWEST_ROUNDS,
     limit_s: float = math.inf,
 ) -> list[list[float]]:
-    """Return the milliseconds of each function, one figure a round.
+    """Return the time of each function in each round, in milliseconds.
 
     In each round every function runs once, or several times if it is short. Every second round has
-    the reverse order, so that none always runs after the same other one.
+    the reverse order, so that a function does not always run after the same other one.
 
     Args:
-        runs: What is timed.
-        rounds: As many, or fewer when the time is up.
-        fewest: As many in any case, if not ``rounds`` is less.
-        limit_s: Seconds after which no further round begins.
+        runs: The functions.
+        rounds: Number of rounds; fewer if the time limit is reached.
+        fewest: Minimum number of rounds before the limit counts.
+        limit_s: Seconds after which no further round starts.
     """
     began = time.perf_counter()
     num_calls = [_calls_of_block(run) for run in runs]
@@ -84,7 +84,7 @@ def _calls_of_block(run: Callable[[], object]) -> int:
 
 
 def _seconds(run: Callable[[], object], num_calls: int) -> float:
-    """Return the seconds of one call, on average over some calls in a row."""
+    """Return the mean time of a call in seconds, over some calls in a row."""
     began = time.perf_counter()
     for _ in range(num_calls):
         run()

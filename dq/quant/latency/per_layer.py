@@ -1,4 +1,4 @@
-"""The time of every layer, quantized and in float, and the layers where integers bring nothing."""
+"""Measure the time of every layer of a quantized model and of its float twin."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ class LayerTime:
     Attributes:
         name: Of its weight in the file.
         module: Its name in the detector, if `dq.quant.export` has written the file.
-        calls: How often it is called: a head that pyramid levels share more than once.
-        is_quantized: The file has integers for its weight.
-        num_integer: Calls that the engine computes in integers.
-        ms_integer: Milliseconds of all calls in the quantized model, each with what follows it;
-            0 if the engine computes the layer together with a later one, which has its time.
+        calls: Number of calls; more than one for a head that pyramid levels share.
+        is_quantized: Whether the file has integers for its weight.
+        num_integer: Number of calls that the engine computes in integers.
+        ms_integer: Milliseconds of all calls in the quantized model, including the operations up to
+            the next layer; 0 if the engine computes the layer together with a later one, which
+            then has the time of both.
         ms_float: The same in the float twin.
         operators: Milliseconds of each of the engine's operators in the quantized model.
     """
@@ -41,12 +42,12 @@ class LayerTime:
 
     @property
     def times_as_fast(self) -> float:
-        """Float milliseconds by quantized ones."""
+        """Time in float divided by the time in integers."""
         return self.ms_float / max(1e-6, self.ms_integer)
 
     @property
     def lost_ms(self) -> float:
-        """Milliseconds that integers cost here; negative where they are faster."""
+        """Milliseconds that the layer loses in integers; negative if integers are faster."""
         return self.ms_integer - self.ms_float
 
 
@@ -55,7 +56,7 @@ def layer_times(model: ModelProto, engine: Engine, terms: Terms = ALONE) -> list
 
     Args:
         model: With QDQ nodes.
-        engine: That runs it and its float twin, in turn.
+        engine: Runs the model and its float twin, in turn.
         terms: Threads, rounds and sizes.
 
     Raises:
@@ -70,7 +71,7 @@ def layer_times(model: ModelProto, engine: Engine, terms: Terms = ALONE) -> list
             network.compute(inputs)
     executed = [network.executed() for network in networks]
     found = [by_layer(each) for each in executed]
-    # Where one of the two computes layers together, their times can be compared only together.
+    # If one of the two computes layers together, only the sums of their times can be compared.
     for earlier, last in [pair for each in executed for pair in absorbed(each).items()]:
         for times in found:
             times[last] = [*times.get(last, ()), *times.pop(earlier, ())]
@@ -108,5 +109,5 @@ def _by_operator(executed: Iterable[Executed]) -> dict[str, float]:
 
 
 def costly(times: Iterable[LayerTime], most: int = 3) -> list[LayerTime]:
-    """Return the layers that lose most time by quantization, the worst first."""
+    """Return the layers that lose most time in integers, the worst first."""
     return sorted((t for t in times if t.lost_ms > 0), key=lambda t: -t.lost_ms)[:most]

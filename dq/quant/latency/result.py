@@ -1,4 +1,4 @@
-"""A quantized model's speed beside that of its float twin."""
+"""The speed of a quantized model compared with its float twin."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dq.quant.latency.paired import Spread
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """A quantized model's speed beside that of its float twin.
+    """The speed of a quantized model compared with its float twin.
 
     Attributes:
         engine: Name and version.
-        threads: Of one run.
-        rounds: In each both ran.
-        widths: Of the integers: int8, W4A8.
-        num_integer: Layers that run in integers.
-        num_layers: All layers.
-        ms_integer: Median milliseconds of one run.
-        ms_float: Those of the float twin.
-        times_as_fast: Float milliseconds by quantized ones, of each round.
-        bytes_integer: Size of the model.
-        bytes_float: Size of its float twin.
+        threads: Number of threads.
+        rounds: Number of rounds; in each both ran.
+        widths: Bit widths of the integers: int8, W4A8.
+        num_integer: Number of layers that run in integers.
+        num_layers: Number of all layers.
+        ms_integer: Median time of one run in milliseconds.
+        ms_float: The same of the float twin.
+        times_as_fast: Time in float divided by the time in integers, over the rounds.
+        bytes_integer: Size of the model in bytes.
+        bytes_float: Size of its float twin in bytes.
     """
 
     engine: str
@@ -39,7 +39,7 @@ class Latency:
 
     @property
     def is_slower(self) -> bool:
-        """Whether the quantized model is slower than in float, in half of the rounds or more."""
+        """Whether the quantized model is slower than its float twin, by the median."""
         return self.times_as_fast.median < 1
 
     def sentence(self) -> str:

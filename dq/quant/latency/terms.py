@@ -1,4 +1,4 @@
-"""How models are timed: threads, rounds, and the inputs that they run on."""
+"""The settings for timing models: threads, rounds, and inputs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ MOST_ROUNDS = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """How models are timed.
+    """The settings for timing models.
 
     Attributes:
-        threads: Of one run.
-        rounds: At most; in each every model runs.
-        fewest: As many rounds begin in any case.
-        limit_s: Seconds after which no further round begins.
-        batch: Of inputs whose first dimension is free.
-        size: Height and width, for images of a free size.
+        threads: Number of threads of a run.
+        rounds: Maximum number of rounds; in each every model runs.
+        fewest: Minimum number of rounds.
+        limit_s: Seconds after which no further round starts.
+        batch: Batch size, for inputs whose first dimension is free.
+        size: Height and width in pixels, for images of a free size.
     """
 
     threads: int = 1
@@ -36,27 +36,27 @@ class Terms:
     size: tuple[int, int] | None = None
 
     def inputs_of(self, model: onnx.ModelProto) -> list[NDArray[Any]]:
-        """Return values for a model's inputs.
+        """Return example values for a model's inputs.
 
         Raises:
-            ValueError: An input has no size.
+            ValueError: An input has no fixed size.
         """
         return example_inputs(model, batch=self.batch, size=self.size)
 
 
 ALONE = Terms()
-# At the end of an export, which should take a second or two; large models take seconds a run.
+# For the end of an export: one or two seconds, or three rounds of a large model.
 BRIEFLY = Terms(fewest=3, limit_s=1.5)
 
 
 def example_inputs(
     model: onnx.ModelProto, *, batch: int = 1, size: tuple[int, int] | None = None
 ) -> list[NDArray[Any]]:
-    """Return values for every input of a model in order, the same at each call.
+    """Return random values for every input of a model, in order and equal in each call.
 
     Args:
-        model: Its inputs have fixed sizes, but the first dimension, the batch, may be free.
-        batch: Of inputs whose first dimension is free.
+        model: Its inputs must have fixed sizes, except the batch and the image size.
+        batch: Batch size, for inputs whose first dimension is free.
         size: Height and width of images ``(N, C, H, W)`` whose last two dimensions are free.
 
     Raises:

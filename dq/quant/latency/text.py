@@ -1,4 +1,4 @@
-"""What was measured, as lines to print."""
+"""Format measured times as lines to print."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIB = 2**20
 
 
 def table(timed: Mapping[str, Timed]) -> list[str]:
-    """Return a line for each model, with medians and, in brackets, quartiles of ratios."""
+    """Return a line for each model: medians, and in brackets the quartiles of ratios."""
     several = len(timed) > 1
     head = ["model", "ms", "float ms", "times as fast", "in integers", "MiB", "float MiB"]
     rows = [head + ["as the first"] * several]
@@ -50,33 +50,33 @@ def layer_table(times: Sequence[LayerTime]) -> list[str]:
 
 
 def slower_line(name: str, times: Iterable[LayerTime]) -> str:
-    """Return a sentence about a quantized model that is slower than in float."""
+    """Return a sentence with the costliest layers of a model that is slower than in float."""
     named = ", ".join(f"{_title(t)} ({t.lost_ms:+.2f} ms, {_longest(t)})" for t in costly(times))
     return f"{name} is slower than in float; these layers cost most: {named or 'none alone'}"
 
 
 def advice_lines(name: str, found: Advice | None) -> list[str]:
-    """Return which layers to leave in float, as a config's setting, if that makes a model faster.
+    """Return lines about the layers that do not gain, with a rule if it makes the model faster.
 
     Args:
         name: Of the model.
         found: Result of `dq.quant.latency.advice.advice`.
     """
     if found is None:
-        return [f"{name}: integers bring {WORTHWHILE}x or more in every layer"]
+        return [f"{name}: every layer is at least {WORTHWHILE}x as fast in integers"]
     lines = [
-        f"{name}: integers bring less than {WORTHWHILE}x in {len(found.layers)} layers; with these"
-        f" in float it is {_ratio(found.as_now)} times as fast as now,"
+        f"{name}: {len(found.layers)} layers are less than {WORTHWHILE}x as fast in integers; with"
+        f" these in float the model is {_ratio(found.as_now)} times as fast as now, with"
         f" {found.num_integer} of {found.num_layers} layers in integers"
     ]
     if found.is_faster:
         return [*lines, "calibrate with", rules_text(found.layers)]
     lines += [f"  {_title(t)}  {t.times_as_fast:.2f}x  {t.lost_ms:+.3f} ms" for t in found.layers]
-    return [*lines, "so leave them as they are"]
+    return [*lines, "so keep them in integers"]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as lines with columns: the first to the left, the others to the right."""
+    """Return rows as lines with aligned columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -92,11 +92,11 @@ def _ratio(own: Spread) -> str:
 
 
 def _title(layer: LayerTime) -> str:
-    """Return a layer's name without that of the norm that was folded into it."""
+    """Return a layer's name without the name of the norm that was folded into it."""
     return layer.name.partition("+")[0]
 
 
 def _longest(layer: LayerTime) -> str:
-    """Return the operator in which most of a layer's time goes."""
+    """Return the operator that takes most of a layer's time, with the time."""
     operator = max(layer.operators, key=lambda name: layer.operators[name])
     return f"{operator} {layer.operators[operator]:.2f} ms"

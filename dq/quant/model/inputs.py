@@ -1,4 +1,4 @@
-"""Which inputs a model takes, by position and by name."""
+"""The inputs that a model takes, by position and by name."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# What a data loader may yield for one step: see `Inputs.of_batch`.
+# A batch of a data loader; see `Inputs.of_batch`.
 Batch = Tensor | Sequence[Any] | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inputs with which a model was prepared; it takes these ever after.
+    """The inputs with which a model was prepared; every call must give the same.
 
     Attributes:
-        names: Of all inputs: those given by position first, then those given by name.
-        num_positional: How many the model itself is given by position.
+        names: Of all inputs: first those given by position, then those given by name.
+        num_positional: Number of inputs that the model's ``forward`` gets by position.
     """
 
     names: tuple[str, ...]
@@ -29,11 +29,16 @@ class Inputs:
     def of_examples(
         cls, model: nn.Module, positional: Sequence[Tensor], named: Mapping[str, Tensor]
     ) -> Inputs:
-        """Return the inputs that these examples stand for.
+        """Return the inputs of a model, given an example of each.
+
+        Args:
+            model: Its ``forward`` takes the inputs.
+            positional: Examples of the inputs given by position.
+            named: Examples of the inputs given by name.
 
         Raises:
-            ValueError: There is no example, one is no tensor, or ``model.forward`` has no such
-                input.
+            ValueError: There is no example, one is not a tensor, or ``model.forward`` does not
+                have such an input.
         """
         if not positional and not named:
             raise ValueError("prepare needs an example of each input: prepare(model, recipe, x)")
@@ -69,7 +74,7 @@ class Inputs:
         """Return the values of one call in the order of `names`.
 
         Raises:
-            ValueError: An input is missing, or there is one too many.
+            ValueError: An input is missing, or there are too many.
         """
         given = dict(zip(self.names, positional, strict=False)) | dict(named)
         twice = set(self.names[: len(positional)]) & set(named)
@@ -77,7 +82,7 @@ class Inputs:
             raise ValueError(
                 f"the model was prepared with the inputs {', '.join(self.names)}, and is called"
                 f" with {len(positional)} by position and {', '.join(named) or 'none'} by name;"
-                " prepare it with examples of all that it is to take"
+                " prepare it with an example of each input that it should take"
             )
         return tuple(given[name] for name in self.names)
 
@@ -85,11 +90,11 @@ class Inputs:
         """Return the inputs in a batch of a data loader, in the order of `names`.
 
         Args:
-            batch: A tensor, for a model of one input; a tuple or list that begins with the inputs
-                (targets may follow); or a mapping that has each input by its name.
+            batch: A tensor, for a model with one input; a tuple or list that begins with the inputs
+                (targets may follow); or a mapping that contains each input by its name.
 
         Raises:
-            ValueError: It has too few inputs, or lacks one.
+            ValueError: An input is missing.
         """
         if isinstance(batch, Tensor):
             return self.in_order((batch,), {})

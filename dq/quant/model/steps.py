@@ -33,19 +33,19 @@ def prepare(
 ) -> QuantizedModel:
     """Trace a model and insert quantizers as the recipe says.
 
-    The model's parameters and state-dict keys stay as they are. All quantizers begin in phase OFF,
-    in which the result computes exactly what the model computes; that is checked once. Modules
-    that cannot be traced stay float, which a warning says.
+    The model's parameters and state-dict keys do not change. All quantizers start in phase OFF, in
+    which the result computes exactly the same as the model; this is checked once. Modules that
+    cannot be traced stay in float, and a warning names them.
 
     Args:
         model: Any module; it gets a child ``quantizers``.
-        recipe: Which tensor gets which integers, such as ``preset("int8")``.
-        examples: One tensor for each input that the model is given by position.
-        named_examples: And for each that it is given by name.
+        recipe: The integer format of each tensor, for example ``preset("int8")``.
+        examples: One tensor for each input that the model gets by position.
+        named_examples: One tensor for each input that it gets by name.
 
     Raises:
-        ValueError: The model is prepared already, a rule of the recipe names what is not there, or
-            the examples are not its inputs.
+        ValueError: The model is prepared already, a rule of the recipe names a module that does not
+            exist, or the examples are not its inputs.
         dq.quant.TraceError: The model has no static graph; the place is named.
     """
     if hasattr(model, CONTAINER):
@@ -57,7 +57,7 @@ def prepare(
     graph = prepare_graph(model, recipe, traced)
     if traced.left_float:
         log.warning(
-            "%d modules stay float, for they cannot be traced: %s",
+            "%d modules stay in float, because they cannot be traced: %s",
             len(traced.left_float),
             ", ".join(f"{name or 'the model'} ({why})" for name, why in traced.left_float.items()),
         )
@@ -68,24 +68,24 @@ def prepare(
 def calibrate(
     model: QuantizedModel, batches: Iterable[Batch], *, repair: Repair | None = None
 ) -> int:
-    """Run batches through the float model, keep the ranges seen; leave all quantizers FROZEN.
+    """Find the ranges of all quantizers on batches of the float model, and freeze them.
 
     Args:
-        model: As `prepare` returns it; in evaluation mode afterwards.
-        batches: Of inputs: tensors, tuples that begin with the inputs, or mappings; on any device.
-        repair: What to repair after that, such as ``Repair(steps=("bias",))``; for models of one
-            input.
+        model: Result of `prepare`; in evaluation mode afterwards, with all quantizers FROZEN.
+        batches: Inputs: tensors, tuples that begin with the inputs, or mappings; on any device.
+        repair: Repairs to apply afterwards, for example ``Repair(steps=("bias",))``; only for
+            models with one input.
 
     Returns:
-        How many examples were seen: the first dimension of the first input, summed.
+        Number of examples: the sum of the first dimensions of the first input.
 
     Raises:
-        ValueError: There was no example, a quantizer has no finite range afterwards, or a repair
-            is asked for of a model of several inputs.
+        ValueError: There was no example, a quantizer has no finite range afterwards, or ``repair``
+            is given for a model with several inputs.
     """
     several = len(model.inputs.names) > 1
     if several and repair is not None and (repair.steps or repair.mixed):
-        raise ValueError("repairs are for models of one input; leave repair out")
+        raise ValueError("repairs are only for models with one input; leave repair out")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     seen = 0
 
@@ -96,7 +96,7 @@ def calibrate(
         seen += len(values[0])
         return len(values[0])
 
-    # Repairs look at batches themselves, and these are then tensors.
+    # Repairs read the batches too, and need tensors.
     found = (model.inputs.of_batch(batch) for batch in batches)
     given = found if several else (values[0] for values in found)
     calibrate_and_repair_(
@@ -110,27 +110,27 @@ def set_phase(model: QuantizedModel, phase: Phase) -> None:
     """Put all quantizers of a model into a phase.
 
     Args:
-        model: As `prepare` returns it.
-        phase: OFF computes in float. OBSERVE records ranges in training mode, without rounding.
-            TRAIN fake-quantizes and goes on recording ranges in training mode. FROZEN
-            fake-quantizes with the ranges as they are, for evaluation and a training's end.
+        model: Result of `prepare`.
+        phase: OFF computes in float. OBSERVE computes in float and records ranges in training mode.
+            TRAIN fake-quantizes and records ranges in training mode. FROZEN fake-quantizes with
+            fixed ranges, for evaluation and for the end of a training.
     """
     quantizers = model.graph.quantizers
     observed = any(isinstance(q, Phased) and q.phase is Phase.OBSERVE for q in quantizers.modules())
     if observed and phase.quantizes:
-        # The weights have moved since their learned scales were first chosen.
+        # The weights have changed since their learned scales were initialised.
         initialise_weights_(model.graph.layers())
     set_phase_below(quantizers, phase)
 
 
 def update_ranges(model: QuantizedModel) -> None:
-    """Take what the quantizers recorded in this step into their ranges; after the optimizer's step.
+    """Update the ranges with the values recorded in this step; call it after the optimizer's step.
 
-    Ranges and scales change here alone, never in a forward pass. On several ranks use
-    `dq.sync.merge_ranges_`, which takes what all ranks recorded.
+    Ranges and scales change only here, never in a forward pass. On several ranks use
+    `dq.sync.merge_ranges_`, which uses the records of all ranks.
 
     Args:
-        model: As `prepare` returns it.
+        model: Result of `prepare`.
     """
     update_scales_(list(model.graph.activations().values()))
 
@@ -144,15 +144,16 @@ def export_onnx(
 ) -> Path:
     """Write the quantized network as an ONNX file with QuantizeLinear and DequantizeLinear.
 
-    Weights are stored as integers, batch norms are folded. The first dimension of the first input,
-    and of each input that has the same, is free; all other sizes are those of the examples.
+    Weights are stored as integers, and batch norms are folded. The first dimension of the first
+    input, and of each input with the same first dimension, is free. All other sizes are fixed to
+    those of the examples.
 
     Args:
-        model: Calibrated; left as it is.
-        path: The file; it appears whole or not at all.
+        model: Calibrated; it is not changed.
+        path: The file; it is written completely or not at all.
         examples: The model's inputs by position, as for `prepare`.
-        opset: Version of ONNX's operators; None for the lowest that will do.
-        named_examples: And by name.
+        opset: Version of ONNX's operators; None for the lowest that has all needed operators.
+        named_examples: The model's inputs by name.
 
     Returns:
         The path.
@@ -161,7 +162,7 @@ def export_onnx(
         ValueError: A quantizer has no range yet, an operator has no ONNX form, or the opset is too
             low.
     """
-    # ONNX takes long to import, and training does not need it.
+    # Imported here because importing ONNX takes long, and training does not need it.
     from dq.quant.export.assemble import assembled
     from dq.quant.export.onnx_graph import checked
 

@@ -1,4 +1,4 @@
-"""The activation functions: how each is written in torch, and what is known of its values.
+"""The activation functions: how each is written in torch, and the properties of its values.
 
 A function that a model computes in another way is recognised by its values, see
 `dq.quant.graph.functions`. To add a function, add an entry to `FUNCTIONS`. The arithmetic of an
@@ -32,9 +32,9 @@ class ActivationFunction:
         calls: Functions of torch that compute it.
         methods: Methods of a tensor that compute it.
         settings: Arguments after the first, and attributes of the modules, with their defaults.
-        bounds: Between which its values lie if they approach both; None if an end is open.
-        clip: From the settings, the bounds to which it clips values that it does not change
-            otherwise; None if it does anything else.
+        bounds: Bounds of its values, if they approach both; None if one end is open.
+        clip: Returns, for the settings, the bounds of a function that only clips; None for other
+            functions.
         scales: Whether ``f(s x) = s f(x)`` for every positive ``s``.
         is_one_operation: Whether it is one operation in every exported format, and one kernel in
             engines.

@@ -39,9 +39,8 @@ class Calibration:
 
     Repairs that change ranges (equalization) come first; then ranges and clipped weights: that is
     `find_ranges_`. Mixed precision needs `sensitivities`, which several processes can measure
-    together in between. Then the other repairs reduce the remaining error (AdaRound, bias
-    correction): `finish_`.
-    All changes are in the model's parameters and in quantizer state.
+    together in between. Then the other repairs (AdaRound, bias correction) reduce the remaining
+    error: `finish_`. All changes are in the model's parameters and in quantizer state.
 
     Args:
         graph: Of the prepared model.
@@ -65,14 +64,15 @@ class Calibration:
         self.device = device
         self.weight_range = weight_range
         self.repair = repair or Repair()
-        self._steps = chosen_steps(self.repair)
-        self._later = [step for step in self._steps if not step.changes_ranges]
+        steps = chosen_steps(self.repair)
+        self._first = [step for step in steps if step.changes_ranges]
+        self._later = [step for step in steps if not step.changes_ranges]
         self._images: list[Tensor] = []
         self._wanted: list[list[Tensor]] = []
         self._originals: dict[str, Tensor] = {}
 
     def find_ranges_(self, batches: Iterable[Any]) -> None:
-        """Repair what changes ranges, find the ranges, clip weights; leave the quantizers FROZEN.
+        """Apply the first repairs, find the ranges, clip weights; leave the quantizers FROZEN.
 
         Args:
             batches: Arguments of ``run``. Later repairs need tensors ``(N, ...)``, on any
@@ -83,9 +83,8 @@ class Calibration:
         """
         graph, repair = self.graph, self.repair
         graph.root.eval()
-        for step in self._steps:
-            if step.changes_ranges:
-                step.apply(graph, [], repair)
+        for step in self._first:
+            step.apply(graph, [], repair)
         kept = _KeepFirst(batches, repair.images)
         calibrate_(graph, kept, self.run)
         if self._later or repair.mixed is not None:

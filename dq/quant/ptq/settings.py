@@ -57,7 +57,7 @@ class Repair:
     """What calibration repairs in addition to finding ranges.
 
     Attributes:
-        steps: Of `STEPS`; they run in a fixed order, whatever the order here.
+        steps: Names from `STEPS`; they always run in the same fixed order.
         mixed: Automatic mixed precision; None for none.
         images: Number of calibration images for bias correction and AdaRound.
         rounding_steps: Steps of AdaRound for each layer.

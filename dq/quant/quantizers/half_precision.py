@@ -31,7 +31,7 @@ def largest_integer(spec: QuantSpec) -> int:
 
 
 def represents(dtype: torch.dtype, spec: QuantSpec) -> bool:
-    """Say whether this dtype represents every quantized value exactly, whatever its scale.
+    """Return whether this dtype represents every quantized value exactly, with any scale.
 
     That needs a power-of-two scale, integers that fit the significand, and float32's exponent.
     """

@@ -17,7 +17,7 @@ _padding_layers: set[type[nn.Module]] = set()
 
 
 def declare_plain_layers(*types: type[nn.Module]) -> None:
-    """Treat these subclasses of a torch layer as that layer, whatever their forward is."""
+    """Treat these subclasses of a torch layer as that layer, even if they override ``forward``."""
     _plain_layers.update(types)
 
 

@@ -1,4 +1,4 @@
-"""What a search tries: recipes for calibration, with the repairs after it."""
+"""The candidates of a search: recipes for calibration, with the repairs after it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Candidate:
     """A way to calibrate a model.
 
     Attributes:
-        name: For people; different for each candidate of a search.
+        name: For tables and logs; different for each candidate of a search.
         recipe: Which tensors are quantized, and how.
         repair: What calibration repairs in addition to finding ranges.
     """
@@ -32,10 +32,11 @@ class Candidate:
 
 # Name, observer of activations, and repairs. All have the same cost in the engine.
 _WAYS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("weighted mse + bias", "weighted_mse", ("bias",)),
+    ("weighted mse", "weighted_mse", ()),
     ("mse + bias", "mse", ("bias",)),
-    ("mse", "mse", ()),
     ("percentile + bias", "percentile", ("bias",)),
-    ("mse + equalize + bias", "mse", ("equalize", "bias")),
+    ("weighted mse + equalize + bias", "weighted_mse", ("equalize", "bias")),
 )
 _ROUNDING = ("adaround",)
 

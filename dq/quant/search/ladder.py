@@ -15,7 +15,7 @@ from dq.quant.ptq.settings import Repair
 from dq.quant.recipes.recipe import Recipe
 from dq.quant.search.candidate import Candidate, first_candidates, with_raised, with_rounding
 
-# So many candidates are measured together: several ranks share them out.
+# Number of candidates that are measured together, because several ranks share them.
 _TOGETHER = 3
 
 
@@ -40,7 +40,7 @@ class Outcome:
         tried: All candidates, in the order in which they were tried.
         chosen: The cheapest that meets the limit; the best if none does.
         meets_limit: Whether it does.
-        ended_early: The time was up before the search was through.
+        ended_early: Whether the time limit ended the search.
     """
 
     tried: Sequence[Tried]

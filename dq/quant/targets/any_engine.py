@@ -1,4 +1,4 @@
-"""No engine in particular: nothing stands between an operation and the function after it."""
+"""Any engine: no quantizer between an operation and the activation function after it."""
 
 from dq.quant.targets.target import Target
 

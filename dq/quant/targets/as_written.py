@@ -1,7 +1,7 @@
-"""For checkpoints from before there were targets: a function's own operations are quantized too.
+"""The rules of checkpoints from before targets: operations of a function are quantized separately.
 
-``x * sigmoid(x)`` written in a model's code was quantized as a product of two tensors, while
-``nn.SiLU`` was one function. Now both mean the same.
+In these, ``x * sigmoid(x)`` in a model's code was quantized as a product of two tensors, while
+``nn.SiLU`` was one function. With all other targets both are the same function.
 """
 
 from dataclasses import replace

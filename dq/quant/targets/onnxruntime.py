@@ -1,8 +1,9 @@
 """ONNX Runtime on a CPU.
 
 An operation between DequantizeLinear and QuantizeLinear becomes QLinearConv, QLinearAdd,
-QLinearMul, QLinearSigmoid, QLinearLeakyRelu and so on. Without the QuantizeLinear after it, it runs
-in float. Clipping functions disappear in the QuantizeLinear. SiLU is a sigmoid and a product.
+QLinearMul, QLinearSigmoid, QLinearLeakyRelu and so on. It runs in float if there is no
+QuantizeLinear after it. Clipping functions are fused into the QuantizeLinear. SiLU is a sigmoid and
+a product.
 """
 
 from dq.quant.targets.target import BOUNDS, Results, Target

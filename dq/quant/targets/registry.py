@@ -33,7 +33,7 @@ def target_of(name: str) -> Target:
     """Return the target of this name.
 
     Raises:
-        ValueError: There is none; the message names the closest one.
+        ValueError: The target does not exist; the message names the closest one.
     """
     if name == AS_WRITTEN.name:  # In checkpoints only.
         return AS_WRITTEN

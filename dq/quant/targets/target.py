@@ -1,9 +1,9 @@
-"""What an integer engine wants of a quantized network.
+"""Where an integer engine needs quantizers in a network.
 
 Bit widths alone do not make a network fast. An engine computes an operation in integers only if
-quantizers stand where it looks for them. One engine fuses SiLU into the convolution before it and
-wants nothing in between. Another computes sigmoid and product as operations of their own and runs
-them, and the convolution too, in float if one of the three has no quantizer after it.
+quantizers are where it expects them. One engine fuses SiLU into the convolution before it and needs
+no quantizer between them. Another engine computes convolution, sigmoid and product as separate
+operations, and runs all three in float if one of them has no quantizer after it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BOUNDS: Mapping[str, Bounds] = {
 class Results(Enum):
     """Which results of integer operations get a quantizer."""
 
-    # Those that another integer operation reads: the engine may also return real numbers.
+    # Those that another integer operation reads; other results may be real numbers.
     READ = "read"
     # All of them: without a quantizer after it, an operation runs in float.
     ALL = "all"
@@ -52,17 +52,18 @@ class Target:
     Attributes:
         name: As in ``quant.target``.
         engine: Its name in messages and docs.
-        source: Where the rules were read or measured.
+        source: The code or document that the rules come from.
         weight: Integer format of weights at 8 bits.
         activation: Integer format of activations at 8 bits.
         mixers: Whether sums, products, averages and interpolations run in integers.
         results: Which results get a quantizer.
         sums: Which addends get a quantizer.
-        fuses: Kinds of functions (see `dq.quant.graph.functions`) that are computed together with
-            the operation before them, so no quantizer stands in between.
+        fuses: Kinds of functions (see `dq.quant.graph.functions`) that are fused into the operation
+            before them, so there is no quantizer between the two.
         splits: Kinds of functions that the engine computes in several integer operations; the
             graph is rewritten so that each of these gets a quantizer.
-        fixed: Bounds of functions with a fixed range, by kind. Empty: these ranges are calibrated.
+        fixed: Bounds of functions with a fixed range, by kind. The ranges of all other functions
+            are calibrated.
         outputs: Whether the outputs of the last layers get a quantizer.
         finds_functions: Whether a function that the model computes in several operations counts as
             one function.
@@ -83,5 +84,5 @@ class Target:
     finds_functions: bool = True
 
     def is_fused(self, kind: str) -> bool:
-        """Say whether a function of this kind is computed with the operation before it."""
+        """Return whether a function of this kind is fused into the operation before it."""
         return ANY_FUNCTION in self.fuses or kind in self.fuses

@@ -1,4 +1,4 @@
-"""TensorRT: symmetric, and a sum is fused into the convolution that computes one of its addends."""
+"""TensorRT: symmetric ranges; a sum is fused into the convolution that computes an addend."""
 
 from dq.quant.targets.target import INT8_SIGNED_ACTIVATION, Sums, Target
 

@@ -153,7 +153,7 @@ def with_features(
         graph: The prepared model.
         root: The model or a copy of it.
         names: Of quantizers.
-        training: Run the training graph, whatever mode ``root`` is in.
+        training: Run the training graph, even if ``root`` is in evaluation mode.
 
     Returns:
         A callable that returns ``(what the graph returns, list of tensors)``.

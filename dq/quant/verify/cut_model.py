@@ -1,8 +1,8 @@
 """Cut an exported model at its quantized activations, to give each layer a chosen input.
 
-If two models are compared end to end, one value that rounds the other way at a tie changes all
-later values. After some layers this looks the same as an error. In the cut model, readers of a
-quantized tensor read a model input instead, so no difference passes beyond one quantizer.
+If two models are compared end to end, one value that is rounded the other way at a tie changes all
+later values. After some layers this looks the same as an error. In the cut model, the layers after
+a quantized tensor read a model input instead, so no difference reaches the next layer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from dq.quant.verify.engine import Network
 from dq.quant.verify.onnxruntime_session import with_outputs
 
-# The second one ends the names of nodes in files of earlier versions.
+# In files of earlier versions the names of nodes end with the second one.
 GIVEN, DEQUANTIZE = "/given", "/dequantize"
 
 

@@ -1,6 +1,6 @@
-"""What an engine is: it opens an exported model on so many threads, and runs it on torch's tensors.
+"""The interface of an engine: it opens an exported model and runs it on torch's tensors.
 
-An engine is one module with an `Engine` called ``ENGINE``, named in `dq.engines`.
+Each engine is one module with an `Engine` called ``ENGINE``, named in `dq.engines`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# How much of an engine's own words a message repeats.
+# Maximum number of characters of an engine's own message in ours.
 _LONGEST_REASON = 200
 
 
@@ -28,11 +28,11 @@ class Network(ABC):
     Attributes:
         metadata: Of the model.
         inputs: Names of the inputs.
-        sizes: The required sizes of the inputs; a name stands for any size.
+        sizes: The required sizes of the inputs; a name means any size.
         names: Names of the outputs.
         num_integer: Number of layers computed in integers.
         num_float: Number of layers computed in float.
-        exact: Whether no sum can have saturated.
+        exact: Whether integer sums cannot saturate.
     """
 
     num_integer: int
@@ -53,7 +53,7 @@ class Network(ABC):
 
     @property
     def size(self) -> tuple[int | str, ...]:
-        """The required size of the first input; a name stands for any size."""
+        """The required size of the first input; a name means any size."""
         return self.sizes[0]
 
     def run(
@@ -84,7 +84,7 @@ class Network(ABC):
         return dict(zip(self.names, self.compute(arrays), strict=True))
 
     def tensors(self, images: Tensor, *others: Tensor) -> list[Tensor]:
-        """Return all outputs in order, on the device of the images, for all inputs in order."""
+        """Return all outputs in order, on the images' device; inputs are given in order."""
         found = self.run(images, dict(zip(self.inputs[1:], others, strict=True)))
         return [torch.from_numpy(value).to(images.device) for value in found.values()]
 
@@ -94,9 +94,9 @@ class Engine:
     """Runs exported models on the CPU.
 
     Attributes:
-        title: Its name.
-        version: Of its package.
-        network: Opens a model on so many threads of one call; may raise anything.
+        title: Name of the engine.
+        version: Version of its package.
+        network: Opens a model on a number of threads; may raise any exception.
     """
 
     title: str
@@ -108,7 +108,7 @@ class Engine:
 
         Args:
             model: The model.
-            threads: Of one call.
+            threads: Number of threads of a call.
 
         Raises:
             ValueError: The engine cannot read the model, or cannot compute it.
@@ -117,7 +117,7 @@ class Engine:
             return self.network(model, threads)
         except (MemoryError, OSError):
             raise
-        except Exception as error:  # Each engine has exceptions of its own.
+        except Exception as error:  # Each engine has its own exceptions.
             raise ValueError(
                 f"{self} cannot run the model: {short(str(error))};"
                 " evaluate it in another engine with --backend, or export it again"
@@ -128,7 +128,7 @@ class Engine:
 
 
 def short(text: str) -> str:
-    """Return an engine's words on one line, cut where they are long."""
+    """Return an engine's message on one line, shortened if it is long."""
     return " ".join(text.split())[:_LONGEST_REASON]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dq.quant.verify.engine import Engine
 
-# Levels of 8 bits: the unit of outputs, which have no quantizer.
+# Levels of 8 bits: differences of outputs without a quantizer are in 255ths of their range.
 NUM_LEVELS = 255
 
 
@@ -32,9 +32,9 @@ class LayerDifference:
         num: Number of its values.
         share: Share of values that differ by half a scale or more, 0 to 1.
         largest: Largest difference, in scales; for outputs in 255ths of their range.
-        excess: Rounding moves a value by at most half a scale from the fake-quantized network's
-            value before rounding. This is the largest distance beyond that, in scales. With
-            rounding ties only, it is zero, or as small as the error of float32 sums.
+        excess: Largest distance from the fake-quantized network's value before rounding, minus the
+            half scale that rounding explains, in scales. If values differ only at rounding ties,
+            it is zero, or as small as the error of float32 sums.
     """
 
     site: str
@@ -63,8 +63,8 @@ def layer_differences(
         model: Exported from it, as written by `dq.quant.export.qdq`.
         images: Batches of the network's input.
         engine: Computes the model; ONNX Runtime by default.
-        integers: False computes the QDQ nodes literally, in float between them, whatever the
-            engine.
+        integers: False computes the model literally, in float between its QDQ nodes; ``engine`` is
+            then not used.
 
     Raises:
         ValueError: The engine cannot compute the model.
@@ -161,5 +161,5 @@ class _Total:
 
 
 def worst(differences: Sequence[LayerDifference], most: int = 3) -> list[LayerDifference]:
-    """Return the differences that rounding explains least, the worst first."""
+    """Return the differences with the largest excess over rounding, the worst first."""
     return sorted(differences, key=lambda d: (-d.excess, -d.share))[:most]

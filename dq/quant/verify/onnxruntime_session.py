@@ -32,7 +32,7 @@ EXACT_INSTRUCTIONS = ("vnni", "asimddp", "i8mm", "amx_int8")
 
 
 def sums_exactly(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
-    """Say whether this CPU sums 8-bit products without saturating at 16 bits.
+    """Return whether this CPU sums 8-bit products without saturation at 16 bits.
 
     AVX2 and AVX-512 without VNNI add two products of uint8 and int8 in 16 bits, which saturates:
     2 * 255 * 127 does not fit.
@@ -51,9 +51,9 @@ class OnnxNetwork(Network):
         model: The model.
         integers: Compute with integers. False computes the QDQ nodes literally, in float between
             them, without any optimization.
-        exact: Do not let sums of products saturate, even if the CPU's fastest instructions would.
-        threads: Of one call.
-        keep: Names of values in the model to return as well.
+        exact: Prevent saturation of sums, although it is slower on CPUs without VNNI.
+        threads: Number of threads of a call.
+        keep: Names of values in the model to return in addition to its outputs.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class OnnxNetwork(Network):
         options.log_severity_level = 4
         if slower:
             # Products of uint8 and uint8 instead of uint8 and int8. This rewrites the weights, and
-            # fails if it meets the same weight again.
+            # fails if two layers share a weight.
             model = with_own_weights(model)
             options.add_session_config_entry("session.x64quantprecision", "1")
         if not integers:
@@ -116,7 +116,7 @@ ENGINE = Engine(
     version=onnxruntime.__version__,
     network=lambda model, threads: OnnxNetwork(model, threads=threads),
 )
-# What the file says, whichever engine runs it: in float between its QDQ nodes.
+# Computes exactly what the file says, in float between its QDQ nodes.
 LITERALLY = Engine(
     title="ONNX Runtime without optimization",
     version=onnxruntime.__version__,
@@ -209,7 +209,7 @@ def load_model(path: Path) -> onnx.ModelProto:
     """Return the model in a file.
 
     Raises:
-        ValueError: There is none, or it is damaged.
+        ValueError: The file does not exist, or is damaged.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; `launcher export` writes such a file")
@@ -219,7 +219,7 @@ def load_model(path: Path) -> onnx.ModelProto:
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
-            f"{path} is no ONNX model, or damaged ({reason}); export it again"
+            f"{path} is not an ONNX model, or damaged ({reason}); export it again"
         ) from error
     return model
 

@@ -1,4 +1,4 @@
-"""Run an exported model in OpenVINO on the CPU, with float32 beside its 8-bit integers."""
+"""Run an exported model in OpenVINO on the CPU, with float32 for all layers that are not 8-bit."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from dq.quant.verify.signal_stack import kept_signal_stack
 log = logging.getLogger(__name__)
 
 LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
-# OpenVINO's names of the types in which a layer sums products of integers.
+# OpenVINO's names of the precision of a layer that sums products of integers.
 INTEGER_TYPES = ("u8", "i8")
-# Before this the message for an operator without a rule lists every operator after it.
+# The message about an unknown operator lists every operator after it, and then a summary.
 SUMMARY = "Summary:"
 
 
@@ -29,7 +29,7 @@ class OpenVinoNetwork(Network):
 
     Args:
         model: The model.
-        threads: Of one call.
+        threads: Number of threads of a call.
     """
 
     def __init__(self, model: onnx.ModelProto, threads: int) -> None:
@@ -58,7 +58,7 @@ class OpenVinoNetwork(Network):
     def compute(self, arrays: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Return all outputs in order, for all inputs in order."""
         if not len(arrays[0]):
-            # OpenVINO does not run for an empty batch, and returns what is left of the last one.
+            # OpenVINO does not run an empty batch, but returns results of the previous one.
             one = [np.zeros((len(own) or 1, *own.shape[1:]), np.float32) for own in arrays]
             return [found[:0] for found in self.compute(one)]
         request = self.request(len(arrays[0]))
@@ -66,7 +66,7 @@ class OpenVinoNetwork(Network):
             return list(request.infer(list(arrays)).to_tuple())
 
     def request(self, batch: int) -> openvino.InferRequest:
-        """Return what computes a batch of this size."""
+        """Return the compiled model for a batch of this size."""
         key = 1 if batch == 1 or not self._is_batch_free else None
         if key not in self._requests:
             self._requests[key] = self._compiled(key)
@@ -77,7 +77,7 @@ class OpenVinoNetwork(Network):
         return isinstance(self.size[0], str)
 
     def _compiled(self, batch: int | None) -> openvino.InferRequest:
-        """Return the model compiled for a batch; of a known size it takes a fifth less time."""
+        """Return the model compiled for a batch size; None allows any, which is a fifth slower."""
         model = self._model.clone()
         if batch is not None and self._is_batch_free:
             free = self.size[0]
@@ -94,8 +94,8 @@ class OpenVinoNetwork(Network):
 def _with_copied_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of the model that returns copies of its outputs.
 
-    OpenVINO does not round to 16 bits. It removes these roundings, and fails where it cannot hand
-    an output's name to what is left.
+    OpenVINO removes all quantization to 16 bits. It fails if this removes the node of an output and
+    the output's name cannot be given to another node.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -107,21 +107,21 @@ def _with_copied_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def settings_for(threads: int) -> dict[str, str | int | bool]:
-    """Return the settings with which a model runs on so many threads, in float32 and integers."""
+    """Return OpenVINO's settings for a number of threads, with float32 and 8-bit integers only."""
     return {
-        # Processors with bf16 or fp16 would round what is not 8 bits wide to it.
+        # Otherwise everything but 8-bit integers is computed in bf16 or fp16 if the CPU has it.
         "INFERENCE_PRECISION_HINT": "f32",
-        # Linear layers with integer weights would round their float inputs to 8 bits.
+        # Otherwise linear layers with integer weights round their float inputs to 8 bits.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
-        # Each process would pin its threads to the first cores, so ranks would share them.
+        # Otherwise each process pins its threads to the first cores, so that ranks share them.
         "ENABLE_CPU_PINNING": False,
     }
 
 
 def reason_of(error: RuntimeError) -> str:
-    """Return what OpenVINO says of a model, without where in its source it says so."""
+    """Return OpenVINO's error message on one line, without places in its source code."""
     text = str(error)
     if SUMMARY in text:
         return text.partition(SUMMARY)[2].strip().splitlines()[0].removeprefix("-- ")

@@ -1,10 +1,10 @@
-"""Keep the memory on which signal handlers run.
+"""Keep the stack on which signal handlers run.
 
-Python's signal handlers run on a separate stack if the thread has one, as it has after
-``faulthandler.enable()``. OpenVINO gives the calling thread another stack when it compiles a model,
-and puts back the one from before when the model is freed. Of two models, the second one may so put
-back the first one's, which is freed already. The next signal with a handler then ends the process:
-SIGTERM of Slurm, or SIGCHLD of a data loader's worker (OpenVINO 2026.4.1).
+Python's signal handlers run on a separate stack if the thread has one, for example after
+``faulthandler.enable()``. OpenVINO sets another stack for the calling thread when it compiles a
+model, and restores the previous one when the model is freed. With two models, the second one may
+restore the stack of the first one, which is freed already. The next signal with a handler then ends
+the process: SIGTERM of Slurm, or SIGCHLD of a data loader's worker (OpenVINO 2026.4.1).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _Stack(ctypes.Structure):
 
 @contextlib.contextmanager
 def kept_signal_stack() -> Iterator[None]:
-    """Give the thread its own signal stack back after the body, whatever the body does to it."""
+    """Restore the thread's signal stack after the body."""
     set_stack = _set_stack()
     if set_stack is None:
         yield
@@ -48,7 +48,7 @@ def address() -> int | None:
 
 @functools.cache
 def _set_stack() -> ctypes._NamedFuncPointer | None:
-    """Return libc's ``sigaltstack``; None where there is none."""
+    """Return libc's ``sigaltstack``, or None on systems without it."""
     try:
         return ctypes.CDLL(None).sigaltstack
     except (OSError, AttributeError, TypeError):

@@ -17,10 +17,10 @@ FILE_NAME = "latency.json"
 
 
 def write_latency(folder: Path, model: str, latency: Mapping[str, Any]) -> None:
-    """Write what was measured of an exported model beside it, in place of an older measurement.
+    """Write the measured speed of an exported model into its folder; it replaces an older one.
 
     Args:
-        folder: Of the exported models.
+        folder: Folder of the exported models.
         model: Name of the file.
         latency: Fields of `dq.quant.latency.result.Latency`.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracking:
-    """What is tracked, and where it is sent.
+    """The settings of tracking: what is recorded, and where it is sent.
 
     Attributes:
         project: W&B's project; None for ``WANDB_PROJECT``, else ``dq-launcher``.

@@ -47,7 +47,7 @@ class Line:
         bits: Integer format of the last stage.
         model_bytes: Model size of the last stage.
         images_per_s: Speed of the last stage's evaluation.
-        times_as_fast: Speed of the exported model beside the same model in float, in its engine.
+        times_as_fast: Speed of the exported model relative to the same model in float.
         rank_hours: Cost: hours of all stages times their ranks.
         state: ``finished``, or the state of the unfinished stage.
     """

@@ -15,14 +15,14 @@ class Row:
     """A candidate of a search.
 
     Attributes:
-        name: The candidate's.
+        name: Name of the candidate.
         value: Its metric in percent.
         drop: Points below the float detector.
         num_raised: Number of quantizers with 16 bits.
         mib: Size of its weights, in MiB.
         on_front: No other candidate is better in both metric and number of raised quantizers.
         chosen: It is the result.
-        times_as_fast: As the float detector, in the engine; None if that was not measured.
+        times_as_fast: Speed relative to the float detector, in the engine; None if not measured.
     """
 
     name: str

@@ -47,7 +47,7 @@ class Limits:
 
 
 class Mirror:
-    """Copy a folder's run to W&B as it grows; nothing is raised, whatever W&B does.
+    """Copy a folder's run to W&B as it grows; errors of W&B are not raised.
 
     Args:
         folder: Folder of a stage, with ``run.json``.

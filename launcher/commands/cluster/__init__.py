@@ -1,1 +1,1 @@
-"""Commands that talk to Slurm: send jobs, list them, read their logs, cancel them."""
+"""Commands for Slurm: submit jobs, list them, read their logs, cancel them."""

@@ -1,10 +1,10 @@
-"""``launcher cancel``: end a submitted chain."""
+"""``launcher cancel``: cancel the jobs of a submitted chain."""
 
 from __future__ import annotations
 
 import argparse
 
-HELP = "cancel a submitted chain: its running job and all that wait"
+HELP = "cancel a submitted chain: its running job and its waiting jobs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,5 +24,5 @@ def run(arguments: argparse.Namespace) -> int:
     chain = find_chain(arguments.chain, chains())
     cancelled = cancel_chain(chain)
     print(f"{chain.name}: cancelled {', '.join(cancelled)}" if cancelled else
-          f"{chain.name}: all of it has ended already")  # fmt: skip
+          f"{chain.name}: all its jobs have ended already")  # fmt: skip
     return 0

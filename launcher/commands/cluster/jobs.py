@@ -1,4 +1,4 @@
-"""``launcher jobs``: what was submitted, and how it fares."""
+"""``launcher jobs``: list submitted jobs and their state."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ HELP = "list submitted jobs: state, nodes, elapsed time, last metrics, log"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("chain", nargs="?", metavar="CHAIN", help="or a job (default: the latest)")
     parser.add_argument(
-        "--last", type=int, default=5, metavar="N", help="so many chains (default 5)"
+        "chain", nargs="?", metavar="CHAIN", help="a chain or a job (default: the last N chains)"
+    )
+    parser.add_argument(
+        "--last", type=int, default=5, metavar="N", help="list the last N chains (default 5)"
     )
 
 

@@ -1,17 +1,17 @@
-"""``launcher logs``: what a rank of a submitted job has printed."""
+"""``launcher logs``: print the log of a rank of a submitted job."""
 
 from __future__ import annotations
 
 import argparse
 
-HELP = "print a submitted job's log, of rank 0 or another, and follow it"
+HELP = "print or follow a submitted job's log, of rank 0 or another rank"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("job", metavar="JOB", help="its number, or CHAIN:NAME, or its chain")
+    parser.add_argument("job", metavar="JOB", help="a job number, or CHAIN:NAME, or a chain")
     parser.add_argument("--rank", type=int, default=0, metavar="R", help="default 0")
-    parser.add_argument("--follow", action="store_true", help="go on until the job has ended")
+    parser.add_argument("--follow", action="store_true", help="continue until the job has ended")
 
 
 def run(arguments: argparse.Namespace) -> int:

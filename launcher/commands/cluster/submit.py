@@ -1,4 +1,4 @@
-"""``launcher submit``: any command as a job of Slurm; the whole chain; a grid of chains."""
+"""``launcher submit``: run a command, the whole chain or a grid of chains as Slurm jobs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster",
         metavar="FILE.toml|NAME",
-        help="cluster profile: a file, gpu, a100 or h100 (which come along), local (here, in"
-        " processes of their own), debug (in this process)",
+        help="cluster profile: a file, or gpu, a100 or h100 (included), local (on this machine, in"
+        " separate processes), debug (in this process)",
     )
     for name, (kind, help_text) in flags().items():
         parser.add_argument(
@@ -34,17 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )  # fmt: skip
     parser.add_argument(
         "--torchrun", action="store_true", default=None,
-        help="one torchrun a node in place of a task a rank",
+        help="start one torchrun per node instead of one task per rank",
     )  # fmt: skip
-    parser.add_argument("--group", metavar="NAME", help="W&B's group (default: the chain's name)")
+    parser.add_argument("--group", metavar="NAME", help="group in W&B (default: the chain's name)")
     parser.add_argument(
         "--include", metavar="PATH", action="append", default=[],
-        help="a module or package of your own that the config imports, for the snapshot too",
+        help="add a module or package that the config imports to the snapshot of the code",
     )  # fmt: skip
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the jobs' texts, submit and write nothing"
+        "--dry-run", action="store_true", help="print the job scripts; submit and write nothing"
     )
-    parser.add_argument("job", metavar="COMMAND", help="a command of the launcher, or sweep")
+    parser.add_argument("job", metavar="COMMAND", help="a command of the launcher, or `sweep`")
     parser.add_argument(
         "words", metavar="...", nargs=argparse.REMAINDER, help="its own arguments, CONFIG first"
     )
@@ -56,13 +56,13 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--presets", nargs="+", default=[], metavar="NAME", help="int8 w4a8 ...")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     add_shared(parser)
-    add_checkpoint(parser, what="a float detector for all", required=False)
+    add_checkpoint(parser, what="a float checkpoint for all", required=False)
     add_training(parser)
     parser.add_argument(DEBUG, action="store_true", help="print the traceback of an error")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check the command, copy what it needs, submit it; return the exit code."""
+    """Check the command, copy code and configs, submit the jobs; return the exit code."""
     from slurm.here import run_here, run_in_process
     from slurm.submission import need_slurm, submit
     from slurm.text import job_text
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     if profile.executor == "slurm":
         need_slurm()
     while not _reserved(place.folder):
-        # Another submission has taken this name since; the next one is free.
+        # Another submission has taken this name in the meantime, so try the next one.
         jobs, place = _compose(arguments, order, profile)
     with _removed_unless_submitted(place.folder):
         _write(arguments, order, jobs, place)
@@ -99,14 +99,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Order:
-    """A command as the user gave it, parsed.
+    """The command to submit, parsed.
 
     Attributes:
         name: The command, or ``sweep``.
         words: Its arguments.
-        parsed: The same by its own parser.
-        configs: The configs it names.
-        experiment: Absolute folder of its results.
+        parsed: Its arguments, parsed by its own parser.
+        configs: The configs in its arguments.
+        experiment: Absolute path of its work dir.
     """
 
     def __init__(self, name: str, words: list[str], parsed: argparse.Namespace) -> None:
@@ -120,7 +120,7 @@ class _Order:
 
 
 def _work_dir_of(parsed: argparse.Namespace) -> str | None:
-    """Return the ``work_dir`` that the command line's options or the config give."""
+    """Return the ``work_dir`` of ``--cfg-options`` or of the config, or None."""
     for option in getattr(parsed, "cfg_options", None) or []:
         if option.startswith("work_dir="):
             return str(option.partition("=")[2])
@@ -147,7 +147,10 @@ def _order(arguments: argparse.Namespace) -> _Order:
 
 
 def _check(order: _Order) -> list[str]:
-    """Refuse what would fail in the job; return what could not be checked here.
+    """Check configs and checkpoint before submitting.
+
+    Returns:
+        Lines about what could not be checked here.
 
     Raises:
         ValueError: A config or a checkpoint is wrong or missing.
@@ -165,8 +168,8 @@ def _check(order: _Order) -> list[str]:
         check_config(Path(config))
     if any(importlib.util.find_spec(name) is None for name in ("torch", "mmcv", "mmdet")):
         return [
-            "note: torch and mmdet are not installed here: that the config and its bases are there"
-            " and are Python was checked, its settings are checked when the job begins"
+            "note: torch and mmdet are not installed here; it was checked that the config and its"
+            " bases exist and are valid Python; its settings are checked when the job starts"
         ]
     for config in order.configs:
         for preset in getattr(order.parsed, "presets", None) or [None]:
@@ -182,12 +185,12 @@ def _read(order: _Order, config: str, preset: str | None) -> None:
     options = [*order.parsed.cfg_options, *([f"quant.preset={preset}"] if preset else [])]
     seed = getattr(order.parsed, "seed", None)
     plan = read_plan(argparse.Namespace(config=config, cfg_options=options, seed=seed))
-    # Types and arguments of modules are checked by building them, which takes no data.
+    # Building the model checks the types and arguments of its modules; it needs no data.
     build_model(plan.config, test_classes(plan.config), initialise=False)
 
 
 def _compose(arguments: argparse.Namespace, order: _Order, profile: Any) -> tuple[list[Any], Any]:
-    """Return the jobs and where they live; nothing is written."""
+    """Return the jobs and their folders; nothing is written."""
     from slurm import plan
     from slurm.record import new_name
     from slurm.text import Place, check_place
@@ -226,21 +229,21 @@ def _with_copy(order: _Order, copies: dict[str, str]) -> list[str]:
     return words
 
 
-# What the plan of a chain or a sweep says itself.
+# Arguments that the plan of a chain or a sweep sets itself.
 _PLANNED = ("help", "work_dir", "checkpoint", "fresh", "reuse", "table")
-# Only a quantized training on several ranks lets one of them calibrate: calibration is one rank's
-# job, and stages may have different numbers of ranks.
+# Only QAT has several ranks of which one calibrates. The calibration job has one rank, and stages
+# may have different numbers of ranks.
 _OF_QAT = ("calibration_rank",)
 
 
 def _options_for(given: argparse.Namespace, *commands: str, without: Sequence[str]) -> Any:
-    """Return what each of the commands has to be told of what was said to the whole."""
+    """Return the options to forward to each of the commands, by command."""
     from launcher.cli import build_parsers
 
     if given.resume not in (None, "auto"):
         raise ValueError(
-            f"--resume {given.resume} is of one training, and these are several; submit that one:"
-            " submit train ... --resume FILE.pth, or submit qat"
+            f"--resume {given.resume} is of one training, and these are several; submit that one"
+            " alone: submit train ... --resume FILE.pth, or submit qat"
         )
     parsers = build_parsers()[1]
     found = {}
@@ -280,7 +283,7 @@ def _sweep(order: _Order, copies: dict[str, str], profile: Any, plan: Any) -> li
 
 @contextmanager
 def _removed_unless_submitted(folder: Path) -> Iterator[None]:
-    """Remove the folder, and those above it that are empty then, when the body fails."""
+    """Remove the folder if the body fails, and then its empty parents."""
     try:
         yield
     except BaseException:
@@ -292,7 +295,7 @@ def _removed_unless_submitted(folder: Path) -> Iterator[None]:
 
 
 def _reserved(folder: Path) -> bool:
-    """Make the folder of a submission; False where another one has it, which must not lose it."""
+    """Create the folder of a submission; return False if another submission has it already."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -301,7 +304,7 @@ def _reserved(folder: Path) -> bool:
 
 
 def _write(arguments: argparse.Namespace, order: _Order, jobs: Sequence[Any], place: Any) -> None:
-    """Copy code and configs, and make the folders that jobs expect."""
+    """Copy code and configs, and create the folders that the jobs need."""
     from slurm.copies.config_files import copy_config
     from slurm.copies.snapshot import copy_code
     from slurm.plan import float_links

@@ -22,7 +22,7 @@ def test_every_order_is_the_same_command() -> None:
     parser, children = build_parsers()
     found = set()
     for number, parts in enumerate(permutations([["qat"], *PARTS])):
-        if number % 7:  # A part of the 720 will do.
+        if number % 7:  # A part of the 720 orders is enough.
             continue
         words = [word for part in parts for word in part]
         given = parser.parse_args(ordered(words, children))

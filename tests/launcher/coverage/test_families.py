@@ -1,6 +1,6 @@
-"""Eight families of mmdet's configs the whole way, through files and processes of their own.
+"""Eight families of mmdet's configs pass all steps, each step in a separate process.
 
-`launcher coverage` does so with all of them.
+`launcher coverage` does this with all families.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tests.launcher.conftest import ROOT
 pytestmark = pytest.mark.slow
 
 FAMILIES = ("mask_rcnn", "ssd", "retinanet", "fcos", "yolo", "yolox", "centernet", "detr")
-# Whose boxes are decoded in ONNX.
+# Families with box decoding in ONNX.
 DECODED = {"ssd", "retinanet", "fcos", "yolo", "yolox"}
 PARTLY = {"detr"}
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Row]:
-    """The table of the command, which is run as users run it: its steps are forked from it."""
+    """The rows of the command's table; the command runs in a process, as users run it."""
     table = tmp_path_factory.mktemp("families") / "coverage.md"
     words = ["coverage", "--families", ",".join(FAMILIES), "--out", str(table), "--jobs", "2"]
     subprocess.run(
@@ -46,7 +46,7 @@ def test_family_goes_the_whole_way(rows: Mapping[str, Row], family: str) -> None
     decoded = YES if family in DECODED else HAS_NOT
     ended = {"boxes": decoded, "nms": decoded, "onnxruntime": row.steps["onnxruntime"]}
     assert row.steps == {step: ended.get(step, YES) for step in STEPS}
-    # A net of chance weights gives many boxes one score, which come in another order then.
+    # With random weights many boxes have the same score, so their order may differ.
     assert row.steps["onnxruntime"] in ((YES, TIES) if family in DECODED else (YES,))
     assert row.quantizers > 40
     assert row.quantized == ("partly float" if family in PARTLY else "OK")

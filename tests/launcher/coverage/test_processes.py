@@ -1,4 +1,4 @@
-"""Commands in processes of their own: what they say, and those that crash, hang or grow."""
+"""Commands in separate processes: their output, and processes that crash, hang or grow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of all families: what a row says, and that it can be read again."""
+"""The table of all families: the content of a row, and reading it again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_rows_are_judged_by_their_worst_step() -> None:
     assert [row.result for row in ROWS.values()] == [WHOLE, WHOLE, CRASHED, REFUSED, DIFFERS]
     assert [row.quantized for row in ROWS.values()] == ["OK", "partly float", "", "partly float",
                                                         "OK"]  # fmt: skip
-    # A step that nobody tried is no step of the whole way.
+    # A row with a step that was not run is not complete.
     assert Row(config="six", steps={"float": YES}).result == CRASHED
 
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.cpu
 
 
 class Net(nn.Module):
-    """Every kind of place for a quantizer: carriers, a join, a sum, a shared layer, linear."""
+    """A net with every kind of place for a quantizer: carriers, join, sum, shared layer, linear."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ RECIPES = {
 
 
 # By bits and integer arithmetic: the largest excess over rounding, in scales, and the share of
-# values that may round the other way. Float32 sums in another order move 16-bit values by more
+# values that may be rounded the other way. Float32 sums in another order move 16-bit values by more
 # scales. ONNX Runtime rounds biases to the product of two scales, which is coarse at few bits.
 LIMITS = {
     (4, False): (1e-4, 2e-5),
@@ -134,7 +134,7 @@ def assert_computes_the_same(graph: QuantizedGraph, model: onnx.ModelProto) -> N
         # At a tie a value goes to the next integer and no further.
         assert not [d for d in found if not d.largest < 1.01]
         assert sum(d.share * d.num for d in found) <= max(2, share * sum(d.num for d in found))
-    outputs = OnnxNetwork(model).tensors(images(5, 3))  # Any number of images.
+    outputs = OnnxNetwork(model).tensors(images(5, 3))  # The batch size is free.
     assert outputs[1].shape == (3, 256, 5)
 
 
@@ -201,7 +201,7 @@ def test_large_bias_with_tiny_weights_fits_the_engines_integers() -> None:
     assert changed == {"one", "all"}
     scales = zip(before["one"]["scale"], after["one"]["scale"], strict=True)
     assert [a == b for a, b in scales] == [index != 2 for index in range(8)]
-    # The smallest power of two that is enough: half of it is not.
+    # The smallest sufficient power of two: half of it is too small.
     scale_in = torch.tensor(after["x/out"]["scale"]).double()
     for integer, least in ((2.0**30, False), (2.0**29, True)):
         found = 0.7 / (scale_in * after["one"]["scale"][2])
@@ -366,7 +366,7 @@ def test_integer_file_is_plain_small_and_loads_again(tmp_path: Path) -> None:
     content: Any = torch.load(tmp_path / "net.pth", weights_only=True)
     integers, floats = num_bytes(network)
     assert floats == 4 * integers
-    # Nothing of the float weights is left, neither in the file nor in memory.
+    # No float weights are left in the file or in memory.
     assert not list(network.parameters())
     assert {key.rpartition(".")[2] for key in content["state"]} == {
         "integers", "scale", "zero_point", "bias",
@@ -392,7 +392,7 @@ def test_integers_are_stored_in_the_smallest_type_that_holds_them(bits: int, sig
     spec = QuantSpec(bits=bits, signed=signed)
     kind = torch.iinfo(storage_dtype(spec))
     assert kind.min <= spec.quant_min <= spec.quant_max <= kind.max
-    # torch computes little with uint16.
+    # torch supports few operations on uint16.
     assert kind.bits == (8 if bits <= 8 else 16 if signed else 32)
 
 
@@ -432,7 +432,7 @@ def test_damaged_model_and_wrong_size_are_reported(tmp_path: Path) -> None:
     content = int8()[1]
     for damaged in (b"", b"no model", content[: len(content) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"is no ONNX model, or damaged .*export it again"):
+        with pytest.raises(ValueError, match=r"is not an ONNX model, or damaged .*export it again"):
             load_model(path)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"inputs 3x16x16 and got 3x8x16; .*--size 8 16"):

@@ -39,7 +39,7 @@ class Turned(nn.Module):
 
 
 class AlsoRead(Focus):
-    """The image has another reader, which needs it rounded."""
+    """The image has another reader, which needs it quantized."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A small net as an exported model: every kind of layer, one of them called twice."""
+"""An exported small net with every kind of layer, one of which is called twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models beside their float twins, with an engine whose times are known."""
+"""Models are compared with their float twins, in an engine with known times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.cpu
 
 
 class Engine:
-    """Runs nothing, in a given time: in float, and quantized."""
+    """Computes nothing, but takes a given time in float and another one in integers."""
 
     def __init__(self, ms_float: float, ms_integer: float) -> None:
         self.ms_float, self.ms_integer = ms_float, ms_integer

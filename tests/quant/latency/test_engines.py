@@ -26,7 +26,7 @@ def test_runs_both_and_counts_layers_in_integers(name: str) -> None:
     batch = images(5, 1)
     wanted = OnnxNetwork(model).tensors(batch)
     for found, other in zip(network.compute([batch.numpy()]), wanted, strict=True):
-        # Of 255 values some may round the other way.
+        # Some of 255 values may be rounded the other way.
         np.testing.assert_allclose(found, other, atol=0.05 * float(other.abs().max()))
 
 

@@ -1,4 +1,4 @@
-"""The float twin: no rounding, the same layers and weights, whatever tool has written the file."""
+"""The float twin has the same layers and weights without quantization, for files of any tool."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_outputs_of_integers_become_float() -> None:
 
 
 def test_integers_that_are_no_rounded_numbers_stay() -> None:
-    """Labels, say: what is computed from rounded numbers need not be one."""
+    """For example labels: integers that are computed from quantized values stay integers."""
     kind = TensorProto.INT64
     nodes = [*PAIR, helper.make_node("ArgMax", ["xd"], ["y"], axis=1)]
     places = [PAIR[0], helper.make_node("ArgMax", ["xq"], ["y"], axis=1)]
@@ -165,7 +165,7 @@ def test_graphs_inside_nodes_read_the_real_values() -> None:
 
 
 def test_own_clip_stays() -> None:
-    """A ReLU6, say, is no limit of a quantizer, though one reads it."""
+    """For example a ReLU6 before a quantizer does not belong to the quantizer."""
     tensors = {**STORED, "low": np.float32(0), "high": np.float32(1)}
     nodes = [
         helper.make_node("Clip", ["x", "low", "high"], ["c"], name="relu6"),

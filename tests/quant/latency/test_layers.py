@@ -1,4 +1,4 @@
-"""Which layer an executed operator belongs to."""
+"""The layer that an executed operator belongs to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_node_has_the_number_of_its_layer(is_twin: bool) -> None:
     kinds = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
     own = [number_of(n.name) for n in numbered.graph.node if n.op_type in kinds]
     assert own == list(range(len(MODULES)))
-    # What a layer's result goes into belongs to it, a sum to the later of its two layers.
+    # Operations on a layer's result belong to it; a sum belongs to the later of two layers.
     kinds_of = [{n.op_type for n in numbered.graph.node if number_of(n.name) == i} for i in own]
     assert "MaxPool" in kinds_of[0]
     assert kinds_of[1] >= {"Sigmoid", "Mul", "Add"}
@@ -68,11 +68,11 @@ def executed(names: str, *after: int) -> Executed:
 
 def test_what_an_engine_inserts_belongs_to_the_operator_before_it() -> None:
     given = [
-        executed("Reorder"),  # Nothing is before it.
+        executed("Reorder"),  # There is no operator before it.
         executed("conv@layer0@ x", 0),
         executed("Reorder_2", 1),
         executed("sum@layer2@ conv@layer1@", 2),  # Two layers in one operator.
-        executed("Reorder_4", 5),  # Listed before what it reads.
+        executed("Reorder_4", 5),  # In the list before the operator that it reads.
         executed("conv@layer3@", 3),
         executed("Join", 2, 4),
     ]
@@ -85,7 +85,7 @@ def test_what_an_engine_inserts_belongs_to_the_operator_before_it() -> None:
 def test_layers_that_an_engine_computes_together() -> None:
     given = [
         executed("one@layer0@own@ relu@layer0@ two@layer1@own@"),
-        executed("three@layer2@own@ sum@layer3@"),  # The sum of a layer that comes later.
+        executed("three@layer2@own@ sum@layer3@"),  # The sum belongs to the later layer.
     ]
     assert {number: len(own) for number, own in by_layer(given).items()} == {1: 1, 2: 1}
     assert absorbed(given) == {0: 1}

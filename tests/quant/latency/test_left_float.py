@@ -1,4 +1,4 @@
-"""Some layers of a file in float: as a calibration with the rule would have written it."""
+"""A file with some layers in float equals the export of a calibration with this rule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = {"stem": "stem+norm", "depthwise": "depthwise", "up": "up"}
 
 
 def roundings(model: onnx.ModelProto) -> list[str]:
-    """Return the tensors that are rounded, each by the operator that makes it."""
+    """Return the quantized tensors, each named by the operator that computes it."""
     makers = {name: node.op_type for node in model.graph.node for name in node.output}
     stored = {tensor.name for tensor in model.graph.initializer}
     return [

@@ -1,4 +1,4 @@
-"""Everything runs in turn: the order of the rounds, their number, ratios of rounds."""
+"""Functions are timed in turn: order and number of rounds, ratios over rounds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dq.quant.latency.paired import FEWEST_ROUNDS, WARM_UP, Spread, interleaved,
 
 
 class Clock:
-    """Time that passes only when a function runs; and faster the later it is."""
+    """A clock that advances only while a function runs, and faster with time."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""Times of layers, and the rule that leaves some of them in float."""
+"""Times of layers, and the rule that keeps some of them in float."""
 
 from __future__ import annotations
 
@@ -72,18 +72,20 @@ def advised(ratio: float) -> Advice:
 
 
 def test_a_rule_is_advised_only_if_it_makes_the_model_faster() -> None:
-    assert advice_lines("m.onnx", None) == ["m.onnx: integers bring 1.02x or more in every layer"]
+    assert advice_lines("m.onnx", None) == [
+        "m.onnx: every layer is at least 1.02x as fast in integers"
+    ]
     first, second, rule = advice_lines("m.onnx", advised(1.5))
     assert first == (
-        "m.onnx: integers bring less than 1.02x in 3 layers; with these in float it is"
-        " 1.50 (1.25 to 1.75) times as fast as now, 3 of 6 layers in integers"
+        "m.onnx: 3 layers are less than 1.02x as fast in integers; with these in float the model is"
+        " 1.50 (1.25 to 1.75) times as fast as now, with 3 of 6 layers in integers"
     )
     assert second == "calibrate with"
     assert rule.startswith("quant = dict(")
-    # Not in three of four rounds.
+    # It is not faster in three of four rounds.
     lines = advice_lines("m.onnx", advised(1.125))
     assert lines[1] == "  a/conv  0.50x  +1.000 ms"
-    assert lines[-1] == "so leave them as they are"
+    assert lines[-1] == "so keep them in integers"
 
 
 def test_the_rule_is_measured_on_the_file() -> None:

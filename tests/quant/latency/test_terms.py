@@ -1,4 +1,4 @@
-"""Inputs of the sizes that a model was exported for."""
+"""Example inputs have the sizes that a model was exported for."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ def test_repairs_are_for_one_input() -> None:
     graph = dq.prepare(
         Several().eval(), dq.preset("int8"), images(0), torch.randn(4, 2), bias=torch.zeros(3)
     )
-    with pytest.raises(ValueError, match="models of one input"):
+    with pytest.raises(ValueError, match="models with one input"):
         dq.calibrate(graph, [], repair=dq.Repair(steps=("bias",)))
     other = dq.prepare(Net().eval(), dq.preset("int8"), images(0))
     assert dq.calibrate(other, [images(0)], repair=dq.Repair(steps=("bias",))) == 4

@@ -37,11 +37,11 @@ def by_raised(start: float, gain: float) -> Callable[[Candidate], float]:
 
 
 def test_nothing_is_raised_if_a_way_to_calibrate_meets_the_limit() -> None:
-    here, _ = search(lambda c: 0.9 if c.name == "mse" else 0.5, least=0.8)
+    here, _ = search(lambda c: 0.9 if c.name == "weighted mse" else 0.5, least=0.8)
     outcome = here.run(Recipe(), Repair())
     assert outcome.meets_limit
-    assert outcome.chosen.candidate.name == "mse"
-    assert outcome.chosen.candidate.recipe.observer == "mse"
+    assert outcome.chosen.candidate.name == "weighted mse"
+    assert outcome.chosen.candidate.recipe.observer == "weighted_mse"
     assert {tried.candidate.num_raised for tried in outcome.tried} == {0}
     assert "adaround" not in [s for t in outcome.tried for s in t.candidate.repair.steps]
 
@@ -92,7 +92,7 @@ def test_the_users_recipe_is_tried_first_and_nothing_twice() -> None:
     assert found[0].name == "as configured"
     assert found[0].repair.mixed is None
     assert {c.repair.images for c in found} == {7}
-    assert len({(c.recipe, c.repair) for c in found}) == len(found) == 4
+    assert len({(c.recipe, c.repair) for c in found}) == len(found) == 5
     assert [c.recipe.free_clips for c in found if "equalize" in c.repair.steps] == [True]
     rounded = with_rounding(found[-1])
     assert rounded is not None

@@ -1,4 +1,4 @@
-"""Where quantizers stand for each target, seen in the exported model's own nodes."""
+"""The places of quantizers for each target, read from the exported model's nodes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Net(nn.Module):
-    """Residual sum, gate, pooling, concatenation and the function between layers."""
+    """A net with residual sum, gate, pooling, concatenation and functions between layers."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def quantized(target: str, function: str, net: type[nn.Module] = Net) -> Quantiz
 
 
 class Edges:
-    """The nodes of an exported model and what stands between them."""
+    """The nodes of an exported model and the values between them."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes = list(model.graph.node)
@@ -77,7 +77,7 @@ class Edges:
         return [node for node in self.nodes if node.op_type in kinds]
 
     def sources(self, node: onnx.NodeProto) -> list[onnx.NodeProto | None]:
-        """Return what computes each input that is no constant; None for the model's input."""
+        """Return the node of each input that is not a constant; None for the model's input."""
         return [self.made.get(name) for name in node.input if name not in self.constants]
 
     def readers(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
@@ -85,7 +85,7 @@ class Edges:
             yield from self.read.get(name, [])
 
     def is_rounded(self, node: onnx.NodeProto) -> bool:
-        """Say whether the node's value is quantized, after clipping functions."""
+        """Return whether the node's value is quantized, directly or after clipping functions."""
         readers = list(self.readers(node))
         return bool(readers) and all(
             reader.op_type == "QuantizeLinear"
@@ -125,13 +125,13 @@ def test_every_layer_reads_integers(target: str, function: str) -> None:
 def test_engine_that_rounds_all_results_finds_them_rounded(target: str, function: str) -> None:
     found = edges(target, function)
     computing = found.of(*LAYERS, "GlobalAveragePool", "ReduceMean", "Sigmoid")
-    if function != "gelu":  # Written as sums and products in this version of ONNX.
+    if function != "gelu":  # Functions that this version of ONNX writes as sums and products.
         computing += found.of("Add", "Mul")
     assert len(computing) >= 7
     for node in computing:
         assert found.is_rounded(node), node
         assert found.reads_integers(node), node
-    # A function that is not fused reads integers, and what reads its value gets them.
+    # A function that is not fused has a quantizer before and after it.
     for node in found.of("LeakyRelu", "HardSwish", "HardSigmoid", "Mish", "Gelu", "PRelu"):
         assert found.reads_integers(node)
         assert found.is_rounded(node)
@@ -151,7 +151,7 @@ def test_engine_that_fuses_functions_finds_nothing_between(target: str, function
 
 
 def _images_of(found: Edges, layer: onnx.NodeProto) -> list[onnx.NodeProto | None]:
-    """Return what computes a layer's input before it is quantized."""
+    """Return the nodes that compute a layer's input before its quantizer."""
     node: onnx.NodeProto | None = layer
     while node is not None and (
         node is layer or node.op_type in ("DequantizeLinear", "QuantizeLinear")

@@ -1,4 +1,4 @@
-"""Every target is a preset, has a source, and its name is checked where users write it."""
+"""Every target is a preset and has a source; wrong names are refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""OpenVINO computes 8-bit integers beside float32, on the threads it is given."""
+"""OpenVINO computes in 8-bit integers and float32 only, on the given number of threads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def network_of(model: onnx.ModelProto, threads: int = 1) -> OpenVinoNetwork:
 def test_every_layer_agrees_and_runs_in_integers() -> None:
     model = int8_model()
     network = network_of(model)
-    # All but the transposed convolution in groups.
+    # All layers except the transposed convolution with groups.
     assert (network.num_integer, network.num_float) == (6, 1)
     found = layer_differences(int8()[0], model, [images(7, 3)], engine=ENGINE)
     assert {d.site for d in found} >= set(int8()[0].activations())
@@ -66,7 +66,7 @@ def test_threads_and_precision_are_as_asked(threads: int) -> None:
 
 
 def test_what_is_not_quantized_is_computed_in_float32() -> None:
-    # This CPU may have bf16, which OpenVINO prefers: eight bits of mantissa.
+    # If the CPU has bf16, OpenVINO uses it by default: eight bits of mantissa.
     graph = quantized(Recipe(rules=(Rule(quantize=False),)))
     with torch.no_grad():
         wanted = graph(images(5))
@@ -110,7 +110,7 @@ def test_inputs_of_integer_weights_stay_float() -> None:
 
 @pytest.mark.slow
 def test_it_does_not_round_to_16_bits_and_does_not_clip() -> None:
-    """Seen with OpenVINO 2026.4: docs/engines.md says so, and this must be found by the gate."""
+    """As docs/engines.md says of OpenVINO 2026.4; the gate must find it."""
     graph = quantized(preset("int16"))
     model = qdq(graph)
     assert network_of(model).num_integer == 0
@@ -142,7 +142,7 @@ def test_operator_without_a_rule_is_named() -> None:
 
 
 def saturating_net() -> Any:
-    """Return a calibrated net whose 8-bit products are as large as they can be."""
+    """Return a calibrated net with the largest possible 8-bit products."""
 
     class Large(Net):
         def __init__(self) -> None:

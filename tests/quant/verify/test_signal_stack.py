@@ -1,4 +1,4 @@
-"""A process lives on after OpenVINO has run in it, whatever signal comes."""
+"""A signal does not end a process in which OpenVINO has run."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a prepared graph runs in one pass: functions together with the quantizers around them."""
+"""Fuse functions with the quantizers before and after them into one pass over memory."""

@@ -1,9 +1,9 @@
 """Run a clipping activation function and the fake quantization after it in one pass.
 
-ReLU, the copy of its result and fake quantization would each pass over the tensor. Only the
-function that runs is fused; the graph that is analysed, exported and shown does not change. The
-fused pass writes in place if nothing else needs the tensor. So a quantized training saves the same
-activations as a float one, plus one byte per value for the gradient mask.
+Otherwise ReLU, the copy of its result and fake quantization would each pass over the tensor. Only
+the function that runs is fused; the graph that is analysed, exported and shown does not change. The
+fused pass writes in place if nothing else needs the tensor. So QAT saves the same activations as
+float training, plus one byte per value for the gradient mask.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def clip_of(activation: nn.Module) -> Clip | None:
 def activate_and_fake_quantize(
     quantizer: ActivationQuantizer, activation: nn.Module | None, x: Tensor, in_place: bool
 ) -> Tensor:
-    """Return ``quantizer(activation(x))``, in one pass unless hooks observe the value in between.
+    """Return ``quantizer(activation(x))``, in one pass unless hooks need the value between them.
 
     Args:
         quantizer: Comes after the activation function.
@@ -122,14 +122,17 @@ def _keep_on_grid_(root: nn.Module, node: fx.Node) -> None:
 
 
 def _quantized_by(root: nn.Module, node: fx.Node) -> fx.Node | None:
-    """Return the quantizer call that made the node's value; None if there is none."""
+    """Return the quantizer's node that computed the node's value; None if there is none."""
     while role_of(root, node) is Role.CARRIER:
         (node,) = tensor_inputs(node)
     return node if isinstance(module_of(root, node), ActivationQuantizer) else None
 
 
 def _activation(root: nn.Module, source: fx.Node, node: fx.Node) -> tuple[str | None, fx.Node]:
-    """Return the name of the activation function that only ``node`` reads, and its input."""
+    """Return the name of the activation function before ``node``, and the function's input.
+
+    The name is None, and the input is ``source``, if there is no function that only ``node`` reads.
+    """
     module = module_of(root, source)
     if module is None or clip_of(module) is None or list(source.users) != [node]:
         return None, source
@@ -138,7 +141,7 @@ def _activation(root: nn.Module, source: fx.Node, node: fx.Node) -> tuple[str | 
 
 
 def _may_overwrite(root: nn.Module, node: fx.Node, reader: fx.Node) -> bool:
-    """Say whether only ``reader`` needs the node's value, in the backward pass too."""
+    """Return whether only ``reader`` needs the node's value, also in the backward pass."""
     if list(node.users) != [reader]:
         return False
     if isinstance(module_of(root, node), QuantizedLayer):

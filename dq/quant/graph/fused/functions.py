@@ -1,4 +1,4 @@
-"""Run a quantizer, the function after it and the quantizer after that in one pass.
+"""Run a quantizer, the function after it and the next quantizer in one pass.
 
 Only the function that runs is fused; the graph that is analysed and exported does not change.
 """
@@ -28,7 +28,7 @@ class QuantizedFunction:
 
     Args:
         inner: The function; called with the fake-quantized tensor and the modules that it uses.
-        name: For the compiled graph.
+        name: Its name in the compiled graph.
     """
 
     def __init__(self, inner: Inner, name: str) -> None:
@@ -51,7 +51,7 @@ class QuantizedFunction:
             second: The quantizer after it.
             x: Any shape.
             in_place: ``x`` may be overwritten.
-            modules: What the function is computed with.
+            modules: The modules that the function uses.
         """
         if not (table.takes(x) and _is_plain(first, second, *modules)):
             before = (
@@ -76,7 +76,10 @@ class QuantizedFunction:
         second: ActivationQuantizer,
         modules: tuple[nn.Module, ...],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the function's value, the rounded value and its derivative at each grid point."""
+        """Return the function's value, the fake-quantized value and its derivative, per grid point.
+
+        Each is float32 of shape ``(levels of first,)``.
+        """
         grid = table.grid_points(first.scale, first.zero_point, first.spec).detach()
         if self.inner is gated:
             (gate,) = modules
@@ -92,7 +95,7 @@ class QuantizedFunction:
 
 
 def gated(x: Tensor, rounds: nn.Module) -> Tensor:
-    """Return SiLU as a product with the sigmoid, rounded by ``rounds``."""
+    """Return SiLU as the product of ``x`` and its sigmoid, fake-quantized by ``rounds``."""
     product: Tensor = x * rounds(torch.sigmoid(x))
     return product
 
@@ -102,7 +105,7 @@ def _format(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor, QuantSpec]:
 
 
 def _is_plain(first: ActivationQuantizer, second: ActivationQuantizer, *modules: nn.Module) -> bool:
-    """Say whether all quantizers round by stored scales, and record at most extremes."""
+    """Return whether all quantizers use stored scales, and record at most minimum and maximum."""
     inner = [m for m in modules if isinstance(m, ActivationQuantizer)]
     quantizers = [first, second, *inner]
     return (
@@ -124,7 +127,7 @@ def _records_extremes(quantizer: ActivationQuantizer) -> bool:
 
 
 def _records(quantizer: ActivationQuantizer) -> tuple[Tensor | None, Tensor | None]:
-    """Return where a quantizer records the extremes of a batch; None if it does not observe."""
+    """Return the buffers for minimum and maximum of a batch; None if the quantizer records none."""
     observer = quantizer.observer
     if observer.watches and quantizer.phase.observes(quantizer.training):
         return observer.batch_min, observer.batch_max
@@ -139,7 +142,7 @@ class _Match:
         first: The quantizer before the function.
         second: The quantizer after it.
         inner: The function.
-        modules: Names of what it is computed with.
+        modules: Names of the modules that it uses.
         nodes: All nodes of the function, in order.
     """
 
@@ -157,15 +160,15 @@ def fuse_functions_(
 
     Args:
         root: The model.
-        graph: A copy of a prepared graph, for running only.
-        may_overwrite: Says whether only the second node needs the first one's value.
+        graph: A copy of a prepared graph, used only to run it.
+        may_overwrite: Returns whether only the second node needs the first one's value.
     """
     quantizers = [n for n in graph.nodes if isinstance(module_of(root, n), ActivationQuantizer)]
     known = set(quantizers)
     if not any(
         known & set(source.all_input_nodes) for n in quantizers for source in n.all_input_nodes
     ):
-        return  # No function stands between two quantizers.
+        return  # There is no function between two quantizers.
     singles = {f.value: f for f in find_functions(root, graph) if len(f.nodes) == 1}
     for node in quantizers:
         match = _gated(root, node) or _single(root, node, singles)
@@ -189,7 +192,7 @@ def fuse_functions_(
 
 
 def _gated(root: nn.Module, second: fx.Node) -> _Match | None:
-    """Match SiLU as sigmoid and product, with a quantizer of fixed range after the sigmoid."""
+    """Match SiLU as sigmoid and product, with a fixed-range quantizer after the sigmoid."""
     product = second.args[0]
     if not (isinstance(product, fx.Node) and product.target is torch.mul):
         return None

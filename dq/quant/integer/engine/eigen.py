@@ -1,8 +1,8 @@
-"""Functions that ONNX Runtime computes with Eigen: exponential and logarithm, and what they make.
+"""Functions that ONNX Runtime computes with Eigen: exp, log, softplus, Mish and ELU.
 
-They have Eigen's approximations (Eigen/src/Core/arch/Default/GenericPacketMathFunctions.h). ONNX
-Runtime compiles them for every x86 processor, so there is no fused multiply-add in them. The last
-one to three values of a tensor go through the C library instead and may differ in the last digit.
+They use Eigen's approximations (Eigen/src/Core/arch/Default/GenericPacketMathFunctions.h). ONNX
+Runtime compiles them for every x86 processor, so they do not use fused multiply-add. The last one
+to three values of a tensor are computed by the C library and may differ in the last digit.
 """
 
 from __future__ import annotations
@@ -75,5 +75,5 @@ def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
 
 
 def _number(x: Tensor, value: float) -> Tensor:
-    """Return a float32 number as a tensor: a Python number would be rounded after the product."""
+    """Return a number as a float32 tensor; a Python number would not be rounded before its use."""
     return torch.tensor(value, dtype=x.dtype)

@@ -11,8 +11,8 @@ from dq.quant.integer.engine.quantizer import ExactQuantizer
 class ExactSum(nn.Module):
     """The sum of two quantized tensors with the quantizer after it.
 
-    As ONNX Runtime's QLinearAdd (mlas/lib/qladd.cpp) computes it on x86: with fused multiply-add,
-    the second tensor first.
+    It computes the same as ONNX Runtime's QLinearAdd (mlas/lib/qladd.cpp) on x86: with fused
+    multiply-add, the second tensor first.
 
     Args:
         left: The quantizer of the first tensor.
@@ -45,9 +45,9 @@ class ExactSum(nn.Module):
 class ExactProduct(nn.Module):
     """The product of two quantized tensors with the quantizer after it.
 
-    As ONNX Runtime's QLinearMul (mlas/lib/qlmul.cpp): the product of the integers times one ratio,
-    then the zero point is added, then the sum is rounded. Either tensor may be broadcast, as in
-    squeeze and excitation.
+    It computes the same as ONNX Runtime's QLinearMul (mlas/lib/qlmul.cpp): multiply the integers,
+    multiply by one ratio, add the zero point, round. Either tensor may be broadcast, as in squeeze
+    and excitation.
 
     Args:
         left: The quantizer of the first tensor.

@@ -1,8 +1,8 @@
 """Activation functions with the last digits of ONNX Runtime's float kernels.
 
-torch's own differ in the last digit, which decides at a rounding tie. The formulas are those of
-onnxruntime/core/mlas/lib: rational approximations of sigmoid and tanh (the coefficients are
-Eigen's), a piecewise polynomial for the error function (N. Juffa's erff). They use fused
+torch's functions differ in the last digit, which decides at a rounding tie. The formulas here are
+those of onnxruntime/core/mlas/lib: rational approximations of sigmoid and tanh (with Eigen's
+coefficients), and a piecewise polynomial for the error function (N. Juffa's erff). They use fused
 multiply-add, as on x86 with FMA3 and on ARM64.
 """
 
@@ -45,7 +45,7 @@ _TANH_BELOW = (
     2.26843463243900e-03,
     4.89352518554385e-03,
 )
-# The error function up to 0.921875, and minus the logarithm of its complement above.
+# The error function up to 0.921875; above that, minus the logarithm of its complement.
 _ERF_SMALL = (
     -5.99104969e-4,
     4.99339588e-3,
@@ -66,7 +66,7 @@ _ERF_LARGE = (
 _ERF_SPLIT, _ERF_LAST = 0.921875, 3.925
 _EXP = (1.38319808e-3, 8.37550033e-3, 4.16689515e-2, 1.66664466e-1, 4.99999851e-1, 1.0, 1.0)
 _LOG2_E, _LN2_HIGH, _LN2_LOW = 1.44269504088896341, -6.93145752e-1, -1.42860677e-6
-# Adding and subtracting it rounds to an integer.
+# Adding and subtracting this number rounds to an integer.
 _ROUNDER = 1.25829120e7
 
 
@@ -121,5 +121,5 @@ def silu(x: Tensor) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Return ``x (1 + erf(x / sqrt(2))) / 2`` in the order in which it is exported."""
+    """Return ``x (1 + erf(x / sqrt(2))) / 2``, with the order of operations of its export."""
     return x * (0.5 * (erf(x / _like(x, math.sqrt(2.0))) + 1.0))

@@ -1,15 +1,16 @@
-"""Make an integer network compute what ONNX Runtime computes, bit for bit where possible.
+"""Make an integer network compute the same as ONNX Runtime, bit for bit if possible.
 
 An operation of 8-bit tensors with a quantizer after it becomes one module of this package: layers,
 sums, products, matrix products, averages, softmax, bilinear interpolation, and functions of one
-tensor. A clipping function between them is dropped if the quantizer clips the same values. What
-the engine computes in float stays float, but with the engine's own last digits where they are
-known: activation functions, and biases rounded as for integers. Not known is the order of sums: of
-layers whose output is not quantized or not 8 bits wide, of layers with 4-bit weights, of transposed
-convolutions, and of means over other dimensions than height and width.
+tensor. A clipping function between them is dropped if the quantizer clips the same values.
+
+Operations that the engine computes in float stay in float. Activation functions and rounded biases
+have the same last digits as in the engine. The order of the engine's float sums is not known. So
+results may differ at rounding ties in layers whose output is not quantized to 8 bits, layers with
+4-bit weights, transposed convolutions, and means over other dimensions than height and width.
 
 Between modules values are real numbers, integer times scale. So operations that only move values
-(pooling, reshaping, concatenation) run unchanged.
+(max pooling, reshaping, concatenation) run unchanged.
 """
 
 from __future__ import annotations
@@ -60,12 +61,12 @@ Replacement = tuple[nn.Module, tuple[Any, ...]]
 
 
 def exact_network(graph: QuantizedGraph) -> Callable[..., Any]:
-    """Return a callable that computes a quantized graph as an engine would.
+    """Return a callable that computes a quantized graph as an engine does.
 
-    If nothing is quantized, it is the graph itself.
+    It is the graph itself if nothing is quantized, or if the graph has no integer form.
 
     Args:
-        graph: With its ranges, on the CPU, in evaluation mode; unchanged.
+        graph: With ranges, on the CPU, in evaluation mode; it is not changed.
     """
     try:
         network = integer_network(graph)
@@ -76,12 +77,13 @@ def exact_network(graph: QuantizedGraph) -> Callable[..., Any]:
 
 
 def compute_exactly_(network: fx.GraphModule) -> int:
-    """Replace quantizers, and what an engine computes in integers, by exact modules.
-
-    Returns how many there are.
+    """Replace quantizers and integer operations by exact modules, in place.
 
     Args:
         network: Result of `dq.quant.integer.convert.integer_network`, with ranges.
+
+    Returns:
+        The number of exact modules.
     """
     return _Rewriting(network).replace_all()
 
@@ -90,8 +92,8 @@ class _Rewriting:
     """Rewrites one network.
 
     Attributes:
-        sources: The quantizer of each quantized tensor, found before anything is replaced.
-        exact: The exact quantizer for each integer one.
+        sources: The quantizer of each quantized tensor, as of before the rewriting.
+        exact: The exact quantizer for each `IntegerActivation`.
     """
 
     def __init__(self, network: fx.GraphModule) -> None:
@@ -110,7 +112,7 @@ class _Rewriting:
     @torch.no_grad()
     def replace_all(self) -> int:
         for node, quantizer in self.quantizers.items():
-            if self.sources.get(node.args[0]) is quantizer:  # Quantizing twice is quantizing once.
+            if self.sources.get(node.args[0]) is quantizer:  # Quantized in the same way already.
                 node.replace_all_uses_with(node.args[0])
                 self.network.graph.erase_node(node)
                 continue
@@ -136,7 +138,7 @@ class _Rewriting:
         return new
 
     def _replace_functions(self) -> None:
-        """Give the functions that are left the engine's last digits."""
+        """Replace the remaining activation functions by those with the engine's last digits."""
         for node in list(self.network.graph.nodes):
             function = activation_function(self.network, node)
             if function is None:
@@ -159,7 +161,7 @@ class _Rewriting:
             if found is not None:
                 return found
         self._round_bias(made)
-        # The node may have been replaced by the same with another bias.
+        # `_round_bias` may have replaced the layer.
         return self._resized(made, after) or (after, tuple(node.args[:1]))
 
     def _in_integers(self, node: fx.Node, after: ExactQuantizer) -> Replacement | None:
@@ -198,7 +200,7 @@ class _Rewriting:
         return None
 
     def _resized(self, made: fx.Node, after: ExactQuantizer) -> Replacement | None:
-        """Return the module for an interpolation, whatever its bits."""
+        """Return the module for a bilinear interpolation of any bit width; None for others."""
         found = resizing_of(self.network, made)
         if found is None or self.sources.get(made.all_input_nodes[0]) is None:
             return None
@@ -206,7 +208,7 @@ class _Rewriting:
         return ExactResize(resizing, after), (made.args[0], size)
 
     def _round_bias(self, node: fx.Node) -> None:
-        """Round the bias of a layer that is computed in float."""
+        """Replace a layer that is computed in float by one with the engine's rounded bias."""
         inner = node
         while clip_of(self.network, inner) is not None and len(inner.users) == 1:
             inner = inner.all_input_nodes[0]
@@ -230,9 +232,9 @@ class _Rewriting:
         return exact if exact.is_whole_byte else None
 
     def _stays_signed(self, node: fx.Node, quantizer: IntegerActivation) -> bool:
-        """Say whether the engine keeps int8, and therefore computes in float.
+        """Return whether the engine keeps int8, and therefore computes in float.
 
-        On x86 it turns int8 into uint8, but not if the tensor has several readers.
+        On x86 it converts int8 to uint8, but not if the tensor has several readers.
         """
         return quantizer.spec.signed and len(node.users) > 1
 
@@ -250,14 +252,14 @@ class _Rewriting:
 
 
 def _read_sizes_of(new: fx.Node, made: Any) -> None:
-    """Let sizes be read from a tensor after its quantizer, so that it is computed only once."""
+    """Read sizes from the quantized tensor, so that the unquantized one is not computed too."""
     for user in list(made.users):
         if is_shape(user) and new < user:
             user.replace_input_with(made, new)
 
 
 def _is_redundant(clip: Clip, after: ExactQuantizer) -> bool:
-    """Say whether clipping changes no integer, by the rule of the engine's optimizer."""
+    """Return whether the clip changes no integer, by the rule of the engine's optimizer."""
     low, high = (torch.tensor(end, dtype=torch.float32) / after.scale for end in clip)
     return bool(low.round() <= after.lowest) and bool(high.round() >= after.highest)
 

@@ -1,4 +1,4 @@
-"""The layers of an integer network, called as modules or as functions."""
+"""Recognise the layers of an integer network, called as modules or as functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dq.quant.integer.modules import IntegerLayer, IntegerWeight
 from dq.quant.quantizers.layer_types import pads_by_itself
 from dq.quant.quantizers.layers import apply_layer
 
-# Engines store narrower weights as another type, which they compute with in float.
+# Engines store narrower weights as int4, and compute with these in float.
 _LEAST_WEIGHT_BITS = 5
 _TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 
@@ -30,9 +30,9 @@ class LayerCall:
         apply: The layer.
         weight: Its weight.
         bias: Real numbers, or None.
-        is_linear: It is a linear layer.
-        is_transposed: It is a transposed convolution.
-        pads: It pads by other values than zeros, which is exported as a node of its own.
+        is_linear: Whether it is a linear layer.
+        is_transposed: Whether it is a transposed convolution.
+        pads: Whether it pads with values other than zero, which is exported as a separate node.
     """
 
     apply: Apply
@@ -53,7 +53,7 @@ class LayerCall:
 
 
 def layer_call(network: fx.GraphModule, node: fx.Node) -> LayerCall | None:
-    """Return what a node calls if it is a layer with an integer weight; else None."""
+    """Return a node's call of a layer with an integer weight; None for other nodes."""
     module = module_of(network, node)
     if isinstance(module, IntegerLayer):
         return LayerCall(
@@ -100,7 +100,7 @@ def _function_call(network: fx.GraphModule, node: fx.Node) -> LayerCall | None:
 
 
 def _constant(network: fx.GraphModule, value: Any) -> tuple[bool, Tensor | None]:
-    """Return whether the value of an argument is known, and it."""
+    """Return whether an argument is None or a stored tensor, and its value."""
     if not isinstance(value, fx.Node):
         return value is None, None
     if value.op != "get_attr":

@@ -4,8 +4,8 @@ An engine sums products of integers in 32 bits, adds the bias as an integer, mul
 ``x_scale * weight_scale / y_scale`` in float32 and rounds half to even (Jacob et al. 2018, arXiv
 1712.05877, section 2.2; the float multiplier is ONNX Runtime's, onnxruntime/core/mlas/lib). Fake
 quantization sums real numbers in float32 instead. Its last digits depend on the order of the sum,
-so a value near a rounding tie may go the other way and change later layers. Here sums are exact:
-integers are added in a float type that represents them all.
+so a value near a rounding tie may be rounded the other way and change later layers. Here sums are
+exact: integers are added in a float type that represents them all.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class ExactLayer(nn.Module):
         weight: Its weight, without a zero point.
         bias: Real numbers, or None.
         input_quantizer: The quantizer of its input.
-        output_quantizer: The quantizer of its output. An activation function in between clips
-            only values that the quantizer clips too.
+        output_quantizer: The quantizer of its output. An activation function between the two may
+            clip only values that the quantizer clips too.
     """
 
     weight: Tensor
@@ -74,9 +74,9 @@ class ExactLayer(nn.Module):
 class ExactLinear(ExactLayer):
     """A linear layer with the quantizer after it.
 
-    With a bias and on a tensor of three or more dimensions, ONNX has it as a product and a sum.
-    ONNX Runtime sums the product in integers (MatMulIntegerToFloat), makes it a real number, adds
-    the bias in float32 and quantizes.
+    With a bias, and on a tensor of three or more dimensions, it is exported as a matrix product and
+    a sum. ONNX Runtime computes the product in integers (MatMulIntegerToFloat), converts it to a
+    real number, adds the bias in float32 and quantizes.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class ExactLinear(ExactLayer):
 
 
 class ExactMatrixProduct(nn.Module):
-    """The matrix product of two quantized tensors, with its quantizer (QLinearMatMul).
+    """The matrix product of two quantized tensors with the quantizer after it (QLinearMatMul).
 
     Args:
         left: The quantizer of the first tensor.
@@ -117,10 +117,10 @@ class ExactMatrixProduct(nn.Module):
 
 
 class FloatLayer(nn.Module):
-    """A layer that the engine computes in float, from quantized operands to a quantizer.
+    """A layer with quantized input and weight that the engine computes in float.
 
-    The order of its sum is the engine's own and not known, so a value near a tie may differ. But
-    ONNX Runtime rounds its bias to the product of the two scales, as if it summed in integers.
+    The engine's order of the sum is not known, so a value near a tie may differ. But ONNX Runtime
+    rounds its bias to a multiple of the product of both scales, as if it summed in integers.
 
     Args:
         apply: The layer; a convolution.

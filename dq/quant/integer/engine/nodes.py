@@ -1,4 +1,4 @@
-"""What a node of an integer network computes, however it is spelled in the model."""
+"""Recognise the operation of a node: called as a module, function, method or operator."""
 
 from __future__ import annotations
 
@@ -64,17 +64,17 @@ def _is_real_tensor(node: fx.Node) -> bool:
 
 
 def is_sum(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether the node adds two tensors."""
+    """Return whether the node adds two tensors."""
     return what(network, node) in _SUMS and bool(operands(node))
 
 
 def is_product(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether the node multiplies two tensors value by value."""
+    """Return whether the node multiplies two tensors elementwise."""
     return what(network, node) in _PRODUCTS and bool(operands(node))
 
 
 def is_matrix_product(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether the node is the matrix product of two tensors."""
+    """Return whether the node is the matrix product of two tensors."""
     return what(network, node) in _MATRIX_PRODUCTS and bool(operands(node))
 
 
@@ -106,9 +106,9 @@ def clip_of(network: fx.GraphModule, node: fx.Node) -> Clip | None:
 
 
 def is_window_average(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether the node averages windows of one tensor, in an integer kernel.
+    """Return whether the node averages windows of one tensor in an integer kernel.
 
-    With `ceil_mode` padding is exported as a node of its own, so the average runs in float.
+    With `ceil_mode` the padding is exported as a separate node, so the average runs in float.
     """
     kind = what(network, node)
     if kind not in _AVERAGES or global_average(network, node) is not None:
@@ -143,7 +143,7 @@ def softmax_dim(network: fx.GraphModule, node: fx.Node) -> int | None:
 def resizing_of(network: fx.GraphModule, node: fx.Node) -> tuple[Resizing, Any] | None:
     """Return how a bilinear interpolation changes the size, and its argument ``size``.
 
-    None for other nodes, and for factors that the graph computes.
+    Returns None for other nodes, and for scale factors that are not constant.
     """
     if what(network, node) not in (F.interpolate, nn.Upsample):
         return None

@@ -13,8 +13,8 @@ from dq.quant.integer.engine.quantizer import ExactQuantizer
 class ExactGlobalAverage(nn.Module):
     """The mean over height and width with the quantizer after it, summed in integers.
 
-    As QLinearGlobalAveragePool (mlas/lib/qlgavgpool.cpp) on x86: the sum of the integers times
-    ``x_scale / (y_scale * size)`` in float32. ARM multiplies in fixed point.
+    It computes the same as QLinearGlobalAveragePool (mlas/lib/qlgavgpool.cpp) on x86: the sum of
+    the integers times ``x_scale / (y_scale * size)`` in float32. ARM multiplies in fixed point.
 
     Args:
         given: The quantizer of the input.
@@ -40,8 +40,8 @@ class ExactAverage(nn.Module):
     """The quantizer after an average over windows.
 
     QLinearAveragePool (contrib_ops/cpu/quantization/qlinear_pool.cc) adds real numbers in the order
-    of a window's rows, as torch does, divides by their number and then by the scale, and adds the
-    zero point before it rounds.
+    of a window's rows, as torch does. It divides by their number and then by the scale, adds the
+    zero point, and rounds.
 
     Args:
         output_quantizer: The quantizer of the average.
@@ -58,7 +58,7 @@ class ExactAverage(nn.Module):
 
 
 def is_over_the_image(dims: Any) -> bool:
-    """Say whether these dimensions are height and width of ``(N, C, H, W)``."""
+    """Return whether these dimensions are height and width of ``(N, C, H, W)``."""
     if not isinstance(dims, tuple | list) or len(dims) != 2:
         return False
     return {int(d) % 4 for d in dims} == {2, 3}

@@ -15,7 +15,8 @@ class ExactQuantizer(nn.Module):
         quantizer: Gives the scale, the zero point and the integer format.
 
     Buffers ``scale`` and ``zero_point``, float32 ``()``. The zero point is that of unsigned
-    integers: ONNX Runtime on x86 turns int8 into uint8, and some kernels add it before they round.
+    integers, because ONNX Runtime on x86 converts int8 to uint8, and some kernels add the zero
+    point before they round.
     """
 
     scale: Tensor
@@ -38,17 +39,17 @@ class ExactQuantizer(nn.Module):
         return self.real_(self.shifted(x))
 
     def real_(self, shifted: Tensor) -> Tensor:
-        """Clamp integers less their zero point and make them real numbers, in place."""
+        """Clamp integers minus zero point and convert them to real numbers, in place."""
         return shifted.clamp_(self.lowest, self.highest).mul_(self.scale)
 
     def shifted(self, real: Tensor) -> Tensor:
-        """Return the nearest integers of real numbers, less the zero point; not clamped."""
+        """Return the nearest integers minus zero point of real numbers, not clamped."""
         return (real / self.scale).round_()
 
     def rounded_(self, integers: Tensor) -> Tensor:
-        """Round integers that include the zero point and make them real numbers, in place.
+        """Round values that include the zero point and convert them to real numbers, in place.
 
-        Near a tie, the rounding of such a sum to float32 can change the result.
+        Adding the zero point in float32 may change the result near a rounding tie.
         """
         return self.real_(integers.round_().sub_(self.zero_point))
 

@@ -1,8 +1,8 @@
 """Bilinear interpolation of a quantized tensor with the quantizer after it.
 
 ONNX Runtime computes it in float between DequantizeLinear and QuantizeLinear
-(onnxruntime/core/providers/cpu/tensor/upsample.h), each weight as a product of two differences of
-coordinates, in the same order whatever the tensor's layout.
+(onnxruntime/core/providers/cpu/tensor/upsample.h). Each weight is a product of two differences of
+coordinates, in the same order for every memory layout.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Resizing:
     """How an interpolation changes an image's size.
 
     Attributes:
-        factors: By which height and width grow; None if the new size is given.
-        align_corners: The centres of the corner pixels stay in place, not their corners.
+        factors: Scale factors of height and width; None if the new size is given.
+        align_corners: Align the centres of the corner pixels instead of their outer corners.
     """
 
     factors: tuple[float, float] | None
@@ -89,7 +89,7 @@ def _axis(length: int, axis: int, new: int | None, resizing: Resizing) -> _Axis:
 
 
 class _Axis:
-    """The two pixels between which each new pixel of one dimension lies, and its distances to them.
+    """The two old pixels next to each new pixel along one dimension, and the distances to them.
 
     Attributes:
         first: Index of the pixel before it, ``(new,)``.

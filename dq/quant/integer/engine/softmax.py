@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from dq.quant.integer.engine.quantizer import ExactQuantizer
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
-# ONNX Runtime keeps this factor, as a logarithm, between the largest sum and infinity.
+# Logarithm of the factor that ONNX Runtime keeps between the largest sum and infinity.
 _RESERVE = 5.0
 
 
 class ExactSoftmax(nn.Module):
     """Softmax along one dimension with the quantizers before and after it.
 
-    As QLinearSoftmax (contrib_ops/cpu/quantization/qlinear_softmax.cc) computes it: exponentials
-    from a table, scaled so that the largest sum still fits float32, added one by one; the quotient
-    is multiplied by the whole number below ``1 / y_scale``. The zero point of its input does not
-    matter.
+    It computes the same as QLinearSoftmax (contrib_ops/cpu/quantization/qlinear_softmax.cc).
+    Exponentials come from a table, scaled so that the largest sum still fits into float32, and are
+    added in order. The quotient is multiplied by ``floor(1 / y_scale)``. The zero point of the
+    input does not matter.
 
     Args:
         dim: The dimension.
@@ -36,7 +36,7 @@ class ExactSoftmax(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the fake-quantized softmax, float32, for an ``x`` from ``given``."""
         integers = self.given.shifted(x).int()
-        # All are moved so that the largest is the last of the table.
+        # Shifted so that the largest value is the last entry of the table.
         places = integers - integers.amax(self.dim, keepdim=True) + 255
         table = self._exponentials(x.shape[self.dim])
         values = table.index_select(0, places.flatten()).view_as(x)

@@ -11,14 +11,13 @@ from dq.quant.integer.engine.quantizer import ExactQuantizer
 
 
 class ExactTable(nn.Module):
-    """A function of each value, between two quantizers.
+    """An elementwise function between two quantizers.
 
-    As QLinearSigmoid and QLinearLeakyRelu compute it (contrib_ops/cpu/quantization/
-    qlinear_lookup_table.cc), and equal to the float kernel between DequantizeLinear and
-    QuantizeLinear.
+    It computes the same as QLinearSigmoid and QLinearLeakyRelu (contrib_ops/cpu/quantization/
+    qlinear_lookup_table.cc), and as a float kernel between DequantizeLinear and QuantizeLinear.
 
     Args:
-        function: Of a float32 tensor, each value by itself.
+        function: An elementwise function of a float32 tensor.
         given: The quantizer of the function's input, 8 bits.
         output_quantizer: The quantizer of its result.
     """

@@ -1,4 +1,4 @@
-"""How many values of a quantized net differ between torch's exact evaluation and ONNX Runtime."""
+"""Count the values of a quantized net that differ between torch's evaluation and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def images(seed: int, size: int = 16) -> Tensor:
 def shares_different(
     net: nn.Module, recipe: Recipe | None = None, *, num: int = 3, size: int = 16
 ) -> tuple[list[float], OnnxNetwork]:
-    """Return which share of each output's values differs, and the model in ONNX Runtime.
+    """Return the share of values that differ, for each output, and the model in ONNX Runtime.
 
     Args:
         net: Not quantized yet.
         recipe: None for 8 bits everywhere.
-        num: Of batches of two images.
-        size: Of an image.
+        num: Number of batches of two images.
+        size: Height and width of an image.
     """
     graph = prepare(net.eval(), recipe or Recipe())
     calibrate(graph, [images(seed, size) for seed in range(4)])

@@ -1,4 +1,4 @@
-"""Operators between two convolutions, in every spelling."""
+"""Operators between two convolutions, in every way to call them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-# The operator on its case's modules and the first convolution's output.
+# Called with the modules of the case and the output of the first convolution.
 Operator = Callable[[nn.ModuleDict, Tensor], Tensor]
 
 
@@ -18,9 +18,9 @@ class Case:
     """One operator.
 
     Attributes:
-        operator: On its modules and the first convolution's output.
-        parts: Makes the modules that it uses.
-        channels: Of its result.
+        operator: Called with its modules and the output of the first convolution.
+        parts: Creates the modules that it uses.
+        channels: Number of channels of its result.
     """
 
     operator: Operator

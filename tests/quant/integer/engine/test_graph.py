@@ -27,7 +27,7 @@ from tests.quant.nets import calibrate
 
 pytestmark = pytest.mark.cpu
 
-# On other processors ONNX Runtime adds with other instructions and in another order.
+# On other processors ONNX Runtime sums with other instructions and in another order.
 on_x86 = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"),
     reason="ONNX Runtime's sums are known bit for bit only on x86",
@@ -108,7 +108,7 @@ def test_every_value_is_that_of_onnxruntime(name: str) -> None:
         x = images(seed)
         found, expected = flatten(network(x))[0], model.tensors(x)
         for one, other in zip(found, expected, strict=True):
-            if name == "outputs in float":  # The last layers' sums are float in both.
+            if name == "outputs in float":  # The sums of the last layers are in float in both.
                 torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
             else:
                 assert torch.equal(one, other), f"{(one != other).sum()} of {one.numel()}"
@@ -146,7 +146,7 @@ def test_layers_that_engines_compute_in_float_do_not_change() -> None:
     network = integer_network(quantized(Recipe(), Detector(nn.SiLU)))
     assert compute_exactly_(network) > 0
     kinds = kinds_of(network)
-    # Stem, down and the head's first layer, which is called twice.
+    # Stem, down, and the head's first layer, which is called twice.
     assert kinds.count("IntegerLayer") == 4
     functions = [n.target for n in network.graph.nodes if n.op == "call_function"]
     assert functions.count(silu) == 4

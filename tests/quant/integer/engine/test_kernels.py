@@ -1,4 +1,4 @@
-"""Each module computes what ONNX Runtime's own operator computes, for every integer."""
+"""Each module computes the same as ONNX Runtime's operator, for every integer."""
 
 from __future__ import annotations
 

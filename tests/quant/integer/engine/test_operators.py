@@ -1,4 +1,4 @@
-"""Operators between two convolutions are exact, in every spelling."""
+"""Operators between two convolutions are exact, in every way to call them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_functions_after_layers_are_exact_for_the_target() -> None:
 
 @pytest.mark.parametrize("name", ["average pool", "concatenation", "bilinear"])
 def test_signed_integers_are_exact(name: str) -> None:
-    """ONNX Runtime turns them into unsigned ones where a tensor has one reader."""
+    """ONNX Runtime converts them to unsigned ones if a tensor has one reader."""
     torch.manual_seed(1)
     shares, _ = shares_different(Net([EXACT[name]]), SIGNED)
     assert shares == [0.0]

@@ -1,4 +1,4 @@
-"""Whose images a training normalizes by."""
+"""Choose the ranks over which a training's batch norms are synchronized."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def synchronize_norms(detector: nn.Module, place: Session, over: str) -> None:
 
     Args:
         detector: Changed in place.
-        place: Has this rank's node.
-        over: ``on`` for all ranks, ``node`` for those of each node, ``off`` for each alone.
+        place: The process, with its node.
+        over: ``on`` for all ranks, ``node`` for the ranks of each node, ``off`` for none.
     """
     if over == "off" or collectives.world_size() == 1:
         return

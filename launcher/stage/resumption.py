@@ -1,4 +1,4 @@
-"""From which checkpoint a stage goes on, and with what settings."""
+"""Choose the checkpoint that a training resumes from, and compare its settings."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from launcher.settings import (
     changes_of,
     shown,
 )
-from launcher.stages.stage import Stage
+from launcher.stage.stage import Stage
 
 log = logging.getLogger(__name__)
-# Which file a training was told to go on from; started again, it goes on from a newer one.
+# The file of --resume FILE; a restarted job continues from a newer checkpoint instead.
 ASKED_FILE = "asked_file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """A training that is to begin, or to go on.
+    """A training that is about to start or to resume.
 
     Attributes:
         stage: The training.
-        checkpoints: Where its checkpoints are.
-        sync_bn: Over whose images it normalizes, as ``--sync-bn`` says.
-        reuse: It belongs to a chain that does anew whatever is not current.
+        checkpoints: The folder of its checkpoints.
+        sync_bn: The ranks whose images batch norms share, as ``--sync-bn`` says.
+        reuse: Whether it belongs to a chain, which repeats each stage whose settings have changed.
     """
 
     stage: Stage
@@ -57,7 +57,7 @@ class Begun:
 
     @property
     def settings(self) -> Settings:
-        """What decides its result in words, but for the images."""
+        """The settings that decide its result, as text by name, without the images."""
         stage = self.stage
         return stage.plan.training_settings(
             stage.name, stage.place.device.type, stage.parent_sha256, self.sync_bn
@@ -65,7 +65,7 @@ class Begun:
 
     @property
     def images(self) -> str | None:
-        """Digest of what it is trained on; reads the annotations."""
+        """Digest of the training data; reads the annotations."""
         return dataset_digest(self.stage.plan.config)
 
     @property
@@ -75,16 +75,16 @@ class Begun:
 
     @property
     def command(self) -> str:
-        """The command that trains so alone."""
+        """The command for this training alone."""
         return "qat" if self.quantized else "train"
 
 
 def begun(stage: Stage, config: Any, *, sync_bn: str, reuse: bool) -> Begun:
-    """Return a training whose folder of checkpoints this command alone writes from now on.
+    """Lock the folder of a training's checkpoints and return the training.
 
     Args:
         stage: The training.
-        config: Its own, with what holds in quantized training alone.
+        config: The config of this training, with the overrides of QAT if it is QAT.
         sync_bn: As ``--sync-bn`` says.
         reuse: Whether it belongs to a chain.
     """
@@ -94,26 +94,26 @@ def begun(stage: Stage, config: Any, *, sync_bn: str, reuse: bool) -> Begun:
 
 
 def resumption(asked: Asked, begun: Begun) -> Resume | None:
-    """Return the checkpoint to continue from, None to begin anew; the main rank reads it for all.
+    """Return the checkpoint to resume from, or None to start a new training.
 
-    Every rank must call it. First comes ``--resume FILE``, then the stage's newest checkpoint, then
-    the config's ``resume_from``. A job that was started again goes on from its newest checkpoint
-    whatever else is said, if all that decides its result is the same.
+    Every rank must call it; the main rank reads for all. ``--resume FILE`` has priority over the
+    stage's newest checkpoint, and that over the config's ``resume_from``. A restarted job always
+    resumes from its newest checkpoint if all settings that decide its result are the same.
 
     Args:
-        asked: By the command line and the config.
-        begun: What is to go on.
+        asked: What the command line and the config ask for.
+        begun: The training.
 
     Raises:
-        ValueError: The file is missing, damaged or another training's, or it was made with other
-            settings that nobody has asked to apply.
+        ValueError: The file is missing, damaged or of another training, or it was made with other
+            settings that ``--resume-with`` does not name.
     """
     agents = collectives.all_gather_objects(torchrun_agent())
 
     def read() -> Resume | None:
         found = newest_training(begun.checkpoints) if _looks(asked, agents) else None
         if found is not None and _is_own(found[1], asked, begun, agents):
-            log.info("the job was started again and goes on from its newest checkpoint")
+            log.info("the job was restarted and continues from its newest checkpoint")
             return _resume(asked, begun, *found)
         if asked.file is not None:
             return _from_file(asked, begun, Path(asked.file), shared=asked.is_shared)
@@ -136,7 +136,7 @@ def _looks(asked: Asked, agents: list[str | None]) -> bool:
 def _is_own(
     content: Mapping[str, Any], asked: Asked, begun: Begun, agents: list[str | None]
 ) -> bool:
-    """Whether a checkpoint is of this very job, before it was started again."""
+    """Whether a checkpoint was written by this same job before it was restarted."""
     meta = content["meta"]
     if not restart_counted() and not is_known_agent(agents, meta.get("agents", ())):
         return False
@@ -144,7 +144,7 @@ def _is_own(
 
 
 def kept_meta(begun: Begun, asked: Asked, tracker: Tracker) -> dict[str, Any]:
-    """Return what each checkpoint's ``meta`` is to say, for those that go on from it."""
+    """Return the entries for ``meta`` of each checkpoint, which a resumed training reads."""
     run = tracker.run  # On the main rank, which writes.
     images = None if run is None else run.source.get("dataset_sha256")
     settings = {**begun.settings, IMAGES: repr(images)}
@@ -152,7 +152,7 @@ def kept_meta(begun: Begun, asked: Asked, tracker: Tracker) -> dict[str, Any]:
 
 
 def asked_file(asked: Asked) -> str | None:
-    """Return the file that the command line names, the same from any folder."""
+    """Return the absolute path of the file in ``--resume FILE``, or None."""
     return None if asked.file is None else str(Path(asked.file).resolve())
 
 
@@ -162,22 +162,22 @@ def _from_file(asked: Asked, begun: Begun, path: Path, *, shared: bool) -> Resum
         return _resume(asked, begun, path, content)
     of, this = ("float", "quantized") if begun.quantized else ("quantized", "float")
     if shared:
-        log.info("%s is of a %s training; the %s one does not go on from it", path, of, this)
+        log.info("%s is of a %s training; the %s one does not resume from it", path, of, this)
         return None
     mend = (
         f"begin from its weights with --checkpoint {path}, or give --resume a file of a quantized"
         " training"
         if begun.quantized
-        else f"go on with it by `qat --resume {path}`, or give --resume a file of a float training"
+        else f"resume it with `qat --resume {path}`, or give --resume a file of a float training"
     )
     raise ValueError(f"{path} is of a {of} training, which `{begun.command}` is not; {mend}")
 
 
 def _from_newest(asked: Asked, begun: Begun, path: Path, content: dict[str, Any]) -> Resume | None:
-    """Return the stage's newest checkpoint, unless a chain is to do the stage anew."""
+    """Return the stage's newest checkpoint, or None if a chain must repeat the stage."""
     if not asked.automatic:
         if restart_counted():
-            log.warning("%s is of another config, beginning anew", path)
+            log.warning("%s is of another config, so a new training starts", path)
         return None
     changes = _changes(begun, content)
     if begun.reuse and content["meta"].get("key") != begun.stage.key:
@@ -187,13 +187,13 @@ def _from_newest(asked: Asked, begun: Begun, path: Path, content: dict[str, Any]
         begins_elsewhere = any(change.name == START for change in changes or ())
         if is_finished or begins_elsewhere or changes is None:
             said = f": {shown(changes)}" if changes else ""
-            log.warning("%s is of another config, beginning anew%s", path, said)
+            log.warning("%s is of another config, so a new training starts%s", path, said)
             return None
     return _resume(asked, begun, path, content)
 
 
 def _changes(begun: Begun, content: Mapping[str, Any]) -> list[Change] | None:
-    """Return what is not as a checkpoint was made with; None where it does not say."""
+    """Return the settings that differ from a checkpoint's; None if it has no settings."""
     before = content.get("meta", {}).get(SETTINGS)
     if before is None:
         return None
@@ -212,10 +212,10 @@ def _resume(asked: Asked, begun: Begun, path: Path, content: dict[str, Any]) -> 
     changes = _changes(begun, content)
     apply = Applied()
     if changes is None:
-        log.warning("%s does not say with which settings it was made: not compared", path)
+        log.warning("%s does not contain its settings, so they are not compared", path)
     elif changes:
         apply = applied(changes, asked.changing, str(path), begun.settings)
-        log.warning("goes on with other settings than %s: %s", path.name, shown(changes))
+        log.warning("continuing with other settings than %s: %s", path.name, shown(changes))
     return Resume(
         content=content,
         source=str(path),

@@ -1,4 +1,4 @@
-"""A stage as a run that is tracked, from its first line to its exit code."""
+"""Track a stage as one run, from its start to its exit code."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from dq.tracking.record.run import Run, flattened, new_run_id, read_run, source
 from dq.tracking.tracker import FolderTracker, Resumed, Tracker
 from dq.tracking.wandb_copy.variables import project_of
 from launcher.failure import STOPPED, WORLD_ERROR, exit_code
-from launcher.stages.stage import Stage
+from launcher.stage.stage import Stage
 
 
 @contextmanager
 def tracked(stage: Stage, resume: Resume | None = None) -> Iterator[Stage]:
-    """Track what happens in the body as one run, on the main rank alone; every rank must call it.
+    """Track the body as one run; only the main rank records, but every rank must call it.
 
     Args:
-        stage: What is done in the body.
-        resume: Where a training goes on; its run is the same one.
+        stage: The stage that runs in the body.
+        resume: The checkpoint that a training resumes from; the run is then the same.
 
     Yields:
         The stage with its tracker.
 
     Raises:
-        ValueError: On all ranks, when the stage's folder cannot be written.
-        Stopped: A signal has come.
+        ValueError: On all ranks, if the stage's folder cannot be written.
+        Stopped: A signal has stopped the command.
     """
     plan, place = stage.plan, stage.place
     place.signals.raise_if_stopped()

@@ -1,4 +1,4 @@
-"""The end of a stage: its checkpoint, its evaluation, its summary."""
+"""Finish a stage: write its checkpoint, evaluate it, write its summary."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
 from dq.sync import check_equal_on_ranks
 from dq.tracking.record.stage_summary import StageSummary, sha256_of, write_summary
-from launcher.stages.evidence import keep_predictions
-from launcher.stages.stage import Stage
+from launcher.stage.evidence import keep_predictions
+from launcher.stage.stage import Stage
 
 log = logging.getLogger(__name__)
 
 
 def track_row(summary: StageSummary) -> dict[str, Any]:
-    """Return what a tracker keeps of a stage's result."""
+    """Return the row of values that a tracker records of a stage's result."""
     row: dict[str, Any] = {**summary.metrics, "images_per_s": summary.images_per_s or 0.0}
     row |= {f"class/{name}": value for name, value in summary.classes.items()}
     if summary.model_bytes is not None:
@@ -49,12 +49,12 @@ def summary_of(
     graph: QuantizedGraph | None,
     proof: str | None,
 ) -> StageSummary:
-    """Return the summary of a stage that leaves no checkpoint.
+    """Return the summary of a stage, without a checkpoint.
 
     Args:
-        stage: That is about to end.
-        measurement: Of its detector.
-        detector: What came of it, unwrapped.
+        stage: The stage that is about to end.
+        measurement: The evaluation of its detector.
+        detector: The detector, not wrapped by DDP.
         graph: The detector's quantized graph, if it is quantized.
         proof: Digest of the ranges, equal on all ranks.
     """
@@ -93,10 +93,10 @@ def conclude(
 
     Args:
         stage: With its tracker.
-        detector: What came of it, unwrapped.
+        detector: The detector, not wrapped by DDP.
         graph: The detector's quantized graph, if it is quantized.
-        recipe: What that was prepared with.
-        figures: Measures the quantizers, for a last time here.
+        recipe: The recipe that the graph was prepared with.
+        figures: Measures the quantizers, here for the last time.
     """
     tracker, steps = stage.tracker, stage.tracker.last_step
     proof = None
@@ -144,7 +144,7 @@ def _write_checkpoint(
 
 
 def _measured(stage: Stage, detector: nn.Module, graph: QuantizedGraph | None) -> Measurement:
-    """Evaluate the detector; where that fails, say that its checkpoint is written."""
+    """Evaluate the detector; if that fails, the error also says that the checkpoint is written."""
     try:
         return measure(stage.plan.config, detector, graph, stage.place.device)
     except (ValueError, RuntimeError) as error:
@@ -152,6 +152,6 @@ def _measured(stage: Stage, detector: nn.Module, graph: QuantizedGraph | None) -
             raise
         path = stage.checkpoint
         raise type(error)(
-            f"{error}; {path} is written: `launcher eval` it when that is mended, or begin the next"
-            f" stage with --checkpoint {path}"
+            f"{error}; {path} is written: when that is fixed, evaluate it with `launcher eval`, or"
+            f" start the next stage with --checkpoint {path}"
         ) from error

@@ -1,4 +1,4 @@
-"""What a quantized training begins with, measured as its result will be, and what became of it."""
+"""Measure the detector before QAT, so that the result of QAT can be compared with it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase
 from dq.quant.quantizers.restore import in_phase
 from dq.tracking.record.stage_summary import StageSummary, read_summary, write_summary
-from launcher.stages.stage import Stage
+from launcher.stage.stage import Stage
 
 log = logging.getLogger(__name__)
 BEGINNING = "beginning"
-# They say how images are loaded, not which.
+# Keys of a data section that change how images are loaded, not which images.
 LOADING = ("samples_per_gpu", "test_mode")
 
 
@@ -31,8 +31,8 @@ class Beginning:
     """The calibrated detector's metrics before the first step.
 
     Attributes:
-        metrics: On ``data.test``; empty where a training goes on that does not know them.
-        on_val: The same on ``data.val``, where that is the same data set; else None.
+        metrics: On ``data.test``; empty if a resumed training does not know them.
+        on_val: The same if ``data.val`` is the same data set, else None.
     """
 
     metrics: Mapping[str, float]
@@ -42,15 +42,16 @@ class Beginning:
 def beginning(
     stage: Stage, detector: nn.Module, graph: QuantizedGraph, resume: Resume | None
 ) -> Beginning:
-    """Measure what a quantized training begins with, unless that has just been done.
+    """Evaluate the detector that QAT starts from, unless the calibration stage has just done so.
 
-    Every rank must call it. Random numbers and the quantizers' phase stay as they were.
+    Every rank must call it. Random states and the quantizers' phase are kept.
 
     Args:
         stage: The training.
         detector: Calibrated, on its device.
-        graph: Its own.
-        resume: Where a training goes on; its beginning is known, or unknown for ever.
+        graph: The detector's quantized graph.
+        resume: The checkpoint that the training resumes from. It contains the metrics from before
+            the first step; if not, they stay unknown.
     """
     if resume is not None:
         kept = resume.content.get("meta", {}).get(BEGINNING, {})
@@ -58,7 +59,7 @@ def beginning(
     config = stage.plan.config
     metrics = on_main_rank(lambda: _just_measured(stage))
     if metrics is None:
-        log.info("evaluating what the training begins with")
+        log.info("evaluating the detector before training")
         state = generators()
         with in_phase(graph.quantizers, Phase.FROZEN):
             metrics = measure(config, detector, graph, stage.place.device).metrics
@@ -74,7 +75,7 @@ def _plain(section: Any) -> Any:
 
 
 def _just_measured(stage: Stage) -> Mapping[str, float] | None:
-    """Return what the calibration stage with this very config has written beside its checkpoint."""
+    """Return the metrics of the calibration stage if it was run with this same config."""
     parent = stage.parent
     if parent is None:
         return None
@@ -87,7 +88,7 @@ def _just_measured(stage: Stage) -> Mapping[str, float] | None:
 
 
 def compared(stage: Stage, summary: StageSummary, begun: Beginning) -> StageSummary:
-    """Return the summary with the value it began with, and write it; every rank must call it."""
+    """Add the metric from before training to the summary and write it; every rank must call it."""
     start = begun.metrics.get(summary.metric)
     if start is None and begun.metrics:
         start = main_metric(begun.metrics)[1]

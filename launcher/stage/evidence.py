@@ -1,4 +1,4 @@
-"""What a finished stage leaves to be looked at: predictions, pictures, figures of quantizers."""
+"""Write predictions and pictures of a finished stage, and measure its quantizers."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from dq.tracking.pictures.predictions import (
     with_reference,
     write_predictions,
 )
-from launcher.stages.stage import Stage
+from launcher.stage.stage import Stage
 
 log = logging.getLogger(__name__)
 SAMPLES = "samples"
-# Where there is no float run to compare with, so many times as many images as are shown are tried.
+# Without a float run to compare with, this many images are evaluated in float for each one shown.
 CANDIDATES = 4
 
 
 def figures_of(stage: Stage, graph: QuantizedGraph) -> Figures | None:
-    """Return what measures the quantizers, None where that is turned off."""
+    """Return the object that measures the quantizers, or None if that is turned off."""
     plan, number = stage.plan, stage.plan.tracking.quantizer_images
     if not number:
         return None
@@ -42,14 +42,15 @@ def figures_of(stage: Stage, graph: QuantizedGraph) -> Figures | None:
 def keep_predictions(
     stage: Stage, detector: nn.Module, graph: QuantizedGraph | None, measurement: Measurement
 ) -> None:
-    """Write ``predictions.json.gz``, and pictures where float and quantized differ.
+    """Write ``predictions.json.gz``, and pictures of images where float and quantized differ.
 
-    For the main rank. A failure is one line in the log: the stage's result does not hang on it.
+    For the main rank. A failure is only one line in the log, because the stage's result does not
+    depend on these files.
 
     Args:
         stage: With its tracker.
-        detector: That was evaluated.
-        graph: Its own; None for a float detector.
+        detector: The evaluated detector.
+        graph: Its quantized graph; None for a float detector.
         measurement: The evaluation.
     """
     number, folder = stage.plan.tracking.prediction_images, stage.folder
@@ -87,9 +88,9 @@ def keep_predictions(
 
 
 def _stored_reference(folder: Path, classes: Sequence[str]) -> dict[str, Sequence[Box]] | None:
-    """Return the boxes of the experiment's float run.
+    """Return the boxes of the experiment's float run by image, or None.
 
-    A float run whose labels meant other classes is none to compare with.
+    A float run with other classes cannot be compared with.
     """
     stored = read_predictions(folder)
     if stored is None or list(stored.classes) != list(classes):

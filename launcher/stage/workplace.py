@@ -1,4 +1,4 @@
-"""Where a stage's training runs, and what is kept of it."""
+"""Give a training what it needs from its stage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from dq.detector.hooks.tracking import Figures
 from dq.detector.training.assignment import Workplace
-from launcher.stages.stage import Stage
+from launcher.stage.stage import Stage
 
 
 def workplace(
@@ -17,11 +17,11 @@ def workplace(
     figures: Figures | None = None,
     trusted: bool = False,
 ) -> Workplace:
-    """Return the surroundings of a stage's training; every rank must call it.
+    """Return the folder, device, tracker and guards of a stage's training; every rank must call it.
 
     Args:
         stage: With its tracker.
-        meta: For each checkpoint's ``meta``.
+        meta: Entries for each checkpoint's ``meta``.
         figures: Measures the quantizers.
         trusted: Whether ``load_from`` may be unpickled.
     """

@@ -1,4 +1,4 @@
-"""A stage: what it does, where, and what it begins from."""
+"""A stage of a command: its settings, its folder, and the checkpoint that it starts from."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parent:
-    """The checkpoint that a stage begins from.
+    """The checkpoint that a stage starts from.
 
     Attributes:
         path: The file.
-        content: As read.
+        content: The content of the file.
         sha256: Of the file.
     """
 
@@ -40,7 +40,7 @@ class Parent:
 
     @property
     def run_id(self) -> str | None:
-        """Id of the run that wrote it, None where it does not say."""
+        """Id of the run that wrote it, or None if it has none."""
         found: str | None = self.content.get("meta", {}).get("run_id")
         return found
 
@@ -50,13 +50,13 @@ class Stage:
     """One stage of a command.
 
     Attributes:
-        plan: What is to be done.
-        place: Where.
-        name: ``float``, ``calibrated``, ``qat`` or ``eval``; its folder is called so too.
-        key: Digest of what decides its result.
-        parent: What it begins from; None for a float training.
-        tracker: Of its run; keeps nothing until `launcher.stages.tracked.tracked` has put one here.
-        began: `time.monotonic` of its beginning.
+        plan: All settings of the command.
+        place: The process.
+        name: ``float``, ``calibrated``, ``qat`` or ``eval``; also the name of its folder.
+        key: Digest of everything that decides its result.
+        parent: The checkpoint that it starts from; None for a float training.
+        tracker: Of its run; records nothing until `launcher.stage.tracked.tracked` sets one.
+        began: `time.monotonic` at its start.
     """
 
     plan: Plan
@@ -69,7 +69,7 @@ class Stage:
 
     @property
     def folder(self) -> Path:
-        """Where all its files are."""
+        """The folder of its files."""
         return self.place.experiment / self.name
 
     @property
@@ -79,21 +79,21 @@ class Stage:
 
     @property
     def parent_sha256(self) -> str | None:
-        """SHA-256 of the checkpoint that it begins from."""
+        """SHA-256 of the checkpoint that it starts from."""
         return None if self.parent is None else self.parent.sha256
 
 
 def stage_of(
     plan: Plan, place: Session, name: str, parent: Parent | None = None, *more: object
 ) -> Stage:
-    """Return a stage that begins now.
+    """Return a stage that starts now.
 
     Args:
-        plan: What is to be done.
-        place: Where.
+        plan: All settings of the command.
+        place: The process.
         name: Of the stage.
-        parent: What it begins from.
-        more: What else decides its result.
+        parent: The checkpoint that it starts from.
+        more: Further values that decide its result.
     """
     sha256 = None if parent is None else parent.sha256
     key = plan.key(name, place.device.type, sha256, *more)
@@ -101,7 +101,7 @@ def stage_of(
 
 
 def read_checkpoint(path: Path, *, trusted: bool) -> Parent:
-    """Return a checkpoint on all ranks; the main rank reads the file."""
+    """Return a checkpoint on all ranks; the main rank reads the file, and every rank must call."""
 
     def read() -> tuple[dict[str, Any], str]:
         return load_checkpoint(path, trusted=trusted), sha256_of(path)
@@ -111,7 +111,7 @@ def read_checkpoint(path: Path, *, trusted: bool) -> Parent:
 
 
 def reusable(stage: Stage) -> StageSummary | None:
-    """Return the stage's summary on all ranks when the main rank finds it current."""
+    """Return the stage's summary if it is finished with the same settings; every rank must call."""
     done: StageSummary | None = on_main_rank(lambda: is_current(stage.folder, stage.key))
     if done is not None:
         log.info("%s is done already: %s %.2f %%", stage.folder, done.metric, 100 * done.value)

@@ -1,0 +1,66 @@
+"""How fast a candidate's exported model is beside the float detector."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import tempfile
+from pathlib import Path
+
+from mmcv import Config
+from torch import nn
+
+from dq.detector.engines.latency import measured
+from dq.detector.export.write import ExportFormat, export_detector, image_size
+from dq.dist.work.on_main_rank import on_main_rank
+from dq.engines import ENGINES
+from dq.quant.graph.quantized_graph import QuantizedGraph
+
+log = logging.getLogger(__name__)
+
+# Any engine may run what is quantized for none.
+_OF_TARGET = {"int8": "onnxruntime"}
+
+
+def engine_of_target(target: str) -> str | None:
+    """Return the engine in which a target's speed can be measured here; None if there is none."""
+    name = _OF_TARGET.get(target, target)
+    if name not in ENGINES or importlib.util.find_spec(name) is None:
+        return None
+    return name
+
+
+def times_as_fast(
+    config: Config, detector: nn.Module, graph: QuantizedGraph, engine: str
+) -> float | None:
+    """Export a detector, time it in an engine and return its speed relative to float.
+
+    Every rank must call it; the main rank works, with one thread.
+
+    Args:
+        config: Says the size of the images.
+        detector: On the CPU, in evaluation mode.
+        graph: Its graph, FROZEN.
+        engine: A key of `dq.engines.ENGINES`.
+
+    Returns:
+        The median; None if the detector cannot be exported or the engine cannot run it.
+    """
+
+    def write(folder: Path) -> Path | None:
+        try:
+            form = ExportFormat(kind="onnx-qdq", size=image_size(config, None))
+            files = export_detector(
+                detector, graph, folder, name="candidate", form=form, metadata={}
+            )
+        except ValueError as error:
+            log.info("not timed: %s", error)
+            return None
+        return files[0]
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = on_main_rank(lambda: write(Path(folder)))
+        found = None if model is None else measured(model, engine, lambda latency: None)
+    if isinstance(found, str):
+        log.info("not timed: %s", found)
+    return None if found is None or isinstance(found, str) else found.times_as_fast.median
