@@ -9,13 +9,13 @@ from dq.quant.recipes.recipe import Recipe
 from dq.quant.targets.registry import TARGETS
 from dq.quant.targets.target import INT8_ACTIVATION, INT8_WEIGHT, Target
 
-# At 8 bits. A training goes on from its ranges with moving averages.
-OBSERVER = "weighted_mse"
+# A training goes on from the ranges of a calibration with moving averages.
+_INT8 = TARGETS["int8"]
 
 
 def _bits(weight: int, activation: int) -> Recipe:
     """At few bits ranges must be clipped; at 16 bits they can cover all observed values."""
-    observer = {4: "mse", 16: "min_max"}.get(activation, OBSERVER)
+    observer = {4: "mse", 16: "min_max"}.get(activation, _INT8.observer)
     return Recipe(
         weight=replace(INT8_WEIGHT, bits=weight),
         activation=replace(INT8_ACTIVATION, bits=activation),
@@ -25,7 +25,7 @@ def _bits(weight: int, activation: int) -> Recipe:
 
 
 def _for(target: Target) -> Recipe:
-    recipe = Recipe(weight=target.weight, activation=target.activation, observer=OBSERVER)
+    recipe = Recipe(weight=target.weight, activation=target.activation, observer=target.observer)
     return recipe.for_target(target.name)
 
 
@@ -36,7 +36,7 @@ PRESETS: dict[str, Recipe] = {
     "int8_power2": Recipe(
         weight=replace(INT8_WEIGHT, power_of_two=True),
         activation=replace(INT8_ACTIVATION, power_of_two=True),
-        observer=OBSERVER,
+        observer=_INT8.observer,
     ),
     "int16": _bits(16, 16),
     "w8a16": _bits(8, 16),

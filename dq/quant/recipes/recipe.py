@@ -129,8 +129,13 @@ class Recipe:
         return target_of(self.target)
 
     def for_target(self, name: str) -> Recipe:
-        """Return this recipe with quantizers where another target wants them."""
-        return replace(self, target=name, outputs=target_of(name).outputs)
+        """Return this recipe with quantizers where another target wants them.
+
+        The observer becomes the other target's, too, if it is that of this one.
+        """
+        here, there = self.engine, target_of(name)
+        observer = there.observer if self.observer == here.observer else self.observer
+        return replace(self, target=name, outputs=there.outputs, observer=observer)
 
     def fits_stored(self, stored: Recipe) -> bool:
         """Say whether a calibration by ``stored`` serves this recipe too.

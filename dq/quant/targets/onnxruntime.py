@@ -13,6 +13,7 @@ TARGET = Target(
     engine="ONNX Runtime",
     source="onnxruntime/core/optimizer/qdq_transformer/selectors_actions/qdq_selectors.cc",
     results=Results.ALL,
+    observer="mse",
     fuses=frozenset({"clip"}),
     splits=frozenset({"silu"}),
     fixed=BOUNDS,

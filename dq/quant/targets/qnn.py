@@ -11,6 +11,7 @@ TARGET = Target(
     source="QNN SDK, HTP operator definitions; onnxruntime/python/tools/quantization/"
     "execution_providers/qnn/quant_config.py",
     results=Results.ALL,
+    observer="mse",
     fuses=frozenset({"clip"}),
     splits=frozenset({"silu"}),
     fixed=BOUNDS,

@@ -65,6 +65,9 @@ class Target:
         fixed: Bounds of functions with a fixed range, by kind. The ranges of all other functions
             are calibrated.
         outputs: Whether the outputs of the last layers get a quantizer.
+        observer: Which observer calibrates 8-bit activations unless the config names one. Ranges by
+            the effect of channels suit fused operations; if every result is quantized, plain
+            squared errors kept more (docs/ptq.md).
         finds_functions: Whether a function that the model computes in several operations counts as
             one function.
     """
@@ -81,6 +84,7 @@ class Target:
     splits: frozenset[str] = frozenset()
     fixed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     outputs: bool = True
+    observer: str = "weighted_mse"
     finds_functions: bool = True
 
     def is_fused(self, kind: str) -> bool:

@@ -38,3 +38,12 @@ def test_a_recipe_of_a_checkpoint_may_be_from_before_there_were_targets() -> Non
     assert not target_of("as_written").finds_functions
     with pytest.raises(ValueError, match="did you mean openvino"):
         Recipe(target="openvin")
+
+
+def test_a_targets_observer_is_the_default_and_a_chosen_one_stays() -> None:
+    assert preset("int8").observer == "weighted_mse"
+    assert preset("onnxruntime").observer == "mse"
+    assert preset("int8").for_target("onnxruntime").observer == "mse"
+    assert preset("onnxruntime").for_target("openvino").observer == "weighted_mse"
+    chosen = replace(preset("int8"), observer="percentile")
+    assert chosen.for_target("onnxruntime").observer == "percentile"
