@@ -1,5 +1,7 @@
 """Every target is a preset and has a source; wrong names are refused."""
 
+from dataclasses import replace
+
 import pytest
 
 from dq.quant.recipes.presets import preset
