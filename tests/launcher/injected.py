@@ -15,6 +15,10 @@ from typing import Any, NoReturn
 PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "train": ("launcher.stages.float_training:dataset_of", ("CONFIG",)),
     "calibrate": ("launcher.stages.calibration:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
+    "quantize": (
+        "launcher.stages.recipe_search:read_checkpoint",
+        ("CONFIG", "--checkpoint", "x", "--max-drop", "1"),
+    ),
     "qat": ("launcher.stages.quantized_training:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
     "eval": ("launcher.stages.evaluation:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
     "analyze": ("launcher.stages.analysis:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
@@ -25,7 +29,7 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "coverage": ("launcher.coverage.families:chains", ("--families", "ssd")),
     "compare": ("dq.tracking.reports.experiments:find_experiments", ()),
     "sync": ("dq.tracking.wandb_copy.send_offline:pending_runs", ()),
-    "submit": ("slurm.profile:read_profile", ("train", "CONFIG")),
+    "submit": ("launcher.commands.cluster.submit:read_profile", ("train", "CONFIG")),
     "jobs": ("slurm.record:chains", ()),
     "logs": ("slurm.record:chains", ("1",)),
     "cancel": ("slurm.record:chains", ("1",)),
