@@ -168,7 +168,7 @@ def test_a_quantized_checkpoint_is_refused(
         *("quantize", config, "--checkpoint", checkpoint, "--max-drop", 1, "--work-dir", tmp_path)
     )
     assert code == 2
-    assert "quantize.pth is quantized; a search begins with a float checkpoint" in err
+    assert "quantize.pth is quantized; a search needs a float checkpoint" in err
 
 
 def test_images_in_which_nothing_is_found_are_refused(
