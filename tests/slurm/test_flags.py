@@ -174,6 +174,7 @@ def test_a_rank_s_cpus_are_its_threads_unless_others_are_asked_for(
 ) -> None:
     words = (command, CONFIG, "--checkpoint", "f.pth", *own)
     words = words[:2] + own if command == "train" else words
+    words += ("--max-drop", "1") if command == "quantize" else ()
     element = Element(words=words, experiment=Path("/r"))
     assert parse(task_of(element, Profile(cpus_per_task=3)).words).threads == wanted
     assert parse(task_of(element, Profile()).words).threads == (wanted if own else None)

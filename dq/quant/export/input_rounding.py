@@ -22,6 +22,8 @@ _MOVES = frozenset({"Concat", "DepthToSpace", "Identity", "Reshape", "Slice"}) |
 def round_inputs_late_(model: ir.Model) -> int:
     """Remove each rounding of an input that a later one repeats after moving values, in place.
 
+    A quantizer's own rounding stays where it is; those that repeat it before other readers go.
+
     Args:
         model: With placeholders, as `dq.quant.export.onnx_graph.placeholder_model` returns it.
 
@@ -35,7 +37,7 @@ def round_inputs_late_(model: ir.Model) -> int:
             continue
         if node.op_type in _MOVES:
             moved |= {id(value) for value in node.outputs}
-        elif _is_rounding(node) and _is_repeated(node.outputs[0], _site(node)):
+        elif _is_repetition(node) and _is_repeated(node.outputs[0], _site(node)):
             before = node.inputs[0]
             assert before is not None
             node.outputs[0].replace_all_uses_with(before)
@@ -64,6 +66,15 @@ def _results(node: ir.Node) -> Iterator[ir.Value]:
 
 def _is_rounding(node: ir.Node) -> bool:
     return node.domain == DOMAIN and node.op_type != WEIGHT
+
+
+def _is_repetition(node: ir.Node) -> bool:
+    """Return whether a rounding repeats the quantizer's own, whose values are compared by name."""
+    return (
+        _is_rounding(node)
+        and "repeated" in node.attributes
+        and bool(node.attributes["repeated"].as_int())
+    )
 
 
 def _site(node: ir.Node) -> str:

@@ -28,7 +28,7 @@ class Focus(nn.Module):
 
 
 class Turned(nn.Module):
-    """A reshaped and transposed image, as in the first layer of a transformer."""
+    """A reshaped and transposed image: its quantizer stands before these."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Returned(Focus):
     ("net", "begins_with"),
     [
         (Focus, {"Slice"}),
-        (Turned, {"Reshape"}),
+        (Turned, {"QuantizeLinear"}),
         (AlsoRead, {"QuantizeLinear"}),
         (Returned, {"QuantizeLinear"}),
     ],
