@@ -17,6 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["WANDB_MODE"] = "disabled"
 
 
+def pytest_configure() -> None:
+    # Under nohup it is ignored, and so it would be in all processes that tests start.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where tests make their tensors: cpu or cuda")
 

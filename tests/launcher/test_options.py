@@ -98,7 +98,7 @@ def test_what_others_understand_is_needed() -> None:
 
 def test_a_flag_of_another_command_is_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
     for words, mend in (
-        (["jobs", "--work-dir", "x"], "--work-dir is for train, calibrate, qat"),
+        (["jobs", "--work-dir", "x"], "--work-dir is for train, calibrate, quantize, qat"),
         (["train", "c.py", "--trust-checkpont"], "did you mean --trust-checkpoint?"),
     ):
         with pytest.raises(SystemExit) as ended:

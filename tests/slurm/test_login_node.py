@@ -20,6 +20,7 @@ CONFIG = ROOT / "configs/digits/ssd_resnet_fpn_160.py"
 NEEDS = {
     "train": "torch",
     "calibrate": "torch",
+    "quantize": "torch",
     "qat": "torch",
     "eval": "torch|mmcv-full",
     "analyze": "torch",
@@ -33,6 +34,7 @@ WORDS = {
     "bench": ("m.onnx",),
     "data": ("digits", "--folder", "d"),
     "coverage": ("--families", "ssd"),
+    "quantize": (CONFIG, "--checkpoint", "f.pth", "--max-drop", "1"),
     "train": (CONFIG,),
     "run": (CONFIG,),
 }

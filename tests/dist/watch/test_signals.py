@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -17,14 +16,6 @@ from dq.dist.watch.agreement import Agreement
 from dq.dist.watch.signals import STOP, Stopped, ignore_first_sigterm, stop_signals
 
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
-
-
-@pytest.fixture(autouse=True)
-def _hangup_is_not_ignored() -> Iterator[None]:
-    """Let SIGHUP do what it does without nohup, under which the tests may run."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", HANDLED)
