@@ -13,7 +13,7 @@ from mmdet.datasets import DATASETS, CustomDataset
 from PIL import Image
 
 from dq.detector.metrics.coco_metric import coco_metrics
-from dq.detector.metrics.results import boxes_by_class
+from dq.detector.metrics.results import labelled_boxes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 KIND = "ImageFolderDataset"
@@ -142,15 +142,14 @@ def training_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, A
         for inner in step["transforms"]:
             resizes = inner["type"] == "Resize"
             found.append({**inner, **scale} if resizes else dict(inner))
-    kinds = [step["type"] for step in found]
-    place = kinds.index("Normalize") if "Normalize" in kinds else len(kinds) - 1
-    found.insert(place, {"type": "RandomFlip", "flip_ratio": 0.5})
-    return [
-        # It pads images of different sizes to one batch.
-        {"type": "DefaultFormatBundle"} if step["type"] == "ImageToTensor" else step
-        for number, step in enumerate(found)
-        if step["type"] != "RandomFlip" or number == place
-    ]
+    # It pads images of different sizes to one batch.
+    bundle = {"type": "DefaultFormatBundle"}
+    steps = [bundle if step["type"] == "ImageToTensor" else step for step in found]
+    steps = [step for step in steps if step["type"] != "RandomFlip"]
+    # A flip needs an array of pixels; after its formatting an image is none.
+    sized = [n for n, step in enumerate(steps) if step["type"].startswith(("Load", "Resize"))]
+    steps.insert(max(sized, default=-1) + 1, {"type": "RandomFlip", "flip_ratio": 0.5})
+    return steps
 
 
 def confident_boxes(dataset: ImageFolderDataset, results: Sequence[Any]) -> dict[str, Any]:
@@ -163,21 +162,12 @@ def confident_boxes(dataset: ImageFolderDataset, results: Sequence[Any]) -> dict
     Returns:
         Rows ``(x1, y1, x2, y2, label)``.
     """
-    rows = [_boxes(result) for result in results]
+    rows = [labelled_boxes(result) for result in results]
     scores = sorted((row[4] for own in rows for row in own), reverse=True)
     lowest = LOWEST_SCORE
     # One limit for all images: then the detector that found the boxes has a metric of 100 %.
     if scores and 2 * sum(score >= lowest for score in scores) < len(rows):
         lowest = scores[min(len(scores), FEWEST * len(rows)) - 1]
-    found = [[[*row[:4], row[5]] for row in own if row[4] >= lowest] for own in rows]
+    found = [[[*row[:4], float(row[5])] for row in own if row[4] >= lowest] for own in rows]
     names = [info["filename"] for info in dataset.data_infos]
     return dict(zip(names, found, strict=True))
-
-
-def _boxes(result: Any) -> list[list[float]]:
-    """Return the boxes of an image as ``(x1, y1, x2, y2, score, label)``."""
-    return [
-        [*row, float(label)]
-        for label, rows in enumerate(boxes_by_class(result) or [])
-        for row in np.asarray(rows).tolist()
-    ]

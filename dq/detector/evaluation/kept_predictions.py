@@ -19,7 +19,7 @@ from dq.detector.config.registry_errors import explain
 from dq.detector.data.leaves import annotation_of, files_of, infos_of, leaves, located, name_of
 from dq.detector.loading.to_device import to_device
 from dq.detector.metrics.mmdet_metrics import metrics_of_mmdet
-from dq.detector.metrics.results import boxes_by_class
+from dq.detector.metrics.results import boxes_by_class, labelled_boxes
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase
 from dq.quant.quantizers.restore import in_phase
@@ -105,10 +105,9 @@ def predictions_of(dataset: Any, results: Sequence[Any]) -> Predictions | None:
 def boxes_of(result: Any) -> list[Box]:
     """Return mmdet's result of one image as boxes ``(x1, y1, x2, y2, score, label)``."""
     found: list[Box] = [
-        [*(round(v, 1) for v in row[:4]), round(row[4], 4), label]
-        for label, rows in enumerate(boxes_by_class(result) or [])
-        for row in rows.tolist()
-        if row[4] >= KEPT_SCORE
+        [*(round(v, 1) for v in corners), round(score, 4), label]
+        for *corners, score, label in labelled_boxes(result)
+        if score >= KEPT_SCORE
     ]
     return sorted(found, key=lambda box: -box[4])[:MAX_BOXES]
 

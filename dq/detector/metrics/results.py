@@ -44,6 +44,15 @@ def boxes_by_class(result: Any) -> list[Any] | None:
     return list(result) if isinstance(result, list) else None
 
 
+def labelled_boxes(result: Any) -> list[list[float]]:
+    """Return an image's boxes as ``(x1, y1, x2, y2, score, label)``, by class."""
+    return [
+        [*row, label]
+        for label, rows in enumerate(boxes_by_class(result) or [])
+        for row in np.asarray(rows).tolist()
+    ]
+
+
 def boxes_of_any_class(result: Any) -> list[Any]:
     """Return the same, but proposals as one class, and an empty list instead of None."""
     if isinstance(result, np.ndarray) and result.ndim == 2 and result.shape[1] == 5:

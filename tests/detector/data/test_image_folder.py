@@ -11,7 +11,12 @@ import pytest
 from mmdet.datasets import build_dataset
 from PIL import Image
 
-from dq.detector.data.image_folder import confident_boxes, image_files, section
+from dq.detector.data.image_folder import (
+    confident_boxes,
+    image_files,
+    section,
+    training_pipeline,
+)
 
 CLASSES = ("one", "two")
 
@@ -91,3 +96,42 @@ def test_a_detector_with_low_scores_is_compared_by_its_best_boxes(
     path.write_text(json.dumps(boxes))
     again = build_dataset(section(folder, CLASSES, [], (0, 1), path))
     assert again.evaluate(own)["bbox_mAP"] == pytest.approx(1.0)
+
+
+LOAD = {"type": "LoadImageFromFile"}
+NORMALIZE = {"type": "Normalize", "mean": [0.0] * 3, "std": [1.0] * 3, "to_rgb": True}
+BUNDLE = {"type": "DefaultFormatBundle"}
+TO_TENSOR = {"type": "ImageToTensor", "keys": ["img"]}
+COLLECT = {"type": "Collect", "keys": ["img"]}
+FLIP, PAD = {"type": "RandomFlip"}, {"type": "Pad", "size_divisor": 32}
+
+
+def tested(*transforms: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a test pipeline with these steps after the resize."""
+    inner = [{"type": "Resize", "keep_ratio": True}, *transforms]
+    views = {"type": "MultiScaleFlipAug", "img_scale": (64, 64), "flip": False}
+    return [LOAD, {**views, "transforms": inner}]
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        tested(FLIP, NORMALIZE, PAD, TO_TENSOR, COLLECT),
+        tested(FLIP, PAD, BUNDLE, COLLECT),
+        tested(NORMALIZE, BUNDLE, COLLECT),
+        tested(PAD, TO_TENSOR, COLLECT),
+        [LOAD, NORMALIZE, FLIP, BUNDLE, COLLECT],
+        [LOAD, FLIP, TO_TENSOR, COLLECT],
+    ],
+    ids=["usual", "YOLOX", "without flip", "without norm", "one view", "bare"],
+)
+def test_a_test_pipeline_serves_training_without_annotations(
+    tmp_path: Path, pipeline: list[dict[str, Any]]
+) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "one.png")
+    settings = section(tmp_path, CLASSES, training_pipeline(pipeline), (0, 1), None)
+    settings.test_mode = False
+    dataset = build_dataset(settings)
+    samples = [dataset[0] for _ in range(20)]
+    assert all(sample["img"].data.dim() == 3 for sample in samples)
+    assert {sample["img_metas"].data["flip"] for sample in samples} == {False, True}
