@@ -6,6 +6,7 @@ Only the standard library is needed to read the names.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ ENGINES = {
         "dq.quant.latency.openvino",
     ),
 }
+
+
+def is_installed(name: str) -> bool:
+    """Say whether the package of an engine is installed."""
+    return importlib.util.find_spec(name) is not None
 
 
 def engine_named(name: str) -> Engine:

@@ -82,7 +82,7 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
     repair = _repair(section)
     base = preset(section.pop("preset", None) or "int8")
     if "target" in section:
-        base = base.for_target(_target(section.pop("target")))
+        base = base.for_target(known_target(section.pop("target"), "quant.target"))
     weight = _spec(section.pop("weight", None), base.weight, "quant.weight")
     activation = _spec(section.pop("activation", None), base.activation, "quant.activation")
     rules = section.pop("rules", None) or ()
@@ -183,9 +183,18 @@ def _refinements(given: Mapping[str, Any]) -> Refinements:
     return Refinements(**values)
 
 
-def _target(name: Any) -> str:
+def known_target(name: Any, where: str) -> str:
+    """Return the name of a target that a user may choose.
+
+    Args:
+        name: As given.
+        where: The setting or option, for the message.
+
+    Raises:
+        ValueError: There is no such target.
+    """
     if name not in TARGETS:
-        raise ValueError(f"quant.target {name!r} does not exist; {hint(str(name), TARGETS)}")
+        raise ValueError(f"{where} {name!r} does not exist; {hint(str(name), TARGETS)}")
     return str(name)
 
 

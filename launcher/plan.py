@@ -21,11 +21,16 @@ from dq.detector.data.datasets import calibration_dataset, calibration_images
 from dq.detector.evaluation.metric_settings import check_metric_settings
 from dq.detector.step.guards import Guards
 from dq.dist.work.on_main_rank import on_main_rank
-from dq.names import hint
-from dq.quant.targets.registry import TARGETS
 from dq.tracking.record.settings import Tracking
 from dq.tracking.record.stage_summary import key_of
-from launcher.config import QuantSettings, command_for, guards, quant_settings, tracking
+from launcher.config import (
+    QuantSettings,
+    command_for,
+    guards,
+    known_target,
+    quant_settings,
+    tracking,
+)
 from launcher.settings import (
     DEVICE,
     SEED,
@@ -170,15 +175,9 @@ def with_target(plan: Plan, name: str) -> Plan:
         ValueError: There is no such target.
     """
     section = dict(plan.config.get("quant") or {})
-    section["target" if section.get("preset") else "preset"] = _known_target(name)
+    section["target" if section.get("preset") else "preset"] = known_target(name, "--target")
     plan.config.quant = section
     return replace(plan, settings=quant_settings(section))
-
-
-def _known_target(name: str) -> str:
-    if name not in TARGETS:
-        raise ValueError(f"--target {name!r} does not exist; {hint(name, TARGETS)}")
-    return name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ with the same --work-dir only times them.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import onnx
 from benchmarks.engines.files import FLOAT, OURS, Place, prepare
 from benchmarks.engines.nets import NETS
 from benchmarks.engines.table import Cell, Row, table
-from dq.engines import ENGINES
+from dq.engines import ENGINES, is_installed
 from dq.quant.latency.engine import Network
 from dq.quant.latency.engines import timed_engine
 from dq.quant.latency.paired import interleaved, ratio, spread
@@ -77,7 +76,7 @@ def opened(name: str, path: Path, threads: int) -> Network:
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    there = [name for name in ENGINES if importlib.util.find_spec(name) is not None]
+    there = [name for name in ENGINES if is_installed(name)]
     parser.add_argument("--nets", nargs="+", choices=tuple(NETS), default=list(NETS))
     parser.add_argument("--engines", nargs="+", choices=tuple(ENGINES), default=there)
     parser.add_argument("--rounds", type=int, default=15, help="maximum; fewer for large nets")

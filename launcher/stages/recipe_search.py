@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from dq.detector.model.checkpoint_content import recipe_of
-from dq.detector.model.stored_detector import float_detector, quantize_as_stored
 from dq.detector.search.measured_images import measured_images
 from dq.detector.search.trials import Setting, Trials
 from dq.detector.step.rank_state import seed_everything
@@ -100,8 +99,10 @@ def searched(
                 "--budget ended before the first candidate was measured; give more time"
             ) from None
         rows = _rows(trials, outcome)
-        summary = _concluded(stage, outcome.chosen.candidate, trials)
-        trials.remove_checkpoints(but=outcome.chosen.candidate)
+        chosen = outcome.chosen.candidate
+        detector, graph = trials.stored(chosen)
+        summary = conclude(stage, detector, graph, chosen.recipe, figures_of(stage, graph))
+        trials.remove_checkpoints(but=chosen)
         return Found(
             summary=summary,
             rows=rows,
@@ -138,14 +139,6 @@ def _check_time(stage: Stage, limits: Limits) -> None:
         log.warning("the budget of %.0f s has ended: no more candidates are tried", budget_s)
         raise TimeUpError
     stage.place.signals.raise_if_stopped()
-
-
-def _concluded(stage: Stage, chosen: Candidate, trials: Trials) -> StageSummary:
-    stored = read_checkpoint(trials.path(chosen), trusted=False)
-    config, device = stage.plan.config, stage.place.device
-    detector = float_detector(config, stored.content, stored.source, device)
-    graph = quantize_as_stored(detector, chosen.recipe, stored.content, stored.source)
-    return conclude(stage, detector, graph, chosen.recipe, figures_of(stage, graph))
 
 
 def _rows(trials: Trials, outcome: Outcome) -> list[Row]:

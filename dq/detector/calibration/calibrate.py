@@ -11,7 +11,7 @@ from dq.detector.model.graph import features_of
 from dq.detector.model.roi_heads import run_roi_heads
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.calibration import calibrate_
-from dq.quant.ptq.repairs import Calibration, calibrate_and_repair_
+from dq.quant.ptq.repairs import Calibration
 from dq.quant.ptq.settings import Repair
 
 
@@ -34,41 +34,6 @@ def calibration_of(
     """
     return Calibration(
         graph,
-        lambda batch: run_network(detector, graph, batch.to(device)),
-        device,
-        weight_range=weight_range,
-        repair=repair,
-    )
-
-
-def calibrate_and_repair(
-    detector: nn.Module,
-    graph: QuantizedGraph,
-    batches: Iterable[Tensor],
-    device: torch.device,
-    *,
-    weight_range: str = "min_max",
-    repair: Repair | None = None,
-) -> tuple[str, ...]:
-    """Calibrate and apply the requested repairs; leave the quantizers FROZEN.
-
-    Args:
-        detector: Prepared, on ``device``.
-        graph: Its graph.
-        batches: Images ``(N, C, H, W)``; the first ones are used for the repairs too.
-        device: Device of the detector.
-        weight_range: As in `dq.quant.recipes.recipe.Recipe`.
-        repair: Which repairs to apply; None for none.
-
-    Returns:
-        Names of the quantizers that mixed precision gave more bits.
-
-    Raises:
-        ValueError: As `dq.quant.ptq.calibration.calibrate_`.
-    """
-    return calibrate_and_repair_(
-        graph,
-        batches,
         lambda batch: run_network(detector, graph, batch.to(device)),
         device,
         weight_range=weight_range,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import tempfile
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 from dq.detector.engines.latency import measured
 from dq.detector.export.write import ExportFormat, export_detector, image_size
 from dq.dist.work.on_main_rank import on_main_rank
-from dq.engines import ENGINES
+from dq.engines import ENGINES, is_installed
 from dq.quant.graph.quantized_graph import QuantizedGraph
 
 log = logging.getLogger(__name__)
@@ -25,9 +24,7 @@ _OF_TARGET = {"int8": "onnxruntime"}
 def engine_of_target(target: str) -> str | None:
     """Return the engine in which a target's speed can be measured here; None if there is none."""
     name = _OF_TARGET.get(target, target)
-    if name not in ENGINES or importlib.util.find_spec(name) is None:
-        return None
-    return name
+    return name if name in ENGINES and is_installed(name) else None
 
 
 def times_as_fast(

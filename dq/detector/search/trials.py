@@ -115,6 +115,21 @@ class Trials:
         self._calibrate([one for one in candidates if self._kept(self._key(one)) is None])
         return [self._metrics(one)[self.metric] for one in candidates]
 
+    def stored(
+        self, candidate: Candidate, device: torch.device | None = None
+    ) -> tuple[nn.Module, QuantizedGraph]:
+        """Return a calibrated candidate as its checkpoint has it: detector and graph.
+
+        Args:
+            candidate: Whose checkpoint has not been removed.
+            device: Of the detector; None for that of the search.
+        """
+        path = self.path(candidate)
+        content = on_main_rank(lambda: load_checkpoint(path))
+        device = device or self._setting.device
+        detector = float_detector(self._setting.config, content, str(path), device)
+        return detector, quantize_as_stored(detector, candidate.recipe, content, str(path))
+
     def num_bytes(self, candidate: Candidate) -> int:
         """Return the size of a measured candidate's weights."""
         return int(self._metrics(candidate)["bytes"])
@@ -126,7 +141,7 @@ class Trials:
         if kept is not None:
             return [str(name) for name in kept]
         log.info("%s: measuring the sensitivity of its quantizers", candidate.name)
-        graph, device = self._stored(candidate)[1], self._setting.device
+        graph, device = self.stored(candidate)[1], self._setting.device
         few = run_on_rank(
             lambda: [
                 batch.to(device)
@@ -146,7 +161,7 @@ class Trials:
         name = f"{self._key(candidate)}.speed"
         kept = self._kept(name)
         if kept is None:
-            detector, graph = self._stored(candidate, torch.device("cpu"))
+            detector, graph = self.stored(candidate, torch.device("cpu"))
             found = times_as_fast(self._setting.config, detector.eval(), graph, engine)
             kept = {} if found is None else {engine: found}
             self._keep(name, kept)
@@ -210,7 +225,7 @@ class Trials:
         kept = self._kept(key)
         if kept is None:
             began = time.monotonic()
-            detector, graph = self._stored(candidate)
+            detector, graph = self.stored(candidate)
             kept = self._measured(detector, graph)
             kept |= {"bytes": float(model_bytes(detector, graph))}
             self._keep(key, kept)
@@ -223,15 +238,6 @@ class Trials:
                 time.monotonic() - began,
             )
         return kept
-
-    def _stored(
-        self, candidate: Candidate, device: torch.device | None = None
-    ) -> tuple[nn.Module, QuantizedGraph]:
-        path = self.path(candidate)
-        content = on_main_rank(lambda: load_checkpoint(path))
-        device = device or self._setting.device
-        detector = float_detector(self._setting.config, content, str(path), device)
-        return detector, quantize_as_stored(detector, candidate.recipe, content, str(path))
 
     def _float_detector(self) -> nn.Module:
         setting = self._setting

@@ -52,10 +52,7 @@ class PartialRuns:
         self._readers = {name: _readers(nodes) for name, nodes in self.changed.items()}
         self._all_readers = _readers(self.nodes)
         self._kept = {
-            used
-            for nodes in self.changed.values()
-            for used in _read_by(nodes)
-            if used not in set(nodes)
+            used for nodes in self.changed.values() for used in _readers(nodes).keys() - set(nodes)
         }
         self._writers: set[fx.Node] | None = None
 
@@ -141,10 +138,6 @@ class PartialRuns:
 def _readers(nodes: Sequence[fx.Node]) -> Counter[fx.Node]:
     """Return how often each node is read by these."""
     return Counter(used for node in nodes for used in node.all_input_nodes)
-
-
-def _read_by(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    return {used for node in nodes for used in node.all_input_nodes}
 
 
 def _copied(leaf: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from dq.quant.integer.modules import DOMAIN, WEIGHT
+from dq.quant.export.placeholders import is_repeated, is_rounding, site_of
 
 # Operations that return some of the values of their inputs, in another order.
 _MOVES = frozenset({"Concat", "DepthToSpace", "Identity", "Reshape", "Slice"}) | frozenset(
@@ -37,7 +37,11 @@ def round_inputs_late_(model: ir.Model) -> int:
             continue
         if node.op_type in _MOVES:
             moved |= {id(value) for value in node.outputs}
-        elif _is_repetition(node) and _is_repeated(node.outputs[0], _site(node)):
+        elif (
+            is_rounding(node)
+            and is_repeated(node)
+            and _is_rounded_again(node.outputs[0], site_of(node))
+        ):
             before = node.inputs[0]
             assert before is not None
             node.outputs[0].replace_all_uses_with(before)
@@ -46,15 +50,15 @@ def round_inputs_late_(model: ir.Model) -> int:
     return removed
 
 
-def _is_repeated(value: ir.Value, site: str) -> bool:
+def _is_rounded_again(value: ir.Value, site: str) -> bool:
     """Return whether all readers of a value round it in the same way, at once or after moves."""
     readers = [use.node for use in value.uses()]
     if not readers or value.is_graph_output():
         return False
     return all(
-        _site(node) == site
-        if _is_rounding(node)
-        else node.op_type in _MOVES and all(_is_repeated(out, site) for out in _results(node))
+        site_of(node) == site
+        if is_rounding(node)
+        else node.op_type in _MOVES and all(_is_rounded_again(out, site) for out in _results(node))
         for node in readers
     )
 
@@ -62,20 +66,3 @@ def _is_repeated(value: ir.Value, site: str) -> bool:
 def _results(node: ir.Node) -> Iterator[ir.Value]:
     """Yield the outputs that have readers or are returned."""
     return (value for value in node.outputs if value.uses() or value.is_graph_output())
-
-
-def _is_rounding(node: ir.Node) -> bool:
-    return node.domain == DOMAIN and node.op_type != WEIGHT
-
-
-def _is_repetition(node: ir.Node) -> bool:
-    """Return whether a rounding repeats the quantizer's own, whose values are compared by name."""
-    return (
-        _is_rounding(node)
-        and "repeated" in node.attributes
-        and bool(node.attributes["repeated"].as_int())
-    )
-
-
-def _site(node: ir.Node) -> str:
-    return str(node.attributes["site"].as_string())

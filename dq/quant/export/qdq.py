@@ -19,6 +19,7 @@ from dq.quant.export.compact import compact_
 from dq.quant.export.flavour import Flavour
 from dq.quant.export.input_rounding import round_inputs_late_
 from dq.quant.export.onnx_graph import OPSET_16_BITS
+from dq.quant.export.placeholders import is_repeated, placeholders, site_of
 from dq.quant.integer.modules import DOMAIN, WEIGHT
 from dq.quant.numerics.spec import QuantSpec
 
@@ -71,16 +72,6 @@ def to_qdq_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
             writer.write_rounding(node)
     finish_(model)
     compact_(model)
-
-
-def placeholders(model: ir.Model) -> list[ir.Node]:
-    """Return the placeholder nodes of a model, in order."""
-    return [node for node in model.graph if node.domain == DOMAIN]
-
-
-def site_of(node: ir.Node) -> str:
-    """Return the name of the quantizer of a placeholder."""
-    return str(node.attributes["site"].as_string())
 
 
 def array_of(value: ir.Value | None) -> Array:
@@ -136,8 +127,7 @@ class Writer:
     def numbered(self, node: ir.Node) -> str:
         """Return the quantizer's name, with a number if it is a repetition or not the first use."""
         site = site_of(node)
-        repeated = "repeated" in node.attributes and node.attributes["repeated"].as_int()
-        if not repeated and site not in self.uses:
+        if not is_repeated(node) and site not in self.uses:
             self.uses[site] = 1
             return site
         self.uses[f"{site}#"] = self.uses.get(f"{site}#", 1) + 1

@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from dq.quant.export.flavour import Flavour
-from dq.quant.export.qdq import Writer, array_of, finish_, placeholders, site_of
+from dq.quant.export.placeholders import placeholders, site_of
+from dq.quant.export.qdq import Writer, array_of, finish_
 from dq.quant.integer.modules import WEIGHT
 from dq.quant.numerics.spec import QuantSpec
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dq.tracking.record.json_file import json_text
-from dq.whole_file import drafts, write_whole
+from dq.tracking.reports.figure_file import write_figure
+from dq.whole_file import write_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,5 @@ def write_pareto(
     axes.set_ylabel(f"{metric} (%); float black, limit red")
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    with drafts(plot) as (draft,):
-        figure.savefig(draft, format="png", dpi=120)
-    pyplot.close(figure)
+    write_figure(plot, figure)
     return [table, data, plot]

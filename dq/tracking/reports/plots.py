@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dq.tracking.record.stage_summary import StageSummary
-from dq.whole_file import drafts
+from dq.tracking.reports.figure_file import write_figure
 
 STAGES = ("float", "qat")
 
@@ -66,9 +66,7 @@ def write_plots(
             axis.legend()
         axis.grid(alpha=0.3)
     path = folder / "training.png"
-    with drafts(path) as (draft,):
-        figure.savefig(draft, format="png", dpi=110)
-    pyplot.close(figure)
+    write_figure(path, figure, dpi=110)
     return [path]
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dq.tracking.record.json_file import json_text
-from dq.whole_file import drafts, write_whole
+from dq.tracking.reports.figure_file import write_figure
+from dq.whole_file import write_whole
 
 
 def sensitivity_table(result: Mapping[str, Any], rows: int | None = 20) -> str:
@@ -67,9 +68,7 @@ def write_sensitivity(folder: Path, result: Mapping[str, Any]) -> list[Path]:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    with drafts(plot) as (draft,):
-        figure.savefig(draft, format="png", dpi=120)
-    pyplot.close(figure)
+    write_figure(plot, figure)
     return [data, plot]
 
 
