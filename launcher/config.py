@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from dq.detector.recipes.rules import RULES, merged, rule_named
+from dq.detector.recipes.rules import Rule as TrainingRule
 from dq.detector.step.guards import Guards
 from dq.names import check_keys, hint
 from dq.quant.numerics.spec import QuantSpec
@@ -24,7 +26,37 @@ from dq.quant.training.schedule import Schedule
 from dq.quant.training.weight_average import Ema
 from dq.tracking.record.settings import Tracking
 
+# Settings of a training recipe.
+SHARES = ("rate", "passes")
 MODES = {False: "train", None: "train", True: "qat", "training": "qat", "calibration": "calibrate"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRecipe:
+    """A recipe of quantization-aware training that the config names.
+
+    Attributes:
+        name: Of `dq.detector.recipes.rules.RULES`.
+        rate: The user's share of the float rate; None for the recipe's.
+        passes: The user's share of the float passes; None for the recipe's.
+    """
+
+    name: str
+    rate: float | None = None
+    passes: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("rate", "passes"):
+            given = getattr(self, key)
+            if given is not None and (not isinstance(given, int | float) or not given > 0):
+                raise ValueError(
+                    f"quant.{key} is {given!r}; it is a share of the float training's, such as 0.1"
+                )
+
+    @property
+    def rule(self) -> TrainingRule:
+        """The recipe itself."""
+        return rule_named(self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +71,9 @@ class QuantSettings:
             ``oscillation``, ``ema``, ``distill``.
         training: Config overrides for quantization-aware training only, by dotted key:
             ``{'optimizer.lr': 0.001, 'runner.max_epochs': 5}``.
+        training_recipe: Gives the numbers of the training that ``training`` does not give; None to
+            take them from the config.
+        averages_by_recipe: Whether that recipe also gives ``ema.momentum``.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -46,6 +81,8 @@ class QuantSettings:
     repair: Repair = field(default_factory=Repair)
     refinements: Refinements = field(default_factory=Refinements)
     training: Mapping[str, Any] = field(default_factory=dict)
+    training_recipe: TrainingRecipe | None = None
+    averages_by_recipe: bool = False
 
 
 def command_for(quantize: object) -> str:
@@ -68,10 +105,23 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
         ValueError: A key is unknown (the nearest valid one is named) or a value is out of bounds.
     """
     section = dict(section or {})
+    training_recipe = _training_recipe(section)
+    averages = training_recipe is not None and "momentum" not in (section.get("ema") or {})
+    if training_recipe is not None:
+        section = merged(training_recipe.rule, section)
     # Not for the user: it follows from the repairs.
     recipe_keys = [f.name for f in fields(Recipe) if f.name != "free_clips"]
     extras = [f.name for f in fields(Refinements)]
-    own_keys = ["preset", "schedule", "training", "repairs", "mixed", *_REPAIR_KEYS]
+    own_keys = [
+        "recipe",
+        *SHARES,
+        "preset",
+        "schedule",
+        "training",
+        "repairs",
+        "mixed",
+        *_REPAIR_KEYS,
+    ]
     check_keys(section, [*recipe_keys, *extras, *own_keys], "quant")
     refinements = _refinements({k: section.pop(k) for k in extras if k in section})
     schedule = dict(section.pop("schedule", None) or {})
@@ -102,7 +152,26 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
         repair=repair,
         refinements=refinements,
         training=dict(training),
+        training_recipe=training_recipe,
+        averages_by_recipe=averages,
     )
+
+
+def _training_recipe(section: dict[str, Any]) -> TrainingRecipe | None:
+    """Remove the training recipe and its shares from ``section`` and return them."""
+    name = section.pop("recipe", None)
+    shares = {key: section.pop(key) for key in SHARES if section.get(key) is not None}
+    for key in SHARES:
+        section.pop(key, None)
+    if name is None:
+        if shares:
+            raise ValueError(
+                f"quant.{next(iter(shares))} is a share of a recipe's; name it: quant.recipe ="
+                f" {next(iter(RULES))!r}"
+            )
+        return None
+    rule_named(name)
+    return TrainingRecipe(name=name, **shares)
 
 
 def section_of_recipe(

@@ -84,7 +84,8 @@ class Plan:
         text: The config without its quantization, as it was read. It is kept because libraries
             change the config that they are given.
         seed: Of all random numbers; equal on all ranks.
-        described: By stage (``float``, ``qat``): each setting of the training as it was read.
+        described: By stage (``float``, ``qat``, ``control``): each setting of the training as it was
+            read.
     """
 
     config: Any
@@ -154,6 +155,7 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
         "float": described(config),
         "qat": described(quantized) | described_quantization(settings),
     }
+    kept["control"] = kept["qat"]
     seed = arguments.seed if arguments.seed is not None else config.get("seed") or 0
     if not isinstance(seed, int):
         raise ValueError(f"seed is {seed!r}; give a whole number")

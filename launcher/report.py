@@ -13,7 +13,13 @@ from dq.quant.recipes.recipe import Recipe
 from dq.tracking.record.stage_summary import StageSummary, read_summary
 from dq.tracking.reports.pareto import pareto_table, write_pareto
 from dq.tracking.reports.plots import write_plots
-from dq.tracking.reports.table import COLUMNS, below_start, markdown_table
+from dq.tracking.reports.table import (
+    COLUMNS,
+    below_start,
+    chosen_start,
+    control_lines,
+    markdown_table,
+)
 from dq.whole_file import write_whole
 from launcher.config import section_of_recipe
 from launcher.failure import WORLD_ERROR
@@ -36,18 +42,36 @@ def say_result(place: Session, summary: StageSummary) -> None:
 
 def say_verdict(place: Session, summary: StageSummary, guards: Guards) -> int:
     """Print a warning if QAT ended below its start, and return the command's exit code."""
+    if place.environment.is_main and (note := chosen_start(summary)):
+        print(f"note: {note}", file=sys.stderr, flush=True)
     text = below_start(summary)
     if text is None:
         return 0
     serious = summary.drop > guards.max_drop
     if place.environment.is_main:
         text += "; lower the rate (quant.training={'optimizer.lr': ...})"
-        best = sorted((place.experiment / summary.stage).glob("best_*.pth"))
-        if best:
-            text += f" or use {best[-1]}"
         kind = "warning" if serious else "note"
         print(f"{kind}: {text}", file=sys.stderr, flush=True)
     return WORLD_ERROR if serious and guards.worse == "stop" else 0
+
+
+def say_control(
+    place: Session, qat: StageSummary, control: StageSummary, before: StageSummary | None = None
+) -> None:
+    """Print how QAT compares with its control: the float detector, trained on.
+
+    Args:
+        place: Of the command.
+        qat: The quantized training.
+        control: Its control.
+        before: The float detector; by default the finished stage of this experiment, if there is
+            one.
+    """
+    found = before or read_summary(place.experiment / "float")
+    same = found if found is not None and found.metric == control.metric else None
+    if place.environment.is_main:
+        for line in control_lines(qat, control, None if same is None else same.value):
+            print(line)
 
 
 def say_metrics(place: Session, summary: StageSummary) -> None:

@@ -108,6 +108,8 @@ def described_quantization(settings: QuantSettings) -> dict[str, str]:
         "quant.schedule": asdict(settings.schedule),
         "quant.repair": asdict(settings.repair),
     }
+    if settings.training_recipe is not None:
+        parts["quant.recipe"] = asdict(settings.training_recipe)
     return _texts({k: v for name, part in parts.items() for k, v in flattened(part, name).items()})
 
 

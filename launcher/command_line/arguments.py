@@ -144,6 +144,16 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_control(parser: argparse.ArgumentParser) -> None:
+    """Add ``--control``."""
+    parser.add_argument(
+        "--control",
+        action="store_true",
+        help="also train the float detector on, by the same steps and rates, so that the gain of"
+        " QAT can be told from that of training longer",
+    )
+
+
 def add_reuse(parser: argparse.ArgumentParser) -> None:
     """Add ``--reuse``, for chains that run each stage as a separate command."""
     parser.add_argument(

@@ -7,6 +7,7 @@ import argparse
 from launcher.command_line.arguments import (
     add_checkpoint,
     add_common,
+    add_control,
     add_images,
     add_reuse,
     add_training,
@@ -23,15 +24,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_images(parser)
     add_training(parser)
+    add_control(parser)
     add_reuse(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the stage and return the exit code."""
     from launcher import stages
-    from launcher.report import say_result, say_verdict
+    from launcher.report import say_control, say_result, say_verdict
     from launcher.session import session
 
+    if arguments.control and arguments.images is not None:
+        raise ValueError(
+            "--control trains the float detector on annotations, which --images has not; leave"
+            " --control out"
+        )
     with session(arguments) as place:
         plan = stages.begin_plan(arguments)
         checkpoint, trusted = stages.starting_point(arguments, plan), arguments.trust_checkpoint
@@ -39,15 +46,17 @@ def run(arguments: argparse.Namespace) -> int:
             plan = stages.with_images(
                 plan, place, checkpoint, arguments.images, trusted=trusted, trains=True
             )
-        summary = stages.train_quantized(
-            plan,
-            place,
-            checkpoint,
-            resume=stages.asked_to_resume(arguments, plan),
-            sync_bn=arguments.sync_bn,
-            validate=not arguments.no_validate,
-            trusted=trusted,
-            reuse=arguments.reuse,
-        )
+        how = {
+            "resume": stages.asked_to_resume(arguments, plan),
+            "sync_bn": arguments.sync_bn,
+            "validate": not arguments.no_validate,
+            "trusted": trusted,
+            "reuse": arguments.reuse,
+        }
+        summary = stages.train_quantized(plan, place, checkpoint, **how)
         say_result(place, summary)
+        if arguments.control:
+            control = stages.train_control(plan, place, checkpoint, **how)
+            say_result(place, control)
+            say_control(place, summary, control)
         return say_verdict(place, summary, plan.guards)

@@ -87,11 +87,20 @@ def _just_measured(stage: Stage) -> Mapping[str, float] | None:
     return done.metrics or None
 
 
-def compared(stage: Stage, summary: StageSummary, begun: Beginning) -> StageSummary:
-    """Add the metric from before training to the summary and write it; every rank must call it."""
+def compared(
+    stage: Stage, summary: StageSummary, begun: Beginning, best: str | None
+) -> StageSummary:
+    """Add what training started from to the summary and write it; every rank must call it.
+
+    Args:
+        stage: The training.
+        summary: Of its result.
+        begun: Its start.
+        best: The checkpoint that became its result; None for the last step.
+    """
     start = begun.metrics.get(summary.metric)
     if start is None and begun.metrics:
         start = main_metric(begun.metrics)[1]
-    found = replace(summary, start=start)
+    found = replace(summary, start=start, chosen=best)
     on_main_rank(lambda: write_summary(stage.folder, found))
     return found

@@ -1,4 +1,4 @@
-"""The stages of a command: train in float, calibrate, QAT, evaluate, analyze, export."""
+"""The stages of a command: train in float, calibrate, QAT, its control, evaluate, export."""
 
 from dq.detector.engines.measurement import Keep as Keep
 from launcher.plan import Plan as Plan
@@ -9,6 +9,7 @@ from launcher.plan import starting_point as starting_point
 from launcher.plan import with_target as with_target
 from launcher.stages.analysis import analyzed as analyzed
 from launcher.stages.calibration import calibrated as calibrated
+from launcher.stages.control import train_control as train_control
 from launcher.stages.evaluation import evaluated as evaluated
 from launcher.stages.evaluation import formatted as formatted
 from launcher.stages.float_training import train_float as train_float

@@ -45,7 +45,7 @@ def train_float(
         detector.to(place.device)
         if sync_bn != "auto":
             synchronize_norms(detector, place, sync_bn)
-        detector = train(
+        trained = train(
             plan.config,
             detector,
             dataset,
@@ -58,5 +58,6 @@ def train_float(
             resume=found,
             validate=validate,
         )
+        detector = trained.detector
         revert_sync_batch_norm(detector)
         return conclude(stage, detector)

@@ -30,6 +30,7 @@ from launcher.stage.synchronized_norms import synchronize_norms
 from launcher.stage.tracked import tracked
 from launcher.stage.workplace import workplace
 from launcher.stages.calibration import calibrate_all
+from launcher.stages.training_recipe import chosen
 
 log = logging.getLogger(__name__)
 
@@ -69,29 +70,32 @@ def train_quantized(
         dataset = dataset_of(config, "train")
         check_evaluation(config)
         detector = float_detector(plan.config, parent.content, parent.source, place.device)
+        settings = chosen(plan, detector, dataset, parent, found)
         graph, recipe = _quantized(stage, detector, parent, found)
         start = beginning(stage, detector, graph, found)
         synchronize_norms(detector, place, "on" if sync_bn == "auto" else sync_bn)
         figures = figures_of(stage, graph)
         meta = {BEGINNING: dict(start.metrics), **kept_meta(training, resume, stage.tracker)}
-        detector = train(
-            config,
+        trained = train(
+            settings.config,
             detector,
             dataset,
-            workplace(stage, meta=meta, figures=figures),
+            workplace(stage, meta=meta | settings.meta, figures=figures),
             seed=plan.seed,
             quantization=Quantization(
                 graph=graph,
                 recipe=recipe,
-                schedule=plan.settings.schedule,
-                refinements=plan.settings.refinements,
+                schedule=settings.schedule,
+                refinements=settings.refinements,
                 start=start.on_val,
+                most_update=settings.most_update,
             ),
             resume=found,
             validate=validate,
         )
-        revert_sync_batch_norm(detector)
-        return compared(stage, conclude(stage, detector, graph, recipe, figures), start)
+        revert_sync_batch_norm(trained.detector)
+        summary = conclude(stage, trained.detector, graph, recipe, figures)
+        return compared(stage, summary, start, trained.best)
 
 
 def _quantized(

@@ -41,6 +41,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "step": ("loading",),
         "hooks": ("config", "calibration", "evaluation", "step"),
         "training": ("config", "data", "loading", "model", "step", "hooks"),
+        "recipes": (),
         "survey": ("config",),
         "origin": ("model",),
     },

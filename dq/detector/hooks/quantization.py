@@ -53,7 +53,6 @@ class QuantizationHook(Hook):  # type: ignore[misc]
         self.graph = graph
         self.schedule = schedule
         self.phase = Phase.OFF
-        self.norms: list[nn.Module] = []
 
     def before_run(self, runner: Any) -> None:
         """Restore the phase of a resumed training."""
@@ -71,14 +70,6 @@ class QuantizationHook(Hook):  # type: ignore[misc]
             phase = Phase.TRAIN
         if phase is not self.phase:
             self._enter(phase, runner)
-        if self.schedule.freezes_norm(progress):
-            if not self.norms:
-                found = unwrap(runner.model).modules()
-                self.norms = [m for m in found if isinstance(m, _BatchNorm)]
-                log.info("batch norms are frozen from iteration %d", runner.iter)
-            # mmcv's runners repeatedly set the whole model to training mode.
-            for norm in self.norms:
-                norm.eval()
 
     def _enter(self, phase: Phase, runner: Any) -> None:
         if self.phase is Phase.OBSERVE:
@@ -99,6 +90,30 @@ class QuantizationHook(Hook):  # type: ignore[misc]
         proof = check_equal_on_ranks(self.graph, f"after epoch {runner.epoch + 1}")
         log.info("ranges are equal on all ranks, digest %s", proof[:16])
         runner.tracker.log("proof", runner.iter, {"epoch": runner.epoch + 1, "digest": proof})
+
+
+class FrozenNormHook(Hook):  # type: ignore[misc]
+    """Keep the running statistics of batch norms from a certain step on.
+
+    Args:
+        schedule: Says from which step on.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.norms: list[nn.Module] = []
+
+    def before_train_iter(self, runner: Any) -> None:
+        """Put the norms into evaluation mode if it is time."""
+        if not self.schedule.freezes_norm(progress_of(runner)):
+            return
+        if not self.norms:
+            found = unwrap(runner.model).modules()
+            self.norms = [m for m in found if isinstance(m, _BatchNorm)]
+            log.info("batch norms are frozen from iteration %d", runner.iter)
+        # mmcv's runners repeatedly set the whole model to training mode.
+        for norm in self.norms:
+            norm.eval()
 
 
 class AgreementHook(Hook):  # type: ignore[misc]

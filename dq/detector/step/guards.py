@@ -47,6 +47,7 @@ class Guards:
             (``stop``), or not checked (``off``).
         look_every: Steps between these checks; they are more frequent at the beginning.
         max_movement: Maximum change of a layer's weights, relative to their initial norm.
+        max_update: The same for a single step, which is tried before a quantized training.
         max_loss_growth: Maximum loss, relative to the initial loss.
         worse: A quantized training whose metric is below that at its start is logged (``warn``), or
             ended with its own exit code (``stop``).
@@ -62,6 +63,7 @@ class Guards:
     runaway: str = _one_of("warn", "stop", OFF, hook="runaway:RunawayHook")
     look_every: int = _at_least(50, 1)
     max_movement: float = _above(1.0, 0.0)
+    max_update: float = _above(0.03, 0.0)
     max_loss_growth: float = _above(3.0, 1.0)
     worse: str = _one_of("warn", "stop")
     max_drop: float = _above(0.01, -1.0)

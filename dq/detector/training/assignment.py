@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dq.detector.hooks.tracking import Figures
 from dq.detector.step.supervision import Supervision
@@ -15,6 +16,7 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.recipes.recipe import Recipe
 from dq.quant.training.refinements import Refinements
 from dq.quant.training.schedule import Schedule
+from dq.quant.training.weight_average import Ema
 from dq.tracking.tracker import Tracker
 
 
@@ -53,6 +55,8 @@ class Quantization:
         schedule: When the quantizers observe, fake-quantize and freeze.
         refinements: Optional methods of QAT.
         start: Metrics on ``data.val`` before training, or None if they are unknown.
+        most_update: Largest update of a layer's weights in one step, relative to their norm; rates
+            of other layers are lowered. None to leave all rates as they are.
     """
 
     graph: QuantizedGraph
@@ -60,6 +64,35 @@ class Quantization:
     schedule: Schedule
     refinements: Refinements = field(default_factory=Refinements)
     start: Mapping[str, float] | None = None
+    most_update: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continued:
+    """How a float detector is trained on, as the control of a quantized training.
+
+    Attributes:
+        schedule: Of the quantized training; only the phase of batch norms matters.
+        ema: Average of the weights, or None.
+        most_update: As in `Quantization`.
+    """
+
+    schedule: Schedule
+    ema: Ema | None = None
+    most_update: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """The result of a training.
+
+    Attributes:
+        detector: Not wrapped by DDP.
+        best: Name of the checkpoint whose weights it has; None for those of the last step.
+    """
+
+    detector: nn.Module
+    best: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,17 +13,22 @@ from dq.detector.model.autocast import run_under_autocast
 from dq.detector.model.compilation import Network, compilation, compiled
 from dq.detector.model.graph import attach, parameters_outside, trace_detector
 from dq.detector.step.parallel_detector import LoneDetector, ParallelDetector
-from dq.detector.training.assignment import Quantization
+from dq.detector.training.assignment import Continued, Quantization
 from dq.detector.training.refinements import Extras, Refinery
 from dq.dist.exchange.data_parallel import wrap
 from dq.quant.graph.quantized_graph import CONTAINER
 from dq.quant.graph.trace import BoundGraph
+from dq.quant.training.weight_average import WeightAverage
 
 log = logging.getLogger("dq.train")
 
 
 def network_to_train(
-    config: Config, detector: nn.Module, quantization: Quantization | None, device: torch.device
+    config: Config,
+    detector: nn.Module,
+    quantization: Quantization | None,
+    device: torch.device,
+    continued: Continued | None = None,
 ) -> Extras:
     """Make the detector run the network to train, and return the optional parts of the training.
 
@@ -35,6 +40,7 @@ def network_to_train(
         detector: On the device.
         quantization: Given for quantization-aware training.
         device: The device of the detector.
+        continued: Given for a float detector that is trained on.
 
     Raises:
         ValueError: A setting needs a graph, and the detector cannot be traced.
@@ -53,7 +59,9 @@ def network_to_train(
     else:
         _refuse_without_graph(config)
     extras = Extras(detector)
-    if rule is not None:
+    if continued is not None and continued.ema is not None:
+        extras.keep(WeightAverage(detector, continued.ema.momentum))
+    elif rule is not None:
         extras.keep(averaged_by(rule, detector))
     return extras
 

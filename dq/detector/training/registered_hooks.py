@@ -17,13 +17,14 @@ from dq.detector.data.loader_options import evaluation_workers
 from dq.detector.hooks.evaluation import EpochCheckpointHook, ShardedEvalHook
 from dq.detector.hooks.quantization import (
     AgreementHook,
+    FrozenNormHook,
     QuantizationHook,
     StragglerHook,
     SyncBuffersHook,
 )
 from dq.detector.hooks.start import StartHook
 from dq.detector.hooks.tracking import Figures, TrackingHook
-from dq.detector.training.assignment import Quantization
+from dq.detector.training.assignment import Continued, Quantization
 from dq.detector.training.hook_checks import CheckpointPlace, without_taken_over
 from dq.detector.training.refinements import Extras
 
@@ -36,6 +37,7 @@ def register_hooks(
     extras: Extras,
     *,
     quantization: Quantization | None,
+    continued: Continued | None,
     figures: Figures | None,
     validate: bool,
 ) -> None:
@@ -46,6 +48,7 @@ def register_hooks(
         config: Of the training.
         extras: Has further hooks.
         quantization: Given for quantization-aware training.
+        continued: Given for a float detector that is trained on.
         figures: Measures all quantizers after each epoch.
         validate: Evaluate on ``data.val``.
 
@@ -61,6 +64,8 @@ def register_hooks(
     runner.register_hook(EpochCheckpointHook(), priority="LOWEST")
     if quantization is not None:
         _register_quantization(runner, quantization)
+    if continued is not None:
+        runner.register_hook(FrozenNormHook(continued.schedule), priority="HIGH")
     _register_guards(runner, is_float=quantization is None)
     if validate and not has_section(config, "val"):
         log.warning("nothing is evaluated while training: the config has no data.val section")
@@ -90,6 +95,7 @@ def _register_configured(runner: Any, config: Config) -> None:
 def _register_quantization(runner: Any, quantization: Quantization) -> None:
     hook = QuantizationHook(quantization.graph, quantization.schedule)
     runner.register_hook(hook, priority="HIGH")
+    runner.register_hook(FrozenNormHook(quantization.schedule), priority="HIGH")
     # After the optimizer (40), before frozen weights (44) and their average (45).
     runner.register_hook(AgreementHook(quantization.graph), priority=43)
 

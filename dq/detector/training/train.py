@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from functools import partial
 from typing import Any
 
 from mmcv import Config
@@ -15,10 +16,12 @@ from dq.detector.loading.training_loader import TrainingLoader, training_loader
 from dq.detector.step.optimizer_config import optimizer_step
 from dq.detector.step.optimizer_step import OptimizerStep
 from dq.detector.training.assembly import meta_of, optimizer_of, runner_of, scale_learning_rate
-from dq.detector.training.assignment import Quantization, Resume, Workplace
+from dq.detector.training.assignment import Continued, Quantization, Resume, Trained, Workplace
+from dq.detector.training.best import take_best_
 from dq.detector.training.checkpoint_plan import CheckpointPlan, checkpoint_plan
 from dq.detector.training.exact_runner import Equipment
 from dq.detector.training.hook_checks import check_hooks, log_in_time
+from dq.detector.training.layer_rates import LAYER_RATES, layer_rates_
 from dq.detector.training.network import network_to_train, on_all_ranks, run_on
 from dq.detector.training.refinements import Extras, added_losses
 from dq.detector.training.registered_hooks import register_hooks
@@ -40,10 +43,13 @@ def train(
     *,
     seed: int,
     quantization: Quantization | None = None,
+    continued: Continued | None = None,
     resume: Resume | None = None,
     validate: bool = True,
-) -> nn.Module:
-    """Train as the config says and return the detector without DDP; every rank must call it.
+) -> Trained:
+    """Train as the config says; every rank must call it.
+
+    The result of a quantized training is its best checkpoint by evaluation, which may be its start.
 
     Hooks, learning rates, clipping, evaluation and checkpoints are those of mmcv and mmdet,
     configured as for mmdet's ``tools/train.py``.
@@ -55,6 +61,7 @@ def train(
         place: Folder, device, supervision and tracking.
         seed: Of the samplers and loader processes.
         quantization: Given for quantization-aware training; its ranges must be calibrated.
+        continued: Given for a float detector that is trained on, as a control.
         resume: A checkpoint of this same training to resume from.
         validate: Evaluate on ``data.val`` as ``evaluation`` says.
 
@@ -78,33 +85,41 @@ def train(
         max_bad=place.supervision.guards.max_bad_images,
     )
     loaders = _loaders(config, loader, seed)
-    extras = network_to_train(config, detector, quantization, place.device)
+    extras = network_to_train(config, detector, quantization, place.device, continued)
     model = on_all_ranks(config, detector, place.device)
     scale_learning_rate(config, loader)
     optimizer = optimizer_of(config, model, quantization)
+    losses = partial(added_losses, detector, extras.terms, alone=extras.alone)
+    factors = {}
+    task = quantization or continued
+    if task is not None:
+        guards, limit = place.supervision.guards, task.most_update
+        with losses():
+            factors = layer_rates_(config, model, optimizer, loader, limit, guards, resume)
     equipment = _equipment(quantization, extras, step_hook, plan, place, len(loader))
-    meta = meta_of(config, dataset, seed, place, plan)
+    meta = meta_of(config, dataset, seed, place, plan) | {LAYER_RATES: factors}
     runner = runner_of(config, model, optimizer, equipment, place.work_dir, meta)
     register_hooks(
         runner,
         config,
         extras,
         quantization=quantization,
+        continued=continued,
         figures=place.figures,
         validate=validate,
     )
     check_hooks(runner, detector, dataset, place.device)
     log_in_time(runner, len(loader))
     _set_begin(runner, config, len(loader), resume, trusted=place.trusted)
-    losses = added_losses(detector, extras.terms, alone=extras.alone)
-    with losses, place.supervision.over("the start"):
+    with losses(), place.supervision.over("the start"):
         runner.run(loaders, [tuple(flow) for flow in config.workflow])
     extras.finish(loaders[0], place.device)
     if quantization is not None:
         # Nothing is to be recorded for a loss any more, and no step compiled.
         config.compile = False
         run_on(detector, quantization.graph, config, place.device)
-    return unwrap(runner.model)
+        return Trained(detector=detector, best=take_best_(runner, detector, quantization))
+    return Trained(detector=unwrap(runner.model))
 
 
 def _equipment(

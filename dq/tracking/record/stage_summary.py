@@ -39,6 +39,7 @@ class StageSummary:
         images_per_s: Speed of the final evaluation on all ranks.
         classes: Average precision of each class at IoU 0.5.
         finished: Seconds since 1970.
+        chosen: The checkpoint of a quantized training that became its result; None for the last.
     """
 
     stage: str
@@ -61,6 +62,7 @@ class StageSummary:
     classes: Mapping[str, float] = field(default_factory=dict)
     finished: float | None = None
     start: float | None = None
+    chosen: str | None = None
 
     @property
     def drop(self) -> float:

@@ -12,13 +12,14 @@ from typing import Any
 from dq.tracking.record.json_file import json_text
 from dq.tracking.record.latency import read_times_as_fast
 from dq.tracking.record.run import read_run
-from dq.tracking.reports.experiments import Experiment
+from dq.tracking.reports.experiments import CONTROL, STAGES, Experiment
 
 HEADS = {
     "name": "experiment",
     "acc_float": "Acc Float",
     "acc_calibrated": "Acc 8bit Calib",
     "acc_qat": "Acc 8bit QAT",
+    "acc_control": "Acc float on",
     "drop_calibrated": "drop Calib",
     "drop_qat": "drop QAT",
     "bits": "bits",
@@ -42,6 +43,7 @@ class Line:
         acc_float: In percent, like all ``acc_`` values; None if there is no such stage.
         acc_calibrated: After calibration.
         acc_qat: After quantization-aware training.
+        acc_control: Of the float detector trained on by the same steps, the control of QAT.
         drop_calibrated: Loss against float in points; negative for a gain.
         drop_qat: Likewise.
         bits: Integer format of the last stage.
@@ -58,6 +60,7 @@ class Line:
     acc_float: float | None
     acc_calibrated: float | None
     acc_qat: float | None
+    acc_control: float | None
     drop_calibrated: float | None
     drop_qat: float | None
     bits: str | None
@@ -105,10 +108,11 @@ def groups_of(lines: Sequence[Line]) -> dict[str, list[Line]]:
 def _line(experiment: Experiment) -> Line:
     values = {
         stage: None if experiment.value(stage) is None else 100 * (experiment.value(stage) or 0.0)
-        for stage in ("float", "calibrated", "qat")
+        for stage in STAGES
     }
-    own = [s for s in experiment.stages.values() if s is not None]
-    last = own[-1] if own else None
+    own = list(experiment.stages.values())
+    results = [s for s in own if s.stage != CONTROL] or own
+    last = results[-1] if results else None
     reference = values["float"]
 
     def drop(stage: str) -> float | None:
@@ -123,6 +127,7 @@ def _line(experiment: Experiment) -> Line:
         acc_float=reference,
         acc_calibrated=values["calibrated"],
         acc_qat=values["qat"],
+        acc_control=values[CONTROL],
         drop_calibrated=drop("calibrated"),
         drop_qat=drop("qat"),
         bits=None if last is None else last.bits,
@@ -213,7 +218,7 @@ def differences(experiments: Sequence[Experiment]) -> dict[str, dict[str, Any]]:
     """
     values: dict[str, dict[str, Any]] = {}
     for experiment in experiments:
-        stage = [s for s in ("float", "calibrated", "qat")
+        stage = [s for s in STAGES
                  if s in experiment.stages or s in experiment.open_stages]  # fmt: skip
         run = read_run(experiment.folder / stage[-1]) if stage else None
         if run is None:

@@ -14,7 +14,9 @@ from dq.tracking.record.run import Run, read_run
 from dq.tracking.record.stage_summary import FILE_NAME as SUMMARY_FILE
 from dq.tracking.record.stage_summary import StageSummary, read_summary
 
-STAGES = ("float", "calibrated", "qat")
+# The float detector trained on, beside a quantized training.
+CONTROL = "control"
+STAGES = ("float", "calibrated", CONTROL, "qat")
 # Subfolders of an experiment that are never experiments themselves.
 PASSED_OVER = {
     *("logs", "plots", "wandb", "samples", "analyze", "export", "quantize", *STAGES),

@@ -10,8 +10,9 @@ from dq.tracking.pictures.predictions import MISSED
 from dq.tracking.record.rows import METRICS, QUANTIZERS, Row, read_rows, rows_of_kind, sample_rows
 from dq.tracking.reports.experiments import Experiment
 
-COLORS = {"float": "#7b8794", "calibrated": "#e08a3c", "qat": "#2b6cb0"}
-LABELS = {"float": "float", "calibrated": "int8 calibrated (PTQ)", "qat": "int8 QAT"}
+COLORS = {"float": "#7b8794", "calibrated": "#e08a3c", "control": "#38a169", "qat": "#2b6cb0"}
+LABELS = {"float": "float", "calibrated": "int8 calibrated (PTQ)", "control": "float, trained on",
+          "qat": "int8 QAT"}  # fmt: skip
 CURVE_POINTS = 300
 
 
@@ -20,7 +21,7 @@ def curves(experiments: Sequence[Experiment]) -> bytes | None:
     figure, (left, right) = _axes(2, width=11, height=3.6)
     drawn = 0
     for number, experiment in enumerate(experiments):
-        for stage, style in (("float", "--"), ("qat", "-")):
+        for stage, style in (("float", "--"), ("control", ":"), ("qat", "-")):
             path = experiment.folder / stage / METRICS
             rows = [r for r in sample_rows(path, CURVE_POINTS) if r.get("kind") == "train"]
             label = f"{experiment.name} {stage}"

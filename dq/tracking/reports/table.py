@@ -6,7 +6,14 @@ from collections.abc import Mapping
 
 from dq.tracking.record.stage_summary import StageSummary
 
-COLUMNS = {"float": "float", "calibrated": "{bits} calibrated", "qat": "{bits} QAT"}
+COLUMNS = {
+    "float": "float",
+    "calibrated": "{bits} calibrated",
+    "qat": "{bits} QAT",
+    "control": "float, trained on",
+}
+# A float detector that gains more than this by training on was not trained to its end. 0 to 1.
+NOT_AT_ITS_END = 0.01
 
 
 def below_start(summary: StageSummary) -> str | None:
@@ -18,6 +25,41 @@ def below_start(summary: StageSummary) -> str | None:
         f" {100 * summary.start:.2f} % before the first step, {100 * summary.value:.2f} % after the"
         " last"
     )
+
+
+def chosen_start(summary: StageSummary) -> str | None:
+    """Return a sentence about a training that never got better than its start, else None."""
+    if summary.chosen is None or not summary.chosen.endswith("_0.pth"):
+        return None
+    return (
+        f"no evaluation of {summary.stage} was better than its start, so the result is the start;"
+        " lower the rate (quant.training={'optimizer.lr': ...}) or train longer; last.pth has the"
+        " last step"
+    )
+
+
+def control_lines(
+    qat: StageSummary, control: StageSummary, before: float | None = None
+) -> list[str]:
+    """Return what the control of a quantized training says, one sentence each.
+
+    Args:
+        qat: The quantized training.
+        control: The float detector, trained on by the same steps.
+        before: The metric of the float detector before, 0 to 1, if it is known.
+    """
+    lines = [
+        f"{qat.bits} QAT is {100 * (qat.value - control.value):+.2f} points from the float detector"
+        f" trained on by the same steps ({qat.metric} {100 * qat.value:.2f} and"
+        f" {100 * control.value:.2f} %)"
+    ]
+    if before is not None and control.value - before > NOT_AT_ITS_END:
+        lines.append(
+            f"the float detector was not trained to its end: it gains"
+            f" {100 * (control.value - before):.2f} points by training on; train it longer, or"
+            " compare QAT with the control and not with it"
+        )
+    return lines
 
 
 def markdown_table(name: str, summaries: Mapping[str, StageSummary], bits: str = "int8") -> str:

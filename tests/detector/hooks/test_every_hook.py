@@ -177,7 +177,7 @@ def run(
         config, copy.deepcopy(detector) if fresh else detector, dataset or parts.dataset,
         Workplace(work_dir=folder, device=CPU), seed=0, validate=False,
         quantization=parts.quantization if kind == "quantized" else None,
-    )  # fmt: skip
+    ).detector  # fmt: skip
 
 
 @pytest.mark.parametrize("runner", RUNNERS)

@@ -36,7 +36,7 @@ def trained(config: Any, folder: Path) -> dict[str, Any]:
     dataset = dataset_of(config, "train")
     detector = build_model(config, tuple(dataset.CLASSES), initialise=True)
     place = Workplace(work_dir=folder, device=torch.device("cpu"))
-    detector = train(config, detector, dataset, place, seed=0)
+    detector = train(config, detector, dataset, place, seed=0).detector
     return {"seen": seen, "end": {k: v.clone() for k, v in detector.state_dict().items()}}
 
 

@@ -1,0 +1,1 @@
+"""Recipes of quantization-aware training: rules that give rates, lengths and methods."""

@@ -1,0 +1,104 @@
+"""Recipes of quantization-aware training: formats, methods, shares of the float training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from dq.names import hint
+
+# Sections of `quant` in which a user's keys replace a recipe's one by one.
+MERGED = ("schedule", "ema", "distill", "oscillation")
+_ENDS_AT_8 = [{"position": "first", "bits": 8}, {"position": "last", "bits": 8}]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A recipe whose numbers follow from the float training.
+
+    Attributes:
+        section: Settings of the ``quant`` section; a user's settings have priority.
+        rate: Learning rate, relative to the highest of the float training.
+        passes: Length, relative to the float training.
+        least_steps: Fewer steps than this are too few to recover from the rounding.
+        most_update: Largest update of a layer's weights in one step, relative to their norm.
+            Layers with larger updates get lower rates.
+    """
+
+    section: Mapping[str, Any]
+    rate: float
+    passes: float
+    least_steps: int
+    most_update: float
+
+
+def _rule(rate: float, passes: float, least_steps: int, update: float, **section: Any) -> Rule:
+    return Rule(
+        section=MappingProxyType(section),
+        rate=rate,
+        passes=passes,
+        least_steps=least_steps,
+        most_update=update,
+    )
+
+
+_FEW_BITS: dict[str, Any] = {
+    "learned": "lsq+",
+    "schedule": {"freeze_norm_after": 0.8, "freeze_ranges_after": 1.0},
+    "distill": {"features": ["neck.*"]},
+    "ema": {},
+}
+RULES: dict[str, Rule] = {
+    "qat-int8": _rule(0.1, 1 / 8, 100, 3e-3, preset="int8", ema={}),
+    "qat-int8-power2": _rule(0.1, 1 / 8, 100, 3e-3, preset="int8_power2", ema={}),
+    "qat-w4a8": _rule(0.2, 1 / 4, 400, 5e-3, preset="w4a8", rules=_ENDS_AT_8, **_FEW_BITS),
+    # Outputs without an activation function are signed and far from uniform; sums are too.
+    "qat-w4a4": _rule(
+        0.2,
+        3 / 8,
+        600,
+        5e-3,
+        preset="w4a4",
+        rules=[
+            {"type": "Conv2d", "activation": {"bits": 8}},
+            {"type": "add", "bits": 8},
+            *_ENDS_AT_8,
+        ],
+        **_FEW_BITS,
+    ),
+}
+
+
+def rule_named(name: Any) -> Rule:
+    """Return the recipe of this name.
+
+    Raises:
+        ValueError: There is none; the message names the closest one.
+    """
+    if name not in RULES:
+        raise ValueError(f"quant.recipe {name!r} does not exist; {hint(str(name), RULES)}")
+    return RULES[name]
+
+
+def rule_of_width(weight_bits: int, activation_bits: int) -> Rule:
+    """Return the recipe whose limits apply to a training without one."""
+    if weight_bits > 4:
+        return RULES["qat-int8"]
+    return RULES["qat-w4a8" if activation_bits > 4 else "qat-w4a4"]
+
+
+def merged(rule: Rule, section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's ``quant`` section with a user's settings, which have priority.
+
+    Args:
+        rule: The recipe.
+        section: The user's section. None in place of a method such as ``ema`` leaves it out.
+    """
+    found: dict[str, Any] = copy.deepcopy(dict(rule.section))
+    for name, value in section.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
+        found[name] = {**found[name], **value} if both and name in MERGED else value
+    return found

@@ -1,0 +1,143 @@
+"""What a named recipe comes to for the training of one command."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from mmcv import Config
+from torch import nn
+
+from dq.detector.config.read import training_config
+from dq.detector.data.loader_options import LoaderOptions
+from dq.detector.recipes.checks import doubts
+from dq.detector.recipes.float_training import float_training
+from dq.detector.recipes.folded_norms import has_folded_norms
+from dq.detector.recipes.numbers import Numbers, numbers_of
+from dq.detector.recipes.rules import rule_of_width
+from dq.detector.training.assignment import Resume
+from dq.dist.exchange import collectives
+from dq.quant.training.refinements import Refinements
+from dq.quant.training.schedule import Schedule
+from launcher.plan import Plan
+from launcher.stage.stage import Parent
+
+log = logging.getLogger(__name__)
+# Entry of a checkpoint's `meta`, from which a resumed training takes them.
+NUMBERS = "numbers"
+IMAGES_PER_STEP = "images_per_step"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The settings of a quantized training, with all numbers.
+
+    Attributes:
+        config: Of the training.
+        schedule: Of the phases.
+        refinements: The optional methods.
+        numbers: What the recipe came to; None without a recipe.
+    """
+
+    config: Config
+    schedule: Schedule
+    refinements: Refinements
+    numbers: Numbers | None = None
+
+    @property
+    def most_update(self) -> float | None:
+        """Limit of a layer's update in one step."""
+        return None if self.numbers is None else self.numbers.most_update
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """For the ``meta`` of each checkpoint."""
+        return {} if self.numbers is None else {NUMBERS: asdict(self.numbers)}
+
+
+def chosen(
+    plan: Plan, detector: nn.Module, dataset: Any, parent: Parent, resume: Resume | None
+) -> Chosen:
+    """Return the settings of a quantized training, and log what its recipe came to.
+
+    Settings of the user have priority over the recipe's numbers. A resumed training takes the
+    numbers of its checkpoint, so it may continue on another number of ranks.
+
+    Args:
+        plan: All settings of the command.
+        detector: With its float weights.
+        dataset: The training images.
+        parent: The checkpoint that the training started from.
+        resume: The checkpoint to resume from.
+
+    Raises:
+        ValueError: The config has no rate or no length for the recipe to start from.
+    """
+    settings = plan.settings
+    numbers = _numbers(plan, detector, dataset, parent, resume)
+    if numbers is None:
+        config = training_config(plan.config, settings.training)
+        return Chosen(config=config, schedule=settings.schedule, refinements=settings.refinements)
+    overrides = {**numbers.overrides(plan.config), **settings.training}
+    log.info("%s", numbers)
+    schedule, refinements = settings.schedule, settings.refinements
+    if numbers.folded_norms:
+        schedule = replace(schedule, freeze_norm_after=0.0, norm_batches=0)
+    if refinements.ema is not None and settings.averages_by_recipe:
+        refinements = replace(refinements, ema=replace(refinements.ema, momentum=numbers.average))
+    config = training_config(plan.config, overrides)
+    _say_doubts(plan, config, dataset)
+    return Chosen(
+        config=config,
+        schedule=schedule,
+        refinements=refinements,
+        numbers=numbers,
+    )
+
+
+def _numbers(
+    plan: Plan, detector: nn.Module, dataset: Any, parent: Parent, resume: Resume | None
+) -> Numbers | None:
+    recipe = plan.settings.training_recipe
+    if recipe is None:
+        return None
+    if resume is not None:
+        kept = resume.content.get("meta", {}).get(NUMBERS)
+        if isinstance(kept, Mapping):
+            return Numbers(**kept)
+    config = training_config(plan.config, plan.settings.training)
+    images = images_per_step(config)
+    training = float_training(
+        plan.config,
+        steps_per_epoch=-(-len(dataset) // images),
+        images_per_step=images,
+        former_images_per_step=parent.content.get("meta", {}).get(IMAGES_PER_STEP),
+    )
+    return numbers_of(
+        recipe.name,
+        recipe.rule,
+        training,
+        folded_norms=has_folded_norms(detector),
+        rate=recipe.rate,
+        passes=recipe.passes,
+    )
+
+
+def _say_doubts(plan: Plan, config: Config, dataset: Any) -> None:
+    settings = plan.settings
+    recipe = settings.recipe
+    if settings.training_recipe is not None:
+        rule = settings.training_recipe.rule
+    else:
+        rule = rule_of_width(recipe.weight.bits, recipe.activation.bits)
+    steps = -(-len(dataset) // images_per_step(config))
+    for doubt in doubts(config, plan.config, rule, steps, plan.bits):
+        log.warning("%s", doubt)
+
+
+def images_per_step(config: Config) -> int:
+    """Return the number of images of a step over all ranks."""
+    accumulate = config.get("accumulate", 1)
+    return LoaderOptions.of(config).samples_per_gpu * collectives.world_size() * int(accumulate)
