@@ -84,8 +84,8 @@ class Plan:
         text: The config without its quantization, as it was read. It is kept because libraries
             change the config that they are given.
         seed: Of all random numbers; equal on all ranks.
-        described: By stage (``float``, ``qat``, ``control``): each setting of the training as it was
-            read.
+        described: By stage (``float``, ``qat``, ``control``): each setting of the training as it
+            was read.
     """
 
     config: Any

@@ -80,9 +80,7 @@ def layer_rates_(
             len(factors),
             len(ratios),
             limit,
-            ", ".join(
-                f"{name.removesuffix('.weight')} {factor:.2g} times" for name, factor in shown
-            ),
+            ", ".join(texts),
         )
     return factors
 
