@@ -16,7 +16,6 @@ from dq.tracking.reports.plots import write_plots
 from dq.tracking.reports.table import (
     COLUMNS,
     below_start,
-    chosen_start,
     control_lines,
     markdown_table,
 )
@@ -42,12 +41,10 @@ def say_result(place: Session, summary: StageSummary) -> None:
 
 def say_verdict(place: Session, summary: StageSummary, guards: Guards) -> int:
     """Print a warning if QAT ended below its start, and return the command's exit code."""
-    if place.environment.is_main and (note := chosen_start(summary)):
-        print(f"note: {note}", file=sys.stderr, flush=True)
     text = below_start(summary)
     if text is None:
         return 0
-    serious = summary.drop > guards.max_drop
+    serious = max(summary.drop, summary.last_drop) > guards.max_drop
     if place.environment.is_main:
         text += "; lower the rate (quant.training={'optimizer.lr': ...})"
         kind = "warning" if serious else "note"

@@ -12,7 +12,7 @@ from torch import nn
 from dq.detector.engines.measurement import measure
 from dq.detector.evaluation.evaluate import main_metric
 from dq.detector.step.rank_state import generators, set_generators
-from dq.detector.training.assignment import Resume
+from dq.detector.training.assignment import Resume, Trained
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase
@@ -88,7 +88,7 @@ def _just_measured(stage: Stage) -> Mapping[str, float] | None:
 
 
 def compared(
-    stage: Stage, summary: StageSummary, begun: Beginning, best: str | None
+    stage: Stage, summary: StageSummary, begun: Beginning, trained: Trained
 ) -> StageSummary:
     """Add what training started from to the summary and write it; every rank must call it.
 
@@ -96,11 +96,11 @@ def compared(
         stage: The training.
         summary: Of its result.
         begun: Its start.
-        best: The checkpoint that became its result; None for the last step.
+        trained: Which checkpoint became its result.
     """
     start = begun.metrics.get(summary.metric)
     if start is None and begun.metrics:
         start = main_metric(begun.metrics)[1]
-    found = replace(summary, start=start, chosen=best)
+    found = replace(summary, start=start, chosen=trained.best, last_drop=trained.last_drop)
     on_main_rank(lambda: write_summary(stage.folder, found))
     return found

@@ -95,7 +95,7 @@ def train_quantized(
         )
         revert_sync_batch_norm(trained.detector)
         summary = conclude(stage, trained.detector, graph, recipe, figures)
-        return compared(stage, summary, start, trained.best)
+        return compared(stage, summary, start, trained)
 
 
 def _quantized(

@@ -61,13 +61,23 @@ def test_it_warns_keeps_the_start_as_the_best_and_says_so_at_its_end(
         out,
     )
     assert re.search(r"after epoch 1 mAP is \S+ %, \S+ points below the start \(100.00 %\)", out)
+    assert re.search(r"one step at a learning rate of 0.4 moves the weights of \S+ by", out)
     assert re.search(
-        r"^warning: qat ended \S+ points below its start: mAP 100.00 % before the first step", err
+        r"^warning: the last evaluation of qat was \S+ points below its start; the result is"
+        r" best_mAP_epoch_0.pth, the last step is in last.pth",
+        err,
     )
     folder = tmp_path / "w/qat"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["start"] == pytest.approx(1.0)
-    assert summary["value"] < 0.99
+    # The result is the start, and the last step is kept.
+    assert (summary["value"], summary["chosen"]) == (1.0, "best_mAP_epoch_0.pth")
+    assert summary["last_drop"] > 0.01
+    begun = load_checkpoint(checkpoint)["state_dict"]
+    result = load_checkpoint(folder / "qat.pth")
+    assert all(torch.equal(result["state_dict"][name], value) for name, value in begun.items())
+    last = load_checkpoint(folder / "last.pth")
+    assert any(not torch.equal(last["state_dict"][name], value) for name, value in begun.items())
     assert [p.name for p in folder.glob("best_*.pth")] == ["best_mAP_epoch_0.pth"]
     best = load_checkpoint(folder / "best_mAP_epoch_0.pth")
     begun = load_checkpoint(checkpoint)["state_dict"]
@@ -80,18 +90,25 @@ def test_it_warns_keeps_the_start_as_the_best_and_says_so_at_its_end(
     assert "below its start" in err
 
 
-@pytest.mark.parametrize("guard", ["runaway", "worse"])
+ENDS = {
+    "runaway='stop'": "one step at a learning rate of 0.4 moves",
+    "runaway='stop', max_update=1e9": "the weights of .* have moved",
+    "worse='stop', runaway='off'": "after epoch 1 mAP is",
+}
+
+
+@pytest.mark.parametrize("guards", ENDS)
 def test_a_guard_ends_it(
-    guard: str, launch: Launch, config: Path, checkpoint: Path, tmp_path: Path
+    guards: str, launch: Launch, config: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    guards = "runaway='stop'" if guard == "runaway" else "worse='stop', runaway='off'"
     path = write(config, tmp_path, 0.4, guards)
     code, _, err = qat(launch, path, checkpoint, tmp_path / "w")
     assert code == 1
-    line = "the weights of .* have moved" if guard == "runaway" else "after epoch 1 mAP is"
-    assert re.search(rf"^error: .*{line}.*lower optimizer.lr", err), err
+    assert re.search(rf"^error: .*{ENDS[guards]}.*lower optimizer.lr", err), err
     assert len(err.strip().splitlines()) == 1
-    assert (tmp_path / "w/qat/best_mAP_epoch_0.pth").exists()
+    # The trial of a step comes before anything is written.
+    begun = (tmp_path / "w/qat/best_mAP_epoch_0.pth").exists()
+    assert begun == ("one step" not in ENDS[guards])
 
 
 def test_a_training_that_stays_near_its_start_says_nothing(

@@ -21,7 +21,8 @@ from dq.quant.quantizers.phase import Phase
 from dq.quant.quantizers.restore import in_phase
 
 log = logging.getLogger(__name__)
-START = "start"
+# Entries of the runner's `meta`, and in the first of them the metric of the latest evaluation.
+START, LATEST = "start", "latest"
 
 
 class StartHook(Hook):  # type: ignore[misc]
@@ -123,6 +124,7 @@ class StartHook(Hook):  # type: ignore[misc]
         if found is None:
             return
         value = as_share(name, found)
+        runner.meta[START][LATEST] = value
         if start - value <= self.guards.max_drop:
             return
         kept = runner.meta["hook_msgs"].get("best_ckpt")

@@ -89,10 +89,12 @@ class Trained:
     Attributes:
         detector: Not wrapped by DDP.
         best: Name of the checkpoint whose weights it has; None for those of the last step.
+        last_drop: How far the last evaluation was below the start, 0 to 1; 0 if it was not.
     """
 
     detector: nn.Module
     best: str | None = None
+    last_drop: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from dq.detector.hooks.start import LATEST, START
 from dq.detector.model.build import float_state, load_float_state
 from dq.detector.model.checkpoint_content import compose, load_quantization
 from dq.detector.training.assignment import Quantization
@@ -48,6 +49,12 @@ def take_best_(runner: Any, detector: nn.Module, quantization: Quantization) -> 
     name = Path(best).name
     log.info("the result is %s, the best by evaluation; the last step is in %s", name, last)
     return name
+
+
+def last_drop(runner: Any) -> float:
+    """Return how far the last evaluation of a run was below its start, 0 to 1."""
+    start = runner.meta.get(START, {})
+    return max(0.0, start["value"] - start[LATEST]) if LATEST in start else 0.0
 
 
 def _is_last(runner: Any, stem: str) -> bool:

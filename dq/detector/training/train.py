@@ -17,7 +17,7 @@ from dq.detector.step.optimizer_config import optimizer_step
 from dq.detector.step.optimizer_step import OptimizerStep
 from dq.detector.training.assembly import meta_of, optimizer_of, runner_of, scale_learning_rate
 from dq.detector.training.assignment import Continued, Quantization, Resume, Trained, Workplace
-from dq.detector.training.best import take_best_
+from dq.detector.training.best import last_drop, take_best_
 from dq.detector.training.checkpoint_plan import CheckpointPlan, checkpoint_plan
 from dq.detector.training.exact_runner import Equipment
 from dq.detector.training.hook_checks import check_hooks, log_in_time
@@ -118,7 +118,8 @@ def train(
         # Nothing is to be recorded for a loss any more, and no step compiled.
         config.compile = False
         run_on(detector, quantization.graph, config, place.device)
-        return Trained(detector=detector, best=take_best_(runner, detector, quantization))
+        best = take_best_(runner, detector, quantization)
+        return Trained(detector=detector, best=best, last_drop=last_drop(runner))
     return Trained(detector=unwrap(runner.model))
 
 

@@ -40,6 +40,7 @@ class StageSummary:
         classes: Average precision of each class at IoU 0.5.
         finished: Seconds since 1970.
         chosen: The checkpoint of a quantized training that became its result; None for the last.
+        last_drop: How far its last evaluation was below its start, 0 to 1.
     """
 
     stage: str
@@ -63,6 +64,7 @@ class StageSummary:
     finished: float | None = None
     start: float | None = None
     chosen: str | None = None
+    last_drop: float = 0.0
 
     @property
     def drop(self) -> float:

@@ -18,24 +18,22 @@ NOT_AT_ITS_END = 0.01
 
 def below_start(summary: StageSummary) -> str | None:
     """Return a sentence about a training that ended below its start, None if it did not."""
-    if summary.start is None or 100 * summary.drop < 0.005:
+    if max(summary.drop, summary.last_drop) < 0.00005:
         return None
-    return (
-        f"{summary.stage} ended {100 * summary.drop:.2f} points below its start: {summary.metric}"
-        f" {100 * summary.start:.2f} % before the first step, {100 * summary.value:.2f} % after the"
-        " last"
-    )
-
-
-def chosen_start(summary: StageSummary) -> str | None:
-    """Return a sentence about a training that never got better than its start, else None."""
-    if summary.chosen is None or not summary.chosen.endswith("_0.pth"):
-        return None
-    return (
-        f"no evaluation of {summary.stage} was better than its start, so the result is the start;"
-        " lower the rate (quant.training={'optimizer.lr': ...}) or train longer; last.pth has the"
-        " last step"
-    )
+    if summary.drop >= summary.last_drop:
+        text = (
+            f"{summary.stage} ended {100 * summary.drop:.2f} points below its start:"
+            f" {summary.metric} {100 * (summary.start or 0.0):.2f} % before the first step,"
+            f" {100 * summary.value:.2f} % after the last"
+        )
+    else:
+        text = (
+            f"the last evaluation of {summary.stage} was {100 * summary.last_drop:.2f} points below"
+            " its start"
+        )
+    if summary.chosen is not None:
+        text += f"; the result is {summary.chosen}, the last step is in last.pth"
+    return text
 
 
 def control_lines(
