@@ -102,7 +102,7 @@ class Refinery(Extras):
         self.network: Callable[[Tensor], Any] = graph
         if settings.distill is not None:
             distillation = Distillation(graph, settings.distill)
-            self.network = distillation
+            self.network = self.companions["teacher"] = distillation
             self.terms.append(distillation.losses)
             self.alone = settings.distill.alone
         if settings.oscillation is not None:

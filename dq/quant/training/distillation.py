@@ -7,7 +7,7 @@ float model. Teacher and student run the same graph, so their tensors correspond
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -88,7 +88,8 @@ class Distillation:
         self.settings = settings
         names = feature_names(graph, settings.features or _usual_features(graph, settings))
         self.student = with_features(graph, graph.root, names)
-        self.teacher = with_features(graph, _float_copy(graph.root), names, training=True)
+        self.weights = _float_copy(graph.root)
+        self.teacher = with_features(graph, self.weights, names, training=True)
         self.recorded: tuple[Tensor, Any, Any] | None = None
 
     def __call__(self, x: Tensor) -> Any:
@@ -109,6 +110,19 @@ class Distillation:
             error = relative_error(features, wanted_features)
             terms["loss_distill_features"] = self.settings.feature_weight * error
         return terms
+
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the teacher's state, for a checkpoint.
+
+        It cannot be made again from a float checkpoint: calibration may have clipped or repaired
+        the weights that the training began with.
+        """
+        return dict(self.weights.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load the teacher's state from a checkpoint."""
+        self.weights.load_state_dict(state)
 
 
 def _usual_features(graph: QuantizedGraph, settings: Distill) -> tuple[str, ...]:

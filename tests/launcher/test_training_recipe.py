@@ -1,0 +1,119 @@
+"""Recipes by name and the control, through files and commands."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from dq.dist.files.checkpoint import load_checkpoint
+from tests.launcher.conftest import Launch, on_ranks
+
+pytestmark = pytest.mark.slow
+# A rate that a layer does not bear: some layers get a lower one.
+CONFIG = """
+_base_ = [{base!r}]
+optimizer = dict(lr=0.02)
+lr_config = dict(warmup_iters=2)
+runner = dict(max_epochs=4)
+quant = dict(
+    _delete_=True, recipe='qat-w4a8', passes=0.5, {more}
+    schedule=dict(calibration_batches=2, calibration_batch_size=4))
+"""
+
+
+@pytest.fixture
+def recipe(config: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.py"
+    path.write_text(CONFIG.format(base=str(config), more=""))
+    return path
+
+
+def state_of(path: Path) -> dict[str, torch.Tensor]:
+    content = load_checkpoint(path)
+    return {**content["state_dict"], **content["quantization"]["state"]}
+
+
+def test_a_recipe_gives_all_numbers_and_resumes_with_them(
+    launch: Launch, recipe: Path, float_checkpoint: Path, tmp_path: Path
+) -> None:
+    given = ("--checkpoint", float_checkpoint, "--work-dir", tmp_path / "w", "--threads", 1)
+    code, out, err = launch("qat", recipe, *given, "--no-validate")
+    assert code == 0, err
+    # Half of four epochs of six steps, at a fifth of the float rate.
+    assert re.search(r"qat-w4a8: 2 epochs \(12 steps\), learning rate 0.004 falling to", out)
+    assert "12 steps are few for W4A8" in out
+    assert re.search(r"\d+ of \d+ layers get a lower learning rate", out)
+    folder = tmp_path / "w/qat"
+    meta = load_checkpoint(folder / "epoch_1.pth")["meta"]
+    assert (meta["numbers"]["length"], meta["numbers"]["steps"]) == (2, 12)
+    assert meta["layer_rates"]
+    assert all(0 < factor < 1 for factor in meta["layer_rates"].values())
+    # Resumed from the middle it ends with the same bits, with the same groups and numbers.
+    whole = state_of(folder / "qat.pth")
+    for name in ("qat.pth", "epoch_2.pth", "step_12.pth", "latest.pth"):
+        (folder / name).unlink(missing_ok=True)
+    code, out, err = launch("qat", recipe, *given, "--no-validate", "--resume")
+    assert code == 0, err
+    assert "resumed from" in out
+    again = state_of(folder / "qat.pth")
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    # On two ranks the checkpoint's numbers count, not those of the new number of images a step.
+    done = on_ranks(2, "qat", recipe, *given, "--no-validate", "--resume", folder / "epoch_1.pth")
+    assert "2 epochs (12 steps)" in done.stdout, done.stderr
+
+
+def test_a_wrong_recipe_is_one_line(
+    launch: Launch, config: Path, float_checkpoint: Path, tmp_path: Path
+) -> None:
+    wrong = {
+        "recipe='qat-w4a88'": "quant.recipe 'qat-w4a88' does not exist",
+        "recipe='qat-int8', rate=-1": "quant.rate is -1; it is a share",
+        "rate=0.1": "quant.rate is a share of a recipe's; name it: quant.recipe",
+    }
+    for number, (text, line) in enumerate(wrong.items()):
+        path = tmp_path / f"{number}.py"
+        path.write_text(f"_base_ = [{str(config)!r}]\nquant = dict({text})\n")
+        code, _, err = launch("qat", path, "--checkpoint", float_checkpoint)
+        assert code == 2
+        assert line in err
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_the_control_is_in_the_table_the_comparison_and_the_log(
+    launch: Launch, config: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "control.py"
+    quant = "dict(ema=dict(), schedule=dict(freeze_norm_after=0.0))"
+    path.write_text(f"_base_ = [{str(config)!r}]\nquant = {quant}\n")
+    done = on_ranks(2, "run", path, "--work-dir", tmp_path / "w", "--control", "--no-validate")
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"\| float +\| int8 calibrated +\| int8 QAT +\| float, trained on", done.stdout
+    )
+    assert "points from the float detector trained on by the same steps" in done.stdout
+    folder = tmp_path / "w/control"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["stage"], summary["bits"]) == ("control", "float32")
+    content = load_checkpoint(folder / "control.pth")
+    assert "quantization" not in content
+    before = load_checkpoint(tmp_path / "w/float/float.pth")["state_dict"]
+    moved = [n for n, v in content["state_dict"].items() if not torch.equal(v, before[n])]
+    # Trained on from the float detector; its norms were fixed, as in the quantized training.
+    assert any(name.endswith("conv1.weight") for name in moved)
+    assert not any("running_mean" in name for name in moved)
+    code, out, err = launch("compare", tmp_path / "w")
+    assert code == 0, err
+    assert "Acc float on" in out
+    # A second command finds all stages done.
+    again = on_ranks(1, "run", path, "--work-dir", tmp_path / "w", "--control", "--no-validate")
+    assert again.returncode == 0, again.stderr
+    assert "control is done already" in again.stdout
+    code, _, err = launch("qat", path, "--checkpoint", folder / "control.pth", "--control",
+                          "--images", tmp_path)  # fmt: skip
+    assert code == 2
+    assert "--control trains the float detector on annotations" in err
