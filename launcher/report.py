@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from dq.detector.step.guards import Guards
 from dq.quant.recipes.recipe import Recipe
+from dq.tracking.record.matches import read_matches
 from dq.tracking.record.stage_summary import StageSummary, read_summary
+from dq.tracking.reports.bootstrap import difference
 from dq.tracking.reports.pareto import pareto_table, write_pareto
 from dq.tracking.reports.plots import write_plots
 from dq.tracking.reports.table import (
@@ -23,6 +25,12 @@ from dq.whole_file import write_whole
 from launcher.config import section_of_recipe
 from launcher.failure import WORLD_ERROR
 from launcher.session import Session
+
+# Stages whose metrics are compared.
+PAIRS = (
+    ("calibrated", "float"), ("qat", "float"), ("qat", "calibrated"), ("control", "float"),
+    ("qat", "control"),
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from dq.detector.engines.agreement import Agreement
@@ -69,6 +77,25 @@ def say_control(
     if place.environment.is_main:
         for line in control_lines(qat, control, None if same is None else same.value):
             print(line)
+
+
+def say_differences(place: Session, stages: Sequence[str]) -> None:
+    """Print the difference of COCO's metric between stages, and whether it is more than chance.
+
+    Args:
+        place: Of the command.
+        stages: Finished stages of this experiment. Each is compared with the float detector, and
+            QAT with its control too.
+    """
+    if not place.environment.is_main:
+        return
+    for second, first in PAIRS:
+        if not {first, second} <= set(stages):
+            continue
+        pair = [read_matches(place.experiment / stage) for stage in (first, second)]
+        found = None if None in pair else difference(*pair)  # type: ignore[arg-type]
+        if found is not None:
+            print(f"{second} - {first}: COCO's mAP {found} points")
 
 
 def say_metrics(place: Session, summary: StageSummary) -> None:

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the stage and return the exit code."""
     from launcher import stages
-    from launcher.report import say_control, say_result, say_verdict
+    from launcher.report import say_control, say_differences, say_result, say_verdict
     from launcher.session import session
 
     if arguments.control and arguments.images is not None:
@@ -59,4 +59,5 @@ def run(arguments: argparse.Namespace) -> int:
             control = stages.train_control(plan, place, checkpoint, **how)
             say_result(place, control)
             say_control(place, summary, control)
+            say_differences(place, ["qat", "control"])
         return say_verdict(place, summary, plan.guards)

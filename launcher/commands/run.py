@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the stages that are not done yet and return the exit code."""
     from launcher import stages
-    from launcher.report import say_control, say_table, say_verdict
+    from launcher.report import say_control, say_differences, say_table, say_verdict
     from launcher.session import session
 
     trusted, reuse = arguments.trust_checkpoint, not arguments.fresh
@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
                 plan, place, from_float, trusted=trusted, reuse=reuse, **training
             )
         say_table(place, summaries, plan.settings.recipe)
+        say_differences(place, list(summaries))
         if arguments.control:
             say_control(place, summaries["qat"], summaries["control"], summaries.get("float"))
         return say_verdict(place, summaries["qat"], plan.guards)

@@ -24,7 +24,7 @@ from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
 from dq.sync import check_equal_on_ranks
 from dq.tracking.record.stage_summary import StageSummary, sha256_of, write_summary
-from launcher.stage.evidence import keep_predictions
+from launcher.stage.evidence import keep_matches, keep_predictions
 from launcher.stage.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ def conclude(
     stage.place.signals.raise_if_stopped()
     measurement = _measured(stage, detector, graph)
     if collectives.is_main_rank():
+        keep_matches(stage, measurement)
         keep_predictions(stage, detector, graph, measurement)
         if figures is not None:
             when = "end" if steps else "calibration"

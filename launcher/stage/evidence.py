@@ -10,7 +10,9 @@ from torch import nn
 
 from dq.detector.engines.measurement import Measurement
 from dq.detector.evaluation.kept_predictions import boxes_unrounded, predictions_of
+from dq.detector.evaluation.matches import matches_of
 from dq.detector.hooks.tracking import Figures
+from dq.detector.metrics.mmdet_metrics import metrics_of_mmdet
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.repairs import first_images
 from dq.tracking.pictures.drawing import draw_pair
@@ -21,6 +23,7 @@ from dq.tracking.pictures.predictions import (
     with_reference,
     write_predictions,
 )
+from dq.tracking.record.matches import write_matches
 from launcher.stage.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -85,6 +88,25 @@ def keep_predictions(
         stage.tracker.images(step, [file for file in files if file is not None])
     except Exception as error:
         log.warning("no predictions are kept: %s: %s", type(error).__name__, error)
+
+
+def keep_matches(stage: Stage, measurement: Measurement) -> None:
+    """Write ``matches.npz``: what the difference to another detector's metric is tested with.
+
+    For the main rank. A failure is only one line in the log, like that of `keep_predictions`.
+
+    Args:
+        stage: Of the evaluation.
+        measurement: The evaluation.
+    """
+    try:
+        with metrics_of_mmdet():
+            found = matches_of(measurement.dataset, measurement.results)
+        if found is not None:
+            stage.folder.mkdir(parents=True, exist_ok=True)
+            write_matches(stage.folder, found)
+    except Exception as error:
+        log.warning("no matches are kept: %s: %s", type(error).__name__, error)
 
 
 def _stored_reference(folder: Path, classes: Sequence[str]) -> dict[str, Sequence[Box]] | None:

@@ -28,8 +28,8 @@ def coco_metrics(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
         Values in 0 to 1 by mmdet's names. Sizes without boxes are left out; ``bbox_mAP`` is -1 if
         there are no boxes at all.
     """
-    truth = _truth(dataset)
-    evaluation = COCOeval(truth, load_results(truth, _found(results)), "bbox")
+    truth = truth_of(dataset)
+    evaluation = COCOeval(truth, load_results(truth, found_entries(results)), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -38,7 +38,12 @@ def coco_metrics(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
     return {f"bbox_{name}": float(value) for name, value in values if value >= 0 or name == "mAP"}
 
 
-def _truth(dataset: Any) -> COCO:
+def truth_of(dataset: Any) -> COCO:
+    """Return the annotations of a data set in COCO's form; images are numbered from 0.
+
+    Args:
+        dataset: An mmdet data set with ``get_ann_info``.
+    """
     annotations: list[dict[str, Any]] = []
     for image in range(len(dataset)):
         info = dataset.get_ann_info(image)
@@ -58,7 +63,8 @@ def _truth(dataset: Any) -> COCO:
     return truth
 
 
-def _found(results: Sequence[Any]) -> list[dict[str, Any]]:
+def found_entries(results: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return boxes ``(n, 5)`` by class of every image, in COCO's form."""
     return [
         {**_entry(image, label, row), "score": float(row[4])}
         for image, result in enumerate(results)

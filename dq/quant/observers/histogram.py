@@ -58,9 +58,11 @@ def bin_edges(device: torch.device) -> Tensor:
 class HistogramObserver(MovingAverageObserver):
     """Count values in fixed bins while it collects; otherwise a moving average of extremes.
 
-    Entering the phase CALIBRATE starts collecting. Training afterwards continues from the
-    calibrated range as a moving average, because searching a histogram for a range is too slow for
-    every step. No counts are kept then, so checkpoints hold only the range.
+    Entering the phase CALIBRATE starts collecting. Fake-quantized training afterwards keeps the
+    calibrated range: searching a histogram is too slow for every step, and a moving average of
+    extremes would soon include the outliers that the search has left out. Before fake quantization
+    (phase OBSERVE) the range is such a moving average. No counts are kept then, so checkpoints hold
+    only the range.
 
     Args:
         momentum: As for `MovingAverageObserver`; used while it does not collect.
@@ -71,6 +73,7 @@ class HistogramObserver(MovingAverageObserver):
     are not finite) or empty, ``lowest`` and ``highest``, float32 ``()``; not in checkpoints.
     """
 
+    searches: ClassVar[bool] = True
     merge: ClassVar[dict[str, str]] = {
         "batch_min": "min",
         "batch_max": "max",

@@ -33,6 +33,8 @@ class MinMaxObserver(nn.Module):
     merge: ClassVar[dict[str, str]] = {"batch_min": "min", "batch_max": "max"}
     # Whether `observe` does anything.
     watches: ClassVar[bool] = True
+    # Whether calibration searches for the range in all of its images.
+    searches: ClassVar[bool] = False
     range_min: Tensor
     range_max: Tensor
     batch_min: Tensor

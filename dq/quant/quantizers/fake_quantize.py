@@ -38,6 +38,8 @@ class ActivationQuantizer(Phased):
 
     Attributes:
         site: Its name below the model's quantizers, for messages; empty without a model.
+        keeps_range: Whether the phase TRAIN leaves the range as it is: it was searched for in all
+            calibration images, and what a step observes are extremes.
 
     Buffers ``scale`` float32 ``()`` and ``zero_point`` int32 ``()``. A subclass that learns them
     computes both from parameters instead.
@@ -51,6 +53,7 @@ class ActivationQuantizer(Phased):
         self.spec = spec
         self.observer = observer
         self.site = ""
+        self.keeps_range = False
         self._was_calibrated = False
         self._add_state(torch.ones_like(observer.range_min))
 
@@ -65,6 +68,16 @@ class ActivationQuantizer(Phased):
             self.observer.begin_calibration_()
         elif phase in (Phase.OBSERVE, Phase.TRAIN) and self.observer.calibrates:
             self.observer.end_calibration_()
+        if phase is Phase.TRAIN:
+            # Reads the device, between steps. Without a range there is nothing to keep.
+            self.keeps_range = self.observer.searches and self.has_range
+
+    @property
+    def observes(self) -> bool:
+        """Whether the forward pass records the tensor's values."""
+        if not self.observer.watches or not self.phase.observes(self.training):
+            return False
+        return not (self.keeps_range and self.phase is Phase.TRAIN)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, fake-quantized if the phase says so.
@@ -89,7 +102,7 @@ class ActivationQuantizer(Phased):
             in_place: ``x`` may be overwritten; only native kernels use this.
         """
         self.require_range()
-        observes = self.observer.watches and self.phase.observes(self.training)
+        observes = self.observes
         rounds = self.phase.quantizes
         if rounds:
             x = in_representable_dtype(x, self.spec)

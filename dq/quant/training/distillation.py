@@ -111,7 +111,6 @@ class Distillation:
             terms["loss_distill_features"] = self.settings.feature_weight * error
         return terms
 
-
     def state_dict(self) -> dict[str, Tensor]:
         """Return the teacher's state, for a checkpoint.
 

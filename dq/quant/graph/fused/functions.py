@@ -129,7 +129,7 @@ def _records_extremes(quantizer: ActivationQuantizer) -> bool:
 def _records(quantizer: ActivationQuantizer) -> tuple[Tensor | None, Tensor | None]:
     """Return the buffers for minimum and maximum of a batch; None if the quantizer records none."""
     observer = quantizer.observer
-    if observer.watches and quantizer.phase.observes(quantizer.training):
+    if quantizer.observes:
         return observer.batch_min, observer.batch_max
     return None, None
 
