@@ -109,7 +109,7 @@ def _precision(
     recall = hits / annotations
     total = 0.0
     for threshold in range(recall.shape[1]):
-        places = np.searchsorted(recall[:, threshold], RECALLS - 1e-12, side="left")
+        places = np.searchsorted(recall[:, threshold], RECALLS, side="left")
         inside = places[places < len(recall)]
         total += precision[inside, threshold].sum() / len(RECALLS)
     return float(total / recall.shape[1])
