@@ -43,6 +43,8 @@ class Column:
         recipe: Config of `RECIPES` that is added to the detector's; none for float.
         options: Config overrides besides the user's; ``{parent}`` is the parent's checkpoint.
         parent: Column whose checkpoint it starts from.
+        flags: Further words of the command.
+        of: Column whose cell this is another stage of; its own cell if empty.
     """
 
     command: str
@@ -50,20 +52,22 @@ class Column:
     recipe: str = ""
     options: tuple[str, ...] = ()
     parent: str = "float"
+    flags: tuple[str, ...] = ()
+    of: str = ""
 
 
-# The learning rates and passes of quant_int8.py.
-TRAINED_ON = (
-    "load_from={parent}",
-    "optimizer.lr=1e-4",
-    "runner.max_epochs=1",
-    "lr_config.warmup_iters=10",
-)
 COLUMNS = {
     "float": Column(command="train", stage="float", parent=""),
-    "float, trained on": Column(command="train", stage="float", options=TRAINED_ON),
     "int8 PTQ": Column(command="calibrate", stage="calibrated", recipe="quant_int8"),
     "int8 QAT": Column(command="qat", stage="qat", recipe="quant_int8"),
+    # The control of int8 QAT: the same steps and rates without quantization.
+    "float, trained on": Column(
+        command="qat",
+        stage="control",
+        recipe="quant_int8",
+        flags=("--control", "--reuse"),
+        of="int8 QAT",
+    ),
     "exported int8": Column(
         command="eval", stage="eval_onnxruntime", recipe="quant_int8", parent="int8 QAT"
     ),
@@ -93,9 +97,8 @@ class Cell:
     def folder(self) -> Path:
         """Its work dir."""
         name = f"{self.config.parent.name}-{self.config.stem}"
-        return (
-            self.root / name / f"seed{self.seed}" / self.column.replace(",", "").replace(" ", "_")
-        )
+        column = (self.what.of or self.column).replace(",", "").replace(" ", "_")
+        return self.root / name / f"seed{self.seed}" / column
 
     @property
     def summary(self) -> Path:
@@ -141,7 +144,7 @@ def commands(cell: Cell, options: Sequence[str], threads: int = 1) -> list[list[
     given = ["--checkpoint", str(cell.parent)]
     if what.command != "eval":
         more = training if what.command == "qat" else []
-        return [[what.command, config, *given, *more, *shared]]
+        return [[what.command, config, *given, *more, *what.flags, *shared]]
     model = cell.folder / "export" / f"{cell.folder.name}.onnx"
     backend = ["--backend", "onnxruntime"]
     return [

@@ -149,6 +149,9 @@ def quantized(
 ) -> tuple[Any, Work]:
     """Return the calibrated graph of a side in its phase, and what must be called after a step."""
     recipe = replace(preset(target), learned="lsq" if name == "lsq" else None)
+    if name != "calibrating":
+        # Searched ranges stay as they are in training, so that nothing would be observed.
+        recipe = replace(recipe, observer="moving_average")
     graph = quantize_detector(detector, recipe)
     quantizers = list(graph.activations().values())
     detector.eval()

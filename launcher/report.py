@@ -95,7 +95,7 @@ def say_differences(place: Session, stages: Sequence[str]) -> None:
         pair = [read_matches(place.experiment / stage) for stage in (first, second)]
         found = None if None in pair else difference(*pair)  # type: ignore[arg-type]
         if found is not None:
-            print(f"{second} - {first}: COCO's mAP {found} points")
+            print(f"{second} - {first}, COCO's mAP: {found}")
 
 
 def say_metrics(place: Session, summary: StageSummary) -> None:

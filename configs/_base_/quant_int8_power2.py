@@ -1,3 +1,3 @@
 # int8 with power-of-two scales, like the original code; trained like quant_int8.py.
 _base_ = ["./quant_int8.py"]
-quant = dict(preset="int8_power2")
+quant = dict(recipe="qat-int8-power2")

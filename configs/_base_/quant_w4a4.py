@@ -1,3 +1,6 @@
-# 4-bit weights and activations, first and last layers 8 bits: like quant_w4a8.py, but longer.
+# 4-bit weights and activations everywhere but in first and last layers.
 _base_ = ["./quant_w4a8.py"]
-quant = dict(preset="w4a4", training={"runner.max_epochs": 3})
+quant = dict(
+    recipe="qat-w4a4",
+    rules=[dict(position="first", bits=8), dict(position="last", bits=8)],
+)

@@ -1,5 +1,5 @@
-# SSD-FPN MobileNetV2 (ImageNet weights) at 160x160. For quantization add one of the recipes:
-# `_base_ = ["./ssd_mobilenet_fpn_160.py", "../_base_/quant_int8.py"]`: docs/guide.md.
+# SSD-FPN MobileNetV2 (ImageNet weights) at 160x160. For quantized training add a recipe:
+# `quant = dict(recipe="qat-int8")`: docs/guide.md.
 _base_ = ["../_base_/ssd_mobilenet_fpn_256.py", "../_base_/bccd_160.py"]
 model = dict(
     bbox_head=dict(

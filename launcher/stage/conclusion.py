@@ -11,6 +11,7 @@ from torch import nn
 
 from dq.detector.config.config_text import config_text
 from dq.detector.data.datasets import test_classes
+from dq.detector.data.loader_options import images_per_step
 from dq.detector.engines.measurement import Measurement, measure
 from dq.detector.evaluation.evaluate import main_metric
 from dq.detector.hooks.tracking import Figures
@@ -28,6 +29,8 @@ from launcher.stage.evidence import keep_matches, keep_predictions
 from launcher.stage.stage import Stage
 
 log = logging.getLogger(__name__)
+# Entry of a checkpoint's `meta`.
+IMAGES_PER_STEP = "images_per_step"
 
 
 def track_row(summary: StageSummary) -> dict[str, Any]:
@@ -132,16 +135,27 @@ def _write_checkpoint(
     stage: Stage, detector: nn.Module, graph: QuantizedGraph | None, recipe: Recipe | None
 ) -> None:
     config, run = stage.plan.config, stage.tracker.run
-    meta = {
+    meta: dict[str, Any] = {
         "CLASSES": tuple(getattr(detector, "CLASSES", None) or test_classes(config)),
         "config": config_text(config),
         "stage": stage.name,
         "key": stage.key,
         "run_id": None if run is None else run.id,
     }
+    if (images := _images_per_step(stage)) is not None:
+        meta[IMAGES_PER_STEP] = images
     content = compose(detector, graph=graph, recipe=recipe, meta=meta)
     on_main_rank(lambda: save_checkpoint(stage.checkpoint, content))
     log.info("checkpoint %s", stage.checkpoint)
+
+
+def _images_per_step(stage: Stage) -> int | None:
+    """Return the images of a step of the float training, for recipes; None if unknown."""
+    if stage.name == "float":
+        return images_per_step(stage.plan.config)
+    content = {} if stage.parent is None else stage.parent.content
+    found: int | None = content.get("meta", {}).get(IMAGES_PER_STEP)
+    return found
 
 
 def _measured(stage: Stage, detector: nn.Module, graph: QuantizedGraph | None) -> Measurement:

@@ -11,23 +11,22 @@ from mmcv import Config
 from torch import nn
 
 from dq.detector.config.read import training_config
-from dq.detector.data.loader_options import LoaderOptions
+from dq.detector.data.loader_options import images_per_step
 from dq.detector.recipes.checks import doubts
 from dq.detector.recipes.float_training import float_training
 from dq.detector.recipes.folded_norms import has_folded_norms
 from dq.detector.recipes.numbers import Numbers, numbers_of
 from dq.detector.recipes.rules import rule_of_width
 from dq.detector.training.assignment import Resume
-from dq.dist.exchange import collectives
 from dq.quant.training.refinements import Refinements
 from dq.quant.training.schedule import Schedule
 from launcher.plan import Plan
+from launcher.stage.conclusion import IMAGES_PER_STEP
 from launcher.stage.stage import Parent
 
 log = logging.getLogger(__name__)
 # Entry of a checkpoint's `meta`, from which a resumed training takes them.
 NUMBERS = "numbers"
-IMAGES_PER_STEP = "images_per_step"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,9 +134,3 @@ def _say_doubts(plan: Plan, config: Config, dataset: Any) -> None:
     steps = -(-len(dataset) // images_per_step(config))
     for doubt in doubts(config, plan.config, rule, steps, plan.bits):
         log.warning("%s", doubt)
-
-
-def images_per_step(config: Config) -> int:
-    """Return the number of images of a step over all ranks."""
-    accumulate = config.get("accumulate", 1)
-    return LoaderOptions.of(config).samples_per_gpu * collectives.world_size() * int(accumulate)

@@ -101,6 +101,11 @@ def test_the_control_is_in_the_table_the_comparison_and_the_log(
     assert (summary["stage"], summary["bits"]) == ("control", "float32")
     content = load_checkpoint(folder / "control.pth")
     assert "quantization" not in content
+    # The images of a step are known for the rates of later trainings.
+    for stage in ("float", "calibrated", "qat", "control"):
+        meta = load_checkpoint(tmp_path / f"w/{stage}/{stage}.pth")["meta"]
+        assert meta["images_per_step"] == 8
+    assert re.search(r"qat - control, COCO's mAP: [+-]", done.stdout)
     before = load_checkpoint(tmp_path / "w/float/float.pth")["state_dict"]
     moved = [n for n, v in content["state_dict"].items() if not torch.equal(v, before[n])]
     # Trained on from the float detector; its norms were fixed, as in the quantized training.

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmcv import Config
 
+from dq.dist.exchange import collectives
 from dq.names import check_keys
 
 log = logging.getLogger(__name__)
@@ -106,3 +107,13 @@ def evaluation_workers(config: Config, split: str) -> int:
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
         raise ValueError(f"{name}.workers_per_gpu is {workers!r}; give a number from 0 up")
     return workers
+
+
+def images_per_step(config: Config) -> int:
+    """Return the number of images of a training step over all ranks.
+
+    Args:
+        config: Complete, of the training.
+    """
+    accumulate = int(config.get("accumulate", 1))
+    return LoaderOptions.of(config).samples_per_gpu * collectives.world_size() * accumulate

@@ -41,7 +41,7 @@ class Difference:
         return self.low <= 0.0 <= self.high
 
     def __str__(self) -> str:
-        text = f"{self.value:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
+        text = f"{self.value:+.2f} points ({self.low:+.2f} to {self.high:+.2f})"
         return f"{text}, within chance" if self.is_chance else text
 
 
