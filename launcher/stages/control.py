@@ -85,7 +85,7 @@ def train_control(
             dataset,
             workplace(stage, meta=meta),
             seed=plan.seed,
-            continued=Continued(
+            task=Continued(
                 schedule=settings.schedule,
                 ema=settings.refinements.ema,
                 most_update=settings.most_update,

@@ -82,7 +82,7 @@ def train_quantized(
             dataset,
             workplace(stage, meta=meta | settings.meta, figures=figures),
             seed=plan.seed,
-            quantization=Quantization(
+            task=Quantization(
                 graph=graph,
                 recipe=recipe,
                 schedule=settings.schedule,

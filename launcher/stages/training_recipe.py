@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mmcv import Config
 from torch import nn
 
 from dq.detector.config.read import training_config
@@ -40,7 +39,7 @@ class Chosen:
         numbers: What the recipe came to; None without a recipe.
     """
 
-    config: Config
+    config: Any
     schedule: Schedule
     refinements: Refinements
     numbers: Numbers | None = None
@@ -124,7 +123,7 @@ def _numbers(
     )
 
 
-def _say_doubts(plan: Plan, config: Config, dataset: Any) -> None:
+def _say_doubts(plan: Plan, config: Any, dataset: Any) -> None:
     settings = plan.settings
     recipe = settings.recipe
     if settings.training_recipe is not None:

@@ -42,8 +42,7 @@ def train(
     place: Workplace,
     *,
     seed: int,
-    quantization: Quantization | None = None,
-    continued: Continued | None = None,
+    task: Quantization | Continued | None = None,
     resume: Resume | None = None,
     validate: bool = True,
 ) -> Trained:
@@ -60,8 +59,8 @@ def train(
         dataset: The training images.
         place: Folder, device, supervision and tracking.
         seed: Of the samplers and loader processes.
-        quantization: Given for quantization-aware training; its ranges must be calibrated.
-        continued: Given for a float detector that is trained on, as a control.
+        task: A quantized training, whose ranges must be calibrated, or a float detector that is
+            trained on, as a control; None for a float training.
         resume: A checkpoint of this same training to resume from.
         validate: Evaluate on ``data.val`` as ``evaluation`` says.
 
@@ -73,6 +72,8 @@ def train(
     # One rank may read the data set much more slowly than another that has it in its disk cache.
     wait_for_all_ranks("the beginning of a training")
     config = copy.deepcopy(config)
+    quantization = task if isinstance(task, Quantization) else None
+    continued = task if isinstance(task, Continued) else None
     _refuse_what_does_not_fit(config, quantization)
     counts_epochs = config.runner.type == "EpochBasedRunner"
     plan = checkpoint_plan(config.checkpoint_config, counts_epochs=counts_epochs)
@@ -91,7 +92,6 @@ def train(
     optimizer = optimizer_of(config, model, quantization)
     losses = partial(added_losses, detector, extras.terms, alone=extras.alone)
     factors = {}
-    task = quantization or continued
     if task is not None:
         guards, limit = place.supervision.guards, task.most_update
         with losses():

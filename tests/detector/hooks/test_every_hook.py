@@ -176,7 +176,7 @@ def run(
     return train(
         config, copy.deepcopy(detector) if fresh else detector, dataset or parts.dataset,
         Workplace(work_dir=folder, device=CPU), seed=0, validate=False,
-        quantization=parts.quantization if kind == "quantized" else None,
+        task=parts.quantization if kind == "quantized" else None,
     ).detector  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def prepared(config: Any) -> Any:
 def run(it: Any, folder: Path, refinements: Refinements = EVERYTHING, **more: Any) -> None:
     train(
         it.config, it.detector, it.dataset, Workplace(work_dir=folder, device=CPU), seed=0,
-        quantization=Quantization(
+        task=Quantization(
             graph=it.graph, recipe=RECIPE, schedule=SCHEDULE, refinements=refinements
         ),
         validate=False, **more,
