@@ -20,6 +20,9 @@ LAST_SHARE = 0.01
 # The average of the weights covers about this share of the steps.
 AVERAGED = 0.1
 GRAD_CLIP = {"max_norm": 35, "norm_type": 2}
+# Without batch norms, which make a layer's output independent of its weights' size, updates must be
+# this much smaller. YOLOX-Nano, 48 steps of QAT from 29.4 mAP: 28.3 without it, 30.1 to 30.7 with it.
+FOLDED_UPDATE = 0.1
 MODE_SWITCH = "YOLOXModeSwitchHook"
 
 
@@ -133,7 +136,7 @@ def numbers_of(
         warm_up=max(1, min(MOST_WARM_UP, round(WARM_UP * steps))),
         average=min(0.5, max(1e-4, 1.0 / (AVERAGED * steps))),
         folded_norms=folded_norms,
-        most_update=rule.most_update,
+        most_update=rule.most_update * (FOLDED_UPDATE if folded_norms else 1.0),
     )
 
 

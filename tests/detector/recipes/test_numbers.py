@@ -174,6 +174,16 @@ def test_a_config_without_rate_or_length_is_refused() -> None:
         )
 
 
+def test_without_norms_the_updates_are_smaller() -> None:
+    rule = RULES["qat-int8"]
+    found = [
+        numbers_of("qat-int8", rule, training("yolox"), folded_norms=folded)
+        for folded in (False, True)
+    ]
+    assert [n.most_update for n in found] == pytest.approx([3e-3, 3e-4])
+    assert "batch norms have no statistics and stay fixed" in str(found[1])
+
+
 def test_unknown_recipes_name_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"quant.recipe 'qat-w4a9' does not exist; .*qat-w4a8"):
         rule_named("qat-w4a9")

@@ -128,7 +128,7 @@ def test_scales_were_learned_in_a_separate_parameter_group(trained: Any) -> None
 def test_the_checkpoint_has_the_average_and_the_companions_the_rest(trained: Any) -> None:
     content = load_checkpoint(trained.folder / "epoch_2.pth")
     assert not any(key.startswith(CONTAINER) for key in content["state_dict"])
-    assert set(content["companions"]) == {"average", "oscillation"}
+    assert set(content["companions"]) == {"average", "oscillation", "teacher"}
     raw = content["companions"]["average"]["values"]
     name = "bbox_head.cls_convs.0.0.weight"
     averaged = content["state_dict"][name]
