@@ -59,9 +59,20 @@ data = dict(
     ),
 )
 evaluation = dict(interval=1, metric="bbox")
-optimizer = dict(type="SGD", lr=1e-3, momentum=0.9, weight_decay=5e-4)
-lr_config = dict(policy="step", step=[1000])
-runner = dict(type="EpochBasedRunner", max_epochs=1)
+# YOLOX's own training, for the rules of `quant.recipe`.
+optimizer = dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
+lr_config = dict(
+    policy="YOLOX",
+    warmup="exp",
+    by_epoch=False,
+    warmup_by_epoch=True,
+    warmup_ratio=1,
+    warmup_iters=5,
+    num_last_epochs=15,
+    min_lr_ratio=0.05,
+)
+runner = dict(type="EpochBasedRunner", max_epochs=300)
+auto_scale_lr = dict(enable=False, base_batch_size=64)
 quant = dict(
     preset="int8",
     observer="mse",
