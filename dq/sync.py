@@ -68,10 +68,13 @@ def _scatter_(flat: Tensor, tensors: list[Tensor]) -> None:
 def merge_ranges_(quantizers: Sequence[ActivationQuantizer]) -> None:
     """Give every rank the same new ranges and scales, from what all ranks observed.
 
-    Every rank must call it, once per step, after the forward passes.
+    Every rank must call it, once per step, after the forward passes. Ranges that training keeps
+    are left out; if it keeps all, there is no collective.
     """
-    merge_records_(observers_of(quantizers))
-    update_scales_(list(quantizers))
+    moving = [quantizer for quantizer in quantizers if not quantizer.is_kept]
+    if moving:
+        merge_records_(observers_of(moving))
+        update_scales_(moving)
 
 
 def calibrate_on_one_rank(

@@ -54,12 +54,15 @@ class Net(nn.Module):
         return out
 
 
-def prepared(converted: bool = False, target: str = "int8") -> tuple[Net, QuantizedGraph]:
+def prepared(
+    converted: bool = False, target: str = "int8", observer: str | None = None
+) -> tuple[Net, QuantizedGraph]:
     torch.manual_seed(0)
     net = Net() if target == "int8" else Net(F.silu)
     if converted:
         convert_sync_batch_norm(net)
-    return net, prepare(net, preset(target))
+    recipe = preset(target)
+    return net, prepare(net, recipe if observer is None else replace(recipe, observer=observer))
 
 
 def batches(number: int) -> Tensor:
@@ -117,9 +120,12 @@ def test_a_differing_quantizer_is_named_on_every_rank() -> None:
 
 
 def train_steps(
-    ranks: int, converted_first: bool = False, target: str = "int8"
+    ranks: int,
+    converted_first: bool = False,
+    target: str = "int8",
+    observer: str = "moving_average",
 ) -> tuple[dict[str, Tensor], list[float], int]:
-    net, graph = prepared(converted_first, target)
+    net, graph = prepared(converted_first, target, observer)
     calibrate(graph)
     net.train()
     convert_sync_batch_norm(net)
@@ -143,13 +149,24 @@ def train_steps(
     return net.state_dict(), [float(q.scale) for q in quantizers], agreed
 
 
-@pytest.mark.parametrize("target", ["int8", "onnxruntime"])
-def test_training_on_two_ranks_equals_one_process_with_the_whole_batch(target: str) -> None:
-    alone, scales, none = train_steps(1, target=target)
-    both = run_ranks(train_steps, 2, 2, False, target)
+@pytest.mark.parametrize(
+    ("target", "observer", "collectives_in_all"),
+    [
+        ("int8", "moving_average", 20),  # One a step.
+        ("onnxruntime", "moving_average", 20),
+        # Training keeps ranges that were searched for.
+        ("int8", "weighted_mse", 0),
+        ("onnxruntime", "mse", 0),
+    ],
+)
+def test_training_on_two_ranks_equals_one_process_with_the_whole_batch(
+    target: str, observer: str, collectives_in_all: int
+) -> None:
+    alone, scales, none = train_steps(1, target=target, observer=observer)
+    both = run_ranks(train_steps, 2, 2, False, target, observer)
     (first, first_scales, issued), (second, second_scales, _) = both
     assert none == 0
-    assert issued == 20, "one collective a step"
+    assert issued == collectives_in_all
     assert first_scales == second_scales
     torch.testing.assert_close(first_scales, scales, rtol=1e-4, atol=1e-6)
     for name, value in alone.items():

@@ -73,11 +73,15 @@ class ActivationQuantizer(Phased):
             self.keeps_range = self.observer.searches and self.has_range
 
     @property
+    def is_kept(self) -> bool:
+        """Whether the present phase leaves the range as it is although it trains."""
+        return self.keeps_range and self.phase is Phase.TRAIN
+
+    @property
     def observes(self) -> bool:
         """Whether the forward pass records the tensor's values."""
-        if not self.observer.watches or not self.phase.observes(self.training):
-            return False
-        return not (self.keeps_range and self.phase is Phase.TRAIN)
+        observing = self.observer.watches and self.phase.observes(self.training)
+        return observing and not self.is_kept
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, fake-quantized if the phase says so.
