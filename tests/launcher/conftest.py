@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Once
 from tests.warm import WarmProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,12 +69,11 @@ Launch = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
-def config(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def config(digits: Path, once: Once) -> Path:
     """The config of a tiny SSD on the tiny digits."""
-    path = tmp_path_factory.mktemp("config") / "tiny.py"
     base = str(ROOT / "configs/digits/ssd_resnet_fpn_160.py")
-    path.write_text(CONFIG.format(base=base, data_root=str(digits)))
-    return path
+    text = CONFIG.format(base=base, data_root=str(digits))
+    return once("config", lambda folder: (folder / "tiny.py").write_text(text)) / "tiny.py"
 
 
 @pytest.fixture
@@ -185,12 +185,21 @@ def on_ranks(
 
 
 @pytest.fixture(scope="session")
-def float_checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def float_checkpoint(config: Path, once: Once) -> Path:
     """The tiny detector after its float training."""
-    folder = tmp_path_factory.mktemp("float")
-    done = on_ranks(1, "train", config, "--work-dir", folder, "--no-validate")
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "float/float.pth"
+
+    def train(folder: Path) -> None:
+        done = on_ranks(1, "train", config, "--work-dir", folder, "--no-validate")
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return once("trained", train) / "float/float.pth"
+
+
+@pytest.fixture(scope="session")
+def untrained(config: Path, once: Once) -> Path:
+    """A float checkpoint of the tiny detector with its initial weights."""
+    folder = once("untrained", lambda new: write_untrained(config, new / "float.pth"))
+    return folder / "float.pth"
 
 
 def write_untrained(config: Path, path: Path) -> Path:
