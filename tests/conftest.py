@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -43,6 +44,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
         tests = [(item.nodeid, item.get_closest_marker("slow") is not None) for item in items]
         items[:] = [items[index] for index in in_order(tests)]
+
+
+def pytest_collection_finish() -> None:
+    # Every garbage collection would go through the libraries and tests that were imported.
+    gc.collect()
+    gc.freeze()
 
 
 def _is_worker(config: pytest.Config) -> bool:

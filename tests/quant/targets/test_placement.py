@@ -232,8 +232,7 @@ def test_all_spellings_of_a_function_give_the_same_quantizers(target: str) -> No
         graphs.append(quantized(target, Net(FUNCTIONS[name])))
     one, other = graphs
     formats = [
-        sorted((type(q).__name__, q.spec) for q in graph.activations().values())
-        for graph in graphs
+        sorted((type(q).__name__, q.spec) for q in graph.activations().values()) for graph in graphs
     ]
     assert formats[0] == formats[1]
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
