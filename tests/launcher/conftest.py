@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Once
+from tests.ports import free_port
 from tests.warm import WarmProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,10 +139,7 @@ def torchrun(
 
 def rank_environments(number: int, *, port: int | None = None) -> list[dict[str, str]]:
     """Return the environment variables of each rank on this machine, as srun sets them."""
-    if port is None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    port = free_port() if port is None else port
     shared = {
         "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1,
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
