@@ -13,7 +13,7 @@ SHARE = $(shell n=$$(( $$(nproc) / $(RANKS) )); echo $$(( n > 0 ? n : 1 )))
 help:
 	@echo "make demo       set up, then train, calibrate and train quantized on the embedded data"
 	@echo "make test       set up, then run all tests"
-	@echo "make test-fast  the tests that take seconds, in less than 5 minutes on two cores"
+	@echo "make test-fast  the tests that take seconds"
 	@echo "make check      ruff, ruff format, mypy"
 	@echo "settings: PYTHON=$(PYTHON) VENV=$(VENV) RANKS=$(RANKS) WORKERS=$(WORKERS)"
 
