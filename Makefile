@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RANKS ?= 2
+# Processes that share the tests; each needs 1 to 3 GB. 0: all tests in one process.
+WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n : 8 )))
 RUN = $(VENV)/bin/torchrun --standalone --nproc-per-node $(RANKS) -m launcher
 # The cores shared by the ranks, unless the user says otherwise; torchrun would set 1 and warn.
 SHARE = $(shell n=$$(( $$(nproc) / $(RANKS) )); echo $$(( n > 0 ? n : 1 )))
@@ -13,7 +15,7 @@ help:
 	@echo "make test       set up, then run all tests"
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make check      ruff, ruff format, mypy"
-	@echo "settings: PYTHON=$(PYTHON) VENV=$(VENV) RANKS=$(RANKS)"
+	@echo "settings: PYTHON=$(PYTHON) VENV=$(VENV) RANKS=$(RANKS) WORKERS=$(WORKERS)"
 
 setup:
 	@$(PYTHON) setup/environment.py --venv $(VENV)
@@ -26,10 +28,10 @@ demo: setup
 # Sums keep one order, on whatever machine.
 test test-fast: export OMP_NUM_THREADS ?= 1
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(WORKERS)
 
 test-fast: setup
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow"
 
 check: setup
 	$(VENV)/bin/python -m ruff check .

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import filelock
 import pytest
 import torch
 
@@ -24,6 +28,33 @@ def pytest_configure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where tests make their tensors: cpu or cuda")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share the tests out by file, for `-n` with whichever `--dist`."""
+    from tests.parallel import ByUnit
+
+    return ByUnit(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if _is_worker(config):
+        from tests.parallel import in_order
+
+        tests = [(item.nodeid, item.get_closest_marker("slow") is not None) for item in items]
+        items[:] = [items[index] for index in in_order(tests)]
+
+
+def pytest_collection_finish() -> None:
+    # Every garbage collection would go through the libraries and tests that were imported.
+    gc.collect()
+    gc.freeze()
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    """Return whether this process is one of several of `pytest -n N`."""
+    return hasattr(config, "workerinput")
 
 
 @pytest.fixture(autouse=True)
@@ -84,13 +115,45 @@ def shared() -> Path:
     return folder
 
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Once:
+    """Return a function that fills a folder once for all workers, and returns the folder.
+
+    It gets a name, the same in all workers, and a function that writes into the new folder. The
+    first worker calls this function while the others wait; if it fails, the next one tries again.
+    Tests must not change the folder.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if _is_worker(request.config) else base
+
+    def folder(name: str, write: Callable[[Path], object]) -> Path:
+        made, written = base / "once" / name, base / "once" / f"{name}.written"
+        made.parent.mkdir(exist_ok=True)
+        with filelock.FileLock(base / "once" / f"{name}.lock"):
+            if not written.exists():
+                shutil.rmtree(made, ignore_errors=True)
+                made.mkdir()
+                write(made)
+                written.touch()
+        return made
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits(once: Once) -> Path:
     """A small embedded data set: 24 images to train on, 7 to validate, 11 to test."""
     from dq.data.digits import write_digits
 
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    return write_digits(folder, num_train=24, num_val=7, num_test=11, image_size=160, seed=3)
+    def write(folder: Path) -> None:
+        write_digits(
+            folder / "digits", num_train=24, num_val=7, num_test=11, image_size=160, seed=3
+        )
+
+    return once("data", write) / "digits"
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """Run a function of a test in several real processes that meet through a file; never hang.
 
-The processes are forked from a server that has torch loaded, so each starts in a fraction of a
-second. They have the environment at the server's start: set variables inside the function.
+The processes are forked from a server that has torch and mmdet loaded, so each starts in a fraction
+of a second. They have the environment at the server's start: set variables inside the function.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 _GRACE_S = 3.0
+PRELOADED = ("torch", "torch.distributed", "torch._dynamo", "mmdet.apis", "pytest")
 _processes = multiprocessing.get_context("forkserver")
 
 
@@ -86,7 +87,7 @@ def rank_outcomes(
     if "<" in function.__qualname__ or "." in function.__qualname__:
         raise ValueError(f"{function.__qualname__} must be a module-level function")
     source = (function.__module__, str(inspect.getsourcefile(function)), function.__qualname__)
-    _processes.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo"])
+    _processes.set_forkserver_preload([*PRELOADED])
     processes: list[BaseProcess] = []
     pipes: list[Connection] = []
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:

@@ -71,6 +71,7 @@ def test_the_table_names_the_best_other() -> None:
     assert second.endswith("| 3.00 (2.75 to 3.25), 9 of 10 | - | - |  |")
 
 
+@pytest.mark.slow
 def test_a_tool_that_fails_is_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from dq.data.describe import describe_voc
 from dq.data.download import Archive, fetch_archive
 from dq.data.layout import VocBox, annotation_xml
 from dq.data.voc import NAMES, fetch_voc, voc_folders
+from tests.ports import free_port
 
 LISTS = {"2007": "trainval", "2007-test": "test", "2012": "trainval"}
 
@@ -268,10 +269,9 @@ def test_an_error_of_the_server_is_named(
 def test_a_refused_connection_is_tried_again_and_named(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    archive = Archive(url=f"http://127.0.0.1:{port}/2012.tar", filename="2012.tar", md5="0" * 32)
+    archive = Archive(
+        url=f"http://127.0.0.1:{free_port()}/2012.tar", filename="2012.tar", md5="0" * 32
+    )
     with (
         caplog.at_level(logging.INFO),
         pytest.raises(RuntimeError, match="Connection refused") as caught,

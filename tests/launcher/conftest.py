@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Once
+from tests.ports import free_port
 from tests.warm import WarmProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,12 +69,11 @@ Launch = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
-def config(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def config(digits: Path, once: Once) -> Path:
     """The config of a tiny SSD on the tiny digits."""
-    path = tmp_path_factory.mktemp("config") / "tiny.py"
     base = str(ROOT / "configs/digits/ssd_resnet_fpn_160.py")
-    path.write_text(CONFIG.format(base=base, data_root=str(digits)))
-    return path
+    text = CONFIG.format(base=base, data_root=str(digits))
+    return once("config", lambda folder: (folder / "tiny.py").write_text(text)) / "tiny.py"
 
 
 @pytest.fixture
@@ -139,10 +139,7 @@ def torchrun(
 
 def rank_environments(number: int, *, port: int | None = None) -> list[dict[str, str]]:
     """Return the environment variables of each rank on this machine, as srun sets them."""
-    if port is None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    port = free_port() if port is None else port
     shared = {
         "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1,
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
@@ -185,12 +182,21 @@ def on_ranks(
 
 
 @pytest.fixture(scope="session")
-def float_checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def float_checkpoint(config: Path, once: Once) -> Path:
     """The tiny detector after its float training."""
-    folder = tmp_path_factory.mktemp("float")
-    done = on_ranks(1, "train", config, "--work-dir", folder, "--no-validate")
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "float/float.pth"
+
+    def train(folder: Path) -> None:
+        done = on_ranks(1, "train", config, "--work-dir", folder, "--no-validate")
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return once("trained", train) / "float/float.pth"
+
+
+@pytest.fixture(scope="session")
+def untrained(config: Path, once: Once) -> Path:
+    """A float checkpoint of the tiny detector with its initial weights."""
+    folder = once("untrained", lambda new: write_untrained(config, new / "float.pth"))
+    return folder / "float.pth"
 
 
 def write_untrained(config: Path, path: Path) -> Path:

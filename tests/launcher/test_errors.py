@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.launcher.conftest import Launch, write_untrained
+from tests.launcher.conftest import Launch
 
 
 def only_error(result: tuple[int, str, str]) -> str:
@@ -39,12 +39,6 @@ def changed(config: Path, tmp_path: Path) -> Callable[..., Path]:
 def own_digits(digits: Path, tmp_path: Path) -> Path:
     """A copy of the data set that a test may break."""
     return Path(shutil.copytree(digits, tmp_path / "own"))
-
-
-@pytest.fixture(scope="session")
-def checkpoint(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A float checkpoint of the tiny detector, untrained."""
-    return write_untrained(config, tmp_path_factory.mktemp("weights") / "float.pth")
 
 
 def test_missing_config_names_the_nearest_file(launch: Launch, config: Path) -> None:
@@ -105,23 +99,23 @@ def test_missing_checkpoint(launch: Launch, config: Path, tmp_path: Path) -> Non
 
 
 def test_truncated_checkpoint(
-    launch: Launch, config: Path, checkpoint: Path, tmp_path: Path
+    launch: Launch, config: Path, untrained: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.pth"
-    broken.write_bytes(checkpoint.read_bytes()[:-2000])
+    broken.write_bytes(untrained.read_bytes()[:-2000])
     where = ("--work-dir", tmp_path / "work")
     error = only_error(launch("eval", config, "--checkpoint", broken, *where))
     assert re.search("damaged|cut short", error)
 
 
 def test_checkpoint_of_another_model_names_the_first_mismatches(
-    launch: Launch, changed: Callable[..., Path], checkpoint: Path, tmp_path: Path
+    launch: Launch, changed: Callable[..., Path], untrained: Path, tmp_path: Path
 ) -> None:
     path = changed(
         "model = dict(neck=dict(out_channels=24), bbox_head=dict(in_channels=(24, 24, 24)))"
     )
     where = ("--work-dir", tmp_path / "work")
-    error = only_error(launch("calibrate", path, "--checkpoint", checkpoint, *where))
+    error = only_error(launch("calibrate", path, "--checkpoint", untrained, *where))
     assert "checkpoint of another model" in error
     assert "neck.lateral_convs.0.conv.weight" in error
     assert not list(tmp_path.glob("work/**/*.pth"))
@@ -140,10 +134,10 @@ def test_checkpoint_that_would_run_code_is_refused(
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["load_from", "--resume"])
 def test_training_takes_a_pickle_where_it_is_trusted(
-    launch: Launch, config: Path, checkpoint: Path, tmp_path: Path, way: str
+    launch: Launch, config: Path, untrained: Path, tmp_path: Path, way: str
 ) -> None:
     path = tmp_path / "code.pth"
-    torch.save({**torch.load(checkpoint, weights_only=True), "path": Path("x")}, path)
+    torch.save({**torch.load(untrained, weights_only=True), "path": Path("x")}, path)
     words = ("train", config, "--work-dir", tmp_path / "work")
     words += ("--resume", path) if way == "--resume" else ("--cfg-options", f"load_from={path}")
     assert "--trust-checkpoint" in only_error(launch(*words))

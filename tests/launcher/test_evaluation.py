@@ -14,7 +14,7 @@ import torch
 from mmdet.datasets import DATASETS
 
 from dq.detector.data.voc_folder import VOCFolderDataset
-from tests.launcher.conftest import Launch, on_ranks, write_untrained
+from tests.launcher.conftest import Launch, on_ranks
 from tests.launcher.test_errors import only_error
 
 ORDER = ("high", "low", "middle")
@@ -87,12 +87,6 @@ def test_masks_are_trained_and_evaluated_on_two_ranks(masks: Path, tmp_path: Pat
     found = tmp_path / "formatted/eval/formatted/results.segm.json"
     assert str(found) in formatted.stdout
     assert isinstance(json.loads(found.read_text()), list)
-
-
-@pytest.fixture(scope="session")
-def untrained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A float checkpoint of the tiny detector."""
-    return write_untrained(config, tmp_path_factory.mktemp("untrained") / "float.pth")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dq.dist.files.checkpoint import load_checkpoint
-from tests.launcher.conftest import Launch, on_ranks, write_untrained
+from tests.launcher.conftest import Launch, on_ranks
 
 Write = Callable[..., Path]
 PRETRAINED = "_delete_=True, type='Pretrained'"
@@ -26,11 +26,6 @@ def changed(config: Path, tmp_path: Path) -> Write:
         return path
 
     return write
-
-
-@pytest.fixture(scope="session")
-def untrained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_untrained(config, tmp_path_factory.mktemp("untrained") / "float.pth")
 
 
 def only_error(launched: tuple[int, str, str]) -> str:

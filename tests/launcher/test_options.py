@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ OTHERS = {
     "sha256sum": ("--check",),
     "wandb": ("--include-online", "--include-synced"),
     "git": ("--porcelain", "--untracked-files"),
+    "pytest": ("--dist", "--durations", "--durations-min"),
 }
 PAGES = [*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("slurm/profiles/*")]
 SOURCES = [p for name in ("dq", "launcher", "slurm") for p in ROOT.glob(f"{name}/**/*.py")]
@@ -42,17 +44,19 @@ def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
                 yield from options_of(child)
 
 
-def of_the_launcher() -> set[str]:
+@functools.cache
+def of_the_launcher() -> frozenset[str]:
     sweep = argparse.ArgumentParser()
     add_sweep(sweep)
     parsers = [*build_parsers()[1].values(), sweep]
-    return {name for parser in parsers for name in options_of(parser)}
+    return frozenset(name for parser in parsers for name in options_of(parser))
 
 
-def of_benchmarks() -> set[str]:
+@functools.cache
+def of_benchmarks() -> frozenset[str]:
     """Return the options in benchmarks: all strings that are nothing but an option."""
     found = (text for p in ROOT.glob("benchmarks/**/*.py") for _, text in texts(p))
-    return {text for text in found if OPTION.fullmatch(text)}
+    return frozenset(text for text in found if OPTION.fullmatch(text))
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:

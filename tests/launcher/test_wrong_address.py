@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.ports import free_port
 
 
 @contextmanager
@@ -37,9 +38,7 @@ def another_service() -> Iterator[int]:
 @contextmanager
 def nobody() -> Iterator[int]:
     """Yield a port without a listener."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    yield port
+    yield free_port()
 
 
 @pytest.mark.slow

@@ -132,9 +132,7 @@ def running_cluster() -> Iterator[Cluster]:
     folder.chmod(0o755)
     cluster = Cluster(folder)
     daemons: list[subprocess.Popen[bytes]] = []
-    hosts = HOSTS.read_text()
-    lines = [f"127.0.1.{9 + i} {name} {MARK}" for i, name in enumerate(NODES)]
-    HOSTS.write_text(hosts.rstrip("\n") + "\n" + "\n".join(lines) + "\n")
+    _add_hosts()
     try:
         _configure(folder)
         _start_munge(folder, daemons)
@@ -146,9 +144,7 @@ def running_cluster() -> Iterator[Cluster]:
         yield cluster
     finally:
         _take_down(cluster, daemons)
-        HOSTS.write_text("".join(
-            line for line in HOSTS.read_text().splitlines(keepends=True) if MARK not in line
-        ))  # fmt: skip
+        _remove_hosts()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -168,6 +164,21 @@ def _install() -> None:
         done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
         if done.returncode:
             pytest.skip(f"{' '.join(command[:2])} failed: {done.stderr.strip()[-300:]}")
+
+
+def _add_hosts() -> None:
+    lines = [f"127.0.1.{9 + i} {name} {MARK}\n" for i, name in enumerate(NODES)]
+    end = "" if HOSTS.read_text().endswith("\n") else "\n"
+    with HOSTS.open("a") as file:
+        file.write(end + "".join(lines))
+
+
+def _remove_hosts() -> None:
+    lines = HOSTS.read_text().splitlines(keepends=True)
+    # In place, and never empty: tests in other processes look up localhost.
+    with HOSTS.open("r+") as file:
+        file.write("".join(line for line in lines if MARK not in line))
+        file.truncate()
 
 
 def _configure(folder: Path) -> None:

@@ -135,7 +135,7 @@ class _Conversion:
         """Return the value of a node that depends only on parameters."""
         values: dict[fx.Node, Any] = {}
         needed = _ancestors(node)
-        runner = fx.Interpreter(self.root, graph=self.graph)
+        runner = fx.Interpreter(self.root, garbage_collect_values=False, graph=self.graph)
         runner.env = values
         for other in self.graph.nodes:
             if other in needed:

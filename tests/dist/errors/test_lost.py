@@ -57,9 +57,11 @@ def test_noise_of_backends_is_left_out() -> None:
 
 def killed() -> str | None:
     collectives.barrier()
-    if collectives.rank() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
     try:
+        # Before it has a connection, a rank would wait for the other until the time-out.
+        dist.barrier()
+        if collectives.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
         dist.all_reduce(torch.ones(1))
     except RuntimeError as error:
         return explain_lost_rank(error)

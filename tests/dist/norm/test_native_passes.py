@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -209,18 +207,12 @@ def test_tracking_on_the_host_is_that_of_operators(monkeypatch: pytest.MonkeyPat
             torch.testing.assert_close(buffer, two.get_buffer(name), rtol=1e-6, atol=1e-7)
 
 
+def takes_with(switch: str) -> bool:
+    """Return whether kernels are used in a process with another $DQ_NATIVE."""
+    os.environ["DQ_NATIVE"] = switch
+    return native_batch_norm.takes(torch.zeros(2, 3, 4, 4), None, None)
+
+
 def test_the_switch_turns_kernels_off() -> None:
-    code = (
-        "import torch\n"
-        "from dq.dist.norm import native_passes as native_batch_norm\n"
-        "print(native_batch_norm.takes(torch.zeros(2, 3, 4, 4), None, None))"
-    )
-    for switch, wanted in (("0", "False"), ("1", "True")):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "DQ_NATIVE": switch},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.strip() == wanted
+    assert run_ranks(takes_with, 1, "0") == [False]
+    assert run_ranks(takes_with, 1, "1") == [True]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 
@@ -10,6 +9,7 @@ import pytest
 
 from dq.dist.rendezvous.environment import Environment
 from dq.dist.rendezvous.meeting_place import is_agents_store, open_meeting_place
+from tests.ports import free_port
 
 FIRST = Environment(rank=0, world_size=2, local_rank=0, local_world_size=2)
 SECOND = Environment(rank=1, world_size=2, local_rank=1, local_world_size=2)
@@ -17,11 +17,8 @@ SECOND = Environment(rank=1, world_size=2, local_rank=1, local_world_size=2)
 
 @pytest.fixture(autouse=True)
 def _address(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(port))
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
     for name in ("TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
 

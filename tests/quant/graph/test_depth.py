@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,18 @@ from dq.quant.integer.convert import integer_network
 from dq.quant.recipes.recipe import Recipe
 from tests.quant.nets import calibrate
 
-DEPTH = 1200
+DEPTH = 400
+# Frames of a call: enough for torch's own, and fewer than nodes.
+FRAMES = 200
+
+
+@pytest.fixture(autouse=True)
+def _few_frames() -> Iterator[None]:
+    """Lower the limit of recursion: a model deeper than Python's would take minutes."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + FRAMES)
+    yield
+    sys.setrecursionlimit(before)
 
 
 class Deep(nn.Module):
@@ -71,6 +83,21 @@ def test_a_deep_model_is_prepared_calibrated_stored_and_converted(
     assert torch.equal(other(x), wanted)
     network = integer_network(other)
     torch.testing.assert_close(network(x), integer_network(graph)(x), rtol=0, atol=0)
+
+
+def test_a_chain_of_functions_is_prepared() -> None:
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            for _ in range(DEPTH):
+                x = torch.tanh(x)
+            return x
+
+    assert "conv" in {site.name for site in prepare(Chain(), Recipe()).sites}
 
 
 def test_a_graph_comes_back_from_its_list_node_by_node() -> None:

@@ -362,17 +362,6 @@ def test_what_training_alone_computes_stays_float() -> None:
     assert len(graph(x)) == 2
 
 
-def test_deep_graph_needs_no_deep_recursion() -> None:
-    net = Net(lambda n, x: _deep(n.a(x)), a=conv())
-    assert "a" in sites(net)
-
-
-def _deep(x: Tensor) -> Tensor:
-    for _ in range(1500):
-        x = torch.tanh(x)
-    return x
-
-
 def test_separate_part_has_its_own_quantizers_in_the_same_model() -> None:
     net = Net(lambda n, x: n.a(x), a=conv(), b=nn.Linear(4, 2))
     whole = prepare(net, Recipe())

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[4]
 LEAST = 80
 
 
+@pytest.mark.slow
 @pytest.mark.cpu
 def test_interpreted_kernels_equal_those_for_a_cpu() -> None:
     pytest.importorskip("triton", reason="the GPU kernels need Triton")
