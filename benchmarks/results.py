@@ -27,6 +27,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dq.tracking.record.matches import read_matches
+from dq.tracking.reports.bootstrap import difference
+
 RECIPES = Path(__file__).resolve().parents[1] / "configs" / "_base_"
 BEGIN, END = "<!-- made by benchmarks.results -->", "<!-- end -->"
 # Exit code of `eval` if the exported model's mAP differs: it is measured nevertheless.
@@ -76,6 +79,8 @@ COLUMNS = {
     "W4A4 QAT, linear at 8": Column(command="qat", stage="qat", recipe="quant_w4a4_linear8"),
     "int8 power-of-two": Column(command="qat", stage="qat", recipe="quant_int8_power2"),
 }
+# Columns that the others are compared with, image by image.
+REFERENCES = ("float", "float, trained on")
 METRICS = {"mAP": "VOC metric (IoU 0.5)", "bbox_mAP": "COCO metric (IoU 0.5 to 0.95)"}
 
 
@@ -228,7 +233,36 @@ def tables(cells: Sequence[Cell]) -> str:
                 row.setdefault(cell.column, {})[cell.seed] = value
         if rows:
             parts.append(f"{title}:\n\n{table(rows)}")
-    return "\n".join(parts)
+    parts += [intervals(cells, reference) for reference in REFERENCES]
+    return "\n".join(part for part in parts if part)
+
+
+def intervals(cells: Sequence[Cell], reference: str) -> str:
+    """Return the differences to a column with their 95 % intervals over images, as Markdown.
+
+    Empty if nothing can be compared. Of several seeds the first counts: an interval over images is
+    of one pair of detectors.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.seed):
+        row = rows.setdefault(f"{cell.config.parent.name}/{cell.config.stem}", {})
+        if cell.column in row or cell.column in (*REFERENCES[: REFERENCES.index(reference) + 1],):
+            continue
+        pair = [
+            read_matches(found.summary.parent) for found in (replace(cell, column=reference), cell)
+        ]
+        found = None if pair[0] is None or pair[1] is None else difference(pair[0], pair[1])
+        if found is not None:
+            row[cell.column] = str(found).replace(" points", "")
+    columns = [c for c in COLUMNS if any(c in row for row in rows.values())]
+    if not columns:
+        return ""
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [
+        f"| {n} | {' | '.join(r.get(c, '') for c in columns)} |" for n, r in rows.items() if r
+    ]
+    title = f"COCO metric, difference to {reference}, with 95 % of a paired bootstrap over images"
+    return f"{title}:\n\n" + "\n".join(lines) + "\n"
 
 
 def between_markers(text: str, made: str) -> str:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from benchmarks.results import BEGIN, COLUMNS, END, RECIPES, Cell, between_markers, commands, main
+from benchmarks.results import (
+    BEGIN,
+    COLUMNS,
+    END,
+    RECIPES,
+    Cell,
+    between_markers,
+    commands,
+    intervals,
+    main,
+    tables,
+)
 from launcher.cli import build_parser
 from launcher.config import quant_settings
 
@@ -70,6 +82,24 @@ def test_tables_have_mean_spread_and_difference_of_what_was_measured(
     assert text.endswith("\n\nWhy.\n")
     assert "old" not in text
     assert "51.0 (-1.0)" in capsys.readouterr().out
+
+
+def test_differences_have_intervals_over_images(tmp_path: Path) -> None:
+    from dq.tracking.record.matches import write_matches
+    from tests.tracking.reports.test_bootstrap import matches
+
+    for column, noise in (("float", 1.0), ("int8 QAT", 1.0), ("float, trained on", 5.0)):
+        made = cell(tmp_path, column)
+        write(made, 0.5)
+        write_matches(made.summary.parent, matches(noise, 0))
+    cells = [cell(tmp_path, column) for column in COLUMNS]
+    to_float = intervals(cells, "float")
+    assert "| bccd/ssd_mobilenet_fpn_160 | +0.00 (+0.00 to +0.00), within chance | -" in to_float
+    # QAT is compared with its control too.
+    to_control = intervals(cells, "float, trained on")
+    assert re.search(r"\| \| int8 QAT \|\n.*\n\| bccd/\S+ \| \+\d", to_control)
+    assert to_float in tables(cells)
+    assert intervals([cell(tmp_path, "float")], "float") == ""
 
 
 def test_markers_are_added_where_there_are_none() -> None:
