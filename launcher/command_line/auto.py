@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from launcher.command_line.arguments import add_checkpoint, add_common, add_reuse, add_training
+from launcher.command_line.arguments import (
+    add_checkpoint,
+    add_common,
+    add_control,
+    add_reuse,
+    add_training,
+)
 from launcher.config import command_for
 from launcher.failure import DEBUG
 
@@ -15,6 +21,7 @@ _FLAGS = {
     "trust_checkpoint": ("--trust-checkpoint", ("train", "calibrate", "qat")),
     "resume": ("--resume", ("train", "qat")),
     "no_validate": ("--no-validate", ("train", "qat")),
+    "control": ("--control", ("qat",)),
     "deterministic": ("--deterministic", ("train", "qat")),
     "auto_scale_lr": ("--auto-scale-lr", ("train", "qat")),
 }
@@ -39,6 +46,7 @@ def resolve(words: Sequence[str]) -> list[str]:
     add_common(parser)
     add_checkpoint(parser, what="where calibration and QAT begin", required=False)
     add_training(parser)
+    add_control(parser)
     add_reuse(parser)
     parser.add_argument(DEBUG, action="store_true")
     given = parser.parse_args(list(words))

@@ -93,7 +93,7 @@ def test_a_flag_of_the_chain_reaches_a_sweep(
     found = jobs(out)
     assert set(found) == {"train", "run"}
     for name, job in found.items():
-        if action.dest == "calibration_rank" and name == "train":
+        if action.dest in ("calibration_rank", "control") and name == "train":
             continue
         value = getattr(job, action.dest)
         if action.dest == "cfg_options" and name == "run":

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from launcher.command_line.arguments import add_checkpoint, add_shared, add_training
+from launcher.command_line.arguments import add_checkpoint, add_control, add_shared, add_training
 from launcher.command_line.forwarded import forwarded
 from launcher.failure import DEBUG
 from slurm.profile import flags, read_profile
@@ -58,6 +58,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     add_shared(parser)
     add_checkpoint(parser, what="a float checkpoint for all", required=False)
     add_training(parser)
+    add_control(parser)
     parser.add_argument(DEBUG, action="store_true", help="print the traceback of an error")
 
 
