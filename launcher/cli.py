@@ -36,6 +36,7 @@ COMMANDS = (
     "export",
     "bench",
     "run",
+    "init",
     "data",
     "coverage",
     "compare",

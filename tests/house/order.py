@@ -42,6 +42,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "hooks": ("config", "calibration", "evaluation", "step"),
         "training": ("config", "data", "loading", "model", "step", "hooks"),
         "survey": ("config",),
+        "new_config": ("config", "model"),
         "origin": ("model",),
     },
     "dq/dist": {

@@ -27,11 +27,13 @@ NEEDS = {
     "export": "torch",
     "bench": "torch",
     "run": "torch",
+    "init": "Pillow",
     "data": "Pillow",
     "coverage": "numpy",
 }
 WORDS = {
     "bench": ("m.onnx",),
+    "init": ("photos",),
     "data": ("digits", "--folder", "d"),
     "coverage": ("--families", "ssd"),
     "quantize": (CONFIG, "--checkpoint", "f.pth", "--max-drop", "1"),
