@@ -188,4 +188,5 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         words = auto.resolve(words[1:])
     arguments = parser.parse_args(words)
     arguments.debug = wants_debug(words)
+    arguments.words = tuple(words)
     return arguments

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         size=None if arguments.size is None else checked_size(arguments.size),
         backbone=arguments.backbone,
         config=out,
-        command=f"launcher {shlex.join(sys.argv[1:])}",
+        command=f"launcher {shlex.join(arguments.words)}",
     )
     if not arguments.force:
         refuse_existing([out])

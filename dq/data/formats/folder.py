@@ -32,7 +32,7 @@ class Folder:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+        self.root = root.resolve() if ".." in root.parts else root.absolute()
         if not root.is_dir():
             raise ValueError(f"{root} is not a folder; give the folder of your photographs")
         self.files = sorted(_walk(self.root))
