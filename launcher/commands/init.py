@@ -101,13 +101,13 @@ def read_source(arguments: argparse.Namespace) -> Labelled:
     Raises:
         ValueError: There is no such folder or format, or no image with a box.
     """
-    from dq.data.formats.registry import TITLES, read_folder
+    from dq.data.formats.registry import read_folder, title
     from dq.data.own.checked import checked
 
     labelled = checked(read_folder(arguments.source, arguments.format))
     boxes = sum(len(photo.boxes) for photo in labelled.photos)
     print(
-        f"{arguments.source}: {TITLES[labelled.format]}, {len(labelled.photos)} images, {boxes}"
+        f"{arguments.source}: {title(labelled.format)}, {len(labelled.photos)} images, {boxes}"
         f" boxes of {len(labelled.classes)} classes"
     )
     for line in labelled.findings.lines():

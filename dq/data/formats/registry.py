@@ -18,12 +18,18 @@ FORMATS: dict[str, Callable[[Folder], Labelled | None]] = {
     "yolo": yolo.read,
     "labelme": labelme.read,
 }
+# How people write them, where that differs.
 TITLES = {
     "voc": "Pascal VOC",
     "coco": "COCO",
     "yolo": "YOLO",
     "labelme": "LabelMe",
 }
+
+
+def title(name: str) -> str:
+    """Return the name of a format as people write it."""
+    return TITLES.get(name, name)
 
 
 def read_folder(place: Path, name: str | None = None) -> Labelled:
@@ -44,7 +50,7 @@ def read_folder(place: Path, name: str | None = None) -> Labelled:
     if not read and not folder.images:
         raise ValueError(f"{place} has no images ({', '.join(SUFFIXES)}); give another folder")
     if not read:
-        wanted = TITLES[name] if name else ", ".join(TITLES.values())
+        wanted = title(name) if name else ", ".join(map(title, FORMATS))
         raise ValueError(
             f"{place} has {len(folder.images)} images and no annotations ({wanted}): label some"
             " first, or quantize a trained detector on images alone with `launcher quantize CONFIG"
@@ -54,14 +60,14 @@ def read_folder(place: Path, name: str | None = None) -> Labelled:
     if not any(photo.boxes for photo in best.photos):
         reasons = "; ".join(best.findings.lines()[:2])
         raise ValueError(
-            f"{place} has {TITLES[best.format]} annotations, but no image with a box"
+            f"{place} has {title(best.format)} annotations, but no image with a box"
             f"{f': {reasons}' if reasons else ''}; check the paths in them"
         )
     for other in read:
         if other is not best and any(photo.boxes for photo in other.photos):
             best.findings.add(
                 f"annotations in a second format, not read (--format {other.format} reads them)",
-                TITLES[other.format],
+                title(other.format),
             )
     _name_unlabelled(folder, best)
     return best
