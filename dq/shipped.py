@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 
 from dq.names import did_you_mean
@@ -42,6 +43,32 @@ def checked_detector(name: str) -> Path:
     return known[name]
 
 
+def first_line(path: Path) -> str:
+    """Return the first sentence of a config's comment; empty if it has none."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line[1:].strip() for line in takewhile(lambda x: x.startswith("#"), lines))
+    return comment.partition(". ")[0].rstrip(".")
+
+
+def path_of(name: str) -> str | None:
+    """Return the path of the only shipped config of this name; None if there is none.
+
+    Args:
+        name: With or without its folder, ``configs/`` and ``.py``.
+
+    Raises:
+        ValueError: There are several.
+    """
+    bare = name.removeprefix("./").removeprefix("configs/").removesuffix(".py")
+    known = shipped()
+    if bare in known:
+        return str(known[bare])
+    same = [full for full in known if full.rpartition("/")[2] == bare]
+    if len(same) > 1:
+        raise ValueError(f"several configs are called {bare}: {', '.join(same)}; give one of these")
+    return str(known[same[0]]) if same else None
+
+
 def located(given: str) -> str:
     """Return the path of a config: the user's own file, else the shipped one of this name.
 
@@ -57,17 +84,11 @@ def located(given: str) -> str:
     """
     if Path(given).exists():
         return given
-    name = given.removeprefix("./").removeprefix("configs/").removesuffix(".py")
-    known = shipped()
-    if name in known:
-        return str(known[name])
-    same = [full for full in known if full.rpartition("/")[2] == name]
-    if len(same) == 1:
-        return str(known[same[0]])
-    if len(same) > 1:
-        raise ValueError(f"several configs are called {name}: {', '.join(same)}; give one of these")
+    if (path := path_of(given)) is not None:
+        return path
     if Path(given).suffix:  # A file; reading it says what is near.
         return given
+    known = shipped()
     stems = {full.rpartition("/")[2] for full in known}
     raise ValueError(
         f"config {given} is neither a file nor a shipped config"

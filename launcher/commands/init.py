@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         size=None if arguments.size is None else checked_size(arguments.size),
         backbone=arguments.backbone,
         config=out,
-        command=f"launcher {shlex.join(arguments.words)}",
+        command=f"launcher {shlex.join(arguments.command_line)}",
     )
     if not arguments.force:
         refuse_existing([out])

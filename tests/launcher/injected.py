@@ -34,6 +34,8 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "jobs": ("slurm.record:chains", ()),
     "logs": ("slurm.record:chains", ("1",)),
     "cancel": ("slurm.record:chains", ("1",)),
+    "configs": ("dq.shipped:shipped", ()),
+    "doctor": ("dq.detector.doctor.examine:examine", ()),
 }
 
 
