@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -206,6 +206,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """
     parser, children = build_parsers()
     if not any(word in children for word in words):
+        _refuse_misspelt(words[:1], children)
         words = [word if Path(word).exists() else path_of(word) or word for word in words]
     words = ordered(words, children)
     if words[:1] == ["auto"]:
@@ -220,3 +221,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         line[line.index(given)] = arguments.config
     arguments.command_line = tuple(line)
     return arguments
+
+
+def _refuse_misspelt(first: Sequence[str], commands: Collection[str]) -> None:
+    """Raise ValueError if the first word is nearly a command, and neither file nor config."""
+    for word in first:
+        near = difflib.get_close_matches(word, commands, n=1, cutoff=0.6)
+        if near and not Path(word).exists() and path_of(word) is None:
+            raise ValueError(f"{word} is not a command; did you mean {near[0]}?")

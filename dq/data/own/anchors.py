@@ -35,9 +35,11 @@ class Anchors:
 def fit_anchors(shapes: Shapes, strides: Sequence[int], per_level: int, side: int) -> Anchors:
     """Return anchors for boxes of these shapes.
 
-    Small anchors are for the first levels, and none is smaller than its level's stride, because the
-    gaps between its positions would be larger than the anchor. Levels that are too coarse for any
-    box get larger copies of the last fine level's anchors.
+    The range of scales is shared out to the levels in equal ratios, and each level's anchors are
+    the k-means of its own boxes. k-means of all boxes would give nearly all anchors to the most
+    frequent size, and rare sizes would hardly be trained. No anchor is smaller than its level's
+    stride, because the gaps between its positions would be larger than the anchor. Levels without
+    boxes, or too coarse for any, get larger copies of the anchors before.
 
     Args:
         shapes: Width and height of the boxes in pixels of the network's input, ``(n, 2)``, n > 0.
@@ -47,14 +49,15 @@ def fit_anchors(shapes: Shapes, strides: Sequence[int], per_level: int, side: in
     """
     boxes = shapes[np.argsort(shapes.prod(axis=1), kind="stable")]
     boxes = boxes[:: -(-len(boxes) // MOST)]
-    longest = float(np.quantile(np.sqrt(boxes.prod(axis=1)), 0.95))
+    scales = np.sqrt(boxes.prod(axis=1))
+    shortest, longest = np.quantile(scales, (0.02, 0.95))
     used = max(1, sum(stride <= longest for stride in strides))
-    centers = _means(boxes, per_level * used)
+    edges = np.geomspace(shortest, longest, used + 1)[1:-1]
+    share = np.searchsorted(edges, scales, side="right")
     levels: list[Shapes] = []
     for level, stride in enumerate(strides):
-        own = (
-            centers[level * per_level : (level + 1) * per_level] if level < used else levels[-1] * 2
-        )
+        mine = boxes[share == level]
+        own = _means(mine, per_level) if len(mine) else levels[-1] * 2
         scale = np.sqrt(own.prod(axis=1, keepdims=True))
         levels.append(np.clip(own * np.maximum(1.0, stride / scale), 2, side))
     sizes = np.stack(levels).round().astype(int)

@@ -19,7 +19,5 @@ def run(arguments: argparse.Namespace) -> int:
     width = max(map(len, found))
     for name, path in found.items():
         print(f"{name:<{width}}  {shipped.first_line(path)}")
-    print(
-        f"in {shipped.configs_folder()}; a name without its folder is enough if it is the only one"
-    )
+    print(f"in {shipped.configs_folder()}; the folder's name may be left out where one is meant")
     return 0
