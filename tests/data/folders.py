@@ -39,7 +39,8 @@ def scenes(number: int = 10) -> list[Scene]:
 
 def paint(scene: Scene, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.full((SIZE[1], SIZE[0], 3), 120, np.uint8)
+    rng = np.random.default_rng(len(scene.boxes))
+    pixels = rng.integers(60, 200, (SIZE[1], SIZE[0], 3)).astype(np.uint8)
     for label, x1, y1, x2, y2 in scene.boxes:
         pixels[y1:y2, x1:x2] = COLOURS[label]
     Image.fromarray(pixels).save(path, "PNG" if path.suffix.lower() == ".png" else "JPEG")
