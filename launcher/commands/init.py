@@ -88,6 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
     labelled = read_source(arguments)
     splits = share_out(labelled)
     draft = drafted(wish, labelled, splits)
+    if not arguments.force:
+        refuse_existing(draft.texts)
     print(f"splits: {images_text(splits.photos)} ({splits.said})")
     print("\n".join(draft.report))
     write_files(draft.texts)

@@ -98,6 +98,10 @@ def test_nothing_is_overwritten_unless_forced(launch: Launch, here: Path) -> Non
     assert (code, out) == (2, "")
     assert err == "error: own.py exists; give --force to replace it, or another name\n"
     assert files(here) == before
+    (here / "own.py").unlink()  # Someone may have changed the lists.
+    code, _, err = launch(*words)
+    assert (code, "own_annotations/train.json exists; give --force" in err) == (2, True)
+    assert not (here / "own.py").exists()
     assert launch(*words, "--force")[0] == 0
     # Its own files in the folder of the photographs are no labels.
     code, out, _ = launch("init", ".", "--size", 64, "--out", "again.py")
