@@ -28,7 +28,9 @@ OTHERS = {
     ),
     "sha256sum": ("--check",),
     "wandb": ("--include-online", "--include-synced"),
-    "git": ("--porcelain", "--untracked-files"),
+    "git": ("--porcelain", "--untracked-files", "--short"),
+    "sinfo": ("--noheader",),
+    "docker": ("--shm-size", "--ipc"),
 }
 PAGES = [*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("slurm/profiles/*")]
 SOURCES = [p for name in ("dq", "launcher", "slurm") for p in ROOT.glob(f"{name}/**/*.py")]
@@ -45,7 +47,7 @@ def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
 def of_the_launcher() -> set[str]:
     sweep = argparse.ArgumentParser()
     add_sweep(sweep)
-    parsers = [*build_parsers()[1].values(), sweep]
+    parsers = [build_parsers()[0], sweep]
     return {name for parser in parsers for name in options_of(parser)}
 
 
