@@ -7,11 +7,16 @@ import difflib
 import importlib
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import NoReturn
 
+from dq.names import hint
+from dq.shipped import located, path_of
+from dq.version import version
 from launcher.command_line.missing import explained
 from launcher.command_line.words import ordered
 from launcher.failure import (
@@ -36,6 +41,7 @@ COMMANDS = (
     "export",
     "bench",
     "run",
+    "init",
     "data",
     "coverage",
     "compare",
@@ -44,9 +50,14 @@ COMMANDS = (
     "jobs",
     "logs",
     "cancel",
+    "doctor",
+    "configs",
 )
 # Subpackages of `launcher.commands`, for the commands that are in one.
-FOLDERS = dict.fromkeys(("submit", "jobs", "logs", "cancel"), "cluster.")
+FOLDERS = {
+    **dict.fromkeys(("submit", "jobs", "logs", "cancel"), "cluster."),
+    **dict.fromkeys(("doctor", "configs"), "about."),
+}
 
 DESCRIPTION = """\
 Distributed quantization-aware training, calibration and quantized evaluation of mmdet detectors.
@@ -54,8 +65,15 @@ Distributed quantization-aware training, calibration and quantized evaluation of
   torchrun --nproc-per-node 2 -m launcher run CONFIG      float -> calibrated -> QAT, with a table
   python -m launcher eval CONFIG --checkpoint FILE.pth    one process, without torchrun
 
+CONFIG is a file, or the name of a config that ships; `launcher configs` lists them.
 Without a command, `launcher CONFIG` does what the config's `quantize` flag says: False trains in
 float, True or 'training' trains quantization-aware, 'calibration' calibrates."""
+
+
+# argparse's message about a word that is none of the choices; the list may be long.
+_CHOICE = re.compile(
+    r"(?P<what>.*invalid choice: '(?P<word>.*)') \(choose from (?P<known>.*)\)", re.DOTALL
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +81,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and end the process with the exit code of a user's mistake."""
-        mend = self._mend(message) or f"see '{self.prog} --help'"
+        choice = _CHOICE.fullmatch(message)
+        if choice is not None:
+            known = [word.strip("'") for word in choice["known"].split(", ")]
+            message, mend = choice["what"], hint(choice["word"], known)
+        else:
+            mend = self._mend(message) or f"see '{self.prog} --help'"
         line = f"{message}; {mend}"
         tell_once(line, USER_ERROR, lambda: say_line(line))
         raise SystemExit(USER_ERROR)
@@ -83,7 +106,7 @@ class Parser(argparse.ArgumentParser):
                 return REFUSED_FLAGS[flag]
             if flag in known:
                 return f"{flag} is for {', '.join(_commands_with(self, flag))}"
-            near = difflib.get_close_matches(flag, known, n=1, cutoff=0.8)
+            near = difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
             if flag.startswith("--") and near:
                 return f"did you mean {near[0]}?"
         return None
@@ -94,7 +117,7 @@ def _family(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     found = [parser]
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            found += action.choices.values()
+            found += [each for child in action.choices.values() for each in _family(child)]
     return found
 
 
@@ -117,6 +140,7 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = importlib.import_module(f"launcher.commands.{FOLDERS.get(name, '')}{name}")
@@ -173,13 +197,17 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
     Returns:
         The arguments; ``run`` is the function of the command. Without a command it is the function
-        of the command that the config asks for.
+        of the command that the config asks for. ``config`` is a path, also where the name of a
+        shipped config was given, and ``command_line`` are the words with that path.
 
     Raises:
         ValueError: There is no command, and the config cannot be read or has a wrong ``quantize``.
         SystemExit: The command line is wrong; a line about it has been printed.
     """
     parser, children = build_parsers()
+    if not any(word in children for word in words):
+        _refuse_misspelt(words[:1], children)
+        words = [word if Path(word).exists() else path_of(word) or word for word in words]
     words = ordered(words, children)
     if words[:1] == ["auto"]:
         from launcher.command_line import auto
@@ -187,4 +215,17 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         words = auto.resolve(words[1:])
     arguments = parser.parse_args(words)
     arguments.debug = wants_debug(words)
+    line = list(words)
+    if given := getattr(arguments, "config", None):
+        arguments.config = located(given)
+        line[line.index(given)] = arguments.config
+    arguments.command_line = tuple(line)
     return arguments
+
+
+def _refuse_misspelt(first: Sequence[str], commands: Collection[str]) -> None:
+    """Raise ValueError if the first word is nearly a command, and neither file nor config."""
+    for word in first:
+        near = difflib.get_close_matches(word, commands, n=1, cutoff=0.6)
+        if near and not Path(word).exists() and path_of(word) is None:
+            raise ValueError(f"{word} is not a command; did you mean {near[0]}?")

@@ -71,7 +71,7 @@ def profile_for(command: str, stage: str, profile: Profile) -> Profile:
     """Return the resources for a command: one rank if only one would work."""
     if command not in PARALLEL:
         profile = profile.alone()
-        if command in ("data", "coverage"):
+        if command in ("init", "data", "coverage"):
             profile = _without_gpus(profile)
     return profile.of_stage(stage)
 

@@ -6,8 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from dq.data.layout import (
     SPLITS,
     VocBox,
@@ -17,6 +15,7 @@ from dq.data.layout import (
     read_boxes,
     read_image_set,
 )
+from dq.data.pictures import can_read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +59,7 @@ def describe_voc(folder: Path) -> VocSummary:
         )
     ids = sorted(set().union(*splits.values()))
     with ThreadPoolExecutor() as pool:
-        readable = list(pool.map(lambda image_id: _can_read(image_path(folder, image_id)), ids))
+        readable = list(pool.map(lambda image_id: can_read(image_path(folder, image_id)), ids))
         found = list(pool.map(lambda image_id: _boxes(annotation_path(folder, image_id)), ids))
     boxes = [box for some in found if some is not None for box in some]
     per_class = Counter(box.name for box in boxes)
@@ -92,17 +91,6 @@ def summary_text(summary: VocSummary) -> str:
 
 def _counts(pairs: Iterable[tuple[str, int]]) -> str:
     return ", ".join(f"{name} {count}" for name, count in pairs)
-
-
-def _can_read(path: Path) -> bool:
-    """Return whether the image decodes completely; decoding at low resolution is enough."""
-    try:
-        with Image.open(path) as image:
-            image.draft("L", (1, 1))
-            image.load()
-    except (OSError, SyntaxError, ValueError):
-        return False
-    return True
 
 
 def _boxes(path: Path) -> tuple[VocBox, ...] | None:

@@ -31,6 +31,8 @@ def ordered(words: Sequence[str], parsers: Mapping[str, argparse.ArgumentParser]
     if rest and rest[0] == NESTING:
         return [NESTING, *before, *rest[1:]]
     command, others = rest[:1], [*before, *rest[1:]]
+    # Commands may have options of the same name with another number of values.
+    sizes |= _sizes({name: parsers[name] for name in command})
     places, options = _sorted(others, sizes)
     if not command and any(word.endswith(CONFIGS) for word in places):
         command = ["auto"]
@@ -63,8 +65,18 @@ def _split_at_command(
     while here < len(words):
         if words[here] in parsers:
             return list(words[:here]), list(words[here:])
-        here += 1 + _taken(words, here, sizes, parsers)
+        taken = _taken(words, here, sizes, parsers)
+        # Such as --json, which one command has with a file and another without.
+        is_flag = any(_is_flag(words[here], parsers[name]) for name in words[here + 1 : here + 2]
+                      if name in parsers)  # fmt: skip
+        here += 1 + (0 if is_flag else taken)
     return list(words), []
+
+
+def _is_flag(word: str, parser: argparse.ArgumentParser) -> bool:
+    """Return whether a word is an option without values of this command."""
+    action = parser._option_string_actions.get(word)
+    return action is not None and action.nargs == 0
 
 
 def _sorted(

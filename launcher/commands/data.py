@@ -1,11 +1,13 @@
-"""``launcher data``: make or download a data set, and print what it contains."""
+"""``launcher data``: make, download or convert a data set, and print what it contains."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "get a data set: digits (generated in seconds) or Pascal VOC (downloaded)"
+from launcher.commands.init import add_source, read_source
+
+HELP = "get a data set (digits, Pascal VOC), or convert your own to COCO files"
 
 # Packages are imported only when the command runs: a login node has neither numpy nor Pillow.
 _DIGITS_NUMBERS = {
@@ -36,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         years = " and ".join(path.name for path in voc_folders(name, Path()))
         voc = datasets.add_parser(name, help=f"Pascal {years}, downloaded or from a tar file")
         _add_folder(voc, Path("data"), "folder for VOCdevkit, which may contain the tar file")
+    convert = datasets.add_parser("convert", help="write the labels of a folder as COCO files")
+    add_source(convert, "SRC")
+    convert.add_argument(
+        "destination", type=Path, metavar="DST", help="folder for a COCO file of each split"
+    )
+    convert.add_argument("--to", choices=("coco",), default="coco", help="format (default coco)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
         ValueError: An argument is wrong; the line says how to correct it.
         RuntimeError: The network or the disk has failed; the line says what to do by hand.
     """
+    if arguments.dataset == "convert":
+        return _convert(arguments)
     from dq.data.describe import describe_voc, summary_text
     from dq.data.digits import write_digits
     from dq.data.voc import fetch_voc, voc_folders
@@ -62,6 +72,23 @@ def run(arguments: argparse.Namespace) -> int:
     summaries = [describe_voc(folder) for folder in folders]
     print("\n".join(summary_text(summary) for summary in summaries))
     return 0 if all(summary.is_sound for summary in summaries) else 1
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    """Write ``instances_<split>.json`` for each split of a folder; images are not copied."""
+    from dq.data.own.coco_json import by_split, refuse_existing, write_files
+
+    labelled = read_source(arguments)
+    texts = {
+        arguments.destination / f"instances_{name}.json": text
+        for name, text in by_split(labelled).items()
+    }
+    if not arguments.force:
+        refuse_existing(texts)
+    write_files(texts)
+    for path in texts:
+        print(f"wrote {path}")
+    return 0
 
 
 def _add_folder(parser: argparse.ArgumentParser, default: Path, meaning: str) -> None:

@@ -43,6 +43,8 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "training": ("config", "data", "loading", "model", "step", "hooks"),
         "recipes": (),
         "survey": ("config",),
+        "new_config": ("config", "model"),
+        "doctor": ("model",),
         "origin": ("model",),
     },
     "dq/dist": {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -15,10 +16,14 @@ import onnx_ir as ir
 import pytest
 import torch
 from mmcv.runner import Hook
+from PIL import Image
 from torch import Tensor, nn
 
 import dq.quant as dq
-from dq import engines, formats
+from dq import engines, formats, shipped
+from dq.data.formats import registry as labels
+from dq.data.formats.folder import Folder
+from dq.data.formats.labelled import Box, Findings, Labelled, Photo
 from dq.detector.step import guards as guards_module
 from dq.detector.step.guards import Guards
 from dq.detector.training import registered_hooks
@@ -184,3 +189,27 @@ def test_a_slurm_option_is_a_flag_and_a_line_of_the_job() -> None:
     assert flags()["mem_gb"][0] is int
     profile = Profile(partition="night", nodes=3)
     assert sbatch_options(profile) == {"partition": "night", "nodes": 3}
+
+
+def test_a_format_of_labels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def read(folder: Folder) -> Labelled:
+        box = Box(name="thing", corners=(0.0, 0.0, 2.0, 2.0))
+        photos = tuple(Photo(file=path, boxes=(box,)) for path in folder.images)
+        return Labelled(
+            format="mine",
+            folder=folder.root,
+            photos=photos,
+            classes=("thing",),
+            findings=Findings(),
+        )
+
+    monkeypatch.setitem(labels.FORMATS, "mine", read)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert labels.read_folder(tmp_path).format == "mine"
+
+
+def test_a_detector_of_init(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "detectors").mkdir()
+    (tmp_path / "detectors/mine.py").write_text("model = dict()")
+    monkeypatch.setattr(shipped, "configs_folder", lambda: tmp_path)
+    assert shipped.checked_detector("mine") == tmp_path / "detectors/mine.py"

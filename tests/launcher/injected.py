@@ -25,6 +25,7 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "export": ("launcher.stages.export:read_checkpoint", ("CONFIG", "--checkpoint", "x")),
     "bench": ("dq.quant.verify.onnxruntime_session:load_model", ("MODEL.onnx",)),
     "run": ("launcher.stages.float_training:dataset_of", ("CONFIG",)),
+    "init": ("dq.data.formats.registry:read_folder", ("photos",)),
     "data": ("dq.data.voc:fetch_voc", ("voc2007",)),
     "coverage": ("launcher.coverage.families:chains", ("--families", "ssd")),
     "compare": ("dq.tracking.reports.experiments:find_experiments", ()),
@@ -33,6 +34,8 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "jobs": ("slurm.record:chains", ()),
     "logs": ("slurm.record:chains", ("1",)),
     "cancel": ("slurm.record:chains", ("1",)),
+    "configs": ("dq.shipped:shipped", ()),
+    "doctor": ("dq.detector.doctor.examine:examine", ()),
 }
 
 

@@ -29,8 +29,10 @@ OTHERS = {
     ),
     "sha256sum": ("--check",),
     "wandb": ("--include-online", "--include-synced"),
-    "git": ("--porcelain", "--untracked-files"),
+    "git": ("--porcelain", "--untracked-files", "--short"),
     "pytest": ("--dist", "--durations", "--durations-min"),
+    "sinfo": ("--noheader",),
+    "docker": ("--shm-size", "--ipc"),
 }
 PAGES = [*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("slurm/profiles/*")]
 SOURCES = [p for name in ("dq", "launcher", "slurm") for p in ROOT.glob(f"{name}/**/*.py")]
@@ -48,7 +50,7 @@ def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
 def of_the_launcher() -> frozenset[str]:
     sweep = argparse.ArgumentParser()
     add_sweep(sweep)
-    parsers = [*build_parsers()[1].values(), sweep]
+    parsers = [build_parsers()[0], sweep]
     return frozenset(name for parser in parsers for name in options_of(parser))
 
 

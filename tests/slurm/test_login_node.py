@@ -27,18 +27,20 @@ NEEDS = {
     "export": "torch",
     "bench": "torch",
     "run": "torch",
+    "init": "Pillow",
     "data": "Pillow",
     "coverage": "numpy",
 }
 WORDS = {
     "bench": ("m.onnx",),
+    "init": ("photos",),
     "data": ("digits", "--folder", "d"),
     "coverage": ("--families", "ssd"),
     "quantize": (CONFIG, "--checkpoint", "f.pth", "--max-drop", "1"),
     "train": (CONFIG,),
     "run": (CONFIG,),
 }
-SENT = ("sync", "compare", "submit", "jobs", "logs", "cancel")
+SENT = ("sync", "compare", "doctor", "configs", "submit", "jobs", "logs", "cancel")
 
 
 @pytest.fixture
@@ -92,6 +94,15 @@ def test_experiments_are_compared(tmp_path: Path, runs: Path) -> None:
         assert re.search(package, done.stderr)
 
 
+def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
+    done = login(tmp_path, "doctor")
+    assert done.returncode == 1, done.stderr
+    assert re.search(
+        r"^fail  torch       the package torch is missing; ", done.stdout, re.MULTILINE
+    )
+    assert re.search(r"^(ok|warn)  +cpus ", done.stdout, re.MULTILINE)
+
+
 def test_sync_needs_wandb_only_with_runs_to_send(tmp_path: Path, runs: Path) -> None:
     done = login(tmp_path, "sync", runs)
     assert done.returncode == 2
@@ -99,14 +110,18 @@ def test_sync_needs_wandb_only_with_runs_to_send(tmp_path: Path, runs: Path) -> 
     assert login(tmp_path, "sync", runs / "tiny/qat").stdout == "nothing to send\n"
 
 
-@pytest.mark.parametrize("job", [c for c in COMMANDS if c not in SENT[2:]] + ["sweep"])
+@pytest.mark.parametrize("job", [c for c in COMMANDS if c not in SENT[4:]] + ["sweep"])
 def test_every_command_is_submitted(tmp_path: Path, job: str) -> None:
     """A fake sbatch accepts the submission, and `jobs` and the others know it."""
     (tmp_path / "f.pth").touch()
     words = WORDS.get(job, (CONFIG, "--checkpoint", "f.pth"))
-    words = {"compare": (), "sync": (), "sweep": (CONFIG, "--presets", "int8", "w4a8")}.get(
-        job, words
-    )
+    words = {
+        "compare": (),
+        "sync": (),
+        "doctor": (),
+        "configs": (),
+        "sweep": (CONFIG, "--presets", "int8", "w4a8"),
+    }.get(job, words)
     done = login(tmp_path, "submit", "--dry-run", "--cluster", "a100", job, *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("#!/bin/bash") == {"run": 4, "sweep": 2}.get(job, 1)

@@ -12,10 +12,10 @@ from mmcv import ConfigDict
 from mmdet.datasets import DATASETS, CustomDataset
 from PIL import Image
 
+from dq.data.pictures import SUFFIXES
 from dq.detector.metrics.coco_metric import coco_metrics
 from dq.detector.metrics.results import labelled_boxes
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 KIND = "ImageFolderDataset"
 # A detector's own boxes count as the truth from this score on.
 LOWEST_SCORE = 0.3

@@ -75,7 +75,8 @@ def _content(source: str, where: str) -> Any:
     if not path.is_file():
         raise ValueError(f"{where}: {source} does not exist; {_FIX}")
     try:
-        return CheckpointLoader.load_checkpoint(str(path), map_location="cpu")
+        with _no_prints():
+            return CheckpointLoader.load_checkpoint(str(path), map_location="cpu")
     except Exception as error:  # a damaged file may raise anything
         raise ValueError(f"{where}: {source} cannot be read: {_reason(error)}; {_FIX}") from error
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dq.names import hint
+from dq.shipped import located
 from launcher.command_line.arguments import add_checkpoint, add_control, add_shared, add_training
 from launcher.command_line.forwarded import forwarded
 from launcher.failure import DEBUG
@@ -140,11 +142,14 @@ def _order(arguments: argparse.Namespace) -> _Order:
     if name == "sweep":
         parser = Parser(prog="launcher submit sweep", allow_abbrev=False)
         add_sweep(parser)
-        return _Order(name, words, parser.parse_args(words))
+        parsed = parser.parse_args(words)
+        parsed.configs = [located(config) for config in parsed.configs]
+        return _Order(name, words, parsed)
     able = [c for c in COMMANDS if c not in ("submit", "jobs", "logs", "cancel")]
     if name not in able:
-        raise ValueError(f"submit {name} is not possible; use {', '.join([*able, 'sweep'])}")
-    return _Order(name, words, parse([name, *words]))
+        raise ValueError(f"submit {name} is not possible; {hint(name, [*able, 'sweep'])}")
+    parsed = parse([name, *words])
+    return _Order(name, list(parsed.command_line[1:]), parsed)
 
 
 def _check(order: _Order) -> list[str]:

@@ -44,6 +44,12 @@ def test_every_order_is_the_same_command() -> None:
         ("eval --backend onnxruntime --cfg-options a=1 m.onnx", "eval m.onnx --backend onnxruntime"
          " --cfg-options a=1"),
         ("export --size 3 4 a.py --checkpoint x.pth", "export a.py --size 3 4 --checkpoint x.pth"),
+        ("init --size 96 photos --out a.py", "init photos --size 96 --out a.py"),
+        ("--size 96 init photos", "init photos --size 96"),
+        ("compare --json a.json runs", "compare runs --json a.json"),
+        ("--json a.json compare runs", "compare runs --json a.json"),
+        ("doctor --json", "doctor --json"),
+        ("--json doctor", "doctor --json"),
         ("data --folder x digits --num-train 3", "data --folder x digits --num-train 3"),
         ("--nodes 2 submit run a.py --seed 1", "submit --nodes 2 run a.py --seed 1"),
         ("submit --nodes 2 train --seed 1 a.py", "submit --nodes 2 train --seed 1 a.py"),

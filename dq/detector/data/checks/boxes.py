@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from mmdet.datasets import CocoDataset
 
+from dq.data.pictures import Size, head_size
 from dq.detector.data.checks.image_size import (
     TURNING,
-    Size,
-    head_size,
     loaded_size,
     loader_of,
     sizes_of,

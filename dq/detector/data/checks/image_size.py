@@ -9,16 +9,12 @@ from typing import Any
 
 import mmcv
 from mmdet.datasets.pipelines import LoadImageFromFile, LoadMultiChannelImageFromFiles
-from PIL import Image
 
-ORIENTATION = 0x0112
-# EXIF orientations that swap width and height.
-ON_THEIR_SIDE = (5, 6, 7, 8)
+from dq.data.pictures import Size, head_size
+
 # Values of ``color_type`` for which OpenCV applies the EXIF orientation.
 TURNING = ("color", "grayscale")
 THREADS = 8
-
-Size = tuple[int, int]
 
 
 def loader_of(leaf: Any) -> Any:
@@ -59,22 +55,6 @@ def sizes_of(paths: Sequence[str], step: Any) -> list[Size | None]:
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore")  # about unusual headers
         return list(pool.map(read, paths))
-
-
-def head_size(path: str, *, turned: bool) -> Size | None:
-    """Return width and height from a file's header, or None if it cannot be read.
-
-    Args:
-        path: An image file.
-        turned: Return the size after the EXIF orientation is applied.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            tag = image.getexif().get(ORIENTATION) if turned else None
-    except Exception:  # a broken header may raise anything
-        return None
-    return (height, width) if tag in ON_THEIR_SIDE else (width, height)
 
 
 def loaded_size(path: str, step: Any) -> Size | None:

@@ -12,8 +12,9 @@ import pytest
 from mmcv import Config
 from PIL import Image
 
+from dq.data.pictures import head_size
 from dq.detector.data.checks.boxes import WithoutUselessBoxes
-from dq.detector.data.checks.image_size import head_size, loaded_size, loader_of
+from dq.detector.data.checks.image_size import loaded_size, loader_of
 from dq.detector.data.datasets import dataset_of
 
 WIDTH, HEIGHT = 120, 80

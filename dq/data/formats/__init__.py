@@ -1,0 +1,1 @@
+"""Read a folder of labelled photographs, whatever its format."""

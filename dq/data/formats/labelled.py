@@ -1,0 +1,98 @@
+"""Photographs with their boxes, as every format is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dq.data.pictures import Size
+
+# How many names a line about findings shows.
+SHOWN = 3
+# Kinds of findings that several formats share.
+UNREADABLE = "unreadable annotations, left out"
+NO_IMAGE = "annotations without an image"
+MISSING = "listed images that are missing, left out"
+UNLISTED = "images in no list of ImageSets, left out"
+SECOND = "second annotations of an image, left out"
+NO_CLASS = "boxes without a class, left out"
+NO_BOX = "objects without a box, left out"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Box:
+    """One labelled object.
+
+    Attributes:
+        name: Its class.
+        corners: ``(x1, y1, x2, y2)`` in pixels, as the annotation gives them.
+        ignored: Neither trained nor evaluated: a crowd in COCO, difficult in Pascal VOC.
+    """
+
+    name: str
+    corners: tuple[float, float, float, float]
+    ignored: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Photo:
+    """One image with its boxes.
+
+    Attributes:
+        file: The image, which may turn out to be unreadable.
+        boxes: May be empty: nothing to see.
+        size: Width and height that the annotation is made for; None if it does not say.
+        split: ``train``, ``val``, ``trainval`` or ``test``; None if the folder does not say.
+    """
+
+    file: Path
+    boxes: tuple[Box, ...]
+    size: Size | None = None
+    split: str | None = None
+
+
+class Findings:
+    """What is wrong in a folder: by kind, the names of the files."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, list[str]] = {}
+
+    def add(self, kind: str, name: str) -> None:
+        """Add one finding; ``kind`` is a phrase in the plural that says what is done about it."""
+        self.names.setdefault(kind, []).append(name)
+
+    def lines(self) -> list[str]:
+        """Return a line for each kind: the count, and the first few different names."""
+        return [f"{len(names)} {kind} ({_few(names)})" for kind, names in self.names.items()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """The content of a folder.
+
+    Attributes:
+        format: Its name, as in `dq.data.formats.registry.FORMATS`.
+        folder: The folder.
+        photos: In the order of their paths, each once.
+        classes: Names in the order of the folder's own list; names without a list follow sorted.
+        findings: What was left out while reading.
+    """
+
+    format: str
+    folder: Path
+    photos: tuple[Photo, ...]
+    classes: tuple[str, ...]
+    findings: Findings
+
+
+def class_names(photos: Sequence[Photo], declared: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the declared names, and after them all others that occur, sorted."""
+    found = {box.name for photo in photos for box in photo.boxes}
+    return (*dict.fromkeys(declared), *sorted(found - set(declared)))
+
+
+def _few(names: Sequence[str]) -> str:
+    different = list(dict.fromkeys(names))
+    more = ", ..." if len(different) > SHOWN else ""
+    return f"first {', '.join(different[:SHOWN])}{more}"

@@ -1,0 +1,1 @@
+"""From labelled photographs to a data set: checks, splits, statistics, anchors, COCO files."""

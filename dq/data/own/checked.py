@@ -1,0 +1,135 @@
+"""Check every photograph and box of a folder, mend what can be mended, leave out the rest."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from dq.data.formats.labelled import Box, Findings, Labelled, Photo, class_names
+from dq.data.pictures import Size, can_read, head_size, orientation
+
+# Boxes may stick out of their image by this many pixels without a word: formats count differently.
+MARGIN = 1.0
+# Relative difference of two aspect ratios below which an image is the same one, scaled.
+_SAME_ASPECT = 0.01
+THREADS = 8
+
+Corners = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Real:
+    """An image file as it is.
+
+    Attributes:
+        size: Width and height as it is loaded; None if it cannot be read.
+        raw: The same before the EXIF orientation is applied.
+        tag: The EXIF orientation.
+    """
+
+    size: Size | None
+    raw: Size | None
+    tag: int
+
+
+def checked(labelled: Labelled) -> Labelled:
+    """Return the content with readable images, their real sizes, and boxes inside them.
+
+    What is left out, clipped or converted is added to its findings. Boxes that were made before the
+    EXIF orientation was applied, or before the image was scaled, are converted.
+    """
+    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
+        warnings.simplefilter("ignore")  # about unusual headers
+        real = list(pool.map(_real, labelled.photos))
+    findings, kept = labelled.findings, []
+    for photo, facts in zip(labelled.photos, real, strict=True):
+        name = _name(labelled, photo)
+        if facts.size is None:
+            findings.add("unreadable images, left out", name)
+            continue
+        fitted = _fitted(photo, facts, name, findings)
+        if fitted is not None:
+            boxes = tuple(_sound(fitted.boxes, facts.size, name, findings))
+            kept.append(replace(fitted, boxes=boxes))
+    return replace(labelled, photos=tuple(kept), classes=class_names(kept, labelled.classes))
+
+
+def _name(labelled: Labelled, photo: Photo) -> str:
+    root = labelled.folder
+    return str(photo.file.relative_to(root) if photo.file.is_relative_to(root) else photo.file)
+
+
+def _real(photo: Photo) -> _Real:
+    path = photo.file
+    size = head_size(path, turned=True) if can_read(path) else None
+    return _Real(size=size, raw=head_size(path, turned=False), tag=orientation(path))
+
+
+def _fitted(photo: Photo, facts: _Real, name: str, findings: Findings) -> Photo | None:
+    """Return a photo with boxes for its real size; None if they fit only another size."""
+    said, size = photo.size, facts.size
+    assert size is not None
+    fitted = replace(photo, size=size)
+    if said is None or said == size:
+        return fitted
+    if said == facts.raw and facts.tag in _TURNS:
+        findings.add("images turned by their EXIF tag, their boxes are turned too", name)
+        return replace(fitted, boxes=tuple(_turned(box, said, facts.tag) for box in photo.boxes))
+    if math.isclose(said[0] * size[1], said[1] * size[0], rel_tol=_SAME_ASPECT):
+        findings.add("images of another scale than annotated, their boxes are scaled", name)
+        scale = size[0] / said[0], size[1] / said[1]
+        return replace(fitted, boxes=tuple(_scaled(box, *scale) for box in photo.boxes))
+    if all(_fits(box, size) for box in photo.boxes):
+        findings.add("images of another size than annotated, but their boxes fit", name)
+        return fitted
+    findings.add("images whose boxes are for another size, left out", name)
+    return None
+
+
+def _turned(box: Box, raw: Size, tag: int) -> Box:
+    (x1, y1, x2, y2), turn = box.corners, _TURNS[tag]
+    xs, ys = zip(turn(x1, y1, *raw), turn(x2, y2, *raw), strict=True)
+    return replace(box, corners=(min(xs), min(ys), max(xs), max(ys)))
+
+
+# Where a point of the stored image (width w, height h) is after the orientation is applied.
+_TURNS: Mapping[int, Callable[[float, float, int, int], tuple[float, float]]] = {
+    5: lambda x, y, w, h: (y, x),
+    6: lambda x, y, w, h: (h - y, x),
+    7: lambda x, y, w, h: (h - y, w - x),
+    8: lambda x, y, w, h: (y, w - x),
+}
+
+
+def _scaled(box: Box, across: float, down: float) -> Box:
+    x1, y1, x2, y2 = box.corners
+    return replace(box, corners=(x1 * across, y1 * down, x2 * across, y2 * down))
+
+
+def _fits(box: Box, size: Size) -> bool:
+    _, _, x2, y2 = box.corners
+    return x2 <= size[0] + MARGIN and y2 <= size[1] + MARGIN
+
+
+def _sound(boxes: Iterable[Box], size: Size, name: str, findings: Findings) -> Iterable[Box]:
+    """Yield the boxes with an area in an image of this size, clipped to it, once each."""
+    seen = set()
+    for box in boxes:
+        x1, y1, x2, y2 = box.corners
+        inside: Corners = (max(x1, 0.0), max(y1, 0.0), min(x2, size[0]), min(y2, size[1]))
+        if not all(map(math.isfinite, box.corners)):
+            findings.add("boxes without numbers, left out", name)
+        elif x2 <= x1 or y2 <= y1:
+            findings.add("boxes of zero size, left out", name)
+        elif inside[2] <= inside[0] or inside[3] <= inside[1]:
+            findings.add("boxes outside their image, left out", name)
+        elif (box.name, inside) in seen:
+            findings.add("boxes that are there twice, left out", name)
+        else:
+            seen.add((box.name, inside))
+            if max(abs(a - b) for a, b in zip(inside, box.corners, strict=True)) > MARGIN:
+                findings.add("boxes partly outside their image, clipped", name)
+            yield replace(box, corners=inside)

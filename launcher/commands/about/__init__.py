@@ -1,0 +1,1 @@
+"""Commands about the launcher itself: the machine, the configs that ship."""

@@ -1,0 +1,64 @@
+"""Fitted anchors: they overlap the boxes, and every level's are possible at its stride."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dq.data.own.anchors import fit_anchors, overlaps
+
+STRIDES = (8, 16, 32, 64, 128)
+
+
+def boxes(*centers: tuple[float, float], number: int = 200) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    factors = np.exp(rng.normal(0, 0.1, (len(centers), number, 2)))
+    return (np.array(centers)[:, None] * factors).reshape(-1, 2)
+
+
+def test_clusters_are_found() -> None:
+    shapes = boxes((12, 30), (60, 40), (150, 150), (20, 20))
+    found = fit_anchors(shapes, STRIDES, 4, 256)
+    assert found.mean_iou > 0.85
+    assert found.matched == 1.0
+    fixed = np.array([[(s, s), (s, 2 * s), (2 * s, s), (2 * s, 2 * s)] for s in STRIDES], float)
+    assert found.mean_iou > overlaps(shapes, fixed.reshape(-1, 2)).max(1).mean() + 0.05
+
+
+@pytest.mark.parametrize("side", [64, 96, 320, 640])
+@pytest.mark.parametrize("per_level", [1, 4])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        boxes((5, 4)),
+        boxes((30, 30)),
+        boxes((400, 90), (90, 400)),
+        np.array([[10.0, 20.0]]),
+        np.array([[10.0, 20.0], [10.0, 20.0], [0.4, 600.0]]),
+    ],
+    ids=["tiny", "alike", "long", "one", "three"],
+)
+def test_anchors_are_possible(shapes: np.ndarray, per_level: int, side: int) -> None:
+    found = fit_anchors(shapes, STRIDES, per_level, side)
+    sizes = np.array(found.sizes)
+    assert sizes.shape == (len(STRIDES), per_level, 2)
+    assert sizes.min() >= 2
+    assert sizes.max() <= side
+    scales = np.sqrt(sizes.prod(axis=2))
+    for level, stride in enumerate(STRIDES):
+        free = (sizes[level] < side).all(axis=1)
+        assert (scales[level][free] >= stride * 0.9).all()
+    # Boxes that are alike have different anchors all the same.
+    crowded = shapes.min() < 8 or shapes.max() > side
+    assert len({tuple(size) for size in sizes[0]}) == per_level or crowded
+    assert fit_anchors(shapes[::-1].copy(), STRIDES, per_level, side) == found
+
+
+def test_overlaps_are_those_of_centered_boxes() -> None:
+    found = overlaps(np.array([[10.0, 10.0]]), np.array([[10.0, 10.0], [10.0, 5.0], [20.0, 5.0]]))
+    np.testing.assert_allclose(found, [[1.0, 0.5, 50 / 150]])
+
+
+def test_many_boxes_are_sampled() -> None:
+    many = boxes((12, 30), (60, 40), number=30_000)
+    assert fit_anchors(many, STRIDES, 4, 256).mean_iou > 0.85
