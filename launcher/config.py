@@ -68,8 +68,8 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
         ValueError: A key is unknown (the nearest valid one is named) or a value is out of bounds.
     """
     section = dict(section or {})
-    # Not for the user: it follows from the repairs.
-    recipe_keys = [f.name for f in fields(Recipe) if f.name != "free_clips"]
+    # Not for the user: these follow from the repairs.
+    recipe_keys = [f.name for f in fields(Recipe) if f.name not in ("free_clips", "scaled")]
     extras = [f.name for f in fields(Refinements)]
     own_keys = ["preset", "schedule", "training", "repairs", "mixed", *_REPAIR_KEYS]
     check_keys(section, [*recipe_keys, *extras, *own_keys], "quant")
@@ -153,7 +153,11 @@ def _settings(section: object, kind: type[Any], name: str, example: str) -> dict
     return given
 
 
-_REPAIR_KEYS = {"repair_images": "images", "rounding_steps": "rounding_steps"}
+_REPAIR_KEYS = {
+    "repair_images": "images",
+    "rounding_steps": "rounding_steps",
+    "most_scaled": "most_scaled",
+}
 
 
 def _repair(section: dict[str, Any]) -> Repair:

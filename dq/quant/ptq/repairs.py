@@ -6,6 +6,7 @@ import importlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -83,8 +84,13 @@ class Calibration:
         """
         graph, repair = self.graph, self.repair
         graph.root.eval()
-        for step in self._first:
-            step.apply(graph, [], repair)
+        if self._first:
+            batches = iter(batches)
+            first = list(islice(batches, 1))
+            images = [b.to(self.device) for b in first if isinstance(b, Tensor)]
+            for step in self._first:
+                step.apply(graph, images, repair)
+            batches = chain(first, batches)
         kept = _KeepFirst(batches, repair.images)
         calibrate_(graph, kept, self.run)
         if self._later or repair.mixed is not None:

@@ -11,7 +11,12 @@ from dq.names import hint
 from dq.quant.graph.quantized_graph import QuantizedGraph
 
 # The modules of this package with a `RepairStep` called REPAIR, in the order in which they run.
-STEPS = {"equalize": "equalization", "bias": "bias_correction", "adaround": "adaround"}
+STEPS = {
+    "equalize": "equalization",
+    "channel_scales": "channel_scales",
+    "bias": "bias_correction",
+    "adaround": "adaround",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +45,9 @@ class RepairStep:
 
     Attributes:
         apply: Changes the model of a graph in place, given some images and the settings.
-        changes_ranges: It runs before ranges are found, without images. Otherwise it runs after
-            that, with all quantizers FROZEN, and is undone if it makes the outputs worse.
+        changes_ranges: It runs before ranges are found, with the first batch of images. Otherwise
+            it runs after that, with all quantizers FROZEN, and is undone if it makes the outputs
+            worse.
         includes: Names of steps that it does too, so they do not run on their own.
         frees_clips: It needs `dq.quant.recipes.recipe.Recipe.free_clips`.
     """
@@ -61,18 +67,21 @@ class Repair:
         mixed: Automatic mixed precision; None for none.
         images: Number of calibration images for bias correction and AdaRound.
         rounding_steps: Steps of AdaRound for each layer.
+        most_scaled: Largest number of tensors with a scale for each channel.
     """
 
     steps: tuple[str, ...] = ()
     mixed: Mixed | None = None
     images: int = 64
     rounding_steps: int = 200
+    most_scaled: int = 4
 
     def __post_init__(self) -> None:
         for step in self.steps:
             if step not in STEPS:
                 raise ValueError(f"quant.repairs: {step!r} does not exist; {hint(step, STEPS)}")
-        if self.images < 1 or self.rounding_steps < 0:
+        if self.images < 1 or self.rounding_steps < 0 or self.most_scaled < 0:
             raise ValueError(
-                "quant.repair_images must be 1 or more and quant.rounding_steps 0 or more"
+                "quant.repair_images must be 1 or more, quant.rounding_steps 0 or more and"
+                " quant.most_scaled 0 or more"
             )

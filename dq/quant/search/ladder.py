@@ -1,9 +1,10 @@
 """The order in which a search tries candidates, from cheap to expensive, until a limit is met.
 
-First everything stays narrow: several ways to find ranges, then learned rounding. If none of them
-meets the limit, the most sensitive quantizers are raised to 16 bits: 1, 2, 4, 8 and so on, and then
-numbers between the last that failed and the first that met the limit. Which candidates are tried
-depends on the measured values alone, so a search on several ranks finds what one rank finds.
+First everything stays narrow: several ways to find ranges, then a scale for each channel where
+channels differ most, then learned rounding. If none of them meets the limit, the most sensitive
+quantizers are raised to 16 bits: 1, 2, 4, 8 and so on, and then numbers between the last that
+failed and the first that met the limit. Which candidates are tried depends on the measured values
+alone, so a search on several ranks finds what one rank finds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from dataclasses import dataclass
 
 from dq.quant.ptq.settings import Repair
 from dq.quant.recipes.recipe import Recipe
-from dq.quant.search.candidate import Candidate, first_candidates, with_raised, with_rounding
+from dq.quant.search.candidate import (
+    Candidate,
+    first_candidates,
+    with_channel_scales,
+    with_raised,
+    with_rounding,
+)
 
 # Number of candidates that are measured together, because several ranks share them.
 _TOGETHER = 3
@@ -102,6 +109,8 @@ class Search:
 
     def _climb(self, recipe: Recipe, repair: Repair) -> None:
         if self._try(first_candidates(recipe, repair)):
+            return
+        if self._try(with_channel_scales(self._best())):
             return
         best = self._best()
         rounded = with_rounding(best)
