@@ -157,6 +157,7 @@ _REPAIR_KEYS = {
     "repair_images": "images",
     "rounding_steps": "rounding_steps",
     "most_scaled": "most_scaled",
+    "reconstruction_steps": "reconstruction_steps",
 }
 
 

@@ -16,6 +16,7 @@ STEPS = {
     "channel_scales": "channel_scales",
     "bias": "bias_correction",
     "adaround": "adaround",
+    "reconstruct": "reconstruction",
 }
 
 
@@ -68,6 +69,7 @@ class Repair:
         images: Number of calibration images for bias correction and AdaRound.
         rounding_steps: Steps of AdaRound for each layer.
         most_scaled: Largest number of tensors with a scale for each channel.
+        reconstruction_steps: Steps of block reconstruction for each block.
     """
 
     steps: tuple[str, ...] = ()
@@ -75,6 +77,7 @@ class Repair:
     images: int = 64
     rounding_steps: int = 200
     most_scaled: int = 4
+    reconstruction_steps: int = 200
 
     def __post_init__(self) -> None:
         for step in self.steps:
