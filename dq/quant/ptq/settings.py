@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dq.names import hint
 from dq.quant.graph.quantized_graph import QuantizedGraph
@@ -45,7 +45,8 @@ class RepairStep:
     """One repair.
 
     Attributes:
-        apply: Changes the model of a graph in place, given some images and the settings.
+        apply: Changes the model of a graph in place, given some images, the settings, and a copy of
+            the model in float from before weights were clipped.
         changes_ranges: It runs before ranges are found, with the first batch of images. Otherwise
             it runs after that, with all quantizers FROZEN, and is undone if it makes the outputs
             worse.
@@ -53,7 +54,7 @@ class RepairStep:
         frees_clips: It needs `dq.quant.recipes.recipe.Recipe.free_clips`.
     """
 
-    apply: Callable[[QuantizedGraph, Sequence[Tensor], Repair], object]
+    apply: Callable[[QuantizedGraph, Sequence[Tensor], Repair, nn.Module], object]
     changes_ranges: bool = False
     includes: frozenset[str] = frozenset()
     frees_clips: bool = False
