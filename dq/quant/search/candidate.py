@@ -115,6 +115,17 @@ def with_rounding(best: Candidate) -> Candidate | None:
     )
 
 
+def with_reconstruction(best: Candidate) -> Candidate | None:
+    """Return the candidate with block reconstruction; None if it has it. It takes longest."""
+    if "reconstruct" in best.repair.steps:
+        return None
+    return Candidate(
+        name=f"{best.name} + reconstruct",
+        recipe=best.recipe,
+        repair=replace(best.repair, steps=(*best.repair.steps, "reconstruct")),
+    )
+
+
 def with_raised(best: Candidate, ranking: Sequence[str], count: int) -> Candidate:
     """Return the candidate with its most sensitive quantizers raised to 16 bits.
 

@@ -12,6 +12,7 @@ from dq.quant.search.candidate import (
     Candidate,
     first_candidates,
     with_channel_scales,
+    with_reconstruction,
     with_rounding,
 )
 from dq.quant.search.ladder import Search, TimeUpError, Tried, pareto_front
@@ -77,6 +78,20 @@ def test_learned_rounding_comes_before_more_bits() -> None:
     assert outcome.chosen.candidate.num_raised == 0
 
 
+def test_block_reconstruction_of_the_best_comes_last_before_more_bits() -> None:
+    def value(candidate: Candidate) -> float:
+        return 0.5 + 0.1 * len(set(candidate.repair.steps) & {"channel_scales", "reconstruct"})
+
+    here, _ = search(value, least=0.65)
+    outcome = here.run(Recipe(), Repair())
+    last = outcome.tried[-1].candidate
+    assert last == outcome.chosen.candidate
+    assert set(last.repair.steps) >= {"channel_scales", "reconstruct"}
+    assert last.num_raised == 0
+    assert "adaround" in outcome.tried[-2].candidate.repair.steps
+    assert with_reconstruction(last) is None
+
+
 @pytest.mark.parametrize("needed", range(1, 21))
 def test_the_smallest_number_of_raised_quantizers_is_found(needed: int) -> None:
     here, sizes = search(by_raised(0.5, 0.01), least=0.5 + 0.01 * needed - 1e-9)
@@ -100,7 +115,7 @@ def test_a_limit_that_cannot_be_met_returns_the_best() -> None:
 
 
 def test_a_search_without_time_returns_the_best_so_far() -> None:
-    here, _ = search(by_raised(0.5, 0.01), least=0.68, batches=4)
+    here, _ = search(by_raised(0.5, 0.01), least=0.68, batches=5)
     outcome = here.run(Recipe(), Repair())
     assert outcome.ended_early
     assert not outcome.meets_limit
