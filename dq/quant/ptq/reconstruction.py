@@ -161,7 +161,7 @@ class _Run:
     def _error(self, block: Block, error: _Error) -> float:
         total = 0.0
         for index, images in enumerate(self.images):
-            given = {node: self.rounded[node][index] for node in block.inputs}
+            given = {node: _copied(self.rounded[node][index]) for node in block.inputs}
             outputs = self._computed(block, self.graph.root, given, images)
             total += float(error(outputs, index)) * len(images)
         return total / sum(len(images) for images in self.images)
@@ -170,7 +170,7 @@ class _Run:
     def _outputs(self, block: Block, root: nn.Module, values: Values) -> Values:
         found: Values = {node: [] for node in block.outputs}
         for index, images in enumerate(self.images):
-            given = {node: values[node][index] for node in block.inputs}
+            given = {node: _copied(values[node][index]) for node in block.inputs}
             for node, value in self._computed(block, root, given, images).items():
                 found[node].append(value)
         return found
@@ -232,6 +232,11 @@ def _weighed(x: Tensor, weight: Tensor) -> Tensor:
     if weight.dim():
         squared = squared * weight.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
     return squared.sum() / len(x)
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy, which operations in place may overwrite."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
 def _floats(value: Any) -> list[Tensor]:

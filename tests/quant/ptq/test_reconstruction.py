@@ -116,6 +116,35 @@ def test_shared_layers_and_sums_are_reconstructed_too() -> None:
     assert not torch.equal(net.head.weight, head)
 
 
+class InPlace(nn.Module):
+    """Sums in float, which the next operation overwrites if it may."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.units = nn.ModuleList([nn.Conv2d(8, 8, 3, padding=1) for _ in range(9)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for unit in self.units:
+            x = nn.functional.silu(x, inplace=self.in_place)
+            x = x + unit(x)
+        return x
+
+
+def test_operations_in_place_change_nothing() -> None:
+    states = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        graph = prepare(InPlace(in_place).eval(), replace(preset("ncnn"), weight=W3))
+        calibrate(graph, images())
+        reference = float_copy(graph.root)
+        assert reconstruct_(graph, images(), reference, steps=10) >= 1
+        states.append(graph.root.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
 def test_without_steps_nothing_changes() -> None:
     graph, reference, _ = ready(RECIPES["3-bit weights"])
     before = {key: value.clone() for key, value in graph.root.state_dict().items()}
