@@ -30,6 +30,16 @@ ROWS: dict[str, tuple[str, ...]] = {
         "quant.repairs=[bias]",
         "quant.mixed=None",
     ),
+    "int8, default, channel scales": (
+        "quant.observer=weighted_mse",
+        "quant.repairs=[channel_scales]",
+        "quant.mixed=None",
+    ),
+    "int8, default, channel scales, bias": (
+        "quant.observer=weighted_mse",
+        "quant.repairs=[channel_scales,bias]",
+        "quant.mixed=None",
+    ),
     "int8, min-max": (*PLAIN, "quant.observer=min_max"),
     "int8, 99.99 percentile": (*PLAIN, "quant.observer=percentile"),
     "int8, entropy": (*PLAIN, "quant.observer=entropy"),
@@ -40,6 +50,17 @@ ROWS: dict[str, tuple[str, ...]] = {
     "for ONNX Runtime, min-max": (*PLAIN, *ENGINE, "quant.observer=min_max"),
     "for ONNX Runtime, MSE, bias": (*ENGINE, "quant.mixed=None"),
     "for ONNX Runtime, MSE, bias, 5 raised": ENGINE,
+    "for ONNX Runtime, MSE, channel scales, bias": (
+        *ENGINE,
+        "quant.repairs=[channel_scales,bias]",
+        "quant.mixed=None",
+    ),
+    "for OpenVINO, default, channel scales, bias": (
+        "quant.preset=openvino",
+        "quant.observer=weighted_mse",
+        "quant.repairs=[channel_scales,bias]",
+        "quant.mixed=None",
+    ),
     "for OpenVINO, MSE, bias": ("quant.preset=openvino", "quant.mixed=None"),
     "int16": (*PLAIN, "quant.preset=int16", "quant.observer=min_max"),
     "w8a16": (*PLAIN, "quant.preset=w8a16", "quant.observer=min_max"),
@@ -48,6 +69,16 @@ ROWS: dict[str, tuple[str, ...]] = {
     "w4a8": (*PLAIN, "quant.preset=w4a8"),
     "w4a8, bias": ("quant.preset=w4a8", "quant.mixed=None"),
     "w4a8, AdaRound": ("quant.preset=w4a8", "quant.repairs=[adaround]", "quant.mixed=None"),
+    "w4a8, channel scales, AdaRound": (
+        "quant.preset=w4a8",
+        "quant.repairs=[channel_scales,adaround]",
+        "quant.mixed=None",
+    ),
+    "w4a8, channel scales, reconstruction": (
+        "quant.preset=w4a8",
+        "quant.repairs=[channel_scales,bias,reconstruct]",
+        "quant.mixed=None",
+    ),
     "w4a8, AdaRound, 5 raised": ("quant.preset=w4a8", "quant.repairs=[adaround]"),
 }
 

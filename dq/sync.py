@@ -15,6 +15,7 @@ from dq.dist.exchange import collectives
 from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_one_rank import run_on_rank
 from dq.quant.analysis.sensitivity import Sensitivity, noises_alone, ranked
+from dq.quant.graph.per_channel.channel_scales import scale_channels_of_, scaled_names
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.observers.min_max import MinMaxObserver, buffers
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, observers_of, update_scales_
@@ -135,6 +136,19 @@ def sensitivities_over_ranks(
     for part in collectives.all_gather_objects(found):
         noises |= part
     return ranked(graph, noises)
+
+
+def share_channel_scales_(graph: QuantizedGraph, *, source: int = 0) -> None:
+    """Scale on all ranks the channels that a calibration on one rank has scaled.
+
+    Every rank must call it, before state is exchanged: the scales are part of it.
+
+    Args:
+        graph: The prepared model.
+        source: The rank that has calibrated.
+    """
+    names: tuple[str, ...] = collectives.broadcast_object(scaled_names(graph), source=source)
+    scale_channels_of_(graph, names)
 
 
 def _images_of(batches: Sequence[Tensor], device: torch.device, source: int) -> Sequence[Tensor]:

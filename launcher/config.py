@@ -109,8 +109,8 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
     averages = training_recipe is not None and "momentum" not in (section.get("ema") or {})
     if training_recipe is not None:
         section = merged(training_recipe.rule, section)
-    # Not for the user: it follows from the repairs.
-    recipe_keys = [f.name for f in fields(Recipe) if f.name != "free_clips"]
+    # Not for the user: these follow from the repairs.
+    recipe_keys = [f.name for f in fields(Recipe) if f.name not in ("free_clips", "scaled")]
     extras = [f.name for f in fields(Refinements)]
     own_keys = [
         "recipe",
@@ -222,7 +222,12 @@ def _settings(section: object, kind: type[Any], name: str, example: str) -> dict
     return given
 
 
-_REPAIR_KEYS = {"repair_images": "images", "rounding_steps": "rounding_steps"}
+_REPAIR_KEYS = {
+    "repair_images": "images",
+    "rounding_steps": "rounding_steps",
+    "most_scaled": "most_scaled",
+    "reconstruction_steps": "reconstruction_steps",
+}
 
 
 def _repair(section: dict[str, Any]) -> Repair:

@@ -8,12 +8,15 @@ import torch
 
 from dq.dist.exchange import collectives
 from dq.quant.analysis.sensitivity import Sensitivity
+from dq.quant.graph.per_channel.channel_scales import scaled_names
 from dq.quant.graph.prepare import prepare
+from dq.quant.ptq.channel_scales import scale_channels_
 from dq.quant.ptq.equalization import equalize_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
-from dq.sync import calibrate_on_one_rank, sensitivities_over_ranks
+from dq.sync import calibrate_on_one_rank, sensitivities_over_ranks, share_channel_scales_
 from tests.quant.nets import Separable, calibrate, images
+from tests.quant.ptq.test_channel_scales import stem
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.cpu
@@ -45,6 +48,26 @@ def test_all_ranks_have_the_repaired_weights() -> None:
     first, second = run_ranks(repair_on_one_rank, 2)
     assert second["moved"] > 0.01
     torch.testing.assert_close(first["y"], second["y"])
+
+
+def scale_on_one_rank(source: int) -> dict[str, Any]:
+    graph, _ = stem(Recipe())
+    if collectives.rank() == source:
+        scale_channels_(graph, images(), most=1)
+    share_channel_scales_(graph, source=source)
+    calibrate_on_one_rank(graph, lambda: calibrate(graph, images()), rank=source)
+    set_phase(graph.quantizers, Phase.FROZEN)
+    with torch.no_grad():
+        y = graph(images(1)[0])
+    return {"scaled": scaled_names(graph), "state": graph.root.state_dict(), "y": y}
+
+
+def test_all_ranks_scale_the_channels_that_one_has_scaled() -> None:
+    first, second = run_ranks(scale_on_one_rank, 2, 1)
+    assert first["scaled"] == second["scaled"] == ("act/out",)
+    assert first["state"].keys() == second["state"].keys()
+    assert all(torch.equal(t, second["state"][name]) for name, t in first["state"].items())
+    assert torch.equal(first["y"], second["y"])
 
 
 def measured(source: int) -> tuple[list[Sensitivity], dict[str, torch.Tensor]]:

@@ -17,7 +17,7 @@ from dq.dist.work.on_one_rank import run_on_rank
 from dq.quant.ptq.mixed_precision import analyze
 from dq.quant.ptq.repairs import first_images
 from dq.quant.ptq.settings import Mixed
-from dq.sync import sensitivities_over_ranks
+from dq.sync import sensitivities_over_ranks, share_channel_scales_
 from launcher.plan import Plan
 from launcher.session import Session
 from launcher.stage.stage import read_checkpoint
@@ -61,5 +61,6 @@ def analyzed(
         images.extend(b.to(place.device) for b in first_images(batches, mixed.images))
 
     run_on_rank(begin)
+    share_channel_scales_(graph)
     found = sensitivities_over_ranks(graph, images)
     return run_on_rank(lambda: analyze(graph, images, found, mixed))

@@ -20,11 +20,12 @@ from dq.dist.rendezvous.restarts import restart_counted
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.dist.work.on_one_rank import run_on_rank
 from dq.quant.analysis.sensitivity import Sensitivity
+from dq.quant.graph.per_channel.channel_scales import scaled_names
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.widths import set_bits_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
-from dq.sync import calibrate_on_one_rank, sensitivities_over_ranks
+from dq.sync import calibrate_on_one_rank, sensitivities_over_ranks, share_channel_scales_
 from dq.tracking.record.stage_summary import StageSummary
 from launcher.plan import Plan
 from launcher.session import Session
@@ -91,7 +92,7 @@ def _kept(stage: Stage, reuse: bool) -> dict[str, Any] | None:
 
 
 def calibrate_all(stage: Stage, detector: nn.Module, graph: QuantizedGraph) -> Recipe:
-    """Calibrate and repair; return the recipe with what mixed precision raised.
+    """Calibrate and repair; return the recipe with what repairs raised and scaled.
 
     One rank finds ranges and repairs, and all ranks measure sensitivities.
     """
@@ -105,6 +106,7 @@ def calibrate_all(stage: Stage, detector: nn.Module, graph: QuantizedGraph) -> R
     )
     rank = place.calibration_rank
     run_on_rank(lambda: calibration.find_ranges_(plan.calibration_batches()), rank=rank)
+    share_channel_scales_(graph, source=rank)
     found: list[Sensitivity] = []
     if plan.settings.repair.mixed is not None:
         found = sensitivities_over_ranks(graph, calibration.few_images, source=rank)
@@ -118,4 +120,4 @@ def calibrate_all(stage: Stage, detector: nn.Module, graph: QuantizedGraph) -> R
     set_phase(graph.quantizers, Phase.FROZEN)
     log.info("all %d ranks have the same ranges, digest %s", collectives.world_size(), proof[:16])
     recipe = plan.settings.recipe
-    return replace(recipe, raised=(*recipe.raised, *names))
+    return replace(recipe, raised=(*recipe.raised, *names), scaled=scaled_names(graph))

@@ -100,8 +100,10 @@ def searched(
             ) from None
         rows = _rows(trials, outcome)
         chosen = outcome.chosen.candidate
-        detector, graph = trials.stored(chosen)
-        summary = conclude(stage, detector, graph, chosen.recipe, figures_of(stage, graph))
+        stored = trials.stored(chosen)
+        detector, graph = stored.detector, stored.graph
+        assert graph is not None
+        summary = conclude(stage, detector, graph, stored.recipe, figures_of(stage, graph))
         trials.remove_checkpoints(but=chosen)
         return Found(
             summary=summary,

@@ -63,6 +63,44 @@ def test_raised_quantizers_and_repaired_weights_survive_the_checkpoint(
     assert "no calibration needed" in (tmp_path / "logs/rank_0.log").read_text()
 
 
+def test_channel_scales_and_reconstruction_survive_the_checkpoint(
+    config: Path, float_checkpoint: Path, launch: Launch, tmp_path: Path
+) -> None:
+    """The pyramid's outputs pass SiLU, with one large channel that the head hardly reads."""
+    state = load_checkpoint(float_checkpoint)["state_dict"]
+    state["neck.fpn_convs.0.bn.weight"][2] *= 300
+    for name in ("cls_convs", "reg_convs"):
+        state[f"bbox_head.{name}.0.0.weight"][:, 2] /= 300
+    large = tmp_path / "large.pth"
+    torch.save({"state_dict": state}, large)
+    options = (
+        "--cfg-options",
+        "model.neck.act_cfg.type=Swish",
+        "quant.repairs=[channel_scales,bias,reconstruct]",
+        "quant.reconstruction_steps=2",
+        "quant.repair_images=4",
+    )
+    folder = ("--work-dir", tmp_path, "--threads", 1)
+    code, _, error = launch("calibrate", config, "--checkpoint", large, *folder, *options)
+    assert code == 0, error
+    path = tmp_path / "calibrated/calibrated.pth"
+    content = load_checkpoint(path)
+    scaled = content["quantization"]["recipe"]["scaled"]
+    assert "neck/fpn_convs/0/activate/out" in scaled
+    assert content["state_dict"].keys() == state.keys()
+
+    assert launch("eval", config, "--checkpoint", path, *folder, *options)[0] == 0
+    calibrated = json.loads((tmp_path / "calibrated/summary.json").read_text())
+    again = json.loads((tmp_path / "eval/summary.json").read_text())
+    assert again["metrics"] == calibrated["metrics"]
+
+    code, _, error = launch("qat", config, "--checkpoint", path, *folder, *options)
+    assert code == 0, error
+    trained = load_checkpoint(tmp_path / "qat/qat.pth")["quantization"]["recipe"]
+    assert trained["scaled"] == scaled
+    assert "no calibration needed" in (tmp_path / "logs/rank_0.log").read_text()
+
+
 def test_analyze_prints_a_table_and_writes_json_and_plot(
     config: Path, float_checkpoint: Path, launch: Launch, tmp_path: Path
 ) -> None:

@@ -97,7 +97,8 @@ def recipe_of(content: Mapping[str, Any]) -> Recipe | None:
     weight, activation = _spec(stored.pop("weight")), _spec(stored.pop("activation"))
     assert weight is not None
     assert activation is not None
-    stored["raised"] = tuple(stored.get("raised", ()))
+    for name in ("raised", "scaled"):
+        stored[name] = tuple(stored.get(name, ()))
     stored.setdefault("target", as_written.TARGET.name)  # From before there were targets.
     return Recipe(weight=weight, activation=activation, rules=rules, **stored)
 

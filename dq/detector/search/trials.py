@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from dq.detector.engines.measurement import measure
 from dq.detector.evaluation.evaluate import main_metric
 from dq.detector.model.checkpoint_content import compose
 from dq.detector.model.graph import quantize_detector
-from dq.detector.model.stored_detector import float_detector, quantize_as_stored
+from dq.detector.model.stored_detector import StoredDetector, float_detector, stored_detector
 from dq.detector.search.speed import engine_of_target, times_as_fast
 from dq.dist.exchange import collectives
 from dq.dist.files.checkpoint import load_checkpoint, save_checkpoint
@@ -32,6 +32,7 @@ from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.dist.work.on_one_rank import run_on_rank
 from dq.quant.analysis.statistics import model_bytes
+from dq.quant.graph.per_channel.channel_scales import scaled_names
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.repairs import first_images
 from dq.quant.quantizers.phase import Phase, set_phase
@@ -115,10 +116,8 @@ class Trials:
         self._calibrate([one for one in candidates if self._kept(self._key(one)) is None])
         return [self._metrics(one)[self.metric] for one in candidates]
 
-    def stored(
-        self, candidate: Candidate, device: torch.device | None = None
-    ) -> tuple[nn.Module, QuantizedGraph]:
-        """Return a calibrated candidate as its checkpoint has it: detector and graph.
+    def stored(self, candidate: Candidate, device: torch.device | None = None) -> StoredDetector:
+        """Return a calibrated candidate as its checkpoint has it.
 
         Args:
             candidate: Whose checkpoint has not been removed.
@@ -127,8 +126,7 @@ class Trials:
         path = self.path(candidate)
         content = on_main_rank(lambda: load_checkpoint(path))
         device = device or self._setting.device
-        detector = float_detector(self._setting.config, content, str(path), device)
-        return detector, quantize_as_stored(detector, candidate.recipe, content, str(path))
+        return stored_detector(self._setting.config, content, str(path), device)
 
     def num_bytes(self, candidate: Candidate) -> int:
         """Return the size of a measured candidate's weights."""
@@ -141,7 +139,8 @@ class Trials:
         if kept is not None:
             return [str(name) for name in kept]
         log.info("%s: measuring the sensitivity of its quantizers", candidate.name)
-        graph, device = self.stored(candidate)[1], self._setting.device
+        graph, device = self.stored(candidate).graph, self._setting.device
+        assert graph is not None
         few = run_on_rank(
             lambda: [
                 batch.to(device)
@@ -161,8 +160,10 @@ class Trials:
         name = f"{self._key(candidate)}.speed"
         kept = self._kept(name)
         if kept is None:
-            detector, graph = self.stored(candidate, torch.device("cpu"))
-            found = times_as_fast(self._setting.config, detector.eval(), graph, engine)
+            stored = self.stored(candidate, torch.device("cpu"))
+            detector, graph = stored.detector.eval(), stored.graph
+            assert graph is not None
+            found = times_as_fast(self._setting.config, detector, graph, engine)
             kept = {} if found is None else {engine: found}
             self._keep(name, kept)
         return kept.get(engine)
@@ -216,18 +217,18 @@ class Trials:
         calibration.finish_()
         log.info("%s: calibrated in %.0f s", candidate.name, time.monotonic() - began)
         set_phase(graph.quantizers, Phase.FROZEN)
-        return compose(
-            detector, graph=graph, recipe=candidate.recipe, meta={"stage": candidate.name}
-        )
+        recipe = replace(candidate.recipe, scaled=scaled_names(graph))
+        return compose(detector, graph=graph, recipe=recipe, meta={"stage": candidate.name})
 
     def _metrics(self, candidate: Candidate) -> dict[str, float]:
         key = self._key(candidate)
         kept = self._kept(key)
         if kept is None:
             began = time.monotonic()
-            detector, graph = self.stored(candidate)
-            kept = self._measured(detector, graph)
-            kept |= {"bytes": float(model_bytes(detector, graph))}
+            stored = self.stored(candidate)
+            assert stored.graph is not None
+            kept = self._measured(stored.detector, stored.graph)
+            kept |= {"bytes": float(model_bytes(stored.detector, stored.graph))}
             self._keep(key, kept)
             log.info(
                 "%s: %s %.2f %%, %.2f points below float; measured in %.0f s",

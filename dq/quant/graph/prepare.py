@@ -22,10 +22,11 @@ from torch import Tensor, fx, nn
 
 from dq.quant.graph.comparison import DifferenceError, Reference, refuse_difference
 from dq.quant.graph.functions import find_functions
+from dq.quant.graph.per_channel.channel_scales import insert_channel_scales_
+from dq.quant.graph.per_channel.relu6_limits import free_clips_
 from dq.quant.graph.placement import Placement, fixed_bounds, reads_shape
 from dq.quant.graph.position import positions
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph, Site
-from dq.quant.graph.relu6_limits import free_clips_
 from dq.quant.graph.roles import (
     is_layer,
     module_of,
@@ -206,6 +207,7 @@ class _Preparation:
         self.quantize_activations()
         if self.recipe.free_clips:
             free_clips_(self.root, self.graph, self.quantizers)
+        insert_channel_scales_(self.root, self.graph, self.recipe.scaled)
         remove_dead_code(self.graph)
         self.graph.lint()
 

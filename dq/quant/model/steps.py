@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from dq.quant.graph.per_channel.channel_scales import scaled_names
 from dq.quant.graph.prepare import prepare as prepare_graph
 from dq.quant.graph.quantized_graph import CONTAINER
 from dq.quant.graph.trace_with_fallback import trace_tolerantly
@@ -102,6 +104,7 @@ def calibrate(
     calibrate_and_repair_(
         model.graph, given, run, device, weight_range=model.recipe.weight_range, repair=repair
     )
+    model.recipe = replace(model.recipe, scaled=scaled_names(model.graph))
     model.eval()
     return seen
 

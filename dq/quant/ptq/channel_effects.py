@@ -68,7 +68,7 @@ def _gradients(
     try:
         with torch.enable_grad():
             outputs = [y for y in floating_tensors(graph(_leaf(images))) if y.requires_grad]
-            total = sum(_signed_sum(y, generator) for y in outputs)
+            total = sum(signed_sum(y, generator) for y in outputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -83,7 +83,8 @@ def _leaf(images: Tensor) -> Tensor:
     return images.detach().clone().requires_grad_()
 
 
-def _signed_sum(y: Tensor, generator: torch.Generator) -> Tensor:
+def signed_sum(y: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the sum of a tensor with random signs, relative to its own root of the power."""
     signs = torch.randint(0, 2, y.shape, generator=generator).to(y.device, y.dtype) * 2 - 1
     power = y.detach().double().square().sum().sqrt().clamp(min=1e-30)
     return (signs * y).sum() / power.to(y.dtype)

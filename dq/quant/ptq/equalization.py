@@ -10,6 +10,8 @@ ReLU6, which must be free for that (`Recipe.free_clips`).
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +19,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from dq.quant.graph.per_channel.relu6_limits import ChannelClip
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
-from dq.quant.graph.relu6_limits import ChannelClip
 from dq.quant.graph.roles import module_of
 from dq.quant.numerics.activation_functions import FUNCTIONS
 from dq.quant.ptq.settings import RepairStep
@@ -58,27 +60,17 @@ def pairs(graph: QuantizedGraph) -> list[Pair]:
     Layers that are called more than once, and norms without affine parameters, are left out.
     """
     layers = {f"{CONTAINER}.{entry[0].name}": entry for entry in graph.layers()}
-    calls = [str(n.target) for n in graph.graph.nodes if n.op == "call_module"]
-    owners = [site.module for site in graph.sites if site.kind == "weight"]
-
-    def alone(node: fx.Node) -> bool:
-        target = str(node.target)
-        return (
-            target in layers
-            and calls.count(target) == 1
-            and owners.count(layers[target][0].module) == 1
-        )
-
+    is_alone = alone(graph)
     found = []
     for node in graph.graph.nodes:
-        if node.op != "call_module" or not alone(node):
+        if node.op != "call_module" or not is_alone(node):
             continue
         next_layer, clips = _next_layer(graph, node)
-        if next_layer is None or not alone(next_layer):
+        if next_layer is None or not is_alone(next_layer):
             continue
         _, _, first, norm = layers[str(node.target)]
         _, _, second, second_norm = layers[str(next_layer.target)]
-        if norm is not None and (norm.weight is None or norm.bias is None):
+        if not scales_outputs(first, norm):
             continue
         if isinstance(first, nn.Linear) != isinstance(second, nn.Linear):
             continue  # The channels are different dimensions.
@@ -92,6 +84,24 @@ def pairs(graph: QuantizedGraph) -> list[Pair]:
             )
         )
     return found
+
+
+def alone(graph: QuantizedGraph) -> Callable[[fx.Node], bool]:
+    """Return a rule that says whether a node is the only call of a layer with one norm."""
+    layers = {f"{CONTAINER}.{entry[0].name}": entry[0].module for entry in graph.layers()}
+    calls = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
+    owners = Counter(site.module for site in graph.sites if site.kind == "weight")
+
+    def is_alone(node: fx.Node) -> bool:
+        target = str(node.target)
+        return target in layers and calls[target] == 1 and owners[layers[target]] == 1
+
+    return is_alone
+
+
+def scales_outputs(layer: nn.Module, norm: nn.Module | None) -> bool:
+    """Return whether `divide_outputs_` can divide the layer's result."""
+    return norm is None or (norm.weight is not None and norm.bias is not None)
 
 
 def _next_layer(graph: QuantizedGraph, node: fx.Node) -> tuple[fx.Node | None, list[ChannelClip]]:
@@ -144,19 +154,30 @@ def _equalize_pair_(pair: Pair) -> Tensor:
     factor = torch.sqrt(given / taken).clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
     dead = (given < _FLOATS) | (taken < _FLOATS)
     factor = torch.where(dead, torch.ones_like(factor), factor)
-    for owner in (pair.first,) if pair.norm is None else (pair.norm,):
-        weight, bias = owner.weight, owner.bias
-        assert isinstance(weight, Tensor)
-        scaled = weight / spread_over_weight(pair.first, factor) if owner is pair.first else None
-        weight.copy_(weight / factor if scaled is None else scaled)
-        if isinstance(bias, Tensor):
-            bias.copy_(bias / factor)
+    divide_outputs_(pair.first, pair.norm, factor)
     for clip in pair.clips:
         clip.limit.copy_(clip.limit / factor)
     weight = pair.second.weight
     assert isinstance(weight, Tensor)
-    weight.copy_(weight * _along_inputs(pair.second, factor))
+    weight.copy_(weight * along_inputs(pair.second, factor))
     return factor
+
+
+@torch.no_grad()
+def divide_outputs_(layer: nn.Module, norm: nn.Module | None, factor: Tensor) -> None:
+    """Divide each channel of the result of a layer, and of its norm if it has one.
+
+    Args:
+        layer: Convolution, transposed convolution or linear; changed in place if there is no norm.
+        norm: Changed in place.
+        factor: ``(channels,)``.
+    """
+    owner = layer if norm is None else norm
+    weight, bias = owner.weight, owner.bias
+    assert isinstance(weight, Tensor)
+    weight.copy_(weight / (spread_over_weight(layer, factor) if norm is None else factor))
+    if isinstance(bias, Tensor):
+        bias.copy_(bias / factor)
 
 
 def output_extent(layer: nn.Module, weight: Tensor) -> Tensor:
@@ -176,7 +197,7 @@ def input_extent(layer: nn.Module, weight: Tensor) -> Tensor:
     return grouped.amax((1, 3)).flatten()
 
 
-def _along_inputs(layer: nn.Module, factor: Tensor) -> Tensor:
+def along_inputs(layer: nn.Module, factor: Tensor) -> Tensor:
     """Return the factors in a shape that multiplies ``layer.weight`` by input channel."""
     assert isinstance(layer, _ConvNd | nn.Linear)
     if isinstance(layer, _ConvTransposeNd):
@@ -188,5 +209,7 @@ def _along_inputs(layer: nn.Module, factor: Tensor) -> Tensor:
 
 
 REPAIR = RepairStep(
-    apply=lambda graph, images, settings: equalize_(graph), changes_ranges=True, frees_clips=True
+    apply=lambda graph, images, settings, reference: equalize_(graph),
+    changes_ranges=True,
+    frees_clips=True,
 )

@@ -73,7 +73,7 @@ def walk(
         batches: Images ``(N, 3, H, W)`` on the model's device.
         visit: May change the layer's parameters.
     """
-    reference = _float_copy(graph.root)
+    reference = float_copy(graph.root)
     layers = {f"{CONTAINER}.{entry[0].name}": entry for entry in graph.layers()}
     readers = Counter(n for node in graph.graph.nodes for n in node.all_input_nodes)
     plain: dict[fx.Node, list[Any]] = {}
@@ -119,7 +119,7 @@ def fake_quantizing(graph: QuantizedGraph) -> Iterator[None]:
         yield
 
 
-def _float_copy(root: nn.Module) -> nn.Module:
+def float_copy(root: nn.Module) -> nn.Module:
     """Return a copy of the model as it is now, with all quantizers off."""
     twin = copy.deepcopy(root)
     twin.eval()  # A detector overrides train() for distillation and returns nothing.

@@ -6,10 +6,11 @@ import importlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dq.quant.analysis.sensitivity import (
     Sensitivity,
@@ -21,6 +22,7 @@ from dq.quant.analysis.sensitivity import (
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.observers.histogram import HistogramObserver
 from dq.quant.ptq.calibration import calibrate_
+from dq.quant.ptq.layer_walk import float_copy
 from dq.quant.ptq.mixed_precision import choose_raised_
 from dq.quant.ptq.settings import STEPS, Repair, RepairStep
 from dq.quant.ptq.weight_clipping import clip_weights_, restore_weights_
@@ -70,6 +72,7 @@ class Calibration:
         self._images: list[Tensor] = []
         self._wanted: list[list[Tensor]] = []
         self._originals: dict[str, Tensor] = {}
+        self._reference: nn.Module | None = None
 
     def find_ranges_(self, batches: Iterable[Any]) -> None:
         """Apply the first repairs, find the ranges, clip weights; leave the quantizers FROZEN.
@@ -83,8 +86,13 @@ class Calibration:
         """
         graph, repair = self.graph, self.repair
         graph.root.eval()
-        for step in self._first:
-            step.apply(graph, [], repair)
+        if self._first:
+            batches = iter(batches)
+            first = list(islice(batches, 1))
+            images = [b.to(self.device) for b in first if isinstance(b, Tensor)]
+            for step in self._first:
+                step.apply(graph, images, repair, graph.root)
+            batches = chain(first, batches)
         kept = _KeepFirst(batches, repair.images)
         calibrate_(graph, kept, self.run)
         if self._later or repair.mixed is not None:
@@ -92,6 +100,7 @@ class Calibration:
         # The reference is the float network before any weight is clipped; only repairs are judged.
         if self._later:
             self._wanted = float_outputs(graph, self._check)
+            self._reference = float_copy(graph.root)
         if self.weight_range == "mse":
             self._originals = clip_weights_(graph)
         if self._originals:
@@ -131,7 +140,8 @@ class Calibration:
         set_phase(graph.quantizers, Phase.FROZEN)
         for step in self._later:
             with _undone_if_worse(graph, self._check, self._wanted):
-                step.apply(graph, self._images, repair)
+                assert self._reference is not None
+                step.apply(graph, self._images, repair, self._reference)
         return raised
 
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dq.names import hint
 from dq.quant.graph.quantized_graph import QuantizedGraph
 
 # The modules of this package with a `RepairStep` called REPAIR, in the order in which they run.
-STEPS = {"equalize": "equalization", "bias": "bias_correction", "adaround": "adaround"}
+STEPS = {
+    "equalize": "equalization",
+    "channel_scales": "channel_scales",
+    "bias": "bias_correction",
+    "adaround": "adaround",
+    "reconstruct": "reconstruction",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +45,16 @@ class RepairStep:
     """One repair.
 
     Attributes:
-        apply: Changes the model of a graph in place, given some images and the settings.
-        changes_ranges: It runs before ranges are found, without images. Otherwise it runs after
-            that, with all quantizers FROZEN, and is undone if it makes the outputs worse.
+        apply: Changes the model of a graph in place, given some images, the settings, and a copy of
+            the model in float from before weights were clipped.
+        changes_ranges: It runs before ranges are found, with the first batch of images. Otherwise
+            it runs after that, with all quantizers FROZEN, and is undone if it makes the outputs
+            worse.
         includes: Names of steps that it does too, so they do not run on their own.
         frees_clips: It needs `dq.quant.recipes.recipe.Recipe.free_clips`.
     """
 
-    apply: Callable[[QuantizedGraph, Sequence[Tensor], Repair], object]
+    apply: Callable[[QuantizedGraph, Sequence[Tensor], Repair, nn.Module], object]
     changes_ranges: bool = False
     includes: frozenset[str] = frozenset()
     frees_clips: bool = False
@@ -61,18 +69,23 @@ class Repair:
         mixed: Automatic mixed precision; None for none.
         images: Number of calibration images for bias correction and AdaRound.
         rounding_steps: Steps of AdaRound for each layer.
+        most_scaled: Largest number of tensors with a scale for each channel.
+        reconstruction_steps: Steps of block reconstruction for each block.
     """
 
     steps: tuple[str, ...] = ()
     mixed: Mixed | None = None
     images: int = 64
     rounding_steps: int = 200
+    most_scaled: int = 4
+    reconstruction_steps: int = 200
 
     def __post_init__(self) -> None:
         for step in self.steps:
             if step not in STEPS:
                 raise ValueError(f"quant.repairs: {step!r} does not exist; {hint(step, STEPS)}")
-        if self.images < 1 or self.rounding_steps < 0:
+        if self.images < 1 or self.rounding_steps < 0 or self.most_scaled < 0:
             raise ValueError(
-                "quant.repair_images must be 1 or more and quant.rounding_steps 0 or more"
+                "quant.repair_images must be 1 or more, quant.rounding_steps 0 or more and"
+                " quant.most_scaled 0 or more"
             )

@@ -92,6 +92,8 @@ class Recipe:
         target: Name of the engine whose rules say where quantizers stand, see `dq.quant.targets`.
         raised: Names of quantizers that get `RAISED_BITS` in any case: the choice of automatic
             mixed precision.
+        scaled: Names of quantizers in front of which each channel has a scale of its own: the
+            choice of the repair ``channel_scales``.
     """
 
     weight: QuantSpec = INT8_WEIGHT
@@ -106,6 +108,7 @@ class Recipe:
     free_clips: bool = False
     target: str = "int8"
     raised: tuple[str, ...] = field(default=())
+    scaled: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
         if self.observer not in OBSERVERS:
@@ -140,10 +143,11 @@ class Recipe:
     def fits_stored(self, stored: Recipe) -> bool:
         """Say whether a calibration by ``stored`` serves this recipe too.
 
-        Which quantizers mixed precision raised is part of a stored recipe. Here it is only if the
-        config names them.
+        Which quantizers mixed precision raised, and whose channels are scaled, is part of a stored
+        recipe. Here it is only if the config names them.
         """
-        return replace(stored, raised=self.raised) == self and self.raised in ((), stored.raised)
+        chosen = replace(stored, raised=self.raised, scaled=self.scaled)
+        return chosen == self and self.raised in ((), stored.raised)
 
     def rule_for(self, module: str, kind: str = "", positions: Collection[str] = ()) -> Rule | None:
         """Return the last matching rule, or None.

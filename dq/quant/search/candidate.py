@@ -38,6 +38,8 @@ _WAYS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("percentile + bias", "percentile", ("bias",)),
     ("weighted mse + equalize + bias", "weighted_mse", ("equalize", "bias")),
 )
+_SEARCHED = ("weighted_mse", "mse")
+_BEFORE_RANGES = ("equalize", "channel_scales")
 _ROUNDING = ("adaround",)
 
 
@@ -74,6 +76,30 @@ def first_candidates(recipe: Recipe, repair: Repair) -> list[Candidate]:
     return found
 
 
+def with_channel_scales(best: Candidate) -> list[Candidate]:
+    """Return candidates with one scale per channel where channels differ most; none if it has it.
+
+    They cost the engine a multiplication for each such tensor. The range that was best for the
+    large channels need not be the best one then, so the other searched range is tried too.
+    """
+    if "channel_scales" in best.repair.steps:
+        return []
+    repair = replace(best.repair, steps=(*best.repair.steps, "channel_scales"))
+    observers = dict.fromkeys((best.recipe.observer, *_SEARCHED))
+    return [
+        Candidate(
+            name=f"{observer.replace('_', ' ')} + channel scales{_named(best.repair.steps)}",
+            recipe=replace(best.recipe, observer=observer),
+            repair=repair,
+        )
+        for observer in observers
+    ]
+
+
+def _named(steps: Sequence[str]) -> str:
+    return "".join(f" + {step}" for step in steps)
+
+
 def with_rounding(best: Candidate) -> Candidate | None:
     """Return the candidate with learned rounding of weights (AdaRound); None if it has it.
 
@@ -81,11 +107,22 @@ def with_rounding(best: Candidate) -> Candidate | None:
     """
     if "adaround" in best.repair.steps:
         return None
-    kept = tuple(step for step in best.repair.steps if step == "equalize")
+    kept = tuple(step for step in best.repair.steps if step in _BEFORE_RANGES)
     return Candidate(
         name=f"{best.name.removesuffix(' + bias')} + adaround",
         recipe=best.recipe,
         repair=replace(best.repair, steps=(*kept, *_ROUNDING)),
+    )
+
+
+def with_reconstruction(best: Candidate) -> Candidate | None:
+    """Return the candidate with block reconstruction; None if it has it. It takes longest."""
+    if "reconstruct" in best.repair.steps:
+        return None
+    return Candidate(
+        name=f"{best.name} + reconstruct",
+        recipe=best.recipe,
+        repair=replace(best.repair, steps=(*best.repair.steps, "reconstruct")),
     )
 
 

@@ -1,6 +1,7 @@
 """The order in which a search tries candidates, from cheap to expensive, until a limit is met.
 
-First everything stays narrow: several ways to find ranges, then learned rounding. If none of them
+First everything stays narrow: several ways to find ranges, then a scale for each channel where
+channels differ most, then learned rounding (AdaRound, then block reconstruction). If none of them
 meets the limit, the most sensitive quantizers are raised to 16 bits: 1, 2, 4, 8 and so on, and then
 numbers between the last that failed and the first that met the limit. Which candidates are tried
 depends on the measured values alone, so a search on several ranks finds what one rank finds.
@@ -13,7 +14,14 @@ from dataclasses import dataclass
 
 from dq.quant.ptq.settings import Repair
 from dq.quant.recipes.recipe import Recipe
-from dq.quant.search.candidate import Candidate, first_candidates, with_raised, with_rounding
+from dq.quant.search.candidate import (
+    Candidate,
+    first_candidates,
+    with_channel_scales,
+    with_raised,
+    with_reconstruction,
+    with_rounding,
+)
 
 # Number of candidates that are measured together, because several ranks share them.
 _TOGETHER = 3
@@ -103,12 +111,13 @@ class Search:
     def _climb(self, recipe: Recipe, repair: Repair) -> None:
         if self._try(first_candidates(recipe, repair)):
             return
-        best = self._best()
-        rounded = with_rounding(best)
-        if rounded is not None:
-            if self._try([rounded]):
+        if self._try(with_channel_scales(self._best())):
+            return
+        for learned in (with_rounding, with_reconstruction):
+            candidate = learned(self._best())
+            if candidate is not None and self._try([candidate]):
                 return
-            best = self._best()
+        best = self._best()
         ranking = self._rank(best)[: self.max_raised]
         failed = 0
         for counts in batched(_steps(len(ranking)), _TOGETHER):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dq.quant.graph.per_channel.relu6_limits import ChannelClip
 from dq.quant.graph.prepare import prepare
-from dq.quant.graph.relu6_limits import ChannelClip
 from dq.quant.ptq.equalization import equalize_, input_extent, output_extent, pairs
 from dq.quant.quantizers.layers import QuantizedLayer
 from dq.quant.quantizers.phase import Phase, set_phase

@@ -8,7 +8,13 @@ import pytest
 
 from dq.quant.ptq.settings import Mixed, Repair
 from dq.quant.recipes.recipe import Recipe
-from dq.quant.search.candidate import Candidate, first_candidates, with_rounding
+from dq.quant.search.candidate import (
+    Candidate,
+    first_candidates,
+    with_channel_scales,
+    with_reconstruction,
+    with_rounding,
+)
 from dq.quant.search.ladder import Search, TimeUpError, Tried, pareto_front
 
 NAMES = tuple(f"layer{number}" for number in range(20))
@@ -46,11 +52,44 @@ def test_nothing_is_raised_if_a_way_to_calibrate_meets_the_limit() -> None:
     assert "adaround" not in [s for t in outcome.tried for s in t.candidate.repair.steps]
 
 
+def test_channel_scales_come_before_learned_rounding_with_each_searched_range() -> None:
+    def value(candidate: Candidate) -> float:
+        return 0.9 if "channel_scales" in candidate.repair.steps else 0.5
+
+    here, _ = search(value, least=0.8)
+    outcome = here.run(Recipe(observer="percentile"), Repair(steps=("bias",)))
+    scaled = [t.candidate for t in outcome.tried if "channel_scales" in t.candidate.repair.steps]
+    assert [c.recipe.observer for c in scaled] == ["percentile", "weighted_mse", "mse"]
+    assert all(c.repair.steps == ("bias", "channel_scales") for c in scaled)
+    assert outcome.meets_limit
+    assert "adaround" not in [s for t in outcome.tried for s in t.candidate.repair.steps]
+    # Learned rounding keeps them.
+    rounded = with_rounding(scaled[0])
+    assert rounded is not None
+    assert set(rounded.repair.steps) == {"channel_scales", "adaround"}
+    # A config that has them gets no other.
+    assert with_channel_scales(scaled[0]) == []
+
+
 def test_learned_rounding_comes_before_more_bits() -> None:
     here, _ = search(lambda c: 0.9 if "adaround" in c.repair.steps else 0.5, least=0.8)
     outcome = here.run(Recipe(), Repair())
     assert "adaround" in outcome.chosen.candidate.repair.steps
     assert outcome.chosen.candidate.num_raised == 0
+
+
+def test_block_reconstruction_of_the_best_comes_last_before_more_bits() -> None:
+    def value(candidate: Candidate) -> float:
+        return 0.5 + 0.1 * len(set(candidate.repair.steps) & {"channel_scales", "reconstruct"})
+
+    here, _ = search(value, least=0.65)
+    outcome = here.run(Recipe(), Repair())
+    last = outcome.tried[-1].candidate
+    assert last == outcome.chosen.candidate
+    assert set(last.repair.steps) >= {"channel_scales", "reconstruct"}
+    assert last.num_raised == 0
+    assert "adaround" in outcome.tried[-2].candidate.repair.steps
+    assert with_reconstruction(last) is None
 
 
 @pytest.mark.parametrize("needed", range(1, 21))
@@ -76,7 +115,7 @@ def test_a_limit_that_cannot_be_met_returns_the_best() -> None:
 
 
 def test_a_search_without_time_returns_the_best_so_far() -> None:
-    here, _ = search(by_raised(0.5, 0.01), least=0.68, batches=3)
+    here, _ = search(by_raised(0.5, 0.01), least=0.68, batches=5)
     outcome = here.run(Recipe(), Repair())
     assert outcome.ended_early
     assert not outcome.meets_limit

@@ -1,0 +1,315 @@
+"""Block reconstruction: learn roundings, ranges and biases so that each block gives float's result.
+
+After BRECQ (Li et al. 2021, arXiv 2102.05426) and QDrop (Wei et al. 2022, arXiv 2203.05740). Block
+by block, a few hundred steps of Adam on calibration images change the weights of its layers within
+some rounding steps, their biases, and scale and zero point of its activations. Gradients pass the
+rounding straight through, as in quantization-aware training, but neither annotations nor whole
+passes are needed. The target is the float network's result. The input is that of the quantized
+network, in which half of the values, chosen anew in each step, are float's, so that a block does
+not fit one pattern of errors; activations inside are rounded with the same chance.
+
+An error counts as much as it changes the outputs of the detector: its square is weighed by the
+squared derivative of the outputs by that channel.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from dq.quant.graph.nodes import computed, is_shape, module_of
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.ptq.block_parameters import Parameters, layers_in, learning
+from dq.quant.ptq.blocks import Block, blocks_of, constants
+from dq.quant.ptq.channel_effects import signed_sum
+from dq.quant.ptq.settings import RepairStep
+from dq.quant.quantizers.fake_quantize import ActivationQuantizer
+from dq.quant.quantizers.phase import Phase, set_phase
+
+log = logging.getLogger(__name__)
+
+# Images of one step.
+AT_ONCE = 4
+# Images on which the derivatives of the outputs are measured.
+EFFECT_IMAGES = 8
+# Chance of a value to be rounded in a step.
+KEPT_ROUNDED = 0.5
+
+Values = dict[fx.Node, list[Any]]
+
+
+def reconstruct_(
+    graph: QuantizedGraph, batches: Sequence[Tensor], reference: nn.Module, *, steps: int
+) -> int:
+    """Reconstruct all blocks in place.
+
+    Args:
+        graph: Prepared, with ranges, in evaluation mode; left FROZEN.
+        batches: Images on the model's device.
+        reference: The model in float, from before its weights were clipped or repaired, see
+            `dq.quant.ptq.layer_walk.float_copy`.
+        steps: Steps of Adam for each block.
+
+    Returns:
+        The number of blocks that became better; others stay as they were.
+    """
+    images = [few for batch in batches for few in torch.split(batch, AT_ONCE)]
+    blocks = blocks_of(graph)
+    run = _Run(graph, images, blocks, reference)
+    generator = torch.Generator().manual_seed(0)
+    better, began = 0, time.monotonic()
+    for number, block in enumerate(blocks, start=1):
+        before, after = run.reconstruct(block, steps, generator)
+        run.forget(number)
+        better += after < before
+        elapsed = time.monotonic() - began
+        log.info(
+            "block %d of %d: relative error %.4g -> %.4g, %.0f s to go",
+            number,
+            len(blocks),
+            before,
+            after,
+            elapsed / number * (len(blocks) - number),
+        )
+    set_phase(graph.quantizers, Phase.FROZEN)
+    return better
+
+
+class _Run:
+    """One pass over the blocks with the values of all images, in float and fake-quantized."""
+
+    def __init__(
+        self,
+        graph: QuantizedGraph,
+        images: Sequence[Tensor],
+        blocks: Sequence[Block],
+        reference: nn.Module,
+    ) -> None:
+        self.graph, self.images, self.reference = graph, images, reference
+        self.fixed = constants(graph.graph)
+        self.plain: Values = {}
+        self.rounded: Values = {}
+        self.effects = _effects(
+            graph, self.reference, torch.cat(list(images))[:EFFECT_IMAGES], blocks
+        )
+        self.last_reader = {node: n for n, block in enumerate(blocks) for node in block.inputs}
+
+    def reconstruct(
+        self, block: Block, steps: int, generator: torch.Generator
+    ) -> tuple[float, float]:
+        """Learn one block, and compute its outputs for the blocks after it.
+
+        Returns:
+            The relative error of the block's outputs before and after.
+        """
+        targets = self._outputs(block, self.reference, self.plain)
+        error = _Error(block, targets, self.effects)
+        before = self._error(block, error)
+        after = before
+        if steps and any(True for _ in layers_in(self.graph, block)):
+            with learning(self.graph, block) as parameters:
+                self._learn(block, error, parameters, steps, generator)
+                after = self._error(block, error)
+                if not after < before:
+                    parameters.restore_()
+                    after = before
+        self.plain |= targets
+        self.rounded |= self._outputs(block, self.graph.root, self.rounded)
+        return before, after
+
+    def forget(self, number: int) -> None:
+        """Free the values that no block from this number on reads."""
+        for values in (self.plain, self.rounded):
+            for node in [n for n in values if self.last_reader.get(n, -1) < number]:
+                del values[node]
+
+    def _learn(
+        self,
+        block: Block,
+        error: _Error,
+        parameters: Parameters,
+        steps: int,
+        generator: torch.Generator,
+    ) -> None:
+        optimizer = torch.optim.Adam(parameters.groups())
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        order: list[int] = []
+        with _partly_rounded(self.graph, block, generator), torch.enable_grad():
+            for _ in range(steps):
+                order = order or torch.randperm(len(self.images), generator=generator).tolist()
+                index = order.pop()
+                given = {
+                    node: _mixed(self.rounded[node][index], self.plain[node][index], generator)
+                    for node in block.inputs
+                }
+                outputs = self._computed(block, self.graph.root, given, self.images[index])
+                optimizer.zero_grad()
+                error(outputs, index).backward()  # type: ignore[no-untyped-call]
+                parameters.take_gradients_()
+                optimizer.step()
+                schedule.step()
+                parameters.write_()
+
+    @torch.no_grad()
+    def _error(self, block: Block, error: _Error) -> float:
+        total = 0.0
+        for index, images in enumerate(self.images):
+            given = {node: _copied(self.rounded[node][index]) for node in block.inputs}
+            outputs = self._computed(block, self.graph.root, given, images)
+            total += float(error(outputs, index)) * len(images)
+        return total / sum(len(images) for images in self.images)
+
+    @torch.no_grad()
+    def _outputs(self, block: Block, root: nn.Module, values: Values) -> Values:
+        found: Values = {node: [] for node in block.outputs}
+        for index, images in enumerate(self.images):
+            given = {node: _copied(values[node][index]) for node in block.inputs}
+            for node, value in self._computed(block, root, given, images).items():
+                found[node].append(value)
+        return found
+
+    def _computed(
+        self, block: Block, root: nn.Module, given: Mapping[fx.Node, Any], images: Tensor
+    ) -> dict[fx.Node, Any]:
+        """Return the block's outputs for one batch of images."""
+        values: dict[fx.Node, Any] = dict(given)
+
+        def value(node: fx.Node) -> Any:
+            if node not in values:
+                assert node in self.fixed, node
+                values[node] = computed(root, node, value, images)
+            return values[node]
+
+        for node in block.nodes:
+            values[node] = computed(root, node, value, images)
+        return {node: values[node] for node in block.outputs}
+
+
+class _Error:
+    """The error of a block's outputs, by its effect on the detector's outputs, relative to float's.
+
+    Args:
+        block: The block.
+        targets: The float outputs, for each batch of images.
+        effects: Squared derivative of the detector's outputs by each channel.
+    """
+
+    def __init__(self, block: Block, targets: Values, effects: Mapping[fx.Node, Tensor]) -> None:
+        self.targets = targets
+        self.weights: dict[fx.Node, Tensor] = {}
+        power = 0.0
+        for node in block.outputs:
+            values = [leaf for value in targets[node] for leaf in _floats(value)]
+            if is_shape(node) or not values:
+                continue
+            weight = effects.get(node, torch.ones((), device=values[0].device))
+            self.weights[node] = weight
+            power += sum(float(_weighed(value, weight)) for value in values) / len(values)
+        self.power = max(power, 1e-30)
+
+    def __call__(self, outputs: Mapping[fx.Node, Any], index: int) -> Tensor:
+        """Return the error of one batch's outputs, ``()``."""
+        parts = [
+            _weighed(own - wanted, weight)
+            for node, weight in self.weights.items()
+            for own, wanted in zip(
+                _floats(outputs[node]), _floats(self.targets[node][index]), strict=True
+            )
+        ]
+        return torch.stack(parts).sum() / self.power
+
+
+def _weighed(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the sum of squares, channels weighed, for one image on average."""
+    squared = x.square()
+    if weight.dim():
+        squared = squared * weight.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
+    return squared.sum() / len(x)
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy, which operations in place may overwrite."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _floats(value: Any) -> list[Tensor]:
+    return [v for v in tree_leaves(value) if isinstance(v, Tensor) and v.is_floating_point()]
+
+
+def _mixed(rounded: Any, plain: Any, generator: torch.Generator) -> Any:
+    """Return values of which a random half is rounded."""
+
+    def mix(own: Any, other: Any) -> Any:
+        if not isinstance(own, Tensor) or not own.is_floating_point():
+            return own
+        chance = torch.rand(own.shape, generator=generator).to(own.device)
+        return torch.where(chance < KEPT_ROUNDED, own, other)
+
+    return tree_map(mix, rounded, plain)
+
+
+def _effects(
+    graph: QuantizedGraph, reference: nn.Module, images: Tensor, blocks: Sequence[Block]
+) -> dict[fx.Node, Tensor]:
+    """Return the squared derivative of the outputs by each channel of each block's outputs."""
+    wanted = {node for block in blocks for node in block.outputs}
+    generator = torch.Generator().manual_seed(0)
+    found: dict[fx.Node, Tensor] = {}
+    for few in torch.split(images, 2):
+        kept: dict[fx.Node, Tensor] = {}
+        values: dict[fx.Node, Any] = {}
+        given = few.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            for node in graph.graph.nodes:
+                values[node] = computed(reference, node, values.__getitem__, given)
+                value = values[node]
+                if node in wanted and isinstance(value, Tensor) and value.requires_grad:
+                    kept[node] = value
+            outputs = [y for y in _floats(values[node]) if y.requires_grad]
+            total = sum(signed_sum(y, generator) for y in outputs)
+        if not kept or not isinstance(total, Tensor):
+            continue
+        gradients = torch.autograd.grad(total, list(kept.values()), allow_unused=True)
+        for node, gradient in zip(kept, gradients, strict=True):
+            if gradient is not None and gradient.dim() >= 2:
+                axes = [axis for axis in range(gradient.dim()) if axis != 1]
+                squared = gradient.double().square().sum(axes) / gradient[0, 0].numel()
+                found[node] = found[node] + squared if node in found else squared
+    return found
+
+
+@contextmanager
+def _partly_rounded(
+    graph: QuantizedGraph, block: Block, generator: torch.Generator
+) -> Iterator[None]:
+    """Let each activation of a block be rounded with a chance of one half, value by value."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        chance = torch.rand(output.shape, generator=generator).to(output.device)
+        return torch.where(chance < KEPT_ROUNDED, output, inputs[0].to(output.dtype))
+
+    found: list[Callable[[], None]] = []
+    for node in block.nodes:
+        module = module_of(graph.root, node)
+        # The block's own outputs are what is compared.
+        if isinstance(module, ActivationQuantizer) and node not in block.outputs:
+            found.append(module.register_forward_hook(hook).remove)
+    try:
+        yield
+    finally:
+        for remove in found:
+            remove()
+
+
+REPAIR = RepairStep(
+    apply=lambda graph, images, settings, reference: reconstruct_(
+        graph, images, reference, steps=settings.reconstruction_steps
+    ),
+)

@@ -1,0 +1,174 @@
+"""Block reconstruction brings the outputs on unseen images nearer to float's."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dq.quant.graph.prepare import prepare
+from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.ptq.adaround import adaround_
+from dq.quant.ptq.bias_correction import correct_bias_
+from dq.quant.ptq.layer_walk import float_copy
+from dq.quant.ptq.reconstruction import reconstruct_
+from dq.quant.ptq.repairs import calibrate_and_repair_
+from dq.quant.ptq.settings import Repair
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.presets import preset
+from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
+from tests.quant.nets import Separable, calibrate, images, sqnr, unseen
+from tests.quant.ptq.test_blocks import Pyramid
+
+W3 = replace(INT8_WEIGHT, bits=3)
+A4 = preset("w4a4").activation
+RECIPES = {
+    "3-bit weights": Recipe(weight=W3),
+    "per tensor": Recipe(weight=replace(W3, channel_axis=None), activation=A4),
+    "powers of two": Recipe(
+        weight=replace(W3, power_of_two=True), activation=replace(A4, power_of_two=True)
+    ),
+    "symmetric activations": replace(
+        preset("tensorrt"), weight=W3, activation=replace(preset("tensorrt").activation, bits=4)
+    ),
+    "4-bit activations": Recipe(weight=W3, activation=A4),
+    "lsq": Recipe(weight=W3, activation=A4, learned="lsq"),
+    "lsq+": Recipe(weight=W3, activation=A4, learned="lsq+"),
+    "pact": Recipe(weight=W3, activation=A4, learned="pact"),
+    "onnxruntime": replace(preset("onnxruntime"), weight=W3),
+}
+
+
+def ready(
+    recipe: Recipe, activation: type[nn.Module] = nn.ReLU
+) -> tuple[QuantizedGraph, nn.Module, list[Tensor]]:
+    """Return a calibrated net with corrected biases, itself in float, and unseen float outputs."""
+    torch.manual_seed(0)
+    net = Separable(activation, unequal=False).eval()
+    wanted = unseen(net)
+    graph = prepare(net, recipe)
+    calibrate(graph, images())
+    reference = float_copy(graph.root)
+    correct_bias_(graph, images())
+    return graph, reference, wanted
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+def test_the_error_on_unseen_images_falls(recipe: Recipe) -> None:
+    graph, reference, wanted = ready(recipe, nn.SiLU)
+    before = sqnr(graph, wanted)
+    modules, keys = dict(graph.quantizers.named_modules()), list(graph.root.state_dict())
+    assert reconstruct_(graph, images(), reference, steps=60) >= 1
+    assert sqnr(graph, wanted) > before + 0.4
+    assert dict(graph.quantizers.named_modules()) == modules
+    assert list(graph.root.state_dict()) == keys
+    assert all(p.grad is None for p in graph.root.parameters())
+
+
+def test_it_beats_rounding_layer_by_layer() -> None:
+    graph, reference, wanted = ready(RECIPES["4-bit activations"], nn.SiLU)
+    adaround_(graph, images(), steps=0)
+    rounded = sqnr(graph, wanted)
+    graph, reference, wanted = ready(RECIPES["4-bit activations"], nn.SiLU)
+    reconstruct_(graph, images(), reference, steps=60)
+    assert sqnr(graph, wanted) > rounded + 0.4
+
+
+@pytest.mark.parametrize("name", ["4-bit activations", "symmetric activations", "onnxruntime"])
+def test_a_learned_scale_is_that_of_the_range(name: str) -> None:
+    """Checkpoints, training and export take scales from ranges again."""
+    graph, reference, _ = ready(RECIPES[name], nn.SiLU)
+    first = {n: float(q.scale) for n, q in graph.activations().items()}
+    reconstruct_(graph, images(), reference, steps=60)
+    moved = 0
+    for quantizer_name, quantizer in graph.activations().items():
+        scale, shift = quantizer.scale.clone(), quantizer.zero_point.clone()
+        moved += float(scale) != first[quantizer_name]
+        quantizer.initialise_from_range_()
+        torch.testing.assert_close(quantizer.scale, scale, rtol=1e-5, atol=0)
+        assert torch.equal(quantizer.zero_point, shift)
+    assert moved
+
+
+def test_the_same_images_give_the_same_result() -> None:
+    states = []
+    for _ in range(2):
+        graph, reference, _ = ready(RECIPES["4-bit activations"])
+        torch.rand(7)  # Nothing depends on torch's own generator.
+        reconstruct_(graph, images(), reference, steps=10)
+        states.append(graph.root.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_shared_layers_and_sums_are_reconstructed_too() -> None:
+    torch.manual_seed(0)
+    net = Pyramid().eval()
+    wanted = unseen(net)
+    graph = prepare(net, Recipe(weight=W3))
+    calibrate(graph, images())
+    before, reference = sqnr(graph, wanted), float_copy(graph.root)
+    head = net.head.weight.detach().clone()
+    reconstruct_(graph, images(), reference, steps=60)
+    assert sqnr(graph, wanted) > before + 0.4
+    assert not torch.equal(net.head.weight, head)
+
+
+class InPlace(nn.Module):
+    """Sums in float, which the next operation overwrites if it may."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.units = nn.ModuleList([nn.Conv2d(8, 8, 3, padding=1) for _ in range(9)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for unit in self.units:
+            x = nn.functional.silu(x, inplace=self.in_place)
+            x = x + unit(x)
+        return x
+
+
+def test_operations_in_place_change_nothing() -> None:
+    states = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        graph = prepare(InPlace(in_place).eval(), replace(preset("ncnn"), weight=W3))
+        calibrate(graph, images())
+        reference = float_copy(graph.root)
+        assert reconstruct_(graph, images(), reference, steps=10) >= 1
+        states.append(graph.root.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_without_steps_nothing_changes() -> None:
+    graph, reference, _ = ready(RECIPES["3-bit weights"])
+    before = {key: value.clone() for key, value in graph.root.state_dict().items()}
+    assert reconstruct_(graph, images(), reference, steps=0) == 0
+    assert all(torch.equal(v, before[key]) for key, v in graph.root.state_dict().items())
+    assert all(q.phase is Phase.FROZEN for q in graph.activations().values())
+
+
+def test_calibration_does_it_last_and_logs_the_time_to_go(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.manual_seed(0)
+    graph = prepare(Separable(unequal=False).eval(), RECIPES["3-bit weights"])
+
+    def run(batch: Tensor) -> int:
+        graph(batch)
+        return len(batch)
+
+    repair = Repair(steps=("reconstruct", "bias"), reconstruction_steps=5)
+    with caplog.at_level(logging.INFO):
+        calibrate_and_repair_(graph, images(), run, torch.device("cpu"), repair=repair)
+    lines = [r.getMessage() for r in caplog.records]
+    corrected = next(n for n, line in enumerate(lines) if "bias correction" in line)
+    blocks = [n for n, line in enumerate(lines) if "block 1 of" in line and "s to go" in line]
+    assert blocks
+    assert corrected < blocks[0]
+    set_phase(graph.quantizers, Phase.FROZEN)
