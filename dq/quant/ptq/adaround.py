@@ -277,8 +277,6 @@ def _write_(captured: CapturedLayer, folded: Tensor) -> None:
 
 
 REPAIR = RepairStep(
-    apply=lambda graph, images, settings, reference: adaround_(
-        graph, images, steps=settings.rounding_steps
-    ),
+    apply=lambda graph, images, settings: adaround_(graph, images, steps=settings.rounding_steps),
     includes=frozenset({"bias"}),
 )

@@ -82,4 +82,4 @@ def channels_last(x: Tensor, layer: nn.Module) -> Tensor:
     return x.transpose(0, 1).flatten(1).t()
 
 
-REPAIR = RepairStep(apply=lambda graph, images, settings, reference: correct_bias_(graph, images))
+REPAIR = RepairStep(apply=lambda graph, images, settings: correct_bias_(graph, images))

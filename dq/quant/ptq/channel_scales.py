@@ -272,8 +272,6 @@ def _apply_(graph: QuantizedGraph, place: Scaled, gain: Gain) -> None:
 
 
 REPAIR = RepairStep(
-    apply=lambda graph, images, settings, reference: scale_channels_(
-        graph, images, most=settings.most_scaled
-    ),
+    apply=lambda graph, images, settings: scale_channels_(graph, images, most=settings.most_scaled),
     changes_ranges=True,
 )

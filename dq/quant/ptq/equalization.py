@@ -209,7 +209,7 @@ def along_inputs(layer: nn.Module, factor: Tensor) -> Tensor:
 
 
 REPAIR = RepairStep(
-    apply=lambda graph, images, settings, reference: equalize_(graph),
+    apply=lambda graph, images, settings: equalize_(graph),
     changes_ranges=True,
     frees_clips=True,
 )

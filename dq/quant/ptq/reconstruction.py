@@ -309,7 +309,7 @@ def _partly_rounded(
 
 
 REPAIR = RepairStep(
-    apply=lambda graph, images, settings, reference: reconstruct_(
+    compare=lambda graph, images, settings, reference: reconstruct_(
         graph, images, reference, steps=settings.reconstruction_steps
     ),
 )

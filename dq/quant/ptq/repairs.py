@@ -91,7 +91,7 @@ class Calibration:
             first = list(islice(batches, 1))
             images = [b.to(self.device) for b in first if isinstance(b, Tensor)]
             for step in self._first:
-                step.apply(graph, images, repair, graph.root)
+                step.run(graph, images, repair, None)
             batches = chain(first, batches)
         kept = _KeepFirst(batches, repair.images)
         calibrate_(graph, kept, self.run)
@@ -100,7 +100,8 @@ class Calibration:
         # The reference is the float network before any weight is clipped; only repairs are judged.
         if self._later:
             self._wanted = float_outputs(graph, self._check)
-            self._reference = float_copy(graph.root)
+            if any(step.compare is not None for step in self._later):
+                self._reference = float_copy(graph.root)
         if self.weight_range == "mse":
             self._originals = clip_weights_(graph)
         if self._originals:
@@ -140,8 +141,7 @@ class Calibration:
         set_phase(graph.quantizers, Phase.FROZEN)
         for step in self._later:
             with _undone_if_worse(graph, self._check, self._wanted):
-                assert self._reference is not None
-                step.apply(graph, self._images, repair, self._reference)
+                step.run(graph, self._images, repair, self._reference)
         return raised
 
 

@@ -45,8 +45,9 @@ class RepairStep:
     """One repair.
 
     Attributes:
-        apply: Changes the model of a graph in place, given some images, the settings, and a copy of
-            the model in float from before weights were clipped.
+        apply: Changes the model of a graph in place, given some images and the settings.
+        compare: The same for a step that compares with the float model: it is also given a copy of
+            the model from before weights were clipped or repaired.
         changes_ranges: It runs before ranges are found, with the first batch of images. Otherwise
             it runs after that, with all quantizers FROZEN, and is undone if it makes the outputs
             worse.
@@ -54,10 +55,25 @@ class RepairStep:
         frees_clips: It needs `dq.quant.recipes.recipe.Recipe.free_clips`.
     """
 
-    apply: Callable[[QuantizedGraph, Sequence[Tensor], Repair, nn.Module], object]
+    apply: Callable[[QuantizedGraph, Sequence[Tensor], Repair], object] | None = None
+    compare: Callable[[QuantizedGraph, Sequence[Tensor], Repair, nn.Module], object] | None = None
     changes_ranges: bool = False
     includes: frozenset[str] = frozenset()
     frees_clips: bool = False
+
+    def run(
+        self,
+        graph: QuantizedGraph,
+        images: Sequence[Tensor],
+        settings: Repair,
+        reference: nn.Module | None,
+    ) -> None:
+        """Do the step; ``reference`` is what ``compare`` needs."""
+        if self.apply is not None:
+            self.apply(graph, images, settings)
+        if self.compare is not None:
+            assert reference is not None
+            self.compare(graph, images, settings, reference)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

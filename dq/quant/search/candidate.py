@@ -116,8 +116,12 @@ def with_rounding(best: Candidate) -> Candidate | None:
 
 
 def with_reconstruction(best: Candidate) -> Candidate | None:
-    """Return the candidate with block reconstruction; None if it has it. It takes longest."""
-    if "reconstruct" in best.repair.steps:
+    """Return the candidate with block reconstruction; None if it has it, or from 8 bits on.
+
+    With 8 bits little is left to learn for the time that it takes.
+    """
+    narrowest = min(best.recipe.weight.bits, best.recipe.activation.bits)
+    if "reconstruct" in best.repair.steps or narrowest >= 8:
         return None
     return Candidate(
         name=f"{best.name} + reconstruct",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from dq.quant.ptq.settings import Mixed, Repair
+from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import Recipe
 from dq.quant.search.candidate import (
     Candidate,
@@ -83,7 +84,10 @@ def test_block_reconstruction_of_the_best_comes_last_before_more_bits() -> None:
         return 0.5 + 0.1 * len(set(candidate.repair.steps) & {"channel_scales", "reconstruct"})
 
     here, _ = search(value, least=0.65)
-    outcome = here.run(Recipe(), Repair())
+    wide = here.run(Recipe(), Repair())
+    assert "reconstruct" not in {s for t in wide.tried for s in t.candidate.repair.steps}
+    here, _ = search(value, least=0.65)
+    outcome = here.run(preset("w4a8"), Repair())
     last = outcome.tried[-1].candidate
     assert last == outcome.chosen.candidate
     assert set(last.repair.steps) >= {"channel_scales", "reconstruct"}
@@ -115,7 +119,7 @@ def test_a_limit_that_cannot_be_met_returns_the_best() -> None:
 
 
 def test_a_search_without_time_returns_the_best_so_far() -> None:
-    here, _ = search(by_raised(0.5, 0.01), least=0.68, batches=5)
+    here, _ = search(by_raised(0.5, 0.01), least=0.68, batches=4)
     outcome = here.run(Recipe(), Repair())
     assert outcome.ended_early
     assert not outcome.meets_limit
