@@ -118,7 +118,7 @@ def with_rounding(best: Candidate) -> Candidate | None:
 def with_reconstruction(best: Candidate) -> Candidate | None:
     """Return the candidate with block reconstruction; None if it has it, or from 8 bits on.
 
-    With 8 bits little is left to learn for the time that it takes.
+    It takes long, and what it gains was seen below 8 bits only (docs/ptq.md).
     """
     narrowest = min(best.recipe.weight.bits, best.recipe.activation.bits)
     if "reconstruct" in best.repair.steps or narrowest >= 8:
