@@ -12,6 +12,8 @@ from dq.names import hint
 
 # Sections of `quant` in which a user's keys replace a recipe's one by one.
 MERGED = ("schedule", "ema", "distill", "oscillation")
+# Quantized training begins at the best calibration there is without learning anything.
+_REPAIRS = ["channel_scales"]
 _ENDS_AT_8 = [{"position": "first", "bits": 8}, {"position": "last", "bits": 8}]
 
 
@@ -37,7 +39,7 @@ class Rule:
 
 def _rule(rate: float, passes: float, least_steps: int, update: float, **section: Any) -> Rule:
     return Rule(
-        section=MappingProxyType(section),
+        section=MappingProxyType({"repairs": _REPAIRS, **section}),
         rate=rate,
         passes=passes,
         least_steps=least_steps,
