@@ -57,7 +57,7 @@ def train_control(
     """
     parent = read_checkpoint(checkpoint, trusted=trusted)
     stored = recipe_of(parent.content)
-    if stored is not None and stored.free_clips:
+    if stored is not None and (stored.free_clips or stored.scaled):
         raise ValueError(
             f"{checkpoint} was equalized, so it is not the float detector any more; give"
             " --checkpoint the float checkpoint for --control"
