@@ -48,6 +48,15 @@ TOOLS = {
     "nncf": Tool(
         script="with_nncf.py", requirements=("nncf==3.4.0", "onnx", "onnxruntime", "openvino")
     ),
+    "aimet": Tool(script="with_aimet.py", requirements=("aimet-onnx",)),
+    # It does not name its last two requirements.
+    "neural_compressor": Tool(
+        script="with_neural_compressor.py",
+        requirements=("onnx-neural-compressor", "prettytable", "scipy"),
+    ),
+    "model_optimizer": Tool(
+        script="with_model_optimizer.py", requirements=("nvidia-modelopt[onnx]",)
+    ),
 }
 PEERS = {
     "ort-min-max": Peer(title="ONNX Runtime, min-max", tool="onnxruntime", method="min_max"),
@@ -59,6 +68,11 @@ PEERS = {
     "nncf-mixed": Peer(title="NNCF, mixed preset", tool="nncf", method="mixed"),
     "nncf-accuracy": Peer(
         title="NNCF, accuracy control, 0.5 points", tool="nncf", method="accuracy_control"
+    ),
+    "aimet": Peer(title="AIMET, min-max", tool="aimet", method="min_max"),
+    "neural-compressor": Peer(title="Neural Compressor", tool="neural_compressor", method="static"),
+    "model-optimizer": Peer(
+        title="Model-Optimizer, entropy", tool="model_optimizer", method="entropy"
     ),
 }
 
