@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -199,4 +200,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # A tool runs in a session of its own, and must not go on when this process is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())
