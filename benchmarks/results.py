@@ -265,12 +265,12 @@ def intervals(cells: Sequence[Cell], reference: str) -> str:
     return f"{title}:\n\n" + "\n".join(lines) + "\n"
 
 
-def between_markers(text: str, made: str) -> str:
+def between_markers(text: str, made: str, begin: str = BEGIN) -> str:
     """Return ``text`` with ``made`` between its markers, which are added if it has none."""
-    if BEGIN not in text or END not in text:
-        return f"{text.rstrip()}\n\n{BEGIN}\n\n{made}\n{END}\n".lstrip()
-    before, rest = text.split(BEGIN, 1)
-    return f"{before}{BEGIN}\n\n{made}\n{END}{rest.split(END, 1)[1]}"
+    before, found, rest = text.partition(begin)
+    if not found or END not in rest:
+        return f"{text.rstrip()}\n\n{begin}\n\n{made}\n{END}\n".lstrip()
+    return f"{before}{begin}\n\n{made}\n{END}{rest.split(END, 1)[1]}"
 
 
 def cells_of(given: argparse.Namespace) -> Iterator[Cell]:

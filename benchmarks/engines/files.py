@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
 from torch import nn
 
 from benchmarks.engines.nets import build, images_of
+from benchmarks.quantizers import with_onnxruntime
 from dq.detector.calibration.calibrate import calibrate
 from dq.detector.export.write import ExportFormat, export_detector
 from dq.detector.model.graph import quantize_detector
@@ -35,8 +26,7 @@ from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import Recipe, Rule
 
 FLOAT, OURS, ORT, NNCF = "float", "ours", "onnxruntime", "nncf"
-INPUT = "images"
-_NNCF_SCRIPT = Path(__file__).with_name("nncf_files.py")
+_NNCF_SCRIPT = Path(__file__).parents[1] / "quantizers" / "with_nncf.py"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,17 +72,19 @@ def prepare(config: Path, size: tuple[int, int], place: Place) -> None:
         np.save(images, batch.numpy())
         detector = build(config, batch)
         if not plain.is_file():
-            _write_float(copy.deepcopy(detector), size, plain)
+            write_float(copy.deepcopy(detector), size, plain)
         for path, target in missing.items():
             _write_ours(copy.deepcopy(detector), preset(target), batch, path)
     if not place.file(ORT).is_file():
         try:
-            _write_onnxruntime(plain, images, place.file(ORT))
+            with_onnxruntime.quantize(plain, images, place.file(ORT))
         except Exception as error:  # Whatever the tool meets in this net.
             _say_failed("ONNX Runtime's quantizer", place, error)
     results = place.file(NNCF), place.file(NNCF, "openvino")
-    if place.nncf_python is not None and not all(path.is_file() for path in results):
-        words = [place.nncf_python, _NNCF_SCRIPT, plain, images, *results]
+    for path in results:
+        if place.nncf_python is None or path.is_file():
+            continue
+        words = [place.nncf_python, _NNCF_SCRIPT, plain, images, path, "mixed"]
         try:
             subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
         except subprocess.CalledProcessError as error:
@@ -122,9 +114,14 @@ def _write_ours(detector: nn.Module, recipe: Recipe, images: torch.Tensor, path:
         written[0].replace(path)
 
 
-def _write_float(detector: nn.Module, size: tuple[int, int], path: Path) -> None:
+def float_recipe() -> Recipe:
+    """Return the recipe of a graph without quantizers."""
+    return replace(preset("int8"), rules=(Rule(quantize=False),))
+
+
+def write_float(detector: nn.Module, size: tuple[int, int], path: Path) -> None:
     """Export the detector without quantizers, with norms folded into convolutions."""
-    recipe = replace(preset("int8"), rules=(Rule(quantize=False),))
+    recipe = float_recipe()
     plain = path.with_name("unfolded.onnx")
     _write_ours(detector, recipe, images_of(size), plain)
     options = onnxruntime.SessionOptions()
@@ -132,43 +129,3 @@ def _write_float(detector: nn.Module, size: tuple[int, int], path: Path) -> None
     options.optimized_model_filepath = str(path)
     onnxruntime.InferenceSession(str(plain), options, providers=["CPUExecutionProvider"])
     plain.unlink()
-
-
-class _Images(CalibrationDataReader):
-    def __init__(self, images: np.ndarray) -> None:
-        self.batches: Iterator[Mapping[str, np.ndarray]] = iter(
-            [{INPUT: image[None]} for image in images]
-        )
-
-    def get_next(self) -> Mapping[str, np.ndarray] | None:
-        return next(self.batches, None)
-
-
-@contextlib.contextmanager
-def _only_errors_logged() -> Iterator[None]:
-    """Quieten a tool that logs on the root logger; the level is restored."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(before)
-
-
-def _write_onnxruntime(source: Path, images: Path, path: Path) -> None:
-    """Quantize with ONNX Runtime's own tool: QDQ, per channel, min-max, symmetric weights."""
-    draft = path.with_suffix(".draft")
-    with _only_errors_logged():
-        quantize_static(
-            onnx.load(source),
-            draft,
-            _Images(np.load(images)),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"WeightSymmetric": True},
-        )
-    draft.replace(path)

@@ -78,7 +78,7 @@ def test_a_tool_that_fails_is_left_out(
     def refuse(*_: object, **__: object) -> None:
         raise ValueError("shared weights")
 
-    monkeypatch.setattr("benchmarks.engines.files.quantize_static", refuse)
+    monkeypatch.setattr("benchmarks.quantizers.with_onnxruntime.quantize_static", refuse)
     place = Place(folder=tmp_path, targets={"onnxruntime": "onnxruntime"}, nncf_python=None)
     prepare(SMALL, (64, 64), place)
     assert place.makers == [FLOAT, OURS]

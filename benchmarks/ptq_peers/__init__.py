@@ -1,0 +1,1 @@
+"""Post-training quantization of one float detector by us and by other tools, evaluated alike."""

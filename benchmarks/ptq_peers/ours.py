@@ -1,0 +1,98 @@
+"""Our rows: `launcher calibrate` and `launcher quantize` as a user calls them, then `export`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ptq_peers.tools import timed_run
+
+# `quantize` exits with 1 if no candidate meets the limit; it writes the best one all the same.
+LIMIT_MISSED = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Own:
+    """A row of ours.
+
+    Attributes:
+        title: In the table.
+        command: Of the launcher.
+        stage: Folder and name of the command's checkpoint.
+        preset: Of the ``quant`` section, which has nothing else.
+        words: Further words of the command.
+    """
+
+    title: str
+    command: str = "calibrate"
+    stage: str = "calibrated"
+    preset: str = "int8"
+    words: tuple[str, ...] = ()
+
+
+OURS = {
+    "ours": Own(title="**ours, calibrate**"),
+    "ours-onnxruntime": Own(
+        title="**ours, calibrate, `preset=onnxruntime`**", preset="onnxruntime"
+    ),
+    "ours-max-drop": Own(
+        title="**ours, quantize --max-drop 0.5**",
+        command="quantize",
+        stage="quantize",
+        words=("--max-drop", "0.5"),
+    ),
+}
+
+
+def quantize(
+    own: Own,
+    config: Any,
+    folder: Path,
+    path: Path,
+    *,
+    checkpoint: Path,
+    threads: int,
+    limit_s: float,
+) -> float:
+    """Write one of our files and return the seconds of the command that quantized.
+
+    An interrupted `quantize` goes on in the same folder.
+
+    Args:
+        own: What to run.
+        config: mmcv's config with the data; its ``quant`` section is replaced but for the number
+            of calibration images.
+        folder: Of the runs.
+        path: The file to write.
+        checkpoint: The float checkpoint.
+        threads: Of the command.
+        limit_s: Seconds after which it is killed.
+
+    Raises:
+        RuntimeError: A command failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config.quant = {"preset": own.preset, "schedule": config.quant["schedule"]}
+    config.dump(str(folder / "config.py"))
+    shared: list[object] = ["--work-dir", folder, "--threads", threads, "--seed", 0]
+    start: list[object] = [sys.executable, "-m", "launcher"]
+    given: list[object] = [folder / "config.py", "--checkpoint", checkpoint]
+    seconds = timed_run(
+        [*start, own.command, *given, *own.words, *shared],
+        folder / f"{own.command}.log",
+        limit_s=limit_s,
+        accepted=(0, LIMIT_MISSED) if own.command == "quantize" else (0,),
+    )
+    made = folder / own.stage / f"{own.stage}.pth"
+    if not made.is_file():
+        raise RuntimeError(f"launcher {own.command} wrote no checkpoint")
+    timed_run(
+        [*start, "export", folder / "config.py", "--checkpoint", made, "--no-bench", *shared],
+        folder / "export.log",
+        limit_s=limit_s,
+    )
+    shutil.copyfile(folder / "export" / f"{folder.name}.onnx", path)
+    return seconds
