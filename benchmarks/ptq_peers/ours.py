@@ -22,7 +22,8 @@ class Own:
         title: In the table.
         command: Of the launcher.
         stage: Folder and name of the command's checkpoint.
-        preset: Of the ``quant`` section, which has nothing else.
+        preset: Of the ``quant`` section.
+        repairs: Of the ``quant`` section, which has nothing else.
         words: Further words of the command.
     """
 
@@ -30,6 +31,7 @@ class Own:
     command: str = "calibrate"
     stage: str = "calibrated"
     preset: str = "int8"
+    repairs: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
 
 
@@ -37,6 +39,15 @@ OURS = {
     "ours": Own(title="**ours, calibrate**"),
     "ours-onnxruntime": Own(
         title="**ours, calibrate, `preset=onnxruntime`**", preset="onnxruntime"
+    ),
+    "ours-scaled": Own(
+        title="**ours, calibrate, `repairs=[channel_scales, bias]`**",
+        repairs=("channel_scales", "bias"),
+    ),
+    "ours-onnxruntime-scaled": Own(
+        title="**ours, calibrate, `preset=onnxruntime`, `repairs=[channel_scales, bias]`**",
+        preset="onnxruntime",
+        repairs=("channel_scales", "bias"),
     ),
     "ours-max-drop": Own(
         title="**ours, quantize --max-drop 0.5**",
@@ -75,7 +86,8 @@ def quantize(
         RuntimeError: A command failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config.quant = {"preset": own.preset, "schedule": config.quant["schedule"]}
+    schedule = config.quant["schedule"]
+    config.quant = {"preset": own.preset, "repairs": list(own.repairs), "schedule": schedule}
     config.dump(str(folder / "config.py"))
     shared: list[object] = ["--work-dir", folder, "--threads", threads, "--seed", 0]
     start: list[object] = [sys.executable, "-m", "launcher"]
