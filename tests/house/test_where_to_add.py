@@ -96,9 +96,7 @@ def test_a_target_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_repair(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
 
-    def apply(
-        graph: QuantizedGraph, images: Sequence[Tensor], settings: Repair, reference: nn.Module
-    ) -> None:
+    def apply(graph: QuantizedGraph, images: Sequence[Tensor], settings: Repair) -> None:
         given.append(sum(map(len, images)))
 
     module(monkeypatch, "dq.quant.ptq.mine", REPAIR=RepairStep(apply=apply))
