@@ -164,7 +164,7 @@ class BrokenStep:
         return results["what is not there"]
 
 @HOOKS.register_module(force=True)
-class BrokenHook(Hook):
+class FailingHook(Hook):
     def after_train_iter(self, runner):
         1 // 0
 """
@@ -205,7 +205,7 @@ def test_error_of_a_hook_of_the_users_own(
     path = tmp_path / "changed.py"
     path.write_text(
         f"_base_ = [{str(config)!r}]\ncustom_imports = dict(imports=['broken_plugin'])\n"
-        "custom_hooks = [dict(type='BrokenHook')]\n"
+        "custom_hooks = [dict(type='FailingHook')]\n"
     )
     code, out, err = launch("train", path, "--work-dir", tmp_path / "work")
     assert code == 1

@@ -129,8 +129,9 @@ def set_phase(model: QuantizedModel, phase: Phase) -> None:
 def update_ranges(model: QuantizedModel) -> None:
     """Update the ranges with the values recorded in this step; call it after the optimizer's step.
 
-    Ranges and scales change only here, never in a forward pass. On several ranks use
-    `dq.sync.merge_ranges_`, which uses the records of all ranks.
+    Ranges and scales change only here, never in a forward pass. Ranges that calibration searched
+    for (all observers but ``min_max`` and ``moving_average``) stay as they are in the phase TRAIN.
+    On several ranks use `dq.sync.merge_ranges_`, which uses the records of all ranks.
 
     Args:
         model: Result of `prepare`.
