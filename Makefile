@@ -27,8 +27,10 @@ demo: setup
 
 # Sums keep one order, on whatever machine.
 test test-fast: export OMP_NUM_THREADS ?= 1
+# tests/slurm comes last and alone: a machine has one cluster, and its jobs need the cores.
 test: setup
-	$(VENV)/bin/python -m pytest -n $(WORKERS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --ignore tests/slurm
+	$(VENV)/bin/python -m pytest tests/slurm
 
 test-fast: setup
 	$(VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow"
