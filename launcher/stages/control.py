@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+from dq.detector.config.read import training_config
 from dq.detector.data.datasets import check_evaluation, dataset_of
 from dq.detector.model.checkpoint_content import recipe_of
 from dq.detector.model.stored_detector import float_detector
@@ -66,12 +67,14 @@ def train_control(
     if reuse and (done := reusable(begins)):
         return done
     asked = Asked(automatic=resume.automatic, trusted=resume.trusted)
-    training = begun(begins, plan.config, sync_bn=sync_bn, reuse=reuse)
+    # With the data of the quantized training, which may differ from the float one's.
+    config = training_config(plan.config, plan.settings.training)
+    training = begun(begins, config, sync_bn=sync_bn, reuse=reuse)
     found = resumption(asked, training)
     with tracked(begins, found) as stage:
         seed_everything(plan.seed)
-        dataset = dataset_of(plan.config, "train")
-        check_evaluation(plan.config)
+        dataset = dataset_of(config, "train")
+        check_evaluation(config)
         detector = float_detector(plan.config, parent.content, parent.source, place.device)
         settings = chosen(plan, detector, dataset, parent, found)
         synchronize_norms(detector, place, "on" if sync_bn == "auto" else sync_bn)
