@@ -12,9 +12,9 @@ from mmcv.runner import Hook
 from torch import Tensor, nn
 
 from dq.detector.step.guards import Guards
+from dq.detector.step.update_ratios import layer_weights
 from dq.dist.exchange import collectives
 from dq.dist.exchange.data_parallel import unwrap
-from dq.quant.graph.quantized_graph import CONTAINER
 
 log = logging.getLogger(__name__)
 # Number of initial losses to compare with the latest ones.
@@ -55,7 +55,7 @@ class RunawayHook(Hook):  # type: ignore[misc]
         """Store the initial weights."""
         self.before = {
             name: weight.detach().to("cpu", copy=True)
-            for name, weight in _weights(unwrap(runner.model)).items()
+            for name, weight in layer_weights(unwrap(runner.model)).items()
         }
 
     def after_train_iter(self, runner: Any) -> None:
@@ -127,7 +127,7 @@ def movements(detector: nn.Module, before: dict[str, Tensor]) -> dict[str, float
         before: Copies of its weights by name, on the CPU.
     """
     names, ratios = [], []
-    for name, weight in _weights(detector).items():
+    for name, weight in layer_weights(detector).items():
         if name not in before:
             continue
         then = before[name].to(weight.device)
@@ -137,15 +137,6 @@ def movements(detector: nn.Module, before: dict[str, Tensor]) -> dict[str, float
         return {}
     found = torch.stack(ratios).tolist()
     return {n: r if math.isfinite(r) else math.inf for n, r in zip(names, found, strict=True)}
-
-
-def _weights(detector: nn.Module) -> dict[str, Tensor]:
-    """Return the trained weights of layers; biases and norms often start at zero."""
-    return {
-        name: weight
-        for name, weight in detector.named_parameters()
-        if weight.requires_grad and weight.dim() > 1 and not name.startswith(f"{CONTAINER}.")
-    }
 
 
 def _power_of_two(number: int) -> bool:

@@ -67,7 +67,7 @@ def update_ratios(
             for p in group["params"]
         }
         names, ratios = [], []
-        for name, weight in _weights(detector):
+        for name, weight in layer_weights(detector).items():
             if id(weight) in before:
                 old = before[id(weight)]
                 norm, moved = old.norm().float(), (weight.detach() - old).norm().float()
@@ -94,11 +94,13 @@ def _backward(
         (outputs["loss"] / len(batches)).backward()
 
 
-def _weights(detector: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the trained weights of layers; biases and norms often start at zero."""
-    for name, weight in detector.named_parameters():
-        if weight.requires_grad and weight.dim() > 1 and not name.startswith(f"{CONTAINER}."):
-            yield name, weight
+def layer_weights(detector: nn.Module) -> dict[str, Tensor]:
+    """Return the trained weights of layers by name; biases and norms often start at zero."""
+    return {
+        name: weight
+        for name, weight in detector.named_parameters()
+        if weight.requires_grad and weight.dim() > 1 and not name.startswith(f"{CONTAINER}.")
+    }
 
 
 @contextmanager

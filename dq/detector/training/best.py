@@ -43,12 +43,17 @@ def take_best_(runner: Any, detector: nn.Module, quantization: Quantization) -> 
     last = Path(runner.work_dir) / LAST
     content = compose(detector, graph=graph, recipe=quantization.recipe, meta=dict(runner.meta))
     on_main_rank(lambda: save_checkpoint(last, content))
-    found = on_main_rank(lambda: load_checkpoint(Path(best)))
+    found = on_main_rank(lambda: _without_optimizer(load_checkpoint(Path(best))))
     load_float_state(detector, float_state(found, str(best)), str(best))
     load_quantization(graph, found, str(best))
     name = Path(best).name
     log.info("the result is %s, the best by evaluation; the last step is in %s", name, last)
     return name
+
+
+def _without_optimizer(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what the other ranks need; the optimizer's state may be twice as large."""
+    return {name: value for name, value in content.items() if name != "optimizer"}
 
 
 def last_drop(runner: Any) -> float:
