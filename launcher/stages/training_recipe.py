@@ -106,11 +106,10 @@ def _numbers(
         if isinstance(kept, Mapping):
             return Numbers(**kept)
     config = training_config(plan.config, plan.settings.training)
-    images = images_per_step(config)
     training = float_training(
         plan.config,
-        steps_per_epoch=-(-len(dataset) // images),
-        images_per_step=images,
+        steps_per_epoch=_steps_per_epoch(config, dataset),
+        images_per_step=images_per_step(config),
         former_images_per_step=parent.content.get("meta", {}).get(IMAGES_PER_STEP),
     )
     return numbers_of(
@@ -130,6 +129,10 @@ def _say_doubts(plan: Plan, config: Any, dataset: Any) -> None:
         rule = settings.training_recipe.rule
     else:
         rule = rule_of_width(recipe.weight.bits, recipe.activation.bits)
-    steps = -(-len(dataset) // images_per_step(config))
+    steps = _steps_per_epoch(config, dataset)
     for doubt in doubts(config, plan.config, rule, steps, plan.bits):
         log.warning("%s", doubt)
+
+
+def _steps_per_epoch(config: Any, dataset: Any) -> int:
+    return -(-len(dataset) // images_per_step(config))
