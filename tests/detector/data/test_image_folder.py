@@ -106,7 +106,7 @@ COLLECT = {"type": "Collect", "keys": ["img"]}
 FLIP, PAD = {"type": "RandomFlip"}, {"type": "Pad", "size_divisor": 32}
 
 
-def tested(*transforms: dict[str, Any]) -> list[dict[str, Any]]:
+def pipeline_of(*transforms: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a test pipeline with these steps after the resize."""
     inner = [{"type": "Resize", "keep_ratio": True}, *transforms]
     views = {"type": "MultiScaleFlipAug", "img_scale": (64, 64), "flip": False}
@@ -116,10 +116,10 @@ def tested(*transforms: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "pipeline",
     [
-        tested(FLIP, NORMALIZE, PAD, TO_TENSOR, COLLECT),
-        tested(FLIP, PAD, BUNDLE, COLLECT),
-        tested(NORMALIZE, BUNDLE, COLLECT),
-        tested(PAD, TO_TENSOR, COLLECT),
+        pipeline_of(FLIP, NORMALIZE, PAD, TO_TENSOR, COLLECT),
+        pipeline_of(FLIP, PAD, BUNDLE, COLLECT),
+        pipeline_of(NORMALIZE, BUNDLE, COLLECT),
+        pipeline_of(PAD, TO_TENSOR, COLLECT),
         [LOAD, NORMALIZE, FLIP, BUNDLE, COLLECT],
         [LOAD, FLIP, TO_TENSOR, COLLECT],
     ],
