@@ -16,7 +16,7 @@ STEPS = {
     "channel_scales": "channel_scales",
     "bias": "bias_correction",
     "adaround": "adaround",
-    "reconstruct": "reconstruction",
+    "reconstruct": "reconstruction.learning",
 }
 
 
