@@ -17,6 +17,8 @@ _ARROW = re.compile(r"\s*(\w+) --> (\w+)\s*")
 _ROW, _GAP, _HEIGHT, _LETTER, _PADDING = 76, 26, 28, 8, 20
 _SWEEPS = 8
 
+_CAPTION = "Arrows lead to what is imported; the light ones follow from the others."
+
 Edges = Mapping[str, Sequence[str]]
 
 
@@ -111,7 +113,7 @@ def svg(edges: Edges) -> str:
         f' aria-label="{label}" width="{total:.0f}" viewBox="0 0 {total:.0f} {height}">'
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7"'
         ' markerHeight="7" orient="auto"><path d="M0,0 L8,4 L0,8 z"/></marker></defs>'
-        f"{''.join(parts)}</svg></div>"
+        f"{''.join(parts)}</svg><p>{_CAPTION}</p></div>"
     )
 
 

@@ -55,18 +55,18 @@ TYPES = {
 BEGIN = """\
 # Settings
 
-What a config may contain besides [mmdet's own keys](../mmdet_keys.md). This page is written from the
-code that reads the settings: a key that is not here is refused, and the error names the nearest one.
+What a config may contain besides [mmdet's own keys](../mmdet_keys.md). This page is written from
+the code that reads the settings: a key that is not here is refused, and the error names the nearest
+one.
 
 """
 TEXTS = {
     "quant": "How the detector is quantized, calibrated and trained. Everything is optional.",
-    "quant.weight": "The integer format of every weight. The defaults are those of the preset `int8`.",
-    "quant.activation": "The integer format of every activation. The defaults are those of the preset"
-    " `int8`.",
-    "quant.rules": "A list of dicts, each with other settings for the modules that it names: at least"
-    " one of `module`, `type` and `position`.",
-    "quant.rules.weight": "The keys of `quant.weight`; what is left out stays as in `quant.weight`.",
+    "quant.weight": "The integer format of every weight. The defaults are those of `int8`.",
+    "quant.activation": "The integer format of every activation. The defaults are those of `int8`.",
+    "quant.rules": "A list of dicts, each with other settings for the modules that it names by at"
+    " least one of `module`, `type` and `position`.",
+    "quant.rules.weight": "The keys of `quant.weight`; what is left out stays as there.",
     "quant.rules.activation": "The keys of `quant.activation`; what is left out stays as there.",
     "quant.mixed": "Automatic mixed precision, by calibration; [how it is used](../ptq.md).",
     "quant.schedule": "The phases of calibration and training; [how they are used](../qat.md).",
@@ -164,7 +164,7 @@ def _default(setting: Setting, given: Mapping[type[Any], Any], section: str) -> 
         value = found.default if found.default_factory is MISSING else found.default_factory()
     if value is MISSING:  # Such as the name of a training recipe: there is none.
         return code(None)
-    if f"{section}.{setting.field}" in SECTIONS and value is not None:
+    if f"{section}.{setting.field}" in SECTIONS and value not in (None, ()):
         return "see below"
     return code(list(value) if isinstance(value, tuple) else value)
 
