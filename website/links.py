@@ -31,12 +31,17 @@ def prose(text: str) -> Iterator[tuple[str, bool]]:
     yield text[end:], True
 
 
-def targets(text: str) -> Iterator[str]:
-    """Yield what the links of a page name, without anchors and addresses."""
+def links_of(text: str) -> Iterator[str]:
+    """Yield where the links of a page lead, with their anchors."""
     for part, is_text in prose(text):
-        for link in _LINK.finditer(part) if is_text else ():
-            if not _ELSEWHERE.match(link["target"]):
-                yield link["target"].partition("#")[0]
+        yield from (link["target"] for link in _LINK.finditer(part) if is_text)
+
+
+def targets(text: str) -> Iterator[str]:
+    """Yield the files that a page links to, without anchors and addresses."""
+    for link in links_of(text):
+        if not _ELSEWHERE.match(link):
+            yield link.partition("#")[0]
 
 
 def rewritten(text: str, change: Callable[[str], str]) -> str:
