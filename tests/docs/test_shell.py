@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import functools
 import importlib
 import io
@@ -21,7 +20,7 @@ from launcher.cli import build_parsers
 from launcher.command_line import auto
 from launcher.command_line.words import ordered
 from launcher.commands.cluster.submit import add_sweep
-from launcher.sections import SECTIONS
+from tests.docs.check_key import check_key
 from tests.docs.pages import PAGES, ROOT, blocks, command_lines, inline_code, words_of
 
 SHELL = ("", "sh", "bash", "shell", "console")
@@ -37,11 +36,11 @@ LINES = [
 OTHERS = ("srun", "pytest", "mkdocs")
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A parser does not understand a command line."""
 
 
-class Understood(Exception):
+class UnderstoodError(Exception):
     """A parser does; the program must not go on."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
@@ -53,7 +52,7 @@ def parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     """Parse words, a number in the place of an ``N``.
 
     Raises:
-        Refused: With the parser's message.
+        RefusedError: With the parser's message.
     """
     output = io.StringIO()
     with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
@@ -62,7 +61,7 @@ def parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
         except SystemExit as ended:
             if not ended.code:  # --help, --version
                 return argparse.Namespace()
-            raise Refused(output.getvalue().strip()) from None
+            raise RefusedError(output.getvalue().strip()) from None
 
 
 def with_numbers(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
@@ -76,7 +75,7 @@ def with_numbers(parser: argparse.ArgumentParser, words: list[str]) -> list[str]
 
 
 def check_launcher(words: list[str]) -> None:
-    """Raise Refused for arguments that the launcher does not understand, or a config not there."""
+    """Raise RefusedError for wrong arguments of the launcher, or a config that is not there."""
     parser, children = build_parsers()
     words = ordered(words, children)
     if words[:1] == ["auto"] or (words and words[0] not in children and words[0].isupper()):
@@ -99,80 +98,68 @@ def check_launcher(words: list[str]) -> None:
 
 
 def check_config(name: str) -> None:
-    """Raise Refused for a config that does not ship, unless it is the user's own."""
+    """Raise RefusedError for a config that does not ship, unless it is the user's own."""
     is_own = name.isupper() or (Path(name).suffix and not name.startswith("configs/"))
     if not is_own and path_of(name) is None:
-        raise Refused(f"there is no config {name}")
-
-
-def check_key(key: str) -> None:
-    """Raise Refused for a dotted key of one of our sections that is not there."""
-    section, _, name = key.rpartition(".")
-    own = re.sub(r"\[\d+\]|\.\d+(?=\.|$)", "", section)
-    if key.partition(".")[0] not in SECTIONS or key in SECTIONS:
-        return
-    if key.startswith("quant.training.") or name in SECTIONS.get(own, ()):
-        return
-    near = difflib.get_close_matches(name, SECTIONS.get(own, ()), n=1)
-    raise Refused(f"{key} is not a setting" + (f"; {near[0]} is" if near else ""))
+        raise RefusedError(f"there is no config {name}")
 
 
 def parser_of(name: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser | None:
     """Return the parser of a program of ours; None if the program takes no arguments.
 
     Raises:
-        Refused: There is no such program.
+        RefusedError: There is no such program.
     """
     try:
         module: Any = importlib.import_module(name)
         if hasattr(module, "__path__"):
             module = importlib.import_module(f"{name}.__main__")
     except ModuleNotFoundError as error:
-        raise Refused(str(error)) from None
+        raise RefusedError(str(error)) from None
     if not hasattr(module, "main"):
         return None
 
     def stop(self: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        raise Understood(self)
+        raise UnderstoodError(self)
 
     with monkeypatch.context() as patched:
         patched.setattr(argparse.ArgumentParser, "parse_args", stop)
-        with pytest.raises(Understood) as ended:
+        with pytest.raises(UnderstoodError) as ended:
             module.main()
     return ended.value.parser
 
 
 def check_module(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise Refused if the parser of a program of ours does not understand its arguments."""
+    """Raise RefusedError if the parser of a program of ours does not understand its arguments."""
     parser = parser_of(name, monkeypatch)
     if parser is not None:
         parsed(parser, words)
     elif words:
-        raise Refused(f"{name} takes no arguments")
+        raise RefusedError(f"{name} takes no arguments")
 
 
 def check_make(words: list[str]) -> None:
-    """Raise Refused for a target or a variable that the Makefile does not have."""
+    """Raise RefusedError for a target or a variable that the Makefile does not have."""
     targets = {t for line in re.findall(r"^([\w -]+):(?!=)", MAKEFILE, re.M) for t in line.split()}
     variables = set(re.findall(r"^(\w+) \?=", MAKEFILE, re.M))
     for word in words:
         name, is_variable, _ = word.partition("=")
         if name not in (variables if is_variable else targets):
-            raise Refused(f"the Makefile has no {name}")
+            raise RefusedError(f"the Makefile has no {name}")
 
 
 def check_pip(words: list[str]) -> None:
-    """Raise Refused for an extra that the project does not have."""
+    """Raise RefusedError for an extra that the project does not have."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for word in words:
         extras = re.fullmatch(rf"(?:\.|{project['name']})\[([\w,]+)\]", word)
         for name in extras[1].split(",") if extras else ():
             if name not in project["optional-dependencies"]:
-                raise Refused(f"the project has no extra {name}")
+                raise RefusedError(f"the project has no extra {name}")
 
 
 def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise Refused for a command that its program does not understand."""
+    """Raise RefusedError for a command that its program does not understand."""
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
     program = Path(words[0]).name
@@ -180,14 +167,14 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if "-m" in rest and program != "pytest":
         here = rest.index("-m")
         if program == "torchrun":
-            parsed(torchrun(), with_number_of_nodes(rest[:here]) + ["-m", rest[here + 1]])
+            parsed(torchrun(), [*without_script(rest[:here]), "-m", rest[here + 1]])
         name, given = rest[here + 1], rest[here + 2 :]
         if name == "launcher":
             check_launcher(given)
         elif name.partition(".")[0] in ("benchmarks", "tests"):
             check_module(name, given, monkeypatch)
         elif name not in OTHERS and name != "pip":
-            raise Refused(f"python -m {name} is not known here")
+            raise RefusedError(f"python -m {name} is not known here")
     elif program in ("launcher", "dq-launcher"):
         check_launcher(rest)
     elif program == "make":
@@ -195,11 +182,11 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif program == "pip":
         check_pip(rest)
     elif program == "torchrun":
-        parsed(torchrun(), with_number_of_nodes(rest) + ["train.py"])
+        parsed(torchrun(), [*without_script(rest), "train.py"])
     elif program.startswith("python"):
-        raise Refused("which file or module?")
+        raise RefusedError("which file or module?")
     elif program not in OTHERS:
-        raise Refused(f"{program} is not known here")
+        raise RefusedError(f"{program} is not known here")
 
 
 @functools.cache
@@ -208,7 +195,7 @@ def torchrun() -> argparse.ArgumentParser:
     return get_args_parser()
 
 
-def with_number_of_nodes(words: list[str]) -> list[str]:
+def without_script(words: list[str]) -> list[str]:
     """Return torchrun's words without a script."""
     return [word for word in words if not word.endswith(".py")]
 
@@ -225,7 +212,7 @@ def test_a_command_line_is_understood(
     for words in words_of(line):
         try:
             check(words, monkeypatch)
-        except Refused as refused:
+        except (RefusedError, LookupError) as refused:
             pytest.fail(f"{place}: {line}\n{refused}")
 
 
@@ -248,7 +235,7 @@ def test_a_command_line_is_understood(
 )
 def test_a_wrong_command_line_is_found(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command_lines(line) == [line]
-    with pytest.raises(Refused):
+    with pytest.raises((RefusedError, LookupError)):
         check(words_of(line)[0], monkeypatch)
 
 
@@ -258,7 +245,7 @@ def fragments(page: Path) -> list[list[str]]:
     for code in inline_code(page):
         match = re.match(r"(?:\S*python3? -m |torchrun .*-m |dq-)?launcher (.+)", code)
         if match:
-            found += [words for words in words_of(match[1].replace("'", ""))]
+            found += words_of(match[1].replace("'", ""))
     return found
 
 
