@@ -18,7 +18,7 @@ from launcher.cli import quiet_imports  # noqa: E402
 
 quiet_imports()
 
-from website import api, cluster_profile, commands, drawings, links, places, settings  # noqa: E402
+from website import api, cluster_profile, commands, drawings, links, places, settings, tables  # noqa: E402
 
 
 def generated() -> dict[str, str]:
@@ -55,4 +55,4 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
         return None if file is None else links.heading(file.content_string)
 
     text = links.titled(places.with_places(markdown, place, ROOT), title)
-    return drawings.drawn(text)
+    return drawings.drawn(tables.with_plain_bars(text))

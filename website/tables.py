@@ -19,6 +19,18 @@ def _cell(text: str) -> str:
     return _LITERAL.sub(r"`\1`", text).replace("|", "\\|")
 
 
+def with_plain_bars(text: str) -> str:
+    """Return a page with ``|`` for each ``\\|`` in the code of its tables.
+
+    A code host needs the backslash, and the site would show it.
+    """
+
+    def plain(row: re.Match[str]) -> str:
+        return re.sub(r"`[^`]+`", lambda span: span[0].replace("\\|", "|"), row[0])
+
+    return re.sub(r"^\s*\|.*$", plain, text, flags=re.MULTILINE)
+
+
 def code(text: object) -> str:
     """Return a text as code."""
     return f"`{text}`"
