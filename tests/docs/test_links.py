@@ -11,7 +11,10 @@ import pytest
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, inline_code
 from website.links import links_of
 
-FOLDERS = ("benchmarks", "configs", "docs", "dq", "launcher", "setup", "slurm", "tests", "website")
+FOLDERS = (
+    *("benchmarks", "configs", "docs", "dq", "examples", "launcher", "setup", "slurm", "tests"),
+    "website",
+)
 _PATH = re.compile(rf"(?<![\w./~-])(?:{'|'.join(FOLDERS)})/[\w./*{{}},-]*[\w/*}}]")
 
 
