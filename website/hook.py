@@ -9,7 +9,11 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-STYLE = "stylesheets/site.css"
+# Files of the theme, by their place in the site.
+THEME = {
+    "stylesheets/site.css": ROOT / "website/site.css",
+    "javascripts/iframe-worker.js": ROOT / "website/iframe-worker.js",
+}
 # mkdocs puts this folder first, where its files would hide others of their names, and not the root.
 _others = [path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "website")]
 sys.path[:] = [str(ROOT), *_others]
@@ -37,7 +41,7 @@ def on_files(files: Files, config: Any) -> Files:
     pages = generated()
     written = {file.src_uri: file.content_string for file in files.documentation_pages()}
     added: dict[str, str | Path] = {**pages, **places.linked_files({**written, **pages}, ROOT)}
-    added[STYLE] = ROOT / "website/site.css"
+    added |= THEME
     for place, what in added.items():
         if isinstance(what, Path):
             files.append(File.generated(config, place, abs_src_path=str(what)))

@@ -16,6 +16,7 @@ DOCS, FILES = "docs", "files"
 # Pages that stand in the repository's root, by their place in the site.
 FROM_ROOT = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md"}
 _IN_SITE = {source: place for place, source in FROM_ROOT.items()}
+_NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n"
 _LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".sh": "bash", ".cpp": "cpp"}
 
 
@@ -98,7 +99,9 @@ def shown(source: str, root: Path) -> str | Path:
     path = root / source
     if path.is_dir():
         names = sorted(p.name + "/" * p.is_dir() for p in path.iterdir() if p.name[0] not in "._")
-        return "\n".join([f"# {source}/", "", *(f"- `{name}`" for name in names), ""])
+        return _NOT_SEARCHED + "\n".join(
+            [f"# {source}/", "", *(f"- `{name}`" for name in names), ""]
+        )
     text = _text_of(path)
     if text is None:
         return path
@@ -107,7 +110,8 @@ def shown(source: str, root: Path) -> str | Path:
     fence = "```"
     while fence in text:
         fence += "`"
-    return f"# {source}\n\n{fence}{_LANGUAGES.get(path.suffix, 'text')}\n{text}\n{fence}\n"
+    language = _LANGUAGES.get(path.suffix, "text")
+    return f"{_NOT_SEARCHED}# {source}\n\n{fence}{language}\n{text}\n{fence}\n"
 
 
 def _text_of(path: Path) -> str | None:

@@ -73,5 +73,5 @@ def test_links_lead_to_the_places_and_a_link_to_nothing_stays(root: Path) -> Non
 def test_a_file_is_shown_as_it_is_and_a_folder_as_a_list(root: Path) -> None:
     text = shown("configs/a.py", root)
     assert isinstance(text, str)
-    assert text.startswith('# configs/a.py\n\n````python\ntext = """\n```\n"""\n')
-    assert shown("configs", root) == "# configs/\n\n- `a.py`\n- `b.py`\n"
+    assert '---\n# configs/a.py\n\n````python\ntext = """\n```\n"""\n' in text
+    assert str(shown("configs", root)).endswith("---\n# configs/\n\n- `a.py`\n- `b.py`\n")

@@ -119,10 +119,11 @@ def check(text: str, parser: argparse.ArgumentParser) -> None:
             continue
         for option in action.option_strings:
             assert re.search(rf"^\| .*`{option}[ `].*\| .{{10,}} \|$", text, re.MULTILINE), option
+        name = str(action.metavar or action.dest)
+        if action.choices and action.metavar is None:
+            name = "{" + ",".join(action.choices) + "}"
         if not action.option_strings:
-            assert re.search(
-                rf"^\| `\[?{re.escape(str(action.metavar or action.dest))}", text, re.M
-            )
+            assert re.search(rf"^\| `\[?{re.escape(name)}", text, re.MULTILINE), name
 
 
 def test_the_exit_codes_are_there() -> None:
