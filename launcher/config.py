@@ -26,6 +26,8 @@ from dq.quant.training.weight_average import Ema
 from dq.tracking.record.settings import Tracking
 from launcher.sections import (
     DEFAULT_PRESET,
+    DEFAULT_REPAIRS,
+    FEW_BITS,
     REPAIR_KEYS,
     SHARES,
     QuantSettings,
@@ -68,12 +70,15 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
     training = section.pop("training", None) or {}
     if not isinstance(training, Mapping):
         raise ValueError("quant.training must be a dict of dotted config keys and their values")
+    chooses = "repairs" in section
     repair = _repair(section)
     base = preset(section.pop("preset", None) or DEFAULT_PRESET)
     if "target" in section:
         base = base.for_target(known_target(section.pop("target"), "quant.target"))
     weight = _spec(section.pop("weight", None), base.weight, "quant.weight")
     activation = _spec(section.pop("activation", None), base.activation, "quant.activation")
+    if not chooses and activation.bits <= FEW_BITS:
+        repair = replace(repair, steps=DEFAULT_REPAIRS)
     rules = section.pop("rules", None) or ()
     raised = _names(section.pop("raised", None) or ())
     recipe = replace(

@@ -25,6 +25,10 @@ from dq.quant.training.weight_average import Ema
 from dq.tracking.record.settings import Tracking
 
 DEFAULT_PRESET = "int8"
+# Without `quant.repairs`. It costs nothing where no channel is much larger than the others.
+DEFAULT_REPAIRS = ("channel_scales",)
+# With more bits for activations the default repairs are not needed.
+FEW_BITS = 8
 # Settings of a training recipe.
 SHARES = ("rate", "passes")
 REPAIR_KEYS = {
@@ -119,7 +123,12 @@ SECTIONS: dict[str, dict[str, Setting]] = {
             "Name of the formats, observer and target to begin with; the other keys change them.",
         ),
         **_of(Recipe, _NOT_KEYS),
-        "repairs": Setting(Repair, "steps"),
+        "repairs": Setting(
+            Repair,
+            "steps",
+            "Methods that calibration applies; they always run in one order. If this key is missing:"
+            f" {', '.join(DEFAULT_REPAIRS)} where activations have at most {FEW_BITS} bits.",
+        ),
         "mixed": Setting(Repair, "mixed"),
         **{key: Setting(Repair, name) for key, name in REPAIR_KEYS.items()},
         "recipe": Setting(TrainingRecipe, "name"),
