@@ -126,7 +126,7 @@ SECTIONS: dict[str, dict[str, Setting]] = {
         "repairs": Setting(
             Repair,
             "steps",
-            "Methods that calibration applies; they always run in one order. If this key is missing:"
+            "Methods that calibration applies; they always run in one order. Without this key:"
             f" {', '.join(DEFAULT_REPAIRS)} where activations have at most {FEW_BITS} bits.",
         ),
         "mixed": Setting(Repair, "mixed"),
