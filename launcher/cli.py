@@ -45,6 +45,7 @@ COMMANDS = (
     "data",
     "coverage",
     "compare",
+    "watch",
     "sync",
     "submit",
     "jobs",
@@ -57,6 +58,7 @@ COMMANDS = (
 FOLDERS = {
     **dict.fromkeys(("submit", "jobs", "logs", "cancel"), "cluster."),
     **dict.fromkeys(("doctor", "configs"), "about."),
+    **dict.fromkeys(("watch",), "view."),
 }
 
 DESCRIPTION = """\

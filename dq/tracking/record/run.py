@@ -43,6 +43,9 @@ class Run:
         ended: Seconds since 1970.
         best: Largest values of validation metrics by name: ``{"value": ..., "step": ...}``.
         process: The process that writes it; see `dq.tracking.record.liveness`.
+        training: Of a stage that trains, from its start or resumption on: ``steps``, the step at
+            which it is to end; ``first``, the step at which this process began.
+        error: Why it failed, in one line; None if it did not.
     """
 
     id: str
@@ -61,6 +64,8 @@ class Run:
     ended: float | None = None
     best: Mapping[str, Any] = field(default_factory=dict)
     process: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, int] = field(default_factory=dict)
+    error: str | None = None
 
 
 def new_run_id() -> str:
