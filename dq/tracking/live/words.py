@@ -122,7 +122,7 @@ def _of_progress(progress: Progress, runs: bool) -> Iterator[Entry]:
         parts.append(f"epoch {progress.epoch:.2f}")
     if progress.to_go_s is not None:
         parts.append(
-            "training done, the rest is evaluation" if share == 1.0
+            "evaluating now" if share == 1.0
             else f"{duration(progress.to_go_s)} to go"
         )  # fmt: skip
     shown = "" if share is None else f"{bar(share)} {100 * share:.0f} %  "

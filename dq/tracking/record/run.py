@@ -95,7 +95,11 @@ def read_run(folder: Path) -> Run | None:
         content = json.loads((folder / FILE_NAME).read_text())
         known = {f.name for f in fields(Run)}
         run = Run(**{k: v for k, v in content.items() if k in known})
-        return replace(run, tags=tuple(run.tags))
+        mappings = (run.config, run.source, run.best, run.process, run.training)
+        is_sound = all(isinstance(each, Mapping) for each in mappings)
+        is_sound &= isinstance(run.started, int | float) and isinstance(run.status, str)
+        is_sound &= run.ended is None or isinstance(run.ended, int | float)
+        return replace(run, tags=tuple(run.tags)) if is_sound else None
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 
