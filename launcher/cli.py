@@ -45,6 +45,7 @@ COMMANDS = (
     "data",
     "coverage",
     "compare",
+    "show",
     "watch",
     "sync",
     "submit",
@@ -58,7 +59,7 @@ COMMANDS = (
 FOLDERS = {
     **dict.fromkeys(("submit", "jobs", "logs", "cancel"), "cluster."),
     **dict.fromkeys(("doctor", "configs"), "about."),
-    **dict.fromkeys(("watch",), "view."),
+    **dict.fromkeys(("show", "watch"), "view."),
 }
 
 DESCRIPTION = """\
