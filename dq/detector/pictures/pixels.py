@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from dq.detector.data.leaves import Place, infos_of
 
 RGB = NDArray[np.uint8]
+# Longer side of an image that is kept to be drawn, in pixels.
+LARGEST = 1200
 
 
 def loaded(place: Place) -> RGB | None:
@@ -91,3 +94,12 @@ def denormalized(image: Tensor, meta: Mapping[str, Any]) -> RGB:
     if mean.size in (1, pixels.shape[2]) and std.size in (1, pixels.shape[2]):
         pixels = pixels * std + mean
     return as_rgb(pixels, is_rgb=bool(norm.get("to_rgb", False)))
+
+
+def reduced(image: RGB) -> RGB:
+    """Return an image whose longer side is at most `LARGEST`, so that many fit into memory."""
+    longest = max(image.shape[:2])
+    if longest <= LARGEST:
+        return image
+    height, width = (max(1, round(side * LARGEST / longest)) for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height)))

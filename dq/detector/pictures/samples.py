@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dq.detector.config.registry_errors import explain
 from dq.detector.data.datasets import calibration_dataset, dataset_of
-from dq.detector.data.leaves import located
+from dq.detector.data.leaves import located, name_of
 from dq.detector.data.seeded_samples import generators_kept, seed_generators_
 from dq.detector.evaluation.kept_predictions import corners_in_pixels, path_of, truth_of
-from dq.detector.pictures.pixels import RGB, denormalized, loaded
+from dq.detector.pictures.pixels import RGB, denormalized, loaded, reduced
 
 Boxes = NDArray[np.float32]
 SPLITS = ("train", "val", "test")
@@ -28,9 +28,9 @@ class Sample:
 
     Attributes:
         name: Path of its file, or its number.
-        image: None if it cannot be read, or if it is not needed.
-        size: Width and height of the image; zeros if it cannot be read.
-        boxes: Corners in pixels of ``image``, ``(n, 4)``.
+        image: Perhaps reduced; None if it cannot be read, or if it is not needed.
+        size: Width and height before it was reduced; zeros if it cannot be read.
+        boxes: Corners in pixels of this size, ``(n, 4)``.
         labels: ``(n,)``.
         ignored: Boxes that are neither trained nor evaluated, ``(m, 4)``.
         has_labels: Whether the data set has annotations at all.
@@ -64,6 +64,20 @@ def spread(length: int, number: int) -> list[int]:
     return [place * length // number for place in range(number)]
 
 
+def first_indices(dataset: Any) -> dict[str, int]:
+    """Return the first index of each image of a data set that may repeat them, by its name."""
+    found: dict[str, int] = {}
+    for index in range(len(dataset)):
+        found.setdefault(image_name(dataset, index), index)
+    return found
+
+
+def image_name(dataset: Any, index: int) -> str:
+    """Return a name for an image, the same in every data set that reads its file."""
+    place = located(dataset, index)
+    return f"number {index}" if place is None else name_of(*place)
+
+
 def labelled(dataset: Any, index: int) -> Sample:
     """Return an image of `images_once` as it is on the disk, with its labels."""
     boxes, labels, ignored, known = _truth(dataset, index)
@@ -77,7 +91,7 @@ def labelled(dataset: Any, index: int) -> Sample:
         error = explain(wrong) or type(wrong).__name__
     return Sample(
         name=path_of(dataset, index),
-        image=image,
+        image=None if image is None else reduced(image),
         size=(0, 0) if image is None else (image.shape[1], image.shape[0]),
         boxes=boxes,
         labels=labels,
@@ -117,7 +131,7 @@ def seen(dataset: Any, index: int, *, seed: int, with_image: bool = True) -> Sam
     height, width = image.shape[1:]
     return Sample(
         name=path_of(dataset, index),
-        image=denormalized(image, meta) if with_image else None,
+        image=reduced(denormalized(image, meta)) if with_image else None,
         size=(width, height),
         boxes=boxes,
         labels=labels,

@@ -88,7 +88,8 @@ def predicted_class(truth: Box, found: Sequence[Box]) -> int | None:
 def unmatched(boxes: Sequence[Box], others: Sequence[Box]) -> list[int]:
     """Return the indices of the boxes that have no partner of their class among the others.
 
-    Each of the others is the partner of one box at most; the boxes choose in their order.
+    Each of the others is the partner of one box at most; the boxes choose in their order. The label
+    -1 is that of a proposal, which may be of any class.
 
     Args:
         boxes: ``(x1, y1, x2, y2, score, label)``, the best first.
@@ -97,7 +98,8 @@ def unmatched(boxes: Sequence[Box], others: Sequence[Box]) -> list[int]:
     free = list(others)
     alone = []
     for number, box in enumerate(boxes):
-        same = [other for other in free if int(other[-1]) == int(box[-1])]
+        label = int(box[-1])
+        same = [other for other in free if label in (-1, int(other[-1])) or int(other[-1]) == -1]
         best = max(same, key=lambda other: overlap(box, other), default=None)
         if best is None or overlap(box, best) < MIN_OVERLAP:
             alone.append(number)

@@ -43,12 +43,14 @@ class Panel:
     Attributes:
         title: Above the picture.
         image: RGB; None if it cannot be read.
+        size: Width and height that the marks' pixels are of; None for those of ``image``.
         marks: Drawn in this order.
         note: Written in place of the picture if there is none.
     """
 
     title: str
     image: Image.Image | None
+    size: tuple[int, int] | None = None
     marks: Sequence[Mark] = ()
     note: str = ""
 
@@ -84,8 +86,8 @@ def _picture(panel: Panel, side: int) -> Image.Image:
         text = _wrapped(panel.note or "no image", side - 24)
         ImageDraw.Draw(image).multiline_text((12, 12), text, fill=INK, font=font(12))
         return image
-    factor = min(LARGEST, side / max(panel.image.size))
-    width, height = panel.image.size
+    width, height = panel.size or panel.image.size
+    factor = min(LARGEST, side / max(width, height))
     image = panel.image.convert("RGB").resize(
         (max(1, round(width * factor)), max(1, round(height * factor)))
     )

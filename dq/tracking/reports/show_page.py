@@ -76,6 +76,7 @@ class ShowPage:
         summary: Sentences about the split.
         classes: By label.
         shots_title: What the pictures are.
+        legend: What the pictures' outlines mean; may be empty.
         shots: Of images.
         samples: What the training gets; may be empty.
         anchors: Of each head.
@@ -87,6 +88,7 @@ class ShowPage:
     summary: Sequence[str]
     classes: Sequence[ClassRow]
     shots_title: str
+    legend: Sequence[str]
     shots: Sequence[Shot]
     samples: Sequence[Shot]
     anchors: Sequence[AnchorPart]
@@ -97,12 +99,10 @@ def show_page(page: ShowPage) -> str:
     """Return the page as HTML; its pictures are files beside it."""
     parts = [
         _section("split", "The split", _lines(page.summary) + _classes(page.classes)),
-        _section("images", page.shots_title, "".join(map(_shot, page.shots))),
+        _section("images", page.shots_title, _lines(page.legend) + _shots(page.shots)),
     ]
     if page.samples:
-        parts.append(
-            _section("samples", "What the detector is given", "".join(map(_shot, page.samples)))
-        )
+        parts.append(_section("samples", "What the detector is given", _shots(page.samples)))
     anchors = "".join(map(_anchors, page.anchors)) or _lines([page.anchors_note])
     parts.append(_section("anchors", "Anchors against boxes", anchors))
     return (
@@ -137,6 +137,12 @@ def _classes(rows: Sequence[ClassRow]) -> str:
 
 def _size(size: tuple[float, float] | None) -> str:
     return "—" if size is None else f"{size[0]:.0f} x {size[1]:.0f}"
+
+
+def _shots(shots: Sequence[Shot]) -> str:
+    """Return the pictures; those that nothing is said about fit beside each other."""
+    text = "".join(map(_shot, shots))
+    return text if any(shot.lines for shot in shots) else f'<div class="grid">{text}</div>'
 
 
 def _shot(shot: Shot) -> str:
