@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dq.detector.config.registry_errors import explain
 from dq.detector.data.class_names import class_list
 from dq.detector.data.datasets import dataset_of
 from dq.detector.model.build import build_model
@@ -153,20 +154,31 @@ def _given(plan: Plan, wish: Wish, dataset: Any) -> Any:
 
 def _seen(
     dataset: Any, indices: Iterable[int | None], seed: int, *, with_image: bool = True
-) -> Iterator[Sample]:
-    """Yield the samples of the data set; None is an image that it leaves out."""
+) -> list[Sample]:
+    """Return the samples of the data set; None is an image that it leaves out.
+
+    Raises:
+        ValueError: The pipeline fails on each of them.
+    """
+    found, failed = [], []
     for index in indices:
         if index is None:
             continue
         try:
-            yield seen(dataset, index, seed=seed, with_image=with_image)
-        except ValueError as error:  # An image that cannot be read is named.
-            log.warning("%s", error)
+            found.append(seen(dataset, index, seed=seed, with_image=with_image))
+        except Exception as error:  # a step of the user's own may raise anything
+            reason = f"{type(error).__name__}: {explain(error)}"
+            failed.append(f"no sample of {image_name(dataset, index)}: {reason}")
+    if failed and not found:
+        raise ValueError(f"the pipeline fails on each image, first with {failed[0]}; mend it")
+    for line in failed:
+        log.warning("%s", line)
+    return found
 
 
 def _input_boxes(dataset: Any, places: Sequence[int], seed: int) -> list[InputBoxes]:
     chosen = [places[place] for place in spread(len(places), ANCHOR_IMAGES)]
-    samples = list(_seen(dataset, chosen, seed, with_image=False))
+    samples = _seen(dataset, chosen, seed, with_image=False)
     return grouped(
         [sample.size for sample in samples],
         [sample.boxes for sample in samples],

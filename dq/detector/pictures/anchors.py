@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from torch import nn
 Floats = NDArray[np.float64]
 # For heads whose assigner has no limit of its own.
 USUAL_IOU = 0.5
+# The later stages of a cascade start from the boxes of the stage before, not from these anchors.
+_LATER = re.compile(r"(?:^|\.)stages\.[1-9]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,8 @@ def anchors_of(detector: nn.Module) -> list[Anchors]:
     """Return the anchors of each head that has some; none for an anchor-free detector."""
     found = []
     for name, module in detector.named_modules():
+        if _LATER.search(name):
+            continue
         for generator in _generators(module):
             assigner = getattr(module, "assigner", None)
             good = getattr(assigner, "pos_iou_thr", None)
