@@ -172,7 +172,8 @@ def _seen(
     if failed and not found:
         raise ValueError(f"the pipeline fails on each image, first with {failed[0]}; mend it")
     for line in failed:
-        log.warning("%s", line)
+        # Once, though most are asked for again for the anchors.
+        log.log(logging.WARNING if with_image else logging.DEBUG, "%s", line)
     return found
 
 
@@ -223,7 +224,7 @@ def _summary(wish: Wish, counted: Counts, drawn_images: int) -> Iterator[str]:
         yield f"{counted.ignored:,} boxes are neither trained nor evaluated (gray)."
     missing = sum(not number for number in counted.boxes)
     if missing and boxes:
-        yield f"{missing} of {len(counted.boxes)} classes have no box in this split."
+        yield f"Classes without a box in this split: {missing} of {len(counted.boxes)}."
 
 
 def _class_rows(counted: Counts, classes: Sequence[str]) -> list[ClassRow]:

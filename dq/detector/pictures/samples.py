@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dq.detector.config.registry_errors import explain
+from dq.detector.data.checks.images import unreadable
 from dq.detector.data.datasets import calibration_dataset, dataset_of
 from dq.detector.data.leaves import located, name_of
 from dq.detector.data.seeded_samples import generators_kept, seed_generators_
@@ -88,7 +90,8 @@ def labelled(dataset: Any, index: int) -> Sample:
         if image is None:
             image = seen(dataset, index, seed=0).image
     except Exception as wrong:  # a broken file, or a step of the user's own, may raise anything
-        error = explain(wrong) or type(wrong).__name__
+        reason = unreadable(Path(path_of(dataset, index)))
+        error = reason or f"{type(wrong).__name__}: {explain(wrong)}"
     return Sample(
         name=path_of(dataset, index),
         image=None if image is None else reduced(image),

@@ -72,7 +72,7 @@ def shot(
         panels.append(side.panel(title, image, sample.size, names))
         lines += [f"{title}: {line}" for line in side.said(classes, len(boxes))]
     _write(path, panels)
-    return Shot(file=path.name, name=sample.name, lines=lines)
+    return Shot(file=path.name, name=sample.name, lines=lines, is_wide=len(panels) > 1)
 
 
 def sample_shot(path: Path, sample: Sample, classes: Sequence[str]) -> Shot:

@@ -42,11 +42,13 @@ class Shot:
         file: Its name in the page's folder.
         name: Of the image that is drawn.
         lines: What is said about it.
+        is_wide: Whether it has several columns, so that no other fits beside it.
     """
 
     file: str
     name: str
     lines: Sequence[str] = ()
+    is_wide: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +142,8 @@ def _size(size: tuple[float, float] | None) -> str:
 
 
 def _shots(shots: Sequence[Shot]) -> str:
-    """Return the pictures; those that nothing is said about fit beside each other."""
     text = "".join(map(_shot, shots))
-    return text if any(shot.lines for shot in shots) else f'<div class="grid">{text}</div>'
+    return text if any(shot.is_wide for shot in shots) else f'<div class="grid">{text}</div>'
 
 
 def _shot(shot: Shot) -> str:
