@@ -32,7 +32,7 @@ from dq.detector.pictures.sheets import Found, legend, sample_shot, shot, truth_
 from dq.tracking.pictures.predictions import Box, unmatched
 from dq.tracking.reports.show_page import ClassRow, ShowPage
 from launcher.plan import Plan
-from launcher.stage.stage import Parent
+from launcher.stage.stage import Parent, read_checkpoint
 
 log = logging.getLogger(__name__)
 # Images whose boxes are compared with the anchors, spread over the split.
@@ -71,6 +71,19 @@ class Shown:
 
     page: ShowPage
     numbers: Mapping[str, Any]
+
+
+def parents_of(paths: Sequence[Path], *, trusted: bool) -> list[Parent]:
+    """Return the checkpoints to compare.
+
+    Args:
+        paths: Of the files.
+        trusted: Whether they may be unpickled.
+
+    Raises:
+        ValueError: One does not exist or cannot be read.
+    """
+    return [read_checkpoint(path, trusted=trusted) for path in paths]
 
 
 def shown(plan: Plan, wish: Wish, parents: Sequence[Parent], device: torch.device) -> Shown:

@@ -30,6 +30,7 @@ NEEDS = {
     "init": "Pillow",
     "data": "Pillow",
     "coverage": "numpy",
+    "show": "torch",
 }
 WORDS = {
     "bench": ("m.onnx",),
@@ -39,8 +40,9 @@ WORDS = {
     "quantize": (CONFIG, "--checkpoint", "f.pth", "--max-drop", "1"),
     "train": (CONFIG,),
     "run": (CONFIG,),
+    "show": (CONFIG,),
 }
-SENT = ("sync", "compare", "doctor", "configs", "submit", "jobs", "logs", "cancel")
+SENT = ("sync", "compare", "watch", "doctor", "configs", "submit", "jobs", "logs", "cancel")
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ def test_sync_needs_wandb_only_with_runs_to_send(tmp_path: Path, runs: Path) -> 
     assert login(tmp_path, "sync", runs / "tiny/qat").stdout == "nothing to send\n"
 
 
-@pytest.mark.parametrize("job", [c for c in COMMANDS if c not in SENT[4:]] + ["sweep"])
+@pytest.mark.parametrize("job", [c for c in COMMANDS if c not in SENT[5:]] + ["sweep"])
 def test_every_command_is_submitted(tmp_path: Path, job: str) -> None:
     """A fake sbatch accepts the submission, and `jobs` and the others know it."""
     (tmp_path / "f.pth").touch()
@@ -118,6 +120,7 @@ def test_every_command_is_submitted(tmp_path: Path, job: str) -> None:
     words = {
         "compare": (),
         "sync": (),
+        "watch": ("runs",),
         "doctor": (),
         "configs": (),
         "sweep": (CONFIG, "--presets", "int8", "w4a8"),

@@ -45,7 +45,6 @@ def _has(character: str) -> bool:
     return character == " " or _drawn(character) != _drawn(_NOWHERE)
 
 
-@functools.cache
 def _drawn(text: str) -> bytes:
     image = Image.new("L", (40, 40))
     try:

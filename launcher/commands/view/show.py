@@ -46,7 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder for the page (default: show/SPLIT in the config's work dir)",
+        help="folder for the page (default: show/SPLIT in the work dir)",
+    )
+    parser.add_argument(
+        "--work-dir",
+        metavar="DIR",
+        help="folder of the experiment (default: the config's work_dir, else runs/<config's name>)",
     )
     parser.add_argument(
         "--seed", type=int, help="of the training pipeline's random changes (default 0)"
@@ -62,7 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="override config entries, in mmdet's syntax",
     )
     add_trust(parser)
-    parser.set_defaults(work_dir=None)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -84,15 +88,15 @@ def run(arguments: argparse.Namespace) -> int:
     from dq.whole_file import write_whole
     from launcher.plan import begin_plan, surroundings
     from launcher.session import choose_device
-    from launcher.stage.stage import read_checkpoint
-    from launcher.stages.showing import Wish, shown
+    from launcher.stages.showing import Wish, parents_of, shown
+    from launcher.work_dir import WRITTEN
 
     asked = surroundings(arguments)
     device = choose_device(asked.device, environment)
     plan = begin_plan(arguments)
     given = [Path(name) for name in arguments.checkpoint]
-    parents = [read_checkpoint(path, trusted=arguments.trust_checkpoint) for path in given]
-    folder = arguments.out or asked.experiment / "show" / arguments.split
+    parents = parents_of(given, trusted=arguments.trust_checkpoint)
+    folder = arguments.out or asked.experiment / WRITTEN["show"] / arguments.split
     _refuse_others(folder)
     lock = hold(folder)
     try:
