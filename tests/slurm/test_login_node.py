@@ -30,7 +30,7 @@ NEEDS = {
     "init": "Pillow",
     "data": "Pillow",
     "coverage": "numpy",
-    "show": "torch",
+    "show": "Pillow",
 }
 WORDS = {
     "bench": ("m.onnx",),
