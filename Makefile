@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 RANKS ?= 2
+# nproc alone would return OMP_NUM_THREADS where that is set.
+CORES = env -u OMP_NUM_THREADS nproc
 # Processes that share the tests; each needs 1 to 3 GB. 0: all tests in one process.
-WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 8 ? n : 8 )))
+WORKERS ?= $(shell n=$$($(CORES)); echo $$(( n < 8 ? n : 8 )))
 RUN = $(VENV)/bin/torchrun --standalone --nproc-per-node $(RANKS) -m launcher
 # The cores shared by the ranks, unless the user says otherwise; torchrun would set 1 and warn.
-SHARE = $(shell n=$$(( $$(nproc) / $(RANKS) )); echo $$(( n > 0 ? n : 1 )))
+SHARE = $(shell n=$$(( $$($(CORES)) / $(RANKS) )); echo $$(( n > 0 ? n : 1 )))
 
 .PHONY: help setup demo test test-fast check
 

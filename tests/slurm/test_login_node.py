@@ -31,6 +31,7 @@ NEEDS = {
     "data": "Pillow",
     "coverage": "numpy",
     "show": "Pillow",
+    "completion": "shtab",
 }
 WORDS = {
     "bench": ("m.onnx",),
@@ -41,6 +42,7 @@ WORDS = {
     "train": (CONFIG,),
     "run": (CONFIG,),
     "show": (CONFIG,),
+    "completion": ("bash",),
 }
 SENT = ("sync", "compare", "watch", "doctor", "configs", "submit", "jobs", "logs", "cancel")
 
