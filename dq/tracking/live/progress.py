@@ -115,6 +115,7 @@ class StageFollower:
         self._events: list[str] = []
         self._proof: int | None = None
         self._newest: Row = {}
+        self._epoch: float | None = None
 
     def update(self) -> None:
         """Read what was written since the last call."""
@@ -128,6 +129,8 @@ class StageFollower:
     def _take(self, row: Row) -> None:
         kind = row.get("kind")
         self._newest = row
+        if (epoch := _number(row.get("epoch"))) is not None:
+            self._epoch = epoch
         if kind == "train":
             self._last = row
             if (written := _number(row.get("time"))) is not None:
@@ -167,7 +170,7 @@ class StageFollower:
         return Progress(
             step=step,
             steps=steps,
-            epoch=_number(last.get("epoch")),
+            epoch=self._epoch,
             to_go_s=None if now is None or steps is None else self._to_go(run, steps, now),
             last={name: last[name] for name in SHOWN if last.get(name) is not None},
             losses=tuple(_thinned(self._losses, CURVE)),

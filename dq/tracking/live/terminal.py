@@ -74,19 +74,24 @@ def _follow_in_lines(read: Callable[[], RunState], interval_s: float, stream: Te
     state = read()
     stream.write(plain(state))
     stream.flush()
-    said = _line(state)
+    said = _news(state)
     while _goes_on(state):
         time.sleep(interval_s)
         state = read()
-        line = _line(state)
-        if line != said:
-            said = line
-            stream.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+        if (news := _news(state)) != said:
+            said = news
+            stream.write(f"{time.strftime('%H:%M:%S')} {_line(state)}\n")
             stream.flush()
 
 
 def _goes_on(state: RunState) -> bool:
     return state.is_alive or state.state in (RUNNING, WAITING)
+
+
+def _news(state: RunState) -> tuple[object, ...]:
+    """Return what is worth a new line; that time passes is not."""
+    step = None if state.progress is None else state.progress.step
+    return state.current, state.state, state.is_alive, step
 
 
 def _line(state: RunState) -> str:
