@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,11 @@ def shown(plan: Plan, wish: Wish, parents: Sequence[Parent], device: torch.devic
         _found(plan, wish, parent, dataset, [chosen[n] for n in sound], device)
         for parent in parents
     ]
+    if len({each.name for each in found}) < len(found):
+        found = [
+            replace(each, name=f"{each.name}, {which}")
+            for each, which in zip(found, ("first", "second"), strict=True)
+        ]
     pairs = _with_boxes(samples, sound, found)
     titles = [each.name for each in found]
     shots = [
@@ -271,9 +276,10 @@ def _numbers(
             "name": sample.name,
             "labels": [list(row) for row in truth_rows(sample)],
             "error": sample.error,
+            "detectors": [],
         }  # fmt: skip
         for each, rows in zip(found, boxes or (), strict=False):
-            own.setdefault("detectors", {})[each.name] = [list(row) for row in rows]
+            own["detectors"].append({"name": each.name, "boxes": [list(row) for row in rows]})
         images.append(own)
     return {
         "split": wish.split,

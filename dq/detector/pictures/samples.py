@@ -133,7 +133,8 @@ def seen(dataset: Any, index: int, *, seed: int, with_image: bool = True) -> Sam
         boxes, ignored = (_moved(each, meta) for each in (boxes, ignored))
     height, width = image.shape[1:]
     return Sample(
-        name=path_of(dataset, index),
+        # mmdet takes another image where a pipeline returns nothing.
+        name=str(meta.get("filename") or path_of(dataset, index)),
         image=reduced(denormalized(image, meta)) if with_image else None,
         size=(width, height),
         boxes=boxes,

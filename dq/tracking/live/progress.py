@@ -19,6 +19,7 @@ SHOWN = (
 )
 # Names of metrics by preference; several data sets number them.
 _METRICS = ("mAP", "bbox_mAP", "bbox_AP", "AP50")
+_NO_METRICS = ("epoch", "time", "step_s", "loading_s", "lr")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +216,9 @@ def metric_in(row: Mapping[str, Any]) -> str | None:
         for name in (wanted, f"0_{wanted}"):
             if name in numbers:
                 return name
-    return next((name for name in numbers if "mAP" in name or "AR" in name), None)
+    # Losses of the validation images are in rows of their own.
+    others = (name for name in numbers if name not in _NO_METRICS and "loss" not in name)
+    return next((name for name in others), None)
 
 
 def _length(run: Run | None, last: Mapping[str, Any]) -> int | None:

@@ -94,7 +94,12 @@ class RunReader:
 
         Args:
             now: Seconds since 1970; the time of the call by default.
+
+        Raises:
+            ValueError: The folder is gone.
         """
+        if not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is gone")
         now = time.time() if now is None else now
         runs = dict(sorted(_runs(self.folder), key=_start))
         writer = writer_of(self.folder)

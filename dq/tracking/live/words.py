@@ -12,6 +12,8 @@ from dq.tracking.live.state import RUNNING, WAITING, RunState, StageState
 BAR = 24
 # Validations that are shown with their values.
 SHOWN_VALIDATIONS = 5
+# A quantizer beyond these, in decibels and as a share, is worth a look.
+LEAST_SQNR, MOST_CLIPPED = 10.0, 0.1
 HEADS = ("stage", "state", "result", "bits", "time")
 _LEVELS = "▁▂▃▄▅▆▇█"
 _MARKS = {"finished": "good", RUNNING: "busy", "stopped": "warn", WAITING: "warn"}
@@ -191,10 +193,12 @@ def _of_health(health: Health) -> Iterator[Entry]:
     yield Entry(head="ranges", text=text)
     if health.noisiest:
         worst = ", ".join(f"{name} {value:.1f} dB" for name, value in health.noisiest)
-        yield Entry(head="", text=f"noisiest: {worst}")
+        mark = "warn" if health.noisiest[0][1] < LEAST_SQNR else ""
+        yield Entry(head="", text=f"noisiest: {worst}", mark=mark)
     if health.clipped:
         worst = ", ".join(f"{name} {100 * value:.2g} %" for name, value in health.clipped)
-        yield Entry(head="", text=f"clip most: {worst}")
+        mark = "warn" if health.clipped[0][1] > MOST_CLIPPED else ""
+        yield Entry(head="", text=f"clip most: {worst}", mark=mark)
     if health.oscillating is not None:
         most = f"{100 * health.oscillating:.2g}"
         yield Entry(head="", text=f"oscillating weights: at most {most} % of a layer")

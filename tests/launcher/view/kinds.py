@@ -26,7 +26,7 @@ def write_images(folder: Path) -> dict[str, tuple[int, int]]:
         "16 bit.png": Image.fromarray(drawn[:, :, 0].astype(np.uint16) * 200),
         "narrow.png": color.resize((3, 2000)),
         "dot.png": color.resize((1, 1)),
-        "large.png": color.resize((4000, 2500)),
+        "large.png": Image.new("RGB", (4000, 2500), "#446688"),
         "ünïcode 'quoted' & <b>.png": color,
     }
     for name, image in made.items():

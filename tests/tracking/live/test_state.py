@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -216,6 +217,13 @@ def test_a_folder_that_is_no_run(tmp_path: Path, folder: str, words: str) -> Non
     (tmp_path / "empty/photos").mkdir(parents=True)
     for number in range(6):
         write_run(tmp_path / f"many/a{number}/qat", RUN)
+    if folder == "empty":
+        # One that vanishes while it is watched.
+        (tmp_path / "w/logs").mkdir(parents=True)
+        reader = reader_of(tmp_path / "w")
+        shutil.rmtree(tmp_path / "w")
+        with pytest.raises(ValueError, match="w is gone"):
+            reader.read()
     with pytest.raises(ValueError, match=words) as caught:
         reader_of(tmp_path / folder)
     assert "\n" not in str(caught.value)
