@@ -295,6 +295,7 @@ def _numbers(
                 "head": fit.anchors.head,
                 "boxes": len(fit.best),
                 "mean_iou": float(fit.best.mean()) if len(fit.best) else None,
+                "mean_iou_centered": float(fit.centered.mean()) if len(fit.best) else None,
                 "good": fit.anchors.good,
                 "without_good": fit.without_good,
                 "untrained": fit.untrained,

@@ -55,8 +55,15 @@ def _verdict(fit: Fit) -> Iterator[str]:
     )
     if fit.untrained and least is not None and least < good:
         yield (f"{100 * fit.untrained:.1f} % are below {least:g}: no anchor is trained on them.")
-    if fit.without_good > MUCH:
+    shapes_fit = (fit.centered < good).mean() <= MUCH
+    if fit.without_good > MUCH and shapes_fit:
         yield (
-            "That is much: other sizes, ratios or strides of the anchors, or a larger input, would"
-            " find more; `launcher init` fits anchors to a folder's boxes."
+            f"Their shapes fit: at the boxes' centers the mean would be {fit.centered.mean():.2f}."
+            " The cells of their levels are too far apart; anchors of these sizes on levels with"
+            " smaller strides, or a larger input, would fit more boxes."
+        )
+    elif fit.without_good > MUCH:
+        yield (
+            f"At the boxes' centers the mean would be {fit.centered.mean():.2f}: anchors of other"
+            " sizes or ratios would fit more boxes; `launcher init` fits them to a folder's boxes."
         )

@@ -12,6 +12,8 @@ from mmdet.core.anchor import AnchorGenerator
 from numpy.typing import NDArray
 from torch import nn
 
+from dq.data.own.anchors import overlaps
+
 Floats = NDArray[np.float64]
 # For heads whose assigner has no limit of its own.
 USUAL_IOU = 0.5
@@ -64,12 +66,14 @@ class Fit:
     Attributes:
         anchors: Of one head.
         best: IoU of each box with its best anchor, ``(n,)``.
+        centered: The same if that anchor were at the box's center, ``(n,)``: of the shapes alone.
         shapes: Width and height of each box in the network's input, ``(n, 2)``.
         labels: Of each box, ``(n,)``.
     """
 
     anchors: Anchors
     best: Floats
+    centered: Floats
     shapes: Floats
     labels: NDArray[np.int64]
 
@@ -133,11 +137,14 @@ def fit_of(anchors: Anchors, groups: Iterable[InputBoxes]) -> Fit:
     """
     groups = list(groups)
     best = [best_overlaps(anchors, group) for group in groups]
-    shapes = [group.boxes[:, 2:] - group.boxes[:, :2] for group in groups]
+    each = [group.boxes[:, 2:] - group.boxes[:, :2] for group in groups]
+    shapes = np.concatenate([np.zeros((0, 2)), *each])
+    own = np.concatenate([base[:, 2:] - base[:, :2] for base in anchors.base])
     return Fit(
         anchors=anchors,
         best=np.concatenate([np.zeros(0), *best]),
-        shapes=np.concatenate([np.zeros((0, 2)), *shapes]),
+        centered=overlaps(shapes, own).max(axis=1, initial=0.0),
+        shapes=shapes,
         labels=np.concatenate([np.zeros(0, dtype=np.int64), *(g.labels for g in groups)]),
     )
 

@@ -99,5 +99,7 @@ def test_shares_of_boxes() -> None:
     fit = fit_of(anchors, groups)
     assert fit.best[0] == pytest.approx(1.0)
     assert fit.best[1] < 0.25
+    assert fit.centered[0] == pytest.approx(1.0)
+    assert (fit.centered >= fit.best - 1e-9).all()
     assert (fit.without_good, fit.untrained) == (0.5, 0.5)
     assert fit_of(anchors, []).without_good == 0.0

@@ -19,6 +19,7 @@ import pytest
 from dq.tracking.record.run import Run
 from dq.tracking.tracker import FolderTracker
 from tests.launcher.conftest import ROOT, Launch
+from tests.launcher.injected import fail
 
 
 @pytest.fixture
@@ -74,6 +75,18 @@ def test_a_mistake_is_one_line(
     code, out, err = launch("watch", *words)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert line in err or words[0] == "w"
+
+
+def test_why_a_stage_has_failed_is_shown(
+    launch: Launch, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.stages.float_training.dataset_of", fail)
+    words = ("--work-dir", tmp_path / "w", "--wandb", "disabled")
+    assert launch("train", config, *words)[0] == 1
+    code, out, err = launch("watch", tmp_path / "w", "--once")
+    assert (code, err) == (0, "")
+    assert "float: failed" in out
+    assert "error     injected fault" in out
 
 
 def test_lines_follow_a_run_to_its_end(tracker: FolderTracker, tmp_path: Path) -> None:
