@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dq.one_writer import writer_of
+from dq.one_writer import Writer, writer_of
 from dq.tracking.live.health import Health, health_of
 from dq.tracking.live.progress import Progress, StageFollower
 from dq.tracking.record.liveness import state_of
@@ -23,6 +23,8 @@ from dq.tracking.record.stage_summary import read_summary
 RUNNING, WAITING = "running", "not begun"
 # What a work dir has before its first stage begins: logs, a job's files, a lock.
 _TRACES = ("logs", "submissions")
+# After this time without a line in a log, ranks do not wait for each other any more.
+PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ class RunState:
 
     Attributes:
         folder: Its folder.
-        state: ``not begun``, or the state of the stage that is shown.
+        state: ``not begun``, ``died`` before the first stage, or that of the stage that is shown.
         is_alive: Whether a process may still write it.
         stages: In the order of their starts.
         current: Name of the stage that is shown: the one that runs, else the newest.
@@ -105,7 +107,7 @@ class RunReader:
         writer = writer_of(self.folder)
         is_held = writer is not None and writer.lives() is not False
         if not runs:
-            return RunState(folder=str(self.folder), state=WAITING, is_alive=True)
+            return self._before_the_first(writer, now)
         states = {name: _state(self.folder / name, run, now) for name, run in runs.items()}
         current = self._chosen(states)
         run, follower = runs[current], self._follower(current)
@@ -122,6 +124,17 @@ class RunReader:
             progress=follower.progress(run, now if at_work else None),
             health=health_of(self.folder / current),
         )
+
+    def _before_the_first(self, writer: Writer | None, now: float) -> RunState:
+        """Return the state of a work dir without a stage."""
+        lives = None if writer is None else writer.lives() is not False
+        if lives is None:
+            # A job that waits for its turn, or ranks that wait for each other.
+            logs = [_stamp(path) for path in (self.folder / "logs").glob("*")]
+            is_new = now - max(logs, default=0.0) < PATIENCE_S
+            lives = is_new or (self.folder / "submissions").is_dir()
+        state = "died" if writer is not None and not lives else WAITING
+        return RunState(folder=str(self.folder), state=state, is_alive=lives)
 
     def _chosen(self, states: Mapping[str, StageState]) -> str:
         if self.stage is not None and self.stage in states:
@@ -228,13 +241,14 @@ def _end(folder: Path, run: Run | None, now: float) -> float:
 
 
 def _written(folder: Path) -> float:
-    times = [0.0]
-    for name in (METRICS, RUN_FILE):
-        try:
-            times.append((folder / name).stat().st_mtime)
-        except OSError:
-            continue
-    return max(times)
+    return max(_stamp(folder / name) for name in (METRICS, RUN_FILE))
+
+
+def _stamp(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _where(run: Run) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
-from dq.tracking.live.state import RUNNING, WAITING, RunState
+from dq.tracking.live.state import RUNNING, RunState
 from dq.tracking.live.words import HEADS, Entry, entries, mark_of, stage_rows
 from dq.tracking.record.json_file import json_text
 
@@ -85,7 +85,7 @@ def _follow_in_lines(read: Callable[[], RunState], interval_s: float, stream: Te
 
 
 def _goes_on(state: RunState) -> bool:
-    return state.is_alive or state.state in (RUNNING, WAITING)
+    return state.is_alive or state.state == RUNNING
 
 
 def _news(state: RunState) -> tuple[object, ...]:

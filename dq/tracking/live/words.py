@@ -104,7 +104,10 @@ def curve(values: Sequence[float]) -> str:
 
 def _headline(state: RunState) -> str:
     if state.state == WAITING:
-        return "not begun: no stage has written a record yet"
+        ends = "" if state.is_alive else ", and nothing seems to run; its logs say more"
+        return f"not begun: no stage has written a record yet{ends}"
+    if state.current is None:
+        return "died before a stage had written a record; its logs say more"
     if state.state == RUNNING:
         return f"{state.current} is running"
     text = f"{state.current}: {state.state}"

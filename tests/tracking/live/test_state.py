@@ -182,12 +182,31 @@ def test_a_run_that_was_killed(tmp_path: Path) -> None:
 def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
     for trace in ("logs", "submissions"):
         (tmp_path / trace / trace).mkdir(parents=True)
+        (tmp_path / trace / trace / "rank_0.log").touch()
         assert "not begun" in shown(reader_of(tmp_path / trace).read())
     lock = hold(tmp_path / "held")
     try:
         assert reader_of(tmp_path / "held").read().is_alive
     finally:
         lock.release()
+    # Ranks may wait for each other for minutes, but not for ever; a job waits for its turn.
+    for trace, waits in (("logs", False), ("submissions", True)):
+        os.utime(tmp_path / trace / trace / "rank_0.log", (1.0, 1.0))
+        state = reader_of(tmp_path / trace).read()
+        assert (state.state, state.is_alive) == ("not begun", waits)
+        assert ("nothing seems to run" in shown(state)) is not waits
+
+
+def test_a_run_that_was_killed_before_its_first_record(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from dq.one_writer import hold\n"
+        "hold(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "w")], check=False)
+    state = reader_of(tmp_path / "w").read()
+    assert (state.state, state.is_alive) == ("died", False)
+    assert "died before a stage had written a record" in shown(state)
 
 
 def test_damaged_records_are_named(tmp_path: Path) -> None:
