@@ -77,9 +77,9 @@ class Recipe:
     Attributes:
         weight: Integer format of every weight; the channel axis is set for each layer.
         activation: Integer format of every activation, per tensor.
-        observer: Key of `OBSERVERS`.
-        momentum: Weight of a new batch in the moving average.
-        percentile: For the observer of that name.
+        observer: How calibration finds the range of an activation: a key of `OBSERVERS`.
+        momentum: Weight of a new batch in the moving average of ranges.
+        percentile: Percentage of the values inside the range; for the observer of that name.
         weight_range: ``min_max``, or ``mse``: calibration clips each weight if that reduces its
             squared quantization error.
         outputs: Also quantize the outputs of the last layers. What follows them (decoding,
@@ -90,8 +90,8 @@ class Recipe:
         free_clips: Compute ReLU6 with one limit per channel, which cross-layer equalization may
             change.
         target: Name of the engine whose rules say where quantizers stand, see `dq.quant.targets`.
-        raised: Names of quantizers that get `RAISED_BITS` in any case: the choice of automatic
-            mixed precision.
+        raised: Names of quantizers that get 16 bits in any case: the choice of automatic mixed
+            precision.
         scaled: Names of quantizers in front of which each channel has a scale of its own: the
             choice of the repair ``channel_scales``.
     """
