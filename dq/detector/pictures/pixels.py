@@ -14,8 +14,8 @@ from torch import Tensor
 from dq.detector.data.leaves import Place, infos_of
 
 RGB = NDArray[np.uint8]
-# Longer side of an image that is kept to be drawn, in pixels.
-LARGEST = 1200
+# Longer side of an image that is kept to be drawn, in pixels; sheets have smaller ones.
+LARGEST = 560
 
 
 def loaded(place: Place) -> RGB | None:

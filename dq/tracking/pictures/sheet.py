@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,17 +93,24 @@ def _picture(panel: Panel, side: int) -> Image.Image:
         (max(1, round(width * factor)), max(1, round(height * factor)))
     )
     pen = ImageDraw.Draw(image)
-    for mark in panel.marks:
-        corners = [factor * value for value in mark.corners]
+    # A network that has diverged may give corners that are no numbers.
+    marks = [mark for mark in panel.marks if all(map(math.isfinite, mark.corners))]
+    for mark in marks:
+        corners = _placed(mark, factor, side)
         if mark.is_dashed:
             _dashed(pen, corners)
         else:
             _box(pen, corners, mark)
     # Texts come last, so that no box hides them.
-    for mark in panel.marks:
+    for mark in marks:
         if mark.text and not mark.is_dashed:
-            _text(pen, [factor * value for value in mark.corners], mark, image.size)
+            _text(pen, _placed(mark, factor, side), mark, image.size)
     return image
+
+
+def _placed(mark: Mark, factor: float, side: int) -> list[float]:
+    """Return the corners in the picture; those far outside of it are just outside."""
+    return [max(-9.0, min(factor * value, side + 9.0)) for value in mark.corners]
 
 
 def _box(pen: ImageDraw.ImageDraw, corners: Sequence[float], mark: Mark) -> None:

@@ -32,6 +32,10 @@ def test_images_of_any_size(size: tuple[int, int]) -> None:
         Mark(corners=(-50, -50, 5000, 5000), label=1, text="z"),
         Mark(corners=(9, 9, 2, 2), label=1, text="z"),
         Mark(corners=(5, 5, 5, 5), text="z"),
+        Mark(corners=(-1e30, 0, 1e30, float("inf")), text="z"),
+        Mark(corners=(-1e30, -1e30, 1e30, 1e30), label=2, text="z", is_strong=True),
+        Mark(corners=(-1e30, -1e30, 1e30, 1e30), is_dashed=True),
+        Mark(corners=(float("nan"),) * 4, text="z"),
     ]
     panel = Panel(title="a title " * 20, image=Image.new("RGB", size), marks=marks)
     sheet = drawn([panel, panel, Panel(title="", image=None, note="no image of this\n" * 30)])
