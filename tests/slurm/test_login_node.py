@@ -41,7 +41,7 @@ WORDS = {
     "quantize": (CONFIG, "--checkpoint", "f.pth", "--max-drop", "1"),
     "train": (CONFIG,),
     "run": (CONFIG,),
-    "show": (CONFIG,),
+    "show": (CONFIG, "--checkpoint", "f.pth", "f.pth"),
     "completion": ("bash",),
 }
 SENT = ("sync", "compare", "watch", "doctor", "configs", "submit", "jobs", "logs", "cancel")
