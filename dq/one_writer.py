@@ -191,6 +191,16 @@ def hold(folder: Path, *, silence_s: float = SILENCE_S) -> WritersLock:
     return WritersLock(mine, me, file, followed)
 
 
+def writer_of(folder: Path) -> Writer | None:
+    """Return who holds a folder's lock, alive or dead; None if nobody does. Nothing is written."""
+    try:
+        newest = _newest(folder)
+    except OSError:
+        return None
+    found = None if newest is None else _read(newest[1])
+    return None if found is None else found[1]
+
+
 def _make(path: Path, me: Writer) -> int | None:
     """Create the file with its content and return it open; None if it exists already."""
     # Named like any draft, see `dq.whole_file`: leftovers of a kill are removed like those.

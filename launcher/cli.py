@@ -45,6 +45,8 @@ COMMANDS = (
     "data",
     "coverage",
     "compare",
+    "show",
+    "watch",
     "sync",
     "submit",
     "jobs",
@@ -58,6 +60,7 @@ COMMANDS = (
 FOLDERS = {
     **dict.fromkeys(("submit", "jobs", "logs", "cancel"), "cluster."),
     **dict.fromkeys(("doctor", "configs", "completion"), "about."),
+    **dict.fromkeys(("show", "watch"), "view."),
 }
 
 DESCRIPTION = """\

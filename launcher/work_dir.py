@@ -27,6 +27,7 @@ WRITTEN = {
     "eval": "eval",
     "export": "export",
     "analyze": "analyze",
+    "show": "show",
 }
 
 

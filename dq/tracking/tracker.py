@@ -12,6 +12,7 @@ from typing import Any
 from dq.tracking.record.liveness import this_process
 from dq.tracking.record.rows import METRICS, QUANTIZERS, RowFile, begin_rows, rows_of_kind
 from dq.tracking.record.run import Run, write_run
+from dq.tracking.record.secrets import hide_in_text
 from dq.tracking.wandb_copy.relay_process import Relay
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,21 @@ class Tracker:
     def images(self, step: int, files: Iterable[Path]) -> None:
         """Keep pictures that are in the run's folder."""
 
-    def finish(self, exit_code: int) -> None:
-        """End the run."""
+    def begin_training(self, first: int, steps: int) -> None:
+        """Note the length of a training that begins or goes on.
+
+        Args:
+            first: Number of steps that are done.
+            steps: Number of steps at its end.
+        """
+
+    def finish(self, exit_code: int, error: str | None = None) -> None:
+        """End the run.
+
+        Args:
+            exit_code: Of the command.
+            error: Why it failed, in one line.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,11 +157,23 @@ class FolderTracker(Tracker):
         if names:
             self.log("images", step, {"files": names})
 
-    def finish(self, exit_code: int) -> None:
+    def begin_training(self, first: int, steps: int) -> None:
+        """Note the length of a training; see `Tracker.begin_training`."""
+        assert self.run is not None
+        self.run = replace(self.run, training={"first": first, "steps": steps})
+        self._write_run()
+
+    def finish(self, exit_code: int, error: str | None = None) -> None:
         """Close the files and record how the run ended; see `Tracker.finish`."""
         status = {0: "finished", 75: "stopped"}.get(exit_code, "failed")
         assert self.run is not None
-        self.run = replace(self.run, status=status, exit_code=exit_code, ended=time.time())
+        self.run = replace(
+            self.run,
+            status=status,
+            exit_code=exit_code,
+            ended=time.time(),
+            error=None if error is None else hide_in_text(error),
+        )
         self._write_run()
         self.metrics.close()
         if self.quantizers is not None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from launcher.command_line.screen import screen_of
 from launcher.command_line.written import write_text
+
+if TYPE_CHECKING:
+    from dq.tracking.reports.experiments import Experiment
 
 HELP = "compare experiments: table, Markdown, CSV, JSON, an HTML report; needs no server"
 
@@ -40,10 +45,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--details", type=int, default=8, metavar="N", help="experiments to plot (default 8)"
     )
+    parser.add_argument(
+        "--serve",
+        action="store_true",
+        help="show the report in a browser on this machine, http://127.0.0.1:PORT, and keep it"
+        " up to date until Ctrl-C",
+    )
+    parser.add_argument(
+        "--port", type=int, metavar="N", help="with --serve: the port (default 8000; 0: any)"
+    )
+    parser.add_argument(
+        "--interval",
+        type=float,
+        metavar="SECONDS",
+        help="with --serve: time between two looks at the runs (default 10)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table, write the files that are asked for, and return 0."""
+    """Print the table, write the files that are asked for, and return 0.
+
+    Raises:
+        ValueError: There is no run, a file cannot be written, or the port is in use.
+    """
+    from dq.dist.rendezvous.environment import read_environment
     from dq.tracking.reports.comparison import (
         as_json,
         comma_separated,
@@ -54,6 +79,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     from dq.tracking.reports.experiments import find_experiments
 
+    interval_s = _interval(arguments)
+    if not read_environment().is_main:
+        return 0
     folders = [*arguments.folders]
     if arguments.project is not None or not folders:
         folders.append(arguments.project or Path("runs"))
@@ -75,11 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.json: lambda: as_json(lines, changed),
     }
     if arguments.html is not None:
-        from dq.tracking.reports.html_report import html_report
-
-        chosen = {line.name: number for number, line in enumerate(lines[: arguments.details])}
-        shown = sorted((e for e in experiments if e.name in chosen), key=lambda e: chosen[e.name])
-        texts[arguments.html] = lambda: html_report(lines, shown, changed)
+        texts[arguments.html] = lambda: _report(experiments, changed, arguments.details)
     for path, text in texts.items():
         if path is not None:
             write_text(path, text())
@@ -91,4 +115,51 @@ def run(arguments: argparse.Namespace) -> int:
         names = {line.name for line in best}
         address = publish(best, [e for e in experiments if e.name in names], changed)
         screen.say(address)
+    if arguments.serve:
+        _serve(folders, arguments, interval_s)
     return 0
+
+
+def _report(
+    experiments: Sequence[Experiment], changed: Mapping[str, Mapping[str, Any]], details: int
+) -> str:
+    from dq.tracking.reports.comparison import lines_of
+    from dq.tracking.reports.html_report import html_report
+
+    lines = lines_of(experiments)
+    chosen = {line.name: number for number, line in enumerate(lines[:details])}
+    shown = sorted((e for e in experiments if e.name in chosen), key=lambda e: chosen[e.name])
+    return html_report(lines, shown, changed)
+
+
+def _interval(arguments: argparse.Namespace) -> float:
+    """Return the seconds between two looks at the runs.
+
+    Raises:
+        ValueError: It is not positive, or an option of --serve is given without it.
+    """
+    for name in ("port", "interval"):
+        if getattr(arguments, name) is not None and not arguments.serve:
+            raise ValueError(f"--{name} goes with --serve; give that too, or leave it out")
+    interval_s: float = 10.0 if arguments.interval is None else arguments.interval
+    if not 0 < interval_s < float("inf"):
+        raise ValueError(f"--interval {interval_s:g} is not a time; give seconds above 0")
+    return interval_s
+
+
+def _serve(folders: Sequence[Path], arguments: argparse.Namespace, interval_s: float) -> None:
+    """Serve the report until Ctrl-C."""
+    from dq.tracking.live.served_report import HOST, LiveReport, open_port
+    from dq.tracking.reports.comparison import differences
+    from dq.tracking.reports.experiments import find_experiments
+
+    def make(experiments: list[Experiment]) -> str:
+        changed = differences(experiments) if 1 < len(experiments) <= 20 else {}
+        return _report(experiments, changed, arguments.details)
+
+    report = LiveReport(lambda: find_experiments(folders), make, interval_s)
+    with open_port(8000 if arguments.port is None else arguments.port, report) as server:
+        port = server.server_address[1]
+        print(f"serving on http://{HOST}:{port}, Ctrl-C ends it", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from dq.detector.config.registry_errors import explain
 from dq.detector.data.datasets import dataset_digest
 from dq.detector.training.assignment import Resume
+from dq.dist.errors.lost import explain_lost_rank
 from dq.dist.exchange import collectives
 from dq.dist.watch.signals import Stopped
 from dq.dist.work.on_main_rank import on_main_rank
@@ -55,7 +57,7 @@ def tracked(stage: Stage, resume: Resume | None = None) -> Iterator[Stage]:
         tracker = FolderTracker(stage.folder, run, resumed=goes_on, relay=relay)
 
     on_main_rank(begin)
-    code = WORLD_ERROR
+    code, reason = WORLD_ERROR, None
     try:
         yield replace(stage, tracker=tracker)
         code = 0
@@ -64,9 +66,10 @@ def tracked(stage: Stage, resume: Resume | None = None) -> Iterator[Stage]:
         raise
     except Exception as error:
         code = exit_code(error)
+        reason = explain_lost_rank(error) or explain(error) or type(error).__name__
         raise
     finally:
-        tracker.finish(code)
+        tracker.finish(code, reason)
 
 
 def _run(stage: Stage, resume: Resume | None) -> Run:

@@ -44,6 +44,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "recipes": (),
         "survey": ("config",),
         "new_config": ("config", "model"),
+        "pictures": ("config", "data", "evaluation", "loading", "metrics", "model", "engines"),
         "doctor": ("model",),
         "origin": ("model",),
     },
@@ -63,6 +64,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "wandb_copy": ("record",),
         "pictures": (),
         "reports": ("record", "pictures"),
+        "live": ("record", "pictures", "reports"),
     },
     "launcher": {
         "command_line": (),

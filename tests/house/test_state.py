@@ -30,6 +30,8 @@ ALLOWED = {
     ("dq/dist/files/safe_globals.py", "cache numpy_globals"): "names in the installed numpy",
     ("dq/dist/watch/signals.py", "cache _restore_signals_in_forks"): "registered once",
     ("dq/native.py", "cache _library"): "a compiled library is loaded once",
+    ("dq/tracking/pictures/lettering.py", "cache font"): "a file is read once for each size",
+    ("dq/tracking/pictures/lettering.py", "cache _has"): "which characters the font has",
     ("dq/quant/kernels/native.py", "cache has_gpu_kernels"): "whether Triton is installed",
     ("dq/quant/kernels/table.py", "cache _integers"): "a constant tensor for each format",
     ("dq/quant/kernels/table.py", "cache _enabled"): "whether the kernels compile",

@@ -29,6 +29,8 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "data": ("dq.data.voc:fetch_voc", ("voc2007",)),
     "coverage": ("launcher.coverage.families:chains", ("--families", "ssd")),
     "compare": ("dq.tracking.reports.experiments:find_experiments", ()),
+    "show": ("launcher.stages.showing:shown", ("CONFIG",)),
+    "watch": ("dq.tracking.live.state:reader_of", ("w",)),
     "sync": ("dq.tracking.wandb_copy.send_offline:pending_runs", ()),
     "submit": ("launcher.commands.cluster.submit:read_profile", ("train", "CONFIG")),
     "jobs": ("slurm.record:chains", ()),

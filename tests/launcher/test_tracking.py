@@ -35,6 +35,7 @@ def test_two_ranks_make_one_run_that_a_signal_ends_and_resumption_goes_on(
         stopped = read_run(folder)
         assert stopped is not None
         assert (stopped.status, stopped.exit_code) == ("stopped", 75)
+        assert stopped.training == {"first": 0, "steps": 6}
         stub.at_finish = None
         done = on_ranks(2, *words, "--resume", "auto")
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
@@ -44,6 +45,9 @@ def test_two_ranks_make_one_run_that_a_signal_ends_and_resumption_goes_on(
     run = read_run(folder)
     assert run is not None
     assert (run.id, run.status) == (stopped.id, "finished")
+    assert run.training["steps"] == 6
+    # The ranks agree on a step to stop at, which may be the last one.
+    assert 0 < run.training["first"] <= 6
     assert run.source["world_size"] == 2
     assert run.source["dataset_sha256"]
     assert run.config["optimizer.lr"] == 0.01

@@ -30,6 +30,7 @@ NEEDS = {
     "init": "Pillow",
     "data": "Pillow",
     "coverage": "numpy",
+    "show": "Pillow",
     "completion": "shtab",
 }
 WORDS = {
@@ -40,9 +41,10 @@ WORDS = {
     "quantize": (CONFIG, "--checkpoint", "f.pth", "--max-drop", "1"),
     "train": (CONFIG,),
     "run": (CONFIG,),
+    "show": (CONFIG, "--checkpoint", "f.pth", "f.pth"),
     "completion": ("bash",),
 }
-SENT = ("sync", "compare", "doctor", "configs", "submit", "jobs", "logs", "cancel")
+SENT = ("sync", "compare", "watch", "doctor", "configs", "submit", "jobs", "logs", "cancel")
 
 
 @pytest.fixture
@@ -112,7 +114,7 @@ def test_sync_needs_wandb_only_with_runs_to_send(tmp_path: Path, runs: Path) -> 
     assert login(tmp_path, "sync", runs / "tiny/qat").stdout == "nothing to send\n"
 
 
-@pytest.mark.parametrize("job", [c for c in COMMANDS if c not in SENT[4:]] + ["sweep"])
+@pytest.mark.parametrize("job", [c for c in COMMANDS if c not in SENT[5:]] + ["sweep"])
 def test_every_command_is_submitted(tmp_path: Path, job: str) -> None:
     """A fake sbatch accepts the submission, and `jobs` and the others know it."""
     (tmp_path / "f.pth").touch()
@@ -120,6 +122,7 @@ def test_every_command_is_submitted(tmp_path: Path, job: str) -> None:
     words = {
         "compare": (),
         "sync": (),
+        "watch": ("runs",),
         "doctor": (),
         "configs": (),
         "sweep": (CONFIG, "--presets", "int8", "w4a8"),

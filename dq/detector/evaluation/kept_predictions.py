@@ -49,7 +49,7 @@ def class_precision(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
     if any(found is None for found in boxes) or not _can_be_matched(dataset):
         return {}
     try:
-        annotations = [_truth(dataset, index) for index in range(len(dataset))]
+        annotations = [truth_of(dataset, index) for index in range(len(dataset))]
         if any(found is None for found in annotations):
             return {}
         return _class_precision(next(leaves(dataset)), boxes, annotations)
@@ -85,11 +85,11 @@ def predictions_of(dataset: Any, results: Sequence[Any]) -> Predictions | None:
     """
     pictures = []
     for index, result in enumerate(results[:MAX_IMAGES]):
-        truth = _truth(dataset, index)
+        truth = truth_of(dataset, index)
         if truth is None or boxes_by_class(result) is None:
             return None
-        path = _path(dataset, index)
-        corners = _in_pixels(dataset, index, truth["bboxes"])
+        path = path_of(dataset, index)
+        corners = corners_in_pixels(dataset, index, truth["bboxes"])
         labels = zip(corners.tolist(), truth["labels"].tolist(), strict=True)
         pictures.append(
             Picture(
@@ -122,7 +122,7 @@ def boxes_of_first(
     for index in range(min(number, len(dataset))):
         inputs = to_device(collate([dataset[index]], samples_per_gpu=1), device)
         result = detector(return_loss=False, rescale=True, **inputs)[0]
-        found[_path(dataset, index)] = boxes_of(result)
+        found[path_of(dataset, index)] = boxes_of(result)
     return found
 
 
@@ -149,12 +149,13 @@ def _can_be_matched(dataset: Any) -> bool:
     return not any(isinstance(leaf, OpenImagesDataset) for leaf in leaves(dataset))
 
 
-def _truth(dataset: Any, index: int) -> Mapping[str, Any] | None:
+def truth_of(dataset: Any, index: int) -> Mapping[str, Any] | None:
+    """Return the boxes and labels of an image, None if the data set does not provide them."""
     place = located(dataset, index)
     return None if place is None else annotation_of(*place)
 
 
-def _path(dataset: Any, index: int) -> str:
+def path_of(dataset: Any, index: int) -> str:
     """Return the path of an image's file, or its name if it has none."""
     place = located(dataset, index)
     if place is None:
@@ -167,11 +168,11 @@ def _path(dataset: Any, index: int) -> str:
     return name_of(*place)
 
 
-def _in_pixels(dataset: Any, index: int, boxes: Any) -> Any:
+def corners_in_pixels(dataset: Any, index: int, boxes: Any) -> Any:
     """Return boxes in pixels; OpenImages has them in shares of the image."""
     place = located(dataset, index)
     if place is None or not isinstance(place.leaf, OpenImagesDataset):
         return boxes
-    with Image.open(_path(dataset, index)) as image:
+    with Image.open(path_of(dataset, index)) as image:
         width, height = image.size
     return np.asarray(boxes) * np.array([width, height, width, height], dtype=np.float32)

@@ -111,6 +111,7 @@ def train(
     check_hooks(runner, detector, dataset, place.device)
     log_in_time(runner, len(loader))
     _set_begin(runner, config, len(loader), resume, trusted=place.trusted)
+    _note_length(runner, len(loader))
     with losses(), place.supervision.over("the start"):
         runner.run(loaders, [tuple(flow) for flow in config.workflow])
     extras.finish(loaders[0], place.device)
@@ -159,6 +160,13 @@ def _set_begin(
         runner.load_weights(content, str(config.load_from))
         if runner.average is not None:
             runner.average.begin_()
+
+
+def _note_length(runner: Any, steps_per_epoch: int) -> None:
+    """Record how long the training will be, so that a reader can say when it ends."""
+    epochs = runner.max_epochs if runner.counts_epochs else None
+    steps = runner.max_iters if epochs is None else epochs * steps_per_epoch
+    runner.tracker.begin_training(int(runner.iter), int(steps))
 
 
 def _refuse_what_does_not_fit(config: Config, quantization: Quantization | None) -> None:

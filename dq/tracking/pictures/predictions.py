@@ -85,6 +85,29 @@ def predicted_class(truth: Box, found: Sequence[Box]) -> int | None:
     return int(truth[4]) if right else int(max(on_it, key=lambda b: b[4])[5])
 
 
+def unmatched(boxes: Sequence[Box], others: Sequence[Box]) -> list[int]:
+    """Return the indices of the boxes that have no partner of their class among the others.
+
+    Each of the others is the partner of one box at most; the boxes choose in their order. The label
+    -1 is that of a proposal, which may be of any class.
+
+    Args:
+        boxes: ``(x1, y1, x2, y2, score, label)``, the best first.
+        others: Boxes of the same kind, or objects ``(x1, y1, x2, y2, label)``.
+    """
+    free = list(others)
+    alone = []
+    for number, box in enumerate(boxes):
+        label = int(box[-1])
+        same = [other for other in free if label in (-1, int(other[-1])) or int(other[-1]) == -1]
+        best = max(same, key=lambda other: overlap(box, other), default=None)
+        if best is None or overlap(box, best) < MIN_OVERLAP:
+            alone.append(number)
+        else:
+            free.remove(best)
+    return alone
+
+
 def lost_objects(predictions: Predictions) -> dict[str, dict[str, int]]:
     """Count what the run predicts for the objects that the float detector had right.
 

@@ -138,6 +138,56 @@ def sample_rows(path: Path, limit: int, *, whole_below: int = 1 << 18) -> list[R
         return []
 
 
+class RowFollower:
+    """Read the new rows of a file each time, also while another process writes it.
+
+    Args:
+        path: May be missing, and may be replaced by a resumed or a new run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._place, self._file = 0, -1
+
+    def follow(self) -> tuple[bool, list[Row]]:
+        """Return whether the file is another one than before, and its rows since then.
+
+        A line is read when it is complete.
+        """
+        try:
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                is_new = status.st_ino != self._file or status.st_size < self._place
+                self._file, self._place = status.st_ino, 0 if is_new else self._place
+                file.seek(self._place)
+                whole = file.read().rpartition(b"\n")[0]
+        except OSError:
+            is_new, self._file, self._place = self._file != -1, -1, 0
+            return is_new, []
+        if not whole:
+            return is_new, []
+        self._place += len(whole) + 1
+        rows = (_parsed(line) for line in whole.split(b"\n"))
+        return is_new, [row for row in rows if row is not None]
+
+
+def last_whole_row(path: Path) -> Row | None:
+    """Return the last row of a file that can be read; only the end of the file is read."""
+    for size in (1 << 16, 1 << 20, 1 << 24):
+        try:
+            with path.open("rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - size))
+                lines = file.read().split(b"\n")
+        except OSError:
+            return None
+        found = (_parsed(line) for line in reversed(lines if end <= size else lines[1:]))
+        row = next((row for row in found if row is not None), None)
+        if row is not None or end <= size:
+            return row
+    return None
+
+
 def rows_of_kind(path: Path, kind: str) -> list[Row]:
     """Return all rows of one kind; other rows are not parsed."""
     mark = json.dumps({"kind": kind}, separators=(",", ":"))[1:-1].encode()

@@ -43,6 +43,9 @@ class Run:
         ended: Seconds since 1970.
         best: Largest values of validation metrics by name: ``{"value": ..., "step": ...}``.
         process: The process that writes it; see `dq.tracking.record.liveness`.
+        training: Of a stage that trains, from its start or resumption on: ``steps``, the step at
+            which it is to end; ``first``, the step at which this process began.
+        error: Why it failed, in one line; None if it did not.
     """
 
     id: str
@@ -61,6 +64,8 @@ class Run:
     ended: float | None = None
     best: Mapping[str, Any] = field(default_factory=dict)
     process: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, int] = field(default_factory=dict)
+    error: str | None = None
 
 
 def new_run_id() -> str:
@@ -90,7 +95,11 @@ def read_run(folder: Path) -> Run | None:
         content = json.loads((folder / FILE_NAME).read_text())
         known = {f.name for f in fields(Run)}
         run = Run(**{k: v for k, v in content.items() if k in known})
-        return replace(run, tags=tuple(run.tags))
+        mappings = (run.config, run.source, run.best, run.process, run.training)
+        is_sound = all(isinstance(each, Mapping) for each in mappings)
+        is_sound &= isinstance(run.started, int | float) and isinstance(run.status, str)
+        is_sound &= run.ended is None or isinstance(run.ended, int | float)
+        return replace(run, tags=tuple(run.tags)) if is_sound else None
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 

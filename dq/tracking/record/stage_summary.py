@@ -84,7 +84,8 @@ def read_summary(folder: Path) -> StageSummary | None:
     try:
         content = json.loads((folder / FILE_NAME).read_text())
         known = {f.name for f in fields(StageSummary)}
-        return StageSummary(**{k: v for k, v in content.items() if k in known})
+        summary = StageSummary(**{k: v for k, v in content.items() if k in known})
+        return summary if isinstance(summary.value, int | float) else None
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 

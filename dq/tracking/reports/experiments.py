@@ -19,7 +19,7 @@ CONTROL = "control"
 STAGES = ("float", "calibrated", CONTROL, "qat")
 # Subfolders of an experiment that are never experiments themselves.
 PASSED_OVER = {
-    *("logs", "plots", "wandb", "samples", "analyze", "export", "quantize", *STAGES),
+    *("logs", "plots", "wandb", "samples", "analyze", "export", "quantize", "show", *STAGES),
     *("eval", "eval_onnxruntime", "eval_openvino", "eval_torch_int"),
 }
 MAX_DEPTH = 4

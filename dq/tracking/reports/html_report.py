@@ -61,10 +61,11 @@ def html_report(
     for experiment in shown:
         parts.append(_of_experiment(experiment))
     when = time.strftime("%Y-%m-%d %H:%M")
+    title = f"Comparison of {len(lines)} experiment{'' if len(lines) == 1 else 's'}"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>Comparison of {len(lines)} experiments</title><style>{STYLE}</style></head>"
-        f"<body><main><h1>Comparison of {len(lines)} experiments</h1>"
+        f"<title>{title}</title><style>{STYLE}</style></head>"
+        f"<body><main><h1>{title}</h1>"
         f'<p class="note">written {when} by <code>launcher compare</code>; numbers in percent,'
         f" drop is the loss against float</p>{''.join(p for p in parts if p)}"
         "</main></body></html>\n"

@@ -170,9 +170,10 @@ def _check(order: _Order) -> list[str]:
     """
     from slurm.copies.config_files import check_config
 
-    checkpoint = getattr(order.parsed, "checkpoint", None)
-    if checkpoint and not Path(checkpoint).is_file():
-        raise ValueError(f"checkpoint {checkpoint} does not exist")
+    given = getattr(order.parsed, "checkpoint", None) or []
+    for checkpoint in [given] if isinstance(given, str) else given:
+        if not Path(checkpoint).is_file():
+            raise ValueError(f"checkpoint {checkpoint} does not exist")
     if len({Path(config).stem for config in order.configs}) < len(order.configs):
         raise ValueError("two configs of a sweep have the same name; rename one")
     if not order.configs:

@@ -67,7 +67,7 @@ class _NamingPipeline:
         except Exception as error:
             files = files_of(results.get("img_info") or {})
             path = Path(results.get("img_prefix") or ".", files[0]) if files else None
-            reason = None if path is None else _unreadable(path)
+            reason = None if path is None else unreadable(path)
             if reason is None:
                 raise
             raise ValueError(
@@ -81,7 +81,7 @@ class _NamingPipeline:
         return getattr(self.pipeline, name)
 
 
-def _unreadable(path: Path) -> str | None:
+def unreadable(path: Path) -> str | None:
     """Return why an image file cannot be decoded, or None."""
     try:
         content = path.read_bytes()

@@ -1,0 +1,1 @@
+"""The commands that show something: the data of a config, and a run while it runs."""
