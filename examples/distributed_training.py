@@ -34,8 +34,7 @@ from dq.dist import (
 )
 from dq.sync import calibrate_on_one_rank, check_equal_on_ranks, merge_ranges_
 
-STEPS, STOP_AFTER = 8, 4
-CHECKPOINT = "runs/examples/last.pth"
+STEPS, STOP_AFTER, CHECKPOINT = 8, 4, "runs/examples/last.pth"
 DEVICE = torch.device("cpu")
 
 
@@ -70,10 +69,9 @@ class Training:
         convert_sync_batch_norm(self.model)
         self.parallel = wrap(self.model.train(), device=DEVICE)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
-        self.step = 0
+        self.step = 0 if stored is None else int(stored["step"])
         if stored is not None:
             self.optimizer.load_state_dict(stored["optimizer"])
-            self.step = stored["step"]
 
     def run_until(self, end: int) -> None:
         """Train up to this step; every rank computes on batches of its own."""
@@ -88,11 +86,8 @@ class Training:
 
     def save(self) -> None:
         """Write the checkpoint on the main rank, whole or not at all; all ranks wait."""
-        content = {
-            "model": unwrap(self.parallel).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-        }
+        weights, optimizer = unwrap(self.parallel).state_dict(), self.optimizer.state_dict()
+        content = {"model": weights, "optimizer": optimizer, "step": self.step}
         on_main_rank(lambda: save_checkpoint(CHECKPOINT, content))
 
     def digest(self) -> str:

@@ -11,7 +11,7 @@ import pytest
 from launcher.cli import COMMANDS
 from tests.house.order import ROOT
 
-PAGES = [*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md"), *ROOT.glob("examples/*.md")]
 
 
 def anchors(page: Path) -> set[str]:

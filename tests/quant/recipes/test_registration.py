@@ -19,18 +19,15 @@ from dq.quant.recipes.presets import PRESETS
 from dq.quant.recipes.recipe import OBSERVERS
 from dq.quant.targets.registry import TARGETS
 from launcher.config import quant_settings
+from tests.quant.registered import names_stay
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(autouse=True)
 def _names_stay_as_they_were() -> Iterator[None]:
-    before: list[tuple[dict[str, Any], dict[str, Any]]]
-    before = [(names, dict(names)) for names in (OBSERVERS, TARGETS, PRESETS)]
-    yield
-    for names, content in before:
-        names.clear()
-        names.update(content)
+    with names_stay():
+        yield
 
 
 def prepared(recipe: dq.Recipe) -> dq.QuantizedModel:
