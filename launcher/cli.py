@@ -52,11 +52,12 @@ COMMANDS = (
     "cancel",
     "doctor",
     "configs",
+    "completion",
 )
 # Subpackages of `launcher.commands`, for the commands that are in one.
 FOLDERS = {
     **dict.fromkeys(("submit", "jobs", "logs", "cancel"), "cluster."),
-    **dict.fromkeys(("doctor", "configs"), "about."),
+    **dict.fromkeys(("doctor", "configs", "completion"), "about."),
 }
 
 DESCRIPTION = """\

@@ -129,12 +129,15 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
     training = section.pop("training", None) or {}
     if not isinstance(training, Mapping):
         raise ValueError("quant.training must be a dict of dotted config keys and their values")
+    chooses = "repairs" in section
     repair = _repair(section)
     base = preset(section.pop("preset", None) or "int8")
     if "target" in section:
         base = base.for_target(known_target(section.pop("target"), "quant.target"))
     weight = _spec(section.pop("weight", None), base.weight, "quant.weight")
     activation = _spec(section.pop("activation", None), base.activation, "quant.activation")
+    if not chooses and activation.bits <= FEW_BITS:
+        repair = replace(repair, steps=DEFAULT_REPAIRS)
     rules = section.pop("rules", None) or ()
     raised = _names(section.pop("raised", None) or ())
     recipe = replace(
@@ -222,6 +225,10 @@ def _settings(section: object, kind: type[Any], name: str, example: str) -> dict
     return given
 
 
+# Without `quant.repairs`. It costs nothing where no channel is much larger than the others.
+DEFAULT_REPAIRS = ("channel_scales",)
+# With more bits for activations the default repairs are not needed.
+FEW_BITS = 8
 _REPAIR_KEYS = {
     "repair_images": "images",
     "rounding_steps": "rounding_steps",

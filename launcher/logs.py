@@ -29,7 +29,7 @@ def _belongs_on_console(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def logging_to(folder: Path, *, rank: int) -> Iterator[Path]:
+def logging_to(folder: Path, *, rank: int, quiet: bool = False) -> Iterator[Path]:
     """Log into ``folder/rank_<rank>.log``, and on rank 0 to the console too, within the context.
 
     Python's warnings go only to the file, because mmcv and mmdet emit dozens of deprecation
@@ -38,6 +38,7 @@ def logging_to(folder: Path, *, rank: int) -> Iterator[Path]:
     Args:
         folder: Created if it is missing.
         rank: Of this process.
+        quiet: Show only warnings and errors on the console.
 
     Yields:
         The path of this rank's file.
@@ -59,6 +60,7 @@ def logging_to(folder: Path, *, rank: int) -> Iterator[Path]:
         console = logging.StreamHandler(sys.stdout)
         console.setFormatter(_ConsoleFormatter(FORMAT, datefmt="%H:%M:%S"))
         console.addFilter(_belongs_on_console)
+        console.setLevel(logging.WARNING if quiet else logging.NOTSET)
         handlers.append(console)
     root = logging.getLogger()
     # A config's log_level is for this command alone.

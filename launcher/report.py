@@ -13,6 +13,8 @@ from dq.quant.recipes.recipe import Recipe
 from dq.tracking.record.matches import read_matches
 from dq.tracking.record.stage_summary import StageSummary, read_summary
 from dq.tracking.reports.bootstrap import difference
+from dq.tracking.reports.class_table import SHOWN as CLASSES_SHOWN
+from dq.tracking.reports.class_table import class_table
 from dq.tracking.reports.pareto import pareto_table, write_pareto
 from dq.tracking.reports.plots import write_plots
 from dq.tracking.reports.table import (
@@ -99,8 +101,10 @@ def say_differences(place: Session, stages: Sequence[str]) -> None:
 
 
 def say_metrics(place: Session, summary: StageSummary) -> None:
-    """Print every metric with all digits, so that two evaluations can be compared exactly."""
+    """Print the AP of each class, and every metric with all digits to compare evaluations by."""
     if place.environment.is_main:
+        if by_class := class_table({summary.stage: summary}, rows=CLASSES_SHOWN):
+            print(by_class)
         for name, value in summary.metrics.items():
             print(f"{name} {value!r}")
 
@@ -250,11 +254,17 @@ def say_table(place: Session, summaries: Mapping[str, StageSummary], recipe: Rec
     table = markdown_table(place.experiment.name, summaries, bits)
     notes = [text for summary in summaries.values() if (text := below_start(summary))]
     table = "\n".join([table, *(f"\n{text}." for text in notes)])
-    write_whole(place.experiment / "results.md", table + "\n")
+    by_class = class_table(summaries, bits)
+    write_whole(
+        place.experiment / "results.md", "\n\n".join(filter(None, [table, by_class])) + "\n"
+    )
     plots = write_plots(place.experiment / "plots", place.experiment, summaries)
     print()
     print(table)
     print()
+    if by_class:
+        print(class_table(summaries, bits, CLASSES_SHOWN))
+        print()
     print(f"runs and logs  {place.experiment}")
     for stage, summary in summaries.items():
         path = place.experiment / stage / str(summary.checkpoint)

@@ -26,6 +26,7 @@ from dq.dist.watch.signals import Stopped, StopSignals, stop_signals
 from dq.tracking.wandb_copy.mirror import Limits
 from dq.tracking.wandb_copy.relay_process import Relay
 from dq.tracking.wandb_copy.variables import mode_of, unsupported
+from launcher.command_line.json_result import json_result
 from launcher.failure import exit_code, log_traceback, say
 from launcher.logs import logging_to
 from launcher.plan import surroundings
@@ -107,7 +108,10 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
     asked = surroundings(arguments)
     device = choose_device(asked.device, environment)
     experiment = asked.experiment
-    with logging_to(experiment / "logs", rank=environment.rank) as log_file:
+    with (
+        json_result(experiment, wanted=arguments.json, prints=environment.is_main),
+        logging_to(experiment / "logs", rank=environment.rank, quiet=arguments.quiet) as log_file,
+    ):
         _quieten_libraries()
         removed_names.say()
         torch.set_num_threads(threads_of(arguments.threads, environment))

@@ -69,6 +69,17 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         metavar="RANK",
         help="which rank calibrates for all (default 0)",
     )
+    parser.add_argument(
+        "--quiet",
+        action="store_true",
+        help="print only results, warnings and errors; the log file has everything",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the summary of each finished stage as one JSON object on stdout, and everything"
+        " else on stderr",
+    )
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, *, what: str, required: bool) -> None:

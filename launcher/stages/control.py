@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dq.detector.config.read import training_config
 from dq.detector.data.datasets import check_evaluation, dataset_of
-from dq.detector.model.checkpoint_content import recipe_of
+from dq.detector.model.checkpoint_content import has_float_weights, recipe_of
 from dq.detector.model.stored_detector import float_detector
 from dq.detector.step.rank_state import seed_everything
 from dq.detector.training.assignment import Continued
@@ -58,7 +58,7 @@ def train_control(
     """
     parent = read_checkpoint(checkpoint, trusted=trusted)
     stored = recipe_of(parent.content)
-    if stored is not None and (stored.free_clips or stored.scaled):
+    if stored is not None and (stored.free_clips or not has_float_weights(parent.content)):
         raise ValueError(
             f"{checkpoint} was equalized, so it is not the float detector any more; give"
             " --checkpoint the float checkpoint for --control"

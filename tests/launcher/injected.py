@@ -35,6 +35,7 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "logs": ("slurm.record:chains", ("1",)),
     "cancel": ("slurm.record:chains", ("1",)),
     "configs": ("dq.shipped:shipped", ()),
+    "completion": ("shtab:complete", ("bash",)),
     "doctor": ("dq.detector.doctor.examine:examine", ()),
 }
 

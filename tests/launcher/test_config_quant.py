@@ -9,11 +9,22 @@ from dq.quant.recipes.presets import PRESETS, preset
 from launcher.config import quant_settings
 
 
-def test_nothing_said_is_int8_without_repairs() -> None:
+def test_nothing_said_is_int8_with_channel_scales() -> None:
     settings = quant_settings(None)
     assert settings.recipe == preset("int8")
-    assert settings.repair.steps == ()
+    assert settings.repair.steps == ("channel_scales",)
     assert settings.repair.mixed is None
+
+
+@pytest.mark.parametrize("repairs", [None, [], ()])
+def test_no_repair_can_be_asked_for(repairs: Any) -> None:
+    assert quant_settings({"repairs": repairs}).repair.steps == ()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_16_bits_need_no_repair(name: str) -> None:
+    found = quant_settings({"preset": name}).repair.steps
+    assert found == (() if PRESETS[name].activation.bits > 8 else ("channel_scales",))
 
 
 @pytest.mark.parametrize("name", PRESETS)

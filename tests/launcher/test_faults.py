@@ -115,7 +115,7 @@ def test_rank_killed_in_training(
     must_have_ended(ending)
     assert ending.codes[victim] == -signal.SIGKILL
     assert ending.codes[1 - victim] == 1
-    # Rank 0 holds the store: whether its loss is seen in a collective or at the store is chance.
+    # Rank 0 holds the store here: its loss is seen in a collective or at the store, by chance.
     said = "another rank was lost"
     said += "|the process that held it .* rank 0.* has ended" if victim == 0 else ""
     assert re.search(said, ending.errors[0])

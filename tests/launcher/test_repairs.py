@@ -63,16 +63,22 @@ def test_raised_quantizers_and_repaired_weights_survive_the_checkpoint(
     assert "no calibration needed" in (tmp_path / "logs/rank_0.log").read_text()
 
 
-def test_channel_scales_and_reconstruction_survive_the_checkpoint(
-    config: Path, float_checkpoint: Path, launch: Launch, tmp_path: Path
-) -> None:
-    """The pyramid's outputs pass SiLU, with one large channel that the head hardly reads."""
+def _with_a_large_channel(float_checkpoint: Path, folder: Path) -> Path:
     state = load_checkpoint(float_checkpoint)["state_dict"]
     state["neck.fpn_convs.0.bn.weight"][2] *= 300
     for name in ("cls_convs", "reg_convs"):
         state[f"bbox_head.{name}.0.0.weight"][:, 2] /= 300
-    large = tmp_path / "large.pth"
-    torch.save({"state_dict": state}, large)
+    path = folder / "large.pth"
+    torch.save({"state_dict": state}, path)
+    return path
+
+
+def test_channel_scales_and_reconstruction_survive_the_checkpoint(
+    config: Path, float_checkpoint: Path, launch: Launch, tmp_path: Path
+) -> None:
+    """The pyramid's outputs pass SiLU, with one large channel that the head hardly reads."""
+    large = _with_a_large_channel(float_checkpoint, tmp_path)
+    state = load_checkpoint(large)["state_dict"]
     options = (
         "--cfg-options",
         "model.neck.act_cfg.type=Swish",
@@ -99,6 +105,33 @@ def test_channel_scales_and_reconstruction_survive_the_checkpoint(
     trained = load_checkpoint(tmp_path / "qat/qat.pth")["quantization"]["recipe"]
     assert trained["scaled"] == scaled
     assert "no calibration needed" in (tmp_path / "logs/rank_0.log").read_text()
+
+
+def test_a_scaled_checkpoint_is_the_float_detector_for_plain_mmdet(
+    config: Path, float_checkpoint: Path, launch: Launch, tmp_path: Path
+) -> None:
+    """Nothing is said about repairs, and channels are scaled where one is much too large."""
+    large = _with_a_large_channel(float_checkpoint, tmp_path)
+    state = load_checkpoint(large)["state_dict"]
+    options = ("--cfg-options", "model.neck.act_cfg.type=Swish")
+    folder = ("--work-dir", tmp_path, "--threads", 1, "--wandb", "disabled")
+    code, _, error = launch("calibrate", config, "--checkpoint", large, *folder, *options)
+    assert code == 0, error
+    path = tmp_path / "calibrated/calibrated.pth"
+    content = load_checkpoint(path)
+    assert content["quantization"]["recipe"]["scaled"]
+    for key, value in content["state_dict"].items():
+        torch.testing.assert_close(value, state[key], rtol=3e-7, atol=0)
+
+    # Trained on without quantization, it is that of the float detector.
+    words = (config, "--checkpoint", path, "--control", *folder, *options)
+    code, _, error = launch("qat", *words, "runner.max_epochs=1")
+    assert code == 0, error
+    trained = load_checkpoint(tmp_path / "qat/qat.pth")["quantization"]
+    assert trained["recipe"]["scaled"]
+    control = load_checkpoint(tmp_path / "control/control.pth")["state_dict"]
+    ratio = control["neck.fpn_convs.0.bn.weight"][2] / state["neck.fpn_convs.0.bn.weight"][2]
+    assert 0.9 < ratio < 1.1
 
 
 def test_analyze_prints_a_table_and_writes_json_and_plot(

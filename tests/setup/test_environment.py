@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+FILES = ("environment", "mmcv_wheel", "compiler", "pins", "steps")
 
 
 @pytest.fixture(scope="module")
-def setup() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("environment", ROOT / "setup/environment.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def setup() -> Iterator[SimpleNamespace]:
+    """The names of all files of the set-up, which runs as a script in their folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "setup")
+        modules = {name: importlib.import_module(name) for name in FILES}
+        names = {k: v for module in reversed(modules.values()) for k, v in vars(module).items()}
+        yield SimpleNamespace(**names, modules=modules)
+        for name in FILES:
+            del sys.modules[name]
 
 
-def test_missing_compiler_is_reported_with_the_fix(setup: ModuleType) -> None:
+def test_missing_compiler_is_reported_with_the_fix(setup: SimpleNamespace) -> None:
     with pytest.raises(setup.SetupError, match=r"no C\+\+ compiler 'no-such-g\+\+'.*apt-get"):
         setup.require_compiler("no-such-g++")
 
 
-def test_compiler_without_cxx20_is_reported(setup: ModuleType, tmp_path: Path) -> None:
+def test_compiler_without_cxx20_is_reported(setup: SimpleNamespace, tmp_path: Path) -> None:
     old = tmp_path / "old-g++"
     old.write_text("#!/bin/sh\necho 'unrecognized option -std=c++20' >&2\nexit 1\n")
     old.chmod(0o755)
@@ -37,13 +42,15 @@ def test_compiler_without_cxx20_is_reported(setup: ModuleType, tmp_path: Path) -
         setup.require_compiler(str(old))
 
 
-def test_full_disk_is_reported_before_anything_is_done(setup: ModuleType, tmp_path: Path) -> None:
+def test_full_disk_is_reported_before_anything_is_done(
+    setup: SimpleNamespace, tmp_path: Path
+) -> None:
     with pytest.raises(setup.SetupError, match="needs 1000000000 GiB"):
         setup.require_space(tmp_path / "not" / "there", 1e9, "this test")
 
 
 def test_wrapper_changes_the_standard_and_drops_debug_symbols(
-    setup: ModuleType, tmp_path: Path
+    setup: SimpleNamespace, tmp_path: Path
 ) -> None:
     wrapper = setup.write_wrapper(tmp_path / "g++", "/bin/echo")
     words = ["-g", "-std=c++17", "-O2", "-DNAME=a b", "-gx"]
@@ -51,13 +58,63 @@ def test_wrapper_changes_the_standard_and_drops_debug_symbols(
     assert done.stdout.strip() == "-std=c++20 -O2 -DNAME=a b -gx"
 
 
-def test_failing_command_shows_the_end_of_its_log(setup: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+def test_headers_are_compiled_once_for_all_files(setup: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "once.h").write_text("#pragma once\ninline int one() { return 1; }\n")
+    gxx = shutil.which("g++") or ""
+    assert setup.precompiles(gxx)
+    wrapper = setup.write_wrapper(tmp_path / "g++", gxx, ("once.h",))
+    options = ["-I", tmp_path, "-std=c++17", "-O2", "-fPIC"]
+
+    def compiled(name: str, *, code: str) -> Path:
+        (tmp_path / f"{name}.cpp").write_text(code)
+        made = tmp_path / f"{name}.o"
+        words = ["-MMD", "-MF", f"{made}.d", *options, "-c", tmp_path / f"{name}.cpp", "-o", made]
+        subprocess.run([wrapper, *words], check=True)
+        return made
+
+    first = compiled("first", code='#include "once.h"\nint a() { return one(); }\n')
+    assert (tmp_path / "precompiled.h.gch").is_file()
+    # Nothing reads the header again.
+    (tmp_path / "once.h").write_text("#error read again\n")
+    second = compiled("second", code="int b() { return one(); }\nint main() { return b(); }\n")
+    linked = [wrapper, first, second, "-o", tmp_path / "program"]
+    subprocess.run(linked, check=True)
+    assert subprocess.run([tmp_path / "program"], check=False).returncode == 1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+def test_files_compile_where_their_headers_cannot_be_precompiled(
+    setup: SimpleNamespace, tmp_path: Path
+) -> None:
+    wrapper = setup.write_wrapper(tmp_path / "g++", shutil.which("g++"), ("not/there.h",))
+    (tmp_path / "a.cpp").write_text("int a() { return 1; }\n")
+    for _ in range(2):
+        words = ["-c", tmp_path / "a.cpp", "-o", tmp_path / "a.o"]
+        subprocess.run([wrapper, *words], check=True, capture_output=True)
+    assert (tmp_path / "precompiled.h.failed").is_file()
+
+
+def test_progress_says_how_long_the_rest_takes(
+    setup: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(100, 10_000, 25))
+    monkeypatch.setattr(setup.modules["steps"].time, "monotonic", lambda: next(clock))
+    progress = setup.Progress()
+    for done in range(1, 6):
+        progress.show(done, 5)
+    lines = [line.partition("compiled ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["1 of 5 files", "2 of 5 files, 75 s left", "3 of 5 files, 50 s left",
+                     "4 of 5 files, 25 s left", "5 of 5 files"]  # fmt: skip
+
+
+def test_failing_command_shows_the_end_of_its_log(setup: SimpleNamespace, tmp_path: Path) -> None:
     code = "print('the reason'); raise SystemExit(3)"
     with pytest.raises(setup.SetupError, match=r"(?s)the reason.*full log: "):
         setup.run([sys.executable, "-c", code], log=tmp_path / "log")
 
 
-def test_every_dependency_is_pinned_to_one_known_good_version(setup: ModuleType) -> None:
+def test_every_dependency_is_pinned_to_one_known_good_version(setup: SimpleNamespace) -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -68,8 +125,9 @@ def test_every_dependency_is_pinned_to_one_known_good_version(setup: ModuleType)
 
 
 def test_second_set_up_with_nothing_changed_does_nothing(
-    setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setup: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "setup.sha256").write_text(setup.fingerprint("test"))
-    monkeypatch.setattr(setup, "run", lambda *a, **k: pytest.fail("something was installed"))
+    failing = lambda *a, **k: pytest.fail("something was installed")  # noqa: E731
+    monkeypatch.setattr(setup.modules["environment"], "run", failing)
     setup.create(tmp_path, "test")

@@ -30,6 +30,7 @@ NEEDS = {
     "init": "Pillow",
     "data": "Pillow",
     "coverage": "numpy",
+    "completion": "shtab",
 }
 WORDS = {
     "bench": ("m.onnx",),
@@ -39,6 +40,7 @@ WORDS = {
     "quantize": (CONFIG, "--checkpoint", "f.pth", "--max-drop", "1"),
     "train": (CONFIG,),
     "run": (CONFIG,),
+    "completion": ("bash",),
 }
 SENT = ("sync", "compare", "doctor", "configs", "submit", "jobs", "logs", "cancel")
 

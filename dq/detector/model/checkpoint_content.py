@@ -10,13 +10,17 @@ import mmdet
 from mmcv.runner import weights_to_cpu
 from torch import Tensor, nn
 
+from dq.detector.model.build import float_state
 from dq.dist.equality.digest import digest
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.numerics.spec import QuantSpec
+from dq.quant.ptq.float_layout import restore_scaled_, scaled_weights, to_float, to_scaled
 from dq.quant.recipes.recipe import Recipe, Rule
 from dq.quant.targets import as_written
 
 QUANTIZATION = "quantization"
+# The weights that the graph's scales have changed, while the state dict has the float detector's.
+SCALED = "scaled_weights"
 
 
 def compose(
@@ -38,10 +42,14 @@ def compose(
 
     Returns:
         ``state_dict`` with the float detector's keys, ``meta``, and for a quantized detector
-        ``quantization`` with ``state`` (tensors by quantizer name), its ``digest``, ``recipe``
-        and ``sites``.
+        ``quantization`` with ``state`` (tensors by quantizer name), its ``digest``, ``recipe``,
+        ``sites`` and ``scaled_weights``.
     """
     weights = weights_to_cpu(detector.state_dict())
+    scaled = {}
+    if graph is not None:
+        scaled = {k: v.clone() for k, v in scaled_weights(graph, weights).items()}
+        weights = to_float(graph, weights)
     content: dict[str, Any] = {
         "meta": {"mmdet_version": mmdet.__version__, **meta},
         "state_dict": {k: v for k, v in weights.items() if not k.startswith(f"{CONTAINER}.")},
@@ -56,12 +64,35 @@ def compose(
             "digest": digest(state.items()),
             "recipe": asdict(recipe),
             "sites": [asdict(site) for site in graph.sites],
+            SCALED: scaled,
         }
     return content
 
 
+def weights_of(
+    graph: QuantizedGraph | None, content: Mapping[str, Any], source: str
+) -> dict[str, Tensor]:
+    """Return the weights in a checkpoint as a model with this graph has them at present.
+
+    Args:
+        graph: Its channels may be scaled; None for a float detector.
+        content: Of any checkpoint.
+        source: Its name, for messages.
+    """
+    state = float_state(content, source)
+    return state if graph is None or not has_float_weights(content) else to_scaled(graph, state)
+
+
+def has_float_weights(content: Mapping[str, Any]) -> bool:
+    """Return whether no weight in a checkpoint is scaled, as in those of version 0.1.0."""
+    stored = content.get(QUANTIZATION)
+    return stored is None or SCALED in stored or not stored["recipe"].get("scaled")
+
+
 def load_quantization(graph: QuantizedGraph, content: Mapping[str, Any], source: str) -> None:
-    """Load quantizer state into a prepared detector.
+    """Load quantizer state into a prepared detector that has the checkpoint's weights.
+
+    Weights whose channels the state scales are scaled, so call it once after `load_float_state`.
 
     Raises:
         ValueError: The checkpoint has no quantizer state, or that of another model or recipe.
@@ -83,6 +114,8 @@ def load_quantization(graph: QuantizedGraph, content: Mapping[str, Any], source:
             f" (first: {wrong[0]}); use the config and the recipe it was made with"
         )
     graph.quantizers.load_state_dict(dict(state))
+    if SCALED in content[QUANTIZATION]:
+        restore_scaled_(graph, content[QUANTIZATION][SCALED])
 
 
 def recipe_of(content: Mapping[str, Any]) -> Recipe | None:

@@ -16,12 +16,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dq.detector.model.build import float_state, load_float_state
-from dq.detector.model.checkpoint_content import QUANTIZATION, compose, load_quantization
+from dq.detector.model.checkpoint_content import (
+    QUANTIZATION,
+    compose,
+    load_quantization,
+    weights_of,
+)
 from dq.detector.model.graph import quantize_detector
 from dq.dist.exchange.data_parallel import sync_buffers_
 from dq.quant.graph.quantized_graph import CONTAINER
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.min_max import MovingAverageObserver
+from dq.quant.ptq.float_layout import to_float
 from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe, Rule
@@ -104,9 +110,11 @@ class QuantBaseModule(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the float detector's own state dict: mmdet's keys, without quantizer state."""
+        prefix = str(kwargs.get("prefix", ""))
         state = self.module.state_dict(*args, **kwargs)
-        prefix = f"{kwargs.get('prefix', '')}{CONTAINER}."
-        return {k: v for k, v in state.items() if not k.startswith(prefix)}
+        own = {k.removeprefix(prefix): v for k, v in state.items()}
+        own = {k: v for k, v in own.items() if not k.startswith(f"{CONTAINER}.")}
+        return {f"{prefix}{k}": v for k, v in to_float(self.graph, own).items()}
 
     def checkpoint(self) -> dict[str, Any]:
         """Return the weights and all quantizer state, for torch.save."""
@@ -121,10 +129,11 @@ class QuantBaseModule(nn.Module):
             ValueError: It belongs to another model or recipe.
         """
         source = "the state dict"
-        load_float_state(self.module, float_state(state_dict, source), source)
         if QUANTIZATION in state_dict:
+            load_float_state(self.module, float_state(state_dict, source), source)
             load_quantization(self.graph, state_dict, source)
         else:
+            load_float_state(self.module, weights_of(self.graph, state_dict, source), source)
             initialise_weights_(self.graph.layers())
 
     @property

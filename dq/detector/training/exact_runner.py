@@ -13,8 +13,7 @@ from torch import nn
 
 from dq.detector.config.registry_errors import explain
 from dq.detector.hooks.quantization import averaged
-from dq.detector.model.build import float_state
-from dq.detector.model.checkpoint_content import compose
+from dq.detector.model.checkpoint_content import compose, weights_of
 from dq.detector.step.losses import LOSSES, SAME_LOSSES, LossLog, LossValues
 from dq.detector.step.optimizer_step import OptimizerStep
 from dq.detector.step.rank_state import Plain, plain_attributes, set_pending_logs
@@ -292,7 +291,7 @@ class Training:
         """Load the weights that fit, as mmdet's ``load_from`` does, and log how many do not."""
         detector = unwrap(self.model)
         own = detector.state_dict()
-        state = float_state(content, source)
+        state = weights_of(self.graph, content, source)
         fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
         if not fitting:
             raise ValueError(f"load_from {source}: none of its weights fits this model")

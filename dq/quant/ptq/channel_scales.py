@@ -20,6 +20,7 @@ from dq.quant.graph.functions import find_functions
 from dq.quant.graph.per_channel.channel_scales import (
     ChannelScale,
     Scaled,
+    layer_and_norm,
     layer_of,
     scale_channels_of_,
     scale_key,
@@ -123,16 +124,12 @@ def _places(graph: QuantizedGraph) -> dict[str, Scaled]:
         if place.layer is None:
             fits = place.value in functions
         else:
-            fits = is_alone(place.layer) and scales_outputs(*_layer_and_norm(graph, place.layer))
+            fits = is_alone(place.layer) and scales_outputs(
+                *layer_and_norm(graph.root, place.layer)
+            )
         if fits:
             found[name] = place
     return found
-
-
-def _layer_and_norm(graph: QuantizedGraph, node: fx.Node) -> tuple[nn.Module, nn.Module | None]:
-    norm = node.args[2] if len(node.args) > 2 else None
-    found = graph.root.get_submodule(str(norm.target)) if isinstance(norm, fx.Node) else None
-    return layer_of(graph.root, node), found
 
 
 def _gains(
@@ -263,7 +260,7 @@ def _apply_(graph: QuantizedGraph, place: Scaled, gain: Gain) -> None:
         scale.factor.copy_(1 / factors)
     else:
         scale.factor.copy_(factors)
-        divide_outputs_(*_layer_and_norm(graph, place.layer), factors)
+        divide_outputs_(*layer_and_norm(graph.root, place.layer), factors)
     for reader in place.readers:
         layer = layer_of(graph.root, reader)
         weight = layer.weight

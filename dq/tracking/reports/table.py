@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dq.tracking.record.stage_summary import StageSummary
 
@@ -68,20 +68,36 @@ def markdown_table(name: str, summaries: Mapping[str, StageSummary], bits: str =
         summaries: Summaries by stage.
         bits: Integer format for the column titles.
     """
-    present = [stage for stage in COLUMNS if stage in summaries]
-    metric = summaries[present[0]].metric
-    head = [f"{metric}, %", *(COLUMNS[stage].format(bits=bits) for stage in present)]
+    columns = titles(summaries, bits)
+    metric = summaries[next(iter(columns))].metric
     reference = summaries.get("float")
     cells = [name]
-    for stage in present:
+    for stage in columns:
         value = 100 * summaries[stage].value
         text = f"{value:.1f}"
         if reference is not None and stage != "float":
             text += f" ({value - 100 * reference.value:+.1f})"
         cells.append(text)
-    widths = [max(len(h), len(c)) for h, c in zip(head, cells, strict=True)]
-    rows = [head, ["-" * width for width in widths], cells]
+    return aligned([[f"{metric}, %", *columns.values()], cells])
+
+
+def titles(summaries: Mapping[str, StageSummary], bits: str) -> dict[str, str]:
+    """Return the title of each stage that has a summary, in the order of the table.
+
+    Args:
+        summaries: Summaries by stage; stages that are not in the table, such as ``eval``, come last
+            under their names.
+        bits: Integer format, such as ``int8``.
+    """
+    found = {stage: text.format(bits=bits) for stage, text in COLUMNS.items() if stage in summaries}
+    return found | {stage: stage for stage in summaries if stage not in found}
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as Markdown in columns of equal width; the first row is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    head, *others = rows
     return "\n".join(
         "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in rows
+        for row in [head, ["-" * width for width in widths], *others]
     )

@@ -106,6 +106,13 @@ def layer_of(root: nn.Module, node: fx.Node) -> nn.Module:
     return root.get_submodule(str(given.target))
 
 
+def layer_and_norm(root: nn.Module, node: fx.Node) -> tuple[nn.Module, nn.Module | None]:
+    """Return the float layer of a `QuantizedLayer`'s node, and the norm that is folded into it."""
+    norm = node.args[2] if len(node.args) > 2 else None
+    found = root.get_submodule(str(norm.target)) if isinstance(norm, fx.Node) else None
+    return layer_of(root, node), found
+
+
 def _gated(root: nn.Module, product: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
     """Return value, reader and layer of ``x * quantizer(sigmoid(x))`` with a layer's rounded ``x``.
 
@@ -169,6 +176,25 @@ def scale_channels_of_(graph: QuantizedGraph, names: Collection[str]) -> None:
         if own is not None:
             insert_channel_scales_(graph.root, own, new)
     graph.recompile()
+
+
+def scaled_place(graph: QuantizedGraph, name: str) -> Scaled:
+    """Return where the channels of this quantizer's input are scaled; see `scaled_names`."""
+    calls = {str(node.target): node for node in graph.graph.nodes if node.op == "call_module"}
+    quantizer, scale = (calls[f"{CONTAINER}.{key}"] for key in (name, scale_key(name)))
+    (value,), (reader,) = scale.args, _readers(scale)
+    assert isinstance(value, fx.Node)
+    layer = None if reader is quantizer else value.args[0]
+    assert layer is None or isinstance(layer, fx.Node)
+    own = graph.quantizers[scale_key(name)]
+    assert isinstance(own, ChannelScale)
+    return Scaled(
+        value=value,
+        reader=reader,
+        layer=layer,
+        readers=tuple(_readers(quantizer)),
+        num_channels=len(own.factor),
+    )
 
 
 def scaled_names(graph: QuantizedGraph) -> tuple[str, ...]:
