@@ -155,6 +155,15 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
     return parser, children
 
 
+def quiet_imports() -> None:
+    """Leave out what mmcv and torch say at every start.
+
+    mmcv 1.x announces its successor, and torch warns about nvcc without a GPU.
+    """
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV will release v2.0.0")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code of the process.
 
@@ -164,9 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     - 2: the user made a mistake; one rank prints one line on stderr.
     - 75: a signal stopped the training; ``--resume`` continues it.
     """
-    # At every start mmcv 1.x announces its successor, and torch warns about nvcc without a GPU.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV will release v2.0.0")
+    quiet_imports()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = wants_debug(words)
     if not debug:

@@ -6,13 +6,12 @@ Unknown keys are refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from dq.detector.recipes.rules import RULES, merged, rule_named
-from dq.detector.recipes.rules import Rule as TrainingRule
 from dq.detector.step.guards import Guards
-from dq.names import check_keys, hint
+from dq.names import hint
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.ptq.repairs import chosen_steps
 from dq.quant.ptq.settings import Mixed, Repair
@@ -25,64 +24,18 @@ from dq.quant.training.refinements import Refinements
 from dq.quant.training.schedule import Schedule
 from dq.quant.training.weight_average import Ema
 from dq.tracking.record.settings import Tracking
+from launcher.sections import (
+    DEFAULT_PRESET,
+    DEFAULT_REPAIRS,
+    FEW_BITS,
+    REPAIR_KEYS,
+    SHARES,
+    QuantSettings,
+    TrainingRecipe,
+    check_section,
+)
 
-# Settings of a training recipe.
-SHARES = ("rate", "passes")
 MODES = {False: "train", None: "train", True: "qat", "training": "qat", "calibration": "calibrate"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingRecipe:
-    """A recipe of quantization-aware training that the config names.
-
-    Attributes:
-        name: Of `dq.detector.recipes.rules.RULES`.
-        rate: The user's share of the float rate; None for the recipe's.
-        passes: The user's share of the float passes; None for the recipe's.
-    """
-
-    name: str
-    rate: float | None = None
-    passes: float | None = None
-
-    def __post_init__(self) -> None:
-        for key in ("rate", "passes"):
-            given = getattr(self, key)
-            if given is not None and (not isinstance(given, int | float) or not given > 0):
-                raise ValueError(
-                    f"quant.{key} is {given!r}; it is a share of the float training's, such as 0.1"
-                )
-
-    @property
-    def rule(self) -> TrainingRule:
-        """The recipe itself."""
-        return rule_named(self.name)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantSettings:
-    """The settings of the config's ``quant`` section.
-
-    Attributes:
-        recipe: The integer format of each module.
-        schedule: Calibration and the phases of training.
-        repair: Corrections that calibration makes after it has found the ranges.
-        refinements: Optional methods of quantization-aware training: keys ``learned_lr``,
-            ``oscillation``, ``ema``, ``distill``.
-        training: Config overrides for quantization-aware training only, by dotted key:
-            ``{'optimizer.lr': 0.001, 'runner.max_epochs': 5}``.
-        training_recipe: Gives the numbers of the training that ``training`` does not give; None to
-            take them from the config.
-        averages_by_recipe: Whether that recipe also gives ``ema.momentum``.
-    """
-
-    recipe: Recipe = field(default_factory=Recipe)
-    schedule: Schedule = field(default_factory=Schedule)
-    repair: Repair = field(default_factory=Repair)
-    refinements: Refinements = field(default_factory=Refinements)
-    training: Mapping[str, Any] = field(default_factory=dict)
-    training_recipe: TrainingRecipe | None = None
-    averages_by_recipe: bool = False
 
 
 def command_for(quantize: object) -> str:
@@ -109,29 +62,17 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
     averages = training_recipe is not None and "momentum" not in (section.get("ema") or {})
     if training_recipe is not None:
         section = merged(training_recipe.rule, section)
-    # Not for the user: these follow from the repairs.
-    recipe_keys = [f.name for f in fields(Recipe) if f.name not in ("free_clips", "scaled")]
+    check_section(section, "quant")
     extras = [f.name for f in fields(Refinements)]
-    own_keys = [
-        "recipe",
-        *SHARES,
-        "preset",
-        "schedule",
-        "training",
-        "repairs",
-        "mixed",
-        *_REPAIR_KEYS,
-    ]
-    check_keys(section, [*recipe_keys, *extras, *own_keys], "quant")
     refinements = _refinements({k: section.pop(k) for k in extras if k in section})
     schedule = dict(section.pop("schedule", None) or {})
-    check_keys(schedule, [f.name for f in fields(Schedule)], "quant.schedule")
+    check_section(schedule, "quant.schedule")
     training = section.pop("training", None) or {}
     if not isinstance(training, Mapping):
         raise ValueError("quant.training must be a dict of dotted config keys and their values")
     chooses = "repairs" in section
     repair = _repair(section)
-    base = preset(section.pop("preset", None) or "int8")
+    base = preset(section.pop("preset", None) or DEFAULT_PRESET)
     if "target" in section:
         base = base.for_target(known_target(section.pop("target"), "quant.target"))
     weight = _spec(section.pop("weight", None), base.weight, "quant.weight")
@@ -201,7 +142,7 @@ def guards(section: Mapping[str, Any] | None) -> Guards:
     Raises:
         ValueError: A key is unknown or a value is out of bounds.
     """
-    return Guards(**_settings(section, Guards, "guards", "dict(nonfinite='skip')"))
+    return Guards(**_settings(section, "guards", "dict(nonfinite='skip')"))
 
 
 def tracking(section: Mapping[str, Any] | None) -> Tracking:
@@ -210,31 +151,19 @@ def tracking(section: Mapping[str, Any] | None) -> Tracking:
     Raises:
         ValueError: A key is unknown or a value is out of bounds.
     """
-    given = _settings(section, Tracking, "tracking", "dict(project='x')")
+    given = _settings(section, "tracking", "dict(project='x')")
     if isinstance(given.get("tags"), str):
         given["tags"] = (given["tags"],)
     return Tracking(**{**given, "tags": tuple(given.get("tags", ()))})
 
 
-def _settings(section: object, kind: type[Any], name: str, example: str) -> dict[str, Any]:
-    """Return a section's settings; each key must be a field of the dataclass ``kind``."""
+def _settings(section: object, name: str, example: str) -> dict[str, Any]:
+    """Return a section's settings, with all keys checked."""
     if section is not None and not isinstance(section, Mapping):
         raise ValueError(f"{name} must be a dict such as {example}, not {section!r}")
     given = dict(section or {})
-    check_keys(given, [f.name for f in fields(kind)], name)
+    check_section(given, name)
     return given
-
-
-# Without `quant.repairs`. It costs nothing where no channel is much larger than the others.
-DEFAULT_REPAIRS = ("channel_scales",)
-# With more bits for activations the default repairs are not needed.
-FEW_BITS = 8
-_REPAIR_KEYS = {
-    "repair_images": "images",
-    "rounding_steps": "rounding_steps",
-    "most_scaled": "most_scaled",
-    "reconstruction_steps": "reconstruction_steps",
-}
 
 
 def _repair(section: dict[str, Any]) -> Repair:
@@ -247,9 +176,9 @@ def _repair(section: dict[str, Any]) -> Repair:
             raise ValueError(
                 f"quant.mixed must be a dict such as dict(max_raised=5), not {mixed!r}"
             )
-        check_keys(mixed, [f.name for f in fields(Mixed)], "quant.mixed")
+        check_section(mixed, "quant.mixed")
         mixed = Mixed(**mixed)
-    numbers = {name: section.pop(key) for key, name in _REPAIR_KEYS.items() if key in section}
+    numbers = {name: section.pop(key) for key, name in REPAIR_KEYS.items() if key in section}
     return Repair(steps=steps, mixed=mixed, **numbers)
 
 
@@ -259,7 +188,7 @@ def _refinements(given: Mapping[str, Any]) -> Refinements:
         if values.get(key) is not None:
             if not isinstance(values[key], Mapping):
                 raise ValueError(f"quant.{key} must be a dict or None, not {values[key]!r}")
-            check_keys(values[key], [f.name for f in fields(kind)], f"quant.{key}")
+            check_section(values[key], f"quant.{key}")
             values[key] = kind(**values[key])
     return Refinements(**values)
 
@@ -290,7 +219,7 @@ def _spec(given: Any, default: QuantSpec, where: str) -> QuantSpec:
         return default
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} must be a dict such as dict(bits=8), not {given!r}")
-    check_keys(given, [f.name for f in fields(QuantSpec)], where)
+    check_section(given, "quant.weight", where)
     return replace(default, **given)
 
 
@@ -302,7 +231,7 @@ def _rule(given: Any, number: int, weight: QuantSpec, activation: QuantSpec) -> 
             f"{where} needs module='PATTERN', type='CLASS' or position='first' or 'last', such as"
             " dict(module='bbox_head.*', ...)"
         )
-    check_keys(given, [f.name for f in fields(Rule)], where)
+    check_section(given, "quant.rules", where)
     values = dict(given)
     for key, default in (("weight", weight), ("activation", activation)):
         if values.get(key) is not None:

@@ -24,13 +24,13 @@ from dq.dist.work.on_main_rank import on_main_rank
 from dq.tracking.record.settings import Tracking
 from dq.tracking.record.stage_summary import key_of
 from launcher.config import (
-    QuantSettings,
     command_for,
     guards,
     known_target,
     quant_settings,
     tracking,
 )
+from launcher.sections import QuantSettings
 from launcher.settings import (
     DEVICE,
     SEED,

@@ -20,7 +20,7 @@ from dq.detector.config.mmdet_keys import TOP_LEVEL_KEYS
 from dq.quant.recipes.recipe import Recipe
 from dq.tracking.record.run import flattened
 from dq.tracking.record.secrets import hide
-from launcher.config import QuantSettings
+from launcher.sections import QuantSettings
 
 Settings = Mapping[str, str]
 SETTINGS, NOT_SET = "settings", "not set"

@@ -37,7 +37,11 @@ class Profile:
 
     Attributes:
         executor: ``slurm``; ``local`` runs here in processes of their own, ``debug`` in this one.
-        partition: sbatch's option of that name, like all others up to ``exclusive``.
+        partition: sbatch's option of that name.
+        account: sbatch's option of that name.
+        qos: sbatch's option of that name.
+        constraint: sbatch's option of that name.
+        exclusive: sbatch's option of that name: whole nodes.
         time: Limit of one attempt, in minutes or in Slurm's notation.
         nodes: Number of nodes.
         gpus_per_node: GPUs, and also ranks unless ``tasks_per_node`` is set.

@@ -9,7 +9,9 @@ from pathlib import Path
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the config and the options of every stage."""
     parser.add_argument("config", metavar="CONFIG", help="an mmdet 2.x config file")
-    parser.add_argument("--seed", type=int, help="default: the config's seed, else 0")
+    parser.add_argument(
+        "--seed", type=int, help="seed of all random numbers (default: the config's seed, else 0)"
+    )
     add_shared(parser)
 
 

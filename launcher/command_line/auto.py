@@ -15,6 +15,10 @@ from launcher.command_line.arguments import (
 from launcher.config import command_for
 from launcher.failure import DEBUG
 
+HELP = (
+    "do what the config's `quantize` flag says: train in float, train quantization-aware, calibrate"
+)
+
 # Flags that only some of the commands have, by their names in argparse.
 _FLAGS = {
     "checkpoint": ("--checkpoint", ("calibrate", "qat")),
@@ -25,6 +29,20 @@ _FLAGS = {
     "deterministic": ("--deterministic", ("train", "qat")),
     "auto_scale_lr": ("--auto-scale-lr", ("train", "qat")),
 }
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of ``launcher CONFIG``: it has the options of all its commands."""
+    from launcher.cli import Parser
+
+    made = Parser(prog="launcher", allow_abbrev=False)
+    add_common(made)
+    add_checkpoint(made, what="where calibration and QAT begin", required=False)
+    add_training(made)
+    add_control(made)
+    add_reuse(made)
+    made.add_argument(DEBUG, action="store_true", help="print the traceback of an error")
+    return made
 
 
 def resolve(words: Sequence[str]) -> list[str]:
@@ -40,16 +58,8 @@ def resolve(words: Sequence[str]) -> list[str]:
             not have one of the arguments.
     """
     from dq.detector.config.read import read_config
-    from launcher.cli import Parser
 
-    parser = Parser(prog="launcher", allow_abbrev=False)
-    add_common(parser)
-    add_checkpoint(parser, what="where calibration and QAT begin", required=False)
-    add_training(parser)
-    add_control(parser)
-    add_reuse(parser)
-    parser.add_argument(DEBUG, action="store_true")
-    given = parser.parse_args(list(words))
+    given = parser().parse_args(list(words))
     config = read_config(given.config, given.cfg_options)
     flag = config.get("quantize", False)
     command = command_for(flag)

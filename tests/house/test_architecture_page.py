@@ -1,4 +1,4 @@
-"""docs/architecture.md names what is there: paths that exist, names defined where it says."""
+"""docs/architecture.md names what is there: names are defined where it says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from tests.house.order import ROOT
 
 TEXT = (ROOT / "docs/architecture.md").read_text()
-PATHS = sorted(set(re.findall(r"`((?:dq|launcher|slurm|tests|configs|benchmarks)/[\w/.]+)`", TEXT)))
 NAMES = sorted(set(re.findall(r"`(\w+)` in `([\w/.]+\.py)`", TEXT)))
 
 
@@ -28,16 +27,10 @@ def defined(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_every_path_exists(path: str) -> None:
-    assert (ROOT / path).exists()
-
-
 @pytest.mark.parametrize(("name", "path"), NAMES)
 def test_every_name_is_defined_where_the_page_says(name: str, path: str) -> None:
     assert name in defined(ROOT / path)
 
 
 def test_the_page_names_much() -> None:
-    assert len(PATHS) > 20
     assert len(NAMES) > 15

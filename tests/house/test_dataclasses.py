@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("dq", "launcher", "slurm")
+PACKAGES = ("dq", "launcher", "slurm", "website")
 
 # Records that one function fills step by step.
 FILLED = {

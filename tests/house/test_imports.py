@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("dq", "launcher", "slurm")
+PACKAGES = ("dq", "launcher", "slurm", "website")
 
 # Packages that must never be imported, neither at the top of a file nor inside a function.
 FORBIDDEN = {
@@ -20,9 +20,9 @@ FORBIDDEN = {
     "dq/tracking": ("torch.distributed", "dq.quant", "dq.dist", "dq.detector", "mmdet", "mmcv"),
     "dq/native.py": ("torch.distributed", "dq.quant", "dq.dist", "dq.detector", "mmdet", "mmcv"),
     "dq/sync.py": ("dq.detector", "dq.tracking", "mmdet", "mmcv", "torch.distributed"),
-    "dq": ("launcher", "slurm"),
-    "launcher": ("mmdet", "torch.distributed"),
-    "slurm": ("torch", "mmdet", "mmcv", "dq"),
+    "dq": ("launcher", "slurm", "website"),
+    "launcher": ("mmdet", "torch.distributed", "website"),
+    "slurm": ("torch", "mmdet", "mmcv", "dq", "website"),
 }
 # Needs only the standard library, so a login node can run it.
 WITHOUT_PACKAGES = {("slurm", "dq.whole_file"), ("slurm", "dq.names"), ("slurm", "dq.proc")}

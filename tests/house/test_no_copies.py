@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("dq", "launcher", "slurm")
+PACKAGES = ("dq", "launcher", "slurm", "website")
 LINES = 6
 
 Place = tuple[str, int]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("dq", "launcher", "slurm")
+PACKAGES = ("dq", "launcher", "slurm", "website")
 
 # What may be there, and why.
 ALLOWED = {
@@ -79,6 +79,7 @@ ALLOWED = {
     ("slurm/task.py", "setattr os.environ"): "the rank's place, for the command it becomes",
     ("slurm/task.py", "setattr sys.argv"): "the command line of the command it becomes",
     ("launcher/session.py", "setattr mmcv_logging.logger_initialized"): "mmcv's own loggers",
+    ("website/hook.py", "setattr sys.path"): "mkdocs imports it with its own folder first",
 }
 
 CONTAINERS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)

@@ -49,7 +49,7 @@ def found_in(path: Path) -> Iterator[str]:
 
 def test_every_draft_is_of_one_implementation() -> None:
     seen = set()
-    for package in ("dq", "launcher", "slurm"):
+    for package in ("dq", "launcher", "slurm", "website"):
         for path in sorted((ROOT / package).rglob("*.py")):
             place = path.relative_to(ROOT).as_posix()
             for what in found_in(path):

@@ -130,7 +130,18 @@ ENVIRONMENT = (
 )  # fmt: skip
 
 # Our own keys, which mmdet does not have.
-OWN_KEYS = ("quantize", "quant", "accumulate", "guards", "tracking", "compile")
+OWN = (
+    Key("quantize", "ours", "what `launcher CONFIG` does: `False` trains in float, `True` or"
+        " `'training'` trains quantization-aware, `'calibration'` calibrates"),
+    Key("quant", "ours", "how the detector is quantized, calibrated and trained"),
+    Key("accumulate", "ours", "micro-batches of a rank whose gradients one step sums up; a whole"
+        " number, 1 by default"),
+    Key("guards", "ours", "what is done about problems during a training"),
+    Key("tracking", "ours", "what is recorded, and where it is sent"),
+    Key("compile", "ours", "compiles the training network with `torch.compile`: `True`, or a dict;"
+        " `False` by default"),
+)  # fmt: skip
+OWN_KEYS = tuple(key.name for key in OWN)
 
 TOP_LEVEL_KEYS = (
     *(key.name for key in KEYS if "." not in key.name and key.state != REFUSED_BY_NAME),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +25,9 @@ from dq.dist.exchange import collectives
 from dq.dist.watch.signals import Stopped
 from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_main_rank import on_main_rank
+from dq.progress import progress
 
 log = logging.getLogger(__name__)
-PROGRESS_S = 10.0
 # LVIS calls it AP.
 _BOXES = ("bbox_mAP", "mAP", "bbox_AP")
 _PERCENT = re.compile(r"[PSR]Q(_th|_st)?|(occluded|separated)_recall")
@@ -84,19 +83,13 @@ def detect(
     shapes = ImageShapes(dataset)
     loader = evaluation_loader(dataset, workers=workers)
     results: list[Any] = []
-    began = shown = time.monotonic()
-    for number, batch in enumerate(loader, start=1):
+    for batch in progress(loader, "evaluation", "images"):
         inputs = to_device(batch, device)
         found = list(detector(return_loss=False, rescale=True, **inputs))
         if watch is not None:
             watch(inputs, found)
         results.extend(encoded(found))
         shapes.add(inputs)
-        now = time.monotonic()
-        if now - shown > PROGRESS_S:
-            shown = now
-            remaining = (now - began) / number * (len(loader) - number)
-            log.info("evaluated %d of %d images, %.0f s to go", number, len(loader), remaining)
     # An evaluation may take hours, and one rank may need half as long again as the others.
     wait_for_all_ranks("the results of all images")
     parts = collectives.gather_objects((results, shapes.shapes))

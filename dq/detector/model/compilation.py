@@ -23,9 +23,9 @@ MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagrap
 class Compilation:
     """Arguments of torch.compile for the training network.
 
-    Args:
-        backend: One of `BACKENDS`.
-        mode: One of `MODES`.
+    Attributes:
+        backend: Compiler that torch.compile uses, one of `BACKENDS`.
+        mode: What it optimizes for, one of `MODES`.
         dynamic: Whether image sizes vary; None detects it, which costs one more compilation.
 
     Raises:

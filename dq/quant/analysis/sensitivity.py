@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from dq.progress import Progress
 from dq.quant.analysis.partial_runs import PartialRuns
 from dq.quant.graph.quantized_graph import QuantizedGraph, quantizer_of
 from dq.quant.numerics.nested import floating_tensors
@@ -74,6 +75,7 @@ def noises_alone(
         runs = PartialRuns(graph, names)
         signal: Tensor | float = 0.0
         errors: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
+        shown = Progress("sensitivity", len(batches) * len(names), "runs")
         for batch in batches:
             plain = runs.in_float(batch)
             targets = floating_tensors(plain.outputs)
@@ -84,6 +86,7 @@ def noises_alone(
                 outputs = floating_tensors(runs.with_quantizer(name, plain))
                 quantizer.phase = Phase.OFF
                 errors[name] = errors[name] + _powers_of_difference(outputs, targets)
+                shown.advance()
         set_phase(graph.quantizers, Phase.FROZEN)
     return {name: _ratio(error, signal) for name, error in errors.items()}
 

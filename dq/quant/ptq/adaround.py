@@ -79,7 +79,7 @@ def adaround_(
             )
         correct_layer_(captured, captured.targets)
 
-    walk(graph, batches, visit)
+    walk(graph, batches, visit, "AdaRound")
     log.info("AdaRound of %d of %d layers", len(rounded), len(owners))
     return rounded
 

@@ -38,7 +38,7 @@ def correct_bias_(graph: QuantizedGraph, batches: Sequence[Tensor]) -> int:
         nonlocal corrected
         corrected += correct_layer_(captured, captured.unquantized_outputs())
 
-    walk(graph, batches, visit)
+    walk(graph, batches, visit, "bias correction")
     log.info("bias correction of %d layers", corrected)
     return corrected
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from dq.progress import progress
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.observers.histogram import HistogramObserver
 from dq.quant.observers.min_max import MovingAverageObserver
@@ -58,7 +59,7 @@ def calibrate_(graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[B
     set_phase(graph.quantizers, Phase.CALIBRATE)
     images = 0
     with _equal_weights(averages) as weigh:
-        for number, batch in enumerate(batches, start=1):
+        for number, batch in enumerate(progress(batches, "calibration", "batches"), start=1):
             weigh(number)
             images += run(batch)
             update_scales_(averages)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dq.progress import Progress
 from dq.quant.graph.nodes import computed
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph, Site
 from dq.quant.graph.roles import module_of
@@ -62,7 +63,10 @@ class CapturedLayer:
 
 @torch.no_grad()
 def walk(
-    graph: QuantizedGraph, batches: Sequence[Tensor], visit: Callable[[CapturedLayer], None]
+    graph: QuantizedGraph,
+    batches: Sequence[Tensor],
+    visit: Callable[[CapturedLayer], None],
+    what: str,
 ) -> None:
     """Call ``visit`` for every quantized layer, in the order of execution.
 
@@ -72,9 +76,11 @@ def walk(
         graph: Prepared, with ranges, in evaluation mode; phases are restored.
         batches: Images ``(N, 3, H, W)`` on the model's device.
         visit: May change the layer's parameters.
+        what: Its name, for the log.
     """
     reference = float_copy(graph.root)
     layers = {f"{CONTAINER}.{entry[0].name}": entry for entry in graph.layers()}
+    shown = Progress(what, len(layers), "layers")
     readers = Counter(n for node in graph.graph.nodes for n in node.all_input_nodes)
     plain: dict[fx.Node, list[Any]] = {}
     fake_quantized: dict[fx.Node, list[Any]] = {}
@@ -101,6 +107,7 @@ def walk(
                         targets=targets,
                     )
                 )
+                shown.advance()
             for node in group:
                 fake_quantized[node] = [
                     _run(node, graph.root, fake_quantized, b, x) for b, x in enumerate(batches)

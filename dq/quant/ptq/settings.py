@@ -16,7 +16,7 @@ STEPS = {
     "channel_scales": "channel_scales",
     "bias": "bias_correction",
     "adaround": "adaround",
-    "reconstruct": "reconstruction",
+    "reconstruct": "reconstruction.learning",
 }
 
 
@@ -81,8 +81,8 @@ class Repair:
     """What calibration repairs in addition to finding ranges.
 
     Attributes:
-        steps: Names from `STEPS`; they always run in the same fixed order.
-        mixed: Automatic mixed precision; None for none.
+        steps: Methods that calibration applies, names from `STEPS`; they always run in one order.
+        mixed: Automatic mixed precision, which raises a few quantizers to 16 bits; None for none.
         images: Number of calibration images for bias correction and AdaRound.
         rounding_steps: Steps of AdaRound for each layer.
         most_scaled: Largest number of tensors with a scale for each channel.

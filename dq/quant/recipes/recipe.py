@@ -102,9 +102,10 @@ class Recipe:
     Attributes:
         weight: Integer format of every weight; the channel axis is set for each layer.
         activation: Integer format of every activation, per tensor.
-        observer: Key of `OBSERVERS`; `dq.quant.register_observer` adds one of your own.
-        momentum: Weight of a new batch in the moving average.
-        percentile: For the observer of that name.
+        observer: How calibration finds the range of an activation: a key of `OBSERVERS`;
+            `dq.quant.register_observer` adds one of your own.
+        momentum: Weight of a new batch in the moving average of ranges.
+        percentile: Percentage of the values inside the range; for the observer of that name.
         weight_range: ``min_max``, or ``mse``: calibration clips each weight if that reduces its
             squared quantization error.
         outputs: Also quantize the outputs of the last layers. What follows them (decoding,
@@ -116,8 +117,8 @@ class Recipe:
             change.
         target: Name of the engine whose rules say where quantizers stand, see `dq.quant.targets`;
             `dq.quant.register_target` adds one of your own.
-        raised: Names of quantizers that get `RAISED_BITS` in any case: the choice of automatic
-            mixed precision.
+        raised: Names of quantizers that get 16 bits in any case: the choice of automatic mixed
+            precision.
         scaled: Names of quantizers in front of which each channel has a scale of its own: the
             choice of the repair ``channel_scales``.
     """

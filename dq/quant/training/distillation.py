@@ -31,10 +31,10 @@ class Distill:
     """What the student learns from the float model.
 
     Attributes:
-        weight: Of the loss on the network's outputs.
+        weight: Weight of the loss on the network's outputs.
         features: Shell patterns of modules whose quantized outputs are compared too, such as
             ``neck.*``.
-        feature_weight: Of the loss on those.
+        feature_weight: Weight of the loss on those modules.
         alone: Train on these losses alone: the detector's own losses, and the annotations that
             they need, are not used. Without ``features`` the neck's outputs are compared too.
     """

@@ -39,9 +39,9 @@ class Schedule:
 
     Attributes:
         calibration_batches: Number of batches for calibration.
-        calibration_batch_size: Images in each.
-        round_after: Before it ranges are only observed; fake quantization starts then. 0 starts at
-            once.
+        calibration_batch_size: Images in each batch.
+        round_after: Fake quantization starts then; before it, ranges are only observed. 0 starts
+            at once.
         freeze_norm_after: From then on batch norms use their running statistics and do not update
             them; 1 for never.
         freeze_ranges_after: From then on ranges and learned scales are fixed; 1 for never.

@@ -10,7 +10,9 @@ HELP = "print or follow a submitted job's log, of rank 0 or another rank"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("job", metavar="JOB", help="a job number, or CHAIN:NAME, or a chain")
-    parser.add_argument("--rank", type=int, default=0, metavar="R", help="default 0")
+    parser.add_argument(
+        "--rank", type=int, default=0, metavar="R", help="rank of the log (default 0)"
+    )
     parser.add_argument("--follow", action="store_true", help="continue until the job has ended")
 
 

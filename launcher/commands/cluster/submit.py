@@ -21,6 +21,9 @@ from slurm.profile import flags, read_profile
 HELP = "run a command, the whole chain (`run`) or a grid (`sweep`) on Slurm, or here as Slurm would"
 
 
+HELP_OF_SWEEP = "run every config with every preset and seed, as an array of jobs"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
@@ -54,9 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``submit sweep``."""
-    parser.add_argument("configs", metavar="CONFIG", nargs="+")
-    parser.add_argument("--presets", nargs="+", default=[], metavar="NAME", help="int8 w4a8 ...")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    parser.add_argument("configs", metavar="CONFIG", nargs="+", help="mmdet 2.x config files")
+    parser.add_argument(
+        "--presets", nargs="+", default=[], metavar="NAME", help="presets of each: int8 w4a8 ..."
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of each (default 0)"
+    )
     add_shared(parser)
     add_checkpoint(parser, what="a float checkpoint for all", required=False)
     add_training(parser)

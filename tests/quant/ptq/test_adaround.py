@@ -172,7 +172,7 @@ def test_moments_are_the_loss_of_the_real_layer() -> None:
         ]
         torch.testing.assert_close(loss, spread[0] - spread[1], rtol=1e-3, atol=1e-6)
 
-    walk(graph, images(), visit)
+    walk(graph, images(), visit, "test")
 
 
 def test_clipping_reduces_the_error_of_weights_with_outliers_and_can_be_undone() -> None:

@@ -23,7 +23,7 @@ def outputs(graph: QuantizedGraph, *, rounded: bool) -> list[torch.Tensor]:
         ys = captured.outputs() if rounded else captured.targets
         found.append(torch.cat([channels_last(y, captured.layer) for y in ys]))
 
-    walk(graph, images(), visit)
+    walk(graph, images(), visit, "test")
     return found
 
 
@@ -82,5 +82,5 @@ def test_a_shared_layer_is_visited_once_with_the_inputs_of_all_levels() -> None:
         assert captured.site.name not in visited
         visited[captured.site.name] = sorted({x.shape[-1] for x in captured.inputs})
 
-    walk(graph, images(), visit)
+    walk(graph, images(), visit, "test")
     assert visited == {"stem": [16], "down": [16], "tower/0": [8, 16], "out": [8, 16]}

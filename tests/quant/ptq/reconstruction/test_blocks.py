@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from dq.quant.graph.nodes import computed, module_of
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.ptq.blocks import blocks_of, constants
+from dq.quant.ptq.reconstruction.blocks import blocks_of, constants
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 from dq.quant.quantizers.layers import QuantizedLayer
 from dq.quant.recipes.recipe import Recipe

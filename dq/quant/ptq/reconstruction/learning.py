@@ -15,7 +15,6 @@ squared derivative of the outputs by that channel.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,11 +23,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from dq.progress import Progress
 from dq.quant.graph.nodes import computed, is_shape, module_of
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.ptq.block_parameters import Parameters, layers_in, learning
-from dq.quant.ptq.blocks import Block, blocks_of, constants
 from dq.quant.ptq.channel_effects import signed_sum
+from dq.quant.ptq.reconstruction.blocks import Block, blocks_of, constants
+from dq.quant.ptq.reconstruction.parameters import Parameters, layers_in, learning
 from dq.quant.ptq.settings import RepairStep
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 from dq.quant.quantizers.phase import Phase, set_phase
@@ -64,20 +64,13 @@ def reconstruct_(
     blocks = blocks_of(graph)
     run = _Run(graph, images, blocks, reference)
     generator = torch.Generator().manual_seed(0)
-    better, began = 0, time.monotonic()
+    better, shown = 0, Progress("reconstruction", len(blocks), "blocks")
     for number, block in enumerate(blocks, start=1):
         before, after = run.reconstruct(block, steps, generator)
         run.forget(number)
         better += after < before
-        elapsed = time.monotonic() - began
-        log.info(
-            "block %d of %d: relative error %.4g -> %.4g, %.0f s to go",
-            number,
-            len(blocks),
-            before,
-            after,
-            elapsed / number * (len(blocks) - number),
-        )
+        log.info("block %d: relative error %.4g -> %.4g", number, before, after)
+        shown.advance()
     set_phase(graph.quantizers, Phase.FROZEN)
     return better
 

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dq.quant.graph.nodes import module_of
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.numerics.affine import along_channels
-from dq.quant.ptq.blocks import Block
+from dq.quant.ptq.reconstruction.blocks import Block
 from dq.quant.quantizers.batch_norm_fold import fold_factor
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, LearnedActivationQuantizer
 from dq.quant.quantizers.layers import QuantizedLayer, spread_over_weight

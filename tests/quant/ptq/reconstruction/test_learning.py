@@ -14,14 +14,14 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.adaround import adaround_
 from dq.quant.ptq.bias_correction import correct_bias_
 from dq.quant.ptq.layer_walk import float_copy
-from dq.quant.ptq.reconstruction import reconstruct_
+from dq.quant.ptq.reconstruction.learning import reconstruct_
 from dq.quant.ptq.repairs import calibrate_and_repair_
 from dq.quant.ptq.settings import Repair
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
 from tests.quant.nets import Separable, calibrate, images, sqnr, unseen
-from tests.quant.ptq.test_blocks import Pyramid
+from tests.quant.ptq.reconstruction.test_blocks import Pyramid
 
 W3 = replace(INT8_WEIGHT, bits=3)
 A4 = preset("w4a4").activation
@@ -153,7 +153,7 @@ def test_without_steps_nothing_changes() -> None:
     assert all(q.phase is Phase.FROZEN for q in graph.activations().values())
 
 
-def test_calibration_does_it_last_and_logs_the_time_to_go(
+def test_calibration_does_it_last_and_logs_each_block(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     torch.manual_seed(0)
@@ -168,7 +168,7 @@ def test_calibration_does_it_last_and_logs_the_time_to_go(
         calibrate_and_repair_(graph, images(), run, torch.device("cpu"), repair=repair)
     lines = [r.getMessage() for r in caplog.records]
     corrected = next(n for n, line in enumerate(lines) if "bias correction" in line)
-    blocks = [n for n, line in enumerate(lines) if "block 1 of" in line and "s to go" in line]
+    blocks = [n for n, line in enumerate(lines) if "block 1: relative error" in line]
     assert blocks
     assert corrected < blocks[0]
     set_phase(graph.quantizers, Phase.FROZEN)
