@@ -16,7 +16,7 @@ from launcher.cli import build_parser
 from tests.conftest import ROOT
 
 TEMPLATES = ROOT / ".github/ISSUE_TEMPLATE"
-YAML = sorted([*ROOT.glob(".github/**/*.yml"), *ROOT.glob(".*.yaml"), *ROOT.glob("*.yml")])
+YAML = sorted([*ROOT.glob(".github/**/*.yml"), *ROOT.glob(".*.yaml")])
 
 
 def recipe(target: str) -> list[str]:
