@@ -52,13 +52,13 @@ def fingerprint(extras: str) -> str:
     return digest.hexdigest()
 
 
-def create(venv: Path, extras: str, *, wheel: Path | None = None) -> None:
+def create(venv: Path, extras: str, *, project_wheel: Path | None = None) -> None:
     """Install the project and its dependencies into ``venv``; do nothing if they already are.
 
     Args:
         venv: The environment; created if it does not exist.
         extras: Names of optional dependencies, separated by commas.
-        wheel: The project as a wheel; None to use the checkout, in place.
+        project_wheel: The project as a wheel; None to use the checkout, in place.
     """
     if not (3, 11, 4) <= sys.version_info < (3, 14):
         version = platform.python_version()
@@ -95,7 +95,8 @@ def create(venv: Path, extras: str, *, wheel: Path | None = None) -> None:
         say(f"installing {wheel.name}")
         run([*pip, wheel], log=log)
     say("installing the project and its dependencies")
-    project = ["-e", f"{ROOT}[{extras}]"] if wheel is None else [f"{wheel}[{extras}]"]
+    project = ["-e", str(ROOT)] if project_wheel is None else [str(project_wheel)]
+    project[-1] += f"[{extras}]"
     run([*pip, "--no-build-isolation", *project], log=log)
     stamp.write_text(wanted)
     say(f"environment ready in {time.monotonic() - began:.0f} s: {venv}")

@@ -57,12 +57,12 @@ def use(python: Path, folder: Path, version: str) -> None:
     Raises:
         SetupError: A command failed, or code of the checkout was used instead of the wheel's.
     """
-    launcher = [python.parent / "dq-launcher"]
+    launcher = [python.parent / "launcher"]
     prefix = python.parent.parent
     for place in _run([python, "-c", WHERE], folder).split():
         if not Path(place).is_relative_to(prefix):
             raise SetupError(f"the wheel is not what is imported: {place} is not below {prefix}")
-    for start in (launcher, [python, "-m", "launcher"]):
+    for start in (launcher, [python.parent / "dq-launcher"], [python, "-m", "launcher"]):
         if (said := _run([*start, "--version"], folder)) != f"launcher {version}\n":
             raise SetupError(f"--version prints {said.strip()!r} and not launcher {version}")
     if f"in {prefix}" not in _run([*launcher, "configs"], folder):
@@ -112,6 +112,6 @@ def try_with_pip(wheel: Path, version: str) -> None:
         began = time.monotonic()
         venv, folder = Path(temporary) / "venv", Path(temporary) / "empty"
         folder.mkdir()
-        create(venv, "demo", wheel=wheel)
+        create(venv, "demo", project_wheel=wheel)
         use(venv / "bin" / "python", folder, version)
         say(f"{wheel.name} works alone, after {time.monotonic() - began:.0f} s")
