@@ -27,8 +27,15 @@ setup:
 
 demo: export OMP_NUM_THREADS ?= $(SHARE)
 demo: setup
+	@echo "The demo makes a small data set, trains a detector on it in float, calibrates it to int8 and"
+	@echo "trains it quantized, on $(RANKS) ranks: 6 to 8 minutes on two cores. It can be stopped and repeated."
 	$(VENV)/bin/python -m launcher data digits
 	$(RUN) run configs/digits/ssd_resnet_fpn_160.py --resume
+	@echo
+	@echo "With a folder of your own labelled photographs:"
+	@echo "  $(VENV)/bin/launcher init PHOTOS                # fits anchors, writes CONFIG"
+	@echo "  $(VENV)/bin/launcher run CONFIG                 # this table for your data"
+	@echo "  $(VENV)/bin/launcher export CONFIG --checkpoint runs/NAME/qat/qat.pth"
 
 # Sums keep one order, on whatever machine.
 test test-fast: export OMP_NUM_THREADS ?= 1

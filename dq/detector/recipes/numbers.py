@@ -87,7 +87,9 @@ class Numbers:
         }
         clip = config.optimizer_config or {}
         if clip.get("type", "OptimizerHook") == "OptimizerHook" and not clip.get("grad_clip"):
-            found["optimizer_config.grad_clip"] = dict(GRAD_CLIP)
+            # mmdet's own configs say None, with which mmcv would not merge a dict.
+            replaced = {"_delete_": True} if "grad_clip" in clip else {}
+            found["optimizer_config.grad_clip"] = {**replaced, **GRAD_CLIP}
         interval = (config.get("evaluation") or {}).get("interval", 1)
         if isinstance(interval, int) and interval >= 1:
             found["evaluation.interval"] = _divisor(self.length, interval)
