@@ -10,7 +10,7 @@ RUN = $(VENV)/bin/torchrun --standalone --nproc-per-node $(RANKS) -m launcher
 # The cores shared by the ranks, unless the user says otherwise; torchrun would set 1 and warn.
 SHARE = $(shell n=$$(( $$($(CORES)) / $(RANKS) )); echo $$(( n > 0 ? n : 1 )))
 
-.PHONY: help setup demo test test-fast check docs
+.PHONY: help setup demo test test-fast check docs dist try-dist
 
 help:
 	@echo "make demo       set up, then train, calibrate and train quantized on the embedded data"
@@ -18,6 +18,8 @@ help:
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make check      ruff, ruff format, mypy"
 	@echo "make docs       the site, from docs/ and the code, into site/"
+	@echo "make dist       sdist and wheel of a release, checked, into dist/"
+	@echo "make try-dist   the same, and the wheel with all dependencies in an empty environment"
 	@echo "settings: PYTHON=$(PYTHON) VENV=$(VENV) RANKS=$(RANKS) WORKERS=$(WORKERS)"
 
 setup:
@@ -54,3 +56,9 @@ check: setup
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: setup
 	$(VENV)/bin/python -m mkdocs build --strict
+
+dist: setup
+	$(VENV)/bin/python setup/distribution.py
+
+try-dist: setup
+	$(VENV)/bin/python setup/distribution.py --try

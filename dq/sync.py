@@ -79,7 +79,7 @@ def merge_ranges_(quantizers: Sequence[ActivationQuantizer]) -> None:
 
 
 def calibrate_on_one_rank(
-    graph: QuantizedGraph, work: Callable[[], None], *, rank: int = 0, limit_s: float = 86400.0
+    graph: QuantizedGraph, work: Callable[[], object], *, rank: int = 0, limit_s: float = 86400.0
 ) -> str:
     """Calibrate on one rank, send model and quantizers to all ranks, verify that they are equal.
 

@@ -52,8 +52,14 @@ def fingerprint(extras: str) -> str:
     return digest.hexdigest()
 
 
-def create(venv: Path, extras: str) -> None:
-    """Install the project and its dependencies into ``venv``; do nothing if they already are."""
+def create(venv: Path, extras: str, *, project_wheel: Path | None = None) -> None:
+    """Install the project and its dependencies into ``venv``; do nothing if they already are.
+
+    Args:
+        venv: The environment; created if it does not exist.
+        extras: Names of optional dependencies, separated by commas.
+        project_wheel: The project as a wheel; None to use the checkout, in place.
+    """
     if not (3, 11, 4) <= sys.version_info < (3, 14):
         version = platform.python_version()
         raise SetupError(
@@ -89,7 +95,9 @@ def create(venv: Path, extras: str) -> None:
         say(f"installing {wheel.name}")
         run([*pip, wheel], log=log)
     say("installing the project and its dependencies")
-    run([*pip, "--no-build-isolation", "-e", f"{ROOT}[{extras}]"], log=log)
+    project = ["-e", str(ROOT)] if project_wheel is None else [str(project_wheel)]
+    project[-1] += f"[{extras}]"
+    run([*pip, "--no-build-isolation", *project], log=log)
     stamp.write_text(wanted)
     say(f"environment ready in {time.monotonic() - began:.0f} s: {venv}")
 

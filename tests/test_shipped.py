@@ -1,8 +1,7 @@
-"""Configs that ship: found by name, in a checkout and in a wheel."""
+"""Configs that ship: found by name. The wheel is tested in tests/setup/test_distribution.py."""
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -66,44 +65,3 @@ def test_parts_are_not_listed() -> None:
 
 def test_the_version_is_that_of_the_project() -> None:
     assert f'version = "{version()}"' in (ROOT / "pyproject.toml").read_text()
-
-
-@pytest.mark.slow
-def test_a_wheel_has_the_configs_and_trains_without_a_checkout(tmp_path: Path) -> None:
-    """The sources are copied, a wheel is built from them, and its content is used alone."""
-    import os
-    import shutil
-    import subprocess
-    import sys
-
-    source = tmp_path / "source"
-    skipped = shutil.ignore_patterns("__pycache__", ".*", "tests", "docs", "benchmarks", "runs")
-    shutil.copytree(ROOT, source, ignore=skipped, symlinks=True)
-    words = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
-    subprocess.run([sys.executable, "-m", *words, str(source)], check=True, timeout=300)
-    shutil.rmtree(source)
-    (wheel,) = tmp_path.glob("*.whl")
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
-
-    def launch(*given: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "launcher", *given],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert launch("--version") == f"launcher {version()}\n"
-    assert f"in {site}/dq/configs; " in launch("configs")
-    launch("data", "digits", "--num-train", "8", "--num-val", "4", "--num-test", "4")
-    tiny = ("data.train.times=1", "runner.max_epochs=1", "evaluation.interval=1")
-    launch("train", "digits/ssd_resnet_fpn_160", "--wandb", "disabled", "--cfg-options", *tiny)
-    assert (tmp_path / "runs/ssd_resnet_fpn_160/float/float.pth").is_file()
-    launch("init", "data/digits", "--detector", "yolox_nano", "--size", "64")
-    assert (tmp_path / "digits_yolox_nano.py").is_file()

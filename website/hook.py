@@ -29,7 +29,7 @@ def generated() -> dict[str, str]:
     """Return the pages that are made from the code or stand in the root, by place in the site."""
     pages = {
         place: (ROOT / source).read_text(encoding="utf-8")
-        for place, source in places.FROM_ROOT.items()
+        for place, source in places.FROM_ELSEWHERE.items()
     }
     for module in (commands, settings, cluster_profile, api):
         pages |= module.pages()

@@ -13,9 +13,16 @@ from pathlib import Path
 from website.links import relative, resolved, rewritten, targets
 
 DOCS, FILES = "docs", "files"
-# Pages that stand in the repository's root, by their place in the site.
-FROM_ROOT = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md"}
-_IN_SITE = {source: place for place, source in FROM_ROOT.items()}
+# Pages that stand outside of `DOCS` in the repository, by their place in the site.
+FROM_ELSEWHERE = {
+    "index.md": "README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
+    "security.md": "SECURITY.md",
+    "code_of_conduct.md": "CODE_OF_CONDUCT.md",
+    "examples.md": "examples/README.md",
+}
+_IN_SITE = {source: place for place, source in FROM_ELSEWHERE.items()}
 _NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n"
 _LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".sh": "bash", ".cpp": "cpp"}
 
@@ -26,8 +33,8 @@ def source_of(place: str) -> str:
     Args:
         place: The page, relative to the site's folder, such as ``reference/commands.md``.
     """
-    if place in FROM_ROOT:
-        return FROM_ROOT[place]
+    if place in FROM_ELSEWHERE:
+        return FROM_ELSEWHERE[place]
     if place.startswith(f"{FILES}/"):
         return place.removeprefix(f"{FILES}/")
     return f"{DOCS}/{place}"

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PAGES = sorted(
+    page for place in ("*.md", "docs/**/*.md", "examples/*.md") for page in ROOT.glob(place)
+)
 
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,})([\w+-]*)\n(.*?)^ *\2[ \t]*$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n|\n(?= {4}))+")

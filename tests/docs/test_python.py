@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from dq.detector.config.custom_imports import import_modules
 from dq.detector.config.mmdet_keys import CHECKPOINT_KEYS, KEYS, OWN_KEYS, TOP_LEVEL_KEYS
 from dq.detector.model.compilation import Compilation
 from dq.detector.step.guards import Guards
@@ -23,6 +25,7 @@ from launcher.config import command_for, guards, quant_settings, tracking
 from launcher.sections import SECTIONS, SHARES
 from tests.docs.check_key import check_key
 from tests.docs.pages import PAGES, ROOT, Block, blocks, inline_code
+from tests.quant.registered import names_stay
 
 # Names in the text that are given a value and are no setting of a config.
 OTHERS = {
@@ -38,6 +41,7 @@ READ: dict[str, Section] = {
     "quant": quant_settings,
     "guards": guards,
     "tracking": tracking,
+    "custom_imports": import_modules,
     "compile": lambda given: isinstance(given, bool) or Compilation(**given),
     "checkpoint_config": lambda given: check_keys(
         given, [key.name for key in CHECKPOINT_KEYS], "checkpoint_config"
@@ -87,8 +91,12 @@ def place(block: Block) -> str:
 
 
 @pytest.mark.parametrize("block", SETTINGS, ids=place)
-def test_settings_are_read(block: Block) -> None:
-    read_settings(block.text)
+def test_settings_are_read(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")  # Where the modules are that pages import.
+    with names_stay():
+        read_settings(block.text)
+    for path in (ROOT / "examples").glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.mark.parametrize(

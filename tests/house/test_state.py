@@ -25,6 +25,10 @@ ALLOWED = {
     ("dq/quant/quantizers/layer_types.py", "_plain_layers"): "declared by type, asked by layer",
     ("dq/quant/quantizers/layer_types.py", "_padding_layers"): "declared by type, asked by layer",
     ("dq/quant/kernels/recompute.py", "_recomputations"): "an entry ends with its tensor",
+    # What a user registers by name, once.
+    ("dq/quant/recipes/registration.py", "OBSERVERS"): "names that configs and checkpoints say",
+    ("dq/quant/recipes/registration.py", "TARGETS"): "names that configs and checkpoints say",
+    ("dq/quant/recipes/registration.py", "PRESETS"): "names that configs and checkpoints say",
     # Answers that cannot change while the process runs.
     ("dq/detector/model/operators/ensure.py", "cache ensure_operators"): "patches mmcv once",
     ("dq/dist/files/safe_globals.py", "cache numpy_globals"): "names in the installed numpy",

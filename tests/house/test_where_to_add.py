@@ -88,7 +88,7 @@ def test_a_target_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     target = Target(name="mine", engine="Mine", source="these tests")
     module(monkeypatch, "dq.quant.targets.mine", TARGET=target)
     monkeypatch.setitem(registry.TARGETS, "mine", registry._read("mine"))
-    monkeypatch.setitem(presets.PRESETS, "mine", presets._for(target))
+    monkeypatch.setitem(presets.PRESETS, "mine", presets.preset_for(target))
     assert quant_settings({"preset": "mine"}).recipe.engine is target
     assert quant_settings({"target": "mine"}).recipe.engine is target
 

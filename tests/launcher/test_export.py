@@ -30,6 +30,7 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.verify.cut_model import rounded_values
 from dq.quant.verify.engine import Engine, Network
 from dq.quant.verify.onnxruntime_session import OnnxNetwork, load_model
+from dq.version import NAME, version
 from tests.launcher.conftest import Launch, on_ranks, torchrun
 from tests.quant.exported import tensor_of
 
@@ -96,7 +97,9 @@ def test_exported_model_is_evaluated_beside_the_checkpoint_on_two_ranks(
     assert beside["model"] == "tiny.onnx"
     assert beside["latency"]["times_as_fast"]["median"] > 0
     model = onnx.load(experiment / "export/tiny.onnx")
+    assert (model.producer_name, model.producer_version) == (NAME, version())
     metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata["results"] == "read"
     assert json.loads(metadata["classes"])[:2] == ["zero", "one"]
     assert json.loads(metadata["preprocessing"])["size"] == [96, 96]
     assert metadata["checkpoint_sha256"] == recorded["sha256"]

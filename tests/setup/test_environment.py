@@ -131,3 +131,25 @@ def test_second_set_up_with_nothing_changed_does_nothing(
     failing = lambda *a, **k: pytest.fail("something was installed")  # noqa: E731
     monkeypatch.setattr(setup.modules["environment"], "run", failing)
     setup.create(tmp_path, "test")
+
+
+@pytest.mark.parametrize("wheel", [None, Path("dist/ours.whl")])
+def test_the_project_is_the_checkout_or_a_wheel(
+    setup: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wheel: Path | None
+) -> None:
+    commands: list[list[str]] = []
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").touch()
+    patched = {
+        "run": lambda words, log: commands.append([str(word) for word in words]),
+        "is_installed": lambda *a: False,
+        "mmcv_wheel": lambda *a: Path("mmcv_full.whl"),
+    }
+    for name, function in patched.items():
+        monkeypatch.setattr(setup.modules["environment"], name, function)
+    setup.create(tmp_path, "demo", project_wheel=wheel)
+    assert [words[-1] for words in commands[1:]] == [
+        "mmcv_full.whl",
+        f"{ROOT}[demo]" if wheel is None else "dist/ours.whl[demo]",
+    ]
+    assert ("-e" in commands[-1]) is (wheel is None)

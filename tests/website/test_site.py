@@ -20,6 +20,7 @@ import dq.dist
 import dq.quant
 from launcher.sections import SECTIONS
 from tests.docs.pages import PAGES, ROOT
+from website.places import place_of
 
 pytestmark = pytest.mark.slow
 
@@ -66,9 +67,9 @@ def pages(site: Path) -> Iterator[tuple[str, Page]]:
 
 
 def test_every_page_is_there(site: Path) -> None:
-    names = {path.relative_to(ROOT).as_posix() for path in PAGES}
-    expected = {name.removeprefix("docs/").replace(".md", ".html") for name in names if "/" in name}
-    expected |= {"index.html", "contributing.html", "reference/commands.html"}
+    places = {place_of(path.relative_to(ROOT).as_posix(), ROOT) or str(path) for path in PAGES}
+    assert not [place for place in places if place.startswith("files/")]
+    expected = {place.replace(".md", ".html") for place in places} | {"reference/commands.html"}
     found = {name for name, _ in pages(site)}
     assert expected <= found
 

@@ -178,7 +178,6 @@ def _onnx(
         # The network's results stay in the graph by name, so that evaluation finds them.
         del model.graph.outputs[: -len(decoding.NAMES)]
     model.metadata_props.update(metadata)
-    model.producer_name = "dq-launcher"
     content: bytes = checked(model).SerializeToString()
     return content
 
@@ -262,6 +261,7 @@ def metadata_of(
         "checkpoint": checkpoint,
         "checkpoint_sha256": sha256,
         "recipe": json.dumps(asdict(recipe)),
+        "results": recipe.engine.results.value,
         "config": config_text(config),
     }
 

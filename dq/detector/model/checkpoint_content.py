@@ -119,7 +119,11 @@ def load_quantization(graph: QuantizedGraph, content: Mapping[str, Any], source:
 
 
 def recipe_of(content: Mapping[str, Any]) -> Recipe | None:
-    """Return the quantization recipe of a checkpoint, None for a float checkpoint."""
+    """Return the quantization recipe of a checkpoint, None for a float checkpoint.
+
+    Raises:
+        ValueError: Its observer or target is not one of the package, and is not registered.
+    """
     if QUANTIZATION not in content:
         return None
     stored = dict(content[QUANTIZATION]["recipe"])
@@ -133,7 +137,13 @@ def recipe_of(content: Mapping[str, Any]) -> Recipe | None:
     for name in ("raised", "scaled"):
         stored[name] = tuple(stored.get(name, ()))
     stored.setdefault("target", as_written.TARGET.name)  # From before there were targets.
-    return Recipe(weight=weight, activation=activation, rules=rules, **stored)
+    try:
+        return Recipe(weight=weight, activation=activation, rules=rules, **stored)
+    except ValueError as error:
+        raise ValueError(
+            f"the checkpoint's recipe: {error}; if it is your own, add the module that registers it"
+            " to custom_imports"
+        ) from error
 
 
 def _spec(stored: Mapping[str, Any] | None) -> QuantSpec | None:

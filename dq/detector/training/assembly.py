@@ -9,8 +9,8 @@ from typing import Any
 import mmdet
 from mmcv import Config
 from mmcv.runner import build_runner
+from mmcv.utils import collect_env
 from mmdet.core import build_optimizer
-from mmdet.utils import collect_env
 from torch import nn
 
 from dq.detector.config.config_text import config_text
@@ -81,7 +81,7 @@ def meta_of(
         "seed": seed,
         "world_size": collectives.world_size(),
         "exp_name": Path(config.filename or place.work_dir).name,
-        "env_info": "\n".join(f"{name}: {value}" for name, value in collect_env().items()),
+        "env_info": "\n".join(f"{name}: {value}" for name, value in _environment().items()),
         "mmdet_version": mmdet.__version__,
         "hook_msgs": {},
         **place.meta,
@@ -92,6 +92,15 @@ def meta_of(
     if place.tracker is not None:
         meta["run_id"] = None if place.tracker.run is None else place.tracker.run.id
     return meta
+
+
+def _environment() -> dict[str, Any]:
+    """Describe the machine and the versions, as mmdet does.
+
+    mmdet's function also asks git for the commit of the present folder, which is not mmdet's; git
+    complains on the terminal if the folder is no repository.
+    """
+    return {**collect_env(), "MMDetection": mmdet.__version__}
 
 
 def runner_of(

@@ -16,6 +16,7 @@ from dq.quant.export.flavour import Flavour
 from dq.quant.export.onnx_graph import DEFAULT_OPSET, INPUT, SECOND, placeholder_model
 from dq.quant.export.onnx_operators import OPSET_DEFORMABLE
 from dq.quant.integer.qparams import specs_of, widths_of
+from dq.version import NAME, version
 
 
 def assembled(
@@ -58,6 +59,7 @@ def assembled(
     if rewrite_ is not None:
         rewrite_(model)
     flavour.write_(model, specs_of(network))
+    model.producer_name, model.producer_version = NAME, version()
     return model
 
 

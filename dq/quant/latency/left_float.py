@@ -55,7 +55,7 @@ def with_layers_in_float(model: ModelProto, layers: Collection[str]) -> ModelPro
 
 def _only_read_by(model: ModelProto, weights: Collection[str]) -> set[str]:
     """Return the names of the QDQ nodes that only layers with these weights need."""
-    target = target_of(json.loads(metadata_of(model)["recipe"])["target"])
+    results = _results_of(model)
     readers: dict[str, list[bool]] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -70,10 +70,22 @@ def _only_read_by(model: ModelProto, weights: Collection[str]) -> set[str]:
     float_values = _before_any_rounding(model, weights)
     for node in model.graph.node:
         own = pairs.get(node.output[0], []) if node.op_type == QUANTIZE else []
-        is_result = target.results is Results.ALL and node.input[0] not in float_values
+        is_result = results is Results.ALL and node.input[0] not in float_values
         if own and not is_result and len(own) == len(readers[node.output[0]]):
             found |= {node.name, *own}
     return found
+
+
+def _results_of(model: ModelProto) -> Results:
+    """Return which results the model's target needs quantized.
+
+    The file says it, because the target may be known only where the model was exported. In files of
+    earlier versions its name is all there is.
+    """
+    metadata = metadata_of(model)
+    if "results" in metadata:
+        return Results(metadata["results"])
+    return target_of(json.loads(metadata["recipe"])["target"]).results
 
 
 def _before_any_rounding(model: ModelProto, weights: Collection[str]) -> set[str]:

@@ -24,7 +24,8 @@ def _bits(weight: int, activation: int) -> Recipe:
     )
 
 
-def _for(target: Target) -> Recipe:
+def preset_for(target: Target) -> Recipe:
+    """Return the recipe with a target's formats, observer and rules."""
     recipe = Recipe(weight=target.weight, activation=target.activation, observer=target.observer)
     return recipe.for_target(target.name)
 
@@ -42,7 +43,7 @@ PRESETS: dict[str, Recipe] = {
     "w8a16": _bits(8, 16),
     "w4a8": _bits(4, 8),
     "w4a4": _bits(4, 4),
-    **{name: _for(target) for name, target in TARGETS.items() if name != "int8"},
+    **{name: preset_for(target) for name, target in TARGETS.items() if name != "int8"},
 }
 
 

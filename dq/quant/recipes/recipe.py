@@ -32,6 +32,31 @@ OBSERVERS: dict[str, type[MinMaxObserver]] = {
 }
 
 
+def new_observer(
+    kind: type[MinMaxObserver],
+    spec: QuantSpec,
+    *,
+    momentum: float = 0.01,
+    percentile: float = 99.99,
+) -> MinMaxObserver:
+    """Return a new observer of one tensor, given those of the settings that its kind has.
+
+    Args:
+        kind: A class of `OBSERVERS`.
+        spec: The integer format that the range is for.
+        momentum: As in `Recipe`.
+        percentile: As in `Recipe`.
+    """
+    options: dict[str, Any] = {}
+    if issubclass(kind, MovingAverageObserver):
+        options["momentum"] = momentum
+    if issubclass(kind, HistogramObserver):
+        options.update(spec=spec, collects=False)
+    if issubclass(kind, PercentileObserver):
+        options["percentile"] = percentile
+    return kind(**options)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """Another integer format, or float, for the modules that match every given condition.
@@ -77,7 +102,8 @@ class Recipe:
     Attributes:
         weight: Integer format of every weight; the channel axis is set for each layer.
         activation: Integer format of every activation, per tensor.
-        observer: How calibration finds the range of an activation: a key of `OBSERVERS`.
+        observer: How calibration finds the range of an activation: a key of `OBSERVERS`;
+            `dq.quant.register_observer` adds one of your own.
         momentum: Weight of a new batch in the moving average of ranges.
         percentile: Percentage of the values inside the range; for the observer of that name.
         weight_range: ``min_max``, or ``mse``: calibration clips each weight if that reduces its
@@ -89,7 +115,8 @@ class Recipe:
         rules: Exceptions; the last matching rule wins.
         free_clips: Compute ReLU6 with one limit per channel, which cross-layer equalization may
             change.
-        target: Name of the engine whose rules say where quantizers stand, see `dq.quant.targets`.
+        target: Name of the engine whose rules say where quantizers stand, see `dq.quant.targets`;
+            `dq.quant.register_target` adds one of your own.
         raised: Names of quantizers that get 16 bits in any case: the choice of automatic mixed
             precision.
         scaled: Names of quantizers in front of which each channel has a scale of its own: the
@@ -207,15 +234,10 @@ class Recipe:
             fixed = ActivationQuantizer(spec, FixedObserver(*bounds, spec))
             fixed.initialise_from_range_()
             return fixed
-        kind = OBSERVERS[self.observer]
-        options: dict[str, Any] = {}
-        if issubclass(kind, MovingAverageObserver):
-            options["momentum"] = self.momentum
-        if issubclass(kind, HistogramObserver):
-            options.update(spec=spec, collects=False)
-        if issubclass(kind, PercentileObserver):
-            options["percentile"] = self.percentile
-        return activation_quantizer(self.learned, spec, kind(**options))
+        observer = new_observer(
+            OBSERVERS[self.observer], spec, momentum=self.momentum, percentile=self.percentile
+        )
+        return activation_quantizer(self.learned, spec, observer)
 
     def weight_quantizer(self, spec: QuantSpec, *, num_channels: int) -> WeightQuantizer:
         """Return a new quantizer for one weight; ``spec`` has the channel axis."""

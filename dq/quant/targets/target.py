@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from dq.names import hint
 from dq.quant.numerics.activation_functions import FUNCTIONS, Bounds
 from dq.quant.numerics.spec import QuantSpec
 
@@ -26,6 +27,13 @@ BOUNDS: Mapping[str, Bounds] = {
     "softmax": (0.0, 1.0),
     **{function.name: function.bounds for function in FUNCTIONS if function.bounds},
 }
+# What `dq.quant.graph.functions` may call a function; ReLU and its relatives are ``clip``.
+KINDS = frozenset(
+    {function.name for function in FUNCTIONS if function.is_recognised}
+    | {*BOUNDS, "clip", "leaky_relu", "prelu", "other"}
+)
+# Kinds that can be computed in several operations.
+SPLITTABLE = frozenset({"silu"})
 
 
 class Results(Enum):
@@ -70,6 +78,10 @@ class Target:
             squared errors kept more (docs/ptq.md).
         finds_functions: Whether a function that the model computes in several operations counts as
             one function.
+
+    Raises:
+        ValueError: A kind of function is not known, cannot be split, or has bounds that do not
+            contain 0; or the format of activations has a channel axis.
     """
 
     name: str
@@ -86,6 +98,30 @@ class Target:
     outputs: bool = True
     observer: str = "weighted_mse"
     finds_functions: bool = True
+
+    def __post_init__(self) -> None:
+        for key, known in (
+            ("fuses", KINDS | {ANY_FUNCTION}),
+            ("splits", SPLITTABLE),
+            ("fixed", KINDS),
+        ):
+            for kind in sorted(getattr(self, key)):
+                if kind not in known:
+                    raise ValueError(
+                        f"target {self.name!r}: {kind!r} in {key} is not possible;"
+                        f" {hint(kind, known)}"
+                    )
+        for kind, (low, high) in self.fixed.items():
+            if not low <= 0 < high:
+                raise ValueError(
+                    f"target {self.name!r}: fixed bounds of {kind} are {low} and {high}; the lower"
+                    " one is at most 0, the upper one more than 0"
+                )
+        if self.activation.channel_axis is not None:
+            raise ValueError(
+                f"target {self.name!r}: activations have one scale per tensor; leave channel_axis"
+                " out of the format of activations"
+            )
 
     def is_fused(self, kind: str) -> bool:
         """Return whether a function of this kind is fused into the operation before it."""

@@ -16,9 +16,10 @@ from typing import Any
 
 from dq.tracking.record.json_file import write_json
 from dq.tracking.record.secrets import hide, hide_in_words
+from dq.version import NAME, version
 
 FILE_NAME = "run.json"
-PACKAGES = ("torch", "torchvision", "mmcv-full", "mmdet", "numpy", "wandb", "dq-launcher")
+PACKAGES = ("torch", "torchvision", "mmcv-full", "mmdet", "numpy", "wandb")
 GIT_LIMIT_S = 5.0
 
 
@@ -129,7 +130,7 @@ def source(folder: Path) -> dict[str, Any]:
     Args:
         folder: A folder inside the repository, if it is one.
     """
-    versions = {}
+    versions = {NAME: version()}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -103,3 +103,12 @@ def test_a_recipe_comes_back_from_plain_values(recipe: Recipe) -> None:
     assert recipe_of(content) == recipe
     del content[QUANTIZATION]["recipe"]["raised"]  # Written by an older version.
     assert recipe_of(content) == replace(recipe, raised=())
+
+
+@pytest.mark.parametrize("key", ["observer", "target"])
+def test_a_name_of_the_users_own_that_is_not_registered_is_said(key: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)).eval()
+    content = compose(net, graph=prepare(net, Recipe()), recipe=Recipe(), meta={})
+    content[QUANTIZATION]["recipe"][key] = "own"
+    with pytest.raises(ValueError, match=f"{key} 'own' does not exist.*custom_imports"):
+        recipe_of(content)

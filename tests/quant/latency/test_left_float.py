@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import onnx
 import pytest
 
@@ -41,6 +43,19 @@ def test_rounds_what_a_calibration_with_the_rule_rounds(
     assert (one.num_integer, one.num_float) == (other.num_integer, other.num_float)
     for a, b in zip(one.tensors(images(5)), other.tensors(images(5)), strict=True):
         assert (a - b).abs().max() < 0.1 * b.abs().max()
+
+
+def test_a_target_that_is_registered_nowhere_here_is_what_the_file_says() -> None:
+    known = model_of(Recipe().for_target("onnxruntime"))
+    model = model_of(Recipe().for_target("onnxruntime"))
+    content = {entry.key: entry for entry in model.metadata_props}
+    recipe = json.loads(content["recipe"].value)
+    content["recipe"].value = json.dumps({**recipe, "target": "elsewhere"})
+    with pytest.raises(ValueError, match="target 'elsewhere' does not exist"):
+        with_layers_in_float(model, [NAMES["up"]])
+    model.metadata_props.add(key="results", value="all")
+    found = with_layers_in_float(model, [NAMES["up"]])
+    assert roundings(found) == roundings(with_layers_in_float(known, [NAMES["up"]]))
 
 
 def test_other_tools_files_are_known() -> None:
