@@ -23,7 +23,7 @@ class Own:
         command: Of the launcher.
         stage: Folder and name of the command's checkpoint.
         preset: Of the ``quant`` section.
-        repairs: Of the ``quant`` section, which has nothing else.
+        repairs: Of the ``quant`` section, which has nothing else; None for the default.
         words: Further words of the command.
     """
 
@@ -31,7 +31,7 @@ class Own:
     command: str = "calibrate"
     stage: str = "calibrated"
     preset: str = "int8"
-    repairs: tuple[str, ...] = ()
+    repairs: tuple[str, ...] | None = None
     words: tuple[str, ...] = ()
 
 
@@ -40,6 +40,7 @@ OURS = {
     "ours-onnxruntime": Own(
         title="**ours, calibrate, `preset=onnxruntime`**", preset="onnxruntime"
     ),
+    "ours-plain": Own(title="ours, calibrate, `repairs=[]`", repairs=()),
     "ours-scaled": Own(
         title="**ours, calibrate, `repairs=[channel_scales, bias]`**",
         repairs=("channel_scales", "bias"),
@@ -87,7 +88,9 @@ def quantize(
     """
     folder.mkdir(parents=True, exist_ok=True)
     schedule = config.quant["schedule"]
-    config.quant = {"preset": own.preset, "repairs": list(own.repairs), "schedule": schedule}
+    config.quant = {"preset": own.preset, "schedule": schedule}
+    if own.repairs is not None:
+        config.quant["repairs"] = list(own.repairs)
     config.dump(str(folder / "config.py"))
     shared: list[object] = ["--work-dir", folder, "--threads", threads, "--seed", 0]
     start: list[object] = [sys.executable, "-m", "launcher"]
