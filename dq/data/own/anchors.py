@@ -108,7 +108,8 @@ def overlaps_on_grids(shapes: Shapes, sizes: Shapes, strides: Sequence[int]) -> 
 
 def _enlarged(shapes: Shapes, least: float) -> Shapes:
     """Return the shapes with a scale (root of the area) of at least ``least``."""
-    return shapes * np.maximum(1.0, least / np.sqrt(shapes.prod(axis=1, keepdims=True)))
+    larger: Shapes = shapes * np.maximum(1.0, least / np.sqrt(shapes.prod(axis=1, keepdims=True)))
+    return larger
 
 
 def _means(boxes: Shapes, number: int) -> Shapes:
