@@ -42,7 +42,8 @@ from tests.ranks import run_ranks
 pytestmark = pytest.mark.cpu
 
 CPU = torch.device("cpu")
-FAMILIES = ("retinanet", "faster_rcnn", "mask_rcnn", "cascade_rcnn")
+# One stage, two stages, a second head, stages of a cascade, a head with two inputs.
+FAMILIES = ("retinanet", "faster_rcnn", "mask_rcnn", "cascade_rcnn", "double_heads")
 # What each repair changes: weights, biases or widths.
 REPAIRS: dict[str, Repair] = {
     "equalize": Repair(steps=("equalize",)),
@@ -61,6 +62,7 @@ CHANGES = {
     "mixed": {"bits"},
 }
 _NARROW = {"roi_feat_size": 3, "output_size": 3, "fc_out_channels": 16, "feat_channels": 16}
+_NARROW |= {"conv_out_channels": 32, "num_convs": 1}
 
 
 @pytest.fixture(scope="module")
