@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -14,7 +15,14 @@ from dq.dist.equality.digest import differing_names, digest
 from dq.dist.exchange import collectives
 from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_one_rank import run_on_rank
-from dq.quant.analysis.sensitivity import Sensitivity, noises_alone, ranked
+from dq.quant.analysis.sensitivity import (
+    Calls,
+    Sensitivity,
+    names_measured,
+    noises_of_all,
+    ranked,
+)
+from dq.quant.graph.nodes import as_tuple
 from dq.quant.graph.per_channel.channel_scales import scale_channels_of_, scaled_names
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.observers.min_max import MinMaxObserver, buffers
@@ -105,14 +113,17 @@ def calibrate_on_one_rank(
     collectives.broadcast_coalesced_(tensors, source=rank)
     # Treat every rank as if loaded from a checkpoint. Only the calibrating rank knows the number of
     # batches in its ranges, so it would update them with other weights than the other ranks.
-    for part in (graph, *graph.parts.values()):
-        for observer in observers_of(list(part.activations().values())):
-            observer.end_calibration_()
+    for observer in observers_of(list(graph.activations().values())):
+        observer.end_calibration_()
     return check_equal_on_ranks(graph, "after calibration")
 
 
 def sensitivities_over_ranks(
-    graph: QuantizedGraph, batches: Sequence[Tensor], *, source: int = 0
+    graph: QuantizedGraph,
+    batches: Sequence[Tensor],
+    parts: Calls | None = None,
+    *,
+    source: int = 0,
 ) -> list[Sensitivity]:
     """Measure every quantizer alone, each on one rank; return the results of all on all ranks.
 
@@ -122,15 +133,18 @@ def sensitivities_over_ranks(
         graph: Prepared, with ranges on ``source``, whose parameters and quantizer state all ranks
             get; in evaluation mode afterwards, and FROZEN.
         batches: A few images on the model's device; used from ``source`` only.
+        parts: Float inputs of the graph's parts, as for
+            `dq.quant.analysis.sensitivity.sensitivities`; used from ``source`` only.
         source: The rank that has calibrated.
     """
     graph.root.eval()
     collectives.broadcast_coalesced_(list(graph.root.state_dict().values()), source)
-    here = _images_of(batches, next(iter(graph.root.state_dict().values())).device, source)
-    names = [site.name for site in graph.sites]
+    device = next(iter(graph.root.state_dict().values())).device
+    here, parts = _images_of(batches, device, source), _calls_of(parts or {}, device, source)
+    names = names_measured(graph, parts)
     # Early quantizers take longer, so every rank gets some of them.
     own = names[collectives.rank() :: collectives.world_size()]
-    found = noises_alone(graph, here, own)
+    found = noises_of_all(graph, here, parts, own)
     wait_for_all_ranks("the sensitivities of all quantizers")
     noises: dict[str, float] = {}
     for part in collectives.all_gather_objects(found):
@@ -158,6 +172,19 @@ def _images_of(batches: Sequence[Tensor], device: torch.device, source: int) -> 
         batches = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in kinds]
     collectives.broadcast_coalesced_(batches, source)
     return batches
+
+
+def _calls_of(parts: Calls, device: torch.device, source: int) -> Calls:
+    """Return the inputs of parts that one rank has on all ranks."""
+    lengths: dict[str, list[int]] = collectives.broadcast_object(
+        {part: [len(as_tuple(call)) for call in calls] for part, calls in parts.items()}, source
+    )
+    flat = [x for calls in parts.values() for call in calls for x in as_tuple(call)]
+    tensors = iter(_images_of(flat, device, source))
+    return {
+        part: [tuple(islice(tensors, number)) for number in numbers]
+        for part, numbers in lengths.items()
+    }
 
 
 def check_equal_on_ranks(graph: QuantizedGraph, when: str) -> str:
@@ -201,9 +228,8 @@ def check_equal_on_ranks(graph: QuantizedGraph, when: str) -> str:
 def weight_scales(graph: QuantizedGraph) -> dict[str, Tensor]:
     """Return the scales with which each quantized weight of the graph is rounded in inference."""
     found: dict[str, Tensor] = {}
-    for part in (graph, *graph.parts.values()):
-        for site, quantized, layer, norm in part.layers():
-            found[site.name] = quantized.quantized_weight(layer, norm)[1]
+    for site, quantized, layer, norm in graph.all_layers():
+        found[site.name] = quantized.quantized_weight(layer, norm)[1]
     return found
 
 

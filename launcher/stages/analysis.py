@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dq.detector.calibration.calibrate import calibration_of
+from dq.detector.calibration.calibrate import calibration_of, calls_of_roi_heads
 from dq.detector.model.checkpoint_content import recipe_of
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.stored_detector import float_detector, quantize_as_stored
 from dq.detector.step.rank_state import seed_everything
 from dq.dist.work.on_one_rank import run_on_rank
+from dq.quant.graph.nodes import Given
 from dq.quant.ptq.mixed_precision import analyze
 from dq.quant.ptq.repairs import first_images
 from dq.quant.ptq.settings import Mixed
@@ -45,6 +47,7 @@ def analyzed(
     )
 
     images: list[Tensor] = []
+    parts: dict[str, Sequence[Given]] = {}
 
     def begin() -> None:
         batches = plan.calibration_batches()
@@ -59,8 +62,9 @@ def analyzed(
             calibration.finish_()
             batches = iter(kept)
         images.extend(b.to(place.device) for b in first_images(batches, mixed.images))
+        parts.update(calls_of_roi_heads(detector, graph, images))
 
     run_on_rank(begin)
     share_channel_scales_(graph)
-    found = sensitivities_over_ranks(graph, images)
-    return run_on_rank(lambda: analyze(graph, images, found, mixed))
+    found = sensitivities_over_ranks(graph, images, parts)
+    return run_on_rank(lambda: analyze(graph, images, found, mixed, parts))

@@ -109,7 +109,9 @@ def calibrate_all(stage: Stage, detector: nn.Module, graph: QuantizedGraph) -> R
     share_channel_scales_(graph, source=rank)
     found: list[Sensitivity] = []
     if plan.settings.repair.mixed is not None:
-        found = sensitivities_over_ranks(graph, calibration.few_images, source=rank)
+        found = sensitivities_over_ranks(
+            graph, calibration.few_images, calibration.part_calls, source=rank
+        )
     raised: list[str] = []
     proof = calibrate_on_one_rank(
         graph, lambda: raised.extend(calibration.finish_(found)), rank=rank

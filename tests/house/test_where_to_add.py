@@ -6,7 +6,7 @@ Each test adds a dummy to a registry, as a line in it would, and uses it as a us
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -38,7 +38,7 @@ from dq.quant.latency.engines import timed_engine
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.min_max import MinMaxObserver
 from dq.quant.ptq import settings as repair_settings
-from dq.quant.ptq.settings import Repair, RepairStep
+from dq.quant.ptq.settings import Repair, RepairStep, Samples
 from dq.quant.quantizers import factory
 from dq.quant.quantizers.factory import Learned, learned_parameters
 from dq.quant.quantizers.learned_step import LsqActivationQuantizer
@@ -96,8 +96,8 @@ def test_a_target_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_repair(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
 
-    def apply(graph: QuantizedGraph, images: Sequence[Tensor], settings: Repair) -> None:
-        given.append(sum(map(len, images)))
+    def apply(graph: QuantizedGraph, samples: Samples, settings: Repair) -> None:
+        given.append(sum(map(len, samples.rounded)))
 
     module(monkeypatch, "dq.quant.ptq.mine", REPAIR=RepairStep(apply=apply))
     monkeypatch.setitem(repair_settings.STEPS, "mine", "mine")

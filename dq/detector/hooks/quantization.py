@@ -76,7 +76,7 @@ class QuantizationHook(Hook):  # type: ignore[misc]
             # The weights have changed since their scales were chosen. They are folded with running
             # statistics, which may differ between ranks.
             sync_buffers_(unwrap(runner.model))
-            initialise_weights_(self.graph.layers())
+            initialise_weights_(self.graph.all_layers())
         if phase is Phase.FROZEN:
             forget_momentum_(runner.optimizer, self.graph.quantizers)
         set_phase(self.graph.quantizers, phase)

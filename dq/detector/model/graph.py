@@ -241,7 +241,7 @@ def quantize_detector(detector: nn.Module, recipe: Recipe) -> QuantizedGraph:
 
 
 def _check_raised(graph: QuantizedGraph, recipe: Recipe) -> None:
-    known = {site.name for part in (graph, *graph.parts.values()) for site in part.sites}
+    known = {site.name for network in graph.networks.values() for site in network.sites}
     for name in recipe.raised:
         if name not in known:
             raise ValueError(

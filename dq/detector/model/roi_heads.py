@@ -130,8 +130,13 @@ def _float_heads(detector: nn.Module, graph: QuantizedGraph) -> list[str]:
 
 
 @torch.no_grad()
-def run_roi_heads(detector: nn.Module, features: Sequence[Tensor], images: Tensor) -> None:
-    """Run every RoI head on the proposals of the first stage.
+def run_roi_heads(
+    detector: nn.Module,
+    features: Sequence[Tensor],
+    images: Tensor,
+    boxes: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    """Run every RoI head on the proposals of the first stage, or on given boxes.
 
     Inference is not enough: it runs mask heads only on detections, and there may be none.
 
@@ -139,8 +144,21 @@ def run_roi_heads(detector: nn.Module, features: Sequence[Tensor], images: Tenso
         detector: A two-stage detector in evaluation mode.
         features: Result of its ``extract_feat``.
         images: ``(N, C, H, W)``.
+        boxes: For each image, ``(boxes, 4)``, corners in pixels; None for the proposals.
+
+    Returns:
+        The boxes of each image.
     """
     roi_head: Any = detector.roi_head
+    if boxes is None:
+        boxes = _proposals(detector, features, images)
+    for index, proposals in enumerate(boxes):
+        roi_head.forward_dummy(tuple(level[index : index + 1] for level in features), proposals)
+    return list(boxes)
+
+
+def _proposals(detector: nn.Module, features: Sequence[Tensor], images: Tensor) -> list[Tensor]:
+    """Return the first stage's boxes of each image, random ones if it has no network."""
     channels, height, width = images.shape[-3:]
     meta = {
         "img_shape": (height, width, channels),
@@ -154,9 +172,6 @@ def run_roi_heads(detector: nn.Module, features: Sequence[Tensor], images: Tenso
     if rpn_head is None:
         corners = torch.rand(NUM_BOXES, 2, 2, device=images.device).sort(1).values
         size = torch.tensor([width, height], device=images.device)
-        boxes = [(corners * size).flatten(1).to(images.dtype)] * len(images)
-    else:
-        found = rpn_head.simple_test_rpn(features, [meta] * len(images))
-        boxes = [box[:NUM_BOXES, :4] for box in found]
-    for index, proposals in enumerate(boxes):
-        roi_head.forward_dummy(tuple(level[index : index + 1] for level in features), proposals)
+        return [(corners * size).flatten(1).to(images.dtype)] * len(images)
+    found = rpn_head.simple_test_rpn(features, [meta] * len(images))
+    return [box[:NUM_BOXES, :4] for box in found]

@@ -134,7 +134,7 @@ class QuantBaseModule(nn.Module):
             load_quantization(self.graph, state_dict, source)
         else:
             load_float_state(self.module, weights_of(self.graph, state_dict, source), source)
-            initialise_weights_(self.graph.layers())
+            initialise_weights_(self.graph.all_layers())
 
     @property
     def calibrated(self) -> bool:
@@ -198,7 +198,7 @@ class QuantTrainModule(QuantBaseModule):
             merge_ranges_(self.quantizers)
             # Scales of weights depend on folded running statistics, which may differ between ranks.
             sync_buffers_(self.module)
-            initialise_weights_(self.graph.layers())
+            initialise_weights_(self.graph.all_layers())
             set_phase(self.module, Phase.TRAIN)
         else:
             result = super().forward(*args, **kwargs)

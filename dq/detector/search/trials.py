@@ -19,7 +19,7 @@ import torch
 from mmcv import Config
 from torch import Tensor, nn
 
-from dq.detector.calibration.calibrate import calibration_of
+from dq.detector.calibration.calibrate import calibration_of, calls_of_roi_heads
 from dq.detector.engines.measurement import measure
 from dq.detector.evaluation.evaluate import main_metric
 from dq.detector.model.checkpoint_content import compose
@@ -31,6 +31,7 @@ from dq.dist.files.checkpoint import load_checkpoint, save_checkpoint
 from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.dist.work.on_one_rank import run_on_rank
+from dq.quant.analysis.sensitivity import Calls
 from dq.quant.analysis.statistics import model_bytes
 from dq.quant.graph.per_channel.channel_scales import scaled_names
 from dq.quant.graph.quantized_graph import QuantizedGraph
@@ -139,15 +140,17 @@ class Trials:
         if kept is not None:
             return [str(name) for name in kept]
         log.info("%s: measuring the sensitivity of its quantizers", candidate.name)
-        graph, device = self.stored(candidate).graph, self._setting.device
+        stored, device = self.stored(candidate), self._setting.device
+        graph = stored.graph
         assert graph is not None
-        few = run_on_rank(
-            lambda: [
-                batch.to(device)
-                for batch in first_images(self._setting.batches(), SENSITIVITY_IMAGES)
-            ]
-        )
-        found = sensitivities_over_ranks(graph, few or [])
+
+        def inputs() -> tuple[list[Tensor], Calls]:
+            batches = first_images(self._setting.batches(), SENSITIVITY_IMAGES)
+            few = [batch.to(device) for batch in batches]
+            return few, calls_of_roi_heads(stored.detector, graph, few)
+
+        few, parts = run_on_rank(inputs) or ([], {})
+        found = sensitivities_over_ranks(graph, few, parts)
         names = [one.name for one in found if one.bits < RAISED_BITS]
         on_main_rank(lambda: write_whole(path, json_text(names)))
         return names

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dq.quant.graph.nodes import computed, module_of
+from dq.quant.graph.nodes import Given, computed, module_of
 from dq.quant.graph.quantized_graph import QuantizedGraph, quantizer_of
 
 
@@ -26,12 +26,12 @@ class FloatRun:
     """The values of one batch without quantization.
 
     Attributes:
-        batch: The images.
+        batch: The images, or the inputs of a part.
         values: Of the nodes that a partial run may read.
         outputs: What the graph returns.
     """
 
-    batch: Tensor
+    batch: Given
     values: dict[fx.Node, Any]
     outputs: Any
 
@@ -67,7 +67,7 @@ class PartialRuns:
                 found[node] = None
         return list(found)
 
-    def in_float(self, batch: Tensor) -> FloatRun:
+    def in_float(self, batch: Given) -> FloatRun:
         """Run the whole graph and keep what partial runs read; all quantizers must be OFF."""
         if self._writers is None:
             self._writers = self._nodes_that_write(batch)
@@ -87,7 +87,7 @@ class PartialRuns:
     def _run(
         self,
         nodes: Sequence[fx.Node],
-        batch: Tensor,
+        batch: Given,
         known: dict[fx.Node, Any],
         readers: Counter[fx.Node],
         kept: Any,
@@ -112,7 +112,7 @@ class PartialRuns:
                 del values[node]
         return values
 
-    def _nodes_that_write(self, batch: Tensor) -> set[fx.Node]:
+    def _nodes_that_write(self, batch: Given) -> set[fx.Node]:
         """Return the nodes that overwrite a value which they read, found by a run."""
         found: set[fx.Node] = set()
         values: dict[fx.Node, Any] = {}

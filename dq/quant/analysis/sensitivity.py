@@ -9,7 +9,7 @@ with the most noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dq.progress import Progress
 from dq.quant.analysis.partial_runs import PartialRuns
+from dq.quant.graph.nodes import Given, as_tuple
 from dq.quant.graph.quantized_graph import QuantizedGraph, quantizer_of
 from dq.quant.numerics.nested import floating_tensors
 from dq.quant.quantizers.phase import Phase, set_phase
@@ -25,6 +26,8 @@ from dq.quant.quantizers.restore import restored_state
 
 # Values that one thread adds.
 ROW = 4096
+# Inputs of the calls of each part, by its name.
+Calls = Mapping[str, Sequence[Given]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,21 +47,56 @@ class Sensitivity:
     sqnr: float
 
 
-def sensitivities(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[Sensitivity]:
+def sensitivities(
+    graph: QuantizedGraph, batches: Sequence[Tensor], parts: Calls | None = None
+) -> list[Sensitivity]:
     """Measure every quantizer alone and return the results, the most sensitive first.
 
     Args:
         graph: Prepared, with ranges, in evaluation mode; left FROZEN, or in its former phases if an
             image raises an error.
         batches: A few images on the model's device.
+        parts: The float inputs of each part. A part's quantizers are measured at its own outputs;
+            without inputs they are left out.
     """
-    names = [site.name for site in graph.sites]
-    return ranked(graph, noises_alone(graph, batches, names))
+    names = names_measured(graph, parts)
+    return ranked(graph, noises_of_all(graph, batches, parts, names))
+
+
+def names_measured(graph: QuantizedGraph, parts: Calls | None) -> list[str]:
+    """Return the names of the quantizers that `sensitivities` measures."""
+    return [
+        site.name
+        for part, network in graph.networks.items()
+        for site in network.sites
+        if not part or (parts or {}).get(part)
+    ]
+
+
+def noises_of_all(
+    graph: QuantizedGraph, batches: Sequence[Tensor], parts: Calls | None, names: Collection[str]
+) -> dict[str, float]:
+    """Return the noise of each of these quantizers at the outputs of its own network.
+
+    Args:
+        graph: As for `sensitivities`.
+        batches: As for `sensitivities`.
+        parts: As for `sensitivities`.
+        names: Some of `names_measured`.
+    """
+    found: dict[str, float] = {}
+    for part, network in graph.networks.items():
+        own = [site.name for site in network.sites if site.name in names]
+        if own:
+            calls = (parts or {})[part] if part else batches
+            found |= noises_alone(network, calls, own)
+    set_phase(graph.quantizers, Phase.FROZEN)
+    return found
 
 
 @torch.no_grad()
 def noises_alone(
-    graph: QuantizedGraph, batches: Sequence[Tensor], names: Sequence[str]
+    graph: QuantizedGraph, batches: Sequence[Given], names: Sequence[str]
 ) -> dict[str, float]:
     """Return the noise that each of these quantizers alone makes at the outputs; see `noise`.
 
@@ -66,9 +104,9 @@ def noises_alone(
     depends on it.
 
     Args:
-        graph: As for `sensitivities`.
-        batches: As for `sensitivities`.
-        names: Of quantizers.
+        graph: As for `sensitivities`, or a part.
+        batches: As for `sensitivities`; inputs of the part.
+        names: Of quantizers of this network.
     """
     with restored_state(graph.quantizers, even_when_done=False):
         set_phase(graph.quantizers, Phase.OFF)
@@ -96,7 +134,7 @@ def ranked(graph: QuantizedGraph, noises: Mapping[str, float]) -> list[Sensitivi
 
     Args:
         graph: Prepared.
-        noises: Of every quantizer, as `noises_alone` returns them.
+        noises: Of all quantizers that were measured, as `noises_of_all` returns them.
     """
     found = [
         Sensitivity(
@@ -105,13 +143,15 @@ def ranked(graph: QuantizedGraph, noises: Mapping[str, float]) -> list[Sensitivi
             bits=quantizer_of(graph, site.name).spec.bits,
             sqnr=decibel(noises[site.name]),
         )
-        for site in graph.sites
+        for network in graph.networks.values()
+        for site in network.sites
+        if site.name in noises
     ]
     return sorted(found, key=lambda s: s.sqnr)
 
 
 @torch.no_grad()
-def output_sqnr(graph: QuantizedGraph, batches: Sequence[Tensor]) -> float:
+def output_sqnr(graph: QuantizedGraph, batches: Sequence[Given]) -> float:
     """Return the SQNR with all quantizers on, in decibel; leaves them FROZEN."""
     with restored_state(graph.quantizers, even_when_done=False):
         wanted = float_outputs(graph, batches)
@@ -119,31 +159,31 @@ def output_sqnr(graph: QuantizedGraph, batches: Sequence[Tensor]) -> float:
 
 
 @torch.no_grad()
-def float_outputs(graph: QuantizedGraph, batches: Sequence[Tensor]) -> list[list[Tensor]]:
+def float_outputs(graph: QuantizedGraph, batches: Sequence[Given]) -> list[list[Tensor]]:
     """Return the outputs of each batch without quantization; leaves the quantizers FROZEN."""
     with restored_state(graph.quantizers, even_when_done=False):
         set_phase(graph.quantizers, Phase.OFF)
-        found = [floating_tensors(graph(batch)) for batch in batches]
+        found = [floating_tensors(graph(*as_tuple(batch))) for batch in batches]
         set_phase(graph.quantizers, Phase.FROZEN)
     return found
 
 
 @torch.no_grad()
 def noise(
-    graph: QuantizedGraph, batches: Sequence[Tensor], wanted: Sequence[Sequence[Tensor]]
+    graph: QuantizedGraph, batches: Sequence[Given], wanted: Sequence[Sequence[Tensor]]
 ) -> float:
     """Return the noise of the outputs relative to their signal, averaged over the outputs.
 
     Args:
         graph: In the phases to measure.
-        batches: Images.
+        batches: Images, or the inputs of a part.
         wanted: The float outputs of each batch, as `floating_tensors` returns them.
     """
     signal: Tensor | float = 0.0
     error: Tensor | float = 0.0
     for batch, targets in zip(batches, wanted, strict=True):
         signal = signal + _powers(targets)
-        error = error + _powers_of_difference(floating_tensors(graph(batch)), targets)
+        error = error + _powers_of_difference(floating_tensors(graph(*as_tuple(batch))), targets)
     return _ratio(error, signal)
 
 

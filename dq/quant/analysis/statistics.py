@@ -109,7 +109,7 @@ def model_bytes(model: nn.Module, graph: QuantizedGraph | None) -> int:
     bits: dict[int, int] = {}
     dropped: set[int] = set()
     biases = scales = 0
-    for _, quantized, layer, norm in graph.layers():
+    for _, quantized, layer, norm in graph.all_layers():
         weight = layer.weight
         assert isinstance(weight, Tensor)
         if id(weight) not in bits:

@@ -18,6 +18,9 @@ PART_OF_RESULT = "part_of_a_result"
 # In a node's meta: it writes into the model's own tensors and must not be removed as dead code.
 SIDE_EFFECT = "writes_into_the_model"
 
+# What a graph with one input, or with several, is called with.
+Given = Tensor | tuple[Tensor, ...]
+
 SHAPE_METHODS = {"size", "dim", "numel", "new_tensor", "new_zeros", "new_ones", "new_full"}
 SHAPE_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad"}
 
@@ -30,17 +33,18 @@ def module_of(root: nn.Module, node: fx.Node) -> nn.Module | None:
     return root.get_submodule(node.target)
 
 
-def computed(root: nn.Module, node: fx.Node, value: Callable[[fx.Node], Any], given: Tensor) -> Any:
+def computed(root: nn.Module, node: fx.Node, value: Callable[[fx.Node], Any], given: Given) -> Any:
     """Return a node's value.
 
     Args:
         root: The module that the graph's names refer to.
-        node: Of a graph with one input.
+        node: Of a graph.
         value: Returns the value of a node that this one reads.
-        given: The input.
+        given: The graph's input, or all its inputs.
     """
     if node.op == "placeholder":
-        return given
+        inputs = [each for each in node.graph.nodes if each.op == "placeholder"]
+        return as_tuple(given)[inputs.index(node)]
     args = fx.map_arg(node.args, value)
     kwargs = fx.map_arg(node.kwargs, value)
     if node.op == "get_attr":
@@ -58,6 +62,11 @@ def computed(root: nn.Module, node: fx.Node, value: Callable[[fx.Node], Any], gi
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
     return node.target(*args, **kwargs)
+
+
+def as_tuple(given: Given) -> tuple[Tensor, ...]:
+    """Return the inputs of one call of a graph."""
+    return (given,) if isinstance(given, Tensor) else given
 
 
 def called_name(node: fx.Node) -> str:

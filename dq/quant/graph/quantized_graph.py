@@ -56,6 +56,11 @@ class QuantizedGraph(MergedGraph):
         super().__init__(root, graph)
 
     @property
+    def networks(self) -> dict[str, QuantizedGraph]:
+        """This graph as ``""``, and its parts by name, in the order of execution."""
+        return {"": self, **self.parts}
+
+    @property
     def quantizers(self) -> nn.ModuleDict:
         """The model's quantizers by name."""
         found = getattr(self.root, CONTAINER)
@@ -63,7 +68,7 @@ class QuantizedGraph(MergedGraph):
         return found
 
     def activations(self) -> dict[str, ActivationQuantizer]:
-        """Return the activation quantizers by name, in the order of execution."""
+        """Return the activation quantizers of the model, parts included, by name."""
         return {n: q for n, q in self.quantizers.items() if isinstance(q, ActivationQuantizer)}
 
     def layers(self) -> Iterable[tuple[Site, QuantizedLayer, nn.Module, nn.Module | None]]:
@@ -74,6 +79,11 @@ class QuantizedGraph(MergedGraph):
                 quantized = self.quantizers[site.name]
                 assert isinstance(quantized, QuantizedLayer)
                 yield site, quantized, self.root.get_submodule(site.module), norm
+
+    def all_layers(self) -> Iterable[tuple[Site, QuantizedLayer, nn.Module, nn.Module | None]]:
+        """Yield the same of this graph and of all its parts."""
+        for network in self.networks.values():
+            yield from network.layers()
 
 
 def quantizer_of(graph: QuantizedGraph, name: str) -> ActivationQuantizer | WeightQuantizer:

@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dq.quant.graph.nodes import Given
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.numerics.affine import along_channels, range_over
 from dq.quant.numerics.spec import QuantSpec
@@ -39,12 +40,15 @@ WARM_UP = 0.2
 SHARPNESS = (20.0, 2.0)
 # The largest number of inputs per output value; the moments are a square matrix of that size.
 MAX_PATCH = 8192
+# Positions of the input whose second moments are computed at once.
+POSITIONS = 2048
 
 
 def adaround_(
     graph: QuantizedGraph,
-    batches: Sequence[Tensor],
+    batches: Sequence[Given],
     *,
+    plain_batches: Sequence[Given] | None = None,
     steps: int = 200,
     learning_rate: float = 0.01,
     strength: float = 1.0,
@@ -56,7 +60,8 @@ def adaround_(
 
     Args:
         graph: Prepared, with ranges, in evaluation mode.
-        batches: Images on the model's device.
+        batches: Images on the model's device, or the inputs of a part.
+        plain_batches: The inputs of the float model, None for the same.
         steps: Adam steps for each layer.
         learning_rate: Of Adam.
         strength: Of the regulariser: the cost of a layer of undecided weights, relative to the cost
@@ -79,7 +84,7 @@ def adaround_(
             )
         correct_layer_(captured, captured.targets)
 
-    walk(graph, batches, visit, "AdaRound")
+    walk(graph, batches, visit, "AdaRound", plain_batches)
     log.info("AdaRound of %d of %d layers", len(rounded), len(owners))
     return rounded
 
@@ -122,7 +127,9 @@ def moments(captured: CapturedLayer) -> tuple[Tensor, Tensor]:
     groups = captured.layer.groups if isinstance(captured.layer, nn.Conv2d) else 1
     count, sums = 0, [torch.zeros(())] * 4
     for x, target in zip(captured.inputs, captured.targets, strict=True):
-        for image, wanted in zip(x.unsqueeze(1), target.unsqueeze(1), strict=True):
+        # Small images, such as boxes, are taken together.
+        few = max(1, POSITIONS * len(x) // len(channels_last(target, captured.layer)))
+        for image, wanted in zip(torch.split(x, few), torch.split(target, few), strict=True):
             patches = rows(image, captured.layer).double()
             y = channels_last(wanted, captured.layer).double()
             y = y.reshape(len(y), groups, -1).transpose(0, 1)
@@ -277,6 +284,9 @@ def _write_(captured: CapturedLayer, folded: Tensor) -> None:
 
 
 REPAIR = RepairStep(
-    apply=lambda graph, images, settings: adaround_(graph, images, steps=settings.rounding_steps),
+    apply=lambda graph, samples, settings: adaround_(
+        graph, samples.rounded, plain_batches=samples.plain, steps=settings.rounding_steps
+    ),
+    in_parts=True,
     includes=frozenset({"bias"}),
 )

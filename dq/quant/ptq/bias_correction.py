@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from dq.quant.graph.nodes import Given
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.layer_walk import CapturedLayer, walk
 from dq.quant.ptq.settings import RepairStep
@@ -22,12 +23,12 @@ from dq.quant.ptq.settings import RepairStep
 log = logging.getLogger(__name__)
 
 
-def correct_bias_(graph: QuantizedGraph, batches: Sequence[Tensor]) -> int:
+def correct_bias_(graph: QuantizedGraph, batches: Sequence[Given]) -> int:
     """Correct the bias of every layer that has one, or whose batch norm has one, in place.
 
     Args:
         graph: Prepared, with ranges, in evaluation mode.
-        batches: Images on the model's device.
+        batches: Images on the model's device, or the inputs of a part.
 
     Returns:
         The number of corrected layers.
@@ -82,4 +83,6 @@ def channels_last(x: Tensor, layer: nn.Module) -> Tensor:
     return x.transpose(0, 1).flatten(1).t()
 
 
-REPAIR = RepairStep(apply=lambda graph, images, settings: correct_bias_(graph, images))
+REPAIR = RepairStep(
+    apply=lambda graph, samples, settings: correct_bias_(graph, samples.rounded), in_parts=True
+)

@@ -7,25 +7,30 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dq.progress import progress
+from dq.quant.graph.nodes import Given
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.observers.histogram import HistogramObserver
 from dq.quant.observers.min_max import MovingAverageObserver
 from dq.quant.observers.range_search import WeightedMseObserver
-from dq.quant.ptq.channel_effects import channel_effects
+from dq.quant.ptq.channel_effects import AT_ONCE, channel_effects
+from dq.quant.ptq.parts import captured, rows_of
 from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, update_scales_
 from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.quantizers.restore import in_phase
 
 log = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 # Images of the first batch on which the effects of channels are measured.
 EFFECT_IMAGES = 8
+# Boxes of one backward pass.
+BOXES_AT_ONCE = 100
 
 
 @torch.no_grad()
@@ -55,7 +60,7 @@ def calibrate_(graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[B
         if isinstance(quantizer.observer, HistogramObserver):
             quantizer.observer.start_collecting_()
     began = time.monotonic()
-    batches = _weighing_channels(graph, batches)
+    batches = _weighing_channels(graph, batches, run)
     set_phase(graph.quantizers, Phase.CALIBRATE)
     images = 0
     with _equal_weights(averages) as weigh:
@@ -72,7 +77,7 @@ def calibrate_(graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[B
             f"{len(without)} quantizers have no finite range after calibration (first"
             f" {without[0]}); the float model yields NaN or infinity there"
         )
-    initialise_weights_(graph.layers())
+    initialise_weights_(graph.all_layers())
     set_phase(graph.quantizers, Phase.FROZEN)
     log.info(
         "calibrated %d quantizers on %d images in %.0f s",
@@ -83,7 +88,9 @@ def calibrate_(graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[B
     return images
 
 
-def _weighing_channels(graph: QuantizedGraph, batches: Iterable[Batch]) -> Iterable[Batch]:
+def _weighing_channels(
+    graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[Batch], int]
+) -> Iterable[Batch]:
     """Give observers the weights of their channels, from the first batch; return all batches."""
     weighted = {
         name: quantizer
@@ -94,11 +101,25 @@ def _weighing_channels(graph: QuantizedGraph, batches: Iterable[Batch]) -> Itera
     first = list(islice(rest, 1))
     if weighted and first and isinstance(first[0], Tensor):
         images = first[0][:EFFECT_IMAGES].to(device_of(graph.root))
-        for name, effects in channel_effects(graph, images, weighted).items():
-            observer = weighted[name].observer
-            assert isinstance(observer, WeightedMseObserver)
-            observer.weigh_channels_(effects)
+        calls: dict[str, list[Given]] = {"": [*torch.split(images, AT_ONCE)]}
+        calls |= _calls_of_parts(graph, images, run)
+        for part, own in calls.items():
+            for name, effects in channel_effects(graph.networks[part], own, weighted).items():
+                observer = weighted[name].observer
+                assert isinstance(observer, WeightedMseObserver)
+                observer.weigh_channels_(effects)
     return chain(first, rest)
+
+
+def _calls_of_parts(
+    graph: QuantizedGraph, images: Any, run: Callable[[Any], int]
+) -> dict[str, list[Given]]:
+    """Return the float inputs of each part."""
+    if not graph.parts:
+        return {}
+    with in_phase(graph.quantizers, Phase.OFF), captured(graph) as calls:
+        run(images)
+    return {part: rows_of(found, BOXES_AT_ONCE) for part, found in calls.items()}
 
 
 def device_of(module: nn.Module) -> torch.device:

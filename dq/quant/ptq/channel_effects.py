@@ -8,29 +8,33 @@ output tensor counts relative to its own power, as in `dq.quant.analysis.sensiti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from dq.quant.graph.nodes import Given, as_tuple
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.numerics.nested import floating_tensors
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 from dq.quant.quantizers.phase import Phase
 from dq.quant.quantizers.restore import in_phase
 
-# Images of one backward pass, which keeps all activations.
+# Images of one backward pass.
 AT_ONCE = 2
 
 
 def channel_effects(
-    graph: QuantizedGraph, images: Tensor, quantizers: Mapping[str, ActivationQuantizer]
+    graph: QuantizedGraph,
+    calls: Sequence[Given],
+    quantizers: Mapping[str, ActivationQuantizer],
 ) -> dict[str, Tensor]:
     """Return the squared derivative of the outputs by each channel of each quantizer's input.
 
     Args:
         graph: Prepared, in evaluation mode; left as it is.
-        images: A few, ``(N, C, H, W)``, on the model's device.
+        calls: A few inputs on the model's device. Each is one backward pass, which keeps all
+            activations.
         quantizers: Those to measure, by name.
 
     Returns:
@@ -40,7 +44,7 @@ def channel_effects(
     found: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
     with in_phase(graph.quantizers, Phase.OFF):
-        for few in torch.split(images, AT_ONCE):
+        for few in calls:
             for name, gradient in _gradients(graph, few, quantizers, generator).items():
                 axes = [axis for axis in range(gradient.dim()) if axis != 1]
                 squared = gradient.double().square().sum(axes)
@@ -50,7 +54,7 @@ def channel_effects(
 
 def _gradients(
     graph: QuantizedGraph,
-    images: Tensor,
+    given: Given,
     quantizers: Mapping[str, ActivationQuantizer],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
@@ -67,7 +71,8 @@ def _gradients(
     handles = [q.register_forward_hook(hook_of(name)) for name, q in quantizers.items()]
     try:
         with torch.enable_grad():
-            outputs = [y for y in floating_tensors(graph(_leaf(images))) if y.requires_grad]
+            leaves = [_leaf(x) for x in as_tuple(given)]
+            outputs = [y for y in floating_tensors(graph(*leaves)) if y.requires_grad]
             total = sum(signed_sum(y, generator) for y in outputs)
     finally:
         for handle in handles:
@@ -78,9 +83,9 @@ def _gradients(
     return {n: g for n, g in zip(kept, gradients, strict=True) if g is not None}
 
 
-def _leaf(images: Tensor) -> Tensor:
-    # Frozen parameters give no gradient, so the images must ask for it.
-    return images.detach().clone().requires_grad_()
+def _leaf(x: Tensor) -> Tensor:
+    # Frozen parameters give no gradient, so the inputs must ask for it.
+    return x.detach().clone().requires_grad_()
 
 
 def signed_sum(y: Tensor, generator: torch.Generator) -> Tensor:

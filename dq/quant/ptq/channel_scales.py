@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dq.quant.graph.functions import find_functions
+from dq.quant.graph.nodes import Given, as_tuple
 from dq.quant.graph.per_channel.channel_scales import (
     ChannelScale,
     Scaled,
@@ -71,7 +72,7 @@ class Gain:
     factors: Tensor
 
 
-def scale_channels_(graph: QuantizedGraph, batches: Sequence[Tensor], *, most: int) -> list[str]:
+def scale_channels_(graph: QuantizedGraph, batches: Sequence[Given], *, most: int) -> list[str]:
     """Scale the channels of the activations that gain most, in place; ranges are found afterwards.
 
     The function of the graph without rounding does not change, up to float rounding.
@@ -87,7 +88,8 @@ def scale_channels_(graph: QuantizedGraph, batches: Sequence[Tensor], *, most: i
     places = _places(graph)
     if not (places and batches and most):
         return []
-    noise, gains = _gains(graph, torch.cat(list(batches))[:IMAGES], places)
+    images = torch.cat([as_tuple(batch)[0] for batch in batches])[:IMAGES]
+    noise, gains = _gains(graph, images, places)
     gains.sort(key=lambda gain: gain.after - gain.before)
     chosen = []
     for gain in gains[:most]:
@@ -137,7 +139,7 @@ def _gains(
 ) -> tuple[float, list[Gain]]:
     """Return the noise of all activations together, and the gains of those that can be scaled."""
     activations = {n: q for n, q in graph.activations().items() if q.observer.watches}
-    effects = channel_effects(graph, images, activations)
+    effects = channel_effects(graph, torch.split(images, AT_ONCE), activations)
     ends = _channel_ends(graph, images, effects)
     measured = {
         name: _Channels(low=low, high=high, effect=effects[name], spec=activations[name].spec)
@@ -269,6 +271,8 @@ def _apply_(graph: QuantizedGraph, place: Scaled, gain: Gain) -> None:
 
 
 REPAIR = RepairStep(
-    apply=lambda graph, images, settings: scale_channels_(graph, images, most=settings.most_scaled),
+    apply=lambda graph, samples, settings: scale_channels_(
+        graph, samples.rounded, most=settings.most_scaled
+    ),
     changes_ranges=True,
 )

@@ -209,7 +209,8 @@ def along_inputs(layer: nn.Module, factor: Tensor) -> Tensor:
 
 
 REPAIR = RepairStep(
-    apply=lambda graph, images, settings: equalize_(graph),
+    apply=lambda graph, samples, settings: equalize_(graph),
     changes_ranges=True,
+    in_parts=True,
     frees_clips=True,
 )

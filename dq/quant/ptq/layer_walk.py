@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dq.progress import Progress
-from dq.quant.graph.nodes import computed
+from dq.quant.graph.nodes import Given, computed
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph, Site
 from dq.quant.graph.roles import module_of
 from dq.quant.quantizers.layers import QuantizedLayer
@@ -64,9 +64,10 @@ class CapturedLayer:
 @torch.no_grad()
 def walk(
     graph: QuantizedGraph,
-    batches: Sequence[Tensor],
+    batches: Sequence[Given],
     visit: Callable[[CapturedLayer], None],
     what: str,
+    plain_batches: Sequence[Given] | None = None,
 ) -> None:
     """Call ``visit`` for every quantized layer, in the order of execution.
 
@@ -74,11 +75,13 @@ def walk(
 
     Args:
         graph: Prepared, with ranges, in evaluation mode; phases are restored.
-        batches: Images ``(N, 3, H, W)`` on the model's device.
+        batches: Images ``(N, 3, H, W)`` on the model's device, or the inputs of a part.
         visit: May change the layer's parameters.
         what: Its name, for the log.
+        plain_batches: Inputs of the float run, None for the same.
     """
     reference = float_copy(graph.root)
+    given_plain = batches if plain_batches is None else plain_batches
     layers = {f"{CONTAINER}.{entry[0].name}": entry for entry in graph.layers()}
     shown = Progress(what, len(layers), "layers")
     readers = Counter(n for node in graph.graph.nodes for n in node.all_input_nodes)
@@ -89,7 +92,9 @@ def walk(
             inputs: list[Tensor] = []
             targets: list[Tensor] = []
             for node in group:
-                plain[node] = [_run(node, reference, plain, b, x) for b, x in enumerate(batches)]
+                plain[node] = [
+                    _run(node, reference, plain, b, x) for b, x in enumerate(given_plain)
+                ]
                 if node.op == "call_module" and node.target in layers:
                     first = node.args[0]
                     assert isinstance(first, fx.Node)
@@ -135,7 +140,7 @@ def float_copy(root: nn.Module) -> nn.Module:
 
 
 def _run(
-    node: fx.Node, root: nn.Module, values: dict[fx.Node, list[Any]], batch: int, x: Tensor
+    node: fx.Node, root: nn.Module, values: dict[fx.Node, list[Any]], batch: int, x: Given
 ) -> Any:
     return computed(root, node, lambda used: values[used][batch], x)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dq.quant.analysis.sensitivity import Sensitivity, output_sqnr
+from dq.quant.analysis.sensitivity import Calls, Sensitivity, output_sqnr
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.settings import Mixed
 from dq.quant.ptq.widths import raise_bits_
@@ -19,35 +19,62 @@ log = logging.getLogger(__name__)
 
 
 def choose_raised_(
-    graph: QuantizedGraph, batches: Sequence[Tensor], found: Sequence[Sensitivity], mixed: Mixed
+    graph: QuantizedGraph,
+    batches: Sequence[Tensor],
+    found: Sequence[Sensitivity],
+    mixed: Mixed,
+    parts: Calls | None = None,
 ) -> tuple[str, ...]:
     """Raise the most sensitive quantizers to `RAISED_BITS`, as few as reach the target.
+
+    The target is one for the outputs of each network: the graph's own and those of its parts. In a
+    network that has reached it no quantizer is raised.
 
     Args:
         graph: Prepared, with ranges, in evaluation mode; left FROZEN.
         batches: A few images on the model's device.
         found: Result of `sensitivities`.
         mixed: Largest number to raise, and the target.
+        parts: The float inputs of each part whose quantizers are in ``found``.
 
     Returns:
         Their names, the most sensitive first.
     """
     candidates = [s for s in found if s.bits < RAISED_BITS]
-    before = reached = output_sqnr(graph, batches)
+    owner = {site.name: part for part, own in graph.networks.items() for site in own.sites}
+    reached = _reached(graph, batches, parts)
+    before = min(reached.values())
     raised: list[str] = []
-    for candidate in candidates[: mixed.max_raised]:
-        if mixed.target_sqnr is not None and reached >= mixed.target_sqnr:
+    for candidate in candidates:
+        part = owner[candidate.name]
+        if len(raised) == mixed.max_raised:
             break
+        if mixed.target_sqnr is not None and reached[part] >= mixed.target_sqnr:
+            continue
         raise_bits_(graph, [candidate.name])
         raised.append(candidate.name)
-        reached = output_sqnr(graph, batches)
-        log.info("%s has %d bit now, SQNR %.1f dB", candidate.name, RAISED_BITS, reached)
-    log.info("%d quantizers raised, SQNR %.1f -> %.1f dB", len(raised), before, reached)
+        calls = (parts or {})[part] if part else batches
+        reached[part] = output_sqnr(graph.networks[part], calls)
+        log.info("%s has %d bit now, SQNR %.1f dB", candidate.name, RAISED_BITS, reached[part])
+    after = min(reached.values())
+    log.info("%d quantizers raised, lowest SQNR %.1f -> %.1f dB", len(raised), before, after)
     return tuple(raised)
 
 
+def _reached(
+    graph: QuantizedGraph, batches: Sequence[Tensor], parts: Calls | None
+) -> dict[str, float]:
+    """Return the SQNR at the outputs of each network, in decibel, each on float inputs."""
+    calls = {part: (parts or {}).get(part, ()) if part else batches for part in graph.networks}
+    return {part: output_sqnr(graph.networks[part], own) for part, own in calls.items() if own}
+
+
 def analyze(
-    graph: QuantizedGraph, batches: Sequence[Tensor], found: Sequence[Sensitivity], mixed: Mixed
+    graph: QuantizedGraph,
+    batches: Sequence[Tensor],
+    found: Sequence[Sensitivity],
+    mixed: Mixed,
+    parts: Calls | None = None,
 ) -> dict[str, Any]:
     """Raise the most sensitive quantizers; return plain values for a table.
 
@@ -56,16 +83,17 @@ def analyze(
         batches: A few images on the model's device.
         found: Result of `sensitivities` for them.
         mixed: Largest number to raise, and the target.
+        parts: As for `choose_raised_`.
 
     Returns:
         ``quantizers`` (dicts of `Sensitivity`, the most sensitive first), ``sqnr`` with all
-        quantizers on, ``raised`` (names) and ``sqnr_raised``.
+        quantizers on (the lowest of all networks), ``raised`` (names) and ``sqnr_raised``.
     """
-    before = output_sqnr(graph, batches)
-    raised = choose_raised_(graph, batches, found, mixed)
+    before = min(_reached(graph, batches, parts).values())
+    raised = choose_raised_(graph, batches, found, mixed, parts)
     return {
         "quantizers": [asdict(s) for s in found],
         "sqnr": before,
         "raised": list(raised),
-        "sqnr_raised": output_sqnr(graph, batches),
+        "sqnr_raised": min(_reached(graph, batches, parts).values()),
     }

@@ -13,18 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from dq.quant.analysis.sensitivity import (
+    Calls,
     Sensitivity,
     decibel,
     float_outputs,
     noise,
     sensitivities,
 )
+from dq.quant.graph.nodes import Given
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.observers.histogram import HistogramObserver
 from dq.quant.ptq.calibration import calibrate_
 from dq.quant.ptq.layer_walk import float_copy
 from dq.quant.ptq.mixed_precision import choose_raised_
-from dq.quant.ptq.settings import STEPS, Repair, RepairStep
+from dq.quant.ptq.parts import PartInputs, PartRunner, part_inputs
+from dq.quant.ptq.settings import STEPS, Repair, RepairStep, Samples
 from dq.quant.ptq.weight_clipping import clip_weights_, restore_weights_
 from dq.quant.ptq.widths import add_headroom_
 from dq.quant.quantizers.factory import initialise_weights_
@@ -34,6 +37,8 @@ log = logging.getLogger(__name__)
 
 # A repair must show on this many calibration images that it helps.
 CHECK_IMAGES = 32
+# Images whose boxes the repairs of parts (RoI heads) use; each has up to a hundred boxes.
+PART_IMAGES = 16
 
 
 class Calibration:
@@ -50,6 +55,7 @@ class Calibration:
         device: Where the model is.
         weight_range: As in `dq.quant.recipes.recipe.Recipe`.
         repair: What to repair; None for nothing.
+        parts: Runs the parts on given boxes; None leaves parts out of all repairs but the first.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class Calibration:
         *,
         weight_range: str = "min_max",
         repair: Repair | None = None,
+        parts: PartRunner | None = None,
     ) -> None:
         self.graph = graph
         self.run = run
@@ -70,7 +77,9 @@ class Calibration:
         self._first = [step for step in steps if step.changes_ranges]
         self._later = [step for step in steps if not step.changes_ranges]
         self._images: list[Tensor] = []
-        self._wanted: list[list[Tensor]] = []
+        self._wanted: dict[str, list[list[Tensor]]] = {}
+        self._runner = parts
+        self._parts: PartInputs | None = None
         self._originals: dict[str, Tensor] = {}
         self._reference: nn.Module | None = None
 
@@ -91,21 +100,29 @@ class Calibration:
             first = list(islice(batches, 1))
             images = [b.to(self.device) for b in first if isinstance(b, Tensor)]
             for step in self._first:
-                step.run(graph, images, repair, None)
+                step.run(graph, Samples(rounded=images, plain=images), repair, None)
+                for part in graph.parts.values() if step.in_parts else ():
+                    step.run(part, Samples(rounded=(), plain=()), repair, None)
             batches = chain(first, batches)
         kept = _KeepFirst(batches, repair.images)
         calibrate_(graph, kept, self.run)
         if self._later or repair.mixed is not None:
             self._images = [batch.to(self.device) for batch in kept.batches]
+            if graph.parts and self._runner is not None:
+                few = first_images(self._images, PART_IMAGES)
+                self._parts = part_inputs(graph, self._runner, few)
         # The reference is the float network before any weight is clipped; only repairs are judged.
         if self._later:
-            self._wanted = float_outputs(graph, self._check)
+            self._wanted[""] = float_outputs(graph, self._check)
+            for name, calls in self.part_calls.items():
+                self._wanted[name] = float_outputs(graph.parts[name], calls)
             if any(step.compare is not None for step in self._later):
                 self._reference = float_copy(graph.root)
         if self.weight_range == "mse":
-            self._originals = clip_weights_(graph)
+            for network in graph.networks.values():
+                self._originals |= clip_weights_(network)
         if self._originals:
-            initialise_weights_(graph.layers())
+            initialise_weights_(graph.all_layers())
 
     @property
     def _check(self) -> list[Tensor]:
@@ -116,6 +133,12 @@ class Calibration:
         """The images to measure sensitivities on; empty without mixed precision."""
         mixed = self.repair.mixed
         return [] if mixed is None else first_images(self._images, mixed.images)
+
+    @property
+    def part_calls(self) -> Calls:
+        """The float inputs of each part that has any, to measure sensitivities on."""
+        found = {} if self._parts is None else self._parts.plain
+        return {part: calls for part, calls in found.items() if calls}
 
     def finish_(self, found: Sequence[Sensitivity] = ()) -> tuple[str, ...]:
         """Raise the most sensitive quantizers and repair; leave the quantizers FROZEN.
@@ -129,20 +152,34 @@ class Calibration:
         graph, repair = self.graph, self.repair
         raised: tuple[str, ...] = ()
         if repair.mixed is not None:
-            raised = choose_raised_(graph, self.few_images, found, repair.mixed)
+            raised = choose_raised_(graph, self.few_images, found, repair.mixed, self.part_calls)
             changed = {n: self._originals[n] for n in raised if n in self._originals}
-            restore_weights_(graph, changed)
+            for network in graph.networks.values():
+                restore_weights_(network, changed)
             # Learned scales of raised quantizers were chosen for the clipped weights.
-            initialise_weights_(graph.layers())
+            initialise_weights_(graph.all_layers())
         for quantizer in graph.activations().values():
             if isinstance(quantizer.observer, HistogramObserver):
                 quantizer.observer.stop_collecting_()
         add_headroom_(graph)
         set_phase(graph.quantizers, Phase.FROZEN)
         for step in self._later:
-            with _undone_if_worse(graph, self._check, self._wanted):
-                step.run(graph, self._images, repair, self._reference)
+            with _undone_if_worse(graph, self._check, self._wanted[""]):
+                samples = Samples(rounded=self._images, plain=self._images)
+                step.run(graph, samples, repair, self._reference)
+            if step.in_parts and self._parts is not None:
+                self._repair_parts_(step, self._parts)
         return raised
+
+    def _repair_parts_(self, step: RepairStep, inputs: PartInputs) -> None:
+        """Repair each part on the inputs that the repaired parts before it leave."""
+        features = inputs.features()
+        for part, plain in self.part_calls.items():
+            network = self.graph.parts[part]
+            rounded = inputs.rounded(part, features)
+            with _undone_if_worse(network, rounded, self._wanted[part], part):
+                samples = Samples(rounded=rounded, plain=plain)
+                step.run(network, samples, self.repair, self._reference)
 
 
 def calibrate_and_repair_(
@@ -153,6 +190,7 @@ def calibrate_and_repair_(
     *,
     weight_range: str = "min_max",
     repair: Repair | None = None,
+    parts: PartRunner | None = None,
 ) -> tuple[str, ...]:
     """Calibrate, with all requested repairs; leave the quantizers FROZEN.
 
@@ -163,6 +201,7 @@ def calibrate_and_repair_(
         device: As for `Calibration`.
         weight_range: As for `Calibration`.
         repair: As for `Calibration`.
+        parts: As for `Calibration`.
 
     Returns:
         Names of the quantizers that mixed precision raised.
@@ -170,10 +209,12 @@ def calibrate_and_repair_(
     Raises:
         ValueError: As `dq.quant.ptq.calibration.calibrate_`.
     """
-    calibration = Calibration(graph, run, device, weight_range=weight_range, repair=repair)
+    calibration = Calibration(
+        graph, run, device, weight_range=weight_range, repair=repair, parts=parts
+    )
     calibration.find_ranges_(batches)
     few = calibration.few_images
-    return calibration.finish_(sensitivities(graph, few) if few else ())
+    return calibration.finish_(sensitivities(graph, few, calibration.part_calls) if few else ())
 
 
 def chosen_steps(repair: Repair) -> list[RepairStep]:
@@ -189,7 +230,10 @@ def chosen_steps(repair: Repair) -> list[RepairStep]:
 
 @contextmanager
 def _undone_if_worse(
-    graph: QuantizedGraph, batches: Sequence[Tensor], wanted: Sequence[Sequence[Tensor]]
+    graph: QuantizedGraph,
+    batches: Sequence[Given],
+    wanted: Sequence[Sequence[Tensor]],
+    part: str = "",
 ) -> Iterator[None]:
     """Restore the model if the body has increased the error of its outputs.
 
@@ -201,10 +245,14 @@ def _undone_if_worse(
     yield
     set_phase(graph.quantizers, Phase.FROZEN)
     after = noise(graph, batches, wanted)
-    log.info("SQNR on calibration images %.2f -> %.2f dB", decibel(before), decibel(after))
+    where = f"{part} on calibration images" if part else "on calibration images"
+    log.info("SQNR %s %.2f -> %.2f dB", where, decibel(before), decibel(after))
     if after > before:
         graph.root.load_state_dict(state)
-        log.warning("a repair (AdaRound, bias correction) made the outputs worse and is undone")
+        log.warning(
+            "a repair (AdaRound, bias correction) made the outputs%s worse and is undone",
+            f" of {part}" if part else "",
+        )
 
 
 class _KeepFirst:

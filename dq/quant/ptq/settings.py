@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from dq.names import hint
+from dq.quant.graph.nodes import Given
 from dq.quant.graph.quantized_graph import QuantizedGraph
 
 # The modules of this package with a `RepairStep` called REPAIR, in the order in which they run.
@@ -41,39 +42,54 @@ class Mixed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """What a step learns from: the inputs of the graph that it repairs.
+
+    Attributes:
+        rounded: As the quantized model has them: images, or the inputs of a part.
+        plain: As the float model has them; for images the same.
+    """
+
+    rounded: Sequence[Given]
+    plain: Sequence[Given]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RepairStep:
     """One repair.
 
     Attributes:
-        apply: Changes the model of a graph in place, given some images and the settings.
+        apply: Changes the model of a graph in place, given samples and the settings.
         compare: The same for a step that compares with the float model: it is also given a copy of
             the model from before weights were clipped or repaired.
         changes_ranges: It runs before ranges are found, with the first batch of images. Otherwise
             it runs after that, with all quantizers FROZEN, and is undone if it makes the outputs
             worse.
         includes: Names of steps that it does too, so they do not run on their own.
+        in_parts: It can repair a part, such as a RoI head, too.
         frees_clips: It needs `dq.quant.recipes.recipe.Recipe.free_clips`.
     """
 
-    apply: Callable[[QuantizedGraph, Sequence[Tensor], Repair], object] | None = None
-    compare: Callable[[QuantizedGraph, Sequence[Tensor], Repair, nn.Module], object] | None = None
+    apply: Callable[[QuantizedGraph, Samples, Repair], object] | None = None
+    compare: Callable[[QuantizedGraph, Samples, Repair, nn.Module], object] | None = None
     changes_ranges: bool = False
     includes: frozenset[str] = frozenset()
+    in_parts: bool = False
     frees_clips: bool = False
 
     def run(
         self,
         graph: QuantizedGraph,
-        images: Sequence[Tensor],
+        samples: Samples,
         settings: Repair,
         reference: nn.Module | None,
     ) -> None:
         """Do the step; ``reference`` is what ``compare`` needs."""
         if self.apply is not None:
-            self.apply(graph, images, settings)
+            self.apply(graph, samples, settings)
         if self.compare is not None:
             assert reference is not None
-            self.compare(graph, images, settings, reference)
+            self.compare(graph, samples, settings, reference)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,10 +62,7 @@ def raise_bits_(graph: QuantizedGraph, names: Sequence[str]) -> None:
         if isinstance(quantizer, ActivationQuantizer):
             quantizer.initialise_from_range_()
     chosen = set(names)
-    parts = (graph, *graph.parts.values())
-    initialise_weights_(
-        entry for part in parts for entry in part.layers() if entry[0].name in chosen
-    )
+    initialise_weights_(entry for entry in graph.all_layers() if entry[0].name in chosen)
 
 
 @torch.no_grad()

@@ -24,9 +24,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dq.progress import Progress
-from dq.quant.graph.nodes import computed, is_shape, module_of
+from dq.quant.graph.nodes import Given, as_tuple, computed, is_shape, module_of
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.channel_effects import signed_sum
+from dq.quant.ptq.parts import rows_of
 from dq.quant.ptq.reconstruction.blocks import Block, blocks_of, constants
 from dq.quant.ptq.reconstruction.parameters import Parameters, layers_in, learning
 from dq.quant.ptq.settings import RepairStep
@@ -37,8 +38,12 @@ log = logging.getLogger(__name__)
 
 # Images of one step.
 AT_ONCE = 4
+# Boxes of one step in a RoI head.
+BOXES_AT_ONCE = 100
 # Images on which the derivatives of the outputs are measured.
 EFFECT_IMAGES = 8
+# Images of one backward pass, and calls of a RoI head on which derivatives are measured.
+EFFECTS_AT_ONCE, EFFECT_CALLS = 2, 8
 # Chance of a value to be rounded in a step.
 KEPT_ROUNDED = 0.5
 
@@ -46,23 +51,31 @@ Values = dict[fx.Node, list[Any]]
 
 
 def reconstruct_(
-    graph: QuantizedGraph, batches: Sequence[Tensor], reference: nn.Module, *, steps: int
+    graph: QuantizedGraph,
+    batches: Sequence[Given],
+    reference: nn.Module,
+    *,
+    steps: int,
+    plain_batches: Sequence[Given] | None = None,
 ) -> int:
     """Reconstruct all blocks in place.
 
     Args:
         graph: Prepared, with ranges, in evaluation mode; left FROZEN.
-        batches: Images on the model's device.
+        batches: Images on the model's device, or the inputs of a part.
         reference: The model in float, from before its weights were clipped or repaired, see
             `dq.quant.ptq.layer_walk.float_copy`.
         steps: Steps of Adam for each block.
+        plain_batches: The inputs of the float model, for a part; None for the same images.
 
     Returns:
         The number of blocks that became better; others stay as they were.
     """
-    images = [few for batch in batches for few in torch.split(batch, AT_ONCE)]
+    at_once = AT_ONCE if plain_batches is None else BOXES_AT_ONCE
+    images = rows_of(batches, at_once)
+    plain_images = images if plain_batches is None else rows_of(plain_batches, at_once)
     blocks = blocks_of(graph)
-    run = _Run(graph, images, blocks, reference)
+    run = _Run(graph, images, plain_images, blocks, reference)
     generator = torch.Generator().manual_seed(0)
     better, shown = 0, Progress("reconstruction", len(blocks), "blocks")
     for number, block in enumerate(blocks, start=1):
@@ -81,17 +94,17 @@ class _Run:
     def __init__(
         self,
         graph: QuantizedGraph,
-        images: Sequence[Tensor],
+        images: Sequence[Given],
+        plain_images: Sequence[Given],
         blocks: Sequence[Block],
         reference: nn.Module,
     ) -> None:
         self.graph, self.images, self.reference = graph, images, reference
+        self.plain_images = plain_images
         self.fixed = constants(graph.graph)
         self.plain: Values = {}
         self.rounded: Values = {}
-        self.effects = _effects(
-            graph, self.reference, torch.cat(list(images))[:EFFECT_IMAGES], blocks
-        )
+        self.effects = _effects(graph, self.reference, _few(plain_images), blocks)
         self.last_reader = {node: n for n, block in enumerate(blocks) for node in block.inputs}
 
     def reconstruct(
@@ -102,7 +115,7 @@ class _Run:
         Returns:
             The relative error of the block's outputs before and after.
         """
-        targets = self._outputs(block, self.reference, self.plain)
+        targets = self._outputs(block, self.reference, self.plain, self.plain_images)
         error = _Error(block, targets, self.effects)
         before = self._error(block, error)
         after = before
@@ -114,7 +127,7 @@ class _Run:
                     parameters.restore_()
                     after = before
         self.plain |= targets
-        self.rounded |= self._outputs(block, self.graph.root, self.rounded)
+        self.rounded |= self._outputs(block, self.graph.root, self.rounded, self.images)
         return before, after
 
     def forget(self, number: int) -> None:
@@ -156,20 +169,22 @@ class _Run:
         for index, images in enumerate(self.images):
             given = {node: _copied(self.rounded[node][index]) for node in block.inputs}
             outputs = self._computed(block, self.graph.root, given, images)
-            total += float(error(outputs, index)) * len(images)
-        return total / sum(len(images) for images in self.images)
+            total += float(error(outputs, index)) * _size(images)
+        return total / sum(_size(images) for images in self.images)
 
     @torch.no_grad()
-    def _outputs(self, block: Block, root: nn.Module, values: Values) -> Values:
+    def _outputs(
+        self, block: Block, root: nn.Module, values: Values, inputs: Sequence[Given]
+    ) -> Values:
         found: Values = {node: [] for node in block.outputs}
-        for index, images in enumerate(self.images):
+        for index, images in enumerate(inputs):
             given = {node: _copied(values[node][index]) for node in block.inputs}
             for node, value in self._computed(block, root, given, images).items():
                 found[node].append(value)
         return found
 
     def _computed(
-        self, block: Block, root: nn.Module, given: Mapping[fx.Node, Any], images: Tensor
+        self, block: Block, root: nn.Module, given: Mapping[fx.Node, Any], images: Given
     ) -> dict[fx.Node, Any]:
         """Return the block's outputs for one batch of images."""
         values: dict[fx.Node, Any] = dict(given)
@@ -219,6 +234,18 @@ class _Error:
         return torch.stack(parts).sum() / self.power
 
 
+def _few(inputs: Sequence[Given]) -> list[Given]:
+    """Return the first images, a few in each call, or the first calls of a RoI head."""
+    if not all(isinstance(given, Tensor) for given in inputs):
+        return list(inputs[:EFFECT_CALLS])
+    images = torch.cat([as_tuple(given)[0] for given in inputs])[:EFFECT_IMAGES]
+    return list(torch.split(images, EFFECTS_AT_ONCE))
+
+
+def _size(given: Given) -> int:
+    return len(as_tuple(given)[0])
+
+
 def _weighed(x: Tensor, weight: Tensor) -> Tensor:
     """Return the sum of squares, channels weighed, for one image on average."""
     squared = x.square()
@@ -249,16 +276,16 @@ def _mixed(rounded: Any, plain: Any, generator: torch.Generator) -> Any:
 
 
 def _effects(
-    graph: QuantizedGraph, reference: nn.Module, images: Tensor, blocks: Sequence[Block]
+    graph: QuantizedGraph, reference: nn.Module, calls: Sequence[Given], blocks: Sequence[Block]
 ) -> dict[fx.Node, Tensor]:
     """Return the squared derivative of the outputs by each channel of each block's outputs."""
     wanted = {node for block in blocks for node in block.outputs}
     generator = torch.Generator().manual_seed(0)
     found: dict[fx.Node, Tensor] = {}
-    for few in torch.split(images, 2):
+    for call in calls:
         kept: dict[fx.Node, Tensor] = {}
         values: dict[fx.Node, Any] = {}
-        given = few.detach().clone().requires_grad_()
+        given = tuple(x.detach().clone().requires_grad_() for x in as_tuple(call))
         with torch.enable_grad():
             for node in graph.graph.nodes:
                 values[node] = computed(reference, node, values.__getitem__, given)
@@ -302,7 +329,12 @@ def _partly_rounded(
 
 
 REPAIR = RepairStep(
-    compare=lambda graph, images, settings, reference: reconstruct_(
-        graph, images, reference, steps=settings.reconstruction_steps
+    compare=lambda graph, samples, settings, reference: reconstruct_(
+        graph,
+        samples.rounded,
+        reference,
+        steps=settings.reconstruction_steps,
+        plain_batches=None if samples.plain is samples.rounded else samples.plain,
     ),
+    in_parts=True,
 )
