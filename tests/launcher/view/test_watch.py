@@ -40,6 +40,8 @@ def start(*words: object, terminal: int | None = None) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE if terminal is None else terminal,
         text=True,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "PYTHONUNBUFFERED": "1"},
+        # Tests that were started in the background of a shell ignore Ctrl-C, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
