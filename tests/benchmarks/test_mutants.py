@@ -158,6 +158,7 @@ def test_a_test_that_fails_anyway_proves_nothing(tree: Tree) -> None:
     assert (found.state, found.by) == (UNCLEAR, "tests/test_broken.py::test_broken")
 
 
+@pytest.mark.slow
 def test_tests_that_do_not_end_find_a_mutant(tree: Tree) -> None:
     tree = Tree(root=tree.root, limit_s=5)
     endless = MODULE.replace("return 1", "import time; time.sleep(60)")

@@ -290,6 +290,7 @@ def test_a_target_is_reached_in_every_head_and_no_further(models: dict[str, Any]
     assert calibration.finish_(found) == ()
 
 
+@pytest.mark.slow
 def test_repaired_heads_are_exported(models: dict[str, Any], tmp_path: Path) -> None:
     detector = built(models["faster_rcnn"])
     graph = quantize_detector(detector, recipe(None))

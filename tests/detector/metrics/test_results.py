@@ -98,6 +98,7 @@ def shapes_of_masks() -> list[list[Any]] | None:
     return [[mask["size"] for mask in masks[0]] for _, masks in results]
 
 
+@pytest.mark.slow
 def test_masks_of_all_ranks_come_in_order() -> None:
     expected = [[[6, 8]] * number for number in range(5)]
     assert shapes_of_masks() == expected

@@ -36,6 +36,7 @@ def values(section: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, section
 
 
+@pytest.mark.slow
 def test_every_family_has_a_small_config_without_downloads(tmp_path: Path) -> None:
     for name, path in representatives().items():
         text = tiny_config(path, tmp_path)

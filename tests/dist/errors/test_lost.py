@@ -86,6 +86,7 @@ def silent() -> str | None:
     return "no error"
 
 
+@pytest.mark.slow
 def test_a_silent_rank_is_called_silent() -> None:
     first, _ = rank_outcomes(silent, 2)
     assert "did not answer in time" in first.result

@@ -41,6 +41,7 @@ def die_on_another_machine(address: str) -> str:
     return "no error"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "said"),
     [

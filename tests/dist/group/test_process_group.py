@@ -67,6 +67,7 @@ def raise_on_rank_1(port: int) -> dict[str, Any]:
     return got | {"took": time.monotonic() - begin}
 
 
+@pytest.mark.slow
 def test_when_one_rank_raises_no_rank_waits_for_another(free_port: int) -> None:
     ended, raised, receiving = rank_outcomes(raise_on_rank_1, 3, free_port, group=False)
     assert raised.error == "died with exit code 17"

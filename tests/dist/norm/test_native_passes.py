@@ -189,6 +189,7 @@ def train_both_ways() -> list[str]:
     return wrong
 
 
+@pytest.mark.slow
 def test_ranks_train_alike_with_kernels_and_without() -> None:
     assert run_ranks(train_both_ways, 2) == [[], []]
 

@@ -28,6 +28,7 @@ def stuck_here() -> None:
     time.sleep(2.0)
 
 
+@pytest.mark.slow
 def test_all_ranks_write_their_stacks(tmp_path: Path) -> None:
     run_ranks(stand_still_on_rank_1, 2, tmp_path)
     own, other = ((tmp_path / f"rank_{rank}.stacks").read_text() for rank in (1, 0))

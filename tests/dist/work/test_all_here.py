@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import pytest
 import torch
 
 from dq.dist.exchange import collectives
@@ -21,6 +22,7 @@ def come_late() -> float:
     return collectives.all_reduce_(torch.ones(1)).item()
 
 
+@pytest.mark.slow
 def test_a_late_rank_is_waited_for_longer_than_any_collective() -> None:
     outcomes = rank_outcomes(come_late, 3, group_timeout_s=2.0)
     assert [(o.result, o.error) for o in outcomes] == [(3.0, None)] * 3
@@ -39,6 +41,7 @@ def die_on(victim: int) -> str:
     return "no error"
 
 
+@pytest.mark.slow
 def test_a_dead_rank_is_named_by_all_others() -> None:
     for victim in (0, 1):
         outcomes = rank_outcomes(die_on, 3, victim)
@@ -59,6 +62,7 @@ def never_come() -> str:
     return "no error"
 
 
+@pytest.mark.slow
 def test_a_rank_that_lives_and_does_not_come_is_named() -> None:
     first, _ = rank_outcomes(never_come, 2)
     assert first.result.startswith("rank 1 did not come to the results within 0.5 s")

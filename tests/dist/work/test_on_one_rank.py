@@ -77,6 +77,7 @@ def work_longer_than_the_time_out() -> tuple[str | None, float, list[str]]:
     return got, total, keys + alive
 
 
+@pytest.mark.slow
 def test_slow_work_hits_no_time_out_and_leaves_neither_keys_nor_threads() -> None:
     outcomes = rank_outcomes(work_longer_than_the_time_out, 2, group_timeout_s=3.0)
     assert [outcome.error for outcome in outcomes] == [None, None]
@@ -128,6 +129,7 @@ def hold_the_lock() -> str | None:
     return run_on_rank(work, heartbeat_s=0.1)
 
 
+@pytest.mark.slow
 def test_a_call_that_holds_the_gil_counts_as_alive() -> None:
     outcomes = rank_outcomes(hold_the_lock, 2, group_timeout_s=2.0)
     assert [(o.result, o.error) for o in outcomes] == [("read", None), (None, None)]
@@ -150,6 +152,7 @@ def leave_a_child_and_die() -> str:
     return "no error"
 
 
+@pytest.mark.slow
 def test_a_child_does_not_hide_that_its_parent_is_dead() -> None:
     first, killed = rank_outcomes(leave_a_child_and_die, 2)
     assert killed.error == "died with exit code -9"

@@ -166,6 +166,7 @@ def test_a_pipeline_that_fails_is_one_line(
     assert not (tmp_path / "p/index.html").exists()
 
 
+@pytest.mark.slow
 def test_images_and_names_of_every_kind(launch: Launch, config: Path, tmp_path: Path) -> None:
     sizes = write_images(tmp_path / "images")
     (tmp_path / "images/broken.png").write_bytes(b"no image")

@@ -45,6 +45,7 @@ print("lives")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["evaluates", "measures"])
 def test_a_signal_after_openvino_has_run_does_not_end_the_process(
     what: str, tmp_path: Path
