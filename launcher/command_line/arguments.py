@@ -17,19 +17,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
     """Add the options of every stage that several configs and seeds can share."""
-    parser.add_argument(
-        "--work-dir",
-        metavar="DIR",
-        help="folder of the experiment, a subfolder for each stage (default: the config's work_dir,"
-        " else runs/<config's name>)",
-    )
-    parser.add_argument(
-        "--cfg-options",
-        metavar="KEY=VALUE",
-        nargs="+",
-        default=[],
-        help="override config entries, in mmdet's syntax: optimizer.lr=0.01 data.samples_per_gpu=4",
-    )
+    add_place(parser)
     parser.add_argument(
         "--device",
         default="auto",
@@ -81,6 +69,23 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the summary of each finished stage as one JSON object on stdout, and everything"
         " else on stderr",
+    )
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add ``--work-dir`` and ``--cfg-options``, which every command with a config has."""
+    parser.add_argument(
+        "--work-dir",
+        metavar="DIR",
+        help="folder of the experiment, a subfolder for each stage (default: the config's work_dir,"
+        " else runs/<config's name>)",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        metavar="KEY=VALUE",
+        nargs="+",
+        default=[],
+        help="override config entries, in mmdet's syntax: optimizer.lr=0.01 data.samples_per_gpu=4",
     )
 
 

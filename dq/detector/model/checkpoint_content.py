@@ -84,7 +84,10 @@ def weights_of(
 
 
 def has_float_weights(content: Mapping[str, Any]) -> bool:
-    """Return whether no weight in a checkpoint is scaled, as in those of version 0.1.0."""
+    """Return whether the state dict has the float detector's weights.
+
+    Checkpoints with channel scales had the scaled ones there before they had `SCALED`.
+    """
     stored = content.get(QUANTIZATION)
     return stored is None or SCALED in stored or not stored["recipe"].get("scaled")
 

@@ -7,7 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
-from launcher.command_line.arguments import add_trust
+from launcher.command_line.arguments import add_place, add_trust
 
 HELP = "draw labelled images, boxes of one or two checkpoints, anchors against boxes, as a page"
 PAGE, NUMBERS = "index.html", "show.json"
@@ -48,23 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the page (default: show/SPLIT in the work dir)",
     )
-    parser.add_argument(
-        "--work-dir",
-        metavar="DIR",
-        help="folder of the experiment (default: the config's work_dir, else runs/<config's name>)",
-    )
+    add_place(parser)
     parser.add_argument(
         "--seed", type=int, help="of the training pipeline's random changes (default 0)"
     )
     parser.add_argument(
         "--device", default="auto", metavar="auto|cpu|cuda|cuda:N", help="where detectors run"
-    )
-    parser.add_argument(
-        "--cfg-options",
-        metavar="KEY=VALUE",
-        nargs="+",
-        default=[],
-        help="override config entries, in mmdet's syntax",
     )
     add_trust(parser)
 
