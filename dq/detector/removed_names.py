@@ -93,8 +93,10 @@ RESTORED = restore()
 def say() -> None:
     """Log the restored names."""
     if RESTORED:
+        first = ", ".join(f"np.{name}" for name in RESTORED[:2])
         log.info(
-            "numpy %s has no %s: restored for mmdet and mmcv",
+            "numpy %s has no %s (%d removed names in all): restored for mmdet and mmcv",
             np.__version__,
-            ", ".join(f"np.{name}" for name in RESTORED),
+            first,
+            len(RESTORED),
         )
