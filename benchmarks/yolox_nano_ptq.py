@@ -20,66 +20,71 @@ from typing import Any
 
 CONFIG = Path(__file__).parents[1] / "configs" / "yolox" / "yolox_nano_416_ptq.py"
 ENGINE = ("quant.preset=onnxruntime",)
-PLAIN = ("quant.repairs=[]", "quant.mixed=None")
+MSE = ("quant.observer=mse",)
+DEFAULT = ("quant.observer=weighted_mse",)
+RAISED = ("quant.mixed.max_raised=5",)
+
+
+def repairs(*steps: str) -> tuple[str, ...]:
+    """Return the option that sets the repairs to these, or to none."""
+    return (f"quant.repairs=[{','.join(steps)}]",)
+
+
+EQUALIZE_BIAS = repairs("equalize", "bias")
+SCALES_BIAS = repairs("channel_scales", "bias")
 
 # Row name: options of `launcher calibrate` in addition to the config's.
 ROWS: dict[str, tuple[str, ...]] = {
-    "int8, default": (*PLAIN, "quant.observer=weighted_mse"),
-    "int8, default, bias": (
-        "quant.observer=weighted_mse",
-        "quant.repairs=[bias]",
-        "quant.mixed=None",
-    ),
-    "int8, default, channel scales": (
-        "quant.observer=weighted_mse",
-        "quant.repairs=[channel_scales]",
-        "quant.mixed=None",
-    ),
-    "int8, default, channel scales, bias": (
-        "quant.observer=weighted_mse",
-        "quant.repairs=[channel_scales,bias]",
-        "quant.mixed=None",
-    ),
-    "int8, min-max": (*PLAIN, "quant.observer=min_max"),
-    "int8, 99.99 percentile": (*PLAIN, "quant.observer=percentile"),
-    "int8, entropy": (*PLAIN, "quant.observer=entropy"),
-    "int8, MSE": PLAIN,
-    "int8, MSE, bias": ("quant.mixed=None",),
-    "int8, MSE, 5 raised": ("quant.repairs=[]",),
-    "int8, MSE, bias, 5 raised": (),
-    "for ONNX Runtime, min-max": (*PLAIN, *ENGINE, "quant.observer=min_max"),
-    "for ONNX Runtime, MSE, bias": (*ENGINE, "quant.mixed=None"),
-    "for ONNX Runtime, MSE, bias, 5 raised": ENGINE,
-    "for ONNX Runtime, MSE, channel scales, bias": (
-        *ENGINE,
-        "quant.repairs=[channel_scales,bias]",
-        "quant.mixed=None",
-    ),
-    "for OpenVINO, default, channel scales, bias": (
+    "int8, default": (),
+    "int8, weighted MSE": (*DEFAULT, *repairs()),
+    "int8, weighted MSE, bias": (*DEFAULT, *repairs("bias")),
+    "int8, weighted MSE, channel scales, bias": (*DEFAULT, *SCALES_BIAS),
+    "int8, min-max": ("quant.observer=min_max", *repairs()),
+    "int8, 99.99 percentile": ("quant.observer=percentile", *repairs()),
+    "int8, entropy": ("quant.observer=entropy", *repairs()),
+    "int8, MSE": (*MSE, *repairs()),
+    "int8, MSE, bias": (*MSE, *EQUALIZE_BIAS),
+    "int8, MSE, 5 raised": (*MSE, *repairs(), *RAISED),
+    "int8, MSE, bias, 5 raised": (*MSE, *EQUALIZE_BIAS, *RAISED),
+    "for ONNX Runtime, default": ENGINE,
+    "for ONNX Runtime, min-max": (*ENGINE, "quant.observer=min_max", *repairs()),
+    "for ONNX Runtime, MSE, bias": (*ENGINE, *MSE, *EQUALIZE_BIAS),
+    "for ONNX Runtime, MSE, bias, 5 raised": (*ENGINE, *MSE, *EQUALIZE_BIAS, *RAISED),
+    "for ONNX Runtime, MSE, channel scales, bias": (*ENGINE, *MSE, *SCALES_BIAS),
+    "for OpenVINO, weighted MSE, channel scales, bias": (
         "quant.preset=openvino",
-        "quant.observer=weighted_mse",
-        "quant.repairs=[channel_scales,bias]",
-        "quant.mixed=None",
+        *DEFAULT,
+        *SCALES_BIAS,
     ),
-    "for OpenVINO, MSE, bias": ("quant.preset=openvino", "quant.mixed=None"),
-    "int16": (*PLAIN, "quant.preset=int16", "quant.observer=min_max"),
-    "w8a16": (*PLAIN, "quant.preset=w8a16", "quant.observer=min_max"),
-    "int8_power2, MSE, bias, 5 raised": ("quant.preset=int8_power2",),
-    "w4a8, min-max weights": (*PLAIN, "quant.preset=w4a8", "quant.weight_range=min_max"),
-    "w4a8": (*PLAIN, "quant.preset=w4a8"),
-    "w4a8, bias": ("quant.preset=w4a8", "quant.mixed=None"),
-    "w4a8, AdaRound": ("quant.preset=w4a8", "quant.repairs=[adaround]", "quant.mixed=None"),
+    "for OpenVINO, MSE, bias": ("quant.preset=openvino", *MSE, *EQUALIZE_BIAS),
+    "int16": ("quant.preset=int16", "quant.observer=min_max", *repairs()),
+    "w8a16": ("quant.preset=w8a16", "quant.observer=min_max", *repairs()),
+    "int8_power2, MSE, bias, 5 raised": (
+        "quant.preset=int8_power2",
+        *MSE,
+        *EQUALIZE_BIAS,
+        *RAISED,
+    ),
+    "w4a8, min-max weights": (
+        "quant.preset=w4a8",
+        *MSE,
+        *repairs(),
+        "quant.weight_range=min_max",
+    ),
+    "w4a8": ("quant.preset=w4a8", *MSE, *repairs()),
+    "w4a8, bias": ("quant.preset=w4a8", *MSE, *EQUALIZE_BIAS),
+    "w4a8, AdaRound": ("quant.preset=w4a8", *MSE, *repairs("adaround")),
     "w4a8, channel scales, AdaRound": (
         "quant.preset=w4a8",
-        "quant.repairs=[channel_scales,adaround]",
-        "quant.mixed=None",
+        *MSE,
+        *repairs("channel_scales", "adaround"),
     ),
     "w4a8, channel scales, reconstruction": (
         "quant.preset=w4a8",
-        "quant.repairs=[channel_scales,bias,reconstruct]",
-        "quant.mixed=None",
+        *MSE,
+        *repairs("channel_scales", "bias", "reconstruct"),
     ),
-    "w4a8, AdaRound, 5 raised": ("quant.preset=w4a8", "quant.repairs=[adaround]"),
+    "w4a8, AdaRound, 5 raised": ("quant.preset=w4a8", *MSE, *repairs("adaround"), *RAISED),
 }
 
 

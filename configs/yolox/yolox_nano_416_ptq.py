@@ -1,4 +1,4 @@
-# YOLOX-Nano at 416x416 on COCO's classes: post-training quantization of everything to 8 bit.
+# YOLOX-Nano at 416x416 on COCO's classes, everything at 8 bits with the default settings.
 # Calibrates on data.train with the test pipeline; folded batch norms may be identities.
 _base_ = ["../_base_/runtime.py"]
 data_root = "data/coco/"
@@ -74,9 +74,6 @@ lr_config = dict(
 runner = dict(type="EpochBasedRunner", max_epochs=300)
 auto_scale_lr = dict(enable=False, base_batch_size=64)
 quant = dict(
-    preset="int8",
-    observer="mse",
-    repairs=("equalize", "bias"),
-    mixed=dict(max_raised=5),
+    recipe="qat-int8",
     schedule=dict(calibration_batches=8, calibration_batch_size=8),
 )

@@ -11,7 +11,7 @@ from dq.dist.files.checkpoint import load_checkpoint
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_int8_with_repairs_loses_about_one_map_and_raises_at_most_five(
+def test_int8_by_default_loses_little_with_nothing_raised(
     shared: Path, tmp_path: Path
 ) -> None:
     arguments = argparse.Namespace(
@@ -22,14 +22,15 @@ def test_int8_with_repairs_loses_about_one_map_and_raises_at_most_five(
         threads=2,
     )
     float_ = launch("eval", arguments, "float", ())
-    name = "int8, MSE, bias, 5 raised"
+    name = "int8, default"
     repaired = launch("calibrate", arguments, name, ROWS[name])
     assert float_["value"] > 0.3
-    # On 64 images processors differ: 0.6 on one, 1.1 on another with another order of sums.
-    assert repaired["value"] > float_["value"] - 0.015
+    # Seen: 1.3 points in torch, 0.3 in ONNX Runtime. On 64 images one box of a rare class counts half
+    # a point, and processors add in another order. Without channel scales 5 points are lost.
+    assert repaired["value"] > float_["value"] - 0.025
     (checkpoint,) = tmp_path.glob("int8*/calibrated/calibrated.pth")
     quantization = load_checkpoint(checkpoint)["quantization"]
-    assert len(quantization["recipe"]["raised"]) <= 5
+    assert not quantization["recipe"].get("raised")
     names = {site["name"] for site in quantization["sites"]}
     assert {"img/out", "backbone/stem/cat/out"} & names  # the input
     assert sum(name.endswith("conv_cls/0/out") for name in names) == 1  # a head's output
