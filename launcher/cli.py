@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       its type, its place and the file with its traceback), or a gate was missed.
     - 2: the user made a mistake; one rank prints one line on stderr.
     - 75: a signal stopped the training; ``--resume`` continues it.
-    - 141: the output's reader has ended, as in ``launcher configs | head -1``.
+    - 141: the output's reader has ended, as ``head`` does.
     """
     quiet_imports()
     words = list(sys.argv[1:] if argv is None else argv)

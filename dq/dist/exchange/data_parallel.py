@@ -125,10 +125,11 @@ def unused_parameters_named(module: Module) -> Iterator[None]:
         named = [name for name, p in unwrap(module).named_parameters() if p.requires_grad]
         said = re.search(r"did not receive grad for rank \d+:((?: \d+)+)", str(error))
         names = [named[int(number)] for number in said[1].split()] if said else []
+        shown = ", ".join(names[:3]) or "some weights"
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ValueError(
-            f"the losses of the last step do not use {', '.join(names[:3]) or 'some weights'}{more};"
-            " let the model return the same losses in every step on every rank, or set"
+            f"the losses of the last step do not use {shown}{more}; let"
+            " the model return the same losses in every step on every rank, or set"
             " find_unused_parameters=True in the config"
         ) from error
 
