@@ -83,7 +83,7 @@ class Output:
             raise OutputLostError(line, reader_left=isinstance(error, BrokenPipeError)) from error
         if not self._said:
             self._said = True
-            log.warning("%s; the command continues", line)
+            log.info("%s; the command continues", line)  # A warning without a log would be printed.
             print(f"warning: {line}; the command continues", file=sys.stderr, flush=True)
 
 
