@@ -7,6 +7,7 @@ leftovers of a killed process are recognized by their names.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -29,8 +30,12 @@ def drafts(*paths: Path) -> Iterator[list[Path]]:
         paths: In folders that exist. If the body does not write a draft, no file is created.
 
     Raises:
-        OSError: The disk is full or refuses the write.
+        OSError: The disk is full or refuses the write, or a path is a device or a pipe, which must
+            not be replaced by a file.
     """
+    for path in paths:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(path))
     lent = [_draft(path) for path in paths]
     try:
         yield lent

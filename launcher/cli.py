@@ -30,6 +30,7 @@ from launcher.failure import (
     tell_once,
     wants_debug,
 )
+from launcher.output import READER_LEFT, OutputLostError, guarded_output
 
 COMMANDS = (
     "train",
@@ -175,6 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       its type, its place and the file with its traceback), or a gate was missed.
     - 2: the user made a mistake; one rank prints one line on stderr.
     - 75: a signal stopped the training; ``--resume`` continues it.
+    - 141: the output's reader has ended, as ``head`` does.
     """
     quiet_imports()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -183,13 +185,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # torch's C++ code also prints a stack trace of the errors that it raises. torch reads this
         # variable when it is imported, which happens later.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    with quiet_interpreter(debug=debug):
+    with quiet_interpreter(debug=debug), guarded_output():
         try:
             arguments = parse(words)
             code: int = arguments.run(arguments)
+            sys.stdout.flush()
             return code
         except KeyboardInterrupt:
             return INTERRUPTED
+        except OutputLostError as error:
+            return READER_LEFT if error.reader_left else report(error, debug=debug)
         except Exception as error:
             return report(explained(error, _command_of(words)), debug=debug)
         except BaseException as error:

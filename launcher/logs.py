@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import sys
@@ -21,6 +22,29 @@ class _ConsoleFormatter(logging.Formatter):
         plain = copy.copy(record)
         plain.exc_info = plain.exc_text = plain.stack_info = None
         return super().format(plain)
+
+
+class _RankFile(logging.FileHandler):
+    """A log file whose disk may fill up: one line says so, and the command continues."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
+        """Handle an error of `emit`, which is being handled."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._said:
+            self._said = True
+            line = f"{self.baseFilename} cannot be written: {error.strerror}; the command continues"
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Close the file; what cannot be written is lost."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def _belongs_on_console(record: logging.LogRecord) -> bool:
@@ -49,7 +73,7 @@ def logging_to(folder: Path, *, rank: int, quiet: bool = False) -> Iterator[Path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank_{rank}.log"
-        file = logging.FileHandler(path, encoding="utf-8")
+        file = _RankFile(path)
     except OSError as error:
         raise ValueError(
             f"work dir {folder} cannot be written: {error.strerror}; choose another --work-dir"

@@ -29,6 +29,7 @@ from dq.tracking.wandb_copy.variables import mode_of, unsupported
 from launcher.command_line.json_result import json_result
 from launcher.failure import exit_code, log_traceback, say
 from launcher.logs import logging_to
+from launcher.output import output_may_fail
 from launcher.plan import surroundings
 from launcher.threads import threads_of
 from launcher.work_dir import WorkDir, held
@@ -110,6 +111,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
     experiment = asked.experiment
     with (
         json_result(experiment, wanted=arguments.json, prints=environment.is_main),
+        output_may_fail(),
         logging_to(experiment / "logs", rank=environment.rank, quiet=arguments.quiet) as log_file,
     ):
         _quieten_libraries()

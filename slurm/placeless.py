@@ -12,7 +12,7 @@ RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RAN
 _NAMES = (*RANK_NAMES, "MASTER_ADDR", "MASTER_PORT")
 _PREFIXES = (
     "SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "TORCHELASTIC_", "OMPI_COMM_WORLD_", "PMI_",
-    "PMIX_", "MV2_COMM_WORLD_", "JSM_NAMESPACE_", "FLUX_JOB_", "FLUX_TASK_",
+    "PMIX_", "MV2_COMM_WORLD_", "JSM_NAMESPACE_", "FLUX_JOB_", "FLUX_TASK_", "HOROVOD_",
 )  # fmt: skip
 # Variables with which Slurm's commands find the cluster and authenticate, wherever they run.
 _KEPT = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the chain of each family, write the table, and return 1 if one crashed or differs."""
-    from dq.whole_file import write_whole
+    from launcher.command_line.written import write_text
     from launcher.coverage.families import chains
     from launcher.coverage.processes import Limits
     from launcher.coverage.row import CRASHED, DIFFERS
@@ -64,8 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             said = f"{name}: {row.result} in {row.seconds:.0f} s {row.what}"
             print(said.strip(), file=sys.stderr, flush=True)
             if out is not None:
-                out.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(out, table(rows))
+                write_text(out, table(rows))
     if out is None:
         print(table(rows), end="")
     return int(CRASHED in results or DIFFERS in results)

@@ -128,7 +128,7 @@ def check(text: str, parser: argparse.ArgumentParser) -> None:
 
 def test_the_exit_codes_are_there() -> None:
     found = re.findall(r"^\| (\d+) \| .{4,} \|$", commands.exit_codes(), re.MULTILINE)
-    assert found == ["0", "1", "2", "75"]
+    assert found == ["0", "1", "2", "75", "141"]
 
 
 def test_every_key_of_a_cluster_profile_is_there() -> None:

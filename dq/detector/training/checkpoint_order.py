@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from dq.dist.files.checkpoint import load_checkpoint, note_of, peek_checkpoint
 
 log = logging.getLogger(__name__)
-# Not the best ones, which contain only weights and optimizer.
-RESUMABLE = ("epoch_[0-9]*.pth", "step_[0-9]*.pth", "iter_[0-9]*.pth")
+# Not the best ones, which contain only weights and optimizer, and no copy such as epoch_1_old.pth.
+_NAME = re.compile(r"(epoch|step|iter)_[0-9]+\.pth")
 ATTEMPT = "attempt"
 _NOTE = re.compile(r"attempt (\d+), step (\d+), epoch (\d+)")
 
@@ -62,6 +62,23 @@ def place_of(path: Path) -> Place | None:
         return None
 
 
+def checkpoints_in(folder: Path, *kinds: str) -> list[Path]:
+    """Return the files of a folder with the names of a training's checkpoints.
+
+    Args:
+        folder: It may be missing.
+        kinds: ``epoch``, ``step``, ``iter``; all of them by default.
+    """
+    names = [(_NAME.fullmatch(path.name), path) for path in folder.glob("*.pth")]
+    return [p for name, p in names if name and (not kinds or name[1] in kinds) and p.is_file()]
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a training of this program has written a checkpoint."""
+    place = place_of(path)
+    return place is not None and place.attempt > 0
+
+
 def newest_first(paths: Iterable[Path]) -> list[Path]:
     """Return the checkpoints that have a place, the newest first."""
     places = {path: place for path in paths if (place := place_of(path)) is not None}
@@ -70,7 +87,7 @@ def newest_first(paths: Iterable[Path]) -> list[Path]:
 
 def next_attempt(folder: Path) -> int:
     """Return the number of the training that is started or resumed in this folder now."""
-    places = [place_of(path) for path in _candidates(folder)]
+    places = [place_of(path) for path in checkpoints_in(folder)]
     return 1 + max((place.attempt for place in places if place is not None), default=0)
 
 
@@ -86,7 +103,7 @@ def newest_training(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     Returns:
         Its path and content, or None.
     """
-    candidates = _candidates(folder)
+    candidates = set(checkpoints_in(folder))
     ordered = newest_first(candidates)
     for path in sorted(candidates - set(ordered)):
         log.warning("skipped: %s does not say when it was written, or cannot be read", path)
@@ -106,7 +123,3 @@ def _holds_training(content: Mapping[str, Any]) -> bool:
     """Return whether it is a resumable checkpoint of ours, or one of plain mmdet."""
     ours = ATTEMPT in (content.get("meta") or {})
     return "optimizer" in content and ("training" in content or not ours)
-
-
-def _candidates(folder: Path) -> set[Path]:
-    return {path for pattern in RESUMABLE for path in folder.glob(pattern) if path.is_file()}

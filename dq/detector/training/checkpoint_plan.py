@@ -12,7 +12,7 @@ from typing import Any
 from mmcv import ConfigDict
 
 from dq.detector.config.mmdet_keys import CHECKPOINT_KEYS, REFUSED_BY_NAME
-from dq.detector.training.checkpoint_order import newest_first
+from dq.detector.training.checkpoint_order import checkpoints_in, is_ours, newest_first
 
 log = logging.getLogger(__name__)
 MIDDLE_KEPT = 2
@@ -142,12 +142,14 @@ def remove_old(folder: Path, plan: CheckpointPlan) -> None:
     """Remove old checkpoints with their checksums, oldest first.
 
     Their age comes from their content, not from file times, so the newest always stays. A
-    checkpoint without this content is neither counted nor removed. The best ones have other names
-    and stay. Of the ``step_N.pth``, which are only for resuming, two are kept, so that one is left
-    if the newest is damaged.
+    checkpoint without this content, or of another program, is neither counted nor removed. The best
+    ones, and copies that the user made, have other names and stay. Of the ``step_N.pth``, which are
+    only for resuming, two are kept, so that one is left if the newest is damaged.
     """
-    middle = newest_first(folder.glob("step_[0-9]*.pth"))
-    others = newest_first([*folder.glob("epoch_[0-9]*.pth"), *folder.glob("iter_[0-9]*.pth")])
+    middle, others = (
+        [path for path in newest_first(checkpoints_in(folder, *kinds)) if is_ours(path)]
+        for kinds in (("step",), ("epoch", "iter"))
+    )
     kept = plan.max_keep_ckpts if plan.max_keep_ckpts > 0 else len(others)
     for path in [*middle[MIDDLE_KEPT:], *others[kept:]]:
         path.unlink(missing_ok=True)

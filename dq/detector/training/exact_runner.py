@@ -23,7 +23,7 @@ from dq.detector.training.checkpoint_plan import Age, CheckpointPlan, remove_old
 from dq.detector.training.resume_state import compare_weights, load_training_state, training_state
 from dq.dist.exchange import collectives
 from dq.dist.exchange.agreed_names import agreed_names
-from dq.dist.exchange.data_parallel import unwrap
+from dq.dist.exchange.data_parallel import unused_parameters_named, unwrap
 from dq.dist.files.checkpoint import load_checkpoint, save_checkpoint
 from dq.dist.watch.signals import Stopped
 from dq.dist.work.on_main_rank import on_main_rank
@@ -130,7 +130,7 @@ class Training:
         model: Any = self.model
         batches = data_batch if isinstance(data_batch, list) else [data_batch]
         device = next(model.parameters()).device
-        with self.supervision.clock.work("computing", device):
+        with self.supervision.clock.work("computing", device), unused_parameters_named(model):
             if not train_mode:
                 outputs = model.val_step(batches[0], self.optimizer)
             elif self.optimizer_step is None:

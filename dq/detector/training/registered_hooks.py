@@ -23,6 +23,7 @@ from dq.detector.hooks.quantization import (
     SyncBuffersHook,
 )
 from dq.detector.hooks.start import StartHook
+from dq.detector.hooks.text_log import spare_training_
 from dq.detector.hooks.tracking import Figures, TrackingHook
 from dq.detector.training.assignment import Continued, Quantization
 from dq.detector.training.hook_checks import CheckpointPlace, without_taken_over
@@ -90,6 +91,7 @@ def _register_configured(runner: Any, config: Config) -> None:
         )
     except (KeyError, TypeError, ValueError, ImportError, AssertionError) as error:
         raise ValueError(f"a hook of the config cannot be built: {explain(error)}") from error
+    spare_training_(runner.hooks)
 
 
 def _register_quantization(runner: Any, quantization: Quantization) -> None:

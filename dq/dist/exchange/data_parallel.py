@@ -2,7 +2,8 @@
 
 import contextlib
 import inspect
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -100,6 +101,37 @@ def _settle_buckets(wrapped: DistributedDataParallel, late: Collection[Parameter
         wrapped.module = module
         for parameter, gradient in zip(parameters, former, strict=True):
             parameter.grad = gradient
+
+
+@contextlib.contextmanager
+def unused_parameters_named(module: Module) -> Iterator[None]:
+    """Name the parameters that the step before has not used, if DDP refuses the body for that.
+
+    DDP waits for the gradient of every parameter. It notices at the next forward pass that some did
+    not come, and its message has neither their names nor the config's key.
+
+    Args:
+        module: Wrapped by `wrap`; the body runs it forward.
+
+    Raises:
+        ValueError: On the ranks whose losses did not use all parameters.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "finished reduction in the prior iteration" not in str(error):
+            raise
+        # DDP counts the parameters in this order.
+        named = [name for name, p in unwrap(module).named_parameters() if p.requires_grad]
+        said = re.search(r"did not receive grad for rank \d+:((?: \d+)+)", str(error))
+        names = [named[int(number)] for number in said[1].split()] if said else []
+        shown = ", ".join(names[:3]) or "some weights"
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ValueError(
+            f"the losses of the last step do not use {shown}{more}; let"
+            " the model return the same losses in every step on every rank, or set"
+            " find_unused_parameters=True in the config"
+        ) from error
 
 
 def unwrap(module: Module) -> Module:

@@ -22,7 +22,7 @@ from dq.dist.group.early_failure import (
 )
 from dq.dist.group.presence import watchable
 from dq.dist.rendezvous.environment import Environment
-from dq.dist.rendezvous.meeting_place import open_meeting_place
+from dq.dist.rendezvous.meeting_place import open_meeting_place, read_address
 from dq.dist.rendezvous.sequence import open_meeting
 from dq.dist.rendezvous.store import meet, open_store, pauses
 
@@ -59,9 +59,11 @@ def process_group(
             another name.
 
     Raises:
-        ValueError: The device is neither the CPU nor a CUDA device with its index; or another rank
-            could not start because of a mistake of the user.
-        RuntimeError: The ranks did not find each other; the message names the missing ones.
+        ValueError: The device is neither the CPU nor a CUDA device with its index; MASTER_ADDR or
+            MASTER_PORT is missing or wrong; or another rank could not start because of a mistake of
+            the user.
+        NoMeetingError: There is no store at the address.
+        LostRankError: Some ranks did not arrive; the message names them.
     """
     if environment.world_size == 1:
         yield
@@ -90,7 +92,7 @@ def _begin(
 ) -> None:
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and device.index is None):
         raise ValueError(f"the device of a rank is cpu or cuda:N, but is {device}")
-    address = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    address = ":".join(map(str, read_address(os.environ)))
     try:
         store = open_meeting_place(environment, arrival_s, name)
         _await_all(store, environment, arrival_s)
@@ -107,16 +109,24 @@ def _begin(
         raise
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         reason = str(error).partition("\n")[0]
-        raise RuntimeError(
+        raise NoMeetingError(
             f"rank {environment.rank} of {environment.world_size} found no process group at "
-            f"MASTER_ADDR:MASTER_PORT {address!r} ({reason}); check that both are set, the same on "
-            "every rank, that the port is free on that node and open between nodes, and that "
-            "every rank has started"
+            f"MASTER_ADDR:MASTER_PORT {address!r} ({reason}); check that both are the same on "
+            "every rank, that the address is that of rank 0's node, that the port is free on that "
+            "node and open between nodes, and that every rank has started"
         ) from error
 
 
 class _AbsentError(LostRankError):
     """Some ranks did not arrive."""
+
+
+class NoMeetingError(RuntimeError):
+    """The ranks did not find each other.
+
+    Its own type, because a plain RuntimeError about a time-out would be explained as the silence of
+    a rank in a collective.
+    """
 
 
 def _await_all(store: Store, environment: Environment, arrival_s: float) -> None:

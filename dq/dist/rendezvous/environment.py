@@ -22,6 +22,7 @@ _OTHERS = {
     "MV2_COMM_WORLD_SIZE": "MVAPICH's mpirun",
     "JSM_NAMESPACE_SIZE": "jsrun",
     "FLUX_JOB_SIZE": "flux",
+    "HOROVOD_SIZE": "horovodrun",
 }
 
 

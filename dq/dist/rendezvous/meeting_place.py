@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -34,14 +36,11 @@ def open_meeting_place(environment: Environment, limit_s: float, name: str = "ra
         A client with its own key prefix for this name and this start of the job.
 
     Raises:
-        ValueError: MASTER_ADDR or MASTER_PORT is missing.
+        ValueError: The address is missing or none.
         OSError: There is no store at that address.
         RuntimeError: Whatever answers at that address is not a store.
     """
-    for variable in ("MASTER_ADDR", "MASTER_PORT"):
-        if not os.environ.get(variable):
-            raise ValueError(f"environment variable {variable} expected, but not set")
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    host, port = read_address(os.environ)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_agents_store() else "0"
     holds = environment.is_main and not is_agents_store()
     if not holds:
@@ -56,6 +55,26 @@ def open_meeting_place(environment: Environment, limit_s: float, name: str = "ra
     )
     # When a node joins, torchrun starts all ranks again with the same attempt number.
     return PrefixStore(f"dq/attempt_{attempt}/of_{environment.world_size}/{name}", store)
+
+
+def read_address(environ: Mapping[str, str]) -> tuple[str, int]:
+    """Return host and port of the store.
+
+    Raises:
+        ValueError: MASTER_ADDR or MASTER_PORT is missing, or can be no host or port.
+    """
+    mend = "set it to the {} of rank 0, the same on every rank, or start the ranks with torchrun"
+    host, port = (environ.get(name, "").strip() for name in ("MASTER_ADDR", "MASTER_PORT"))
+    # A name never has these; a URL or "host:port" would only be looked up in vain. An IPv6 address
+    # has several colons.
+    if not host or re.search(r"[\s/]", host) or host.count(":") == 1:
+        said = f"is {host!r}" if host else "is not set"
+        raise ValueError(f"MASTER_ADDR {said}; {mend.format('host name or address')}")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 1 << 16:
+        said = f"is {port!r}" if port else "is not set"
+        free = "port from 1 to 65535 that is free on the host"
+        raise ValueError(f"MASTER_PORT {said}; {mend.format(free)}")
+    return host, int(port)
 
 
 def _await_listener(host: str, port: int, limit_s: float) -> None:

@@ -165,7 +165,7 @@ def _tasks_on(node: int, tasks: int, nodes: int, environ: Mapping[str, str]) -> 
         match = re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", part.strip())
         if match is None:
             raise ValueError(f"SLURM_STEP_TASKS_PER_NODE must read like 4(x2),3, but is {text!r}")
-        counts += [int(match[1])] * int(match[2] or 1)
+        counts += [int(match[1])] * min(int(match[2] or 1), nodes + 1)
     if not counts and nodes > 0 and tasks % nodes == 0:
         return tasks // nodes
     if sum(counts) != tasks or len(counts) != nodes or node >= nodes:

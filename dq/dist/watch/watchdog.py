@@ -104,8 +104,9 @@ class Watchdog:
         return new
 
     def _write(self, why: str) -> None:
-        self.file.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {why}\n")
-        self.file.flush()
+        with contextlib.suppress(OSError):  # On a full disk the line about it still follows.
+            self.file.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {why}\n")
+            self.file.flush()
         faulthandler.dump_traceback(self.file, all_threads=True)
 
     def _say(self, quiet: float) -> None:

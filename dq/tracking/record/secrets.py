@@ -10,11 +10,17 @@ HIDDEN = "<hidden>"
 # Names whose values are secret, as whole words of a name such as `wandb_api_key`.
 _NAME = re.compile(
     r"(?:^|[._\-\s])(?:api_?keys?|access_?keys?(?:_?(?:id|secret))?|secrets?(?:_?(?:key|id))?"
-    r"|private_?keys?|token|(?:api|access|auth|refresh|bearer)_?tokens?|passw(?:or)?ds?|pwd"
-    r"|passphrase|passcode|credentials?|bearer|authorization|cookie|connection_?string|wandb_?key"
-    r"|\w+_(?:token|secret|passw(?:or)?d|pwd|api_?key|access_?key))$",
+    r"|(?:private|account|signing|encryption|shared_?access|ssh|master|storage|subscription"
+    r"|license)_?keys?|token|(?:api|access|auth|refresh|bearer)_?tokens?|passw(?:or)?ds?|pwd"
+    r"|passphrase|passcode|credentials?|(?:basic_?)?auth|bearer|authorization|cookie|connection_?string|wandb_?key"
+    r"|(?:git|github|gitlab|azure)_?pat|\w+_(?:token|secret|passw(?:or)?d|pwd|api_?key|access_?key)"
+    r"|\w+(?:token|secret|password|passwd|apikey))$",
     re.IGNORECASE,
 )
+# Of these names a number is secret too.
+_NUMBER = re.compile(r"passw(?:or)?ds?$|pwd$|passphrase$|passcode$", re.IGNORECASE)
+# Of a name that ends in `key`, a text that is no word.
+_RANDOM = re.compile(r"(?=\D*\d)(?=.*[A-Za-z])[A-Za-z0-9+/_\-]{20,}={0,2}")
 # Values that are secret under any name: tokens of services have a recognizable shape.
 _VALUE = re.compile(
     # Only at the start of a word: mask-rcnn_r50_fpn_1x_coco contains "sk-".
@@ -22,15 +28,21 @@ _VALUE = re.compile(
     r"|glpat-[\w\-]{20,}|A[KS]IA[A-Z0-9]{16}|AIza[\w\-]{35}|sk-[A-Za-z0-9_\-]{20,}"
     r"|[sr]k_live_[A-Za-z0-9]{20,}|xox[abprs]-[\w\-]{10,}|npm_[A-Za-z0-9]{36}|pypi-[\w\-]{30,}"
     r"|dckr_pat_[\w\-]{20,}|ya29\.[\w\-]{20,}|local-[0-9a-f]{40}|wandb_v\d_\w{40,}"
-    r"|eyJ[\w\-]{10,}\.[\w\-]{10,}\.[\w\-]+)"
+    r"|eyJ[\w\-]{10,}\.[\w\-]{10,}\.[\w\-]+"
+    r"|hooks\.slack\.com/services/[\w/\-]{20,}|discord(?:app)?\.com/api/webhooks/[\w/\-]{20,})"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
 )
 # Inside a text: a dict written as text, a URL's query, a header.
 _QUERY = re.compile(r"(?<=[?&])([\w\-]+)=([^&#\s'\"]+)")
 _SIGNED = ("sig", "signature", "x-amz-signature", "x-amz-security-token", "x-goog-signature")
-_INNER = re.compile(r"""(?<![\w.])(['"]?)([\w.\-]+)\1(\s*[:=]\s*)(['"])(.+?)\4""")
+# A name before its value, and the value: in quotes, or up to the next separator.
+_BEFORE = re.compile(r"""(?<![\w.])(['"]?)([\w.\-]+)\1\s*[:=]\s*""")
+_QUOTED = re.compile(r"""[bfru]{0,2}(?P<quote>['"])(?P<value>.+?)(?P=quote)""", re.IGNORECASE)
+_BARE = re.compile(r"""(?!(?:True|False|None|[\d.]+)(?![\w.]))(?P<value>[^\s;&,'"(){}\[\]<>]+)""")
+_HEADER = re.compile(r"""(?P<value>[^\s'"<][^'"\n<]*)""")
+_HEADERS = ("authorization", "cookie")
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[\w\-.~+/]{8,}=*", re.IGNORECASE)
-_IN_ADDRESS = re.compile(r"(?<=://)([^\s/@:]*):([^\s/@]+)(?=@)")
+_IN_ADDRESS = re.compile(r"(?<=://)([^\s/@:]*):([^\s/]+)(?=@)|(?<=://)[^\s/@:]{16,}(?=@)")
 _ASSIGNED = re.compile(r"""^(?P<name>-{0,2}[\w.\-]+)(?P<sign>=|:\s*)(?P<value>.+)$""", re.DOTALL)
 _WANDB_KEY = re.compile(r"[0-9a-f]{40}")
 
@@ -41,35 +53,49 @@ def is_secret_name(name: str) -> bool:
     return _NAME.search(parts) is not None
 
 
-def hide(values: Any, name: str = "") -> Any:
+def is_secret_path(path: str) -> bool:
+    """Return whether a dotted name or one of the sections on its way is a secret's."""
+    return any(map(is_secret_name, path.split(".")))
+
+
+def hide(values: Any, name: str = "", *, secret: bool = False) -> Any:
     """Return nested values with `HIDDEN` in place of each secret.
 
-    A value is secret if a name on its path is a secret's, or if it has the shape of a key. Numbers,
-    None and booleans are kept: they are never secrets.
+    A value is secret if a name on its path is a secret's, or if it has the shape of a key. None and
+    booleans are kept, and numbers except those of passwords.
 
     Args:
         values: A config, a section of one, or a single value.
         name: The name of the value.
+        secret: The value is inside a section with a secret's name.
     """
+    secret = secret or is_secret_path(name)
     if isinstance(values, Mapping):
-        return {key: hide(item, str(key)) for key, item in values.items()}
+        # A section's type is a class, which the section needs.
+        return {k: hide(v, str(k), secret=secret and k != "type") for k, v in values.items()}
     if isinstance(values, str):
-        return HIDDEN if values and is_secret_name(name) else hide_in_text(values)
+        is_key = name.lower().endswith("key") and _RANDOM.fullmatch(values)
+        return HIDDEN if values and (secret or is_key) else hide_in_text(values)
     if isinstance(values, list | tuple):
-        found = [hide(item, name) for item in values]
+        found = [hide(item, name, secret=secret) for item in values]
         return found if isinstance(values, list) else tuple(found)
-    return values
+    is_number = isinstance(values, int | float) and not isinstance(values, bool)
+    return HIDDEN if is_number and _NUMBER.search(name) else values
 
 
 def hide_in_text(text: str) -> str:
     """Return a text with `HIDDEN` in place of keys and of passwords in URLs.
 
-    Assignments inside it count too, as in ``hub=dict(token='x')``.
+    Assignments inside it count too, as in ``hub=dict(token='x')`` or ``host=h password=x``.
     """
-    text = _IN_ADDRESS.sub(rf"\1:{HIDDEN}", _VALUE.sub(HIDDEN, text))
+    text = _IN_ADDRESS.sub(_without_password, _VALUE.sub(HIDDEN, text))
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)
     text = _QUERY.sub(_without_signature, text)
-    return _INNER.sub(_without_assigned, text)
+    return _without_assigned(text)
+
+
+def _without_password(found: re.Match[str]) -> str:
+    return HIDDEN if found[1] is None else f"{found[1]}:{HIDDEN}"
 
 
 def _without_signature(found: re.Match[str]) -> str:
@@ -77,11 +103,17 @@ def _without_signature(found: re.Match[str]) -> str:
     return f"{found[1]}={HIDDEN}" if is_secret else found[0]
 
 
-def _without_assigned(found: re.Match[str]) -> str:
-    quote, name, sign, value_quote, _ = found.groups()
-    if not is_secret_name(name):
-        return found[0]
-    return f"{quote}{name}{quote}{sign}{value_quote}{HIDDEN}{value_quote}"
+def _without_assigned(text: str) -> str:
+    parts, done = [], 0
+    for found in _BEFORE.finditer(text):
+        if found.end() < done or not is_secret_path(found[2]):
+            continue
+        bare = _HEADER if found[2].lower() in _HEADERS else _BARE
+        value = _QUOTED.match(text, found.end()) or bare.match(text, found.end())
+        if value is not None:
+            parts += [text[done : value.start("value")], HIDDEN]
+            done = value.end("value")
+    return "".join([*parts, text[done:]])
 
 
 def hide_in_words(words: Sequence[str]) -> list[str]:
@@ -92,7 +124,7 @@ def hide_in_words(words: Sequence[str]) -> list[str]:
         assigned = _ASSIGNED.match(word)
         if takes_next and not word.startswith("-"):
             found.append(HIDDEN)
-        elif assigned and is_secret_name(assigned["name"].lstrip("-")):
+        elif assigned and is_secret_path(assigned["name"].lstrip("-")):
             found.append(f"{assigned['name']}{assigned['sign']}{HIDDEN}")
         else:
             found.append(HIDDEN if _WANDB_KEY.fullmatch(word) else hide_in_text(word))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from dq.tracking.record.json_file import json_text
 from dq.tracking.record.latency import read_times_as_fast
 from dq.tracking.record.run import read_run
+from dq.tracking.record.stage_summary import StageSummary
 from dq.tracking.reports.experiments import CONTROL, STAGES, Experiment
 
 HEADS = {
@@ -81,7 +83,8 @@ def lines_of(experiments: Sequence[Experiment]) -> list[Line]:
 
     def best(line: Line) -> float:
         values = (line.acc_qat, line.acc_calibrated, line.acc_float)
-        return next((v for v in values if v is not None), -1.0)
+        # A NaN compares with nothing, so it would leave all rows in disorder.
+        return next((v for v in values if v is not None and math.isfinite(v)), -1.0)
 
     def place(line: Line) -> tuple[Any, ...]:
         group = (line.metric, line.data or "")
@@ -106,13 +109,15 @@ def groups_of(lines: Sequence[Line]) -> dict[str, list[Line]]:
 
 
 def _line(experiment: Experiment) -> Line:
-    values = {
-        stage: None if experiment.value(stage) is None else 100 * (experiment.value(stage) or 0.0)
-        for stage in STAGES
-    }
     own = list(experiment.stages.values())
     results = [s for s in own if s.stage != CONTROL] or own
     last = results[-1] if results else None
+    data = {stage: _annotations(experiment, stage) for stage in experiment.stages}
+    apart = {} if last is None else _measured_otherwise(own, last, data)
+    values = {
+        name: None if value is None or name in apart else 100 * value
+        for name, value in ((stage, experiment.value(stage)) for stage in STAGES)
+    }
     reference = values["float"]
 
     def drop(stage: str) -> float | None:
@@ -120,10 +125,11 @@ def _line(experiment: Experiment) -> Line:
         return None if value is None or reference is None else round(reference - value, 4)
 
     unfinished = [f"{stage} {state}" for stage, state in experiment.open_stages.items()]
+    unfinished += [f"{stage} measured by {how}" for stage, how in apart.items()]
     return Line(
         name=experiment.name,
         metric="" if last is None else last.metric,
-        data=_data_of(experiment),
+        data=next((digest[:8] for digest in reversed(data.values()) if digest), None),
         acc_float=reference,
         acc_calibrated=values["calibrated"],
         acc_qat=values["qat"],
@@ -139,14 +145,31 @@ def _line(experiment: Experiment) -> Line:
     )
 
 
-def _data_of(experiment: Experiment) -> str | None:
-    """Return the start of the digest of the annotations that the last stage was evaluated on."""
-    for stage in reversed(list(experiment.stages)):
-        run = read_run(experiment.folder / stage)
-        digest = None if run is None else run.source.get("test_sha256")
-        if isinstance(digest, str):
-            return digest[:8]
-    return None
+def _measured_otherwise(
+    stages: Sequence[StageSummary], last: StageSummary, data: Mapping[str, str | None]
+) -> dict[str, str]:
+    """Return the stages whose results cannot be compared with the last one's, and why.
+
+    Args:
+        stages: All finished stages.
+        last: The one with the row's metric.
+        data: Digest of the annotations of each, if it is known.
+    """
+    found = {}
+    for stage in stages:
+        own, wanted = data.get(stage.stage), data.get(last.stage)
+        if stage.metric != last.metric:
+            found[stage.stage] = stage.metric
+        elif own and wanted and own != wanted:
+            found[stage.stage] = "other annotations"
+    return found
+
+
+def _annotations(experiment: Experiment, stage: str) -> str | None:
+    """Return the digest of the annotations that a stage was evaluated on, if it is known."""
+    run = read_run(experiment.folder / stage)
+    digest = None if run is None else run.source.get("test_sha256")
+    return digest if isinstance(digest, str) else None
 
 
 def cells(line: Line) -> list[str]:
@@ -181,9 +204,14 @@ def markdown(lines: Sequence[Line]) -> str:
     return "\n".join(f"**{title}**\n\n{_markdown(group)}" for title, group in groups.items())
 
 
+def markdown_cell(text: str) -> str:
+    """Return a text for a cell of a Markdown table, which has one line and no bars."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
 def _markdown(lines: Sequence[Line]) -> str:
     rows = [list(HEADS.values()), *(cells(line) for line in lines)]
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    rows = [[markdown_cell(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
     texts = ["| " + " | ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) + " |"
              for r in rows]  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dq.tracking.record.run import Run, read_run
-from dq.tracking.reports.comparison import Line, markdown
+from dq.tracking.reports.comparison import Line, markdown, markdown_cell
 from dq.tracking.reports.experiments import Experiment
 
 MISSING = "a W&B report needs wandb-workspaces: pip install 'dq-launcher[report]'"
@@ -44,10 +44,10 @@ def build_report(
     """
     blocks = [module.H1("Which experiment won"), module.MarkdownBlock(markdown(lines))]
     if changed:
-        text = "| setting | " + " | ".join(line.name for line in lines) + " |\n"
+        text = "| setting | " + " | ".join(markdown_cell(line.name) for line in lines) + " |\n"
         text += "| --- " * (len(lines) + 1) + "|\n"
         for name, values in changed.items():
-            cells = (str(values.get(line.name, "")).replace("|", "\\|") for line in lines)
+            cells = (markdown_cell(str(values.get(line.name, ""))) for line in lines)
             text += f"| `{name}` | " + " | ".join(cells) + " |\n"
         blocks += [module.H1("Settings that differ"), module.MarkdownBlock(text)]
     by_place: dict[tuple[str, str], list[str]] = {}

@@ -16,6 +16,7 @@ from dq.shipped import located
 from launcher.command_line.arguments import add_checkpoint, add_control, add_shared, add_training
 from launcher.command_line.forwarded import forwarded
 from launcher.failure import DEBUG
+from launcher.output import output_may_fail
 from slurm.profile import flags, read_profile
 
 HELP = "run a command, the whole chain (`run`) or a grid (`sweep`) on Slurm, or here as Slurm would"
@@ -73,6 +74,12 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the command, copy code and configs, submit the jobs; return the exit code."""
+    # Jobs that were submitted or run here go on without it.
+    with output_may_fail():
+        return _submit(arguments)
+
+
+def _submit(arguments: argparse.Namespace) -> int:
     from slurm.here import run_here, run_in_process
     from slurm.submission import need_slurm, submit
     from slurm.text import job_text

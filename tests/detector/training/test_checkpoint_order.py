@@ -69,7 +69,10 @@ def test_damaged_ones_and_those_without_training_state_are_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = write(tmp_path, "epoch_1.pth", 1, 6, 1)
-    write(tmp_path, "best_mAP_epoch_9.pth", 1, 900, 9)
+    for name in ("best_mAP_epoch_9.pth", "epoch_9_backup.pth", "step_900 (copy).pth"):
+        write(tmp_path, name, 1, 900, 9)
+    (tmp_path / "epoch_99.pth").mkdir()
+    (tmp_path / "step_99.pth").symlink_to("nowhere")
     (tmp_path / "latest.pth").symlink_to("epoch_5.pth")
     cut = write(tmp_path, "epoch_5.pth", 1, 30, 5)
     cut.write_bytes(cut.read_bytes()[:-9])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmcv import ConfigDict
 
 from dq.detector.config.read import finish
@@ -97,6 +98,30 @@ def test_a_checkpoint_without_its_place_is_neither_counted_nor_removed(
     (tmp_path / "step_9.pth").write_text("no checkpoint")
     left = kept(tmp_path, {"interval": 1, "max_keep_ckpts": 2})
     assert {"step_9.pth", "step_6.pth", "step_5.pth"} <= set(left)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "epoch_1_backup.pth",
+        "epoch_2 (copy).pth",
+        "step_1-good.pth",
+        "iter_3_best.pth",
+        "epoch_1b.pth",
+    ],
+)
+def test_a_copy_that_the_user_made_is_never_removed(tmp_path: Path, name: str) -> None:
+    save_checkpoint(tmp_path / name, {}, note=Place(1, 0, 0).note)
+    left = kept(tmp_path, {"interval": 1, "max_keep_ckpts": 1})
+    assert {name, f"{name}.sha256", "epoch_6.pth"} <= set(left)
+    assert "epoch_5.pth" not in left
+
+
+def test_a_checkpoint_of_another_program_is_neither_counted_nor_removed(tmp_path: Path) -> None:
+    torch.save({"meta": {"epoch": 40, "iter": 900}, "state_dict": {}}, tmp_path / "epoch_40.pth")
+    left = kept(tmp_path, {"interval": 1, "max_keep_ckpts": 1})
+    assert {"epoch_40.pth", "epoch_6.pth"} <= set(left)
+    assert "epoch_5.pth" not in left
 
 
 def test_a_config_without_checkpoint_config_keeps_three() -> None:

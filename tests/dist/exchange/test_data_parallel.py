@@ -11,8 +11,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dq.dist.exchange import collectives, data_parallel
 from dq.dist.exchange.collectives import collective_count
-from dq.dist.exchange.data_parallel import no_sync, sync_buffers_, unwrap, wrap
-from tests.ranks import run_ranks
+from dq.dist.exchange.data_parallel import (
+    no_sync,
+    sync_buffers_,
+    unused_parameters_named,
+    unwrap,
+    wrap,
+)
+from tests.ranks import rank_outcomes, run_ranks
 
 CPU = torch.device("cpu")
 
@@ -101,6 +107,51 @@ def test_two_ranks_start_equal_share_gradients_and_keep_their_buffers_until_aver
         assert got["batches"] == 1
     assert not torch.equal(first["own gradient"], second["own gradient"])
     assert not torch.equal(first["own mean"], second["own mean"])
+
+
+class TwoLayers(nn.Module):
+    """A module whose second layer is used only if the caller asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(1, 1).requires_grad_(False)
+        self.first, self.second = nn.Linear(1, 1), nn.Linear(1, 1)
+
+    def forward(self, values: Tensor, both: bool) -> Tensor:
+        found: Tensor = self.first(values)
+        return self.second(found) if both else found
+
+
+def leave_out_a_layer(ranks: tuple[int, ...]) -> str:
+    wrapped = wrap(TwoLayers(), device=CPU)
+    uses_both = collectives.rank() not in ranks
+    try:
+        for _ in range(2):
+            with unused_parameters_named(wrapped):
+                found = wrapped(torch.ones(1, 1), uses_both)
+            found.sum().backward()
+    except ValueError as error:
+        return str(error)
+    except RuntimeError:
+        return "lost"  # Another rank did not come to the collective.
+    return "done"
+
+
+@pytest.mark.parametrize("ranks", [(0, 1), (1,)])
+def test_weights_that_a_step_does_not_use_are_named(ranks: tuple[int, ...]) -> None:
+    # A rank that uses all waits for the other until the time-out of the group.
+    said = [one.result for one in rank_outcomes(leave_out_a_layer, 2, ranks, group_timeout_s=3.0)]
+    for rank in ranks:
+        assert said[rank].startswith(
+            "the losses of the last step do not use second.weight, second.bias; let"
+        )
+        assert "find_unused_parameters=True" in said[rank]
+    assert "done" not in said
+
+
+def test_other_errors_of_a_step_are_left_alone() -> None:
+    with pytest.raises(RuntimeError, match="another"), unused_parameters_named(nn.Linear(1, 1)):
+        raise RuntimeError("another")
 
 
 def test_alone_the_module_stays_itself() -> None:

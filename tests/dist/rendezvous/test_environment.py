@@ -173,6 +173,7 @@ def test_a_container_with_process_numbers_of_its_own_keeps_its_place(
         ({"MV2_COMM_WORLD_SIZE": "2"}, "MVAPICH"),
         ({"JSM_NAMESPACE_SIZE": "2"}, "jsrun"),
         ({"FLUX_JOB_SIZE": "2"}, "flux"),
+        ({"HOROVOD_SIZE": "2"}, "horovodrun"),
     ],
 )
 def test_partial_or_contradicting_values_are_refused_in_one_line(

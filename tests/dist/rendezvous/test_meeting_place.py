@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 
 import pytest
 
 from dq.dist.rendezvous.environment import Environment
-from dq.dist.rendezvous.meeting_place import is_agents_store, open_meeting_place
+from dq.dist.rendezvous.meeting_place import is_agents_store, open_meeting_place, read_address
 from tests.ports import free_port
 
 FIRST = Environment(rank=0, world_size=2, local_rank=0, local_world_size=2)
@@ -74,9 +75,26 @@ def test_without_a_store_the_wait_ends() -> None:
     assert time.monotonic() - began >= 0.5
 
 
-@pytest.mark.parametrize("name", ["MASTER_ADDR", "MASTER_PORT"])
-def test_a_missing_address_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for value in (None, ""):
-        monkeypatch.setenv(name, "") if value is not None else monkeypatch.delenv(name)
-        with pytest.raises(ValueError, match=f"environment variable {name} expected"):
-            open_meeting_place(FIRST, limit_s=1)
+WRONG = {
+    "MASTER_ADDR": [None, "", " ", "tcp://127.0.0.1", "127.0.0.1:29500", "a b", "host/path"],
+    "MASTER_PORT": [None, "", "http", "0", "-1", "65536", "99999", "1e3", "29500 29501"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in WRONG.items() for v in values])
+def test_what_can_be_no_address_is_refused_at_once(
+    name: str, value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    said = repr(value) if (value or "").strip() else "not set"
+    for rank in (FIRST, SECOND):
+        with pytest.raises(ValueError, match=re.escape(f"{name} is {said}; set it to the")):
+            open_meeting_place(rank, limit_s=60)
+
+
+@pytest.mark.parametrize(
+    "host", ["node-1", "10.0.0.1", "::1", "fe80::1%eth0", "a.b.example", "n_1"]
+)
+def test_every_form_of_an_address_is_accepted(host: str) -> None:
+    found = read_address({"MASTER_ADDR": f" {host}", "MASTER_PORT": "29500 "})
+    assert found == (host, 29500)

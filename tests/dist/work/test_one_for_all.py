@@ -39,6 +39,19 @@ def test_all_ranks_get_what_the_main_rank_did() -> None:
     assert first[0] == "result"
 
 
+def call_late(late: int) -> str:
+    if collectives.rank() == late:
+        time.sleep(4.0)
+    return str(on_main_rank(lambda: "read")) + str(on_main_rank(lambda: "again"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_late_rank_is_waited_for_longer_than_a_collective(late: int) -> None:
+    ended = rank_outcomes(call_late, 2, late, group_timeout_s=2.0)
+    assert [(one.result, one.error) for one in ended] == [("readagain", None)] * 2
+
+
 def test_all_ranks_raise_what_the_main_rank_raised() -> None:
     wanted = ("ValueError", "the file is broken; make a new one")
     assert run_ranks(call, 2, "value") == [wanted, wanted]

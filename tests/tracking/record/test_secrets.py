@@ -15,6 +15,7 @@ SECRET = [
     "password", "db_password", "passwd", "secret", "client_secret", "aws.secret_access_key",
     "AWS_ACCESS_KEY_ID", "credentials", "privateKey", "authorization", "access_key_secret", "pwd",
     "db_pwd", "api_keys", "passwords", "secrets", "auth_tokens", "connection_string", "secretId",
+    "account_key", "AccountKey", "signing_key", "ssh_key", "HFTOKEN", "GITHUB_PAT", "auth",
 ]  # fmt: skip
 PLAIN = [
     "num_tokens", "token_size", "keys", "key", "keypoints", "secretary", "passes", "authors",
@@ -36,13 +37,37 @@ def test_names_of_other_settings(name: str) -> None:
 
 
 def test_other_types_are_kept() -> None:
-    values = {"token": None, "secret": True, "password": 3, "api_key": "", "mean": (1.0, 2.0)}
+    values = {"token": None, "secret": True, "num_token": 3, "api_key": "", "mean": (1.0, 2.0)}
     assert hide(values) == values
+
+
+@pytest.mark.parametrize("name", ["password", "db_pwd", "passcode"])
+def test_a_password_may_be_a_number(name: str) -> None:
+    assert hide({name: 4711}) == {name: HIDDEN}
+
+
+def test_everything_inside_a_secret_section_is_hidden() -> None:
+    inner = {"type": "Login", "user": "x", "more": [{"value": "x"}, ("x",)], "retries": 3}
+    left = {"type": "Login", "user": HIDDEN, "more": [{"value": HIDDEN}, (HIDDEN,)], "retries": 3}
+    assert hide({"a": {"credentials": inner}}) == {"a": {"credentials": left}}
+    words = ["--cfg-options", "credentials.user=x", "a.hf_token.value=x", "a.key=x"]
+    assert hide_in_words(words)[1:] == [
+        f"credentials.user={HIDDEN}", f"a.hf_token.value={HIDDEN}", "a.key=x",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["0123456789abcdef" * 2, "Zm9vYmFy+a1/Zm9vYmFyMDEy=="])
+def test_a_random_key_is_hidden_and_a_word_is_not(value: str) -> None:
+    assert hide({"login": {"key": value}}) == {"login": {"key": HIDDEN}}
+    assert hide({"sort_key": "a_long_name_of_a_column"}) == {"sort_key": "a_long_name_of_a_column"}
+    assert hide({"commit": "0123456789abcdef" * 2}) == {"commit": "0123456789abcdef" * 2}
 
 
 @pytest.mark.parametrize(
     "value",
     [
+        "hooks.slack.com/services/T0ABCDEFG/B0ABCDEFG/abcdefghijkl",
+        "discord.com/api/webhooks/123456789/abcdefghijklmnopqrstuvwxyz",
         "hf_" + "a1" * 12,
         "ghp_" + "b" * 36,
         "AKIA" + "Q" * 16,
@@ -81,6 +106,15 @@ def test_what_only_looks_like_a_key_is_kept(text: str) -> None:
         ("https://h/x?v=1&token=abc", f"https://h/x?v=1&token={HIDDEN}"),
         ("https://h/x?X-Amz-Signature=ab%2F&v=1", f"https://h/x?X-Amz-Signature={HIDDEN}&v=1"),
         ("Bearer abcdefghij", f"Bearer {HIDDEN}"),
+        ("host=h password=abc user=u", f"host=h password={HIDDEN} user=u"),
+        ("Server=h;Password=abc;Port=1", f"Server=h;Password={HIDDEN};Port=1"),
+        ("AccountName=a;AccountKey=ab/c+d==;x=1", f"AccountName=a;AccountKey={HIDDEN};x=1"),
+        ("export HF_TOKEN=abc && run", f"export HF_TOKEN={HIDDEN} && run"),
+        ("{token: abc, rev: x}", f"{{token: {HIDDEN}, rev: x}}"),
+        ("{'api_key': b'abc'}", f"{{'api_key': b'{HIDDEN}'}}"),
+        ("curl -H 'Authorization: token abc' x", f"curl -H 'Authorization: {HIDDEN}' x"),
+        ("X-Api-Key: abc", f"X-Api-Key: {HIDDEN}"),
+        ("use_cls_token=True, dist_token=None", "use_cls_token=True, dist_token=None"),
     ],
 )
 def test_assignments_inside_a_text(text: str, left: str) -> None:
@@ -91,6 +125,9 @@ def test_assignments_inside_a_text(text: str, left: str) -> None:
 def test_passwords_inside_addresses() -> None:
     text = hide_in_text("s3 at https://me:hunter2@host:9000/bucket and https://host/a:b@c")
     assert text == f"s3 at https://me:{HIDDEN}@host:9000/bucket and https://host/a:b@c"
+    assert hide_in_text("mongodb://me:p@ss@host/db") == f"mongodb://me:{HIDDEN}@host/db"
+    assert hide_in_text(f"https://{'a1' * 12}@host/x") == f"https://{HIDDEN}@host/x"
+    assert hide_in_text("ssh://git@host:22/x.git") == "ssh://git@host:22/x.git"
 
 
 def test_command_lines() -> None:

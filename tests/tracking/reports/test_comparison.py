@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -26,7 +27,7 @@ from dq.tracking.pictures.predictions import (
 from dq.tracking.record.json_file import write_json
 from dq.tracking.record.latency import write_latency
 from dq.tracking.record.run import Run
-from dq.tracking.record.stage_summary import StageSummary, write_summary
+from dq.tracking.record.stage_summary import StageSummary, read_summary, write_summary
 from dq.tracking.reports.comparison import (
     HEADS,
     as_json,
@@ -229,6 +230,46 @@ def test_other_metrics_and_data_sets_are_ranked_separately(two: list[Experiment]
     assert markdown([*lines, *others]).count("| experiment") == 2
     report = html_report([*lines, *others], [], {})
     assert report.count("is best") == 2
+
+
+@pytest.mark.parametrize("stage", ["float", "calibrated"])
+@pytest.mark.parametrize("how", ["bbox_mAP", "other annotations"])
+def test_a_stage_that_was_measured_otherwise_has_no_number(
+    tmp_path: Path, stage: str, how: str
+) -> None:
+    make(tmp_path / "a")
+    summary = read_summary(tmp_path / "a" / stage)
+    assert summary is not None
+    if how == "other annotations":
+        for name in VALUES:
+            run = json.loads((tmp_path / "a" / name / "run.json").read_text())
+            run["source"]["test_sha256"] = "1" * 64 if name == stage else "2" * 64
+            (tmp_path / "a" / name / "run.json").write_text(json.dumps(run))
+    else:
+        write_summary(tmp_path / "a" / stage, replace(summary, metric=how))
+    (line,) = lines_of(find_experiments([tmp_path / "a"]))
+    assert line.state == f"{stage} measured by {how}"
+    assert (line.metric, line.acc_qat) == ("mAP", 79.0)
+    left = {"float": line.acc_float, "calibrated": line.acc_calibrated}
+    assert left.pop(stage) is None
+    assert None not in left.values()
+    assert line.drop_calibrated is None  # It needs both.
+
+
+def test_a_nan_does_not_disturb_the_order(two: list[Experiment]) -> None:
+    runs = []
+    for number, value in enumerate([0.1, float("nan"), 0.5, float("nan"), 0.3, float("inf"), 0.4]):
+        stages = {k: replace(s, value=value) for k, s in two[0].stages.items()}
+        runs.append(replace(two[0], name=f"run{number}", stages=stages))
+    assert [line.name for line in lines_of(runs)][:4] == ["run2", "run6", "run4", "run0"]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a|b", "a\r\n| b"])
+def test_a_row_of_markdown_is_one_line(two: list[Experiment], name: str) -> None:
+    lines = [replace(line, name=name) for line in lines_of(two)]
+    rows = markdown(lines).splitlines()
+    assert len(rows) == 4
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
 
 
 def test_a_summary_that_cannot_be_read_is_not_a_finished_stage(tmp_path: Path) -> None:
