@@ -22,7 +22,15 @@ from torch.nn.modules.conv import _ConvNd
 
 from dq.quant.graph.comparison import Reference
 from dq.quant.graph.inputs import forward_with_inputs
-from dq.quant.graph.nodes import PART_OF_RESULT, SIDE_EFFECT, FlatGraph, flattened, restored
+from dq.quant.graph.nodes import (
+    PART_OF_RESULT,
+    SIDE_EFFECT,
+    WITHOUT_GRADIENT,
+    FlatGraph,
+    flattened,
+    restored,
+)
+from dq.quant.graph.without_gradient import detach_results_
 from dq.quant.graph.writes import AUGMENTED, WriteError, replace_inplace_writes_
 from dq.quant.kernels.recompute import version_of
 from dq.quant.quantizers.layer_types import declare_again, declared_layers, is_plain_layer
@@ -130,6 +138,13 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return (_ExampleProxy if self.examples else _Proxy)(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Mark what is computed without a gradient."""
+        node = super().create_node(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            node.meta[WITHOUT_GRADIENT] = True
+        return node
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.runs_example:
@@ -240,9 +255,11 @@ def trace(
     tracer = _Tracer(is_leaf, structures or {}, examples)
     state = _State(root)
     try:
-        graph = tracer.trace(shell)
+        with torch.enable_grad():  # So that what the model computes without it is seen.
+            graph = tracer.trace(shell)
         if not tracer.values:  # Otherwise modules were run, which may change their own buffers.
             state.refuse_changes()
+        detach_results_(root, graph)
         replace_inplace_writes_(root, graph)
     except Exception as error:
         calls = error.calls if isinstance(error, WriteError) else tracer.failed or ()

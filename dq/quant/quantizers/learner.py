@@ -28,7 +28,7 @@ class Learner(Phased):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what comes from a file or from the module that is copied."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         _learners.add(self)
 
 
