@@ -95,13 +95,14 @@ def _noise(examples: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _run(root: nn.Module, forward: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
-    with restored_state(root), _buffers_kept(root), _generators_kept(inputs):
+    with restored_state(root), buffers_kept(root), generators_kept(inputs):
         root.eval()
         return forward(*[x.clone() for x in inputs])
 
 
 @contextmanager
-def _buffers_kept(root: nn.Module) -> Iterator[None]:
+def buffers_kept(root: nn.Module) -> Iterator[None]:
+    """Restore the values of all buffers below ``root`` after the body."""
     before = [(buffer, buffer.clone()) for buffer in root.buffers()]
     try:
         yield
@@ -111,7 +112,8 @@ def _buffers_kept(root: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _generators_kept(inputs: Sequence[Tensor]) -> Iterator[None]:
+def generators_kept(inputs: Sequence[Tensor] = ()) -> Iterator[None]:
+    """Restore the random generators after the body: the CPU's and those of the inputs' GPUs."""
     devices = {x.device for x in inputs if x.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(0)

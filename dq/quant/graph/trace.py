@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from dq.quant.graph.comparison import Reference
@@ -33,7 +33,12 @@ from dq.quant.graph.nodes import (
 from dq.quant.graph.without_gradient import detach_results_
 from dq.quant.graph.writes import AUGMENTED, WriteError, replace_inplace_writes_
 from dq.quant.kernels.recompute import version_of
-from dq.quant.quantizers.layer_types import declare_again, declared_layers, is_plain_layer
+from dq.quant.quantizers.layer_types import (
+    declare_again,
+    declared_layers,
+    has_weight_of_hook,
+    is_plain_layer,
+)
 
 # What a graph is compiled to.
 _COMPILED = ("function", "training_function")
@@ -152,7 +157,14 @@ class _Tracer(fx.Tracer):
         path = self.path_of_module(m)
         self.calls.append(path)
         try:
+            if has_weight_of_hook(m) and not self.is_leaf(m):
+                raise TypeError(
+                    "a hook computes its weight; use torch.nn.utils.parametrizations.weight_norm or"
+                    " spectral_norm instead of those of torch.nn.utils"
+                )
             result = super().call_module(m, forward, args, kwargs)
+            if isinstance(result, fx.Proxy) and _changes_itself(m):
+                result.node.meta[SIDE_EFFECT] = True
         except Exception:
             self.failed = self.failed or tuple(self.calls)
             raise
@@ -218,6 +230,11 @@ class _Tracer(fx.Tracer):
             # something else, so it is traced into.
             return is_plain_layer(m) or isinstance(m, _BatchNorm)
         return bool(super().is_leaf_module(m, module_qualified_name))
+
+
+def _changes_itself(module: nn.Module) -> bool:
+    """Say whether a call of the module has an effect besides its result: running statistics."""
+    return isinstance(module, _NormBase) and module.training and module.track_running_stats
 
 
 def trace(

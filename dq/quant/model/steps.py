@@ -69,7 +69,6 @@ def prepare(
     return QuantizedModel(graph, recipe, inputs)
 
 
-@torch.no_grad()
 def _require_run(
     model: nn.Module, forward: Callable[..., object], values: tuple[Tensor, ...]
 ) -> None:
