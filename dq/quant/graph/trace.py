@@ -28,6 +28,7 @@ from dq.quant.graph.nodes import (
     WITHOUT_GRADIENT,
     FlatGraph,
     flattened,
+    module_of,
     restored,
 )
 from dq.quant.graph.without_gradient import detach_results_
@@ -163,8 +164,6 @@ class _Tracer(fx.Tracer):
                     " spectral_norm instead of those of torch.nn.utils"
                 )
             result = super().call_module(m, forward, args, kwargs)
-            if isinstance(result, fx.Proxy) and _changes_itself(m):
-                result.node.meta[SIDE_EFFECT] = True
         except Exception:
             self.failed = self.failed or tuple(self.calls)
             raise
@@ -232,8 +231,29 @@ class _Tracer(fx.Tracer):
         return bool(super().is_leaf_module(m, module_qualified_name))
 
 
-def _changes_itself(module: nn.Module) -> bool:
-    """Say whether a call of the module has an effect besides its result: running statistics."""
+def _keep_statistics_(root: nn.Module, graph: fx.Graph) -> None:
+    """Mark norms that are called for their running statistics alone, so that they stay.
+
+    Not if they alone read a layer with parameters: what a detector computes and does not use, such
+    as the last stage of a backbone, is left out, and its parameters have no gradient.
+    """
+    used: dict[fx.Node, bool] = {}
+    for node in reversed(graph.nodes):
+        root_of_use = node.op in {"placeholder", "output"} or SIDE_EFFECT in node.meta
+        used[node] = root_of_use or any(used[user] for user in node.users)
+    free: dict[fx.Node, bool] = {}
+    for node in graph.nodes:
+        module = module_of(root, node)
+        inputs = all(free[read] for read in node.all_input_nodes)
+        if not node.users and inputs and _has_statistics(module):
+            node.meta[SIDE_EFFECT] = True
+        owns = node.op == "get_attr" or (
+            module is not None and any(True for _ in module.parameters())
+        )
+        free[node] = used[node] or (inputs and not owns)
+
+
+def _has_statistics(module: nn.Module | None) -> bool:
     return isinstance(module, _NormBase) and module.training and module.track_running_stats
 
 
@@ -287,6 +307,7 @@ def trace(
         raise failure from error
     finally:
         state.put_back()
+    _keep_statistics_(root, graph)
     remove_dead_code(graph)
     for node in graph.nodes:
         if node.op == "get_attr" and "." not in node.target and not hasattr(root, node.target):
