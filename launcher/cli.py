@@ -186,8 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # variable when it is imported, which happens later.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     with quiet_interpreter(debug=debug), guarded_output():
+        parsed = False
         try:
             arguments = parse(words)
+            parsed = True
             code: int = arguments.run(arguments)
             sys.stdout.flush()
             return code
@@ -195,13 +197,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return INTERRUPTED
         except OutputLostError as error:
             return READER_LEFT if error.reader_left else report(error, debug=debug)
-        except Exception as error:
-            return report(explained(error, _command_of(words)), debug=debug)
         except BaseException as error:
             # Compared by name, because importing the class would import torch here.
             if type(error).__name__ == "Stopped":
                 return STOPPED
-            raise
+            if isinstance(error, SystemExit) and not parsed:
+                raise  # The command line was wrong or asked for help: that has been printed.
+            return report(explained(error, _command_of(words)), debug=debug)
 
 
 def _command_of(words: Sequence[str]) -> str:

@@ -185,7 +185,9 @@ def _reported(log_file: Path, *, debug: bool, signals: StopSignals | None = None
     """
     try:
         yield
-    except (Exception, Stopped) as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # SystemExit of a user's code, panics of other languages, ...
         if signals is not None:
             _stop_if_asked(error, signals)
         if not notes_on(error).reported:
@@ -246,7 +248,7 @@ def _stop_if_asked(error: BaseException, signals: StopSignals) -> None:
         raise stopped from error
 
 
-def _report(error: Exception | Stopped, log_file: Path, *, debug: bool) -> None:
+def _report(error: BaseException, log_file: Path, *, debug: bool) -> None:
     """Print the error unless another rank has printed one; log it with its traceback always."""
     if isinstance(error, Stopped):
         log.info("stopped by %s", error)
@@ -267,7 +269,7 @@ def _report(error: Exception | Stopped, log_file: Path, *, debug: bool) -> None:
     note(error, reported=True)
 
 
-def _explained(error: Exception) -> Exception:
+def _explained(error: BaseException) -> BaseException:
     """Return the error, in plain words if another rank's end caused it."""
     words = explain_lost_rank(error)
     return error if words is None else LostRankError(words)

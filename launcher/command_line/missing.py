@@ -29,7 +29,7 @@ def need(package: str, what: str) -> None:
         raise ValueError(_words(package, what))
 
 
-def explained(error: Exception, command: str) -> Exception:
+def explained(error: BaseException, command: str) -> BaseException:
     """Return an error in plain words if a package is missing, else the error itself.
 
     Args:

@@ -24,6 +24,7 @@ ALLOWED = {
     # torch.fx and autograd hand over nothing but the layer or the tensor.
     ("dq/quant/quantizers/layer_types.py", "_plain_layers"): "declared by type, asked by layer",
     ("dq/quant/quantizers/layer_types.py", "_padding_layers"): "declared by type, asked by layer",
+    ("dq/quant/quantizers/learner.py", "_learners"): "torch's hooks of optimizers get no model",
     ("dq/quant/kernels/recompute.py", "_recomputations"): "an entry ends with its tensor",
     # What a user registers by name, once.
     ("dq/quant/recipes/registration.py", "OBSERVERS"): "names that configs and checkpoints say",

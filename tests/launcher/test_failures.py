@@ -83,6 +83,29 @@ def test_debug_prints_the_traceback(
         assert "Traceback (most recent call last)" in err
 
 
+class Panic(BaseException):
+    """What code in another language raises: not an Exception."""
+
+
+@pytest.mark.parametrize("command", ["train", "jobs"])
+@pytest.mark.parametrize("error", [Panic("an index"), SystemExit(0), SystemExit("bye")])
+def test_code_of_a_user_neither_ends_a_command_in_silence_nor_with_a_traceback(
+    launch: Launch,
+    words: Callable[[str], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    error: BaseException,
+) -> None:
+    def end(*_: object, **__: object) -> None:
+        raise type(error)(*error.args)  # A new one: what is reported is noted on it.
+
+    monkeypatch.setattr(PLACES[command][0].replace(":", "."), end)
+    code, _, err = launch(*words(command))
+    assert code == 1
+    named = f"error: {type(error).__name__}: {error}, raised at tests/launcher/test_failures.py:"
+    assert only_line(err).startswith(named)
+
+
 @pytest.mark.parametrize("command", ["calibrate", "compare"])
 def test_interrupted_command_says_nothing(
     launch: Launch,

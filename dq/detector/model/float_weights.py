@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,14 +49,16 @@ def check_pretrained(detector: nn.Module) -> None:
     for name, module, section in _pretrained(detector):
         source, prefix = str(section.get("checkpoint")), section.get("prefix")
         where = f"initial weights of {name or 'the detector'}"
-        state = _state_in(_content(source, where), source, where)
+        whole = state = _state_in(_content(source, where), source, where)
         if source.startswith("mmcls://"):
             prefix = "backbone"  # mmcv uses no other part.
         if prefix:
-            state = _below(state, str(prefix), source, where)
+            state = _below(state, str(prefix), module, f"{where}: {source}")
+        else:  # As mmcv does, which with a prefix reads the names as they are.
+            state = {key.removeprefix("module."): value for key, value in state.items()}
         # Networks that rename keys report themselves what does not fit.
         if not _renames_keys(module):
-            _refuse_others(module, state, f"{where}: {source}")
+            _refuse_others(module, state, whole, f"{where}: {source}")
 
 
 def _pretrained(detector: nn.Module) -> Iterator[tuple[str, nn.Module, Mapping[str, Any]]]:
@@ -83,30 +86,49 @@ def _content(source: str, where: str) -> Any:
 
 def _state_in(content: Any, source: str, where: str) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    found = {
-        key.removeprefix("module."): value
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    }
+    found = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not found:
         raise ValueError(f"{where}: {source} holds no weights: neither 'state_dict' nor tensors")
     return found
 
 
-def _below(state: Mapping[str, Tensor], prefix: str, source: str, where: str) -> dict[str, Tensor]:
+def _below(
+    state: Mapping[str, Tensor], prefix: str, module: nn.Module, where: str
+) -> dict[str, Tensor]:
     prefix = prefix if prefix.endswith(".") else f"{prefix}."
     found = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
     if not found:
         tops = sorted({key.partition(".")[0] for key in state})
+        right = _fitting_prefix(state, module)
+        fix = "set init_cfg.prefix to one of these, or to None for all"
         raise ValueError(
-            f"{where}: {source} has nothing below prefix {prefix!r}, only"
-            f" {', '.join(tops[:6])}{', ...' if len(tops) > 6 else ''}; set init_cfg.prefix to one"
-            " of these, or to None for all"
+            f"{where} has nothing below prefix {prefix!r}, only"
+            f" {', '.join(tops[:6])}{', ...' if len(tops) > 6 else ''};"
+            f" {fix if right is None else _with_prefix(right)}"
         )
     return found
 
 
-def _refuse_others(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+def _fitting_prefix(state: Mapping[str, Tensor], module: nn.Module) -> str | None:
+    """Return the prefix below which most weights of the module are; None if none is there."""
+    own = [key for key in module.state_dict() if "num_batches_tracked" not in key]
+    fits: Counter[str] = Counter()
+    for key in own:
+        for there in state:
+            if there == key or there.endswith(f".{key}"):
+                fits[there[: -len(key)]] += 1
+    best = max(fits, key=lambda prefix: fits[prefix], default=None)
+    return best if best is not None and fits[best] >= LEAST_SHARE * len(own) else None
+
+
+def _with_prefix(prefix: str) -> str:
+    # Without a prefix mmcv leaves this one out.
+    return f"set init_cfg.prefix={None if prefix in ('', 'module.') else prefix!r}"
+
+
+def _refuse_others(
+    module: nn.Module, state: Mapping[str, Tensor], whole: Mapping[str, Tensor], where: str
+) -> None:
     own = {k: v for k, v in module.state_dict().items() if "num_batches_tracked" not in k}
     fitting = [k for k, v in own.items() if k in state and state[k].shape == v.shape]
     if len(fitting) >= LEAST_SHARE * len(own):
@@ -120,11 +142,11 @@ def _refuse_others(module: nn.Module, state: Mapping[str, Tensor], where: str) -
         if first in state
         else f"{first} is not in it"
     )
-    inside = sorted({k.partition(".")[0] for k in state if k.partition(".")[2] in own})
+    right = _fitting_prefix(whole, module)
     fix = (
-        f"set init_cfg.prefix='{inside[0]}.'"
-        if inside
-        else "give this network's file, or load the weights that fit with load_from"
+        "give this network's file, or load the weights that fit with load_from"
+        if right in (None, "")
+        else _with_prefix(str(right))
     )
     raise ValueError(
         f"{where} holds the weights of another network: {len(fitting)} of {len(own)} fit, {how};"

@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
+from dq.quant.graph.comparison import buffers_kept, generators_kept
 from dq.quant.graph.nodes import called_name, is_shape, module_of
 from dq.quant.graph.roles import Role, is_constant, role_of, tensor_inputs
 from dq.quant.numerics.activation_functions import FUNCTIONS, NAMED
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
+from dq.quant.quantizers.restore import restored_state
 
 # Its parameter belongs to each channel, so it is computed from more than one tensor.
 PRELU = NAMED["prelu"]
@@ -111,11 +113,18 @@ class Function:
 def find_functions(root: nn.Module, graph: fx.Graph) -> list[Function]:
     """Return the functions of a graph, in order; each node is in at most one of them.
 
+    Some of the model's modules are run. Their modes, buffers and random generators are restored.
+
     Args:
         root: The model, on any device.
         graph: Its graph.
     """
-    search = _Search(root, graph)
+    with restored_state(root), buffers_kept(root), generators_kept():
+        root.eval()
+        return _found(_Search(root, graph), graph)
+
+
+def _found(search: _Search, graph: fx.Graph) -> list[Function]:
     found: list[Function] = []
     taken: set[fx.Node] = set()
     # From the last node back, so that a function is found before its own parts.

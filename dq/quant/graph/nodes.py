@@ -17,6 +17,8 @@ from torch.fx.node import map_aggregate
 PART_OF_RESULT = "part_of_a_result"
 # In a node's meta: it writes into the model's own tensors and must not be removed as dead code.
 SIDE_EFFECT = "writes_into_the_model"
+# In a node's meta: it was traced under ``torch.no_grad()``.
+WITHOUT_GRADIENT = "without_a_gradient"
 
 # What a graph with one input, or with several, is called with.
 Given = Tensor | tuple[Tensor, ...]

@@ -116,6 +116,8 @@ def _prepared(root: nn.Module, recipe: Recipe, traced: Traced, part: str = "") -
         _Preparation(root, recipe, traced.training_graph, create=False, part=part).rewrite()
     prepared = QuantizedGraph(root, traced, tuple(work.sites))
     _move_to_device_of_weights_(root)
+    for module in getattr(root, CONTAINER).modules():
+        module.training = root.training
     initialise_weights_(prepared.layers())
     return prepared
 

@@ -17,15 +17,29 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from dq.quant.graph.comparison import Reference
 from dq.quant.graph.inputs import forward_with_inputs
-from dq.quant.graph.nodes import PART_OF_RESULT, SIDE_EFFECT, FlatGraph, flattened, restored
+from dq.quant.graph.nodes import (
+    PART_OF_RESULT,
+    SIDE_EFFECT,
+    WITHOUT_GRADIENT,
+    FlatGraph,
+    flattened,
+    module_of,
+    restored,
+)
+from dq.quant.graph.without_gradient import detach_results_
 from dq.quant.graph.writes import AUGMENTED, WriteError, replace_inplace_writes_
 from dq.quant.kernels.recompute import version_of
-from dq.quant.quantizers.layer_types import declare_again, declared_layers, is_plain_layer
+from dq.quant.quantizers.layer_types import (
+    declare_again,
+    declared_layers,
+    has_weight_of_hook,
+    is_plain_layer,
+)
 
 # What a graph is compiled to.
 _COMPILED = ("function", "training_function")
@@ -131,12 +145,24 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return (_ExampleProxy if self.examples else _Proxy)(node, self)
 
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Mark what is computed without a gradient."""
+        node = super().create_node(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            node.meta[WITHOUT_GRADIENT] = True
+        return node
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.runs_example:
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         self.calls.append(path)
         try:
+            if has_weight_of_hook(m) and not self.is_leaf(m):
+                raise TypeError(
+                    "a hook computes its weight; use torch.nn.utils.parametrizations.weight_norm or"
+                    " spectral_norm instead of those of torch.nn.utils"
+                )
             result = super().call_module(m, forward, args, kwargs)
         except Exception:
             self.failed = self.failed or tuple(self.calls)
@@ -205,6 +231,32 @@ class _Tracer(fx.Tracer):
         return bool(super().is_leaf_module(m, module_qualified_name))
 
 
+def _keep_statistics_(root: nn.Module, graph: fx.Graph) -> None:
+    """Mark norms that are called for their running statistics alone, so that they stay.
+
+    Not if they alone read a layer with parameters: what a detector computes and does not use, such
+    as the last stage of a backbone, is left out, and its parameters have no gradient.
+    """
+    used: dict[fx.Node, bool] = {}
+    for node in reversed(graph.nodes):
+        root_of_use = node.op in {"placeholder", "output"} or SIDE_EFFECT in node.meta
+        used[node] = root_of_use or any(used[user] for user in node.users)
+    free: dict[fx.Node, bool] = {}
+    for node in graph.nodes:
+        module = module_of(root, node)
+        inputs = all(free[read] for read in node.all_input_nodes)
+        if not node.users and inputs and _has_statistics(module):
+            node.meta[SIDE_EFFECT] = True
+        owns = node.op == "get_attr" or (
+            module is not None and any(True for _ in module.parameters())
+        )
+        free[node] = used[node] or (inputs and not owns)
+
+
+def _has_statistics(module: nn.Module | None) -> bool:
+    return isinstance(module, _NormBase) and module.training and module.track_running_stats
+
+
 def trace(
     root: nn.Module,
     forward: Callable[..., Any] | None = None,
@@ -240,9 +292,11 @@ def trace(
     tracer = _Tracer(is_leaf, structures or {}, examples)
     state = _State(root)
     try:
-        graph = tracer.trace(shell)
+        with torch.enable_grad():  # So that what the model computes without it is seen.
+            graph = tracer.trace(shell)
         if not tracer.values:  # Otherwise modules were run, which may change their own buffers.
             state.refuse_changes()
+        detach_results_(root, graph)
         replace_inplace_writes_(root, graph)
     except Exception as error:
         calls = error.calls if isinstance(error, WriteError) else tracer.failed or ()
@@ -253,6 +307,7 @@ def trace(
         raise failure from error
     finally:
         state.put_back()
+    _keep_statistics_(root, graph)
     remove_dead_code(graph)
     for node in graph.nodes:
         if node.op == "get_attr" and "." not in node.target and not hasattr(root, node.target):

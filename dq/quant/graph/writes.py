@@ -298,7 +298,7 @@ class _Writes:
 
     def _target(self, node: fx.Node) -> fx.Node | None:
         """Return the node that this node writes into, None if it writes into none."""
-        target = _target_of(node, module_of(self.root, node))
+        target = target_of(node, module_of(self.root, node))
         if target is None or not is_shape(target):
             return target
         made_new = target.op == "call_method" and str(target.target).startswith("new_")
@@ -457,7 +457,13 @@ def _copies(index: Any) -> bool:
     return isinstance(index, list | bool | Tensor)
 
 
-def _target_of(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
+def target_of(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
+    """Return the node of the tensor that a node writes into, None if it writes into none.
+
+    Args:
+        node: As traced by torch.fx.
+        module: The module that it calls, or None.
+    """
     first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
     if module is not None:
         writes = getattr(module, "inplace", False) is True
@@ -480,6 +486,13 @@ def _target_of(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
     if name.endswith("_") and not name.startswith("_"):
         return first if isinstance(first, fx.Node) else None
     return first if isinstance(first, fx.Node) and _inplace_of(node) else None
+
+
+def may_be_view(node: fx.Node) -> bool:
+    """Say whether the result of a node may share memory with its first argument."""
+    is_item = node.op == "call_function" and node.target is operator.getitem
+    is_named = node.op == "call_function" and node.target is getattr and node.args[1] in _VIEWS
+    return is_item or is_named or _name_of(node) in _VIEWS | _MANY | _PERHAPS | _UNKNOWN
 
 
 def _inplace_of(node: fx.Node) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import update_scales_
 from dq.quant.quantizers.phase import Phase, Phased
 from dq.quant.quantizers.phase import set_phase as set_phase_below
+from dq.quant.quantizers.restore import restored_state
 from dq.quant.recipes.recipe import Recipe
 from dq.whole_file import write_whole
 
@@ -47,7 +48,7 @@ def prepare(
 
     Raises:
         ValueError: The model is prepared already, a rule of the recipe names a module that does not
-            exist, or the examples are not its inputs.
+            exist, or the model does not run on the examples.
         dq.quant.TraceError: The model has no static graph; the place is named.
     """
     if hasattr(model, CONTAINER):
@@ -55,6 +56,7 @@ def prepare(
     inputs = Inputs.of_examples(model, examples, named_examples)
     values = (*examples, *named_examples.values())
     forward = inputs.caller(model.forward)
+    _require_run(model, forward, values)
     traced = trace_tolerantly(model, forward, *values, names=inputs.names)
     graph = prepare_graph(model, recipe, traced)
     if traced.left_float:
@@ -65,6 +67,23 @@ def prepare(
         )
     model.register_forward_pre_hook(refuse_export)
     return QuantizedModel(graph, recipe, inputs)
+
+
+def _require_run(
+    model: nn.Module, forward: Callable[..., object], values: tuple[Tensor, ...]
+) -> None:
+    """Raise ValueError if the model does not run on the examples, in evaluation mode."""
+    try:
+        with restored_state(model):
+            model.eval()
+            forward(*values)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(value.shape)) for value in values)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{type(model).__name__} does not run on the examples, of shape {shapes}: {reason};"
+            " give examples that it runs on"
+        ) from error
 
 
 def calibrate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,8 +14,8 @@ from dq.quant.observers.min_max import MinMaxObserver
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, WeightQuantizer
 from dq.quant.quantizers.layers import QuantizedLayer
 from dq.quant.quantizers.learned_step import LsqActivationQuantizer, LsqWeightQuantizer
+from dq.quant.quantizers.learner import Learner
 from dq.quant.quantizers.pact import PactActivationQuantizer
-from dq.quant.quantizers.phase import Phase, Phased
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ def learned_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return every learned scale, offset and clipping value below ``module`` by name."""
     found: dict[str, nn.Parameter] = {}
     for prefix, child in module.named_modules():
-        if isinstance(child, ActivationQuantizer | WeightQuantizer):
+        if isinstance(child, Learner):
             for name, parameter in child.named_parameters(recurse=False):
                 found[f"{prefix}.{name}" if prefix else name] = parameter
     return found
@@ -118,60 +118,14 @@ def regroup_(optimizer: Optimizer, module: nn.Module, *, lr_factor: float = 1.0)
                 optimizer.add_param_group(own)
     # mmcv's constructor with paramwise settings makes one group per parameter.
     optimizer.param_groups[:] = [g for g in optimizer.param_groups if g["params"]]
-    skip_frozen_(optimizer, module)
     return moved
-
-
-class _SkipFrozen:
-    """A hook before each optimizer step: skip parameters of quantizers that do not learn now.
-
-    It removes their gradients. A gradient of zero is not enough, because weight decay and momentum
-    would still change the parameter.
-
-    Args:
-        owned: Quantizers with the parameters that they learn.
-    """
-
-    def __init__(self, owned: Sequence[tuple[Phased, Sequence[nn.Parameter]]]) -> None:
-        self.owned = owned
-
-    def __call__(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        """Remove the gradients of quantizers whose phase does not train them."""
-        for quantizer, parameters in self.owned:
-            if quantizer.phase is not Phase.TRAIN:
-                for parameter in parameters:
-                    parameter.grad = None
-
-
-def skip_frozen_(optimizer: Optimizer, module: nn.Module) -> None:
-    """Make the optimizer skip learned quantizer parameters in every phase but TRAIN.
-
-    Weight decay, momentum and other optimizer state do not change them then. A second call has no
-    effect.
-
-    Args:
-        optimizer: Of torch's kind, which skips parameters without a gradient.
-        module: The model, whose parameters it holds.
-    """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    hooks = optimizer._optimizer_step_pre_hooks.values()
-    done = {id(q) for hook in hooks if isinstance(hook, _SkipFrozen) for q, _ in hook.owned}
-    owned = []
-    for child in module.modules():
-        if isinstance(child, ActivationQuantizer | WeightQuantizer) and id(child) not in done:
-            parameters = [p for p in child.parameters(recurse=False) if id(p) in held]
-            if parameters:
-                owned.append((child, parameters))
-    if owned:
-        optimizer.register_step_pre_hook(_SkipFrozen(owned))
 
 
 def forget_momentum_(optimizer: Optimizer, module: nn.Module) -> None:
     """Drop the optimizer state of the learned parameters, and skip them from now on.
 
-    For the phase in which ranges are frozen; see `skip_frozen_`.
+    For the phase in which ranges are frozen; see `dq.quant.quantizers.learner`.
     """
-    skip_frozen_(optimizer, module)
     for group in optimizer.param_groups:
         frozen = {id(p) for p in learned_parameters(module).values()}
         for parameter in group["params"]:

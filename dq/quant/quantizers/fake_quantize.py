@@ -23,6 +23,7 @@ from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.fixed import FixedObserver
 from dq.quant.observers.min_max import MinMaxObserver, buffers, forget_records_, update_ranges_
 from dq.quant.quantizers.half_precision import in_representable_dtype
+from dq.quant.quantizers.learner import Learner
 from dq.quant.quantizers.phase import Phase, Phased
 
 
@@ -173,7 +174,7 @@ class ActivationQuantizer(Phased):
         return f"bits={self.spec.bits}, phase={self.phase.value}"
 
 
-class LearnedActivationQuantizer(ActivationQuantizer):
+class LearnedActivationQuantizer(ActivationQuantizer, Learner):
     """An activation quantizer whose scale is a trained parameter.
 
     Until the phase fake-quantizes, the scale follows the observed range. After that the range stays

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 # Subclasses whose own forward computes the same; those that also pad their input by themselves.
 _plain_layers: set[type[nn.Module]] = set()
@@ -62,5 +62,14 @@ def is_plain_layer(module: nn.Module) -> bool:
         nn.Linear,
     ):
         if isinstance(module, kind):
-            return type(module).forward is kind.forward or type(module) in _plain_layers
+            same = type(module).forward is kind.forward or type(module) in _plain_layers
+            return same and not has_weight_of_hook(module)
     return False
+
+
+def has_weight_of_hook(module: nn.Module) -> bool:
+    """Say whether a hook sets the weight before each call, as ``nn.utils.weight_norm`` does.
+
+    The weight is no parameter then, and is out of date between a step and the next call.
+    """
+    return isinstance(vars(module).get("weight"), Tensor)

@@ -39,6 +39,7 @@ from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.min_max import MinMaxObserver
 from dq.quant.quantizers.fake_quantize import LearnedActivationQuantizer, WeightQuantizer
 from dq.quant.quantizers.half_precision import in_representable_dtype
+from dq.quant.quantizers.learner import Learner
 from dq.quant.quantizers.phase import Phase
 
 
@@ -286,7 +287,7 @@ class LsqActivationQuantizer(LearnedActivationQuantizer):
         )
 
 
-class LsqWeightQuantizer(WeightQuantizer):
+class LsqWeightQuantizer(WeightQuantizer, Learner):
     """Fake-quantize a weight with a learned scale, per tensor or per output channel.
 
     The scale is stored: training, evaluation and export use the same one, even if the weight has

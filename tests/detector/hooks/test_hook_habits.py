@@ -61,6 +61,8 @@ class BrokenHook(Hook):  # type: ignore[misc]
     def before_train_iter(self, runner: Any) -> None:
         if self.error == "asserts":
             assert runner.iter < 0, "there is no such iteration"
+        elif self.error == "asserts in silence":
+            raise AssertionError
         elif self.error == "imports":
             raise ImportError("please install nothing")
         else:
@@ -107,6 +109,7 @@ def test_hooks_may_change_the_loss_and_read_batches_and_checkpoints(
     ("error", "kind", "line"),
     [
         ("asserts", ValueError, "BrokenHook fails in before_train_iter: there is no such iter"),
+        ("asserts in silence", ValueError, "AssertionError, raised at tests/detector/hooks/test_h"),
         ("imports", ValueError, "BrokenHook fails in before_train_iter: please install nothing"),
         ("attribute", RuntimeError, "BrokenHook fails in before_train_iter: .*no_such_thing"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import urllib.request
 from pathlib import Path
 from typing import Any, NoReturn
@@ -117,3 +118,25 @@ def test_address_in_the_cache_needs_no_network(
 def test_address_of_another_kind(name: str) -> None:
     with pytest.raises(ValueError, match="give a file"):
         local_file(name)
+
+
+@pytest.mark.parametrize("inside", ["", "module.", "backbone.", "module.backbone.", "a.b."])
+@pytest.mark.parametrize("given", [None, "backbone", "module", "module.backbone.", "b"])
+def test_the_prefix_that_is_named_is_the_right_one(
+    inside: str, given: str | None, weights: Path, tmp_path: Path
+) -> None:
+    """As mmcv reads it: without a prefix names lose ``module.``, with one they do not."""
+    expected = torch.load(weights / "bare.pth")
+    path = tmp_path / "file.pth"
+    torch.save({"state_dict": {f"{inside}{k}": v for k, v in expected.items()}}, path)
+    right = [*([None] if inside in ("", "module.") else []), *([inside] if inside else [])]
+    model = resnet(pretrained(path, prefix=given))
+    if given not in (*right, inside.removesuffix(".") or None):
+        with pytest.raises(ValueError, match=r"set init_cfg.prefix=") as caught:
+            initialise(model)
+        named = ast.literal_eval(str(caught.value).rpartition("set init_cfg.prefix=")[2])
+        assert named in right
+        model = resnet(pretrained(path, prefix=named))
+    initialise(model)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, expected[key]), key

@@ -71,7 +71,18 @@ def test_a_random_model_is_not_a_difference() -> None:
     prepare(Noisy(), Recipe(), examples=(torch.randn(1, 3, 4, 4),))
 
 
-def test_a_model_that_fails_on_noise_cannot_be_compared() -> None:
+def test_a_model_that_fails_on_noise_is_compared_on_its_examples() -> None:
+    def root_of(x: Tensor) -> Tensor:
+        assert (x >= 0).all()
+        return x.sqrt()
+
+    reference = Reference(forward=root_of, examples=(torch.ones(2) * 4,))
+    refuse_difference(nn.Identity(), reference, lambda x: x / 2)
+    with pytest.raises(DifferenceError, match="does not compute"):
+        refuse_difference(nn.Identity(), reference, lambda x: x)
+
+
+def test_a_model_that_always_fails_cannot_be_compared() -> None:
     def fails(x: Tensor) -> Tensor:
         raise IndexError("nothing was found")
 

@@ -151,6 +151,10 @@ def test_several_inputs_by_position_and_by_name(tmp_path: Path) -> None:
         (lambda g, x: dq.prepare(Net(), g.recipe), "needs an example of each input"),
         (lambda g, x: dq.prepare(Net(), g.recipe, x, x), "Net.forward: too many positional"),
         (lambda g, x: dq.prepare(Net(), g.recipe, x, flag=x), "unexpected keyword argument 'flag'"),
+        (
+            lambda g, x: dq.prepare(Net(), g.recipe, x[:, :2]),
+            "does not run on the examples, of shape",
+        ),
         (lambda g, x: dq.prepare(Net(), g.recipe, x.numpy()), "input 0 is a ndarray, not a tensor"),
         (lambda g, x: dq.export_onnx(g, "x.onnx", x, opset=3), "opset 3 is too low"),
         (lambda g, x: dq.export_onnx(g, "x.onnx", y=x), "prepared with the inputs images"),
@@ -249,6 +253,9 @@ def test_modes_and_devices_are_those_of_the_model() -> None:
     assert all(m.training for m in root.modules())
     graph.eval()
     assert not any(m.training for m in (graph, *root.modules()))
+    for training in (False, True):
+        new = dq.prepare(Net().train(training), dq.preset("int8"), images(0))
+        assert {m.training for m in (new, *new.graph.root.modules())} == {training}
     graph.double()
     assert next(root.parameters()).dtype is torch.float64
     assert [n for n, _ in graph.named_parameters()] == [n for n, _ in root.named_parameters()]

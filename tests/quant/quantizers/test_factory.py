@@ -13,7 +13,6 @@ from dq.quant.quantizers.factory import (
     forget_momentum_,
     learned_parameters,
     regroup_,
-    skip_frozen_,
     weight_quantizer,
 )
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, WeightQuantizer
@@ -90,9 +89,6 @@ def test_learned_parameters_get_groups_of_their_own(learned: str | None) -> None
 def test_the_optimizer_changes_them_in_one_phase_alone(learned: str) -> None:
     net = prepared(learned)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.1, momentum=0.9)
-    skip_frozen_(optimizer, net)
-    skip_frozen_(optimizer, net)
-    assert len(optimizer._optimizer_step_pre_hooks) == 1
 
     def step(phase: Phase) -> tuple[bool, bool]:
         """Return whether all learned parameters changed, and whether the weights did."""
