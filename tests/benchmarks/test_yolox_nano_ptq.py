@@ -11,9 +11,7 @@ from dq.dist.files.checkpoint import load_checkpoint
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_int8_by_default_loses_little_with_nothing_raised(
-    shared: Path, tmp_path: Path
-) -> None:
+def test_int8_by_default_loses_little_with_nothing_raised(shared: Path, tmp_path: Path) -> None:
     arguments = argparse.Namespace(
         annotations=shared / "data/coco128/train128.json",
         images=shared / "data/coco128/JPEGImages",
@@ -25,8 +23,8 @@ def test_int8_by_default_loses_little_with_nothing_raised(
     name = "int8, default"
     repaired = launch("calibrate", arguments, name, ROWS[name])
     assert float_["value"] > 0.3
-    # Seen: 1.3 points in torch, 0.3 in ONNX Runtime. On 64 images one box of a rare class counts half
-    # a point, and processors add in another order. Without channel scales 5 points are lost.
+    # Seen: 1.3 points in torch, 0.3 in ONNX Runtime. On 64 images one box of a rare class counts
+    # half a point, and processors add in another order. Without channel scales 5 points are lost.
     assert repaired["value"] > float_["value"] - 0.025
     (checkpoint,) = tmp_path.glob("int8*/calibrated/calibrated.pth")
     quantization = load_checkpoint(checkpoint)["quantization"]
