@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pprint
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -166,7 +167,7 @@ def say_speed(place: Session, model: Path, latency: Latency | str | None) -> Non
     if isinstance(latency, str):
         print(f"speed    not measured: {latency}")
         return
-    more = f"; `launcher bench --per-layer {model}` says which layers cost it"
+    more = f"; `launcher bench --per-layer {shlex.quote(str(model))}` says which layers cost it"
     print(f"speed    {latency.sentence()}{more if latency.is_slower else ''}")
 
 

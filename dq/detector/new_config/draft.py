@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,5 +138,5 @@ def _head(wish: Wish, labelled: Labelled, splits: Splits, anchors: Anchors | Non
         *([] if wish.backbone else [scratch]),
         "",
         "Train in float, calibrate, train in int8, evaluate:",
-        f"    launcher run {wish.config.name}",
+        f"    launcher run {shlex.quote(wish.config.name)}",
     ]

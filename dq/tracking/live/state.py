@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -170,7 +171,7 @@ def reader_of(folder: Path) -> RunReader:
         names = ", ".join(several[:4]) + (", ..." if len(several) > 4 else "")
         raise ValueError(
             f"{folder} has {len(several)} runs in it ({names}); give one of them, such as"
-            f" {folder / several[0]}, or see all with `launcher compare {folder}`"
+            f" {folder / several[0]}, or see all with `launcher compare {shlex.quote(str(folder))}`"
         )
     raise ValueError(
         f"{folder} has no run in it (no stage with {RUN_FILE} or {SUMMARY_FILE}); give the"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class Mirror:
                 if mode == "online":
                     self.say(
                         f"W&B cannot be reached ({_reason(error)}); the run is kept offline,"
-                        f" `launcher sync {self.folder}` sends it later"
+                        f" `launcher sync {shlex.quote(str(self.folder))}` sends it later"
                     )
                     # Otherwise an offline run with the same id cannot start.
                     with contextlib.suppress(Exception):
@@ -187,7 +188,7 @@ class Mirror:
         except Exception as error:
             self.say(
                 f"W&B did not take the end of the run ({_reason(error)});"
-                f" `launcher sync {self.folder}` sends the rest"
+                f" `launcher sync {shlex.quote(str(self.folder))}` sends the rest"
             )
         self.run = None
 
