@@ -52,7 +52,9 @@ model = dict(
     bbox_head=dict(
         in_channels=(16, 16, 16),
         anchor_generator=dict(
-            input_size=96, min_sizes=[10, 17, 27], max_sizes=[17, 27, 42])))
+            _delete_=True, type='SSDAnchorGenerator', scale_major=False, input_size=96,
+            strides=[8, 16, 32], ratios=([2], [2], [2]),
+            min_sizes=[10, 17, 27], max_sizes=[17, 27, 42])))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
@@ -78,12 +80,14 @@ data = dict(
     train=dict(times=1, dataset=dict(pipeline=train_pipeline)),
     val=dict(pipeline=test_pipeline),
     test=dict(pipeline=test_pipeline))
-lr_config = dict(warmup_iters=2)
+optimizer = dict(lr=1e-3)
+lr_config = dict(by_epoch=True, warmup_iters=2)
 log_config = dict(interval=1)
 evaluation = dict(interval=1)
 checkpoint_config = dict(interval=1, steps=1, max_keep_ckpts=2)
 runner = dict(max_epochs=2)
 quant = dict(
+    _delete_=True,
     learned='lsq',
     oscillation=dict(dampening=1e-4),
     ema=dict(momentum=0.1),

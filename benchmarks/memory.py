@@ -28,6 +28,7 @@ custom_hooks = [dict(type='ResidentMemoryHook', folder={folder!r}, interval=20)]
 checkpoint_config = dict(steps=250)
 evaluation = dict(interval=10)
 quant = dict(
+    _delete_=True,
     learned='lsq',
     ema=dict(momentum=0.01),
     schedule=dict(calibration_batches=2),

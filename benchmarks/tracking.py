@@ -29,7 +29,7 @@ _base_ = [{base!r}]
 custom_imports = dict(imports=['benchmarks.step_times_hook'], allow_failed_imports=False)
 custom_hooks = [dict(type='StepTimesHook', path={times!r}, priority='LOWEST')]
 tracking = dict({tracking})
-quant = dict(training={{'runner.max_epochs': {epochs}}})
+quant = dict(_delete_=True, training={{'runner.max_epochs': {epochs}}})
 """
 SIDES = {"on": ("offline", ""), "off": ("disabled", "quantizer_images=0, prediction_images=0")}
 # The first steps fill caches.

@@ -154,8 +154,6 @@ def for_origin() -> dict[str, Any]:
     config.model.backbone.update(base_channels=8, stem_channels=8, init_cfg=None)
     config.model.neck.update(in_channels=[16, 32, 64], out_channels=16)
     config.model.bbox_head.in_channels = (16, 16, 16)
-    generator = config.model.bbox_head.anchor_generator
-    generator.update(input_size=96, min_sizes=[10, 17, 27], max_sizes=[17, 27, 42])
     detectors = [build_detector(config.model) for _ in range(3)]
     torch.save(detectors[0].state_dict(), "float.pth")
     images = torch.randn(2, 3, 96, 96)

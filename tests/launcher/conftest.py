@@ -28,7 +28,9 @@ model = dict(
     bbox_head=dict(
         in_channels=(16, 16, 16),
         anchor_generator=dict(
-            input_size=96, min_sizes=[10, 17, 27], max_sizes=[17, 27, 42])))
+            _delete_=True, type='SSDAnchorGenerator', scale_major=False, input_size=96,
+            strides=[8, 16, 32], ratios=([2], [2], [2]),
+            min_sizes=[10, 17, 27], max_sizes=[17, 27, 42])))
 size = (96, 96)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -54,11 +56,13 @@ data = dict(
     train=dict(times=1, dataset=dict(pipeline=train_pipeline)),
     val=dict(pipeline=test_pipeline),
     test=dict(pipeline=test_pipeline))
-lr_config = dict(warmup_iters=2)
+optimizer = dict(lr=1e-3)
+lr_config = dict(by_epoch=True, warmup_iters=2)
 log_config = dict(interval=2)
 evaluation = dict(interval=1)
 runner = dict(max_epochs=1)
 quant = dict(
+    _delete_=True,
     schedule=dict(calibration_batches=2, calibration_batch_size=4),
     training={{
         'optimizer.lr': 4e-3, 'runner.max_epochs': 1, 'lr_config.warmup_iters': 2,
