@@ -174,6 +174,8 @@ class _Devices(TorchFunctionMode):
     """Hide the device's name from torch, which would look for a driver."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
         args = tuple([_META if _names_gpu(value) else value for value in args])
         kwargs = {
             name: _META if _names_gpu(value) else value for name, value in (kwargs or {}).items()

@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
 from dq.quant.graph.fused.functions import fuse_functions_
+from dq.quant.graph.fused.weights import round_weights_first_
 from dq.quant.graph.roles import LAYER_FUNCTIONS, Role, module_of, role_of, tensor_inputs
 from dq.quant.graph.trace import BoundGraph
 from dq.quant.kernels.rounding import NO_CLIP, Clip
@@ -101,6 +102,7 @@ def _merged(root: nn.Module, graph: fx.Graph) -> fx.Graph:
         copied.erase_node(node)
         if activation is not None:
             copied.erase_node(source)
+    round_weights_first_(root, copied)
     copied.lint()
     return copied
 
