@@ -165,6 +165,8 @@ def test_a_step_under_autocast(name: str, kernels: bool, dtype: torch.dtype) -> 
             scaler.scale(loss).backward()
             merge_ranges_(list(model.graph.activations().values()))
         assert step.reads == []
+        # Weights are float32 under autocast too.
+        assert bool(gpu.launches["dq rounded_weights"]) == kernels
         # The scaler reads whether a gradient is infinite, as in a float training.
         scaler.step(optimizer)
         scaler.update()
@@ -285,6 +287,41 @@ def test_a_checkpoint_and_back() -> None:
     here.load_state_dict(loaded)
     with torch.no_grad():
         assert torch.equal(here(batches[0]), expected.values)
+
+
+# What calibration, a change of phase and an evaluation read, between steps; see docs/gpu.md.
+BETWEEN_STEPS = {
+    "observers/range_search.py:search",
+    "observers/range_search.py:best",
+    "ptq/weight_clipping.py:clip_weights_",
+    "quantizers/fake_quantize.py:has_range",
+    "quantizers/fake_quantize.py:is_uninitialised",
+    "integer/bias_overflow.py:fit_biases_",
+    "integer/engine/graph.py:_is_redundant",
+    "integer/engine/layer_calls.py:has_integer_kernel",
+    "integer/engine/layers.py:_exact_dtype",
+}
+
+
+def test_reads_between_steps_are_those_of_the_list() -> None:
+    with pretended_gpu() as gpu:
+        for name in ("moving_average", "mse", "entropy"):
+            net = Net().to("cuda")
+            batches = few_images("cuda")
+            with gpu.watched() as preparation:
+                model = dq.prepare(net.eval(), RECIPES[name], batches[0])
+            assert preparation.reads == []
+            dq.calibrate(model, batches)
+            dq.set_phase(model, Phase.TRAIN)
+            dq.set_phase(model, Phase.FROZEN)
+            model(batches[0])
+            with gpu.watched() as evaluation:
+                model(batches[0])
+            assert evaluation.reads == []
+        exact_network(model.graph)
+    found = {read.removeprefix("dq/quant/") for read in gpu.reads}
+    assert "quantizers/fake_quantize.py:has_range" in found
+    assert found <= BETWEEN_STEPS
 
 
 def test_a_tensor_of_the_cpu_is_refused_and_a_read_is_found() -> None:
