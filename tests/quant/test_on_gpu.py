@@ -22,7 +22,9 @@ from dq.quant.analysis.statistics import quantizer_figures
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.integer.engine.graph import exact_network
 from dq.quant.kernels import native
+from dq.quant.observers.min_max import MinMaxObserver, MovingAverageObserver
 from dq.quant.quantizers.factory import initialise_weights_, regroup_
+from dq.quant.quantizers.fake_quantize import ActivationQuantizer, update_scales_
 from dq.quant.quantizers.phase import Phase
 from dq.quant.recipes.presets import preset
 from dq.quant.training.distillation import Distill, Distillation
@@ -206,6 +208,24 @@ def test_refinements_of_a_training_read_nothing_in_a_step() -> None:
     with gpu_with(kernels=False) as gpu:
         on_both(train)
     assert reads == []
+
+
+@pytest.mark.parametrize("kind", [MovingAverageObserver, MinMaxObserver])
+def test_updating_all_ranges_takes_the_launches_of_updating_one(
+    kind: type[MinMaxObserver],
+) -> None:
+    found = []
+    for number in (1, 50):
+        with pretended_gpu() as gpu:
+            quantizers = [ActivationQuantizer(dq.QuantSpec(), kind()) for _ in range(number)]
+            for quantizer in quantizers:
+                quantizer.to("cuda").phase = Phase.TRAIN
+                quantizer(torch.ones(3, device="cuda"))
+            with gpu.watched() as update:
+                update_scales_(quantizers)
+            assert update.reads == []
+            found.append(update.launches.total())
+    assert found[0] == found[1] <= 70
 
 
 REPAIRS = {

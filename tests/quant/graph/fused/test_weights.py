@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 from dq.quant.graph.fused import weights as weights_together
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.kernels import native
+from dq.quant.kernels import native, together
 from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import update_scales_
 from dq.quant.quantizers.phase import Phase, set_phase
@@ -159,6 +162,26 @@ def test_a_step_takes_few_launches_for_all_weights() -> None:
     assert gpu.launches["dq weights_gradients"] == 2 * 2
     # The transposed convolution rounds its own weight, with torch's operators.
     assert gpu.launches["dq rounded_weight"] == 0
+
+
+def test_rounded_weights_are_not_kept_for_the_backward_pass() -> None:
+    kept: list[weakref.ref[Tensor]] = []
+    compute = together._rounded
+
+    def recorded(*given: Any) -> list[Tensor]:
+        found = compute(*given)
+        kept.extend(weakref.ref(x.values) for x in found if isinstance(x, OnGpu))
+        return found
+
+    with pretended_gpu(kernels=True), mock.patch.object(together, "_rounded", recorded):
+        graph, x = graph_of(INT8, lambda _: None)
+        set_phase(graph.quantizers, Phase.TRAIN)
+        *outputs, _ = graph(x)
+        gc.collect()
+        assert len(kept) == 6
+        assert not any(ref() is not None for ref in kept)
+        sum(y.square().sum() for y in outputs).backward()
+    assert len(kept) == 12
 
 
 def test_powers_of_two_of_learned_scales_and_other_classes_stay_with_their_layers() -> None:
