@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from dq.quant.graph.fused import scales
 from dq.quant.graph.fused import weights as weights_together
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
@@ -182,6 +183,27 @@ def test_rounded_weights_are_not_kept_for_the_backward_pass() -> None:
         assert not any(ref() is not None for ref in kept)
         sum(y.square().sum() for y in outputs).backward()
     assert len(kept) == 12
+
+
+def test_learned_scales_of_activations_are_computed_together() -> None:
+    def steps(*, together: bool) -> tuple[list[Tensor], int]:
+        apart = mock.patch.object(scales, "_joins", return_value=False)
+        with pretended_gpu(kernels=True) as gpu, nullcontext() if together else apart:
+            graph, x = graph_of(LSQ, lambda _: None)
+            set_phase(graph.quantizers, Phase.TRAIN)
+            crossed = next(iter(graph.activations().values()))
+            with torch.no_grad():
+                crossed.learned_scale.neg_()
+            with gpu.watched() as step:
+                *outputs, _ = graph(x)
+                sum(y.square().sum() for y in outputs).backward()
+            found = [p.grad for _, p in graph.root.named_parameters() if p.grad is not None]
+            return found, step.launches["abs"] + step.launches["clamp"]
+
+    (found, few), (expected, many) = steps(together=True), steps(together=False)
+    assert few < many
+    for x, y in zip(found, expected, strict=True):
+        assert torch.equal(x.values, y.values)
 
 
 def test_powers_of_two_of_learned_scales_and_other_classes_stay_with_their_layers() -> None:
