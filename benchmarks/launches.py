@@ -23,11 +23,15 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import peers, speed
 from benchmarks.nets import NETS, build
 from dq.quant.graph.quantized_graph import CONTAINER
+from dq.quant.numerics.affine import range_over, scale_and_zero_point
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.quantizers import learned_step
 from dq.quant.targets.registry import TARGETS
 from tests.pretended_gpu import NO_LAUNCH, pretended_gpu
 
@@ -80,13 +84,19 @@ def _operators(net: str, name: str, given: argparse.Namespace) -> dict[str, Any]
 
 
 def _with_kernels(net: str, name: str, given: argparse.Namespace) -> dict[str, Any]:
-    with pretended_gpu(kernels=True) as gpu:
+    # The search for the first scales takes minutes here and is not part of a step.
+    from_range = mock.patch.object(learned_step, "least_squares_scale", _scale_of_range)
+    with pretended_gpu(kernels=True) as gpu, from_range:
         work = _step(net, name, argparse.Namespace(**{**vars(given), "device": "cuda"}))
         work()
         with gpu.watched() as step:
             work()
     row = _row(net, f"{name}, our kernels", step.launches)
     return row | {"waits": len(step.reads)}
+
+
+def _scale_of_range(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    return scale_and_zero_point(*range_over(weight, spec.channel_axis), spec)
 
 
 def _step(net: str, name: str, given: argparse.Namespace) -> speed.Work:
