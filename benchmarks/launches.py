@@ -4,9 +4,10 @@
         [--size 256] [--batch 2] [--device cpu] [--out FILE.json] [--write FILE.md]
 
 It counts the operators that torch dispatches in forward pass, backward pass, optimizer and range
-update, without views, which launch nothing. Our CPU kernels are switched off, so that a CPU shows
-what a GPU gets. On a GPU the profiler also counts the launched kernels, and how often the host
-waits for the device.
+update, without views and empty tensors, which launch nothing. On a CPU each of our sides is counted
+with our kernels for a GPU, on the GPU of `tests.pretended_gpu` that computes on the CPU, and with
+torch's operators alone; the optimizer updates all parameters together, as on a GPU. On a GPU the
+profiler also counts the launched kernels, and how often the host waits for the device.
 """
 
 from __future__ import annotations
@@ -19,16 +20,22 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import speed
+from benchmarks import peers, speed
 from benchmarks.nets import NETS, build
 from dq.quant.graph.quantized_graph import CONTAINER
+from dq.quant.numerics.affine import range_over, scale_and_zero_point
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.quantizers import learned_step
 from dq.quant.targets.registry import TARGETS
+from tests.pretended_gpu import NO_LAUNCH, pretended_gpu
 
-WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero")
+FLOAT = ("float", "float_frozen")
 
 
 class Counting(TorchDispatchMode):
@@ -40,30 +47,73 @@ class Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count, and compute."""
-        if not func.is_view:
+        if not func.is_view and not func.overloadpacket.__name__.startswith(NO_LAUNCH):
             self.calls[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
 
 
 def measure(net: str, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return one row for each side of a net."""
-    config, detector = build(net, given.size)
-    data = speed.batch_of(config, given)
+    """Return one row for each side of a net, and on a CPU another one with our kernels."""
     rows = []
     for name in given.sides:
-        work, _ = speed.side(name, detector, data, given)
-        work = speed.without_kernels(work)
-        work()
-        work()
-        with Counting() as counting:
-            work()
-        row = {"net": net, "side": name, "operators": counting.calls.total()}
-        row["waits"] = sum(counting.calls[wait] for wait in WAITS)
-        row["most called"] = dict(counting.calls.most_common(12))
-        if given.device != "cpu":
-            row |= _profiled(work)
-        rows.append(row)
+        try:
+            rows.append(_operators(net, name, given))
+        except Exception as error:  # A library that cannot do this net is part of the result.
+            if name not in peers.PEERS:
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            rows.append({"net": net, "side": name, "fails": reason})
+            continue
+        if given.device == "cpu" and name not in peers.PEERS:
+            found = _with_kernels(net, name, given)
+            if name in FLOAT:
+                rows[-1]["waits"] = found["waits"]
+            else:
+                rows.append(found)
     return rows
+
+
+def _operators(net: str, name: str, given: argparse.Namespace) -> dict[str, Any]:
+    work = speed.without_kernels(_step(net, name, given))
+    work()
+    work()
+    with Counting() as counting:
+        work()
+    row = _row(net, name, counting.calls)
+    return row if given.device == "cpu" else row | _profiled(work)
+
+
+def _with_kernels(net: str, name: str, given: argparse.Namespace) -> dict[str, Any]:
+    # The search for the first scales takes minutes here and is not part of a step.
+    from_range = mock.patch.object(learned_step, "least_squares_scale", _scale_of_range)
+    with pretended_gpu(kernels=True) as gpu, from_range:
+        work = _step(net, name, argparse.Namespace(**{**vars(given), "device": "cuda"}))
+        work()
+        with gpu.watched() as step:
+            work()
+    row = _row(net, f"{name}, our kernels", step.launches)
+    return row | {"waits": len(step.reads)}
+
+
+def _scale_of_range(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    return scale_and_zero_point(*range_over(weight, spec.channel_axis), spec)
+
+
+def _step(net: str, name: str, given: argparse.Namespace) -> speed.Work:
+    config, detector = build(net, given.size)
+    work, _ = speed.side(name, detector, speed.batch_of(config, given), given)
+
+    def together() -> None:
+        # As the default is on a GPU.
+        with mock.patch("torch.optim.sgd._default_to_fused_or_foreach", return_value=(False, True)):
+            work()
+
+    return together
+
+
+def _row(net: str, name: str, calls: Counter[str]) -> dict[str, Any]:
+    most = dict(calls.most_common(12))
+    return {"net": net, "side": name, "operators": calls.total(), "most called": most}
 
 
 def _profiled(work: speed.Work) -> dict[str, int]:
@@ -99,11 +149,15 @@ def table(rows: Sequence[dict[str, Any]], counts: dict[str, tuple[int, int]]) ->
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
+        if "fails" in row:
+            lines.append(f"| {row['net']} | {row['side']} | {row['fails']} | | | |")
+            continue
         base = next(r for r in rows if r["net"] == row["net"] and r["side"] == "float")
         more = (row["operators"] - base["operators"]) / sum(counts[row["net"]])
         lines.append(
             f"| {row['net']} | {row['side']} | {row['operators']} | {more:.1f}"
-            f" | {row.get('kernels', '')} | {row.get('synchronizations', row['waits'])} |"
+            f" | {row.get('kernels', '')}"
+            f" | {row.get('synchronizations', row.get('waits', ''))} |"
         )
     return "\n".join(lines) + "\n"
 

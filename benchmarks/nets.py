@@ -11,6 +11,8 @@ from mmdet.models import build_detector
 from mmdet.utils import compat_cfg, replace_cfg_vals
 from torch import nn
 
+from dq.detector.model.operators.ensure import ensure_operators
+
 _OURS = Path(__file__).resolve().parent.parent / "configs"
 _MMDET = Path(mmdet.__file__).parent / ".mim" / "configs"
 NETS = {
@@ -28,6 +30,8 @@ def build(name: str, size: int) -> tuple[Config, nn.Module]:
         name: One of `NETS`.
         size: Width and height of the images in pixels.
     """
+    # mmcv may have no operators for this device.
+    ensure_operators()
     config = compat_cfg(replace_cfg_vals(Config.fromfile(str(NETS[name]))))
     _free(config.model, size)
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,12 +220,23 @@ def choose_device(asked: str, environment: Environment) -> torch.device:
         return torch.device("cuda", int(numbered[1]))
     if numbered:
         raise ValueError(f"--device {asked}: this machine has {count} GPUs, numbered from 0")
+    if count == 1 and _has_own_gpu(environment, os.environ):
+        return torch.device("cuda", 0)
     if environment.local_rank >= count:
         raise ValueError(
             f"local rank {environment.local_rank} has no GPU, this machine has {count}; start at"
             f" most {count} ranks here (--nproc-per-node) or use --device cpu"
         )
     return torch.device("cuda", environment.local_rank)
+
+
+def _has_own_gpu(environment: Environment, variables: Mapping[str, str]) -> bool:
+    """Return whether Slurm shows each task of a node another GPU, which each calls number 0."""
+    if "SLURM_PROCID" not in variables:
+        return False
+    on_node = variables.get("SLURM_GPUS_ON_NODE", "")
+    enough = on_node.isdigit() and int(on_node) >= environment.local_world_size
+    return enough or variables.get("SLURM_GPUS_PER_TASK", "").endswith("1")
 
 
 def _quieten_libraries() -> None:

@@ -37,6 +37,7 @@ _HARMLESS = (
     *("data.train_dataloader.pin_memory", "data.train_dataloader.prefetch_factor"),
     *("custom_imports", "quantize"),
     *("gpu_ids", "dist_params", "mp_start_method", "opencv_num_threads", "cudnn_benchmark"),
+    *("allow_tf32", "channels_last"),
     *("deterministic", "find_unused_parameters", "compile", DEVICE, TORCH, START),
     *("model.pretrained", "model.backbone.pretrained", "quant.repair"),
     *(f"quant.schedule.calibration_{n}" for n in ("batches", "batch_size")),

@@ -43,6 +43,8 @@ READ: dict[str, Section] = {
     "tracking": tracking,
     "custom_imports": import_modules,
     "compile": lambda given: isinstance(given, bool) or Compilation(**given),
+    "channels_last": lambda given: isinstance(given, bool),
+    "allow_tf32": lambda given: given is None or isinstance(given, bool),
     "checkpoint_config": lambda given: check_keys(
         given, [key.name for key in CHECKPOINT_KEYS], "checkpoint_config"
     ),

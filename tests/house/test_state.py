@@ -71,6 +71,11 @@ ALLOWED = {
     # Settings that libraries and child processes read from the process itself.
     ("dq/detector/config/process_settings.py", "setattr os.environ"): "threads of worker processes",
     ("dq/detector/config/process_settings.py", "setattr torch.backends.cudnn.benchmark"): "config",
+    ("dq/detector/config/process_settings.py", "setattr torch.backends.cudnn.allow_tf32"): "config",
+    (
+        "dq/detector/config/process_settings.py",
+        "setattr torch.backends.cuda.matmul.allow_tf32",
+    ): "config",
     (
         "dq/detector/config/process_settings.py",
         "setattr torch.backends.cudnn.deterministic",

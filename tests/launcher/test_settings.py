@@ -30,7 +30,7 @@ FREE = {
     *("log_config", "log_level", "checkpoint_config", "tracking", "guards", "evaluation"),
     *("data_root", "custom_imports", "quantize", "gpu_ids", "dist_params", "mp_start_method"),
     *("opencv_num_threads", "cudnn_benchmark", "deterministic", "find_unused_parameters"),
-    *("compile", "device", "test_cfg", "total_epochs"),
+    *("compile", "channels_last", "allow_tf32", "device", "test_cfg", "total_epochs"),
 }
 ASKED = {
     *("model", "train_cfg", "data", "optimizer", "optimizer_config", "fp16", "lr_config"),

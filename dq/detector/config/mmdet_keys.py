@@ -140,6 +140,10 @@ OWN = (
     Key("tracking", "ours", "what is recorded, and where it is sent"),
     Key("compile", "ours", "compiles the training network with `torch.compile`: `True`, or a dict;"
         " `False` by default"),
+    Key("channels_last", "ours", "weights, and so activations, lie in memory with channels last"
+        " in a training; `False` by default"),
+    Key("allow_tf32", "ours", "whether float32 layers on a GPU may compute with ten bits: `True`,"
+        " `False`, or `None` for torch's default (convolutions yes, matrix products no)"),
 )  # fmt: skip
 OWN_KEYS = tuple(key.name for key in OWN)
 

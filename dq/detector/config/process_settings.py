@@ -42,6 +42,7 @@ def set_up_process(config: Config) -> None:
     if config.get("deterministic"):
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
+    _set_tf32(config.get("allow_tf32"))
     _set_log_level(config.log_level)
     _check_dist_params(config.get("dist_params"))
 
@@ -56,6 +57,15 @@ def _set_start_method(method: Any) -> None:
     if method != "fork":
         # Such a process imports everything again, and its libraries' warnings would be printed.
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
+
+
+def _set_tf32(allowed: Any) -> None:
+    """Let convolutions and matrix products on a GPU round float32 to ten bits, or not."""
+    if allowed is None:
+        return
+    if not isinstance(allowed, bool):
+        raise ValueError(f"allow_tf32 is {allowed!r}; use True, False or None for torch's default")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def _set_log_level(level: Any) -> None:

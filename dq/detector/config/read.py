@@ -134,7 +134,7 @@ _NOT_OF_TRAINING = (
     *("model", "train_cfg", "test_cfg", "data.test", "data.test_dataloader", "data_root"),
     *("load_from", "resume_from", "auto_resume", "seed", "deterministic", "device", "work_dir"),
     *("quantize", "quant", "guards", "tracking", "log_level", "dist_params", "custom_imports"),
-    *("cudnn_benchmark", "opencv_num_threads", "mp_start_method"),
+    *("cudnn_benchmark", "allow_tf32", "opencv_num_threads", "mp_start_method"),
 )
 # New places of mmdet's older names in a complete config.
 _PRESENT_NAMES = {

@@ -15,6 +15,7 @@ from mmdet.datasets import CocoDataset
 from torch.utils.data import Dataset, get_worker_info
 
 from dq.detector.data.leaves import images_by_class, nested
+from dq.detector.data.pinned_containers import pinnable
 from dq.detector.data.unreadable_images import BadImage, bad_image_in, name_bad_images
 
 _ATTEMPTS = 100
@@ -144,8 +145,15 @@ class SeededSamples(Dataset[Sample]):
         return int(generator.choice(alike if len(alike) else np.flatnonzero(free)))
 
 
-def collate_samples(samples: Sequence[Sample], samples_per_gpu: int) -> Sample:
+def collate_samples(
+    samples: Sequence[Sample], samples_per_gpu: int, *, pins: bool = False
+) -> Sample:
     """Return mmcv's batch of the samples, with all their bad images.
+
+    Args:
+        samples: From `SeededSamples`.
+        samples_per_gpu: As for mmcv's collate.
+        pins: Whether the loader pins the batch.
 
     Returns:
         Its ``content`` is None if that of any sample is None.
@@ -153,7 +161,8 @@ def collate_samples(samples: Sequence[Sample], samples_per_gpu: int) -> Sample:
     bad = tuple(image for sample in samples for image in sample.bad)
     if any(sample.content is None for sample in samples):
         return Sample(None, bad)
-    return Sample(collate([sample.content for sample in samples], samples_per_gpu), bad)
+    batch = collate([sample.content for sample in samples], samples_per_gpu)
+    return Sample(pinnable(batch) if pins else batch, bad)
 
 
 def seed_generators_(seed: int, epoch: int, place: int, attempt: int = 0) -> None:

@@ -136,6 +136,12 @@ def detected(
     with contextlib.ExitStack() as stack:
         if graph is not None and device.type == "cpu":
             stack.enter_context(exact_arithmetic(detector, graph))
+        elif graph is not None:
+            log.info(
+                "on %s the quantized detector rounds real numbers: its metrics may differ from"
+                " those of the exported model, which --device cpu gives",
+                device.type,
+            )
         results = detect(detector, dataset, device=device, workers=workers, watch=watch)
     seconds = time.monotonic() - began
     if keep.out is not None:

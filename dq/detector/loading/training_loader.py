@@ -140,7 +140,11 @@ class TrainingLoader(DataLoader[Any]):
         super().__init__(
             samples,
             batch_sampler=self._pending,
-            collate_fn=partial(collate_samples, samples_per_gpu=options.samples_per_gpu),
+            collate_fn=partial(
+                collate_samples,
+                samples_per_gpu=options.samples_per_gpu,
+                pins=options.pin_memory,
+            ),
             worker_init_fn=partial(workers.init_worker, opencv_threads=options.opencv_num_threads),
             # torch draws a seed for its workers, which must not use the training's generator.
             generator=torch.Generator(),

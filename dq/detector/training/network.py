@@ -43,8 +43,9 @@ def network_to_train(
         continued: Given for a float detector that is trained on.
 
     Raises:
-        ValueError: A setting needs a graph, and the detector cannot be traced.
+        ValueError: A setting is invalid, or needs a graph and the detector cannot be traced.
     """
+    _lay_out_(detector, config)
     graph = _float_graph(detector) if quantization is None else quantization.graph
     if graph is not None:
         distill = None if quantization is None else quantization.refinements.distill
@@ -64,6 +65,15 @@ def network_to_train(
     elif rule is not None:
         extras.keep(averaged_by(rule, detector))
     return extras
+
+
+def _lay_out_(detector: nn.Module, config: Config) -> None:
+    """Put channels last in the memory of the weights; layers give it on to their results."""
+    wanted = config.get("channels_last", False)
+    if not isinstance(wanted, bool):
+        raise ValueError(f"channels_last is {wanted!r}; use True or False")
+    if wanted:
+        detector.to(memory_format=torch.channels_last)
 
 
 def _float_graph(detector: nn.Module) -> BoundGraph | None:

@@ -271,6 +271,18 @@ def rounded_weight(
     return result
 
 
+def rounded_weights(*arguments: Any) -> Tensor:
+    """Return many weights on a GPU, rounded; see `dq.quant.kernels.gpu.ops.rounded_weights`."""
+    found: Tensor = _on_gpu().rounded_weights(*arguments)
+    return found
+
+
+def weights_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return their gradients; see `dq.quant.kernels.gpu.ops.weights_gradients`."""
+    found: tuple[Tensor, Tensor, Tensor] = _on_gpu().weights_gradients(*arguments)
+    return found
+
+
 @torch.library.custom_op("dq::weight", mutates_args=(), tags=LAYOUTS)
 def weight(
     weight: Tensor,

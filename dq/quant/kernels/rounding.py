@@ -248,14 +248,14 @@ def fake_quantize_weight(
     unfolds = unfolds and factor is not None
     if torch.compiler.is_compiling():
         compiled: Tensor = native_ops.weight(
-            weight, factor, scale, zero_point, _integers(spec), unfolds, scale_factor
+            weight, factor, scale, zero_point, integers_of(spec), unfolds, scale_factor
         )
         return compiled
     rounded: Tensor = _Weight.apply(weight, factor, scale, zero_point, spec, unfolds, scale_factor)
     if torch.is_grad_enabled():
         w = weight.detach()
         f, s, z = (t if t is None else t.detach() for t in (factor, scale, zero_point))
-        integers = _integers(spec)
+        integers = integers_of(spec)
         make_recomputable(
             rounded,
             lambda: native_ops.rounded_weight(w, f, s, z, integers, unfolds),
@@ -264,7 +264,7 @@ def fake_quantize_weight(
     return rounded
 
 
-def _integers(spec: QuantSpec) -> list[int]:
+def integers_of(spec: QuantSpec) -> list[int]:
     """Return the integer format as the weight kernels take it."""
     per_channel = spec.channel_axis is not None
     flags = (spec.signed, spec.symmetric, spec.power_of_two, per_channel)
@@ -288,7 +288,7 @@ class _Weight(torch.autograd.Function):
         ctx.save_for_backward(weight, factor, scale, zero_point)
         ctx.spec, ctx.unfolds, ctx.scale_factor = spec, unfolds, scale_factor
         return native_ops.rounded_weight(
-            weight, factor, scale, zero_point, _integers(spec), unfolds
+            weight, factor, scale, zero_point, integers_of(spec), unfolds
         )
 
     @staticmethod
@@ -302,7 +302,7 @@ class _Weight(torch.autograd.Function):
             factor,
             scale,
             zero_point,
-            _integers(ctx.spec),
+            integers_of(ctx.spec),
             ctx.unfolds,
             ctx.scale_factor,
             wanted,

@@ -26,6 +26,8 @@ from dq.quant.quantizers.half_precision import (
 )
 from dq.quant.quantizers.layer_types import pads_by_itself
 
+# The rounded weight, and the bias with the norm folded in; None where the layer computes it itself.
+Prepared = tuple[Tensor | None, Tensor | None]
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
@@ -115,6 +117,7 @@ class QuantizedLayer(nn.Module):
         norm: nn.Module | None = None,
         rounded: Tensor | None = None,
         source: ActivationQuantizer | None = None,
+        prepared: Prepared = (None, None),
     ) -> Tensor:
         """Return ``norm(layer(x))`` computed with the fake-quantized weight.
 
@@ -128,7 +131,10 @@ class QuantizedLayer(nn.Module):
             rounded: The fake-quantized weight, if the graph computes it once for all pyramid levels
                 that share a layer without norm.
             source: The quantizer of ``x``; None if it is unknown.
+            prepared: From `dq.quant.graph.fused.weights`, which rounds all weights together.
         """
+        if prepared[0] is not None:
+            return self._prepared(x, layer, norm, prepared[0], prepared[1], source)
         weight, bias = layer.weight, layer.bias
         assert isinstance(weight, Tensor)
         assert bias is None or isinstance(bias, Tensor)
@@ -148,6 +154,23 @@ class QuantizedLayer(nn.Module):
         if not norm.training:
             return self._computed(layer, x, used, folded_bias(bias, norm, factor), source)
         result: Tensor = norm(self._computed(layer, x, used, bias, source))
+        return result
+
+    def _prepared(
+        self,
+        x: Tensor,
+        layer: nn.Module,
+        norm: nn.Module | None,
+        weight: Tensor,
+        folded_bias: Tensor | None,
+        source: ActivationQuantizer | None,
+    ) -> Tensor:
+        """Compute the layer with a weight that is rounded already."""
+        assert layer.bias is None or isinstance(layer.bias, Tensor)
+        if norm is not None and not norm.training:
+            return self._computed(layer, x, weight, folded_bias, source)
+        y = self._computed(layer, x, weight, layer.bias, source)
+        result: Tensor = y if norm is None else norm(y)
         return result
 
     def _computed(

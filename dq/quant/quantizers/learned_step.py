@@ -274,8 +274,17 @@ class LsqActivationQuantizer(LearnedActivationQuantizer):
             return with_zero_gradients(
                 super().clip_and_fake_quantize(x, clip, in_place=in_place), *self.parameters()
             )
+        return self.learn(x, positive(self.learned_scale, self.spec), clip)
+
+    def learn(self, x: Tensor, scale: Tensor, clip: Clip) -> Tensor:
+        """Clip ``x`` and fake-quantize it with gradients of scale and offset; in phase TRAIN.
+
+        Args:
+            x: Any shape.
+            scale: The present scale, ``()``, with its gradient.
+            clip: Bounds of the activation function before the quantizer.
+        """
         x = in_representable_dtype(x, self.spec)
-        scale = positive(self.learned_scale, self.spec)
         factor = factor_of(x.numel(), self.spec.quant_max, scale)
         offset, zero_point = self.learned_offset, self.zero_point
         if native.takes(x, scale):

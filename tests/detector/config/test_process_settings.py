@@ -29,7 +29,9 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads, method = cv2.getNumThreads(), multiprocessing.get_start_method()
     cudnn: Any = torch.backends.cudnn
     flags = cudnn.benchmark, cudnn.deterministic
+    tf32 = cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     yield
+    cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
     cv2.setNumThreads(threads)
     multiprocessing.set_start_method(method, force=True)
     cudnn.benchmark, cudnn.deterministic = flags
@@ -61,12 +63,26 @@ def test_settings_are_set() -> None:
     assert not torch.backends.cudnn.benchmark
 
 
+def test_tf32_is_torchs_default_unless_it_is_set() -> None:
+    def allowed() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before = allowed()
+    set_up()
+    assert allowed() == before
+    set_up(allow_tf32=True)
+    assert allowed() == (True, True)
+    set_up(allow_tf32=False)
+    assert allowed() == (False, False)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ({"mp_start_method": "thread"}, "mp_start_method is 'thread'; use one of fork"),
         ({"opencv_num_threads": "many"}, "opencv_num_threads is 'many'"),
         ({"log_level": "LOUD"}, "log_level is 'LOUD'"),
+        ({"allow_tf32": "yes"}, "allow_tf32 is 'yes'; use True, False or None"),
         ({"dist_params": {"backend": "mpi"}}, "dist_params.backend is 'mpi'"),
         ({"dist_params": {"backend": "nccl", "port": 1}}, "dist_params.port .* set MASTER_PORT"),
     ],

@@ -9,6 +9,7 @@ import torch
 from mmcv.ops import get_compiling_cuda_version
 from mmcv.ops.carafe import CARAFEFunction, CARAFENaiveFunction
 from mmcv.ops.deform_conv import DeformConv2dFunction
+from mmcv.ops.deform_roi_pool import DeformRoIPoolFunction
 from mmcv.ops.focal_loss import SigmoidFocalLossFunction, SoftmaxFocalLossFunction
 from mmcv.ops.masked_conv import MaskedConv2dFunction
 from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
@@ -38,9 +39,10 @@ ON_CUDA_ALONE: dict[type[Function], Composed] = {
     MaskedConv2dFunction: composed.masked_conv2d,
     MultiScaleDeformableAttnFunction: composed.multi_scale_deformable_attention,
 }
-# No config of mmdet itself uses these.
+# Of mmdet's own configs only two with deformable pooling (``dcn/*dpool*``) use one of these.
 WITHOUT_COMPOSITION: dict[type[Function], str] = {
     RoIPoolFunction: "RoIPool; use RoIAlign",
+    DeformRoIPoolFunction: "DeformRoIPool; use RoIAlign",
     SoftmaxFocalLossFunction: "softmax_focal_loss; use FocalLoss(use_sigmoid=True)",
 }
 

@@ -17,6 +17,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
 from dq.quant.graph.fused.functions import fuse_functions_
+from dq.quant.graph.fused.scales import compute_scales_first_
+from dq.quant.graph.fused.weights import round_weights_first_
 from dq.quant.graph.roles import LAYER_FUNCTIONS, Role, module_of, role_of, tensor_inputs
 from dq.quant.graph.trace import BoundGraph
 from dq.quant.kernels.rounding import NO_CLIP, Clip
@@ -24,6 +26,7 @@ from dq.quant.numerics.activation_functions import WRITTEN
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 from dq.quant.quantizers.half_precision import on_the_grid
 from dq.quant.quantizers.layers import QuantizedLayer
+from dq.quant.quantizers.learned_step import LsqActivationQuantizer
 
 # What autocast runs in a narrow dtype, apart from layers.
 _PRODUCTS = {*LAYER_FUNCTIONS, operator.matmul, torch.matmul, torch.bmm, torch.einsum}
@@ -42,7 +45,11 @@ def clip_of(activation: nn.Module) -> Clip | None:
 
 
 def activate_and_fake_quantize(
-    quantizer: ActivationQuantizer, activation: nn.Module | None, x: Tensor, in_place: bool
+    quantizer: ActivationQuantizer,
+    activation: nn.Module | None,
+    x: Tensor,
+    in_place: bool,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Return ``quantizer(activation(x))``, in one pass unless hooks need the value between them.
 
@@ -51,11 +58,15 @@ def activate_and_fake_quantize(
         activation: ReLU, ReLU6 or Hardtanh, or None.
         x: Any shape.
         in_place: ``x`` may be overwritten.
+        scale: The quantizer's learned scale, if it is computed already.
     """
     clip = NO_CLIP if activation is None else clip_of(activation)
     if clip is None or _has_hooks(quantizer, activation):
         rounded: Tensor = quantizer(x if activation is None else activation(x))
         return rounded
+    if scale is not None:
+        assert isinstance(quantizer, LsqActivationQuantizer)
+        return quantizer.learn(x, scale, clip)
     return quantizer.clip_and_fake_quantize(x, clip, in_place=in_place)
 
 
@@ -82,6 +93,7 @@ def _merged(root: nn.Module, graph: fx.Graph) -> fx.Graph:
     for node in list(copied.nodes):
         _keep_on_grid_(root, node)
     fuse_functions_(root, copied, lambda node, reader: _may_overwrite(root, node, reader))
+    learned: list[tuple[fx.Node, str]] = []
     for node in list(copied.nodes):
         quantizer = module_of(root, node)
         if not isinstance(quantizer, ActivationQuantizer):
@@ -97,10 +109,14 @@ def _merged(root: nn.Module, graph: fx.Graph) -> fx.Graph:
                 _may_overwrite(root, input_node, source if activation is not None else node),
             )
             new = copied.call_function(activate_and_fake_quantize, arguments)
+        if isinstance(quantizer, LsqActivationQuantizer):
+            learned.append((new, str(node.target)))
         node.replace_all_uses_with(new)
         copied.erase_node(node)
         if activation is not None:
             copied.erase_node(source)
+    compute_scales_first_(copied, learned)
+    round_weights_first_(root, copied)
     copied.lint()
     return copied
 

@@ -35,6 +35,7 @@ def kernels_work(device: torch.device) -> bool:
 
 def _first_difference(device: torch.device) -> str | None:
     from dq.quant.kernels.gpu import ops
+    from dq.quant.kernels.together import row_table, views_of
 
     x = torch.linspace(-3.0, 9.0, 5000, device=device)
     scale = torch.tensor(0.0217, device=device)
@@ -51,6 +52,12 @@ def _first_difference(device: torch.device) -> str | None:
     expected = _rounded(weight)
     if not torch.equal(ops.rounded_weight(weight, None, None, None, _INTEGERS, False), expected):
         return "fake-quantized weights differ from torch's"
+    several = [weight, weight[:4]]
+    table = row_table(several).to(device)
+    flat = ops.rounded_weights(several, table, (None, None, None), _INTEGERS, False)
+    for found, wanted in zip(views_of(flat, several), (expected, expected[:4]), strict=True):
+        if not torch.equal(found, wanted):
+            return "weights that are fake-quantized together differ from torch's"
     return None
 
 

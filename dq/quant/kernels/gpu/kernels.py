@@ -148,7 +148,7 @@ def _next_power_of_two(x):
 
 
 @triton.jit
-def _row_range(weight_ptr, factor, row, columns, BLOCK: tl.constexpr):
+def _row_range(weight_ptr, factor, columns, BLOCK: tl.constexpr):
     """Return the minimum and maximum of a folded row, and its number of NaNs."""
     low = tl.full((BLOCK,), float("inf"), tl.float32)
     high = tl.full((BLOCK,), float("-inf"), tl.float32)
@@ -156,7 +156,7 @@ def _row_range(weight_ptr, factor, row, columns, BLOCK: tl.constexpr):
     for begin in range(0, columns, BLOCK):
         offsets = begin + tl.arange(0, BLOCK)
         here = offsets < columns
-        v = tl.load(weight_ptr + row * columns + offsets, mask=here, other=0.0) * factor
+        v = tl.load(weight_ptr + offsets, mask=here, other=0.0) * factor
         low = tl.minimum(low, tl.where(here & (v == v), v, float("inf")))
         high = tl.maximum(high, tl.where(here & (v == v), v, float("-inf")))
         nans += (here & (v != v)).to(tl.int32)
@@ -165,15 +165,14 @@ def _row_range(weight_ptr, factor, row, columns, BLOCK: tl.constexpr):
 
 @triton.jit
 def _grid_of_row(
-    weight_ptr, scale_ptr, zero_point_ptr, factor, row, columns, quant_min, quant_max,
-    GIVEN: tl.constexpr, PER_CHANNEL: tl.constexpr, SIGNED: tl.constexpr,
-    SYMMETRIC: tl.constexpr, POWER_OF_TWO: tl.constexpr, BLOCK: tl.constexpr,
+    weight_ptr, scale_ptr, zero_point_ptr, index, factor, columns, quant_min, quant_max,
+    GIVEN: tl.constexpr, SIGNED: tl.constexpr, SYMMETRIC: tl.constexpr,
+    POWER_OF_TWO: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Return scale and zero point of a row; see `dq.quant.numerics.affine.scale_and_zero_point`."""
     if GIVEN:
-        index = row if PER_CHANNEL else 0
         return tl.load(scale_ptr + index), tl.load(zero_point_ptr + index).to(tl.float32)
-    range_min, range_max, nans = _row_range(weight_ptr, factor, row, columns, BLOCK)
+    range_min, range_max, nans = _row_range(weight_ptr, factor, columns, BLOCK)
     limit = _LARGEST / 4
     low = tl.minimum(tl.maximum(range_min, -limit), 0.0)
     high = tl.maximum(tl.minimum(range_max, limit), 0.0)
@@ -197,49 +196,47 @@ def _grid_of_row(
 
 
 @triton.jit
-def weight(
-    weight_ptr, factor_ptr, scale_ptr, zero_point_ptr, result_ptr, columns, quant_min, quant_max,
-    GIVEN: tl.constexpr, PER_CHANNEL: tl.constexpr, SIGNED: tl.constexpr,
-    SYMMETRIC: tl.constexpr, POWER_OF_TWO: tl.constexpr,
-    FOLDS: tl.constexpr, UNFOLDS: tl.constexpr, BLOCK: tl.constexpr,
+def _round_row(
+    weight_ptr, result_ptr, scale_ptr, zero_point_ptr, index, factor, columns,
+    quant_min, quant_max,
+    GIVEN: tl.constexpr, SIGNED: tl.constexpr, SYMMETRIC: tl.constexpr,
+    POWER_OF_TWO: tl.constexpr, UNFOLDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Fold, fake-quantize and unfold one row of a weight."""
-    row = tl.program_id(0).to(tl.int64)
+    """Fold, fake-quantize and unfold a row, whose weights and results begin at the pointers.
+
+    ``index`` is that of its scale and zero point.
+    """
     low, high = quant_min.to(tl.float32), quant_max.to(tl.float32)
-    factor = tl.load(factor_ptr + row) if FOLDS else 1.0
     scale, zero_point = _grid_of_row(
-        weight_ptr, scale_ptr, zero_point_ptr, factor, row, columns, low, high,
-        GIVEN, PER_CHANNEL, SIGNED, SYMMETRIC, POWER_OF_TWO, BLOCK,
+        weight_ptr, scale_ptr, zero_point_ptr, index, factor, columns, low, high,
+        GIVEN, SIGNED, SYMMETRIC, POWER_OF_TWO, BLOCK,
     )  # fmt: skip
     inverse = tl.div_rn(1.0, scale)
     for begin in range(0, columns, BLOCK):
         offsets = begin + tl.arange(0, BLOCK)
         here = offsets < columns
-        w = tl.load(weight_ptr + row * columns + offsets, mask=here, other=0.0)
+        w = tl.load(weight_ptr + offsets, mask=here, other=0.0)
         integer = _integer_of(w * factor, inverse, zero_point)
         y = (_limited(integer, low, high) - zero_point) * scale
         if UNFOLDS:
             # A dead channel keeps its float weight: all its integers would be zero.
             y = tl.where(tl.abs(factor) < _SMALLEST_FACTOR, w, tl.div_rn(y, y * 0.0 + factor))
-        tl.store(result_ptr + row * columns + offsets, y, mask=here)
+        tl.store(result_ptr + offsets, y, mask=here)
 
 
 @triton.jit
-def weight_backward(
-    gradient_ptr, weight_ptr, factor_ptr, scale_ptr, zero_point_ptr,
-    d_weight_ptr, d_factor_ptr, d_scale_ptr, columns, quant_min, quant_max,
-    GIVEN: tl.constexpr, PER_CHANNEL: tl.constexpr, SIGNED: tl.constexpr,
-    SYMMETRIC: tl.constexpr, POWER_OF_TWO: tl.constexpr,
-    FOLDS: tl.constexpr, UNFOLDS: tl.constexpr,
+def _row_gradients(
+    gradient_ptr, weight_ptr, d_weight_ptr, d_factor_ptr, d_scale_ptr, scale_ptr, zero_point_ptr,
+    index, factor, columns, quant_min, quant_max,
+    GIVEN: tl.constexpr, SIGNED: tl.constexpr, SYMMETRIC: tl.constexpr,
+    POWER_OF_TWO: tl.constexpr, UNFOLDS: tl.constexpr,
     WANTS_FACTOR: tl.constexpr, WANTS_SCALE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of a row of a weight and of its factor, and its part of the scale's."""
-    row = tl.program_id(0).to(tl.int64)
+    """Write the gradients of a row and of its factor, and its part of the scale's."""
     low, high = quant_min.to(tl.float32), quant_max.to(tl.float32)
-    factor = tl.load(factor_ptr + row) if FOLDS else 1.0
     scale, zero_point = _grid_of_row(
-        weight_ptr, scale_ptr, zero_point_ptr, factor, row, columns, low, high,
-        GIVEN, PER_CHANNEL, SIGNED, SYMMETRIC, POWER_OF_TWO, BLOCK,
+        weight_ptr, scale_ptr, zero_point_ptr, index, factor, columns, low, high,
+        GIVEN, SIGNED, SYMMETRIC, POWER_OF_TWO, BLOCK,
     )  # fmt: skip
     inverse = tl.div_rn(1.0, scale)
     by_factor = tl.zeros((BLOCK,), tl.float32)
@@ -247,9 +244,8 @@ def weight_backward(
     for begin in range(0, columns, BLOCK):
         offsets = begin + tl.arange(0, BLOCK)
         here = offsets < columns
-        place = row * columns + offsets
-        w = tl.load(weight_ptr + place, mask=here, other=0.0)
-        upstream = tl.load(gradient_ptr + place, mask=here, other=0.0)
+        w = tl.load(weight_ptr + offsets, mask=here, other=0.0)
+        upstream = tl.load(gradient_ptr + offsets, mask=here, other=0.0)
         steps = w * factor * inverse
         integer = _rounded(steps) + zero_point
         limited = _limited(integer, low, high)
@@ -259,7 +255,7 @@ def weight_backward(
         if SYMMETRIC and SIGNED and not GIVEN:
             passes = here  # The range comes from the weight, so every value lies inside.
         kept = tl.where(passes, upstream, 0.0)
-        tl.store(d_weight_ptr + place, kept if UNFOLDS else kept * factor, mask=here)
+        tl.store(d_weight_ptr + offsets, kept if UNFOLDS else kept * factor, mask=here)
         if WANTS_FACTOR:
             part = tl.where(passes, w, 0.0)
             if UNFOLDS:
@@ -274,9 +270,92 @@ def weight_backward(
         d_factor = tl.sum(by_factor, axis=0) / divisor
         if UNFOLDS:
             d_factor = tl.where(tl.abs(factor) < _SMALLEST_FACTOR, 0.0, d_factor)
-        tl.store(d_factor_ptr + row, d_factor)
+        tl.store(d_factor_ptr, d_factor)
     if WANTS_SCALE:
         d_scale = tl.sum(by_scale, axis=0) / divisor
         if UNFOLDS:
             d_scale = tl.where(tl.abs(factor) < _SMALLEST_FACTOR, 0.0, d_scale)
-        tl.store(d_scale_ptr + row, d_scale)
+        tl.store(d_scale_ptr, d_scale)
+
+
+@triton.jit
+def weight(
+    weight_ptr, factor_ptr, scale_ptr, zero_point_ptr, result_ptr, columns, quant_min, quant_max,
+    GIVEN: tl.constexpr, PER_CHANNEL: tl.constexpr, SIGNED: tl.constexpr,
+    SYMMETRIC: tl.constexpr, POWER_OF_TWO: tl.constexpr,
+    FOLDS: tl.constexpr, UNFOLDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Fold, fake-quantize and unfold one row of a weight."""
+    row = tl.program_id(0).to(tl.int64)
+    factor = tl.load(factor_ptr + row) if FOLDS else 1.0
+    begin = row * columns
+    _round_row(
+        weight_ptr + begin, result_ptr + begin, scale_ptr, zero_point_ptr,
+        row if PER_CHANNEL else 0, factor, columns, quant_min, quant_max,
+        GIVEN, SIGNED, SYMMETRIC, POWER_OF_TWO, UNFOLDS, BLOCK,
+    )  # fmt: skip
+
+
+@triton.jit
+def weight_backward(
+    gradient_ptr, weight_ptr, factor_ptr, scale_ptr, zero_point_ptr,
+    d_weight_ptr, d_factor_ptr, d_scale_ptr, columns, quant_min, quant_max,
+    GIVEN: tl.constexpr, PER_CHANNEL: tl.constexpr, SIGNED: tl.constexpr,
+    SYMMETRIC: tl.constexpr, POWER_OF_TWO: tl.constexpr,
+    FOLDS: tl.constexpr, UNFOLDS: tl.constexpr,
+    WANTS_FACTOR: tl.constexpr, WANTS_SCALE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of a row of a weight and of its factor, and its part of the scale's."""
+    row = tl.program_id(0).to(tl.int64)
+    factor = tl.load(factor_ptr + row) if FOLDS else 1.0
+    begin = row * columns
+    _row_gradients(
+        gradient_ptr + begin, weight_ptr + begin, d_weight_ptr + begin, d_factor_ptr + row,
+        d_scale_ptr + row, scale_ptr, zero_point_ptr, row if PER_CHANNEL else 0, factor, columns,
+        quant_min, quant_max,
+        GIVEN, SIGNED, SYMMETRIC, POWER_OF_TWO, UNFOLDS, WANTS_FACTOR, WANTS_SCALE, BLOCK,
+    )  # fmt: skip
+
+
+@triton.jit
+def weights(
+    table_ptr, factor_ptr, scale_ptr, zero_point_ptr, result_ptr, quant_min, quant_max,
+    GIVEN: tl.constexpr, SIGNED: tl.constexpr, SYMMETRIC: tl.constexpr,
+    POWER_OF_TWO: tl.constexpr, FOLDS: tl.constexpr, UNFOLDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Do the same as `weight` for one row of many weights.
+
+    For each row the table has its address, its place in the result, and its length. Factors,
+    scales and zero points have one value for each row.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    entry = table_ptr + 3 * row
+    weight_ptr = tl.load(entry).to(tl.pointer_type(tl.float32))
+    factor = tl.load(factor_ptr + row) if FOLDS else 1.0
+    _round_row(
+        weight_ptr, result_ptr + tl.load(entry + 1), scale_ptr, zero_point_ptr, row, factor,
+        tl.load(entry + 2), quant_min, quant_max,
+        GIVEN, SIGNED, SYMMETRIC, POWER_OF_TWO, UNFOLDS, BLOCK,
+    )  # fmt: skip
+
+
+@triton.jit
+def weights_backward(
+    table_ptr, gradient_ptr, factor_ptr, scale_ptr, zero_point_ptr,
+    d_weight_ptr, d_factor_ptr, d_scale_ptr, quant_min, quant_max,
+    GIVEN: tl.constexpr, SIGNED: tl.constexpr, SYMMETRIC: tl.constexpr,
+    POWER_OF_TWO: tl.constexpr, FOLDS: tl.constexpr, UNFOLDS: tl.constexpr,
+    WANTS_FACTOR: tl.constexpr, WANTS_SCALE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Do the same as `weight_backward` for one row of many weights; see `weights`."""
+    row = tl.program_id(0).to(tl.int64)
+    entry = table_ptr + 3 * row
+    weight_ptr = tl.load(entry).to(tl.pointer_type(tl.float32))
+    begin = tl.load(entry + 1)
+    factor = tl.load(factor_ptr + row) if FOLDS else 1.0
+    _row_gradients(
+        gradient_ptr + begin, weight_ptr, d_weight_ptr + begin, d_factor_ptr + row,
+        d_scale_ptr + row, scale_ptr, zero_point_ptr, row, factor, tl.load(entry + 2),
+        quant_min, quant_max,
+        GIVEN, SIGNED, SYMMETRIC, POWER_OF_TWO, UNFOLDS, WANTS_FACTOR, WANTS_SCALE, BLOCK,
+    )  # fmt: skip

@@ -16,6 +16,8 @@ from dq.quant.numerics.affine import range_over, scale_and_zero_point
 from dq.quant.numerics.spec import QuantSpec
 
 BLOCK = 2048
+# Factor, scale and zero point of the rows of many weights.
+OfRows = tuple[Tensor | None, Tensor | None, Tensor | None]
 # A fused multiply-add rounds once and would differ from torch's operators.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
 
@@ -123,6 +125,74 @@ def weight_gradients(
         WANTS_FACTOR=wanted[0], WANTS_SCALE=wanted[1],
     )  # fmt: skip
     return d_weight, d_factor, d_scale
+
+
+def rounded_weights(
+    weights: list[Tensor],
+    table: Tensor,
+    of_rows: OfRows,
+    integers: list[int],
+    unfolds: bool,
+) -> Tensor:
+    """Return many dense weights folded, fake-quantized and unfolded, one after another, flat.
+
+    Args:
+        weights: Each ``(output channels, ...)``, with at least one value.
+        table: int64 ``(rows, 3)``, a row for each output channel: address, place in the result,
+            number of values.
+        of_rows: Factor, scale and zero point of each row, ``(rows,)``. Without a factor nothing is
+            folded; without a scale it is computed from the row's range.
+        integers: As for `rounded_weight`.
+        unfolds: As for `rounded_weight`.
+    """
+    result = weights[0].new_empty(sum(w.numel() for w in weights))
+    kernels.weights[(len(table),)](
+        table, *of_rows, result, integers[0], integers[1],
+        **_constants_of_all(weights, of_rows, integers, unfolds),
+    )  # fmt: skip
+    return result
+
+
+def weights_gradients(
+    gradient: Tensor,
+    weights: list[Tensor],
+    table: Tensor,
+    of_rows: OfRows,
+    integers: list[int],
+    unfolds: bool,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of many weights, flat, and for each row of its factor and scale.
+
+    Args:
+        gradient: Of the result of `rounded_weights`, flat.
+        weights: As for `rounded_weights`.
+        table: As for `rounded_weights`.
+        of_rows: As for `rounded_weights`.
+        integers: As for `rounded_weights`.
+        unfolds: As for `rounded_weights`.
+        wanted: Whether to compute the gradients of the factor and of the scale.
+    """
+    rows = len(table)
+    d_weights = torch.empty_like(gradient)
+    d_factor = gradient.new_empty(rows if wanted[0] else 0)
+    d_scale = gradient.new_empty(rows if wanted[1] else 0)
+    kernels.weights_backward[(rows,)](
+        table, gradient, *of_rows, d_weights, d_factor, d_scale,
+        integers[0], integers[1],
+        **_constants_of_all(weights, of_rows, integers, unfolds),
+        WANTS_FACTOR=wanted[0], WANTS_SCALE=wanted[1],
+    )  # fmt: skip
+    return d_weights, d_factor, d_scale
+
+
+def _constants_of_all(
+    weights: list[Tensor], of_rows: OfRows, integers: list[int], unfolds: bool
+) -> dict[str, Any]:
+    columns = max(w.numel() // len(w) for w in weights)
+    constants = _constants(columns, *of_rows[:2], integers, unfolds)
+    del constants["PER_CHANNEL"]
+    return constants
 
 
 def _given_scale(

@@ -151,10 +151,14 @@ def test_operators_without_a_kernel_for_the_cpu_work_on_it() -> None:
 
 
 def test_an_operator_without_composition_is_refused_by_name() -> None:
-    from mmcv.ops import roi_pool
+    from mmcv.ops import deform_roi_pool, roi_pool, softmax_focal_loss
 
-    with pytest.raises(ValueError, match="RoIPool; use RoIAlign"):
+    with pytest.raises(ValueError, match="for RoIPool; use RoIAlign"):
         roi_pool(_random(1, 2, 4, 4), _boxes(1), 2)
+    with pytest.raises(ValueError, match="for DeformRoIPool; use RoIAlign"):
+        deform_roi_pool(_random(1, 2, 4, 4), _boxes(1), None, (2, 2))
+    with pytest.raises(ValueError, match=r"softmax_focal_loss; use FocalLoss\(use_sigmoid"):
+        softmax_focal_loss(_random(4, 3), torch.zeros(4, dtype=torch.long), 2.0, 0.25)
 
 
 def test_replaced_functions_call_the_compiled_operator_on_other_devices() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dq.quant.kernels import operators as native_ops
 from dq.quant.kernels.gpu import ops
 from dq.quant.kernels.gpu.check import kernels_work
+from dq.quant.kernels.together import row_table, views_of
 
 CLIPS = [(-torch.inf, torch.inf), (0.0, torch.inf), (0.0, 6.0), (-1.0, 1.0)]
 GRIDS = [(0.02, 0, 0, 255), (0.031, 117, 0, 255), (0.5, 0, -8, 7), (0.001, 0, -32768, 32767)]
@@ -157,6 +158,56 @@ def test_weights_and_their_gradients(integers: list[int], unfolds: bool, kind: s
         torch.testing.assert_close(sums, d_scale, rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("integers", SPECS[:4], ids=str)
+@pytest.mark.parametrize("unfolds", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "folded", "given"])
+def test_all_weights_at_once(integers: list[int], unfolds: bool, kind: str) -> None:
+    generator = torch.Generator().manual_seed(6)
+    weights = [
+        torch.randn(shape, generator=generator)
+        for shape in [(6, 5, 3, 3), (4, 1, 3, 3), (3, 700), (2, 40, 7, 7)]
+    ]
+    weights[0] = weights[0].contiguous(memory_format=torch.channels_last)
+    rows = [len(weight) for weight in weights]
+    factor = scale = zero_point = None
+    if kind != "plain":
+        factor = torch.randn(sum(rows), generator=generator)
+        factor[2] = 1e-20
+    if kind == "given":
+        scale = torch.rand(sum(rows), generator=generator) * 0.02 + 0.01
+        zero_point = torch.zeros(sum(rows), dtype=torch.int32)
+    if unfolds and factor is None:
+        pytest.skip("without a factor there is nothing to unfold")
+    table, rest = row_table(weights), (integers, unfolds)
+    flat = ops.rounded_weights(weights, table, (factor, scale, zero_point), *rest)
+    found = views_of(flat, weights)
+    wanted = [factor is not None, scale is not None]
+    gradients = [torch.randn(w.shape, generator=generator).to(memory_format=torch.contiguous_format)
+                 for w in weights]  # fmt: skip
+    gradient = torch.empty_like(flat)
+    for view, one in zip(views_of(gradient, weights), gradients, strict=True):
+        view.copy_(one)
+    d_flat, d_factor, d_scale = ops.weights_gradients(
+        gradient, weights, table, (factor, scale, zero_point), *rest, wanted
+    )
+    none = [None] * len(weights)
+    parts = [
+        list(t.split(rows)) if t is not None and len(t) else none
+        for t in (factor, scale, zero_point, d_factor, d_scale)
+    ]
+    for n, (weight, one) in enumerate(zip(weights, gradients, strict=True)):
+        f, s, z, own_factor, own_scale = (part[n] for part in parts)
+        given = (weight, f, s, z, *rest)
+        assert torch.equal(found[n], native_ops.rounded_weight(*given))
+        one = one.contiguous(memory_format=torch.channels_last) if n == 0 else one
+        d_weight, by_factor, by_scale = native_ops.weight_gradients(one, *given, 1.0, wanted)
+        assert torch.equal(views_of(d_flat, weights)[n], d_weight)
+        if own_factor is not None:
+            torch.testing.assert_close(own_factor, by_factor, rtol=1e-4, atol=1e-3)
+        if own_scale is not None:
+            torch.testing.assert_close(own_scale, by_scale, rtol=1e-4, atol=1e-2)
+
+
 def test_a_nan_weight_gives_a_nan_result() -> None:
     weight = torch.randn(3, 40, generator=torch.Generator().manual_seed(5))
     weight[1, 7] = torch.nan
@@ -176,6 +227,11 @@ def test_the_check_accepts_the_kernels_and_finds_a_wrong_one(
         patch.setattr(ops, "rounded_weight", lambda weight, *rest: weight)
         assert not kernels_work(device)
     assert "fake-quantized weights differ" in caplog.text
+    with monkeypatch.context() as patch:
+        right = ops.rounded_weights
+        patch.setattr(ops, "rounded_weights", lambda *given: right(*given) + 1)
+        assert not kernels_work(device)
+    assert "weights that are fake-quantized together differ" in caplog.text
 
     def broken(*_: object) -> None:
         raise RuntimeError("no such\nGPU")

@@ -17,7 +17,7 @@ from dq.quant.kernels.gpu.ops import OPTIONS
 
 pytestmark = pytest.mark.cpu
 
-POINTERS = {"mask_ptr": "*u8", "zero_point_ptr": "*i32"}
+POINTERS = {"mask_ptr": "*u8", "zero_point_ptr": "*i32", "table_ptr": "*i64"}
 NUMBERS = {"clip_low": "fp32", "clip_high": "fp32"}
 FLAGS = ("GIVEN", "PER_CHANNEL", "SIGNED", "SYMMETRIC", "POWER_OF_TWO", "FOLDS", "UNFOLDS")
 OPTIONAL = {"factor_ptr": "FOLDS", "scale_ptr": "GIVEN", "zero_point_ptr": "GIVEN"}
@@ -71,3 +71,7 @@ def test_kernels_of_weights() -> None:
         wanted = {"WANTS_FACTOR": constants["FOLDS"], "WANTS_SCALE": constants["GIVEN"]}
         code = compiled(kernels.weight_backward, 90, both | wanted)
         assert not re.search(r"\bfma\.", code)
+        of_rows = {name: value for name, value in both.items() if name != "PER_CHANNEL"}
+        for kernel, constant in ((kernels.weights, {}), (kernels.weights_backward, wanted)):
+            code = compiled(kernel, 90, of_rows | constant)
+            assert not re.search(r"\bfma\.", code)
