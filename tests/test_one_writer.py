@@ -98,6 +98,7 @@ def test_a_reused_pid_is_not_the_holder(tmp_path: Path) -> None:
     lock.release()
 
 
+@pytest.mark.slow
 def test_from_another_machine_the_heartbeat_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +178,7 @@ def test_only_one_process_replaces_a_dead_holder(tmp_path: Path) -> None:
         assert os.listdir(folder) == []
 
 
+@pytest.mark.slow
 def test_a_killed_heartbeat_restarts_and_none_outlives_its_parent(tmp_path: Path) -> None:
     body = """
 one_writer.LOOK_S = 0.2

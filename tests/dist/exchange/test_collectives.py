@@ -109,6 +109,7 @@ def come_late_to_the_barrier() -> str:
     return "met"
 
 
+@pytest.mark.slow
 def test_a_barrier_with_a_limit_names_the_rank_that_did_not_come() -> None:
     waited, late = rank_outcomes(come_late_to_the_barrier, 2)
     assert "rank 1 did not reach the barrier within 0.5 s of rank 0" in waited.result

@@ -338,6 +338,7 @@ def test_the_fused_graph_saves_one_tensor_and_one_mask_per_layer() -> None:
     assert size_of(graph(x)) <= plain + 5 * size // 4 + size  # One mask each; the quantized input.
 
 
+@pytest.mark.slow
 def test_without_a_compiler_results_are_the_same_with_a_warning(tmp_path) -> None:
     code = (
         "import logging, torch; logging.basicConfig()\n"
