@@ -58,10 +58,45 @@ def _first_difference(device: torch.device) -> str | None:
     for found, wanted in zip(views_of(flat, several), (expected, expected[:4]), strict=True):
         if not torch.equal(found, wanted):
             return "weights that are fake-quantized together differ from torch's"
+    return _first_different_gradient(x, (scale, zero_point), mask, table)
+
+
+@torch.enable_grad()
+def _first_different_gradient(
+    x: Tensor, of_activation: tuple[Tensor, Tensor], mask: Tensor, table: Tensor
+) -> str | None:
+    """Compare the backward passes of the values above.
+
+    Args:
+        x: The 5000 values.
+        of_activation: Their scale and zero point as an activation.
+        mask: What the forward pass of that activation kept.
+        table: Of the two weights that share these values.
+    """
+    from dq.quant.kernels.gpu import ops
+
+    gradient = torch.linspace(-1.0, 1.0, len(x), device=x.device)
+    leaf = x.clone().requires_grad_()
+    cut = leaf.clamp(0.0, 6.0)
+    rounded = torch.fake_quantize_per_tensor_affine(cut, *of_activation, 0, 255)
+    (expected,) = torch.autograd.grad(rounded, leaf, gradient)
+    if not torch.equal(ops.masked_gradient(gradient, mask), expected):
+        return "gradients of activations differ from torch's"
+    found, _ = ops.learned_gradients(gradient, x, *of_activation, (0, 255, 0.0, 6.0), False)
+    if not torch.equal(found, expected):
+        return "gradients of activations with learned scales differ from torch's"
+    weight, of_weight = x[:4995].reshape(15, 333), gradient[:4995].reshape(15, 333)
+    leaf = weight.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(_rounded(leaf), leaf, of_weight)
+    both, flat = [weight, weight[:4]], torch.cat([of_weight.flatten(), of_weight[:4].flatten()])
+    nothing = (None, None, None)
+    found = ops.weights_gradients(flat, both, table, nothing, _INTEGERS, False, [False, False])[0]
+    if not torch.equal(found, torch.cat([expected.flatten(), expected[:4].flatten()])):
+        return "gradients of weights differ from torch's"
     return None
 
 
 def _rounded(weight: Tensor) -> Tensor:
-    scale = weight.abs().amax(1) / _INTEGERS[1]
+    scale = weight.detach().abs().amax(1) / _INTEGERS[1]
     zero_point = torch.zeros_like(scale)
     return torch.fake_quantize_per_channel_affine(weight, scale, zero_point, 0, *_INTEGERS[:2])

@@ -5,6 +5,9 @@ Run by `test_kernels.py` in a process of its own, because Triton chooses its int
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -218,6 +221,16 @@ def test_a_nan_weight_gives_a_nan_result() -> None:
     assert torch.equal(ops.rounded_weight(*given)[2], expected[2])
 
 
+def doubled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with a result, or the first of its results, that is twice as large."""
+
+    def wrong(*given: Any) -> Any:
+        result = function(*given)
+        return 2 * result if isinstance(result, torch.Tensor) else (2 * result[0], *result[1:])
+
+    return wrong
+
+
 def test_the_check_accepts_the_kernels_and_finds_a_wrong_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -232,6 +245,15 @@ def test_the_check_accepts_the_kernels_and_finds_a_wrong_one(
         patch.setattr(ops, "rounded_weights", lambda *given: right(*given) + 1)
         assert not kernels_work(device)
     assert "weights that are fake-quantized together differ" in caplog.text
+    for name, words in (
+        ("masked_gradient", "gradients of activations differ"),
+        ("learned_gradients", "gradients of activations with learned scales differ"),
+        ("weights_gradients", "gradients of weights differ"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, name, doubled(getattr(ops, name)))
+            assert not kernels_work(device)
+        assert words in caplog.text
 
     def broken(*_: object) -> None:
         raise RuntimeError("no such\nGPU")
