@@ -81,8 +81,21 @@ _CHOICE = re.compile(
 )
 
 
+class CommandLineEnd(SystemExit):
+    """The command line was wrong or asked for help, and that has been printed.
+
+    It has a class of its own because a user's code may raise SystemExit too, which is an error.
+    """
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that prints usage errors as one line, from one rank only."""
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End the process after a help text was printed."""
+        if message:
+            print(message, end="", file=sys.stderr)
+        raise CommandLineEnd(status)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and end the process with the exit code of a user's mistake."""
@@ -94,7 +107,7 @@ class Parser(argparse.ArgumentParser):
             mend = self._mend(message) or f"see '{self.prog} --help'"
         line = f"{message}; {mend}"
         tell_once(line, USER_ERROR, lambda: say_line(line))
-        raise SystemExit(USER_ERROR)
+        raise CommandLineEnd(USER_ERROR)
 
     def _mend(self, message: str) -> str | None:
         """Return what to write instead of an unknown flag, or None.
@@ -186,23 +199,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         # variable when it is imported, which happens later.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     with quiet_interpreter(debug=debug), guarded_output():
-        parsed = False
         try:
             arguments = parse(words)
-            parsed = True
             code: int = arguments.run(arguments)
             sys.stdout.flush()
             return code
         except KeyboardInterrupt:
             return INTERRUPTED
+        except CommandLineEnd:
+            raise
         except OutputLostError as error:
             return READER_LEFT if error.reader_left else report(error, debug=debug)
         except BaseException as error:
             # Compared by name, because importing the class would import torch here.
             if type(error).__name__ == "Stopped":
                 return STOPPED
-            if isinstance(error, SystemExit) and not parsed:
-                raise  # The command line was wrong or asked for help: that has been printed.
             return report(explained(error, _command_of(words)), debug=debug)
 
 
@@ -220,7 +231,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
     Raises:
         ValueError: There is no command, and the config cannot be read or has a wrong ``quantize``.
-        SystemExit: The command line is wrong; a line about it has been printed.
+        CommandLineEnd: The command line is wrong; a line about it has been printed.
     """
     parser, children = build_parsers()
     if not any(word in children for word in words):

@@ -25,7 +25,7 @@ OTHERS = {
     ),
     "srun": (
         *("--ntasks-per-node", "--kill-on-bad-exit", "--container-image", "--container-mounts"),
-        *("--pty", "--overlap", "--preserve-env"),
+        *("--pty", "--overlap", "--preserve-env", "--gpus-per-task"),
     ),
     "sha256sum": ("--check",),
     "wandb": ("--include-online", "--include-synced"),
