@@ -28,7 +28,7 @@ setup:
 demo: export OMP_NUM_THREADS ?= $(SHARE)
 demo: setup
 	@echo "The demo makes a small data set, trains a detector on it in float, calibrates it to int8 and"
-	@echo "trains it quantized, on $(RANKS) ranks: 7 to 8 minutes on two cores. It can be stopped and repeated."
+	@echo "trains it quantized, on $(RANKS) ranks: about 4 minutes on two cores. It can be stopped and repeated."
 	$(VENV)/bin/python -m launcher data digits
 	$(RUN) run configs/digits/ssd_resnet_fpn_160.py --resume
 	@echo
