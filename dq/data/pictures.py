@@ -6,7 +6,11 @@ from pathlib import Path
 
 from PIL import Image
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# Images of other kinds, which mmcv's decoders do not read.
+OTHERS = (".gif", ".heic", ".heif", ".avif", ".jxl", ".psd", ".dng", ".cr2", ".nef", ".svg")
+# mmdet does not train on images with a shorter side.
+LEAST_SIDE = 32
 ORIENTATION = 0x0112
 # EXIF orientations that swap width and height.
 ON_THEIR_SIDE = (5, 6, 7, 8)
@@ -48,3 +52,16 @@ def can_read(path: Path) -> bool:
     except Exception:  # a broken file may raise anything
         return False
     return True
+
+
+def can_train(path: Path) -> bool:
+    """Return whether mmcv decodes a readable image, whatever its suffix says; Pillow knows more."""
+    import cv2
+
+    try:
+        with Image.open(path) as image:
+            kind = image.format
+    except Exception:  # a broken file may raise anything
+        return False
+    # Nearly all photographs, which need not be decoded twice.
+    return kind == "JPEG" or cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_8) is not None
