@@ -24,7 +24,11 @@ def test_only_the_main_rank_prints_results(
             own["files"] = ["a.onnx"]
         out, err = capsys.readouterr()
         assert err == "for people\n"
-        wanted = {"experiment": str(tmp_path), "stages": {"qat": {"value": 0.5}}, "files": ["a.onnx"]}
+        wanted = {
+            "experiment": str(tmp_path),
+            "stages": {"qat": {"value": 0.5}},
+            "files": ["a.onnx"],
+        }
         assert not prints or json.loads(out) == wanted
         assert prints or out == ""
 
