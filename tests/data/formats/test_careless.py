@@ -17,6 +17,7 @@ from dq.data.formats.labelled import size_of
 from dq.data.formats.registry import read_folder
 from dq.data.own.checked import checked
 from dq.data.own.splits import share_out
+from dq.data.pictures import can_train, head_size
 from tests.data import folders
 from tests.data.folders import CLASSES, LAYOUTS, SIZE, paint, put, scenes, xml
 from tests.data.formats.test_layouts import TRUTH, content
@@ -373,6 +374,24 @@ def test_images_of_every_mode_are_read_and_trained(tmp_path: Path, mode: str, su
     pixels = mmcv.imread(str(path.with_suffix(suffix)))
     assert pixels.shape == (SIZE[1], SIZE[0], 3)
     assert pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("tag", [1, 3, 6, 8])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_turned_images_of_every_kind_have_the_size_that_mmcv_loads(
+    tmp_path: Path, suffix: str, tag: int
+) -> None:
+    import mmcv
+
+    image = Image.new("RGB", SIZE)
+    exif = image.getexif()
+    exif[0x0112] = tag
+    path = tmp_path / f"a{suffix}"
+    image.save(path, exif=exif if suffix == ".tif" else exif.tobytes())
+    height, width, _ = mmcv.imfrombytes(path.read_bytes()).shape
+    assert head_size(path, turned=True) == (width, height)
+    assert head_size(path, turned=False) == SIZE
+    assert can_train(path)
 
 
 @pytest.mark.parametrize(
