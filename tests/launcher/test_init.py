@@ -265,7 +265,9 @@ def test_three_commands_from_photographs_to_an_int8_file(launch: Launch, here: P
     assert code == 0, err
     assert "| own " in out
     code, out, err = launch(
-        "export", "own.py", "--checkpoint", "runs/own/qat/qat.pth", "--no-bench"
+        "export", "own.py", "--checkpoint", "runs/own/qat/qat.pth", "--no-bench", "--json"
     )
     assert code == 0, err
-    assert list((here / "runs/own/export").glob("*.onnx"))
+    written = [here / name for name in json.loads(out)["files"]]
+    assert written[0] in list((here / "runs/own/export").glob("*.onnx"))
+    assert all(path.is_file() for path in written)

@@ -11,10 +11,14 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 from dq.data.pictures import SUFFIXES
 
+# Names of folders that hold labels alone.
+LABELS = {
+    *("annotations", "annotation", "anns", "ann", "labels", "label", "xml", "xmls", "json", "txt"),
+}
 # Names of folders that hold one kind of file, so that they do not tell one image from another.
 KINDS = {
     *("images", "image", "img", "imgs", "jpegimages", "jpgimages", "photos", "pictures"),
-    *("annotations", "annotation", "anns", "ann", "labels", "label", "xml", "xmls", "json", "txt"),
+    *LABELS,
 }
 # Files of a folder of pictures that `launcher show` has drawn; those are nobody's photographs.
 OF_SHOW = {"index.html", "show.json"}
@@ -114,6 +118,17 @@ class Folder:
     def _place(self, path: Path) -> tuple[str, ...]:
         parts = path.relative_to(self.root).parts[:-1] if path.is_relative_to(self.root) else ()
         return tuple(part.lower() for part in parts if part.lower() not in KINDS)
+
+
+def with_labels_above(root: Path) -> Path | None:
+    """Return the nearest of the two folders above that has a folder of labels; None if none has."""
+    for above in root.absolute().parents[:2]:
+        try:
+            if any(each.name.lower() in LABELS and each.is_dir() for each in above.iterdir()):
+                return above
+        except OSError:
+            continue
+    return None
 
 
 def split_named(name: str) -> str | None:

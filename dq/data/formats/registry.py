@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dq.data.formats import coco, labelme, voc, yolo
-from dq.data.formats.folder import Folder
+from dq.data.formats.folder import Folder, with_labels_above
 from dq.data.formats.labelled import UNLISTED, UNREADABLE, Labelled
 from dq.data.pictures import OTHERS, SUFFIXES
 from dq.names import did_you_mean
@@ -57,6 +57,12 @@ def read_folder(place: Path, name: str | None = None) -> Labelled:
         if not read:
             raise ValueError(f"{place} has no images ({', '.join(SUFFIXES)}); give another folder")
     if not read:
+        above = with_labels_above(folder.root)
+        if above is not None:
+            raise ValueError(
+                f"{place} has {len(folder.images)} images and no annotations; the labels seem to be"
+                f" elsewhere in {above}: give that folder"
+            )
         wanted = title(name) if name else ", ".join(map(title, FORMATS))
         raise ValueError(
             f"{place} has {len(folder.images)} images and no annotations ({wanted}): label some"

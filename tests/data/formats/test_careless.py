@@ -317,6 +317,24 @@ def test_what_cannot_be_read_ends_in_a_line(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("layout", "part"),
+    [
+        ("voc", "JPEGImages"),
+        ("coco", "train2017"),
+        ("yolo_by_kind", "images"),
+        ("yolo_by_kind", "images/train"),
+        ("labelme_apart", "train/imgs"),
+    ],
+)
+def test_the_folder_of_the_images_alone_names_the_one_above(
+    tmp_path: Path, layout: str, part: str
+) -> None:
+    LAYOUTS[layout][0](tmp_path / "data")
+    with pytest.raises(ValueError, match=r"elsewhere in .*/data(/train)?: give that folder"):
+        read_folder(tmp_path / "data" / part)
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_split_without_boxes_is_not_evaluated(tmp_path: Path, split: str) -> None:
     folders.yolo_by_kind(tmp_path)
