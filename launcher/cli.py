@@ -14,11 +14,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from dq.names import hint
-from dq.shipped import located, path_of
+from dq.names import did_you_mean, hint
+from dq.shipped import located, path_of, shipped
 from dq.version import version
 from launcher.command_line.missing import explained
-from launcher.command_line.words import ordered
+from launcher.command_line.words import CONFIGS, ordered
 from launcher.failure import (
     DEBUG,
     INTERRUPTED,
@@ -253,8 +253,17 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _refuse_misspelt(first: Sequence[str], commands: Collection[str]) -> None:
-    """Raise ValueError if the first word is nearly a command, and neither file nor config."""
+    """Raise ValueError if the first word is no command, and neither file nor config."""
     for word in first:
+        if word.startswith("-") or Path(word).exists() or path_of(word) is not None:
+            continue
         near = difflib.get_close_matches(word, commands, n=1, cutoff=0.6)
-        if near and not Path(word).exists() and path_of(word) is None:
+        if near:
             raise ValueError(f"{word} is not a command; did you mean {near[0]}?")
+        if word.endswith(CONFIGS):
+            continue  # Reading it says what is near.
+        known = shipped()
+        raise ValueError(
+            f"{word} is neither a command, a file nor a shipped config{did_you_mean(word, known)};"
+            " `launcher --help` and `launcher configs` list them"
+        )

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,6 +55,7 @@ class Session:
         watch: The file for the stacks of a rank that hangs, and the time limit.
         work_dir: The folders that only this command may write.
         wandb: ``online``, ``offline`` or ``disabled``.
+        results: What ``--json`` prints beside the stages' summaries.
     """
 
     environment: Environment
@@ -64,6 +66,7 @@ class Session:
     watch: Watch
     work_dir: WorkDir
     wandb: str = "disabled"
+    results: dict[str, Any] = field(default_factory=dict)
     _relays: list[Relay] = field(default_factory=list)
 
     def relay(self, init_s: float, finish_s: float) -> Relay | None:
@@ -110,7 +113,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
     device = choose_device(asked.device, environment)
     experiment = asked.experiment
     with (
-        json_result(experiment, wanted=arguments.json, prints=environment.is_main),
+        json_result(experiment, wanted=arguments.json, prints=environment.is_main) as results,
         output_may_fail(),
         logging_to(experiment / "logs", rank=environment.rank, quiet=arguments.quiet) as log_file,
     ):
@@ -154,6 +157,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
                     ),
                     work_dir=work_dir,
                     wandb=wandb,
+                    results=results,
                     _relays=relays,
                 )
 

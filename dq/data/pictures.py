@@ -6,8 +6,17 @@ from pathlib import Path
 
 from PIL import Image
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# Images of other kinds, which most decoders of mmcv do not read.
+OTHERS = (
+    *(".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".ppm", ".pgm"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".exr"),
+)
+# mmdet does not train on images with a shorter side.
+LEAST_SIDE = 32
 ORIENTATION = 0x0112
+# Width and height of a TIFF as it is stored.
+_TIFF_SIZE = (0x0100, 0x0101)
 # EXIF orientations that swap width and height.
 ON_THEIR_SIDE = (5, 6, 7, 8)
 
@@ -33,10 +42,13 @@ def head_size(path: str | Path, *, turned: bool) -> Size | None:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            tag = image.getexif().get(ORIENTATION) if turned else None
+            on_its_side = image.getexif().get(ORIENTATION) in ON_THEIR_SIDE
+            if image.format == "TIFF" and on_its_side:
+                # Newer versions of Pillow have turned the size already, older ones have not.
+                width, height = (int(image.getexif()[tag]) for tag in _TIFF_SIZE)
     except Exception:  # a broken header may raise anything
         return None
-    return (height, width) if tag in ON_THEIR_SIDE else (width, height)
+    return (height, width) if turned and on_its_side else (width, height)
 
 
 def can_read(path: Path) -> bool:
@@ -48,3 +60,18 @@ def can_read(path: Path) -> bool:
     except Exception:  # a broken file may raise anything
         return False
     return True
+
+
+def can_train(path: Path) -> bool:
+    """Return whether mmcv decodes a readable image, whatever its suffix says; Pillow knows more."""
+    import cv2
+    import numpy as np
+
+    try:
+        with Image.open(path) as image:
+            if image.format == "JPEG":
+                return True  # Nearly all photographs, which need not be decoded twice.
+        content = np.fromfile(path, np.uint8)
+        return cv2.imdecode(content, cv2.IMREAD_COLOR) is not None
+    except Exception:  # a broken file may raise anything
+        return False

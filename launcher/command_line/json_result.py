@@ -14,24 +14,26 @@ from dq.tracking.record.stage_summary import FILE_NAME
 
 
 @contextmanager
-def json_result(experiment: Path, *, wanted: bool, prints: bool) -> Iterator[None]:
+def json_result(experiment: Path, *, wanted: bool, prints: bool) -> Iterator[dict[str, Any]]:
     """Send the body's text to stderr, then print the experiment's results on stdout.
 
-    Nothing is printed after an error, whose line and exit code say everything.
+    Nothing is printed after an error, whose line and exit code say everything. The body gets a dict
+    for results of the command itself, which join those of the stages.
 
     Args:
         experiment: Its folder.
         wanted: Without, this does nothing.
         prints: Whether this rank prints; the other ranks' text goes to stderr too.
     """
+    own: dict[str, Any] = {}
     if not wanted:
-        yield
+        yield own
         return
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):
-        yield
+        yield own
     if prints:
-        print(json_text(results_of(experiment)), end="", file=stdout, flush=True)
+        print(json_text(results_of(experiment) | own), end="", file=stdout, flush=True)
 
 
 def results_of(experiment: Path) -> dict[str, Any]:

@@ -115,6 +115,8 @@ def run(arguments: argparse.Namespace) -> int:
         last = models[-1] if models else given[-1]
         backend = "torch-int" if last.endswith(".pth") else "onnxruntime"
         raise ValueError(f"{last}: add --backend {backend}")
+    if arguments.config.endswith(".onnx"):
+        raise ValueError(f"{arguments.config}: add --backend onnxruntime, or openvino")
     if arguments.checkpoint is None:
         raise ValueError("eval needs --checkpoint FILE.pth")
     return _run_in_torch(arguments)

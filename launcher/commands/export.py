@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 from dq.formats import FORMATS
@@ -70,6 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
         if place.environment.is_main:
             for path in paths:
                 print(f"export: {path} ({path.stat().st_size / 2**20:.2f} MiB)", flush=True)
+        place.results["files"] = [str(path) for path in paths]
         if arguments.bench and arguments.format == "onnx-qdq":
-            say_speed(place, paths[0], exported_latency(paths[0]))
+            latency = exported_latency(paths[0])
+            say_speed(place, paths[0], latency)
+            place.results["latency"] = asdict(latency) if is_dataclass(latency) else latency
     return 0

@@ -112,8 +112,14 @@ def read_source(arguments: argparse.Namespace) -> Labelled:
         f"{arguments.source}: {title(labelled.format)}, {len(labelled.photos)} images, {boxes}"
         f" boxes of {len(labelled.classes)} classes"
     )
-    for line in labelled.findings.lines():
+    lines = labelled.findings.lines()
+    for line in lines:
         print(f"  {line}")
+    if not any(box.trained for photo in labelled.photos for box in photo.boxes):
+        reasons = "; ".join(lines[:2]) or "all are difficult or crowds"
+        raise ValueError(
+            f"{arguments.source} has no box to train on: {reasons}; correct the images or labels"
+        )
     return labelled
 
 

@@ -42,6 +42,11 @@ and exit code 2. mmcv would load the weights that fit and log the rest. To load 
 `load_from`, which loads the weights that fit and logs how many did not. Addresses (`https://`,
 `torchvision://`, `open-mmlab://`, `mmcls://`) are downloaded once, into torch's cache.
 
+**Values of another type.** A text where `runner.max_epochs`, `runner.max_iters`, `total_epochs`,
+`workers_per_gpu`, `log_config.interval` or `times` of a repeated data set needs a whole number, a
+number where `data_root`, `load_from`, `resume_from` or `work_dir` needs a path, or a `grad_clip`
+that is no dict ends the job with one line that names the key, and exit code 2.
+
 **EMA hooks.** `ExpMomentumEMAHook`, `LinearMomentumEMAHook` and mmcv's `EMAHook` are replaced by
 one average with the hook's own rule (momentum, warm-up, interval, `skip_buffers`), in float and in
 quantized training. As in mmdet, the average is evaluated and written as the detector's weights.

@@ -153,6 +153,53 @@ def test_a_mistake_is_one_line(launch: Launch, here: Path, mistake: str) -> None
     assert files(here) == before
 
 
+def test_names_in_a_config_are_as_they_are(launch: Launch, here: Path) -> None:
+    """mmcv and mmdet replace some braces in a config."""
+    folder = here / "{{ fileDirname }}\n%d"
+    folders.yolo_flat(folder)
+    names = ("{{ fileDirname }}", "{{ _base_.x }}", 'it\'s \\ "q" | %s')
+    folders.put(folder / "classes.txt", "\n".join(names))
+    code, _, err = launch("init", folder, "--size", 64, "--out", "own.py")
+    assert (code, err) == (0, "")
+    config = read_config(here / "own.py")
+    assert config.classes == names
+    assert config.data_root == str(folder)
+    folders.put(folder / "classes.txt", "${data_root}\nb\nc")
+    code, _, err = launch("init", folder, "--size", 64, "--out", "other.py")
+    assert (code, "a config replaces ${...} in ${data_root}" in err) == (2, True)
+    assert not (here / "other.py").exists()
+
+
+NO_BOXES = {
+    "too small": ("0 0.5 0.5 0.001 0.001\n", "10 boxes of less than a pixel, left out (first"),
+    "outside": ("0 5 5 1 1\n", "10 boxes outside their image, left out (first"),
+}
+
+
+@pytest.mark.parametrize("command", [("init",), ("data", "convert")])
+@pytest.mark.parametrize("fault", NO_BOXES)
+def test_a_folder_whose_boxes_are_all_left_out_says_why(
+    launch: Launch, here: Path, fault: str, command: tuple[str, ...]
+) -> None:
+    text, why = NO_BOXES[fault]
+    folders.yolo_flat(here / "photos")
+    for path in (here / "photos").glob("photo*.txt"):
+        path.write_text(text)
+    before = files(here)
+    code, _, err = launch(*command, "photos", *(["dst"] if "data" in command else []))
+    assert code == 2
+    assert err.startswith(f"error: photos has no box to train on: {why}")
+    assert files(here) == before
+
+
+def test_difficult_boxes_alone_cannot_be_trained_on(launch: Launch, here: Path) -> None:
+    folders.voc(here / "photos")
+    for path in (here / "photos/Annotations").iterdir():
+        path.write_text(path.read_text().replace("<difficult>0", "<difficult>1"))
+    code, _, err = launch("init", "photos")
+    assert (code, "all are difficult or crowds; correct" in err) == (2, True)
+
+
 def test_labels_are_converted(launch: Launch, here: Path) -> None:
     folders.yolo_by_kind(here / "photos")
     code, out, err = launch("data", "convert", "photos", "labels", "--to", "coco")
@@ -218,7 +265,9 @@ def test_three_commands_from_photographs_to_an_int8_file(launch: Launch, here: P
     assert code == 0, err
     assert "| own " in out
     code, out, err = launch(
-        "export", "own.py", "--checkpoint", "runs/own/qat/qat.pth", "--no-bench"
+        "export", "own.py", "--checkpoint", "runs/own/qat/qat.pth", "--no-bench", "--json"
     )
     assert code == 0, err
-    assert list((here / "runs/own/export").glob("*.onnx"))
+    written = [here / name for name in json.loads(out)["files"]]
+    assert written[0] in list((here / "runs/own/export").glob("*.onnx"))
+    assert all(path.is_file() for path in written)

@@ -14,16 +14,18 @@ from dq.data.formats.labelled import (
     MISSING,
     NO_BOX,
     NO_CLASS,
+    TWO_SPLITS,
     UNREADABLE,
     Box,
     Findings,
     Labelled,
     Photo,
     class_names,
+    size_of,
 )
 
 # Files of the COCO data set about something other than boxes of objects.
-_OTHERS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
+_OTHERS = ("captions", "panoptic", "stuff", "image_info")
 # The ``info`` of files that belong to a config, and are not read again as someone's labels.
 OF_A_CONFIG = {"description": "splits of a config, written by launcher init"}
 _SECTIONS = ("images", "annotations", "categories")
@@ -51,10 +53,12 @@ def read(folder: Folder) -> Labelled | None:
             elif image not in photos:
                 photos[image] = Photo(
                     file=image,
-                    boxes=tuple(boxes.pop(entry.get("id"), ())),
-                    size=_size(entry),
+                    boxes=tuple(boxes.pop(_id(entry.get("id")), ())),
+                    size=size_of(entry.get("width"), entry.get("height")),
                     split=split or folder.split_of(image),
                 )
+            elif split is not None and split != photos[image].split:
+                findings.add(TWO_SPLITS, folder.relative(image))
     found = tuple(photos[path] for path in sorted(photos))
     classes = class_names(found, _without_heads(names, contents.values(), found))
     return Labelled(
@@ -95,9 +99,14 @@ def _dicts(content: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return [entry for entry in content[key] if isinstance(entry, dict)]
 
 
-def _categories(content: Mapping[str, Any]) -> dict[Any, str]:
+def _id(value: Any) -> str:
+    """Return an id for comparison: some tools write 7 in one place and "7" or 7.0 in another."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _categories(content: Mapping[str, Any]) -> dict[str, str]:
     entries = [c for c in _dicts(content, "categories") if c.get("name")]
-    return {c.get("id"): " ".join(str(c["name"]).split()) for c in entries}
+    return {_id(c.get("id")): " ".join(str(c["name"]).split()) for c in entries}
 
 
 def _without_heads(names: Sequence[str], contents: Any, photos: Sequence[Photo]) -> list[str]:
@@ -110,21 +119,15 @@ def _without_heads(names: Sequence[str], contents: Any, photos: Sequence[Photo])
     return [name for name in names if name in used or name not in heads]
 
 
-def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    try:
-        width, height = int(entry["width"]), int(entry["height"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    return (width, height) if width > 0 and height > 0 else None
-
-
 def _boxes_by_image(
-    content: Mapping[str, Any], categories: Mapping[Any, str], file: str, findings: Findings
-) -> dict[Any, list[Box]]:
-    names = {entry.get("id"): str(entry.get("file_name")) for entry in _dicts(content, "images")}
-    found: dict[Any, list[Box]] = defaultdict(list)
+    content: Mapping[str, Any], categories: Mapping[str, str], file: str, findings: Findings
+) -> dict[str, list[Box]]:
+    names = {
+        _id(entry.get("id")): str(entry.get("file_name")) for entry in _dicts(content, "images")
+    }
+    found: dict[str, list[Box]] = defaultdict(list)
     for entry in _dicts(content, "annotations"):
-        image, label = entry.get("image_id"), categories.get(entry.get("category_id"))
+        image, label = _id(entry.get("image_id")), categories.get(_id(entry.get("category_id")))
         corners = _corners(entry)
         if image not in names:
             findings.add("boxes of an image that is not listed, left out", file)

@@ -11,11 +11,17 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 from dq.data.pictures import SUFFIXES
 
+# Names of folders that hold labels alone.
+LABELS = {
+    *("annotations", "annotation", "anns", "ann", "labels", "label", "xml", "xmls", "json", "txt"),
+}
 # Names of folders that hold one kind of file, so that they do not tell one image from another.
 KINDS = {
     *("images", "image", "img", "imgs", "jpegimages", "jpgimages", "photos", "pictures"),
-    *("annotations", "annotation", "anns", "ann", "labels", "label", "xml", "xmls", "json", "txt"),
+    *LABELS,
 }
+# Files of a folder of pictures that `launcher show` has drawn; those are nobody's photographs.
+OF_SHOW = {"index.html", "show.json"}
 _SPLIT = re.compile(r"(train|training|val|valid|validation|dev|trainval|test|testing)(?:20\d\d)?")
 _MEANING = {"training": "train", "valid": "val", "validation": "val", "dev": "val",
             "testing": "test"}  # fmt: skip
@@ -35,13 +41,18 @@ class Folder:
         self.root = root.resolve() if ".." in root.parts else root.absolute()
         if not root.is_dir():
             raise ValueError(f"{root} is not a folder; give the folder of your photographs")
-        self.files = sorted(_walk(self.root))
+        if not _is_text(str(self.root)):
+            raise ValueError(f"{_shown(self.root)} is not a name in UTF-8; rename the folder")
+        files = sorted(_walk(self.root))
+        self.files = [path for path in files if _is_text(str(path))]
+        # Neither COCO files nor decoders of images can name them.
+        self.unreadable_names = [_shown(path) for path in files if not _is_text(str(path))]
         self.images = [path for path in self.files if path.suffix.lower() in SUFFIXES]
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         for path in self.images:
-            self._by_stem[_key(path.stem)].append(path)
-            self._by_name[_key(path.name)].append(path)
+            self._by_stem[comparable(path.stem)].append(path)
+            self._by_name[comparable(path.name)].append(path)
 
     def ending(self, *suffixes: str) -> list[Path]:
         """Return the files with these suffixes, in any case."""
@@ -63,7 +74,7 @@ class Folder:
             annotation: The file.
             named: File name of the image in the annotation, with or without folders.
         """
-        found = self._nearest(annotation, self._by_stem.get(_key(annotation.stem), []))
+        found = self._nearest(annotation, self._by_stem.get(comparable(annotation.stem), []))
         if found is not None or not named:
             return found
         return self.image_named(annotation, named)
@@ -79,9 +90,9 @@ class Folder:
         path = PurePath(PureWindowsPath(named).as_posix())
         for base in (annotation.parent, annotation.parent.parent, self.root):
             candidate = Path(os.path.normpath(base / path))
-            if candidate.is_file() and candidate.suffix.lower() in SUFFIXES:
+            if _is_file(candidate) and candidate.suffix.lower() in SUFFIXES:
                 return candidate
-        found = self._by_name.get(_key(path.name), [])
+        found = self._by_name.get(comparable(path.name), [])
         tail = [p for p in found if p.as_posix().endswith(f"/{path.as_posix()}")]
         found = tail or found
         if split is not None and len(found) > 1:
@@ -109,15 +120,47 @@ class Folder:
         return tuple(part.lower() for part in parts if part.lower() not in KINDS)
 
 
+def with_labels_above(root: Path) -> Path | None:
+    """Return the nearest of the two folders above that has a folder of labels; None if none has."""
+    for above in root.absolute().parents[:2]:
+        try:
+            if any(each.name.lower() in LABELS and each.is_dir() for each in above.iterdir()):
+                return above
+        except OSError:
+            continue
+    return None
+
+
 def split_named(name: str) -> str | None:
     """Return the split that a name stands for: ``train2017`` is ``train``, ``valid`` is ``val``."""
     found = _SPLIT.fullmatch(name.lower())
     return _MEANING.get(found[1], found[1]) if found else None
 
 
-def _key(name: str) -> str:
+def comparable(name: str) -> str:
     """Return a name as file systems compare it: any case, any Unicode form."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a name has no bytes that are no UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(path: Path) -> str:
+    return path.name.encode(errors="backslashreplace").decode()
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether there is such a file; names from annotations may be too long for a disk."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -133,6 +176,9 @@ def _walk(root: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
+        if set(names) >= OF_SHOW:
+            folders.clear()
+            continue
         folders[:] = sorted(n for n in folders if not n.startswith((".", "__MACOSX")))
         for name in names:
             if not name.startswith("."):

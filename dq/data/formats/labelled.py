@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dq.data.pictures import Size
 
@@ -18,6 +19,9 @@ UNLISTED = "images in no list of ImageSets, left out"
 SECOND = "second annotations of an image, left out"
 NO_CLASS = "boxes without a class, left out"
 NO_BOX = "objects without a box, left out"
+TWO_SPLITS = "images in two splits, left out of the second"
+# Characters of a name that a line shows, as its end.
+_LONGEST = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +37,11 @@ class Box:
     name: str
     corners: tuple[float, float, float, float]
     ignored: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Return whether a detector learns from it."""
+        return not self.ignored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +59,15 @@ class Photo:
     boxes: tuple[Box, ...]
     size: Size | None = None
     split: str | None = None
+
+
+def size_of(width: Any, height: Any) -> Size | None:
+    """Return a size as an annotation gives it, None if those are no sides of an image."""
+    try:
+        sides = int(float(width)), int(float(height))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return sides if min(sides) > 0 else None
 
 
 class Findings:
@@ -95,4 +113,10 @@ def class_names(photos: Sequence[Photo], declared: Sequence[str] = ()) -> tuple[
 def _few(names: Sequence[str]) -> str:
     different = list(dict.fromkeys(names))
     more = ", ..." if len(different) > SHOWN else ""
-    return f"first {', '.join(different[:SHOWN])}{more}"
+    return f"first {', '.join(map(_shortened, different[:SHOWN]))}{more}"
+
+
+def _shortened(name: str) -> str:
+    """Return a name that fits on a line: its end, without characters that move the cursor."""
+    plain = "".join(c if c.isprintable() else "?" for c in name)
+    return plain if len(plain) <= _LONGEST else f"...{plain[-_LONGEST:]}"

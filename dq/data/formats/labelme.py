@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dq.data.formats.labelled import (
     Labelled,
     Photo,
     class_names,
+    size_of,
 )
 
 _SHAPES = ("rectangle", "polygon", "circle", "mask")
@@ -46,7 +47,7 @@ def read(folder: Folder) -> Labelled | None:
             photos[image] = Photo(
                 file=image,
                 boxes=_boxes(content["shapes"], folder.relative(path), findings),
-                size=_size(content),
+                size=size_of(content.get("imageWidth"), content.get("imageHeight")),
                 split=folder.split_of(image) or folder.split_of(path),
             )
     if not seen:
@@ -72,16 +73,10 @@ def _content(path: Path, findings: Findings, folder: Folder) -> dict[str, Any] |
     return content if is_one else None
 
 
-def _size(content: Mapping[str, Any]) -> tuple[int, int] | None:
-    width, height = content.get("imageWidth"), content.get("imageHeight")
-    known = isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0
-    return (width, height) if known else None  # type: ignore[return-value]
-
-
 def _boxes(shapes: Sequence[Any], name: str, findings: Findings) -> tuple[Box, ...]:
     found = []
     for shape in shapes:
-        kind = shape.get("shape_type", "polygon") if isinstance(shape, dict) else ""
+        kind = (shape.get("shape_type") or "polygon") if isinstance(shape, dict) else ""
         label = " ".join(str((shape if kind else {}).get("label") or "").split())
         if kind not in _SHAPES or label in _NO_CLASS:
             findings.add("shapes that are no boxes, left out", name)

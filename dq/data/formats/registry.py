@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dq.data.formats import coco, labelme, voc, yolo
-from dq.data.formats.folder import Folder
+from dq.data.formats.folder import Folder, with_labels_above
 from dq.data.formats.labelled import UNLISTED, UNREADABLE, Labelled
-from dq.data.pictures import SUFFIXES
+from dq.data.pictures import OTHERS, SUFFIXES
 from dq.names import did_you_mean
 
 # Of equally many labelled images the first format is taken.
@@ -47,9 +47,22 @@ def read_folder(place: Path, name: str | None = None) -> Labelled:
     folder = Folder(place)
     readers = FORMATS if name is None else {name: FORMATS[name]}
     read = [found for reader in readers.values() if (found := reader(folder)) is not None]
-    if not read and not folder.images:
-        raise ValueError(f"{place} has no images ({', '.join(SUFFIXES)}); give another folder")
+    others = folder.ending(*OTHERS)
+    if not folder.images and not any(found.photos for found in read):
+        if others:
+            raise ValueError(
+                f"{place} has {len(others)} images of a kind that is not read, such as"
+                f" {folder.relative(others[0])}; convert them to .jpg or .png"
+            )
+        if not read:
+            raise ValueError(f"{place} has no images ({', '.join(SUFFIXES)}); give another folder")
     if not read:
+        above = with_labels_above(folder.root)
+        if above is not None:
+            raise ValueError(
+                f"{place} has {len(folder.images)} images and no annotations; the labels seem to be"
+                f" elsewhere in {above}: give that folder"
+            )
         wanted = title(name) if name else ", ".join(map(title, FORMATS))
         raise ValueError(
             f"{place} has {len(folder.images)} images and no annotations ({wanted}): label some"
@@ -61,7 +74,7 @@ def read_folder(place: Path, name: str | None = None) -> Labelled:
         reasons = "; ".join(best.findings.lines()[:2])
         raise ValueError(
             f"{place} has {title(best.format)} annotations, but no image with a box"
-            f"{f': {reasons}' if reasons else ''}; check the paths in them"
+            f"{f': {reasons}' if reasons else ''}; correct them, or the paths in them"
         )
     for other in read:
         if other is not best and any(photo.boxes for photo in other.photos):
@@ -69,6 +82,10 @@ def read_folder(place: Path, name: str | None = None) -> Labelled:
                 f"annotations in a second format, not read (--format {other.format} reads them)",
                 title(other.format),
             )
+    for name in folder.unreadable_names:
+        best.findings.add("files whose names are not UTF-8, left out; rename them", name)
+    for path in others:
+        best.findings.add("images of a kind that is not read, left out", folder.relative(path))
     _name_unlabelled(folder, best)
     return best
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
 
-from dq.data.formats.folder import Folder, split_named
+from dq.data.formats.folder import Folder, comparable, split_named
 from dq.data.formats.labelled import (
     MISSING,
     NO_BOX,
     NO_CLASS,
     NO_IMAGE,
     SECOND,
+    TWO_SPLITS,
     UNLISTED,
     UNREADABLE,
     Box,
@@ -19,10 +22,14 @@ from dq.data.formats.labelled import (
     Labelled,
     Photo,
     class_names,
+    size_of,
 )
+from dq.data.formats.texts import lines_of, xml_of
 from dq.data.pictures import SUFFIXES
 
-LISTS = "ImageSets"
+LISTS = "imagesets"
+# Ids and their splits, by the folder that holds the lists.
+Lists = Mapping[Path, Mapping[str, str]]
 
 
 def read(folder: Folder) -> Labelled | None:
@@ -32,7 +39,8 @@ def read(folder: Folder) -> Labelled | None:
     roots = {path: root for path, root in read if root is not None}
     if not roots:
         return None
-    lists = _lists(folder)
+    ids = {comparable(path.stem) for path in (*folder.images, *folder.ending(".xml"))}
+    lists = _lists(folder, ids, findings)
     photos: dict[Path, Photo] = {}
     for path, root in roots.items():
         image = folder.image_of(path, root.findtext("filename") or "")
@@ -40,15 +48,12 @@ def read(folder: Folder) -> Labelled | None:
             findings.add(NO_IMAGE, folder.relative(path))
         elif image in photos:
             findings.add(SECOND, folder.relative(path))
-        elif lists and path.stem not in lists:
+        elif (listed := _listed(path, lists)) is None:
             findings.add(UNLISTED, folder.relative(image))
         else:
-            split = lists.get(path.stem) or folder.split_of(image) or folder.split_of(path)
+            split = listed or folder.split_of(image) or folder.split_of(path)
             boxes = _boxes(root, folder.relative(path), findings)
             photos[image] = Photo(file=image, boxes=boxes, size=_size(root), split=split)
-    there = {path.stem for path in (*folder.images, *folder.ending(".xml"))}
-    for stem in sorted(set(lists) - there):
-        findings.add(MISSING, stem)
     found = tuple(photos[path] for path in sorted(photos))
     return Labelled(
         format="voc",
@@ -60,36 +65,68 @@ def read(folder: Folder) -> Labelled | None:
 
 
 def _root(path: Path, findings: Findings, folder: Folder) -> ElementTree.Element | None:
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError, ValueError):
+    root = xml_of(path)
+    if root is None:
         findings.add(UNREADABLE, folder.relative(path))
         return None
     return root if root.tag == "annotation" else None
 
 
-def _lists(folder: Folder) -> dict[str, str]:
-    """Return the split of each image id in ``ImageSets``; train and val come before trainval."""
-    found: dict[str, str] = {}
-    lists = [p for p in folder.ending(".txt") if LISTS in p.relative_to(folder.root).parts]
+def _listed(path: Path, lists: Lists) -> str | None:
+    """Return the split that an annotation is listed for.
+
+    It is empty if no lists are about the annotation's folder, None if it is missing in those lists.
+    """
+    above = [base for base in lists if path.is_relative_to(base)]
+    if len(lists) == 1:  # They may be in a folder of their own.
+        above = list(lists)
+    if not above:
+        return ""
+    nearest = max(above, key=lambda base: len(base.parts))
+    return lists[nearest].get(comparable(path.stem))
+
+
+def _lists(folder: Folder, ids: set[str], findings: Findings) -> Lists:
+    """Return the split of each image in ``ImageSets``; train and val come before trainval."""
+    found: dict[Path, dict[str, str]] = {}
+    named = {
+        path: [part.lower() for part in path.relative_to(folder.root).parts]
+        for path in folder.ending(".txt")
+    }
+    lists = [path for path, parts in named.items() if LISTS in parts]
     for path in sorted(lists, key=lambda p: split_named(p.stem) == "trainval"):
         split = split_named(path.stem)
         if split is None:  # Lists of one class, such as aeroplane_train.txt.
             continue
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            # An id may contain spaces; some tools write paths of images instead.
-            name = PurePosixPath(line.strip())
-            if line.strip():
-                found.setdefault(name.stem if name.suffix.lower() in SUFFIXES else str(name), split)
+        base = folder.root.joinpath(
+            *path.relative_to(folder.root).parts[: named[path].index(LISTS)]
+        )
+        for line in lines_of(path):
+            name = _id(line, ids)
+            if name not in ids:
+                findings.add(MISSING, line)
+                continue
+            first = found.setdefault(base, {}).setdefault(name, split)
+            if split != first and (split != "trainval" or first == "test"):
+                findings.add(TWO_SPLITS, line)
     return found
 
 
+def _id(line: str, ids: set[str]) -> str:
+    """Return the id that a line of a list means, as `comparable` has it.
+
+    An id may contain spaces; some tools write paths of images instead, or a number after the id.
+    """
+    name = PureWindowsPath(line).name
+    if name.lower().endswith(SUFFIXES):
+        name = name.rpartition(".")[0]
+    if comparable(name) not in ids:
+        name = re.sub(r"\s+-?[01]$", "", name)
+    return comparable(name)
+
+
 def _size(root: ElementTree.Element) -> tuple[int, int] | None:
-    try:
-        width, height = (int(float(root.findtext(f"size/{s}") or 0)) for s in ("width", "height"))
-    except ValueError:
-        return None
-    return (width, height) if width > 0 and height > 0 else None
+    return size_of(root.findtext("size/width"), root.findtext("size/height"))
 
 
 def _boxes(root: ElementTree.Element, name: str, findings: Findings) -> tuple[Box, ...]:
@@ -104,7 +141,7 @@ def _boxes(root: ElementTree.Element, name: str, findings: Findings) -> tuple[Bo
         if not label:
             findings.add(NO_CLASS, name)
             continue
-        ignored = (thing.findtext("difficult") or "0").strip() == "1"
+        ignored = (thing.findtext("difficult") or "").strip().lower() in ("1", "true")
         x1, y1, x2, y2 = sides
         found.append(Box(name=label, corners=(x1, y1, x2, y2), ignored=ignored))
     return tuple(found)

@@ -7,9 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from dq.data.formats.folder import Folder
-from dq.data.formats.labelled import Box, Findings, Labelled, Photo, class_names
+from dq.data.formats.labelled import (
+    MISSING,
+    TWO_SPLITS,
+    UNREADABLE,
+    Box,
+    Findings,
+    Labelled,
+    Photo,
+    class_names,
+)
+from dq.data.formats.texts import lines_in, lines_of, text_of
 from dq.data.pictures import Size, head_size
 
+# A higher number of a class is a mistake.
+MOST_CLASSES = 100_000
 # Files with one class name per line; Darknet and Roboflow have the others.
 NAME_FILES = ("classes.txt", "obj.names", "labels.names", "_darknet.labels", "classes.names")
 
@@ -18,11 +30,12 @@ def read(folder: Folder) -> Labelled | None:
     """Return the content of a folder with YOLO's labels; None if it has none."""
     findings = Findings()
     labels, orphans = _labels(folder)
-    if not any(_rows(path) for path in labels.values()):
+    if not labels:
         return None
     settings = _settings(folder, findings)
     names = _names(folder, settings)
-    splits = _splits(folder, settings)
+    splits = _splits(folder, settings, findings)
+    posed = bool(settings and settings[1].get("kpt_shape"))
     photos = []
     for image in folder.images:
         split = splits.get(image) or folder.split_of(image)
@@ -31,7 +44,11 @@ def read(folder: Folder) -> Labelled | None:
                          folder.relative(image))  # fmt: skip
             photos.append(Photo(file=image, boxes=(), split=split))
             continue
-        boxes = _boxes(labels[image], image, names, findings, folder.relative(labels[image]))
+        if _rows(labels[image]) is None:
+            findings.add(UNREADABLE, folder.relative(labels[image]))
+            continue
+        shown = folder.relative(labels[image])
+        boxes = _boxes(labels[image], image, names, findings, shown, posed=posed)
         photos.append(Photo(file=image, boxes=boxes, split=split))
     for path in orphans:
         findings.add("label files without an image", folder.relative(path))
@@ -50,11 +67,9 @@ def _labels(folder: Folder) -> tuple[dict[Path, Path], list[Path]]:
     found: dict[Path, Path] = {}
     orphans = []
     for path in folder.ending(".txt"):
-        if path.name.lower() in NAME_FILES or "ImageSets" in path.parts:
+        if path.name.lower() in NAME_FILES or "imagesets" in map(str.lower, path.parts):
             continue
         image, rows = folder.image_of(path), _rows(path)
-        if rows is None:
-            continue
         if image is not None:
             found.setdefault(image, path)
         elif rows:
@@ -64,12 +79,14 @@ def _labels(folder: Folder) -> tuple[dict[Path, Path], list[Path]]:
 
 def _rows(path: Path) -> list[list[float]] | None:
     """Return the numbers of each line; None if the file is no label file."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        rows = [[float(word) for word in line.split()] for line in lines if line.strip()]
-    except (OSError, ValueError):
+    text = text_of(path)
+    if text is None:
         return None
-    return rows if all(len(row) >= 5 and row[0] == int(row[0]) for row in rows) else None
+    try:
+        rows = [[float(word) for word in line.split()] for line in lines_in(text)]
+    except ValueError:
+        return None
+    return rows if all(len(row) >= 5 and row[0].is_integer() for row in rows) else None
 
 
 def _settings(folder: Folder, findings: Findings) -> tuple[Path, Mapping[str, Any]] | None:
@@ -79,8 +96,8 @@ def _settings(folder: Folder, findings: Findings) -> tuple[Path, Mapping[str, An
     files = folder.ending(".yaml", ".yml")
     for path in sorted(files, key=lambda p: (p.stem.lower() != "data", len(p.parts), p)):
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, yaml.YAMLError):
+            content = yaml.safe_load(text_of(path) or "")
+        except (ValueError, RecursionError, yaml.YAMLError):
             findings.add("unreadable YAML files, left out", folder.relative(path))
             continue
         if isinstance(content, dict) and ("names" in content or "nc" in content):
@@ -92,20 +109,42 @@ def _names(folder: Folder, settings: tuple[Path, Mapping[str, Any]] | None) -> l
     """Return the class names by number; empty if no file has them."""
     given = settings[1].get("names") if settings else None
     if isinstance(given, dict):
-        last = max((int(key) for key in given), default=-1)
-        given = {int(key): value for key, value in given.items()}
-        given = [given.get(number, number) for number in range(last + 1)]
+        given = _in_order(given, settings[0] if settings else folder.root)
+    if isinstance(given, str):
+        given = [name for name in given.split(",") if name.strip()]
     if isinstance(given, list) and given:
         return [" ".join(str(name).split()) for name in given]
     files = [path for path in folder.files if path.name.lower() in NAME_FILES]
     for path in sorted(files, key=lambda p: (len(p.parts), p)):
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        if names := [" ".join(line.split()) for line in lines if line.strip()]:
+        if names := [" ".join(line.split()) for line in lines_of(path)]:
             return names
     return []
 
 
-def _splits(folder: Folder, settings: tuple[Path, Mapping[str, Any]] | None) -> dict[Path, str]:
+def _in_order(given: Mapping[Any, Any], file: Path) -> list[Any]:
+    """Return names by number, from numbers with names or names with numbers.
+
+    Raises:
+        ValueError: There is neither, or a number is much too high.
+    """
+    try:
+        try:
+            named = {int(key): value for key, value in given.items()}
+        except (TypeError, ValueError):
+            named = {int(value): key for key, value in given.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`names` in {file} gives no numbers; write a list, or `0: cat` for each class"
+        ) from error
+    last = max(named, default=-1)
+    if last > MOST_CLASSES:
+        raise ValueError(f"`names` in {file} has class {last}; number the classes from 0")
+    return [named.get(number, number) for number in range(last + 1)]
+
+
+def _splits(
+    folder: Folder, settings: tuple[Path, Mapping[str, Any]] | None, findings: Findings
+) -> dict[Path, str]:
     """Return the split of each image that the YAML file or a list of images names."""
     found: dict[Path, str] = {}
     if settings is None:
@@ -115,32 +154,39 @@ def _splits(folder: Folder, settings: tuple[Path, Mapping[str, Any]] | None) -> 
     for key in ("train", "val", "test"):
         given = content.get(key)
         for entry in given if isinstance(given, list) else [given] if given else []:
-            for image in _images_at(folder, (base, path.parent, folder.root), str(entry)):
-                found.setdefault(image, key)
+            bases = (base, path.parent, folder.root)
+            for image in _images_at(folder, bases, str(entry), findings):
+                if found.setdefault(image, key) != key:
+                    findings.add(TWO_SPLITS, folder.relative(image))
     return found
 
 
-def _images_at(folder: Folder, bases: Sequence[Path], entry: str) -> list[Path]:
+def _images_at(folder: Folder, bases: Sequence[Path], entry: str, findings: Findings) -> list[Path]:
     """Return the images of a folder, or of a list of images, that the YAML file names."""
     inner = entry
     while inner.startswith(("../", "./")):  # Roboflow's paths begin one folder too high.
         inner = inner.partition("/")[2]
     for base in bases:
         for name in dict.fromkeys((entry, inner)):
-            place = (base / name).resolve()
+            try:
+                place = (base / name).resolve()
+                place.lstat()
+            except (OSError, ValueError):  # Not there, or no possible name.
+                continue
             place = folder.root / place.relative_to(folder.root.resolve()) if place.is_relative_to(
                 folder.root.resolve()) else place  # fmt: skip
             if place.is_dir() and (images := folder.images_below(place)):
                 return images
             if place.is_file() and place.suffix.lower() == ".txt":
-                lines = place.read_text(encoding="utf-8-sig").splitlines()
-                named = [folder.image_named(place, line.strip()) for line in lines if line.strip()]
-                return [image for image in named if image is not None]
+                named = {line: folder.image_named(place, line) for line in lines_of(place)}
+                for line in (line for line, image in named.items() if image is None):
+                    findings.add(MISSING, line)
+                return [image for image in named.values() if image is not None]
     return []
 
 
 def _boxes(
-    path: Path, image: Path, names: Sequence[str], findings: Findings, shown: str
+    path: Path, image: Path, names: Sequence[str], findings: Findings, shown: str, *, posed: bool
 ) -> tuple[Box, ...]:
     size = head_size(image, turned=True)
     if size is None:  # The image cannot be read, which is found later.
@@ -152,14 +198,16 @@ def _boxes(
             findings.add("boxes of a class without a name, left out", shown)
             continue
         name = names[label] if names else str(label)
-        found.append(Box(name=name, corners=_corners(values, size)))
+        found.append(Box(name=name, corners=_corners(values, size, posed=posed)))
     return tuple(found)
 
 
-def _corners(values: Sequence[float], size: Size) -> tuple[float, float, float, float]:
-    """Return the corners of a box, which may have a score, or of a polygon."""
+def _corners(
+    values: Sequence[float], size: Size, *, posed: bool
+) -> tuple[float, float, float, float]:
+    """Return the corners of a box, which may have a score or key points, or of a polygon."""
     width, height = size
-    if len(values) in (4, 5):
+    if posed or len(values) == 4 or len(values) % 2:
         x, y, w, h = values[:4]
         xs, ys = [x - w / 2, x + w / 2], [y - h / 2, y + h / 2]
     else:

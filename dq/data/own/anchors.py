@@ -66,7 +66,10 @@ def fit_anchors(shapes: Shapes, strides: Sequence[int], per_level: int, side: in
     levels: list[Shapes] = []
     for level in range(len(strides)):
         mine = boxes[share == level]
-        own = _means(_enlarged(mine, least[level]), per_level) if len(mine) else levels[-1] * 2
+        if len(mine) or not levels:  # If all are alike, the finest levels have none of their own.
+            own = _means(_enlarged(mine if len(mine) else boxes, least[level]), per_level)
+        else:
+            own = levels[-1] * 2
         # The spread of boxes that are alike may lead below a stride.
         levels.append(np.clip(_enlarged(own, strides[level]), 2, side))
     sizes = np.stack(levels).round().astype(int)

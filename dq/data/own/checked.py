@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from dq.data.formats.labelled import Box, Findings, Labelled, Photo, class_names
-from dq.data.pictures import Size, can_read, head_size, orientation
+from dq.data.pictures import LEAST_SIDE, Size, can_read, can_train, head_size, orientation
 
 # Boxes may stick out of their image by this many pixels without a word: formats count differently.
 MARGIN = 1.0
@@ -41,7 +42,7 @@ def checked(labelled: Labelled) -> Labelled:
     What is left out, clipped or converted is added to its findings. Boxes that were made before the
     EXIF orientation was applied, or before the image was scaled, are converted.
     """
-    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
+    with warnings.catch_warnings(), _silent_decoders(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore")  # about unusual headers
         real = list(pool.map(_real, labelled.photos))
     findings, kept = labelled.findings, []
@@ -50,11 +51,28 @@ def checked(labelled: Labelled) -> Labelled:
         if facts.size is None:
             findings.add("unreadable images, left out", name)
             continue
-        fitted = _fitted(photo, facts, name, findings)
+        if min(facts.size) < LEAST_SIDE:
+            findings.add(f"images of less than {LEAST_SIDE} pixels, left out", name)
+            continue
+        ordered = tuple(_ordered(box, name, findings) for box in photo.boxes)
+        fitted = _fitted(replace(photo, boxes=ordered), facts, name, findings)
         if fitted is not None:
             boxes = tuple(_sound(fitted.boxes, facts.size, name, findings))
             kept.append(replace(fitted, boxes=boxes))
     return replace(labelled, photos=tuple(kept), classes=class_names(kept, labelled.classes))
+
+
+@contextlib.contextmanager
+def _silent_decoders() -> Iterator[None]:
+    """Let OpenCV write nothing about images that it cannot read in the body."""
+    import cv2
+
+    before = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(before)
 
 
 def _name(labelled: Labelled, photo: Photo) -> str:
@@ -64,8 +82,17 @@ def _name(labelled: Labelled, photo: Photo) -> str:
 
 def _real(photo: Photo) -> _Real:
     path = photo.file
-    size = head_size(path, turned=True) if can_read(path) else None
+    size = head_size(path, turned=True) if can_read(path) and can_train(path) else None
     return _Real(size=size, raw=head_size(path, turned=False), tag=orientation(path))
+
+
+def _ordered(box: Box, name: str, findings: Findings) -> Box:
+    """Return a box whose first corner is the upper left one."""
+    x1, y1, x2, y2 = box.corners
+    if (x2 >= x1 and y2 >= y1) or not all(map(math.isfinite, box.corners)):
+        return box
+    findings.add("boxes with their corners exchanged, put right", name)
+    return replace(box, corners=(min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
 
 
 def _fitted(photo: Photo, facts: _Real, name: str, findings: Findings) -> Photo | None:
@@ -126,6 +153,8 @@ def _sound(boxes: Iterable[Box], size: Size, name: str, findings: Findings) -> I
             findings.add("boxes of zero size, left out", name)
         elif inside[2] <= inside[0] or inside[3] <= inside[1]:
             findings.add("boxes outside their image, left out", name)
+        elif min(inside[2] - inside[0], inside[3] - inside[1]) < 1.0:  # mmdet's limit.
+            findings.add("boxes of less than a pixel, left out", name)
         elif (box.name, inside) in seen:
             findings.add("boxes that are there twice, left out", name)
         else:

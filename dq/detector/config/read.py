@@ -20,6 +20,7 @@ from dq.detector.config.config_text import read_config_text, refuse_code
 from dq.detector.config.custom_imports import import_modules
 from dq.detector.config.data_root import move_data_root
 from dq.detector.config.mmdet_keys import REFUSED, TOP_LEVEL_KEYS
+from dq.detector.config.plain_values import check_values
 
 # Too short, or too similar to common variable names, to count as a misspelt key.
 NOT_MISSPELT = ("seed", "device", "launcher", "gpu_ids")
@@ -62,6 +63,8 @@ def read_config(
         config = read_config_text(carried.text, path)
         if not carried.trusted:
             refuse_code(config, path)
+    if not isinstance(given.get("data_root"), str | None):
+        raise ValueError(f"data_root is {given['data_root']!r}; give a path as text")
     root = move_data_root(config, os.environ.get("MMDET_DATASETS"), given.get("data_root"))
     if "data_root" in given:
         given["data_root"] = root
@@ -225,6 +228,7 @@ def finish(config: Config) -> Config:
     for key in _SECTIONS:
         if config[key] is not None and not isinstance(config[key], Mapping):
             raise ValueError(f"{key} must be a dict or None, not {config[key]!r}")
+    check_values(config)
     config.log_config.setdefault("interval", 50)
     config.log_config.setdefault("hooks", [])
     _check_workflow(config.workflow)

@@ -71,6 +71,7 @@ def drafted(wish: Wish, labelled: Labelled, splits: Splits) -> Draft:
     Raises:
         ValueError: There is no such detector, or the file of the backbone does not fit.
     """
+    _refuse_references((str(labelled.folder), str(wish.annotations), *labelled.classes))
     template = load_config_file(wish.detector)
     train = splits.photos["train"]
     scaling = scaling_of(template, wish.size or fitted_size(train))
@@ -98,6 +99,13 @@ def drafted(wish: Wish, labelled: Labelled, splits: Splits) -> Draft:
         report=report,
         texts={**files, wish.config: source(settings, _head(wish, labelled, splits, anchors))},
     )
+
+
+def _refuse_references(names: Sequence[str]) -> None:
+    """Raise ValueError if a config would replace a part of a name."""
+    for name in names:
+        if "${" in name:
+            raise ValueError(f"a config replaces ${{...}} in {name}; give it another name")
 
 
 def _anchors(template: Config, shapes: Any, side: int) -> Anchors | None:

@@ -38,7 +38,8 @@ def source(settings: Mapping[str, Any], head: Sequence[str]) -> str:
         settings: Of plain values; ``${name}`` in a string becomes the variable.
         head: Lines of the comment at the top.
     """
-    lines = [f"# {line}".rstrip() for line in head]
+    # A command line may contain line breaks.
+    lines = [f"# {line}".rstrip() for each in head for line in each.splitlines() or [""]]
     for title, names in _PARTS.items():
         lines += ["", f"# {title}"]
         for name in names:
@@ -122,7 +123,8 @@ def _entries(value: Any) -> tuple[str, list[tuple[str, Any]], str] | None:
 
 def _quoted(text: str) -> str:
     """Return a string in double quotes, as `ruff format` prefers them."""
-    plain = repr(text)
+    # mmcv replaces {{ name }} in a config before it is Python.
+    plain = repr(text).replace("{{", "\\x7b{")
     if plain.startswith("'") and '"' not in plain:
         return f'"{plain[1:-1]}"'
     return plain

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _STYLES = {"good": "green", "busy": "bold cyan", "warn": "yellow", "bad": "bold red", "": ""}
 _WIDTH = 10
+# Bars and curves where the terminal's encoding has no blocks.
+_ASCII = str.maketrans("█░▁▂▃▄▅▆▇", "#._..--==")
 
 
 def as_json(state: RunState) -> str:
@@ -62,7 +64,19 @@ def _has_rich(stream: TextIO) -> bool:
         return False
     from rich.console import Console
 
-    return not Console(file=stream).is_dumb_terminal
+    return _has_blocks(stream) and not Console(file=stream).is_dumb_terminal
+
+
+def _has_blocks(stream: TextIO) -> bool:
+    try:
+        "█".encode(stream.encoding or "utf-8")
+    except (LookupError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def _write(text: str, stream: TextIO) -> None:
+    stream.write(text if _has_blocks(stream) else text.translate(_ASCII))
 
 
 def _follow_live(read: Callable[[], RunState], interval_s: float, stream: TextIO) -> None:
@@ -81,7 +95,7 @@ def _follow_live(read: Callable[[], RunState], interval_s: float, stream: TextIO
 
 def _follow_in_lines(read: Callable[[], RunState], interval_s: float, stream: TextIO) -> None:
     state = read()
-    stream.write(plain(state))
+    _write(plain(state), stream)
     stream.flush()
     said = _news(state)
     while _goes_on(state):
@@ -89,7 +103,7 @@ def _follow_in_lines(read: Callable[[], RunState], interval_s: float, stream: Te
         state = read()
         if (news := _news(state)) != said:
             said = news
-            stream.write(f"{time.strftime('%H:%M:%S')} {_line(state)}\n")
+            _write(f"{time.strftime('%H:%M:%S')} {_line(state)}\n", stream)
             stream.flush()
 
 
@@ -118,7 +132,7 @@ def print_once(state: RunState, stream: TextIO | None = None) -> None:
 
         Console(file=stream).print(panel(state))
     else:
-        stream.write(plain(state))
+        _write(plain(state), stream)
 
 
 def panel(state: RunState) -> RenderableType:

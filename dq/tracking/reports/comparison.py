@@ -15,6 +15,7 @@ from dq.tracking.record.latency import read_times_as_fast
 from dq.tracking.record.run import read_run
 from dq.tracking.record.stage_summary import StageSummary
 from dq.tracking.reports.experiments import CONTROL, STAGES, Experiment
+from dq.tracking.reports.table import aligned
 
 HEADS = {
     "name": "experiment",
@@ -204,19 +205,9 @@ def markdown(lines: Sequence[Line]) -> str:
     return "\n".join(f"**{title}**\n\n{_markdown(group)}" for title, group in groups.items())
 
 
-def markdown_cell(text: str) -> str:
-    """Return a text for a cell of a Markdown table, which has one line and no bars."""
-    return " ".join(text.split()).replace("|", "\\|")
-
-
 def _markdown(lines: Sequence[Line]) -> str:
     rows = [list(HEADS.values()), *(cells(line) for line in lines)]
-    rows = [[markdown_cell(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
-    texts = ["| " + " | ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) + " |"
-             for r in rows]  # fmt: skip
-    rule = "| " + " | ".join("-" * width for width in widths) + " |"
-    return "\n".join([texts[0], rule, *texts[1:]]) + "\n"
+    return aligned(rows) + "\n"
 
 
 def comma_separated(lines: Sequence[Line]) -> str:

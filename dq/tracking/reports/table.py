@@ -93,10 +93,15 @@ def titles(summaries: Mapping[str, StageSummary], bits: str) -> dict[str, str]:
     return found | {stage: stage for stage in summaries if stage not in found}
 
 
+def markdown_cell(text: str) -> str:
+    """Return a text for a cell of a Markdown table, which has one line and no bars."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Return rows of cells as Markdown in columns of equal width; the first row is the head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    head, *others = rows
+    head, *others = [[markdown_cell(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *others, strict=True)]
     return "\n".join(
         "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
         for row in [head, ["-" * width for width in widths], *others]

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dq.tracking.record.run import Run, read_run
-from dq.tracking.reports.comparison import Line, markdown, markdown_cell
+from dq.tracking.reports.comparison import Line, markdown
 from dq.tracking.reports.experiments import Experiment
+from dq.tracking.reports.table import markdown_cell
 
 MISSING = "a W&B report needs wandb-workspaces: pip install 'dq-launcher[report]'"
 PANELS = {

@@ -33,10 +33,11 @@ def test_clusters_are_found() -> None:
         boxes((5, 4)),
         boxes((30, 30)),
         boxes((400, 90), (90, 400)),
+        np.full((4, 2), 96.0),
         np.array([[10.0, 20.0]]),
         np.array([[10.0, 20.0], [10.0, 20.0], [0.4, 600.0]]),
     ],
-    ids=["tiny", "alike", "long", "one", "three"],
+    ids=["tiny", "alike", "long", "whole", "one", "three"],
 )
 def test_anchors_are_possible(shapes: np.ndarray, per_level: int, side: int) -> None:
     found = fit_anchors(shapes, STRIDES, per_level, side)
@@ -49,7 +50,7 @@ def test_anchors_are_possible(shapes: np.ndarray, per_level: int, side: int) -> 
         free = (sizes[level] < side).all(axis=1)
         assert (scales[level][free] >= stride * 0.9).all()
     # Boxes that are alike have different anchors all the same.
-    crowded = shapes.min() < 16 or shapes.max() > side
+    crowded = shapes.min() < 16 or shapes.max() >= side
     assert len({tuple(size) for size in sizes[0]}) == per_level or crowded
     assert fit_anchors(shapes[::-1].copy(), STRIDES, per_level, side) == found
 

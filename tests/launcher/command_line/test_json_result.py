@@ -19,11 +19,16 @@ def test_only_the_main_rank_prints_results(
     (tmp_path / "float").mkdir()
     (tmp_path / "float/summary.json").write_text('{"value": 0.')  # Being written.
     for prints in (True, False):
-        with json_result(tmp_path, wanted=True, prints=prints):
+        with json_result(tmp_path, wanted=True, prints=prints) as own:
             print("for people")
+            own["files"] = ["a.onnx"]
         out, err = capsys.readouterr()
         assert err == "for people\n"
-        wanted = {"experiment": str(tmp_path), "stages": {"qat": {"value": 0.5}}}
+        wanted = {
+            "experiment": str(tmp_path),
+            "stages": {"qat": {"value": 0.5}},
+            "files": ["a.onnx"],
+        }
         assert not prints or json.loads(out) == wanted
         assert prints or out == ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import pytest
 
 from dq.one_writer import hold
 from dq.tracking.live.state import RunState, reader_of
-from dq.tracking.live.terminal import as_json, panel, plain
+from dq.tracking.live.terminal import as_json, panel, plain, print_once
 from dq.tracking.record.run import Run, read_run, write_run
 from dq.tracking.record.stage_summary import StageSummary, write_summary
 from dq.tracking.tracker import FolderTracker, Resumed
@@ -60,6 +61,18 @@ def shown(state: RunState) -> str:
             assert all(word in drawn for word in line.split() if len(word) < 20), (line, drawn)
     assert json.loads(as_json(state))["folder"] == state.folder
     return text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "bar"), [("ascii", "######.........."), ("utf-8", "██████░░")]
+)
+def test_a_terminal_without_blocks(tmp_path: Path, encoding: str, bar: str) -> None:
+    tracker = FolderTracker(tmp_path / "qat", RUN)
+    train(tracker, 0, 20, of=80)
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    print_once(reader_of(tmp_path).read(), stream)
+    stream.flush()
+    assert bar in stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
 
 
 def test_a_training_that_runs(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 from dq.tracking.record.stage_summary import StageSummary
-from dq.tracking.reports.table import markdown_table
+from dq.tracking.reports.table import aligned, markdown_table
 
 
 def summary(stage: str, value: float) -> StageSummary:
@@ -14,6 +14,12 @@ def test_table_shows_percent_and_difference_to_float() -> None:
         "| ------ | ----- | --------------- | ----------- |\n"
         "| bccd   | 85.2  | 85.5 (+0.3)     | 84.9 (-0.3) |"
     )
+
+
+def test_a_name_with_a_bar_is_one_cell() -> None:
+    lines = aligned([["class", "AP"], ["a|b", "50.0"]]).splitlines()
+    assert lines[2] == "| a\\|b  | 50.0 |"
+    assert len({len(line) for line in lines}) == 1
 
 
 def test_table_without_float_has_no_difference() -> None:
