@@ -11,9 +11,7 @@ from dq.dist.files.checkpoint import load_checkpoint
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_int8_by_default_loses_little_with_nothing_raised(
-    shared: Path, tmp_path: Path
-) -> None:
+def test_int8_by_default_loses_little_with_nothing_raised(shared: Path, tmp_path: Path) -> None:
     arguments = argparse.Namespace(
         annotations=shared / "data/coco128/train128.json",
         images=shared / "data/coco128/JPEGImages",

@@ -19,6 +19,7 @@ from mmdet.datasets import ConcatDataset, build_dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from dq.detector.config.known_types import check_data_types
 from dq.detector.config.nested_sections import innermost
 from dq.detector.config.registry_errors import explain
 from dq.detector.data.checks.images import inspect
@@ -80,6 +81,7 @@ def _trained_on(config: Config, split: str) -> ConfigDict:
 
 def _built(section: Mapping[str, Any], split: str) -> Any:
     add_get_cat_ids()
+    check_data_types(section, f"data.{split}")
     for part in innermost(section):
         check_storage(part, split)
     try:
