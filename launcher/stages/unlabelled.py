@@ -66,7 +66,10 @@ def with_images(
     """
     parent = read_checkpoint(checkpoint, trusted=trusted)
     folder = folder.resolve()
-    names: Sequence[str] = on_main_rank(lambda: image_files(folder))
+    # Drawings and plots in a work dir inside the folder are no photographs.
+    work_dir = place.experiment.resolve()
+    names: Sequence[str] = on_main_rank(lambda: image_files(folder, work_dir))
+    sizes = on_main_rank(lambda: [(folder / name).stat().st_size for name in names])
     config = copy.deepcopy(plan.config)
     classes = classes_of_checkpoint(class_list(plan.config), parent.content)
     pipeline = test_pipeline(plan.config)
@@ -75,7 +78,8 @@ def with_images(
     halves = (CALIBRATING, MEASURING) if len(names) > 1 else (ALL, ALL)
 
     def images(part: tuple[int, int], boxes: Path | None = None) -> Any:
-        return section(folder, classes, pipeline, part, boxes)
+        found = section(folder, classes, pipeline, part, boxes)
+        return {**found, "without": str(work_dir)}
 
     config.data.train, config.data.val = images(halves[0]), images(halves[1])
     boxes = place.experiment / BOXES
@@ -100,7 +104,7 @@ def with_images(
     if trains:
         config.data.train.update(pipeline=training_pipeline(pipeline), test_mode=False)
         plan = _distilled(plan)
-    return replace(plan, config=config, text=f"{plan.text}{key_of(folder, *names)}")
+    return replace(plan, config=config, text=f"{plan.text}{key_of(folder, *names, sizes)}")
 
 
 def _distilled(plan: Plan) -> Plan:

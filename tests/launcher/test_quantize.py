@@ -140,6 +140,8 @@ def test_a_search_that_is_started_again_calibrates_nothing_twice(
         (("--max-drop", 1, "--target", "onxruntime"), "did you mean onnxruntime?"),
         (("--max-drop", 1, "--images", "nowhere"), "nowhere is not a folder"),
         (("--max-drop", 1, "--metric", "speed"), "there is no metric speed; there are "),
+        (("--max-drop", 1, "--max-raised", -1), "'-1' is not a number of quantizers such as 5"),
+        (("--max-drop", 1, "--max-raised", "few"), "'few' is not a number of quantizers"),
         (("--max-drop", 1, "--budget", "0s"), "--budget ended before the first candidate was"),
     ],
 )
@@ -157,6 +159,22 @@ def test_wrong_options_are_one_line(
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert said in line
+
+
+@pytest.mark.parametrize("metric", [(), ("--metric", "bbox_mAP_50")])
+def test_a_metric_of_which_nothing_can_be_lost_is_refused(
+    metric: tuple[str, ...], config: Path, float_checkpoint: Path, launch: Launch, tmp_path: Path
+) -> None:
+    # The detector finds nothing at all: every candidate would be within the limit.
+    code, _, err = launch(
+        *("quantize", config, "--checkpoint", float_checkpoint, "--work-dir", tmp_path, *metric),
+        *("--max-drop", 1, "--cfg-options", "model.test_cfg.score_thr=0.999"),
+    )
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert " is 0.00 % on the " in line
+    assert "so nothing can be lost" in line
+    assert not (tmp_path / "quantize/quantize.pth").exists()
 
 
 @pytest.mark.slow

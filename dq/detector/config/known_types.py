@@ -60,19 +60,17 @@ def check_training_types(config: Config) -> None:
 
 
 def _check_policy(section: Any, where: str, ending: str) -> None:
-    """Check a schedule, given by ``type`` or by ``policy``, the hook's name without its ending."""
-    if not isinstance(section, Mapping):
-        return
-    _check(section, where, HOOKS)
-    policy = section.get("policy")
-    if "type" in section or not isinstance(policy, str):
+    """Check a schedule's policy, which is the name of mmcv's hook without its ending."""
+    if not isinstance(section, Mapping) or not section:
         return
     known = [n.removesuffix(ending) for n in _names(HOOKS) if n.endswith(ending) and n != ending]
+    policy = section.get("policy")
+    if not isinstance(policy, str):
+        raise ValueError(f"{where} has no policy; use one of {', '.join(sorted(known))}")
     # As mmcv does: a name in lower case is capitalized.
     name = policy.title() if policy == policy.lower() else policy
     if name not in known:
-        lower = {one.lower(): one for one in known}
-        near = lower.get(policy.lower())
+        near = {one.lower(): one for one in known}.get(policy.lower())
         advice = f"did you mean {near}?" if near else hint(policy, known)
         raise ValueError(f"{where}.policy is {policy!r}, which does not exist; {advice}")
 

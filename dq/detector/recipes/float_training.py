@@ -125,9 +125,15 @@ def rates(rate: float, schedule: Mapping[str, Any] | None) -> tuple[float, float
         return rate, float(least or 0.0)
     if policy == "onecycle":
         peak = given.get("max_lr", rate)
-        peak = max(peak) if isinstance(peak, list | tuple) else float(peak)
+        if isinstance(peak, Mapping | list | tuple):
+            # One for each group of parameters, or for each optimizer.
+            peak = max(peak.values() if isinstance(peak, Mapping) else peak)
+        peak = float(peak)
         return peak, peak / given.get("div_factor", 25) / given.get("final_div_factor", 1e4)
     if policy == "cyclic":
-        up, down = (*given.get("target_ratio", (10, 1e-4)), 1e-4)[:2]
+        ratio = given.get("target_ratio", (10, 1e-4))
+        # mmcv's lowest rate, if only the highest is given.
+        ratio = ratio if isinstance(ratio, list | tuple) else (ratio,)
+        up, down = (*ratio, ratio[0] / 1e5)[:2]
         return rate * up, rate * down
     return rate, rate

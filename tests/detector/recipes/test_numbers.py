@@ -155,6 +155,10 @@ def test_the_rate_follows_the_batch(optimizer: str, expected: float) -> None:
         ({"policy": "poly", "power": 0.9, "min_lr": 1e-5}, (1e-2, 1e-5)),
         ({"policy": "OneCycle", "max_lr": 0.1}, (0.1, 0.1 / 25 / 1e4)),
         ({"policy": "cyclic", "target_ratio": (10, 1e-2)}, (0.1, 1e-4)),
+        ({"policy": "cyclic", "target_ratio": 10.0}, (0.1, 1e-6)),
+        ({"policy": "cyclic", "target_ratio": (10,)}, (0.1, 1e-6)),
+        ({"policy": "OneCycle", "max_lr": {"optimizer": 0.1}}, (0.1, 0.1 / 25 / 1e4)),
+        ({"policy": "OneCycle", "max_lr": [0.1, 0.05]}, (0.1, 0.1 / 25 / 1e4)),
         ({"policy": "MyOwn"}, (1e-2, 1e-2)),
     ],
 )
