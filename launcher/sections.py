@@ -5,6 +5,7 @@ Reading a config refuses all other keys, and the reference of the settings is ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -59,7 +60,8 @@ class TrainingRecipe:
     def __post_init__(self) -> None:
         for key in SHARES:
             given = getattr(self, key)
-            if given is not None and (not isinstance(given, int | float) or not given > 0):
+            is_number = isinstance(given, int | float) and not isinstance(given, bool)
+            if given is not None and not (is_number and 0 < given < math.inf):
                 raise ValueError(
                     f"quant.{key} is {given!r}; it is a share of the float training's, such as 0.1"
                 )

@@ -111,6 +111,7 @@ def _numbers(
         steps_per_epoch=_steps_per_epoch(config, dataset),
         images_per_step=images_per_step(config),
         former_images_per_step=parent.content.get("meta", {}).get(IMAGES_PER_STEP),
+        num_images=len(dataset),
     )
     return numbers_of(
         recipe.name,

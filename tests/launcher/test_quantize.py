@@ -161,7 +161,7 @@ def test_wrong_options_are_one_line(
     assert said in line
 
 
-@pytest.mark.parametrize("metric", [(), ("--metric", "bbox_mAP_50")])
+@pytest.mark.parametrize("metric", [(), ("--metric", "AP50")])
 def test_a_metric_of_which_nothing_can_be_lost_is_refused(
     metric: tuple[str, ...], config: Path, float_checkpoint: Path, launch: Launch, tmp_path: Path
 ) -> None:
