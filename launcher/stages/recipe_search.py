@@ -94,6 +94,8 @@ def searched(
                 measure=values,
                 rank=trials.ranking,
                 max_raised=limits.max_raised,
+                # Each rank calibrates one. Fewer at once end sooner after the budget.
+                together=place.environment.world_size,
             )
             outcome = search.run(plan.settings.recipe, plan.settings.repair)
         except TimeUpError:
