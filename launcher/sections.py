@@ -5,7 +5,6 @@ Reading a config refuses all other keys, and the reference of the settings is ma
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -30,8 +29,9 @@ DEFAULT_PRESET = "int8"
 DEFAULT_REPAIRS = ("channel_scales",)
 # With more bits for activations the default repairs are not needed.
 FEW_BITS = 8
-# Settings of a training recipe.
+# Settings of a training recipe: shares of the float training. Larger ones are a mistake.
 SHARES = ("rate", "passes")
+MOST_SHARE = 1000
 REPAIR_KEYS = {
     "repair_images": "images",
     "rounding_steps": "rounding_steps",
@@ -61,7 +61,7 @@ class TrainingRecipe:
         for key in SHARES:
             given = getattr(self, key)
             is_number = isinstance(given, int | float) and not isinstance(given, bool)
-            if given is not None and not (is_number and 0 < given < math.inf):
+            if given is not None and not (is_number and 0 < given <= MOST_SHARE):
                 raise ValueError(
                     f"quant.{key} is {given!r}; it is a share of the float training's, such as 0.1"
                 )

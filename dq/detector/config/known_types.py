@@ -14,7 +14,7 @@ from typing import Any
 import mmcv.ops
 import mmdet.models  # noqa: F401  registers its types
 from mmcv import Config
-from mmcv.runner import HOOKS, OPTIMIZER_BUILDERS, OPTIMIZERS
+from mmcv.runner import HOOKS, OPTIMIZER_BUILDERS, OPTIMIZERS, RUNNERS
 from mmcv.utils import Registry
 from mmdet.core.utils import dist_utils  # noqa: F401  registers mmdet's hooks
 from mmdet.datasets import DATASETS, PIPELINES
@@ -42,6 +42,7 @@ def check_training_types(config: Config) -> None:
     Args:
         config: Result of `dq.detector.config.read.finish`.
     """
+    _check(config.get("runner"), "runner", RUNNERS)
     check_model_types(config.get("model"))
     for split in ("train", "val", "test"):
         check_data_types(config.data.get(split), f"data.{split}")
@@ -75,22 +76,34 @@ def _check_policy(section: Any, where: str, ending: str) -> None:
         raise ValueError(f"{where}.policy is {policy!r}, which does not exist; {advice}")
 
 
-def check_data_types(section: Any, where: str) -> None:
+def check_dataset_types(config: Config) -> None:
+    """Raise ValueError if a data set of any split does not exist; pipelines are not looked at.
+
+    Args:
+        config: Result of `dq.detector.config.read.finish`.
+    """
+    for split in ("train", "val", "test"):
+        check_data_types(config.data.get(split), f"data.{split}", pipelines=False)
+
+
+def check_data_types(section: Any, where: str, *, pipelines: bool = True) -> None:
     """Raise ValueError if a data set, a wrapper or a step of a pipeline does not exist.
 
     Args:
         section: ``data.train``, a list of such sections, or anything else, which is left alone.
         where: Its key.
+        pipelines: Whether to look at the steps of pipelines too.
     """
     if isinstance(section, list | tuple):
         for number, part in enumerate(section):
-            check_data_types(part, f"{where}[{number}]")
+            check_data_types(part, f"{where}[{number}]", pipelines=pipelines)
     if not isinstance(section, Mapping):
         return
     _check(section, where, DATASETS)
     for key in ("dataset", "datasets"):
-        check_data_types(section.get(key), f"{where}.{key}")
-    _check_steps(section.get("pipeline"), f"{where}.pipeline")
+        check_data_types(section.get(key), f"{where}.{key}", pipelines=pipelines)
+    if pipelines:
+        _check_steps(section.get("pipeline"), f"{where}.pipeline")
 
 
 def _check_steps(steps: Any, where: str) -> None:
