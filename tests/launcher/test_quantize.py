@@ -208,7 +208,7 @@ def test_images_in_which_nothing_is_found_are_refused(
 
 @pytest.mark.slow
 def test_a_training_without_annotations_brings_the_detector_nearer_to_float(
-    config: Path, float_checkpoint: Path, digits: Path, tmp_path: Path
+    config: Path, float_checkpoint: Path, digits: Path, launch: Launch, tmp_path: Path
 ) -> None:
     # Only images: a training that looks for annotations ends with an error.
     images = tmp_path / "photos"
@@ -218,6 +218,8 @@ def test_a_training_without_annotations_brings_the_detector_nearer_to_float(
         f"_base_ = [{str(config)!r}]\n"
         "quant = dict(weight=dict(bits=4),\n"
         "    training={'runner.max_epochs': 4, 'optimizer.lr': 3e-4})\n"
+        # For a pipeline with mosaic, which photographs do not have.
+        "custom_hooks = [dict(type='YOLOXModeSwitchHook', num_last_epochs=1)]\n"
         "data_root = '/nowhere'\n"
     )
     done = on_ranks(
@@ -233,3 +235,11 @@ def test_a_training_without_annotations_brings_the_detector_nearer_to_float(
     assert losses
     assert not any("loss_cls" in row for row in rows), "the detector's own losses need annotations"
     assert losses[-1]["loss_distill"] < losses[0]["loss_distill"]
+    # A training is not resumed on other photographs without a word.
+    (images / "new.jpg").write_bytes(next(images.glob("*.jpg")).read_bytes())
+    code, _, err = launch(
+        *("qat", own, "--checkpoint", float_checkpoint, "--images", images, "--resume"),
+        *("--work-dir", tmp_path / "work", "--threads", 1),
+    )
+    assert code == 2, err
+    assert "made with other settings: data.train.photographs" in err
