@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dq.detector.config.addresses import local_file
+from dq.detector.config.known_types import check_dataset_types, check_training_types
 from dq.detector.config.packages import check_packages
 from dq.detector.config.process_settings import set_up_process
 from dq.detector.config.read import CarriedConfig, finish, read_config, training_config
@@ -147,6 +148,11 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     command = getattr(arguments, "command", None)
     check_packages(config, trains=command in ("train", "run"))
     check_packages(quantized, trains=command in ("qat", "run"))
+    # The list of classes is read from the data sets of all splits.
+    check_dataset_types(config)
+    if command in ("train", "run", "qat"):
+        for training in (config, quantized):
+            check_training_types(training)
     check_metric_settings(config)
     if note := class_list(config).note:
         log.warning("%s", note)

@@ -29,8 +29,9 @@ DEFAULT_PRESET = "int8"
 DEFAULT_REPAIRS = ("channel_scales",)
 # With more bits for activations the default repairs are not needed.
 FEW_BITS = 8
-# Settings of a training recipe.
+# Settings of a training recipe: shares of the float training. Larger ones are a mistake.
 SHARES = ("rate", "passes")
+MOST_SHARE = 1000
 REPAIR_KEYS = {
     "repair_images": "images",
     "rounding_steps": "rounding_steps",
@@ -59,7 +60,8 @@ class TrainingRecipe:
     def __post_init__(self) -> None:
         for key in SHARES:
             given = getattr(self, key)
-            if given is not None and (not isinstance(given, int | float) or not given > 0):
+            is_number = isinstance(given, int | float) and not isinstance(given, bool)
+            if given is not None and not (is_number and 0 < given <= MOST_SHARE):
                 raise ValueError(
                     f"quant.{key} is {given!r}; it is a share of the float training's, such as 0.1"
                 )

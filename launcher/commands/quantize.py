@@ -30,6 +30,13 @@ def points(text: str) -> float:
     return value
 
 
+def count(text: str) -> int:
+    """Return a whole number that is not negative."""
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of quantizers such as 5")
+    return int(text)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_common(parser)
@@ -62,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-raised",
-        type=int,
+        type=count,
         default=64,
         metavar="N",
         help="raise at most N quantizers to 16 bits (default 64)",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from dq.detector.data.datasets import dataset_digest
 from dq.detector.model.checkpoint_content import recipe_of
 from dq.detector.search.measured_images import measured_images
 from dq.detector.search.trials import Setting, Trials
@@ -79,20 +80,23 @@ def searched(
     if recipe_of(parent.content) is not None:
         raise ValueError(f"{checkpoint} is quantized; a search needs a float checkpoint")
     with tracked(stage_of(plan, place, "quantize", parent, limits)) as stage:
-        trials = Trials(_setting(stage, parent), limits.metric)
 
         def values(candidates: Sequence[Candidate]) -> Sequence[float]:
             _check_time(stage, limits)
             return trials.values(candidates)
 
-        search = Search(
-            # The margin is for rounding errors of float sums.
-            least=trials.float_value - limits.max_drop / 100 - 1e-9,
-            measure=values,
-            rank=trials.ranking,
-            max_raised=limits.max_raised,
-        )
         try:
+            _check_time(stage, limits)
+            trials = Trials(_setting(stage, parent), limits.metric)
+            search = Search(
+                # The margin is for rounding errors of float sums.
+                least=trials.float_value - limits.max_drop / 100 - 1e-9,
+                measure=values,
+                rank=trials.ranking,
+                max_raised=limits.max_raised,
+                # Each rank calibrates one. Fewer at once end sooner after the budget.
+                together=place.environment.world_size,
+            )
             outcome = search.run(plan.settings.recipe, plan.settings.repair)
         except TimeUpError:
             raise ValueError(
@@ -116,6 +120,8 @@ def searched(
 
 def _setting(stage: Stage, parent: Parent) -> Setting:
     plan, place, schedule = stage.plan, stage.place, stage.plan.settings.schedule
+    # Files that have changed under the same names give other results.
+    annotations = on_main_rank(lambda: [dataset_digest(plan.config, s) for s in ("val", "train")])
     return Setting(
         config=plan.config,
         content=parent.content,
@@ -128,7 +134,7 @@ def _setting(stage: Stage, parent: Parent) -> Setting:
             seed=plan.seed,
         ),
         begin=partial(seed_everything, plan.seed),
-        key=plan.key("quantize", place.device.type, parent.sha256),
+        key=plan.key("quantize", place.device.type, parent.sha256, annotations),
         folder=stage.folder / "candidates",
     )
 

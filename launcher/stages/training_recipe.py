@@ -85,6 +85,7 @@ def chosen(
         schedule = replace(schedule, freeze_norm_after=0.0, norm_batches=0)
     if refinements.ema is not None and settings.averages_by_recipe:
         refinements = replace(refinements, ema=replace(refinements.ema, momentum=numbers.average))
+    refinements = _with_features_that_exist(plan, detector, refinements)
     config = training_config(plan.config, overrides)
     _say_doubts(plan, config, dataset)
     return Chosen(
@@ -93,6 +94,18 @@ def chosen(
         refinements=refinements,
         numbers=numbers,
     )
+
+
+def _with_features_that_exist(
+    plan: Plan, detector: nn.Module, refinements: Refinements
+) -> Refinements:
+    """Leave the recipe's features out for a detector without a neck; the user's own stay."""
+    distill, own = refinements.distill, (plan.config.get("quant") or {}).get("distill") or {}
+    if distill is None or "features" in own or getattr(detector, "neck", None) is not None:
+        return refinements
+    if distill.features:
+        log.info("the detector has no neck: only its outputs are distilled")
+    return replace(refinements, distill=replace(distill, features=()))
 
 
 def _numbers(
@@ -111,6 +124,7 @@ def _numbers(
         steps_per_epoch=_steps_per_epoch(config, dataset),
         images_per_step=images_per_step(config),
         former_images_per_step=parent.content.get("meta", {}).get(IMAGES_PER_STEP),
+        num_images=len(dataset),
     )
     return numbers_of(
         recipe.name,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dq.detector.config.read import training_config
 from dq.detector.data.class_names import class_list, classes_of_checkpoint
 from dq.detector.data.data_section import test_pipeline
 from dq.detector.data.datasets import dataset_of
@@ -27,7 +28,7 @@ from dq.tracking.record.stage_summary import key_of
 from dq.whole_file import write_whole
 from launcher.plan import Plan
 from launcher.session import Session
-from launcher.settings import described_quantization
+from launcher.settings import described, described_quantization
 from launcher.stage.stage import read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 # Every second image is for calibration, the others are for evaluation.
 CALIBRATING, MEASURING, ALL = (0, 2), (1, 2), (0, 1)
 BOXES = "float_boxes.json"
+# Hooks that change the training pipeline of the config, which is not used.
+OF_PIPELINE = ("YOLOXModeSwitchHook", "SyncRandomSizeHook")
 
 
 def with_images(
@@ -66,7 +69,10 @@ def with_images(
     """
     parent = read_checkpoint(checkpoint, trusted=trusted)
     folder = folder.resolve()
-    names: Sequence[str] = on_main_rank(lambda: image_files(folder))
+    # Drawings and plots in a work dir inside the folder are no photographs.
+    work_dir = place.experiment.resolve()
+    names: Sequence[str] = on_main_rank(lambda: image_files(folder, work_dir))
+    sizes = on_main_rank(lambda: [(folder / name).stat().st_size for name in names])
     config = copy.deepcopy(plan.config)
     classes = classes_of_checkpoint(class_list(plan.config), parent.content)
     pipeline = test_pipeline(plan.config)
@@ -75,7 +81,8 @@ def with_images(
     halves = (CALIBRATING, MEASURING) if len(names) > 1 else (ALL, ALL)
 
     def images(part: tuple[int, int], boxes: Path | None = None) -> Any:
-        return section(folder, classes, pipeline, part, boxes)
+        found = section(folder, classes, pipeline, part, boxes)
+        return {**found, "without": str(work_dir)}
 
     config.data.train, config.data.val = images(halves[0]), images(halves[1])
     boxes = place.experiment / BOXES
@@ -97,27 +104,46 @@ def with_images(
     if trains or not _has_test_images(plan.config):
         log.warning("the result is measured on images of %s, against the float detector", folder)
         config.data.test = images(halves[1], boxes)
+    photographs = key_of(folder, *names, sizes)
     if trains:
         config.data.train.update(pipeline=training_pipeline(pipeline), test_mode=False)
-        plan = _distilled(plan)
-    return replace(plan, config=config, text=f"{plan.text}{key_of(folder, *names)}")
+        config.custom_hooks = _without_pipeline(config.get("custom_hooks"))
+        plan = _distilled(plan, config, photographs)
+    return replace(plan, config=config, text=f"{plan.text}{photographs}")
 
 
-def _distilled(plan: Plan) -> Plan:
+def _distilled(plan: Plan, config: Any, photographs: str) -> Plan:
     """Return the plan with distillation as the only loss.
+
+    Its settings are those of these photographs, so that a training is not resumed with others.
 
     Batch norms keep the float detector's statistics. With statistics of the batch the outputs would
     differ for this reason alone, and so would the loss.
     """
     refinements = plan.settings.refinements
     distill = replace(refinements.distill or Distill(), alone=True)
+    training = dict(plan.settings.training)
+    if "custom_hooks" in training:
+        training["custom_hooks"] = _without_pipeline(training["custom_hooks"])
     changed = replace(
         plan.settings,
+        training=training,
         refinements=replace(refinements, distill=distill),
         schedule=replace(plan.settings.schedule, freeze_norm_after=0.0),
     )
-    described = {**plan.described["qat"], **described_quantization(changed)}
-    return replace(plan, settings=changed, described={**plan.described, "qat": described})
+    own = described(training_config(config, training)) | described_quantization(changed)
+    own["data.train.photographs"] = repr(photographs[:16])
+    return replace(plan, settings=changed, described={**plan.described, "qat": own})
+
+
+def _without_pipeline(hooks: Any) -> list[Any]:
+    """Return ``custom_hooks`` without those that change mosaic or the size of images."""
+    given = hooks if isinstance(hooks, list | tuple) else [hooks] if hooks else []
+    return [
+        hook
+        for hook in given
+        if not (isinstance(hook, Mapping) and hook.get("type") in OF_PIPELINE)
+    ]
 
 
 def _has_test_images(config: Any) -> bool:

@@ -46,6 +46,20 @@ def test_missing_config_names_the_nearest_file(launch: Launch, config: Path) -> 
     assert f"did you mean {config}?" in error
 
 
+@pytest.mark.parametrize("command", ["eval", "calibrate", "quantize", "qat", "analyze"])
+@pytest.mark.parametrize("split", ["train.dataset", "val", "test"])
+def test_an_unknown_scope_of_a_data_set(
+    launch: Launch, config: Path, float_checkpoint: Path, command: str, split: str
+) -> None:
+    more = ("--max-drop", 1) if command == "quantize" else ()
+    change = f"data.{split}.type=mmfoo.CocoDataset"
+    error = only_error(
+        launch(command, config, "--checkpoint", float_checkpoint, *more, "--cfg-options", change)
+    )
+    assert f"data.{split}.type is 'mmfoo.CocoDataset'" in error
+    assert "did you mean CocoDataset?" in error
+
+
 def test_config_with_a_syntax_error(launch: Launch, changed: Callable[..., Path]) -> None:
     assert "changed.py" in only_error(launch("train", changed("model = dict(")))
 
@@ -62,7 +76,10 @@ def test_config_with_a_syntax_error(launch: Launch, changed: Callable[..., Path]
         ("model = dict(type='SingleStagDetector')", "did you mean SingleStageDetector?"),
         ("model = dict(backbone=dict(dept=18))", "dept"),
         ("model = dict(bbox_head=dict(num_classes=9))", "num_classes is 9"),
-        ("optimizer = dict(type='SGDD')", "SGDD"),
+        ("optimizer = dict(type='SGDD')", "optimizer.type is 'SGDD'"),
+        ("data = dict(test=dict(type='mmfoo.CocoDataset'))", "data.test.type is 'mmfoo.CocoDa"),
+        ("custom_hooks = [dict(type='EmaHook')]", "custom_hooks[0].type is 'EmaHook'"),
+        ("runner = dict(type='EpochRunner')", "did you mean EpochBasedRunner?"),
         ("data = dict(train=dict(dataset=dict(type='VOCFolderDatset')))", "VOCFolderDatset"),
         ("lr_config = dict(policy='Cosin')", "Cosin"),
         ("custom_hooks = [dict(type='NoHook')]", "NoHook"),

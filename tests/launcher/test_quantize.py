@@ -140,6 +140,8 @@ def test_a_search_that_is_started_again_calibrates_nothing_twice(
         (("--max-drop", 1, "--target", "onxruntime"), "did you mean onnxruntime?"),
         (("--max-drop", 1, "--images", "nowhere"), "nowhere is not a folder"),
         (("--max-drop", 1, "--metric", "speed"), "there is no metric speed; there are "),
+        (("--max-drop", 1, "--max-raised", -1), "'-1' is not a number of quantizers such as 5"),
+        (("--max-drop", 1, "--max-raised", "few"), "'few' is not a number of quantizers"),
         (("--max-drop", 1, "--budget", "0s"), "--budget ended before the first candidate was"),
     ],
 )
@@ -157,6 +159,22 @@ def test_wrong_options_are_one_line(
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert said in line
+
+
+@pytest.mark.parametrize("metric", [(), ("--metric", "AP50")])
+def test_a_metric_of_which_nothing_can_be_lost_is_refused(
+    metric: tuple[str, ...], config: Path, float_checkpoint: Path, launch: Launch, tmp_path: Path
+) -> None:
+    # The detector finds nothing at all: every candidate would be within the limit.
+    code, _, err = launch(
+        *("quantize", config, "--checkpoint", float_checkpoint, "--work-dir", tmp_path, *metric),
+        *("--max-drop", 1, "--cfg-options", "model.test_cfg.score_thr=0.999"),
+    )
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert " is 0.00 % on the " in line
+    assert "so nothing can be lost" in line
+    assert not (tmp_path / "quantize/quantize.pth").exists()
 
 
 @pytest.mark.slow
@@ -190,7 +208,7 @@ def test_images_in_which_nothing_is_found_are_refused(
 
 @pytest.mark.slow
 def test_a_training_without_annotations_brings_the_detector_nearer_to_float(
-    config: Path, float_checkpoint: Path, digits: Path, tmp_path: Path
+    config: Path, float_checkpoint: Path, digits: Path, launch: Launch, tmp_path: Path
 ) -> None:
     # Only images: a training that looks for annotations ends with an error.
     images = tmp_path / "photos"
@@ -200,6 +218,8 @@ def test_a_training_without_annotations_brings_the_detector_nearer_to_float(
         f"_base_ = [{str(config)!r}]\n"
         "quant = dict(weight=dict(bits=4),\n"
         "    training={'runner.max_epochs': 4, 'optimizer.lr': 3e-4})\n"
+        # For a pipeline with mosaic, which photographs do not have.
+        "custom_hooks = [dict(type='YOLOXModeSwitchHook', num_last_epochs=1)]\n"
         "data_root = '/nowhere'\n"
     )
     done = on_ranks(
@@ -215,3 +235,11 @@ def test_a_training_without_annotations_brings_the_detector_nearer_to_float(
     assert losses
     assert not any("loss_cls" in row for row in rows), "the detector's own losses need annotations"
     assert losses[-1]["loss_distill"] < losses[0]["loss_distill"]
+    # A training is not resumed on other photographs without a word.
+    (images / "new.jpg").write_bytes(next(images.glob("*.jpg")).read_bytes())
+    code, _, err = launch(
+        *("qat", own, "--checkpoint", float_checkpoint, "--images", images, "--resume"),
+        *("--work-dir", tmp_path / "work", "--threads", 1),
+    )
+    assert code == 2, err
+    assert "made with other settings: data.train.photographs" in err

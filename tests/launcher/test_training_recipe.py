@@ -73,6 +73,10 @@ def test_a_wrong_recipe_is_one_line(
     wrong = {
         "recipe='qat-w4a88'": "quant.recipe 'qat-w4a88' does not exist",
         "recipe='qat-int8', rate=-1": "quant.rate is -1; it is a share",
+        "recipe='qat-int8', passes=float('inf')": "quant.passes is inf; it is a share",
+        "recipe='qat-int8', passes=1e9": "quant.passes is 1000000000.0; it is a share",
+        "recipe='qat-int8', passes=True": "quant.passes is True; it is a share",
+        "recipe='qat-int8', rate='0.1'": "quant.rate is '0.1'; it is a share",
         "rate=0.1": "quant.rate is a share of a recipe's; name it: quant.recipe",
     }
     for number, (text, line) in enumerate(wrong.items()):

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from mmcv import Config, ConfigDict
 from mmcv.parallel import collate
-from mmdet.datasets import ConcatDataset, build_dataset
+from mmdet.datasets import ConcatDataset, CustomDataset, build_dataset
+from mmdet.datasets.pipelines import LoadAnnotations
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from dq.detector.config.known_types import check_data_types
 from dq.detector.config.nested_sections import innermost
 from dq.detector.config.registry_errors import explain
 from dq.detector.data.checks.images import inspect
@@ -32,7 +34,7 @@ from dq.detector.data.data_section import (
     validation_loss_section,
 )
 from dq.detector.data.evaluated_sets import evaluated
-from dq.detector.data.leaves import classes_of
+from dq.detector.data.leaves import classes_of, leaves
 from dq.detector.data.loader_options import evaluation_workers
 from dq.detector.data.seeded_samples import generators_kept, seed_generators_
 from dq.detector.data.storage import check_storage
@@ -59,7 +61,24 @@ def dataset_of(config: Config, split: str, *, test_mode: bool = False, quiet: bo
     set_classes_(dataset, class_list(config).names)
     inspect(dataset, split, quiet=quiet)
     classes_of(dataset, split)
-    return evaluated(dataset) if test_mode else dataset
+    if not test_mode:
+        return dataset
+    _refuse_annotations(dataset, split)
+    return evaluated(dataset)
+
+
+def _refuse_annotations(dataset: Any, split: str) -> None:
+    """Raise ValueError if the pipeline for an evaluation reads boxes, which mmdet does not give."""
+    for leaf in leaves(dataset):
+        prepare = getattr(type(leaf), "prepare_test_img", None)
+        steps = getattr(getattr(leaf, "pipeline", None), "transforms", ())
+        if prepare is CustomDataset.prepare_test_img and any(
+            type(step) is LoadAnnotations for step in steps
+        ):
+            raise ValueError(
+                f"data.{split}: its pipeline has LoadAnnotations, as for training; an evaluation"
+                " reads images alone, so give it the test pipeline, as data.test has"
+            )
 
 
 def validation_loss_dataset(config: Config) -> Any:
@@ -80,6 +99,7 @@ def _trained_on(config: Config, split: str) -> ConfigDict:
 
 def _built(section: Mapping[str, Any], split: str) -> Any:
     add_get_cat_ids()
+    check_data_types(section, f"data.{split}")
     for part in innermost(section):
         check_storage(part, split)
     try:

@@ -12,7 +12,7 @@ from mmcv import ConfigDict
 from mmdet.datasets import DATASETS, CustomDataset
 from PIL import Image
 
-from dq.data.pictures import SUFFIXES
+from dq.data.pictures import ON_THEIR_SIDE, ORIENTATION, SUFFIXES
 from dq.detector.metrics.coco_metric import coco_metrics
 from dq.detector.metrics.results import labelled_boxes
 
@@ -25,18 +25,31 @@ FEWEST = 10
 Boxes = Mapping[str, Sequence[Sequence[float]]]
 
 
-def image_files(folder: Path) -> list[str]:
+def image_files(folder: Path, without: Path | None = None) -> list[str]:
     """Return the images of a folder and its subfolders, relative to it, in order.
+
+    Hidden files and folders are left out: such as macOS's ``._IMG.JPG``, which are no images.
+
+    Args:
+        folder: The folder.
+        without: A folder inside it whose images are left out, such as a work dir with drawings. If
+            it is not inside, it has no effect.
 
     Raises:
         ValueError: It does not exist, or has no images.
     """
     if not folder.is_dir():
         raise ValueError(f"--images {folder} is not a folder")
+    # A folder inside the work dir is the user's wish.
+    inner = without if without is not None and without.is_relative_to(folder) else None
+    inner = None if inner == folder else inner
     found = sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file()
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not (inner and path.is_relative_to(inner))
+        and path.is_file()
     )
     if not found:
         raise ValueError(f"--images {folder} has no images ({', '.join(SUFFIXES)})")
@@ -54,6 +67,7 @@ class ImageFolderDataset(CustomDataset):  # type: ignore[misc]
         img_prefix: The folder.
         boxes: A JSON file of what `confident_boxes` returns.
         part: ``(first, step)``: take image ``first`` and every ``step``-th one after it.
+        without: As for `image_files`.
         kwargs: As for mmdet's CustomDataset.
     """
 
@@ -62,9 +76,11 @@ class ImageFolderDataset(CustomDataset):  # type: ignore[misc]
         img_prefix: str,
         boxes: str | None = None,
         part: tuple[int, int] = (0, 1),
+        without: str | None = None,
         **kwargs: Any,
     ) -> None:
         self.part = part
+        self.without = None if without is None else Path(without)
         self.boxes: Boxes = json.loads(Path(boxes).read_text()) if boxes else {}
         super().__init__(ann_file=img_prefix, img_prefix=img_prefix, **kwargs)
 
@@ -77,10 +93,12 @@ class ImageFolderDataset(CustomDataset):  # type: ignore[misc]
         folder = Path(ann_file)
         first, step = self.part
         infos = []
-        for name in image_files(folder)[first::step]:
+        for name in image_files(folder, self.without)[first::step]:
             try:
                 with Image.open(folder / name) as image:
                     width, height = image.size
+                    if image.getexif().get(ORIENTATION) in ON_THEIR_SIDE:
+                        width, height = height, width
             except OSError as error:
                 raise ValueError(
                     f"image {folder / name} cannot be read ({error}); repair or remove it"

@@ -12,6 +12,7 @@ from mmdet.models import build_detector
 from mmdet.utils import rfnext_init_model
 from torch import Tensor, nn
 
+from dq.detector.config.known_types import check_model_types
 from dq.detector.config.registry_errors import explain
 from dq.detector.model import float_weights
 from dq.detector.model.mended_heads import fix_heads
@@ -34,6 +35,7 @@ def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -
     """
     fix_heads()
     ensure_operators()
+    check_model_types(config.model)
     try:
         # Some heads write tensors into their config.
         detector = build_detector(

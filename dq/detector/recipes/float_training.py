@@ -62,6 +62,7 @@ def float_training(
     steps_per_epoch: int,
     images_per_step: int,
     former_images_per_step: int | None = None,
+    num_images: int | None = None,
 ) -> FloatTraining:
     """Read the float training of a complete config.
 
@@ -72,6 +73,8 @@ def float_training(
         former_images_per_step: Of the checkpoint's training. None if unknown; the config's
             ``auto_scale_lr.base_batch_size`` counts then. Neither has an effect if the config
             scales rates itself (``auto_scale_lr.enable``).
+        num_images: Of the data set. A step has no more than these, so a batch that repeats them to
+            be full does not raise the rate. None for no limit.
 
     Raises:
         ValueError: The config has no learning rate or no length.
@@ -92,6 +95,8 @@ def float_training(
         )
     scaling = config.get("auto_scale_lr") or {}
     former = former_images_per_step or scaling.get("base_batch_size")
+    if former and num_images:
+        images_per_step = min(images_per_step, max(num_images, former))
     peak, last = rates(float(rate), config.get("lr_config"))
     return FloatTraining(
         optimizer=str(config.optimizer.get("type")),
@@ -125,9 +130,15 @@ def rates(rate: float, schedule: Mapping[str, Any] | None) -> tuple[float, float
         return rate, float(least or 0.0)
     if policy == "onecycle":
         peak = given.get("max_lr", rate)
-        peak = max(peak) if isinstance(peak, list | tuple) else float(peak)
+        if isinstance(peak, Mapping | list | tuple):
+            # One for each group of parameters, or for each optimizer.
+            peak = max(peak.values() if isinstance(peak, Mapping) else peak)
+        peak = float(peak)
         return peak, peak / given.get("div_factor", 25) / given.get("final_div_factor", 1e4)
     if policy == "cyclic":
-        up, down = (*given.get("target_ratio", (10, 1e-4)), 1e-4)[:2]
+        ratio = given.get("target_ratio", (10, 1e-4))
+        # mmcv's lowest rate, if only the highest is given.
+        ratio = ratio if isinstance(ratio, list | tuple) else (ratio,)
+        up, down = (*ratio, ratio[0] / 1e5)[:2]
         return rate * up, rate * down
     return rate, rate

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from mmcv import Config
-from mmdet.datasets import ConcatDataset
+from mmdet.datasets import CocoDataset, ConcatDataset
 
 from dq.detector.config.nested_sections import innermost
 from dq.detector.data.data_section import has_section, section_of
@@ -84,8 +84,15 @@ def _part(dataset: Any, chosen: Sequence[int]) -> Any:
             parts.append(leaf)
     if len(parts) == 1:
         return evaluated(parts[0])
-    # One metric over all of them.
-    return evaluated(ConcatDataset(parts, separate_eval=False))
+    # One metric over all of them, where mmdet can compute it: not for COCO's kind, not for a mix.
+    kinds = {type(part) for part in parts}
+    separate = len(kinds) > 1 or any(isinstance(part, CocoDataset) for part in parts)
+    if separate:
+        log.warning(
+            "%d training sets are measured one by one; the main metric is that of the first",
+            len(parts),
+        )
+    return evaluated(ConcatDataset(parts, separate_eval=separate))
 
 
 def keep_images_(leaf: Any, chosen: Sequence[int]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dq.detector.calibration.calibrate import calibration_of, calls_of_roi_heads
 from dq.detector.engines.measurement import measure
-from dq.detector.evaluation.evaluate import main_metric
+from dq.detector.evaluation.evaluate import as_share, main_metric
 from dq.detector.model.checkpoint_content import compose
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.stored_detector import StoredDetector, float_detector, stored_detector
@@ -87,7 +87,7 @@ class Trials:
         metric: Name of the metric to compare; None for the data set's main one.
 
     Raises:
-        ValueError: The data set has no such metric.
+        ValueError: The data set has no such metric, or it is 0 for the float detector.
 
     Attributes:
         metric: Its name.
@@ -105,7 +105,15 @@ class Trials:
         self.metric = metric or main_metric(kept)[0]
         if self.metric not in kept:
             raise ValueError(f"there is no metric {self.metric}; there are {', '.join(kept)}")
-        self.float_value = kept[self.metric]
+        self.float_value = as_share(self.metric, kept[self.metric])
+        if self.float_value <= 0:
+            # Every candidate would lose nothing.
+            raise ValueError(
+                f"the float detector's {self.metric} is {100 * self.float_value:.2f} % on the"
+                f" {len(setting.dataset)} images of the search, so nothing can be lost; check that"
+                f" {setting.source} is trained for these images, or choose another --metric"
+                f" ({', '.join(name for name, value in kept.items() if value > 0) or 'all are 0'})"
+            )
         log.info("float: %s %.2f %%", self.metric, 100 * self.float_value)
 
     def path(self, candidate: Candidate) -> Path:
@@ -115,7 +123,7 @@ class Trials:
     def values(self, candidates: Sequence[Candidate]) -> list[float]:
         """Calibrate the candidates and return their metrics, 0 to 1."""
         self._calibrate([one for one in candidates if self._kept(self._key(one)) is None])
-        return [self._metrics(one)[self.metric] for one in candidates]
+        return [self._value(self._metrics(one)) for one in candidates]
 
     def stored(self, candidate: Candidate, device: torch.device | None = None) -> StoredDetector:
         """Return a calibrated candidate as its checkpoint has it.
@@ -233,15 +241,20 @@ class Trials:
             kept = self._measured(stored.detector, stored.graph)
             kept |= {"bytes": float(model_bytes(stored.detector, stored.graph))}
             self._keep(key, kept)
+            value = self._value(kept)
             log.info(
                 "%s: %s %.2f %%, %.2f points below float; measured in %.0f s",
                 candidate.name,
                 self.metric,
-                100 * kept[self.metric],
-                100 * (self.float_value - kept[self.metric]),
+                100 * value,
+                100 * (self.float_value - value),
                 time.monotonic() - began,
             )
         return kept
+
+    def _value(self, metrics: Mapping[str, float]) -> float:
+        # A detector that finds nothing may have no entry.
+        return as_share(self.metric, metrics.get(self.metric, 0.0))
 
     def _float_detector(self) -> nn.Module:
         setting = self._setting

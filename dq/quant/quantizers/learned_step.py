@@ -182,7 +182,8 @@ class _ZeroGradients(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
         # Not saved for backward: a parameter may be updated from its range before that.
         ctx.kinds = [(p.shape, p.dtype, p.device) for p in parameters]
-        return x.view_as(x)
+        # No view: an activation function of the network may change it in place.
+        return x.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:

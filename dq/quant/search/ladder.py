@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from dq.quant.ptq.settings import Repair
 from dq.quant.recipes.recipe import Recipe
@@ -23,6 +24,7 @@ from dq.quant.search.candidate import (
     with_rounding,
 )
 
+Item = TypeVar("Item")
 # Number of candidates that are measured together, because several ranks share them.
 _TOGETHER = 3
 
@@ -73,6 +75,8 @@ class Search:
         rank: Returns the names of a candidate's quantizers that may be raised, the most sensitive
             first.
         max_raised: Largest number of quantizers to raise.
+        together: Number of candidates given to ``measure`` at once. `TimeUpError` loses none that
+            were measured before.
     """
 
     def __init__(
@@ -82,8 +86,9 @@ class Search:
         measure: Measure,
         rank: Callable[[Candidate], Sequence[str]],
         max_raised: int,
+        together: int = 1,
     ) -> None:
-        self.least, self.max_raised = least, max_raised
+        self.least, self.max_raised, self.together = least, max_raised, together
         self._measure, self._rank = measure, rank
         self.tried: list[Tried] = []
 
@@ -150,9 +155,12 @@ class Search:
         return any(value >= self.least for value in self._values(candidates))
 
     def _values(self, candidates: Sequence[Candidate]) -> Sequence[float]:
-        values = self._measure(candidates)
-        for candidate, value in zip(candidates, values, strict=True):
-            self.tried.append(Tried(candidate=candidate, value=value))
+        values: list[float] = []
+        for group in batched(candidates, self.together):
+            found = self._measure(group)
+            for candidate, value in zip(group, found, strict=True):
+                self.tried.append(Tried(candidate=candidate, value=value))
+            values.extend(found)
         return values
 
     def _best(self) -> Candidate:
@@ -172,10 +180,10 @@ def _steps(most: int) -> list[int]:
     return [*doubled, most] if most else []
 
 
-def batched(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Yield the numbers in groups of ``size``; the last may be smaller."""
-    for begin in range(0, len(numbers), size):
-        yield numbers[begin : begin + size]
+def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Yield the items in groups of ``size``; the last may be smaller."""
+    for begin in range(0, len(items), size):
+        yield items[begin : begin + size]
 
 
 def pareto_front(tried: Sequence[Tried]) -> list[Tried]:

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
 import pytest
 from mmdet.datasets import build_dataset
 from PIL import Image
 
+from dq.data.pictures import ORIENTATION
 from dq.detector.data.image_folder import (
     confident_boxes,
     image_files,
@@ -42,6 +44,30 @@ def result(*boxes: tuple[float, float, int]) -> list[Any]:
 
 def test_all_images_are_found_in_order(folder: Path) -> None:
     assert image_files(folder) == ["a.jpg", "b.png", "e.jpeg", "sub/c.bmp", "sub/d.PNG"]
+
+
+def test_hidden_files_and_a_work_dir_inside_are_left_out(folder: Path) -> None:
+    before = image_files(folder)
+    for name in ("._a.jpg", ".thumbnails/a.jpg", "runs/x/drawing.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"no photograph")
+    assert image_files(folder, folder / "runs") == before
+    dataset = build_dataset(
+        section(folder, CLASSES, [], (0, 1), None) | {"without": str(folder / "runs")}
+    )
+    assert [info["filename"] for info in dataset.data_infos] == before
+    # A folder inside the work dir, or the work dir itself, is what the user asked for.
+    for work_dir in (folder, folder.parent, folder.parent / "photos2"):
+        assert "a.jpg" in image_files(folder, work_dir)
+
+
+def test_a_turned_photograph_has_the_size_that_is_read(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=turned)
+    (info,) = build_dataset(section(tmp_path, CLASSES, [], (0, 1), None)).data_infos
+    assert (info["width"], info["height"]) == (30, 40)
+    assert mmcv.imread(str(tmp_path / "a.jpg")).shape[:2] == (40, 30)
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

@@ -155,6 +155,10 @@ def test_the_rate_follows_the_batch(optimizer: str, expected: float) -> None:
         ({"policy": "poly", "power": 0.9, "min_lr": 1e-5}, (1e-2, 1e-5)),
         ({"policy": "OneCycle", "max_lr": 0.1}, (0.1, 0.1 / 25 / 1e4)),
         ({"policy": "cyclic", "target_ratio": (10, 1e-2)}, (0.1, 1e-4)),
+        ({"policy": "cyclic", "target_ratio": 10.0}, (0.1, 1e-6)),
+        ({"policy": "cyclic", "target_ratio": (10,)}, (0.1, 1e-6)),
+        ({"policy": "OneCycle", "max_lr": {"optimizer": 0.1}}, (0.1, 0.1 / 25 / 1e4)),
+        ({"policy": "OneCycle", "max_lr": [0.1, 0.05]}, (0.1, 0.1 / 25 / 1e4)),
         ({"policy": "MyOwn"}, (1e-2, 1e-2)),
     ],
 )
@@ -222,3 +226,26 @@ def test_a_broken_training_is_doubted() -> None:
     in_steps = of("AdamW", 1e-4, None, {"type": "IterBasedRunner", "max_iters": 10})
     (few,) = doubts(in_steps, before, RULES["qat-int8"], 10, "int8")
     assert "'runner.max_iters': 100" in few
+
+
+@pytest.mark.parametrize(
+    ("now", "former", "num_images", "factor"),
+    [
+        (64, 2, 4, 2.0),
+        (64, 64, 4, 1.0),
+        (4, 64, 4, 1 / 16),
+        (64, 2, 1000, 32.0),
+        (64, 2, None, 32.0),
+    ],
+)
+def test_images_that_are_repeated_in_a_step_do_not_raise_the_rate(
+    now: int, former: int, num_images: int | None, factor: float
+) -> None:
+    found = float_training(
+        of("SGD", 0.01, STEP, epochs(12)),
+        steps_per_epoch=1,
+        images_per_step=now,
+        former_images_per_step=former,
+        num_images=num_images,
+    )
+    assert found.batch_factor == factor

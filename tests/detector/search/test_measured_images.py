@@ -111,3 +111,31 @@ def test_a_data_set_of_another_kind_cannot_be_divided() -> None:
 
     with pytest.raises(ValueError, match=r"Other.* cannot be divided .*; give a data\.val"):
         keep_images_(Other(), [0])
+
+
+@pytest.mark.parametrize("other", ["CocoDataset", "VOCFolderDataset"])
+def test_training_sets_that_mmdet_cannot_evaluate_as_one_are_measured_one_by_one(
+    plan: Config, other: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    coco = {
+        "type": "CocoDataset",
+        "classes": CLASSES,
+        "ann_file": str(write_coco(tmp_path)),
+        "img_prefix": str(tmp_path / "images"),
+        "pipeline": [],
+    }
+    second = str(write_coco(tmp_path, name="second.json"))
+    own = plan.data.train.dataset
+    own.classes = CLASSES
+    del plan.data["val"]
+    plan.data["train"] = [coco, {**coco, "ann_file": second} if other == "CocoDataset" else own]
+    dataset = measured_images(plan, calibrated_on=1, seed=0)
+    assert [type(part).__name__ for part in dataset.datasets] == ["CocoDataset", other]
+    assert dataset.separate_eval
+    assert "the main metric is that of the first" in caplog.text
+
+
+def test_a_training_pipeline_for_an_evaluation_is_one_line(plan: Config) -> None:
+    plan.data.val = copy.deepcopy(plan.data.train)
+    with pytest.raises(ValueError, match=r"^data\.val: its pipeline has LoadAnnotations"):
+        measured_images(plan, calibrated_on=4, seed=0)

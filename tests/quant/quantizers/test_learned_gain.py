@@ -15,6 +15,7 @@ from dq.quant.graph.prepare import prepare
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.quantizers.factory import initialise_weights_, regroup_
 from dq.quant.quantizers.fake_quantize import update_scales_
+from dq.quant.quantizers.learned_step import with_zero_gradients
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
 
@@ -97,3 +98,13 @@ def test_at_two_bits_the_loss_is_well_below_that_of_observed_ranges(learned: str
     seeds = range(2)
     observed = sum(losses(seed)(None) for seed in seeds)
     assert sum(losses(seed)(learned) for seed in seeds) < 0.7 * observed
+
+
+def test_an_activation_function_may_change_a_quantizers_output_in_place() -> None:
+    x, scale = torch.tensor([-1.0, 2.0], requires_grad=True), torch.ones(1, requires_grad=True)
+    torch.relu_(with_zero_gradients(x, scale)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0.0, 1.0]
+    assert scale.grad is not None
+    assert scale.grad.tolist() == [0.0]
+    assert x.tolist() == [-1.0, 2.0]
