@@ -70,7 +70,7 @@ data = dict(
     val=dict(pipeline=test_pipeline),
     test=dict(pipeline=test_pipeline),
 )
-evaluation = dict(interval=1, metric="mAP")
+evaluation = dict(interval=5, metric="mAP")
 optimizer = dict(type="AdamW", lr=4e-3, weight_decay=1e-2)
 optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
 lr_config = dict(
