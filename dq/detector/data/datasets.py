@@ -77,7 +77,7 @@ def _refuse_annotations(dataset: Any, split: str) -> None:
         ):
             raise ValueError(
                 f"data.{split}: its pipeline has LoadAnnotations, as for training; an evaluation"
-                " reads images alone, so give it the test pipeline, as data.test has"
+                " reads images alone, so use mmdet's test pipeline (MultiScaleFlipAug) there"
             )
 
 
