@@ -17,7 +17,7 @@ def test_int8_by_default_loses_little_with_nothing_raised(shared: Path, tmp_path
         images=shared / "data/coco128/JPEGImages",
         checkpoint=shared / "weights/yolox_nano_coco.pth",
         work_dir=tmp_path,
-        threads=2,
+        threads=1,
     )
     float_ = launch("eval", arguments, "float", ())
     name = "int8, default"
@@ -33,14 +33,6 @@ def test_int8_by_default_loses_little_with_nothing_raised(shared: Path, tmp_path
     assert {"img/out", "backbone/stem/cat/out"} & names  # the input
     assert sum(name.endswith("conv_cls/0/out") for name in names) == 1  # a head's output
     assert sum("cat" in name for name in names) >= 8  # concatenations
-    again = launch_eval(arguments, checkpoint)
-    assert again["value"] == repaired["value"]
-
-
-def launch_eval(arguments: argparse.Namespace, checkpoint: Path) -> dict[str, float]:
-    changed = argparse.Namespace(**{**vars(arguments), "checkpoint": checkpoint})
-    found: dict[str, float] = launch("eval", changed, "again", ())
-    return found
 
 
 def test_the_table_shows_what_each_row_loses() -> None:
