@@ -41,13 +41,23 @@ def head_size(path: str | Path, *, turned: bool) -> Size | None:
     """
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            on_its_side = image.getexif().get(ORIENTATION) in ON_THEIR_SIDE
-            if image.format == "TIFF" and on_its_side:
-                # Newer versions of Pillow have turned the size already, older ones have not.
-                width, height = (int(image.getexif()[tag]) for tag in _TIFF_SIZE)
+            return size_in(image, turned=turned)
     except Exception:  # a broken header may raise anything
         return None
+
+
+def size_in(image: Image.Image, *, turned: bool) -> Size:
+    """Return the size in the head of an image that was opened.
+
+    Args:
+        image: Its pixels are not read.
+        turned: As for `head_size`.
+    """
+    width, height = image.size
+    on_its_side = image.getexif().get(ORIENTATION) in ON_THEIR_SIDE
+    if image.format == "TIFF" and on_its_side:
+        # Newer versions of Pillow have turned the size already, older ones have not.
+        width, height = (int(image.getexif()[tag]) for tag in _TIFF_SIZE)
     return (height, width) if turned and on_its_side else (width, height)
 
 

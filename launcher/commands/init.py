@@ -103,6 +103,7 @@ def read_source(arguments: argparse.Namespace) -> Labelled:
     Raises:
         ValueError: There is no such folder or format, or no image with a box.
     """
+    from dq.data.formats.labelled import has_boxes
     from dq.data.formats.registry import read_folder, title
     from dq.data.own.checked import checked
 
@@ -115,7 +116,7 @@ def read_source(arguments: argparse.Namespace) -> Labelled:
     lines = labelled.findings.lines()
     for line in lines:
         print(f"  {line}")
-    if not any(box.trained for photo in labelled.photos for box in photo.boxes):
+    if not has_boxes(labelled.photos):
         reasons = "; ".join(lines[:2]) or "all are difficult or crowds"
         raise ValueError(
             f"{arguments.source} has no box to train on: {reasons}; correct the images or labels"

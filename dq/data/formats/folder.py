@@ -20,6 +20,8 @@ KINDS = {
     *("images", "image", "img", "imgs", "jpegimages", "jpgimages", "photos", "pictures"),
     *LABELS,
 }
+# The folder with VOC's lists of images, in lower case.
+LISTS = "imagesets"
 # Files of a folder of pictures that `launcher show` has drawn; those are nobody's photographs.
 OF_SHOW = {"index.html", "show.json"}
 _SPLIT = re.compile(r"(train|training|val|valid|validation|dev|trainval|test|testing)(?:20\d\d)?")

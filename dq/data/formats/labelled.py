@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,6 @@ class Box:
     corners: tuple[float, float, float, float]
     ignored: bool = False
 
-    @property
-    def trained(self) -> bool:
-        """Return whether a detector learns from it."""
-        return not self.ignored
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Photo:
@@ -59,6 +54,11 @@ class Photo:
     boxes: tuple[Box, ...]
     size: Size | None = None
     split: str | None = None
+
+
+def has_boxes(photos: Iterable[Photo]) -> bool:
+    """Return whether there is a box to train or evaluate on: one that is not ignored."""
+    return any(not box.ignored for photo in photos for box in photo.boxes)
 
 
 def size_of(width: Any, height: Any) -> Size | None:

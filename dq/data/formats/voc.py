@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 
-from dq.data.formats.folder import Folder, comparable, split_named
+from dq.data.formats.folder import LISTS, Folder, comparable, split_named
 from dq.data.formats.labelled import (
     MISSING,
     NO_BOX,
@@ -27,7 +27,6 @@ from dq.data.formats.labelled import (
 from dq.data.formats.texts import lines_of, xml_of
 from dq.data.pictures import SUFFIXES
 
-LISTS = "imagesets"
 # Ids and their splits, by the folder that holds the lists.
 Lists = Mapping[Path, Mapping[str, str]]
 

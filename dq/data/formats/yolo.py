@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dq.data.formats.folder import Folder
+from dq.data.formats.folder import LISTS, Folder
 from dq.data.formats.labelled import (
     MISSING,
     TWO_SPLITS,
@@ -20,6 +20,8 @@ from dq.data.formats.labelled import (
 from dq.data.formats.texts import lines_in, lines_of, text_of
 from dq.data.pictures import Size, head_size
 
+# The numbers of each line of a label file; None if it is no label file.
+Rows = Sequence[Sequence[float]] | None
 # A higher number of a class is a mistake.
 MOST_CLASSES = 100_000
 # Files with one class name per line; Darknet and Roboflow have the others.
@@ -44,11 +46,12 @@ def read(folder: Folder) -> Labelled | None:
                          folder.relative(image))  # fmt: skip
             photos.append(Photo(file=image, boxes=(), split=split))
             continue
-        if _rows(labels[image]) is None:
-            findings.add(UNREADABLE, folder.relative(labels[image]))
+        path, rows = labels[image]
+        shown = folder.relative(path)
+        if rows is None:
+            findings.add(UNREADABLE, shown)
             continue
-        shown = folder.relative(labels[image])
-        boxes = _boxes(labels[image], image, names, findings, shown, posed=posed)
+        boxes = _boxes(rows, image, names, findings, shown, posed=posed)
         photos.append(Photo(file=image, boxes=boxes, split=split))
     for path in orphans:
         findings.add("label files without an image", folder.relative(path))
@@ -62,22 +65,22 @@ def read(folder: Folder) -> Labelled | None:
     )
 
 
-def _labels(folder: Folder) -> tuple[dict[Path, Path], list[Path]]:
-    """Return the label file of each image, and label files without an image."""
-    found: dict[Path, Path] = {}
+def _labels(folder: Folder) -> tuple[dict[Path, tuple[Path, Rows]], list[Path]]:
+    """Return the label file of each image with its rows, and label files without an image."""
+    found: dict[Path, tuple[Path, Rows]] = {}
     orphans = []
     for path in folder.ending(".txt"):
-        if path.name.lower() in NAME_FILES or "imagesets" in map(str.lower, path.parts):
+        if path.name.lower() in NAME_FILES or LISTS in map(str.lower, path.parts):
             continue
         image, rows = folder.image_of(path), _rows(path)
         if image is not None:
-            found.setdefault(image, path)
+            found.setdefault(image, (path, rows))
         elif rows:
             orphans.append(path)
     return found, orphans
 
 
-def _rows(path: Path) -> list[list[float]] | None:
+def _rows(path: Path) -> Rows:
     """Return the numbers of each line; None if the file is no label file."""
     text = text_of(path)
     if text is None:
@@ -107,9 +110,10 @@ def _settings(folder: Folder, findings: Findings) -> tuple[Path, Mapping[str, An
 
 def _names(folder: Folder, settings: tuple[Path, Mapping[str, Any]] | None) -> list[str]:
     """Return the class names by number; empty if no file has them."""
-    given = settings[1].get("names") if settings else None
+    file, content = settings or (folder.root, {})
+    given = content.get("names")
     if isinstance(given, dict):
-        given = _in_order(given, settings[0] if settings else folder.root)
+        given = _in_order(given, file)
     if isinstance(given, str):
         given = [name for name in given.split(",") if name.strip()]
     if isinstance(given, list) and given:
@@ -186,13 +190,19 @@ def _images_at(folder: Folder, bases: Sequence[Path], entry: str, findings: Find
 
 
 def _boxes(
-    path: Path, image: Path, names: Sequence[str], findings: Findings, shown: str, *, posed: bool
+    rows: Sequence[Sequence[float]],
+    image: Path,
+    names: Sequence[str],
+    findings: Findings,
+    shown: str,
+    *,
+    posed: bool,
 ) -> tuple[Box, ...]:
     size = head_size(image, turned=True)
     if size is None:  # The image cannot be read, which is found later.
         return ()
     found = []
-    for number, *values in _rows(path) or ():
+    for number, *values in rows:
         label = int(number)
         if label < 0 or (names and label >= len(names)):
             findings.add("boxes of a class without a name, left out", shown)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dq.data.formats.labelled import Labelled, Photo
+from dq.data.formats.labelled import Labelled, Photo, has_boxes
 
 # The share of photographs to validate on, where the folder does not say.
 VAL_SHARE = 0.2
@@ -48,8 +48,8 @@ def share_out(labelled: Labelled) -> Splits:
     train, val, test = (given.get(name, []) for name in ("train", "val", "test"))
     pool, said = [*train, *loose], "as in the folder"
     # mmdet cannot evaluate on images without objects alone.
-    without = [n for n, some in (("val", val), ("test", test)) if some and not _has_boxes(some)]
-    val, test = (some if _has_boxes(some) else [] for some in (val, test))
+    without = [n for n, some in (("val", val), ("test", test)) if some and not has_boxes(some)]
+    val, test = (some if has_boxes(some) else [] for some in (val, test))
     if pool and val:
         train = pool
     elif train and test:
@@ -62,7 +62,7 @@ def share_out(labelled: Labelled) -> Splits:
         said = "made here by hashes of the names; every class is in both where possible"
     if without:
         said += f"; {' and '.join(without)} without a box left out"
-    if not _has_boxes(train) or not _has_boxes(val):
+    if not has_boxes(train) or not has_boxes(val):
         raise ValueError(
             f"{labelled.folder} has {len(train)} images to train on and {len(val)} to validate on,"
             " and each needs some with boxes; label more images"
@@ -70,11 +70,6 @@ def share_out(labelled: Labelled) -> Splits:
     parts = {"train": train, "val": val, "test": test}
     named = {n: tuple(replace(p, split=n) for p in some) for n, some in parts.items() if some}
     return Splits(photos=named, said=said)
-
-
-def _has_boxes(photos: Sequence[Photo]) -> bool:
-    """Return whether there is a box to train or evaluate on."""
-    return any(box.trained for photo in photos for box in photo.boxes)
 
 
 def split(photos: Sequence[Photo], root: Path) -> tuple[list[Photo], list[Photo]]:

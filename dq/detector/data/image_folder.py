@@ -12,7 +12,7 @@ from mmcv import ConfigDict
 from mmdet.datasets import DATASETS, CustomDataset
 from PIL import Image
 
-from dq.data.pictures import ON_THEIR_SIDE, ORIENTATION, SUFFIXES
+from dq.data.pictures import SUFFIXES, size_in
 from dq.detector.metrics.coco_metric import coco_metrics
 from dq.detector.metrics.results import labelled_boxes
 
@@ -96,9 +96,7 @@ class ImageFolderDataset(CustomDataset):  # type: ignore[misc]
         for name in image_files(folder, self.without)[first::step]:
             try:
                 with Image.open(folder / name) as image:
-                    width, height = image.size
-                    if image.getexif().get(ORIENTATION) in ON_THEIR_SIDE:
-                        width, height = height, width
+                    width, height = size_in(image, turned=True)
             except OSError as error:
                 raise ValueError(
                     f"image {folder / name} cannot be read ({error}); repair or remove it"

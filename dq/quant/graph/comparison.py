@@ -95,14 +95,24 @@ def _noise(examples: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _run(root: nn.Module, forward: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
-    with restored_state(root), buffers_kept(root), generators_kept(inputs):
-        root.eval()
+    with tried(root, inputs):
         return forward(*[x.clone() for x in inputs])
 
 
 @contextmanager
-def buffers_kept(root: nn.Module) -> Iterator[None]:
-    """Restore the values of all buffers below ``root`` after the body."""
+def tried(root: nn.Module, inputs: Sequence[Tensor] = ()) -> Iterator[None]:
+    """Put ``root`` into evaluation mode in the body, and leave no trace of what runs there.
+
+    Modes, phases, buffers and the random generators, of the CPU and of the inputs' GPUs, are
+    restored.
+    """
+    with restored_state(root), _buffers_kept(root), _generators_kept(inputs):
+        root.eval()
+        yield
+
+
+@contextmanager
+def _buffers_kept(root: nn.Module) -> Iterator[None]:
     before = [(buffer, buffer.clone()) for buffer in root.buffers()]
     try:
         yield
@@ -112,8 +122,7 @@ def buffers_kept(root: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def generators_kept(inputs: Sequence[Tensor] = ()) -> Iterator[None]:
-    """Restore the random generators after the body: the CPU's and those of the inputs' GPUs."""
+def _generators_kept(inputs: Sequence[Tensor]) -> Iterator[None]:
     devices = {x.device for x in inputs if x.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(0)

@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
-from dq.quant.graph.comparison import buffers_kept, generators_kept
+from dq.quant.graph.comparison import tried
 from dq.quant.graph.nodes import called_name, is_shape, module_of
 from dq.quant.graph.roles import Role, is_constant, role_of, tensor_inputs
 from dq.quant.numerics.activation_functions import FUNCTIONS, NAMED
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
-from dq.quant.quantizers.restore import restored_state
 
 # Its parameter belongs to each channel, so it is computed from more than one tensor.
 PRELU = NAMED["prelu"]
@@ -119,8 +118,7 @@ def find_functions(root: nn.Module, graph: fx.Graph) -> list[Function]:
         root: The model, on any device.
         graph: Its graph.
     """
-    with restored_state(root), buffers_kept(root), generators_kept():
-        root.eval()
+    with tried(root):
         return _found(_Search(root, graph), graph)
 
 

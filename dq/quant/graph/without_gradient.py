@@ -15,7 +15,7 @@ from dq.quant.graph.writes import may_be_view, target_of
 
 
 def detach_results_(root: nn.Module, graph: fx.Graph) -> None:
-    """Insert ``detach`` behind the parts without a gradient, in place.
+    """Insert ``detach`` after the parts without a gradient, in place.
 
     A write in place in such a part changes a tensor's values and not how its gradient is computed.
     So it becomes a write into the detached tensor.

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dq.quant.graph.comparison import tried
 from dq.quant.graph.per_channel.channel_scales import scaled_names
 from dq.quant.graph.prepare import prepare as prepare_graph
 from dq.quant.graph.quantized_graph import CONTAINER
@@ -24,7 +25,6 @@ from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import update_scales_
 from dq.quant.quantizers.phase import Phase, Phased
 from dq.quant.quantizers.phase import set_phase as set_phase_below
-from dq.quant.quantizers.restore import restored_state
 from dq.quant.recipes.recipe import Recipe
 from dq.whole_file import write_whole
 
@@ -74,8 +74,7 @@ def _require_run(
 ) -> None:
     """Raise ValueError if the model does not run on the examples, in evaluation mode."""
     try:
-        with restored_state(model):
-            model.eval()
+        with tried(model, values):
             forward(*values)
     except Exception as error:
         shapes = ", ".join(str(tuple(value.shape)) for value in values)
