@@ -3,6 +3,7 @@
 _base_ = [
     "../_base_/ssd_mobilenet_fpn_256.py",
     "../_base_/voc_folder_256.py",
+    "../_base_/schedule_small.py",
     "../_base_/runtime.py",
 ]
 data_root = "data/digits"
@@ -71,17 +72,8 @@ data = dict(
     test=dict(pipeline=test_pipeline),
 )
 evaluation = dict(interval=5, metric="mAP")
-optimizer = dict(type="AdamW", lr=4e-3, weight_decay=1e-2)
-optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
-lr_config = dict(
-    policy="CosineAnnealing",
-    by_epoch=False,
-    warmup="linear",
-    warmup_iters=50,
-    warmup_ratio=1e-2,
-    min_lr=0,
-)
-runner = dict(type="EpochBasedRunner", max_epochs=5)
+optimizer = dict(lr=4e-3)
+runner = dict(max_epochs=5)
 quant = dict(
     recipe="qat-int8",
     schedule=dict(calibration_batches=12, calibration_batch_size=16),
