@@ -137,6 +137,9 @@ def pretended_gpu(*, kernels: bool = False) -> Iterator[Gpu]:
             "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
             "torch.cuda._lazy_init": lambda: None,
             "torch.cuda.current_device": lambda: 0,
+            # Its random numbers are the CPU's.
+            "torch.cuda.get_rng_state": lambda *_: torch.get_rng_state(),
+            "torch.cuda.set_rng_state": lambda state, *_: torch.set_rng_state(state),
             # Optimizers ask whether a CUDA graph is captured.
             "torch.optim.Optimizer._accelerator_graph_capture_health_check": lambda _: None,
         }.items():
