@@ -40,9 +40,12 @@ def line_of(error: BaseException, log: Path | None) -> str:
         error: The caught error.
         log: The file with its traceback, or the folder of such files.
     """
+    from dq.dist.errors.device import explain_device
     from dq.dist.errors.foreseen import error_message, error_summary, is_expected
 
     if not is_expected(error):
+        if device := explain_device(error):
+            return device if log is None else f"{device} (traceback in {log})"
         where = f"; the traceback is in {log}" if log is not None else ""
         return f"{error_summary(error)}{where} ({DEBUG} prints it)"
     words = error_message(error) or type(error).__name__

@@ -79,6 +79,14 @@ class FaultHook(Hook):
         with torch.no_grad():
             next(module.parameters()).view(-1)[0].add_(1e-3)
 
+    def lose_gpu(self, runner: Any) -> None:
+        """Raise what torch raises when a GPU has fallen off the bus."""
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors")
+
+    def fill_memory(self, runner: Any) -> None:
+        """Raise what torch raises when a GPU's memory is full."""
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
     def extra_loss(self, runner: Any) -> None:
         """Let the head return an additional loss from now on, on this rank only."""
         head = getattr(runner.model, "module", runner.model).bbox_head

@@ -349,6 +349,24 @@ def test_nan_of_one_rank_is_left_out_where_asked_for(config: Path, tmp_path: Pat
     record("the same, `nonfinite='skip'`", "that step", ending, reads="left out", recovered=True)
 
 
+@pytest.mark.parametrize(
+    ("what", "named", "shown"),
+    [
+        ("lose_gpu", "a GPU of one rank fails", "a GPU of .* failed .unspecified launch failure.*"),
+        ("fill_memory", "a GPU's memory is full", "the memory of a GPU on .* is full .CUDA out of"),
+    ],
+)
+def test_gpu_of_one_rank(config: Path, tmp_path: Path, what: str, named: str, shown: str) -> None:
+    path = config_with(config, tmp_path, hook(tmp_path, what, rank=1, step=3))
+    ending = run_ranks_alone(2, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
+                             folder=tmp_path)  # fmt: skip
+    must_have_ended(ending)
+    assert ending.codes == [1, 1]
+    assert re.search(shown, ending.errors[0]), ending.errors
+    assert "Traceback" not in ending.output
+    record(named, "steps since the last checkpoint", ending)
+
+
 def test_losses_of_one_rank_alone_are_refused(config: Path, tmp_path: Path) -> None:
     path = config_with(config, tmp_path, hook(tmp_path, "extra_loss", rank=1, step=2))
     ending = run_ranks_alone(2, "train", path, "--work-dir", tmp_path / "w", "--no-validate",
