@@ -16,7 +16,7 @@ from dq.detector.config.known_types import check_model_types
 from dq.detector.config.registry_errors import explain
 from dq.detector.model import float_weights
 from dq.detector.model.mended_heads import fix_heads
-from dq.detector.model.operators.ensure import ensure_operators
+from dq.detector.model.operators.ensure import ensure_operators, require_operators
 from dq.quant.graph.quantized_graph import CONTAINER
 
 
@@ -30,8 +30,8 @@ def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -
             constructors, which a checkpoint will overwrite.
 
     Raises:
-        ValueError: A type or argument does not exist, the number of classes differs from the
-            data's, or pretrained weights cannot be loaded.
+        ValueError: A type or argument does not exist, an operator of mmcv is missing, the number
+            of classes differs from the data's, or pretrained weights cannot be loaded.
     """
     fix_heads()
     ensure_operators()
@@ -45,6 +45,7 @@ def build_model(config: Config, classes: tuple[str, ...], *, initialise: bool) -
         )
     except Exception as error:  # constructors, including the user's own, may raise anything
         raise ValueError(f"model cannot be built: {explain(error)}") from error
+    require_operators(detector)
     _fix_receptive_fields(detector, config)
     check_num_classes(detector, classes)
     if initialise:

@@ -9,14 +9,18 @@ import torch
 from mmcv.ops import get_compiling_cuda_version
 from mmcv.ops.carafe import CARAFEFunction, CARAFENaiveFunction
 from mmcv.ops.deform_conv import DeformConv2dFunction
-from mmcv.ops.deform_roi_pool import DeformRoIPoolFunction
-from mmcv.ops.focal_loss import SigmoidFocalLossFunction, SoftmaxFocalLossFunction
+from mmcv.ops.deform_roi_pool import DeformRoIPool, DeformRoIPoolFunction
+from mmcv.ops.focal_loss import (
+    SigmoidFocalLossFunction,
+    SoftmaxFocalLoss,
+    SoftmaxFocalLossFunction,
+)
 from mmcv.ops.masked_conv import MaskedConv2dFunction
 from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
-from mmcv.ops.roi_align import RoIAlignFunction
-from mmcv.ops.roi_pool import RoIPoolFunction
-from torch import Tensor
+from mmcv.ops.roi_align import RoIAlign, RoIAlignFunction
+from mmcv.ops.roi_pool import RoIPool, RoIPoolFunction
+from torch import Tensor, nn
 from torch.autograd import Function
 
 from dq.detector.model.operators import composed
@@ -44,6 +48,12 @@ WITHOUT_COMPOSITION: dict[type[Function], str] = {
     RoIPoolFunction: "RoIPool; use RoIAlign",
     DeformRoIPoolFunction: "DeformRoIPool; use RoIAlign",
     SoftmaxFocalLossFunction: "softmax_focal_loss; use FocalLoss(use_sigmoid=True)",
+}
+# The modules that call them.
+CALLERS: dict[type[nn.Module], str] = {
+    RoIPool: WITHOUT_COMPOSITION[RoIPoolFunction],
+    DeformRoIPool: WITHOUT_COMPOSITION[DeformRoIPoolFunction],
+    SoftmaxFocalLoss: WITHOUT_COMPOSITION[SoftmaxFocalLossFunction],
 }
 
 
@@ -77,11 +87,30 @@ def ensure_operators() -> None:
         replace_(function, _refusing(name), without_cpu_kernel)
 
 
+def require_operators(detector: nn.Module) -> None:
+    """Raise ValueError if a module of the detector calls an operator that is nowhere to be had.
+
+    So a run ends before its data are read, and not at the first step that calls the operator. With
+    mmcv's CUDA operators it depends on the device, so such a module is refused when it is called.
+    """
+    if get_compiling_cuda_version() != "not available":
+        return
+    for path, module in detector.named_modules():
+        found = next((name for kind, name in CALLERS.items() if isinstance(module, kind)), None)
+        if isinstance(module, RoIAlign) and module.pool_mode == "max":
+            found = "RoIAlign with pool_mode='max'; use pool_mode='avg'"
+        if found:
+            raise ValueError(f"{path}: {_missing(found)}")
+
+
+def _missing(name: str) -> str:
+    return (
+        f"this mmcv-full has no operator for {name}, or compile mmcv-full with CUDA (docs/gpu.md)"
+    )
+
+
 def _refusing(name: str) -> Composed:
     def refuse(*_: object) -> Tensor:
-        raise ValueError(
-            f"this mmcv-full has no operator for {name}, or compile mmcv-full with CUDA"
-            " (docs/gpu.md)"
-        )
+        raise ValueError(_missing(name))
 
     return refuse

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmcv import ops
-from torch import Tensor
+from torch import Tensor, nn
 
-from dq.detector.model.operators.ensure import ensure_operators
+from dq.detector.model.operators.ensure import ensure_operators, require_operators
 from tests.pretended_gpu import OnGpu, pretended_gpu
 
 pytestmark = pytest.mark.cpu
@@ -93,3 +95,54 @@ def test_results_and_gradients_are_the_cpus(name: str) -> None:
             torch.testing.assert_close(x.values, y)
             if x.requires_grad:
                 x.sum().backward()
+
+
+# What mmdet imports from mmcv.ops: the call above that tries it, or why none does.
+IMPORTED = {
+    "batched_nms": "batched_nms",
+    "nms": "nms",
+    "nms_match": "nms_match",
+    "roi_align": "roi_align",
+    "deform_conv2d": "deform_conv2d",
+    "DeformConv2d": "deform_conv2d",
+    "ModulatedDeformConv2d": "modulated_deform_conv2d",
+    "sigmoid_focal_loss": "sigmoid_focal_loss",
+    "CARAFEPack": "carafe",
+    "MaskedConv2d": "masked_conv",
+    "point_sample": "point_sample",
+    "rel_roi_point_to_rel_img_point": "point_sample",
+    "CornerPool": "corner_pool",
+    "MultiScaleDeformableAttention": "deformable_attention",
+    "RoIPool": "only asked for its type; refused by name",
+    "get_onnxruntime_op_path": "a path",
+    "ConcatCell": "torch's operators",
+    "GlobalPoolingCell": "torch's operators",
+    "SumCell": "torch's operators",
+}
+
+
+def test_every_operator_that_mmdet_imports_is_in_the_list() -> None:
+    import mmdet
+
+    names = set()
+    for path in Path(mmdet.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mmcv.ops"):
+                names |= {alias.name for alias in node.names}
+    assert names == IMPORTED.keys()
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (ops.RoIPool(3), "RoIPool; use RoIAlign"),
+        (ops.ModulatedDeformRoIPoolPack(3, 4), "DeformRoIPool; use RoIAlign"),
+        (ops.SoftmaxFocalLoss(2.0, 0.25), "softmax_focal_loss; use FocalLoss"),
+        (ops.RoIAlign(3, pool_mode="max"), "RoIAlign with pool_mode='max'; use"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_an_operator_that_is_nowhere_is_refused_at_start(module: nn.Module, words: str) -> None:
+    require_operators(nn.Sequential(ops.RoIAlign(3), nn.Linear(1, 1)))
+    with pytest.raises(ValueError, match=rf"^1: this mmcv-full has no operator for {words}"):
+        require_operators(nn.Sequential(nn.Linear(1, 1), module))
