@@ -43,7 +43,7 @@ def kept(result: Tensor) -> dict[int, int]:
             continue
         seen.add(node)
         stack += [following for following, _ in node.next_functions]
-        tensors = list(getattr(node, "saved_tensors", ()))
+        tensors: list[object] = []
         for name in dir(node):
             if name.startswith("_raw_saved_"):
                 saved = getattr(node, name)

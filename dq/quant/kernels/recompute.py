@@ -18,7 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakTensorKeyDictionary
+
+# Smaller weights are kept: their bytes are few, and computing them again costs launches on a GPU.
+LEAST_VALUES = 2**14
 
 
 def version_of(tensor: Tensor) -> int:
@@ -75,6 +79,37 @@ def make_recomputable(
         sources: As for `Recomputation`.
     """
     _recomputations[tensor] = Recomputation(compute, sources, version_of(tensor))
+
+
+def same_values(tensor: Tensor, wrapped: Tensor) -> None:
+    """Register that ``wrapped``, with the values of ``tensor``, can be recomputed as that can."""
+    recomputation = _recomputations.get(tensor)
+    if recomputation is not None and recomputation.version == version_of(tensor):
+        recomputation.version = version_of(wrapped)
+        _recomputations[wrapped] = recomputation
+
+
+def computed_twice(compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Return ``compute(*inputs)``, and keep only the inputs for the backward pass.
+
+    For weights that torch's operators fold and round: these would keep about ten bytes a value,
+    the folded weight, the rounded one and masks. The backward pass computes them again.
+
+    Args:
+        compute: A function of torch's operators; parameters that it uses get gradients too.
+        inputs: The weight first. They must not change before the backward pass.
+    """
+    weight = inputs[0]
+    if (
+        weight.numel() < LEAST_VALUES
+        or not (torch.is_grad_enabled() and weight.requires_grad)
+        or torch.compiler.is_compiling()
+    ):
+        return compute(*inputs)
+    result: Tensor = checkpoint(compute, *inputs, use_reentrant=False, preserve_rng_state=False)
+    sources = [tensor.detach() for tensor in inputs]
+    make_recomputable(result, lambda: compute(*sources), sources)
+    return result
 
 
 def recomputing(*tensors: Tensor) -> contextlib.AbstractContextManager[Any]:

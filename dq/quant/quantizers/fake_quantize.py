@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dq.quant.kernels import native
 from dq.quant.kernels.clip_and_round import fake_quantize_clipped
+from dq.quant.kernels.recompute import computed_twice
 from dq.quant.kernels.rounding import (
     NO_CLIP,
     Clip,
@@ -237,6 +238,11 @@ class WeightQuantizer(Phased):
         weight = in_representable_dtype(weight, self.spec)
         if self.has_native_kernel(weight):
             return self.fake_quantize_natively(weight, None)
+        # A weight that was folded is computed again by the layer that folds it.
+        return computed_twice(self._composed, weight) if weight.is_leaf else self._composed(weight)
+
+    def _composed(self, weight: Tensor) -> Tensor:
+        """Return the fake-quantized weight, computed by torch's operators."""
         scale, zero_point = self.scale_and_zero_point(weight)
         return fake_quantize(weight, scale, zero_point, self.spec)
 

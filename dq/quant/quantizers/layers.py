@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from dq.quant.kernels import native
-from dq.quant.kernels.recompute import recomputing
+from dq.quant.kernels.recompute import computed_twice, recomputing
 from dq.quant.quantizers.batch_norm_fold import fold_factor, folded_bias, unfold
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, WeightQuantizer
 from dq.quant.quantizers.half_precision import (
@@ -215,9 +215,12 @@ class QuantizedLayer(nn.Module):
             and native.takes(factor)
         ):
             return self.weight.fake_quantize_natively(weight, factor, unfolds=unfolds)
-        spread = spread_over_weight(layer, factor)
-        rounded: Tensor = self.weight(weight * spread)
-        return unfold(rounded, weight, spread) if unfolds else rounded
+
+        def compute(weight: Tensor, spread: Tensor) -> Tensor:
+            rounded: Tensor = self.weight(weight * spread)
+            return unfold(rounded, weight, spread) if unfolds else rounded
+
+        return computed_twice(compute, weight, spread_over_weight(layer, factor))
 
     @staticmethod
     def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dq.quant.kernels import native
-from dq.quant.kernels.recompute import make_recomputable
+from dq.quant.kernels.recompute import computed_twice, make_recomputable, same_values
 from dq.quant.kernels.rounding import (
     NO_CLIP,
     Clip,
@@ -200,6 +200,8 @@ def with_zero_gradients(x: Tensor, *parameters: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return x
     result: Tensor = _ZeroGradients.apply(x, *parameters)
+    if not torch.compiler.is_compiling():
+        same_values(x, result)
     return result
 
 
@@ -366,12 +368,16 @@ class LsqWeightQuantizer(WeightQuantizer, Learner):
         if self.phase.quantizes and self.has_native_kernel(weight):
             return self.fake_quantize_natively(weight, None)
         if self.phase is Phase.TRAIN:
-            scale = positive(self.learned_scale, self.spec)
-            factor = gradient_factor(weight.numel() // max(1, scale.numel()), self.spec)
-            return learned_fake_quantize(
-                weight, scale, self.fixed_zero_point, self.spec, factor=factor
+            return (
+                computed_twice(self._learned, weight) if weight.is_leaf else self._learned(weight)
             )
         return with_zero_gradients(super().forward(weight), self.learned_scale)
+
+    def _learned(self, weight: Tensor) -> Tensor:
+        """Return the weight, fake-quantized by torch's operators with the learned scale."""
+        scale = positive(self.learned_scale, self.spec)
+        factor = gradient_factor(weight.numel() // max(1, scale.numel()), self.spec)
+        return learned_fake_quantize(weight, scale, self.fixed_zero_point, self.spec, factor=factor)
 
 
 def least_squares_scale(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from dq.quant.kernels import native
+from dq.quant.kernels import native, recompute
 from dq.quant.kernels.recompute import Recomputation, make_recomputable, recomputing
 from dq.quant.quantizers import layers
 from dq.quant.quantizers.fake_quantize import update_scales_
@@ -42,6 +42,23 @@ class Mixed(nn.Module):
         x = F.relu(self.left(x)) + F.relu(self.right(x))
         x = self.shared(F.relu(self.shared(x)))
         return self.last(self.up(x).mean((2, 3)))
+
+
+def of_linear() -> tuple[nn.Module, Tensor]:
+    return nn.Sequential(*[nn.Linear(256, 256, bias=False) for _ in range(4)]), torch.randn(2, 256)
+
+
+def of_convolutions_with_norms() -> tuple[nn.Module, Tensor]:
+    layers_of = [(nn.Conv2d(64, 64, 3, bias=False), nn.BatchNorm2d(64)) for _ in range(4)]
+    return nn.Sequential(*[m for pair in layers_of for m in pair]), torch.randn(1, 64, 10, 10)
+
+
+def of_transposed() -> tuple[nn.Module, Tensor]:
+    model = nn.Sequential(nn.ConvTranspose2d(256, 256, 1), nn.BatchNorm2d(256))
+    return model, torch.randn(1, 256, 2, 2)
+
+
+NETS = {made.__name__: made for made in (of_linear, of_convolutions_with_norms, of_transposed)}
 
 
 def gradients(run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -79,15 +96,44 @@ def test_gradients_are_those_of_saved_tensors(
         assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("learned", [None, "lsq", "pact"])
+@pytest.mark.parametrize("phase", [Phase.TRAIN, Phase.FROZEN])
+@pytest.mark.parametrize("net", ["of_linear", "of_convolutions_with_norms", "of_transposed"])
+def test_weights_of_torchs_operators_have_the_gradients_of_kept_ones(
+    learned: str | None, phase: Phase, net: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, x = NETS[net]()
+    graph = prepared(model, learned, x, phase)
+    monkeypatch.setattr(native, "takes", lambda *tensors: False)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    again = gradients(graph, model, x)
+    model.load_state_dict(before)
+    monkeypatch.setattr(recompute, "LEAST_VALUES", 2**60)
+    for one, two in zip(again, gradients(graph, model, x), strict=True):
+        assert torch.equal(one, two)
+
+
 @pytest.mark.parametrize("learned", [None, "lsq"])
-def test_a_fake_quantized_weight_is_not_saved(learned: str | None) -> None:
-    model = nn.Sequential(*[nn.Linear(256, 256, bias=False) for _ in range(4)])
-    x = torch.randn(2, 256)
-    run = prepared(model, learned, x)
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("phase", [Phase.TRAIN, Phase.FROZEN])
+@pytest.mark.parametrize("net", ["of_linear", "of_convolutions_with_norms", "of_transposed"])
+def test_a_fake_quantized_weight_is_not_saved(
+    learned: str | None,
+    kernels: bool,
+    phase: Phase,
+    net: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, x = NETS[net]()
+    run = prepared(model, learned, x, phase)
+    if not kernels:
+        monkeypatch.setattr(native, "takes", lambda *tensors: False)
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found = kept(run(x))
     beyond = sum(size for address, size in found.items() if address not in parameters)
-    assert beyond < 256 * 256 * 4, "less than a single weight, of four"
+    one = next(model.parameters()).numel() * 4
+    assert beyond < one, "less than a single weight, of four"
 
 
 def test_values_with_a_learned_scale_are_saved_once() -> None:
