@@ -1,11 +1,13 @@
 """Measure calibration against float inference of the same images, in one run, with every observer.
 
     python -m benchmarks.calibration CONFIG --checkpoint FLOAT.pth [--images 128] [--batch 8]
-        [--observers mse entropy ...] [--rounds 5] [--composed] [--cfg-options KEY=VALUE ...]
+        [--observers mse entropy ...] [--rounds 5] [--composed] [--device cuda]
+        [--cfg-options KEY=VALUE ...]
 
-The images are in memory before the clock starts. In each round the float detector's network runs on
-them, and then each observer calibrates on them, with the search for its ranges; every second round
-in reverse order. The table has the median of the rounds' ratios to float, and their quartiles.
+The images are in the device's memory before the clock starts. In each round the float detector's
+network runs on them, and then each observer calibrates on them, with the search for its ranges;
+every second round in reverse order. The table has the median of the rounds' ratios to float, and
+their quartiles.
 With --composed every observer also runs with torch's operators, without our kernels.
 """
 
@@ -34,7 +36,6 @@ from dq.quant.recipes.recipe import OBSERVERS, Recipe
 
 Work = Callable[[], None]
 Found = dict[str, dict[str, Any]]
-CPU = torch.device("cpu")
 FLOAT = "float inference"
 
 
@@ -61,7 +62,8 @@ def works(
 
 def _calibration(detector: nn.Module, observer: str, batches: Sequence[Tensor]) -> Work:
     graph = quantize_detector(detector, Recipe(observer=observer))
-    return lambda: _done(calibrate(detector, graph, batches, CPU))
+    device = batches[0].device
+    return lambda: _done(calibrate(detector, graph, batches, device))
 
 
 def _done(result: object) -> None:
@@ -84,10 +86,10 @@ def measure(detector: nn.Module, batches: Sequence[Tensor], given: argparse.Name
     """Return seconds and the quartiles of the ratio to float inference, by name."""
     todo = works(detector, batches, given)
     taken: dict[str, list[float]] = {name: [] for name in todo}
-    seconds(todo[FLOAT], "cpu")
+    seconds(todo[FLOAT], given.device)
     for number in range(given.rounds):
         for name in list(todo) if number % 2 == 0 else reversed(todo):
-            taken[name].append(seconds(todo[name], "cpu"))
+            taken[name].append(seconds(todo[name], given.device))
     return {
         name: {
             "seconds": statistics.median(times),
@@ -117,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--composed", action="store_true", help="without our kernels, too")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--cfg-options", nargs="+", default=[])
     given = parser.parse_args(argv)
     if given.rounds < 2:
@@ -124,14 +127,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = finish(read_config(given.config, given.cfg_options))
     torch.set_num_threads(given.threads)
     content = load_checkpoint(given.checkpoint)
-    detector = float_detector(config, content, str(given.checkpoint), CPU)
-    batches = list(
-        calibration_images(
-            calibration_dataset(config), num_images=given.images, batch_size=given.batch, seed=0
-        )
+    detector = float_detector(config, content, str(given.checkpoint), torch.device(given.device))
+    images = calibration_images(
+        calibration_dataset(config), num_images=given.images, batch_size=given.batch, seed=0
     )
+    batches = [batch.to(given.device) for batch in images]
     number = sum(map(len, batches))
-    print(f"{number} images, {tuple(batches[0].shape[2:])}, {given.threads} threads")
+    print(
+        f"{number} images, {tuple(batches[0].shape[2:])}, {given.threads} threads, {given.device}"
+    )
     print(table(measure(detector, batches, given)))
     return 0
 

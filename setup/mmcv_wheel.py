@@ -1,13 +1,19 @@
 """Compile the wheel of mmcv-full, once for each combination of mmcv, torch, Python, accelerator.
 
-mmcv-full 1.7.2 has no wheel for current torch. The wheel is kept in the user's cache.
+    python setup/mmcv_wheel.py [--install]
+
+mmcv-full 1.7.2 has no wheel for current torch. The wheel is kept in the user's cache. The set-up
+calls this; as a script it compiles for the environment that runs it, for example after a GPU was
+added. pip's own variables (``PIP_NO_INDEX``, ``PIP_FIND_LINKS``) let it work without a network.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -36,7 +42,7 @@ def mmcv_wheel(python: Path, log: Path) -> Path:
     """
     gpus = gpus_of(python)
     if gpus is not None:
-        folder = _folder(f"cuda{gpus.cuda}-{gpus.architectures.replace(';', '_')}")
+        folder = _folder(python, f"cuda{gpus.cuda}-{gpus.architectures.replace(';', '_')}")
         if found := sorted(folder.glob("mmcv_full-*.whl")):
             return found[0]
         with tempfile.TemporaryDirectory(prefix="cuda-") as temporary:
@@ -49,17 +55,19 @@ def mmcv_wheel(python: Path, log: Path) -> Path:
                 except SetupError as error:
                     say(f"mmcv-full cannot be compiled with CUDA ({str(error).splitlines()[-1]})")
         say("mmcv-full's operators are built for the CPU; on the GPU others take their place")
-    folder = _folder("cpu")
+    folder = _folder(python, "cpu")
     if found := sorted(folder.glob("mmcv_full-*.whl")):
         return found[0]
     # mmcv's setup compiles CUDA sources if torch sees a GPU, even without nvcc.
     return _compiled(python, folder, log, {"FORCE_CUDA": "0", "CUDA_VISIBLE_DEVICES": ""})
 
 
-def _folder(kind: str) -> Path:
+def _folder(python: Path, kind: str) -> Path:
     """Return where a wheel for ``kind`` is kept, such as ``cpu`` or ``cuda13.0-9.0``."""
-    torch_version = pinned("torch").replace("==", "")
-    tag = f"{pinned('mmcv-full').replace('==', '')}-{torch_version}-{sys.implementation.cache_tag}"
+    code = "import importlib.metadata as m; print(m.version('torch').partition('+')[0])"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    version = pinned("mmcv-full").replace("==", "")
+    tag = f"{version}-torch{done.stdout.strip()}-{sys.implementation.cache_tag}"
     return cache_root() / f"{tag}-{kind}-{platform.machine()}"
 
 
@@ -104,3 +112,27 @@ def _compiled(python: Path, folder: Path, log: Path, environ: Mapping[str, str])
         shutil.copyfile(built, partial)
         partial.rename(folder / built.name)
     return folder / built.name
+
+
+def main() -> int:
+    """Compile for this interpreter's environment; return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--install", action="store_true", help="install the wheel as well")
+    arguments = parser.parse_args()
+    python = Path(sys.executable)
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            log = Path(temporary) / "log"
+            wheel = mmcv_wheel(python, log)
+            if arguments.install:
+                again = ["--force-reinstall", "--no-deps"]
+                run([python, "-m", "pip", "install", *again, wheel], log=log)
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(wheel)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,12 +1,12 @@
 """Test, run and measure the project on a GPU, offline, within a time limit.
 
     python -m benchmarks.gpu --out DIR [--minutes 8] [--only NAME ...] [--skip NAME ...]
-        [--device cpu]
+        [--build-mmcv] [--device cpu]
 
-It needs torch, mmdet and mmcv-full. Each part is a process with its own time limit, and results are
-written after each part: ``DIR/gpu.json``, ``DIR/gpu.md`` (the
-source of the figures in docs/gpu.md) and one log per part. ``--device cpu`` tries every part with
-very little work.
+It needs torch, mmdet and mmcv-full, which ``--build-mmcv`` compiles with CUDA first. Each part is a
+process with its own time limit, and results are written after each part: ``DIR/gpu.json``,
+``DIR/gpu.md`` (the source of the figures in docs/gpu.md) and one log per part. ``--device cpu``
+tries every part with very little work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.environment import describe
-from benchmarks.gpu.parts import FULL, REHEARSAL, Part, parts
+from benchmarks.gpu.parts import FULL, REHEARSAL, Part, build_mmcv, parts
 
 LEAST_S = 10.0
 
@@ -105,6 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[],
         help="prefixes of the parts to leave out",
     )
+    parser.add_argument(
+        "--build-mmcv",
+        action="store_true",
+        help="compile mmcv-full with CUDA first, and install it",
+    )
     given = parser.parse_args(argv)
     end = time.monotonic() + 60 * given.minutes
     out = given.out.resolve()
@@ -116,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(json.dumps(environment), flush=True)
     found: list[dict[str, Any]] = []
     rehearses = given.device == "cpu"
-    chosen = parts(out, given.device, REHEARSAL if rehearses else FULL)
+    chosen = [build_mmcv()] if given.build_mmcv else []
+    chosen += parts(out, given.device, REHEARSAL if rehearses else FULL)
     for part in chosen:
         if given.only and not part.name.startswith(tuple(given.only)):
             continue

@@ -71,8 +71,17 @@ REHEARSAL = Scale(
 )
 
 
+def build_mmcv() -> Part:
+    """Return the part that compiles mmcv-full's CUDA operators and installs them.
+
+    pip's variables ``PIP_NO_INDEX`` and ``PIP_FIND_LINKS`` name wheels on a machine without a
+    network: mmcv-full's sdist and nvcc's packages.
+    """
+    return Part(name="mmcv", words=["setup/mmcv_wheel.py", "--install"], limit_s=400)
+
+
 def parts(out: Path, device: str, scale: Scale) -> list[Part]:
-    """Return all parts, the most important first.
+    """Return all parts but `build_mmcv`, the most important first.
 
     Args:
         out: The results' folder.
@@ -83,6 +92,7 @@ def parts(out: Path, device: str, scale: Scale) -> list[Part]:
         *_chain(out, device, scale),
         _tests(out, device, scale),
         *_speed(out, device, scale),
+        _calibration(out, device, scale),
         *_two_ranks(out, device, scale),
     ]
 
@@ -131,6 +141,13 @@ def _two_ranks(out: Path, device: str, scale: Scale) -> list[Part]:
     words += ["-m", "launcher", "run", CONFIG, "--device", place, *_chain_options(out, scale)]
     words += ["runner.max_epochs=1", "--work-dir", str(out / "two_ranks")]
     return [Part(name="two ranks", words=words, limit_s=120)]
+
+
+def _calibration(out: Path, device: str, scale: Scale) -> Part:
+    words = ["-m", "benchmarks.calibration", CONFIG, "--device", device, "--rounds", "2"]
+    words += ["--checkpoint", str(out / "chain" / "float" / "float.pth")]
+    words += ["--images", str(min(64, scale.images)), *_chain_options(out, scale)]
+    return Part(name="calibration", words=words, limit_s=60)
 
 
 def _tests(out: Path, device: str, scale: Scale) -> Part:

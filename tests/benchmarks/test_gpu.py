@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu.parts import FULL, REHEARSAL, Part, parts
+from benchmarks.gpu.parts import FULL, REHEARSAL, Part, build_mmcv, parts
 from tests.conftest import ROOT
 
 
@@ -58,6 +58,7 @@ def test_every_part_is_a_command_of_its_own(tmp_path: Path, scale: object) -> No
     assert made[0].name == "digits", "the chain needs data"
     for part in made:
         assert part.command()[:2] == [sys.executable, "-m"]
+    assert (ROOT / build_mmcv().command()[1]).exists()
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("environment", "mmcv_wheel", "compiler", "pins", "steps")
+FILES = ("environment", "mmcv_wheel", "cuda_toolkit", "compiler", "pins", "steps")
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +153,96 @@ def test_the_project_is_the_checkout_or_a_wheel(
         f"{ROOT}[demo]" if wheel is None else "dist/ours.whl[demo]",
     ]
     assert ("-e" in commands[-1]) is (wheel is None)
+
+
+def test_a_toolkit_of_pips_packages_has_what_a_compiler_looks_for(
+    setup: SimpleNamespace, tmp_path: Path
+) -> None:
+    compiler, libraries = tmp_path / "pip", tmp_path / "site-packages"
+    for path in (
+        compiler / "cu13/bin/nvcc",
+        compiler / "cu13/nvvm/bin/cicc",
+        compiler / "cu13/include/cuda.h",
+        compiler / "cu13/lib/libcudart.so.13",
+        libraries / "cu13/include/cublas_v2.h",
+        libraries / "cu13/lib/libcublas.so.13",
+        libraries / "nccl/lib/libnccl.so.2",
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    home = setup.joined(tmp_path / "cuda", compiler, libraries)
+    for name in ("bin/nvcc", "nvvm/bin/cicc", "include/cuda.h", "include/cublas_v2.h",
+                 "lib64/libcudart.so", "lib64/libcublas.so", "lib64/libcublas.so.13"):  # fmt: skip
+        assert (home / name).is_file(), name
+
+
+def answering(tmp_path: Path, line: str) -> Path:
+    """Return a program that prints what torch says in an environment with a GPU."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho warning\necho '{line}'\n")
+    python.chmod(0o755)
+    return python
+
+
+def test_gpus_are_asked_for_by_capability(
+    setup: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    gpus = setup.gpus_of(answering(tmp_path, "dq|8.0;9.0|13.0|-"))
+    assert (gpus.architectures, gpus.cuda, gpus.home) == ("8.0;9.0", "13.0", None)
+    assert setup.gpus_of(answering(tmp_path, "dq|-|13.0|/usr/local/cuda")) is None
+    assert setup.gpus_of(answering(tmp_path, "dq|-|-|-")) is None
+
+
+@pytest.mark.parametrize("release", ["13.1", "12.4"])
+def test_the_machines_own_toolkit_is_used_if_it_matches(
+    setup: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str
+) -> None:
+    nvcc = tmp_path / "cuda/bin/nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V1'\n")
+    nvcc.chmod(0o755)
+    commands = []
+
+    def refuse(words: list[object], log: Path) -> None:
+        commands.append([str(word) for word in words])
+        raise setup.SetupError("this command failed\nERROR: no matching distribution\nfull log: x")
+
+    monkeypatch.setattr(setup.modules["cuda_toolkit"], "run", refuse)
+    gpus = setup.Gpus("9.0", "13.0", tmp_path / "cuda")
+    found = setup.toolkit(Path(sys.executable), gpus, tmp_path / "new", tmp_path / "log")
+    if release == "13.1":
+        assert (found, commands) == (tmp_path / "cuda", [])
+    else:
+        assert found is None
+        assert commands[0][-4:] == [f"{name}==13.0.*" for name in setup.PACKAGES]
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_mmcv_is_compiled_for_the_gpu_or_else_for_the_cpu(
+    setup: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiles: bool
+) -> None:
+    environs = []
+
+    def build(words: list[object], *, log: Path, env: dict[str, str]) -> None:
+        environs.append(env)
+        if env["FORCE_CUDA"] == "1" and not compiles:
+            raise setup.SetupError("this command failed\nfull log: x")
+        folder = Path(str(words[words.index("-w") + 1]))
+        folder.mkdir()
+        (folder / f"mmcv_full-{env['FORCE_CUDA']}.whl").write_text("")
+
+    module = setup.modules["mmcv_wheel"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MAX_JOBS", "3")
+    monkeypatch.setattr(module, "run", build)
+    monkeypatch.setattr(module, "gpus_of", lambda python: setup.Gpus("8.0;9.0", "13.0", None))
+    monkeypatch.setattr(module, "toolkit", lambda *a: tmp_path / "cuda")
+    wheel = setup.mmcv_wheel(Path(sys.executable), tmp_path / "log")
+    first = environs[0]
+    assert first["CUDA_HOME"] == str(tmp_path / "cuda")
+    assert (first["TORCH_CUDA_ARCH_LIST"], first["MAX_JOBS"]) == ("8.0;9.0", "3")
+    assert wheel.name == f"mmcv_full-{int(compiles)}.whl"
+    assert ("cuda13.0-8.0_9.0" if compiles else "-cpu-") in wheel.parent.name
+    assert setup.mmcv_wheel(Path(sys.executable), tmp_path / "log") == wheel
+    assert len(environs) == (1 if compiles else 3), "what was compiled is not compiled again"
