@@ -121,7 +121,7 @@ def calibrate_all(stage: Stage, detector: nn.Module, graph: QuantizedGraph) -> R
     if not raised:  # Ranks that did not calibrate have the ranges already, but not the bit widths.
         set_bits_(graph, names)
     set_phase(graph.quantizers, Phase.FROZEN)
-    ranks = counted(collectives.world_size(), "rank[s]")
-    log.info("the same ranges on %s, digest %s", ranks, proof[:16])
+    ranks = counted(collectives.world_size(), "rank[s] [has|have]")
+    log.info("%s the same ranges, digest %s", ranks, proof[:16])
     recipe = plan.settings.recipe
     return replace(recipe, raised=(*recipe.raised, *names), scaled=scaled_names(graph))

@@ -358,7 +358,11 @@ class Training:
 
     def say_if_finished(self, source: str) -> None:
         """Log a warning if a resumed training has no steps left."""
-        done, unit = (self.epoch, "epoch[s]") if self.counts_epochs else (self.iter, "iteration[s]")
+        done, unit = (
+            (self.epoch, "epoch[s] [is|are]")
+            if self.counts_epochs
+            else (self.iter, "iteration[s] [is|are]")
+        )
         wanted = self.max_epochs if self.counts_epochs else self.max_iters
         if done >= wanted:
             name = "runner.max_epochs" if self.counts_epochs else "runner.max_iters"
