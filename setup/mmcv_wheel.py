@@ -63,7 +63,7 @@ def mmcv_wheel(python: Path, log: Path) -> Path:
     require_space(folder, BUILD_GIB, "compiling mmcv-full")
     require_space(Path(tempfile.gettempdir()), BUILD_GIB, "compiling mmcv-full")
     jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-    say(f"compiling mmcv-full for {kind}, jobs: {jobs} (once; 2 to 4 minutes on two cores)")
+    say(f"compiling mmcv-full for {kind} with {jobs} jobs (once; 2 to 4 minutes on two cores)")
     headers = HEADERS if precompiles(compiler) else ()
     with tempfile.TemporaryDirectory(prefix="mmcv-build-") as temporary:
         build = Path(temporary)

@@ -132,6 +132,7 @@ ALLOWED = {
     ("dq/detector/step/optimizer_step.py", " steps in a row"),
     ("dq/dist/rendezvous/environment.py", " processes, which"),
     ("setup/steps.py", " files"),
+    ("setup/mmcv_wheel.py", " jobs"),
     ("setup/distribution.py", " files, "),
 }
 
