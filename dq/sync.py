@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors as flatten
 from torch._utils import _unflatten_dense_tensors as unflatten
 
+from dq.counted import counted
 from dq.dist.equality.digest import differing_names, digest
 from dq.dist.exchange import collectives
 from dq.dist.work.all_here import wait_for_all_ranks
@@ -205,17 +206,17 @@ def check_equal_on_ranks(graph: QuantizedGraph, when: str) -> str:
     if names:
         owners = sorted({name.rpartition(".")[0].removesuffix(".observer") for name in names})
         raise RuntimeError(
-            f"ranges differ between ranks {when}: {len(owners)} quantizers, first"
-            f" {', '.join(owners[:5])}; this is a fault of the cluster or of this program, the"
-            " checkpoints written before are sound"
+            f"ranges differ between ranks {when}:"
+            f" {counted(len(owners), 'quantizer[s]')}, first {', '.join(owners[:5])}; this is a"
+            " fault of the cluster or of this program, the checkpoints written before are sound"
         )
     scales = weight_scales(graph)
     different = differing_weight_scales(scales)
     if different:
         log.warning(
-            "%d weights have other scales on other ranks %s, by a factor of up to %.3g (%s): their"
-            " batch norms keep statistics of single ranks; train with --sync-bn",
-            len(different),
+            "%s other scales on other ranks %s, by a factor of up to %.3g (%s): batch norms keep"
+            " statistics of single ranks; train with --sync-bn",
+            counted(len(different), "weight[s] [has|have]"),
             when,
             max(different.values()),
             ", ".join(list(different)[:5]),

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dq.progress import has_bar
+
+PROGRESS = "dq.progress"
 FORMAT = "%(asctime)s %(levelname).1s %(message)s"
 
 
@@ -48,7 +51,9 @@ class _RankFile(logging.FileHandler):
 
 
 def _belongs_on_console(record: logging.LogRecord) -> bool:
-    """Keep warnings of libraries and mmcv's list of hooks off the console."""
+    """Keep off the console: warnings of libraries, mmcv's list of hooks, what a bar shows."""
+    if record.name == PROGRESS and has_bar():
+        return False
     return record.name != "py.warnings" and "\n" not in record.getMessage()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dq.counted import counted
 from dq.detector import removed_names
 from dq.detector.step.guards import Guards
 from dq.detector.step.supervision import Supervision, Watch
@@ -27,6 +28,7 @@ from dq.dist.watch.signals import Stopped, StopSignals, stop_signals
 from dq.tracking.wandb_copy.mirror import Limits
 from dq.tracking.wandb_copy.relay_process import Relay
 from dq.tracking.wandb_copy.variables import mode_of, unsupported
+from launcher.command_line.bar import progress_bar
 from launcher.command_line.json_result import json_result
 from launcher.failure import exit_code, log_traceback, say
 from launcher.logs import logging_to
@@ -115,6 +117,7 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
     with (
         json_result(experiment, wanted=arguments.json, prints=environment.is_main) as results,
         output_may_fail(),
+        progress_bar(wanted=environment.is_main and not (arguments.quiet or arguments.json)),
         logging_to(experiment / "logs", rank=environment.rank, quiet=arguments.quiet) as log_file,
     ):
         _quieten_libraries()
@@ -135,11 +138,11 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
             ),
         ):
             log.info(
-                "rank %d of %d on %s, %d threads",
+                "rank %d of %d on %s, %s",
                 environment.rank,
                 environment.world_size,
                 device,
-                torch.get_num_threads(),
+                counted(torch.get_num_threads(), "thread[s]"),
             )
             with (
                 _reported(log_file, debug=debug, signals=signals),
@@ -203,7 +206,8 @@ def _calibration_rank(arguments: argparse.Namespace, environment: Environment) -
     rank: int = arguments.calibration_rank
     if not 0 <= rank < environment.world_size:
         raise ValueError(
-            f"--calibration-rank {rank} is not one of the {environment.world_size} ranks"
+            f"--calibration-rank {rank}: there is no such rank, only"
+            f" {counted(environment.world_size, 'rank[s]')}"
         )
     return rank
 
@@ -229,7 +233,7 @@ def choose_device(asked: str, environment: Environment) -> torch.device:
     if environment.local_rank >= count:
         raise ValueError(
             f"local rank {environment.local_rank} has no GPU, this machine has {count}; start at"
-            f" most {count} ranks here (--nproc-per-node) or use --device cpu"
+            f" most {counted(count, 'rank[s]')} here (--nproc-per-node) or use --device cpu"
         )
     return torch.device("cuda", environment.local_rank)
 

@@ -161,7 +161,7 @@ def check_equal(one: Mapping[str, bytes], other: Mapping[str, bytes]) -> None:
     names = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
     if names:
         raise SetupError(
-            f"the wheel from the sdist differs from that of the checkout in {len(names)} files,"
+            f"the wheel from the sdist differs from that of the checkout; files: {len(names)},"
             f" first {names[0]}"
         )
 

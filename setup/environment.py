@@ -88,7 +88,7 @@ def create(venv: Path, extras: str, *, project_wheel: Path | None = None) -> Non
         pinned(n) for n in (*BUILD_TOOLS, *BEFORE_MMCV) if not is_installed(python, pinned(n))
     ]
     if missing:
-        say(f"installing torch and build tools ({len(missing)} packages, up to 5.5 GB, minutes)")
+        say(f"installing torch and build tools (packages: {len(missing)}; up to 5.5 GB, minutes)")
         run([*pip, *missing], log=log)
     if not is_installed(python, pinned("mmcv-full")):
         wheel = mmcv_wheel(python, log)

@@ -20,7 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_lines_come_every_ten_seconds(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        for _ in progress(range(10), "AdaRound", "layers"):
+        for _ in progress(range(10), "AdaRound", "layer[s]"):
             clock[0] += 4
     assert caplog.messages == [
         "AdaRound: 3 of 10 layers, 28 s to go",
@@ -33,9 +33,9 @@ def test_without_a_total_there_is_no_time(
     clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        for _ in progress(iter("ab"), "calibration", "batches"):
+        for _ in progress(iter("ab"), "calibration", "batch[es]"):
             clock[0] += 20
-    assert caplog.messages == ["calibration: 1 batches", "calibration: 2 batches"]
+    assert caplog.messages == ["calibration: 1 batch", "calibration: 2 batches"]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_without_a_total_there_is_no_time(
 def test_long_times_are_minutes_and_hours(
     clock: list[float], caplog: pytest.LogCaptureFixture, total: int, text: str
 ) -> None:
-    shown = Progress("x", total, "layers")
+    shown = Progress("x", total, "layer[s]")
     clock[0] += 11
     with caplog.at_level(logging.INFO):
         shown.advance()

@@ -116,7 +116,7 @@ def tamper_and_prove() -> str:
 
 def test_a_differing_quantizer_is_named_on_every_rank() -> None:
     for message in run_ranks(tamper_and_prove, 2):
-        assert "ranges differ between ranks in this test: 1 quantizers, first head" in message
+        assert "ranges differ between ranks in this test: 1 quantizer, first head" in message
 
 
 def train_steps(
@@ -216,9 +216,9 @@ def test_weight_scales_of_single_ranks_are_shown(power_of_two: bool, learned: st
         assert len(messages) == 1
         assert "first+first_norm" in messages[0]
         if learned:
-            assert "ranges differ between ranks here: 1 quantizers" in messages[0]
+            assert "ranges differ between ranks here: 1 quantizer" in messages[0]
         else:
-            assert "1 weights have other scales on other ranks here" in messages[0]
+            assert "1 weight has other scales on other ranks here" in messages[0]
             assert "--sync-bn" in messages[0]
             # The norms' deviations differ by the root of 9.
             factor = float(messages[0].partition("by a factor of up to ")[2].split()[0])

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from dq.counted import counted
 from dq.data.layout import (
     SPLITS,
     VocBox,
@@ -83,8 +84,9 @@ def summary_text(summary: VocSummary) -> str:
     ]
     if not summary.is_sound:
         lines.append(
-            f"  WRONG   {summary.num_bad_images} images and {summary.num_bad_annotations} "
-            f"annotations missing or unreadable, {summary.num_zero_size_boxes} boxes of zero size"
+            f"  WRONG   {counted(summary.num_bad_images, 'image[s]')} and"
+            f" {counted(summary.num_bad_annotations, 'annotation[s]')} missing or unreadable,"
+            f" {counted(summary.num_zero_size_boxes, 'box[es]')} of zero size"
         )
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dq.counted import counted
 from dq.data.disk import explained, whole_folder
 from dq.data.layout import (
     VocBox,
@@ -129,7 +130,7 @@ def _write_all(folder: Path, counts: Mapping[str, int], image_size: int, seed: i
         for index, image_id in enumerate(ids[split]):
             rng = np.random.default_rng([seed, number, index])
             _write_scene(folder, image_id, draw_scene(originals, image_size, rng))
-        log.info("drew %d images of %s", counts[split], split)
+        log.info("drew %s of %s", counted(counts[split], "image[s]"), split)
     ids["trainval"] = ids["train"] + ids["val"]
     for split, image_ids in ids.items():
         write_image_set(folder, split, image_ids)

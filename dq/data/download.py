@@ -9,6 +9,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from dq.counted import counted
 from dq.data.disk import explained, require_space
 
 log = logging.getLogger(__name__)
@@ -130,4 +131,6 @@ def _continue_part(url: str, part: Path, timeout_s: float) -> None:
                     file.write(chunk)
                 received += len(chunk)
     if received < length:
-        raise ConnectionError(f"the connection closed after {received} of {length} bytes")
+        raise ConnectionError(
+            f"the connection closed after {received} of {counted(length, 'byte[s]')}"
+        )

@@ -95,7 +95,7 @@ def say() -> None:
     if RESTORED:
         first = ", ".join(f"np.{name}" for name in RESTORED[:2])
         log.info(
-            "numpy %s has no %s (%d removed names in all): restored for mmdet and mmcv",
+            "numpy %s has no %s (removed in all: %d): restored for mmdet and mmcv",
             np.__version__,
             first,
             len(RESTORED),

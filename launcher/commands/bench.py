@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dq.counted import counted
 from dq.engines import ENGINES
 from launcher.command_line.written import write_text
 
@@ -99,7 +100,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
     timed = compare(models, engine, terms)
     rounds = max(own.rounds for own in timed.values())
-    print(f"{engine}, {terms.threads} thread(s), {rounds} rounds in turn; medians (quartiles)")
+    print(
+        f"{engine}, {counted(terms.threads, 'thread[s]')}, {counted(rounds, 'round[s]')} in turn;"
+        " medians (quartiles)"
+    )
     print("\n".join(table(timed)))
     layers = {}
     for name, own in timed.items():

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dq.counted import counted
 from dq.shipped import checked_detector, detectors
 
 if TYPE_CHECKING:
@@ -106,12 +107,14 @@ def read_source(arguments: argparse.Namespace) -> Labelled:
     from dq.data.formats.labelled import has_boxes
     from dq.data.formats.registry import read_folder, title
     from dq.data.own.checked import checked
+    from dq.data.own.copies import without_copies
 
-    labelled = checked(read_folder(arguments.source, arguments.format))
+    labelled = without_copies(checked(read_folder(arguments.source, arguments.format)))
     boxes = sum(len(photo.boxes) for photo in labelled.photos)
     print(
-        f"{arguments.source}: {title(labelled.format)}, {len(labelled.photos)} images, {boxes}"
-        f" boxes of {len(labelled.classes)} classes"
+        f"{arguments.source}: {title(labelled.format)},"
+        f" {counted(len(labelled.photos), 'image[s]')}, {counted(boxes, 'box[es]')} of"
+        f" {counted(len(labelled.classes), 'class[es]')}"
     )
     lines = labelled.findings.lines()
     for line in lines:

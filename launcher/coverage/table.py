@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+from dq.counted import counted
 from launcher.coverage.row import CRASHED, DIFFERS, REFUSED, STEPS, WHOLE, Row
 
 _HEAD = """\
@@ -53,8 +54,8 @@ def table(
         for name in ("mmdet", "mmcv-full", "torch", "onnxruntime")
     )
     lines = [
-        f"{today().isoformat()}, {versions}: {len(rows)} families, {totals};"
-        f" {quantized['OK']} quantized whole, {quantized['partly float']} in part.",
+        f"{today().isoformat()}, {versions}: {counted(len(rows), 'famil[y|ies]')},"
+        f" {totals}; {quantized['OK']} quantized whole, {quantized['partly float']} in part.",
         "",
         f"| {' | '.join(_COLUMNS)} |",
         "|---|---|---|---|---:|" + "---|" * (len(STEPS) + 1),

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from dq.counted import counted
 from dq.detector.calibration.calibrate import calibration_of
 from dq.detector.model.checkpoint_content import recipe_of
 from dq.detector.model.graph import quantize_detector
@@ -120,6 +121,7 @@ def calibrate_all(stage: Stage, detector: nn.Module, graph: QuantizedGraph) -> R
     if not raised:  # Ranks that did not calibrate have the ranges already, but not the bit widths.
         set_bits_(graph, names)
     set_phase(graph.quantizers, Phase.FROZEN)
-    log.info("all %d ranks have the same ranges, digest %s", collectives.world_size(), proof[:16])
+    ranks = counted(collectives.world_size(), "rank[s] [has|have]")
+    log.info("%s the same ranges, digest %s", ranks, proof[:16])
     recipe = plan.settings.recipe
     return replace(recipe, raised=(*recipe.raised, *names), scaled=scaled_names(graph))

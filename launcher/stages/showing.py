@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dq.counted import form
 from dq.detector.config.registry_errors import explain
 from dq.detector.data.class_names import class_list
 from dq.detector.data.datasets import dataset_of
@@ -233,13 +234,18 @@ def _sorted(pairs: Sequence[Drawn]) -> list[Drawn]:
 
 def _summary(wish: Wish, counted: Counts, drawn_images: int) -> Iterator[str]:
     boxes = sum(counted.boxes)
-    yield f"{counted.images:,} images, {boxes:,} boxes; {drawn_images} images are shown."
+    yield (
+        f"{counted.images:,} {form(counted.images, 'image[s]')}, {boxes:,}"
+        f" {form(boxes, 'box[es]')}; {drawn_images} {form(drawn_images, 'image[s] [is|are]')}"
+        " shown."
+    )
     if counted.empty is None:
         yield "The data set has no annotations."
     elif counted.empty:
-        yield f"{counted.empty:,} images have no box."
+        yield f"{counted.empty:,} {form(counted.empty, 'image[s] [has|have]')} no box."
     if counted.ignored:
-        yield f"{counted.ignored:,} boxes are neither trained nor evaluated (gray)."
+        words = form(counted.ignored, "box[es] [is|are] neither trained nor evaluated (gray)")
+        yield f"{counted.ignored:,} {words}."
     missing = sum(not number for number in counted.boxes)
     if missing and boxes:
         yield f"Classes without a box in this split: {missing} of {len(counted.boxes)}."

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dq.counted import counted
 from dq.detector.config.read import training_config
 from dq.detector.data.class_names import class_list, classes_of_checkpoint
 from dq.detector.data.data_section import test_pipeline
@@ -99,7 +100,12 @@ def with_images(
     number = on_main_rank(write)
     if not number:
         raise ValueError(f"{parent.source} finds nothing in the images of {folder}")
-    log.info("%d images of %s; the float detector finds %d boxes", len(names), folder, number)
+    log.info(
+        "%s of %s; the float detector finds %s",
+        counted(len(names), "image[s]"),
+        folder,
+        counted(number, "box[es]"),
+    )
     config.data.val = images(halves[1], boxes)
     if trains or not _has_test_images(plan.config):
         log.warning("the result is measured on images of %s, against the float detector", folder)

@@ -108,7 +108,7 @@ def test_a_broken_data_set_is_a_failure(
     image_path(folder, "test_00000").unlink()
     monkeypatch.setattr("dq.data.voc.fetch_voc", lambda name, folder: folder)
     assert data.run(parse("voc2012", "--folder", str(tmp_path))) == 1
-    assert "WRONG   1 images" in capsys.readouterr().out
+    assert "WRONG   1 image " in capsys.readouterr().out
 
 
 def test_the_help_is_one_line() -> None:

@@ -115,5 +115,5 @@ def test_the_text_warns_only_of_what_is_wrong(folder: Path) -> None:
     ]
     image_path(folder, "a").unlink()
     assert summary_text(describe_voc(folder)).splitlines()[-1] == (
-        "  WRONG   1 images and 0 annotations missing or unreadable, 0 boxes of zero size"
+        "  WRONG   1 image and 0 annotations missing or unreadable, 0 boxes of zero size"
     )

@@ -180,7 +180,7 @@ def test_data_folder_without_images(
     shutil.rmtree(own_digits / "JPEGImages")
     options = ("--cfg-options", f"data_root={own_digits}")
     error = only_error(launch("train", config, "--work-dir", tmp_path / "work", *options))
-    assert "24 of 24 images are missing" in error
+    assert "24 of 24 images missing" in error
 
 
 def first_annotation(folder: Path, split: str = "train") -> Path:
@@ -198,7 +198,7 @@ def test_boxes_of_a_class_that_is_not_asked_for_are_named_and_left_out(
     assert code == 0, err
     lines = [line for line in out.splitlines() if "other classes" in line]
     assert len(lines) == 1
-    assert "1 boxes of 1 other classes" in lines[0]
+    assert "1 box of 1 other class" in lines[0]
     assert "(eleven 1)" in lines[0]
 
 
@@ -213,7 +213,7 @@ def test_box_without_area_is_counted_skipped_and_said_once(
     assert code == 0, err
     lines = [line for line in out.splitlines() if "without area" in line]
     assert len(lines) == 1
-    assert "1 boxes without area in 1 images" in lines[0]
+    assert "1 box without area in 1 image" in lines[0]
 
 
 def test_unreadable_image_is_named(

@@ -423,7 +423,7 @@ def test_integers_for_torch_are_a_plain_file_and_compute_the_same(
     code, _, err = launch("eval", tmp_path / "wrong.int.pth", truth, *backend)
     assert code == 1, err
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert "1 tensors of the file differ from the checkpoint's" in line
+    assert "1 tensor of the file differs from the checkpoint's" in line
     assert "bbox_head/cls_convs/0/0" in line
     content["meta"]["config"] += f"data = open({str(tmp_path / 'ran')!r}, 'w')\n"
     torch.save(content, tmp_path / "running.int.pth")

@@ -124,7 +124,7 @@ def test_the_same_folder_gives_the_same_files(launch: Launch, here: Path, tmp_pa
 
 MISTAKES = {
     "no folder": (("init", "nowhere"), "nowhere is not a folder"),
-    "no labels": (("init", "alone"), r"alone has 1 images and no annotations \("),
+    "no labels": (("init", "alone"), r"alone has 1 image and no annotations \("),
     "a detector": (("init", "photos", "--detector", "ssd_mobilnet"), "did you mean ssd_mobilenet?"),
     "a size": (("init", "photos", "--size", 100), "--size 100 is not a multiple of 32"),
     "a name": (("init", "photos", "--out", "own"), "--out own is not the name of a config"),

@@ -120,7 +120,7 @@ def test_length_is_free_and_an_end_that_is_reached_is_said(  # type: ignore[no-u
     assert "runner.max_epochs 2 -> 1" in out
     code, out, err = train("--resume", "--cfg-options", "runner.max_epochs=1")
     assert code == 0, err + out
-    assert re.search(r"nothing is left to train: 1 epochs are done in .*epoch_1\.pth", out)
+    assert re.search(r"nothing is left to train: 1 epoch is done in .*epoch_1\.pth", out)
     assert out.splitlines()[-1].startswith("float: mAP ")
 
 

@@ -46,7 +46,7 @@ def test_a_recipe_gives_all_numbers_and_resumes_with_them(
     # Half of four epochs of six steps, at a fifth of the float rate.
     assert re.search(r"qat-w4a8: 2 epochs \(12 steps\), learning rate 0.004 falling to", out)
     assert "12 steps are few for W4A8" in out
-    assert re.search(r"\d+ of \d+ layers get a lower learning rate", out)
+    assert re.search(r"a lower learning rate for \d+ of \d+ layers", out)
     folder = tmp_path / "w/qat"
     meta = load_checkpoint(folder / "epoch_1.pth")["meta"]
     assert (meta["numbers"]["length"], meta["numbers"]["steps"]) == (2, 12)

@@ -130,7 +130,7 @@ def _boxes_by_image(
         image, label = _id(entry.get("image_id")), categories.get(_id(entry.get("category_id")))
         corners = _corners(entry)
         if image not in names:
-            findings.add("boxes of an image that is not listed, left out", file)
+            findings.add("box[es] of an image that is not listed, left out", file)
         elif label is None:
             findings.add(NO_CLASS, names[image])
         elif corners is None:

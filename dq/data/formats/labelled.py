@@ -7,19 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dq.counted import counted
 from dq.data.pictures import Size
 
 # How many names a line about findings shows.
 SHOWN = 3
 # Kinds of findings that several formats share.
-UNREADABLE = "unreadable annotations, left out"
-NO_IMAGE = "annotations without an image"
-MISSING = "listed images that are missing, left out"
-UNLISTED = "images in no list of ImageSets, left out"
-SECOND = "second annotations of an image, left out"
-NO_CLASS = "boxes without a class, left out"
-NO_BOX = "objects without a box, left out"
-TWO_SPLITS = "images in two splits, left out of the second"
+UNREADABLE = "unreadable annotation[s], left out"
+NO_IMAGE = "annotation[s] without an image"
+MISSING = "listed image[s] that [is|are] missing, left out"
+UNLISTED = "image[s] in no list of ImageSets, left out"
+SECOND = "second annotation[s] of an image, left out"
+NO_CLASS = "box[es] without a class, left out"
+NO_BOX = "object[s] without a box, left out"
+TWO_SPLITS = "image[s] in two splits, left out of the second"
+# Between the names of two files that are the same.
+SAME_AS = " = "
 # Characters of a name that a line shows, as its end.
 _LONGEST = 60
 
@@ -48,12 +51,14 @@ class Photo:
         boxes: May be empty: nothing to see.
         size: Width and height that the annotation is made for; None if it does not say.
         split: ``train``, ``val``, ``trainval`` or ``test``; None if the folder does not say.
+        twin: An earlier image with the same bytes, if there is one.
     """
 
     file: Path
     boxes: tuple[Box, ...]
     size: Size | None = None
     split: str | None = None
+    twin: Path | None = None
 
 
 def has_boxes(photos: Iterable[Photo]) -> bool:
@@ -77,12 +82,19 @@ class Findings:
         self.names: dict[str, list[str]] = {}
 
     def add(self, kind: str, name: str) -> None:
-        """Add one finding; ``kind`` is a phrase in the plural that says what is done about it."""
+        """Add one finding.
+
+        Args:
+            kind: What is wrong and what is done about it, in words for `dq.counted.counted`.
+            name: The file.
+        """
         self.names.setdefault(kind, []).append(name)
 
     def lines(self) -> list[str]:
         """Return a line for each kind: the count, and the first few different names."""
-        return [f"{len(names)} {kind} ({_few(names)})" for kind, names in self.names.items()]
+        return [
+            f"{counted(len(names), kind)} ({_few(names)})" for kind, names in self.names.items()
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +115,11 @@ class Labelled:
     classes: tuple[str, ...]
     findings: Findings
 
+    def name_of(self, photo: Photo) -> str:
+        """Return the path of a photo below the folder, or its whole path."""
+        root = self.folder
+        return str(photo.file.relative_to(root) if photo.file.is_relative_to(root) else photo.file)
+
 
 def class_names(photos: Sequence[Photo], declared: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the declared names, and after them all others that occur, sorted."""
@@ -113,7 +130,10 @@ def class_names(photos: Sequence[Photo], declared: Sequence[str] = ()) -> tuple[
 def _few(names: Sequence[str]) -> str:
     different = list(dict.fromkeys(names))
     more = ", ..." if len(different) > SHOWN else ""
-    return f"first {', '.join(map(_shortened, different[:SHOWN]))}{more}"
+    shown = ", ".join(
+        SAME_AS.join(map(_shortened, name.split(SAME_AS))) for name in different[:SHOWN]
+    )
+    return f"{'first ' if len(names) > 1 else ''}{shown}{more}"
 
 
 def _shortened(name: str) -> str:

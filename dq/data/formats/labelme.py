@@ -79,7 +79,7 @@ def _boxes(shapes: Sequence[Any], name: str, findings: Findings) -> tuple[Box, .
         kind = (shape.get("shape_type") or "polygon") if isinstance(shape, dict) else ""
         label = " ".join(str((shape if kind else {}).get("label") or "").split())
         if kind not in _SHAPES or label in _NO_CLASS:
-            findings.add("shapes that are no boxes, left out", name)
+            findings.add("shape[s] that [is no box|are no boxes], left out", name)
         elif not label:
             findings.add(NO_CLASS, name)
         elif (corners := _corners(kind, shape.get("points"))) is None:

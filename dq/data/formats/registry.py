@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from dq.counted import counted
 from dq.data.formats import coco, labelme, voc, yolo
 from dq.data.formats.folder import Folder, with_labels_above
 from dq.data.formats.labelled import UNLISTED, UNREADABLE, Labelled
@@ -51,8 +52,8 @@ def read_folder(place: Path, name: str | None = None) -> Labelled:
     if not folder.images and not any(found.photos for found in read):
         if others:
             raise ValueError(
-                f"{place} has {len(others)} images of a kind that is not read, such as"
-                f" {folder.relative(others[0])}; convert them to .jpg or .png"
+                f"{place} has {counted(len(others), 'image[s]')} of a kind that is not read,"
+                f" such as {folder.relative(others[0])}; convert them to .jpg or .png"
             )
         if not read:
             raise ValueError(f"{place} has no images ({', '.join(SUFFIXES)}); give another folder")
@@ -60,14 +61,14 @@ def read_folder(place: Path, name: str | None = None) -> Labelled:
         above = with_labels_above(folder.root)
         if above is not None:
             raise ValueError(
-                f"{place} has {len(folder.images)} images and no annotations; the labels seem to be"
-                f" elsewhere in {above}: give that folder"
+                f"{place} has {counted(len(folder.images), 'image[s]')} and no annotations; the"
+                f" labels seem to be elsewhere in {above}: give that folder"
             )
         wanted = title(name) if name else ", ".join(map(title, FORMATS))
         raise ValueError(
-            f"{place} has {len(folder.images)} images and no annotations ({wanted}): label some"
-            " first, or quantize a trained detector on images alone with `launcher quantize CONFIG"
-            " --checkpoint FLOAT.pth --max-drop 1 --images DIR`"
+            f"{place} has {counted(len(folder.images), 'image[s]')} and no annotations ({wanted}):"
+            " label some first, or quantize a trained detector on images alone with `launcher"
+            " quantize CONFIG --checkpoint FLOAT.pth --max-drop 1 --images DIR`"
         )
     best = max(read, key=lambda found: sum(bool(photo.boxes) for photo in found.photos))
     if not any(photo.boxes for photo in best.photos):
@@ -79,13 +80,14 @@ def read_folder(place: Path, name: str | None = None) -> Labelled:
     for other in read:
         if other is not best and any(photo.boxes for photo in other.photos):
             best.findings.add(
-                f"annotations in a second format, not read (--format {other.format} reads them)",
+                f"annotation[s] in a second format, not read (--format {other.format} reads"
+                " [it|them])",
                 title(other.format),
             )
     for name in folder.unreadable_names:
-        best.findings.add("files whose names are not UTF-8, left out; rename them", name)
+        best.findings.add("file[s] with a name that is not UTF-8, left out; rename [it|them]", name)
     for path in others:
-        best.findings.add("images of a kind that is not read, left out", folder.relative(path))
+        best.findings.add("image[s] of a kind that is not read, left out", folder.relative(path))
     _name_unlabelled(folder, best)
     return best
 
@@ -99,4 +101,4 @@ def _name_unlabelled(folder: Folder, labelled: Labelled) -> None:
     skipped = set(findings.names.get(UNLISTED, ()))
     for image in folder.images:
         if image not in known and folder.relative(image) not in skipped:
-            findings.add("images without an annotation, left out", folder.relative(image))
+            findings.add("image[s] without an annotation, left out", folder.relative(image))

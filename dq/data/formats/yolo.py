@@ -42,7 +42,7 @@ def read(folder: Folder) -> Labelled | None:
     for image in folder.images:
         split = splits.get(image) or folder.split_of(image)
         if image not in labels:
-            findings.add("images without a label file, taken as without objects",
+            findings.add("image[s] without a label file, taken as without objects",
                          folder.relative(image))  # fmt: skip
             photos.append(Photo(file=image, boxes=(), split=split))
             continue
@@ -54,7 +54,7 @@ def read(folder: Folder) -> Labelled | None:
         boxes = _boxes(rows, image, names, findings, shown, posed=posed)
         photos.append(Photo(file=image, boxes=boxes, split=split))
     for path in orphans:
-        findings.add("label files without an image", folder.relative(path))
+        findings.add("label file[s] without an image", folder.relative(path))
     found = tuple(photos)
     return Labelled(
         format="yolo",
@@ -101,7 +101,7 @@ def _settings(folder: Folder, findings: Findings) -> tuple[Path, Mapping[str, An
         try:
             content = yaml.safe_load(text_of(path) or "")
         except (ValueError, RecursionError, yaml.YAMLError):
-            findings.add("unreadable YAML files, left out", folder.relative(path))
+            findings.add("unreadable YAML file[s], left out", folder.relative(path))
             continue
         if isinstance(content, dict) and ("names" in content or "nc" in content):
             return path, content
@@ -205,7 +205,7 @@ def _boxes(
     for number, *values in rows:
         label = int(number)
         if label < 0 or (names and label >= len(names)):
-            findings.add("boxes of a class without a name, left out", shown)
+            findings.add("box[es] of a class without a name, left out", shown)
             continue
         name = names[label] if names else str(label)
         found.append(Box(name=name, corners=_corners(values, size, posed=posed)))

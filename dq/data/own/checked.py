@@ -47,12 +47,12 @@ def checked(labelled: Labelled) -> Labelled:
         real = list(pool.map(_real, labelled.photos))
     findings, kept = labelled.findings, []
     for photo, facts in zip(labelled.photos, real, strict=True):
-        name = _name(labelled, photo)
+        name = labelled.name_of(photo)
         if facts.size is None:
-            findings.add("unreadable images, left out", name)
+            findings.add("unreadable image[s], left out", name)
             continue
         if min(facts.size) < LEAST_SIDE:
-            findings.add(f"images of less than {LEAST_SIDE} pixels, left out", name)
+            findings.add(f"image[s] of less than {LEAST_SIDE} pixels, left out", name)
             continue
         ordered = tuple(_ordered(box, name, findings) for box in photo.boxes)
         fitted = _fitted(replace(photo, boxes=ordered), facts, name, findings)
@@ -75,11 +75,6 @@ def _silent_decoders() -> Iterator[None]:
         cv2.utils.logging.setLogLevel(before)
 
 
-def _name(labelled: Labelled, photo: Photo) -> str:
-    root = labelled.folder
-    return str(photo.file.relative_to(root) if photo.file.is_relative_to(root) else photo.file)
-
-
 def _real(photo: Photo) -> _Real:
     path = photo.file
     size = head_size(path, turned=True) if can_read(path) and can_train(path) else None
@@ -91,7 +86,7 @@ def _ordered(box: Box, name: str, findings: Findings) -> Box:
     x1, y1, x2, y2 = box.corners
     if (x2 >= x1 and y2 >= y1) or not all(map(math.isfinite, box.corners)):
         return box
-    findings.add("boxes with their corners exchanged, put right", name)
+    findings.add("box[es] with [its|their] corners exchanged, put right", name)
     return replace(box, corners=(min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
 
 
@@ -103,16 +98,16 @@ def _fitted(photo: Photo, facts: _Real, name: str, findings: Findings) -> Photo 
     if said is None or said == size:
         return fitted
     if said == facts.raw and facts.tag in _TURNS:
-        findings.add("images turned by their EXIF tag, their boxes are turned too", name)
+        findings.add("image[s] turned by an EXIF tag, [its|their] boxes are turned too", name)
         return replace(fitted, boxes=tuple(_turned(box, said, facts.tag) for box in photo.boxes))
     if math.isclose(said[0] * size[1], said[1] * size[0], rel_tol=_SAME_ASPECT):
-        findings.add("images of another scale than annotated, their boxes are scaled", name)
+        findings.add("image[s] of another scale than annotated, [its|their] boxes are scaled", name)
         scale = size[0] / said[0], size[1] / said[1]
         return replace(fitted, boxes=tuple(_scaled(box, *scale) for box in photo.boxes))
     if all(_fits(box, size) for box in photo.boxes):
-        findings.add("images of another size than annotated, but their boxes fit", name)
+        findings.add("image[s] of another size than annotated, but [its|their] boxes fit", name)
         return fitted
-    findings.add("images whose boxes are for another size, left out", name)
+    findings.add("image[s] whose boxes are for another size, left out", name)
     return None
 
 
@@ -148,17 +143,17 @@ def _sound(boxes: Iterable[Box], size: Size, name: str, findings: Findings) -> I
         x1, y1, x2, y2 = box.corners
         inside: Corners = (max(x1, 0.0), max(y1, 0.0), min(x2, size[0]), min(y2, size[1]))
         if not all(map(math.isfinite, box.corners)):
-            findings.add("boxes without numbers, left out", name)
+            findings.add("box[es] without numbers, left out", name)
         elif x2 <= x1 or y2 <= y1:
-            findings.add("boxes of zero size, left out", name)
+            findings.add("box[es] of zero size, left out", name)
         elif inside[2] <= inside[0] or inside[3] <= inside[1]:
-            findings.add("boxes outside their image, left out", name)
+            findings.add("box[es] outside [its|their] image, left out", name)
         elif min(inside[2] - inside[0], inside[3] - inside[1]) < 1.0:  # mmdet's limit.
-            findings.add("boxes of less than a pixel, left out", name)
+            findings.add("box[es] of less than a pixel, left out", name)
         elif (box.name, inside) in seen:
-            findings.add("boxes that are there twice, left out", name)
+            findings.add("box[es] that [is|are] there twice, left out", name)
         else:
             seen.add((box.name, inside))
             if max(abs(a - b) for a, b in zip(inside, box.corners, strict=True)) > MARGIN:
-                findings.add("boxes partly outside their image, clipped", name)
+                findings.add("box[es] partly outside [its|their] image, clipped", name)
             yield replace(box, corners=inside)

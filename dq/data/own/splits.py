@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dq.counted import counted
 from dq.data.formats.labelled import Labelled, Photo, has_boxes
 
 # The share of photographs to validate on, where the folder does not say.
@@ -64,8 +65,8 @@ def share_out(labelled: Labelled) -> Splits:
         said += f"; {' and '.join(without)} without a box left out"
     if not has_boxes(train) or not has_boxes(val):
         raise ValueError(
-            f"{labelled.folder} has {len(train)} images to train on and {len(val)} to validate on,"
-            " and each needs some with boxes; label more images"
+            f"{labelled.folder} has {counted(len(train), 'image[s]')} to train on and {len(val)} to"
+            " validate on, and each needs some with boxes; label more images"
         )
     parts = {"train": train, "val": val, "test": test}
     named = {n: tuple(replace(p, split=n) for p in some) for n, some in parts.items() if some}
@@ -75,16 +76,17 @@ def share_out(labelled: Labelled) -> Splits:
 def split(photos: Sequence[Photo], root: Path) -> tuple[list[Photo], list[Photo]]:
     """Return photographs to train on and to validate on; each class is in both where possible.
 
-    Copies of one photograph stay together. The order of the photographs does not matter, nor does
-    the place of their folder.
+    Copies of one photograph stay together, those with the same bytes too. The order of the
+    photographs does not matter, nor does the place of their folder.
 
     Args:
         photos: All of them.
         root: Their folder.
     """
     groups: dict[str, list[Photo]] = defaultdict(list)
+    heads = _heads(photos, root)
     for photo in sorted(photos, key=lambda p: p.file):
-        groups[_origin(photo, root)].append(photo)
+        groups[heads[_origin(photo.file, root)]].append(photo)
     order = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest())
     classes = {n: {box.name for photo in groups[n] for box in photo.boxes} for n in order}
     left = Counter(name for n in order for name in classes[n])
@@ -113,8 +115,17 @@ def split(photos: Sequence[Photo], root: Path) -> tuple[list[Photo], list[Photo]
     return sorted(train, key=lambda p: p.file), sorted(val, key=lambda p: p.file)
 
 
-def _origin(photo: Photo, root: Path) -> str:
+def _heads(photos: Sequence[Photo], root: Path) -> dict[str, str]:
+    """Return for each origin the first of those that share a photograph with it."""
+    heads = {_origin(photo.file, root): {_origin(photo.file, root)} for photo in photos}
+    for photo in photos:
+        if photo.twin is not None:
+            joined = heads[_origin(photo.file, root)] | heads.get(_origin(photo.twin, root), set())
+            heads.update(dict.fromkeys(joined, joined))
+    return {name: min(joined) for name, joined in heads.items()}
+
+
+def _origin(file: Path, root: Path) -> str:
     """Return the name of a photograph, without what tells changed copies of it apart."""
-    path = photo.file.relative_to(root) if photo.file.is_relative_to(root) else photo.file
-    name = path.as_posix()
+    name = (file.relative_to(root) if file.is_relative_to(root) else file).as_posix()
     return name.partition(_COPIES)[0] if _COPIES in name else name

@@ -53,11 +53,22 @@ def check_training_types(config: Config) -> None:
         _check_name(name, "optimizer.constructor", _names(OPTIMIZER_BUILDERS))
     _check(config.get("optimizer_config"), "optimizer_config", HOOKS)
     for number, hook in enumerate(config.get("custom_hooks") or ()):
+        _refuse_text(hook, f"custom_hooks[{number}]")
         _check(hook, f"custom_hooks[{number}]", HOOKS)
     for number, hook in enumerate((config.get("log_config") or {}).get("hooks") or ()):
+        _refuse_text(hook, f"log_config.hooks[{number}]")
         _check(hook, f"log_config.hooks[{number}]", HOOKS)
     for section, ending in _POLICIES.items():
         _check_policy(config.get(section), section, ending)
+
+
+def _refuse_text(value: Any, where: str) -> None:
+    """Refuse a text where a dict belongs, such as ``--cfg-options`` makes of ``[dict(...)]``."""
+    if isinstance(value, str):
+        raise ValueError(
+            f"{where} is the text {value!r} and not dict(type=...), which --cfg-options cannot"
+            " give; write it into the config"
+        )
 
 
 def _check_policy(section: Any, where: str, ending: str) -> None:
@@ -110,6 +121,7 @@ def _check_steps(steps: Any, where: str) -> None:
     """Check a pipeline, with the pipelines inside its steps; Albu's steps are not mmdet's."""
     if isinstance(steps, list | tuple):
         for number, step in enumerate(steps):
+            _refuse_text(step, f"{where}[{number}]")
             _check_steps(step, f"{where}[{number}]")
     if not isinstance(steps, Mapping):
         return

@@ -29,6 +29,7 @@ from mmdet.datasets import (
 )
 from mmdet.datasets.objects365 import Objects365V1Dataset, Objects365V2Dataset
 
+from dq.counted import counted
 from dq.detector.data.data_section import configured_classes, image_sections
 from dq.detector.data.leaves import parts_of, set_name
 
@@ -318,4 +319,7 @@ def _rename_labels_(leaf: Any, names: Names) -> None:
 
 
 def _few(classes: Names) -> str:
-    return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
+    return (
+        f"{counted(len(classes), 'class[es]')}"
+        f" ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
+    )

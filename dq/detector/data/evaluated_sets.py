@@ -37,7 +37,7 @@ class EvaluatedSets(ConcatDataset):  # type: ignore[misc]
             logger: As for mmdet.
             kwargs: For each set's own metric.
         """
-        assert len(results) == len(self), f"{len(results)} results of {len(self)} images"
+        assert len(results) == len(self), f"{len(results)} results for {len(self)}"
         if not self.separate_eval:
             return dict(self._as_one().evaluate(results, logger=logger, **kwargs))
         found: dict[str, Any] = {}

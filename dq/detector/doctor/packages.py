@@ -7,6 +7,7 @@ import platform
 import re
 import sys
 
+from dq.counted import counted
 from dq.detector.doctor.finding import Finding, failure, good, warning
 from dq.version import NAME, version
 
@@ -33,7 +34,8 @@ def launcher() -> Finding:
     wrong = [text for need in wanted if (text := _unmet(need))]
     if wrong:
         return failure(f"{version()}, but {', '.join(wrong)}", "pip install the packages named")
-    return good(f"{version()} with {sum('extra ==' not in need for need in wanted)} packages")
+    number = sum("extra ==" not in need for need in wanted)
+    return good(f"{version()} with {counted(number, 'package[s]')}")
 
 
 def _unmet(need: str) -> str | None:
@@ -60,7 +62,7 @@ def torch() -> Finding:
     total = float((module.ones(64, 64) @ module.ones(64, 64)).sum())
     if total != 64.0**3:
         return failure(f"{module.__version__} computes {total}, not {64.0**3}", INSTALL)
-    return good(f"{module.__version__}, {module.get_num_threads()} threads")
+    return good(f"{module.__version__}, {counted(module.get_num_threads(), 'thread[s]')}")
 
 
 def mmcv() -> Finding:
@@ -105,4 +107,4 @@ def mmdet() -> Finding:
     number = module.__version__
     if not number.startswith("2."):
         return failure(number, f"use mmdet 2.28.2; {INSTALL}")
-    return good(f"{number}, {len(mmdet.models.DETECTORS.module_dict)} detectors")
+    return good(f"{number}, {counted(len(mmdet.models.DETECTORS.module_dict), 'detector[s]')}")

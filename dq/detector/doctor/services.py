@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from dq.counted import counted
 from dq.detector.doctor.finding import Finding, failure, good, warning
 
 LIMIT_S = 20.0
@@ -79,4 +80,5 @@ def checkout() -> Finding:
     status = ("git", "-C", str(folder), "status", "--porcelain")
     state = subprocess.run(status, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     changed = len(state.stdout.splitlines())
-    return good(f"{done.stdout.strip()} in {folder}{f', {changed} changed files' * bool(changed)}")
+    more = f", {counted(changed, 'changed file[s]')}" * bool(changed)
+    return good(f"{done.stdout.strip()} in {folder}{more}")

@@ -9,6 +9,7 @@ from typing import Any
 from mmcv import Config
 from torch import fx, nn
 
+from dq.counted import counted
 from dq.detector.engines.agreement import Agreement, evaluate_both
 from dq.detector.engines.exact_torch import run_exactly_
 from dq.detector.engines.integer_file import run_integers_
@@ -53,4 +54,5 @@ def _cause(differing: list[str]) -> str:
     if not differing:
         return "the file has the integers of the checkpoint, so rounding ties add up"
     named = ", ".join(differing[:3])
-    return f"{len(differing)} tensors of the file differ from the checkpoint's: {named}"
+    number = counted(len(differing), "tensor[s] of the file [differs|differ]")
+    return f"{number} from the checkpoint's: {named}"

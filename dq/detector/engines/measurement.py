@@ -13,6 +13,7 @@ import torch
 from mmcv import Config
 from torch import nn
 
+from dq.counted import counted
 from dq.detector.data.datasets import dataset_of
 from dq.detector.data.loader_options import evaluation_workers
 from dq.detector.engines.exact_torch import exact_arithmetic
@@ -94,7 +95,7 @@ def measure(
     results, seconds = detected(config, detector, graph, device, dataset, keep)
     found, classes = _scored(config, dataset, results)
     name, value = main_metric(found.metrics)
-    log.info("%s on %d images: %.2f %%", name, len(dataset), 100 * value)
+    log.info("%s on %s: %.2f %%", name, counted(len(dataset), "image[s]"), 100 * value)
     return Measurement(
         metrics=found.metrics,
         classes=classes,

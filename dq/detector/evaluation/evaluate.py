@@ -83,7 +83,7 @@ def detect(
     shapes = ImageShapes(dataset)
     loader = evaluation_loader(dataset, workers=workers)
     results: list[Any] = []
-    for batch in progress(loader, "evaluation", "images"):
+    for batch in progress(loader, "evaluation", "image[s]"):
         inputs = to_device(batch, device)
         found = list(detector(return_loss=False, rescale=True, **inputs))
         if watch is not None:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from mmdet.datasets.samplers import ClassAwareSampler
 
+from dq.counted import counted, form
+
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -86,8 +88,9 @@ def accumulation(chunks_per_step: int, world_size: int) -> int:
         fitting = [str(n) for n in range(1, chunks_per_step + 1) if chunks_per_step % n == 0]
         few = " or ".join(filter(None, [", ".join(fitting[:-1]), fitting[-1]]))
         raise ValueError(
-            f"a step of this training takes {chunks_per_step} micro-batches, which {world_size}"
-            f" ranks cannot share evenly; start it on {few} rank{'s' * (few != '1')}"
+            f"a step of this training takes {counted(chunks_per_step, 'micro-batch[es]')}, which"
+            f" {counted(world_size, 'rank[s]')} cannot share evenly; start it on {few}"
+            f" {form(int(few == '1'), '[rank|ranks]')}"
         )
     return chunks_per_step // world_size
 

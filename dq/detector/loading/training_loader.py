@@ -15,6 +15,7 @@ from mmcv import Config
 from mmdet.datasets.samplers import ClassAwareSampler
 from torch.utils.data import DataLoader
 
+from dq.counted import counted
 from dq.detector.data.loader_options import LoaderOptions
 from dq.detector.data.seeded_samples import Draw, SeededSamples, collate_samples
 from dq.detector.data.unreadable_images import BadImages
@@ -254,11 +255,11 @@ class TrainingLoader(DataLoader[Any]):
         self._losses += 1
         if self._losses > LOSSES_SURVIVED:
             raise RuntimeError(
-                f"a worker process was lost {self._losses} times, last {error}; if memory or"
-                " /dev/shm is short, lower data.train_dataloader.workers_per_gpu"
+                f"a worker process was lost {counted(self._losses, 'time[s]')}, last {error}; if"
+                " memory or /dev/shm is short, lower data.train_dataloader.workers_per_gpu"
             ) from error
         log.warning(
-            "a worker process was lost (%s); restarted at the same batch, %d of %d times",
+            "a worker process was lost (%s); restarted at the same batch, number %d of %d",
             # Not the error itself: a stored log record would keep the loader and its processes
             # alive.
             str(error),

@@ -23,6 +23,8 @@ from mmdet.core.evaluation import mean_ap, recall
 from mmdet.datasets import coco, custom, voc
 from mmdet.datasets.api_wrappers import COCO, COCOeval, panoptic_evaluation
 
+from dq.counted import counted
+
 # pycocotools' progress messages.
 _NOISE = re.compile(
     r"(Loading and preparing results|DONE \(t=|creating index|index created|Converting ndarray"
@@ -204,7 +206,7 @@ def eval_recalls(
         ValueError: The results are not proposals.
     """
     if len(gts) != len(proposals):
-        raise ValueError(f"there are {len(gts)} images and results of {len(proposals)}")
+        raise ValueError(f"{counted(len(gts), 'image[s]')}, but results for {len(proposals)}")
     if not all(isinstance(boxes, np.ndarray) for boxes in proposals):
         raise ValueError(
             "recall of proposals needs a detector that proposes boxes without class (RPN);"

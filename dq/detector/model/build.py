@@ -12,6 +12,7 @@ from mmdet.models import build_detector
 from mmdet.utils import rfnext_init_model
 from torch import Tensor, nn
 
+from dq.counted import counted
 from dq.detector.config.known_types import check_model_types
 from dq.detector.config.registry_errors import explain
 from dq.detector.model import float_weights
@@ -95,7 +96,8 @@ def check_num_classes(detector: nn.Module, classes: tuple[str, ...]) -> None:
             continue
         if expected != len(classes):
             raise ValueError(
-                f"model.{name}.num_classes is {expected} but the data has {len(classes)} classes"
+                f"model.{name}.num_classes is {expected} but the data has"
+                f" {counted(len(classes), 'class[es]')}"
                 f" ({', '.join(classes[:4])}{', ...' if len(classes) > 4 else ''})"
             )
 

@@ -10,6 +10,7 @@ import mmdet
 from mmcv.runner import weights_to_cpu
 from torch import Tensor, nn
 
+from dq.counted import counted
 from dq.detector.model.build import float_state
 from dq.dist.equality.digest import digest
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
@@ -113,8 +114,9 @@ def load_quantization(graph: QuantizedGraph, content: Mapping[str, Any], source:
     wrong = sorted(set(own) ^ set(state))
     if wrong:
         raise ValueError(
-            f"{source} was quantized in another way: {len(wrong)} quantizer entries differ"
-            f" (first: {wrong[0]}); use the config and the recipe it was made with"
+            f"{source} was quantized in another way:"
+            f" {counted(len(wrong), 'quantizer entr[y differs|ies differ]')} (first:"
+            f" {wrong[0]}); use the config and the recipe it was made with"
         )
     graph.quantizers.load_state_dict(dict(state))
     if SCALED in content[QUANTIZATION]:

@@ -12,6 +12,7 @@ from typing import Any
 from mmcv.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
+from dq.counted import counted
 from dq.detector.config.addresses import local_file
 from dq.dist.work.on_main_rank import on_main_rank
 
@@ -133,7 +134,7 @@ def _refuse_others(
     fitting = [k for k, v in own.items() if k in state and state[k].shape == v.shape]
     if len(fitting) >= LEAST_SHARE * len(own):
         if len(fitting) < len(own):
-            log.info("%s fills %d of %d weights", where, len(fitting), len(own))
+            log.info("%s fills %d of %s", where, len(fitting), counted(len(own), "weight[s]"))
         return
     wrong = [k for k in own if k not in fitting]
     first = wrong[0]

@@ -23,6 +23,7 @@ from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.drop import DropPath
 from torch import Tensor, fx, nn
 
+from dq.counted import counted
 from dq.detector.instance_methods import (
     replace_method,
     replacement_of,
@@ -264,7 +265,10 @@ def summary(left_float: Mapping[str, str], most: int = 6) -> Iterable[tuple[str,
         for reason, names in groups.items()
     ]
     if len(entries) > most:
-        entries = [*entries[:most], ("...", f"and {len(entries) - most} other reasons")]
+        entries = [
+            *entries[:most],
+            ("...", f"and {counted(len(entries) - most, 'other reason[s]')}"),
+        ]
     return entries
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmcv import Config
 
+from dq.counted import counted
 from dq.data.formats.coco import OF_A_CONFIG
 from dq.data.formats.labelled import Labelled
 from dq.data.own.anchors import Anchors, fit_anchors
@@ -130,8 +131,8 @@ def _words(anchors: Anchors | None) -> list[str]:
         return []
     number = sum(map(len, anchors.sizes))
     return [
-        f"{number} anchors fitted by k-means: mean overlap with the boxes {anchors.mean_iou:.2f},"
-        f" {anchors.matched:.1%} of them above 0.5"
+        f"{counted(number, 'anchor[s]')} fitted by k-means: mean overlap with the boxes"
+        f" {anchors.mean_iou:.2f}, {anchors.matched:.1%} of them above 0.5"
     ]
 
 
@@ -140,8 +141,8 @@ def _head(wish: Wish, labelled: Labelled, splits: Splits, anchors: Anchors | Non
     scratch = "The backbone starts from scratch; --backbone FILE.pth would need fewer passes."
     return [
         f"Written by `{wish.command}`:",
-        f"{images_text(splits.photos)} images, {boxes} boxes of {len(labelled.classes)} classes"
-        f" ({labelled.format}).",
+        f"Images: {images_text(splits.photos)}; {counted(boxes, 'box[es]')} of"
+        f" {counted(len(labelled.classes), 'class[es]')} ({labelled.format}).",
         *_words(anchors),
         *([] if wish.backbone else [scratch]),
         "",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dq.counted import counted, form
 from dq.detector.pictures.anchors import Fit
 from dq.detector.pictures.samples import names_of
 from dq.tracking.reports.anchor_plot import anchor_plot
@@ -28,8 +29,11 @@ def anchor_part(path: Path, fit: Fit, classes: Sequence[str]) -> AnchorPart:
     anchors = fit.anchors
     head = anchors.head or "head"
     total = sum(len(base) for base in anchors.base)
-    lines = [f"{total} anchors per position of {len(anchors.base)} levels, strides"
-             f" {', '.join(f'{stride[0]:g}' for stride in anchors.strides)}."]  # fmt: skip
+    strides = ", ".join(f"{stride[0]:g}" for stride in anchors.strides)
+    lines = [
+        f"{counted(total, 'anchor[s]')} per position of {counted(len(anchors.base), 'level[s]')},"
+        f" strides {strides}."
+    ]
     if not len(fit.best):
         return AnchorPart(head=head, lines=[*lines, "There are no boxes."], file=None, rows=())
     lines += _verdict(fit)
@@ -49,9 +53,9 @@ def anchor_part(path: Path, fit: Fit, classes: Sequence[str]) -> AnchorPart:
 def _verdict(fit: Fit) -> Iterator[str]:
     good, least = fit.anchors.good, fit.anchors.least
     yield (
-        f"{len(fit.best):,} boxes in the network's input have a mean best IoU of"
-        f" {fit.best.mean():.2f}; {100 * fit.without_good:.1f} % have no good anchor (IoU of at"
-        f" least {good:g})."
+        f"{len(fit.best):,} {form(len(fit.best), 'box[es]')} in the network's input: mean best"
+        f" IoU of {fit.best.mean():.2f}; {100 * fit.without_good:.1f} % have no good anchor (IoU"
+        f" of at least {good:g})."
     )
     if fit.untrained and least is not None and least < good:
         yield (f"{100 * fit.untrained:.1f} % are below {least:g}: no anchor is trained on them.")

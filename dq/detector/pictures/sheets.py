@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from dq.counted import counted
 from dq.detector.pictures.samples import Sample, names_of
 from dq.tracking.pictures.drawing import found_mark
 from dq.tracking.pictures.lettering import written
@@ -129,7 +130,8 @@ class _Side:
 
     def said(self, classes: Sequence[str], detectors: int) -> Iterator[str]:
         if self.missed is not None and self.labels:
-            yield f"finds {self.labels - len(self.missed)} of {self.labels} labelled objects"
+            found = self.labels - len(self.missed)
+            yield f"finds {found} of {counted(self.labels, 'labelled object[s]')}"
         if self.alone:
             first = [self.own[n] for n in sorted(self.alone)[:MOST_NAMED]]
             words = ", ".join(f"{_name(box, classes)} {box[4]:.2f}" for box in first)
@@ -151,7 +153,7 @@ def _name(box: Box, classes: Sequence[str]) -> str:
 
 
 def _number(boxes: int) -> str:
-    return f"{boxes} box{'' if boxes == 1 else 'es'}"
+    return counted(boxes, "box[es]")
 
 
 def _labels(sample: Sample, image: Image.Image, names: Sequence[str]) -> Panel:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from mmcv import Config
 
+from dq.counted import counted
 from dq.detector.recipes.rules import Rule
 
 
@@ -27,9 +28,9 @@ def doubts(
         longer = "runner.max_iters" if epochs is None else "runner.max_epochs"
         length = rule.least_steps if epochs is None else -(-rule.least_steps // steps_per_epoch)
         yield (
-            f"{steps} steps are few for {bits}: a training of this width first loses accuracy and"
-            f" needs about {rule.least_steps} steps to regain it; train longer"
-            f" (quant.training={{'{longer}': {length}}})"
+            f"{counted(steps, 'step[s] [is|are]')} few for {bits}: a training of this width"
+            f" first loses accuracy and needs about {counted(rule.least_steps, 'step[s]')} to"
+            f" regain it; train longer (quant.training={{'{longer}': {length}}})"
         )
     rate, float_rate = config.optimizer.get("lr"), before.optimizer.get("lr")
     if isinstance(rate, int | float) and isinstance(float_rate, int | float) and rate > float_rate:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmcv import Config
 
+from dq.counted import counted
 from dq.detector.recipes.float_training import FloatTraining
 from dq.detector.recipes.rules import Rule
 
@@ -55,11 +56,12 @@ class Numbers:
     most_update: float
 
     def __str__(self) -> str:
+        unit = "epoch[s]" if self.unit == "epochs" else "iteration[s]"
         text = (
-            f"{self.recipe}: {self.length} {self.unit} ({self.steps} steps), learning rate"
-            f" {self.rate:.3g} falling to {self.last_rate:.3g}, warm-up of {self.warm_up} steps,"
-            f" weights averaged with {self.average:.3g} a step, updates of at most"
-            f" {self.most_update:g} of a layer's norm"
+            f"{self.recipe}: {counted(self.length, unit)} ({counted(self.steps, 'step[s]')}),"
+            f" learning rate {self.rate:.3g} falling to {self.last_rate:.3g}, warm-up of"
+            f" {counted(self.warm_up, 'step[s]')}, weights averaged with {self.average:.3g} a step,"
+            f" updates of at most {self.most_update:g} of a layer's norm"
         )
         return (
             f"{text}; batch norms have no statistics and stay fixed" if self.folded_norms else text

@@ -14,6 +14,7 @@ import numpy as np
 from mmcv import Config
 from mmdet.datasets import CocoDataset, ConcatDataset
 
+from dq.counted import counted
 from dq.detector.config.nested_sections import innermost
 from dq.detector.data.data_section import has_section, section_of
 from dq.detector.data.datasets import calibration_dataset, dataset_of, interleaved
@@ -50,14 +51,14 @@ def measured_images(config: Config, *, calibrated_on: int, seed: int) -> Any:
     chosen = sorted(order[begin : begin + SPLIT_IMAGES])
     if not chosen:
         raise ValueError(
-            f"data.val {why}, and data.train has {len(order)} images, too few to measure on; give a"
-            " data.val of its own"
+            f"data.val {why}, and data.train has {counted(len(order), 'image[s]')}, too few to"
+            " measure on; give a data.val of its own"
         )
     log.warning(
-        "data.val %s: the search measures on %d images of data.train; a data.val of its own would"
+        "data.val %s: the search measures on %s of data.train; a data.val of its own would"
         " be better, because the detector was trained on these",
         why,
-        len(chosen),
+        counted(len(chosen), "image[s]"),
     )
     return _part(dataset, chosen)
 

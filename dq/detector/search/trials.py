@@ -19,6 +19,7 @@ import torch
 from mmcv import Config
 from torch import Tensor, nn
 
+from dq.counted import counted
 from dq.detector.calibration.calibrate import calibration_of, calls_of_roi_heads
 from dq.detector.engines.measurement import measure
 from dq.detector.evaluation.evaluate import as_share, main_metric
@@ -110,8 +111,9 @@ class Trials:
             # Every candidate would lose nothing.
             raise ValueError(
                 f"the float detector's {self.metric} is {100 * self.float_value:.2f} % on the"
-                f" {len(setting.dataset)} images of the search, so nothing can be lost; check that"
-                f" {setting.source} is trained for these images, or choose another --metric"
+                f" {counted(len(setting.dataset), 'image[s]')} of the search, so nothing can be"
+                f" lost; check that {setting.source} is trained for these images, or choose"
+                " another --metric"
                 f" ({', '.join(name for name, value in kept.items() if value > 0) or 'all are 0'})"
             )
         log.info("float: %s %.2f %%", self.metric, 100 * self.float_value)

@@ -13,6 +13,7 @@ from mmcv.utils import collect_env
 from mmdet.core import build_optimizer
 from torch import nn
 
+from dq.counted import counted
 from dq.detector.config.config_text import config_text
 from dq.detector.config.registry_errors import explain
 from dq.detector.data.leaves import classes_of
@@ -48,7 +49,10 @@ def scale_learning_rate(config: Config, loader: TrainingLoader) -> None:
         raise ValueError("auto_scale_lr scales optimizer.lr, which the config does not have")
     config.optimizer.lr *= images / base
     log.info(
-        "learning rate scaled to %g: %d images a step, not %d", config.optimizer.lr, images, base
+        "learning rate scaled to %g: %s a step, not %d",
+        config.optimizer.lr,
+        counted(images, "image[s]"),
+        base,
     )
 
 
@@ -66,7 +70,11 @@ def optimizer_of(config: Config, model: nn.Module, quantization: Quantization | 
         factor = quantization.refinements.learned_lr
         learned = regroup_(optimizer, unwrap(model), lr_factor=factor)
         if learned:
-            log.info("%d quantizer parameters are learned, at %g times the rate", learned, factor)
+            log.info(
+                "%s learned, at %g times the rate",
+                counted(learned, "quantizer parameter[s] [is|are]"),
+                factor,
+            )
     return optimizer
 
 

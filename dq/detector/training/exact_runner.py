@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dq.counted import counted
 from dq.detector.config.registry_errors import explain
 from dq.detector.hooks.quantization import averaged
 from dq.detector.model.checkpoint_content import compose, weights_of
@@ -298,7 +299,11 @@ class Training:
             raise ValueError(f"load_from {source}: none of its weights fits this model")
         left_out = len(state) - len(fitting)
         if left_out:
-            log.warning("load_from %s: %d entries do not fit and are left out", source, left_out)
+            log.warning(
+                "load_from %s: %s not fit, left out",
+                source,
+                counted(left_out, "entr[y does|ies do]"),
+            )
         detector.load_state_dict(fitting, strict=False)
 
     def resume_training(
@@ -330,7 +335,11 @@ class Training:
             self._epoch, self.position = divmod(self._iter, steps)
         elif self.position and training.get("steps_per_epoch", steps) != steps:
             before = training["steps_per_epoch"]
-            log.warning("an epoch has %d steps, not %d: this one starts again", steps, before)
+            log.warning(
+                "an epoch has %s, not %d: this one starts again",
+                counted(steps, "step[s]"),
+                before,
+            )
             self.position = 0
         self.phase = Phase(training.get("phase", "off"))
         scaler = None if self.optimizer_step is None else self.optimizer_step.scaler
@@ -349,14 +358,17 @@ class Training:
 
     def say_if_finished(self, source: str) -> None:
         """Log a warning if a resumed training has no steps left."""
-        done, unit = (self.epoch, "epochs") if self.counts_epochs else (self.iter, "iterations")
+        done, unit = (
+            (self.epoch, "epoch[s] [is|are]")
+            if self.counts_epochs
+            else (self.iter, "iteration[s] [is|are]")
+        )
         wanted = self.max_epochs if self.counts_epochs else self.max_iters
         if done >= wanted:
             name = "runner.max_epochs" if self.counts_epochs else "runner.max_iters"
             log.warning(
-                "nothing is left to train: %d %s are done in %s, and %s is %d; it is evaluated as"
-                " it is",
-                done, unit, source, name, wanted,
+                "nothing is left to train: %s done in %s, and %s is %d; it is evaluated as it is",
+                counted(done, unit), source, name, wanted,
             )  # fmt: skip
 
     def put_back_losses(self) -> None:

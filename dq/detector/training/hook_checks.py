@@ -24,6 +24,7 @@ from mmdet.core.hook import (
 )
 from torch import nn
 
+from dq.counted import counted
 from dq.detector.training.checkpoint_plan import CheckpointPlan
 from dq.detector.training.exact_runner import is_known
 
@@ -163,5 +164,9 @@ def log_in_time(runner: Any, steps: int) -> None:
     most = max(1, steps if runner.counts_epochs else runner.max_iters)
     for hook in runner.hooks:
         if isinstance(hook, LoggerHook) and hook.interval > most:
-            log.info("%s logs every %d steps: an epoch has no more", type(hook).__name__, most)
+            log.info(
+                "%s has an interval of %s now: an epoch has no more",
+                type(hook).__name__,
+                counted(most, "step[s]"),
+            )
             hook.interval = most

@@ -11,6 +11,7 @@ import torch
 from mmcv import Config
 from torch import nn
 
+from dq.counted import counted
 from dq.detector.loading.training_loader import TrainingLoader
 from dq.detector.step.guards import OFF, Guards
 from dq.detector.step.update_ratios import update_ratios
@@ -75,10 +76,10 @@ def layer_rates_(
         shown = sorted(factors.items(), key=lambda item: item[1])[:SHOWN]
         texts = [f"{name.removesuffix('.weight')} {factor:.2g} times" for name, factor in shown]
         log.info(
-            "%d of %d layers get a lower learning rate, because a step would move them by more than"
-            " %g of their norm: %s",
+            "a lower learning rate for %d of %s, because a step would move them by more than %g of"
+            " their norm: %s",
             len(factors),
-            len(ratios),
+            counted(len(ratios), "layer[s]"),
             limit,
             ", ".join(texts),
         )
@@ -119,8 +120,8 @@ def _announce(
     text = (
         f"one step at a learning rate of {rate:g} moves the weights of"
         f" {name.removesuffix('.weight')} by {most:.3g} times their norm"
-        f" (guards.max_update is {guards.max_update:g}), and {len(above)} of {len(ratios)} layers"
-        " move too far; lower optimizer.lr"
+        f" (guards.max_update is {guards.max_update:g}), and {len(above)} of"
+        f" {counted(len(ratios), 'layer[s]')} would go too far; lower optimizer.lr"
         f" (quant.training={{'optimizer.lr': {rate * guards.max_update / most:.1g}}}), or name a"
         " quant.recipe, which limits the rates of such layers"
     )

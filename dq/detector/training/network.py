@@ -8,6 +8,7 @@ import torch
 from mmcv import Config
 from torch import nn
 
+from dq.counted import counted
 from dq.detector.hooks.weight_average import AverageRule, averaged_by, without_ema_hooks
 from dq.detector.model.autocast import run_under_autocast
 from dq.detector.model.compilation import Network, compilation, compiled
@@ -90,7 +91,7 @@ def _leave_out_unused(detector: nn.Module, graph: BoundGraph, *, heads: bool) ->
     for name in names:
         detector.get_parameter(name).requires_grad_(False)
     if names:
-        log.info("%d parameters are not used and not trained: %s", len(names), names)
+        log.info("%s not used and not trained: %s", counted(len(names), "parameter[s]"), names)
 
 
 def _refinery(

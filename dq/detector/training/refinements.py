@@ -12,6 +12,7 @@ import torch
 from mmcv.runner import Hook
 from torch import Tensor, nn
 
+from dq.counted import counted
 from dq.detector.hooks.quantization import OscillationHook, QuantEMAHook
 from dq.detector.hooks.weight_average import AverageRule, averaged_by
 from dq.detector.instance_methods import replace_method, replacements_kept
@@ -127,7 +128,7 @@ class Refinery(Extras):
             batches = islice(steps, self.schedule.norm_batches)
             images = (to_device(batch, device)["img"] for batch in batches)
             number = reestimate_norms_(self.graph, images, merge_=sync_buffers_)
-            log.info("running statistics are those of %d training batches", number)
+            log.info("running statistics are those of %s", counted(number, "training batch[es]"))
 
 
 @contextmanager

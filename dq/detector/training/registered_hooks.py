@@ -15,6 +15,7 @@ from dq.detector.data.datasets import dataset_of
 from dq.detector.data.evaluated_sets import save_best_on
 from dq.detector.data.loader_options import evaluation_workers
 from dq.detector.hooks.evaluation import EpochCheckpointHook, ShardedEvalHook
+from dq.detector.hooks.progress import ProgressHook
 from dq.detector.hooks.quantization import (
     AgreementHook,
     FrozenNormHook,
@@ -28,6 +29,7 @@ from dq.detector.hooks.tracking import Figures, TrackingHook
 from dq.detector.training.assignment import Continued, Quantization
 from dq.detector.training.hook_checks import CheckpointPlace, without_taken_over
 from dq.detector.training.refinements import Extras
+from dq.progress import has_bar
 
 log = logging.getLogger("dq.train")
 
@@ -75,6 +77,8 @@ def register_hooks(
     interval = config.log_config.interval
     tracking = TrackingHook(interval, by_epoch=runner.counts_epochs, figures=figures)
     runner.register_hook(tracking, priority="VERY_LOW")
+    if has_bar():
+        runner.register_hook(ProgressHook(), priority="VERY_LOW")
     for hook, priority in extras.hooks:
         runner.register_hook(hook, priority=priority)
 

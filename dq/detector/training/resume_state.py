@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dq.counted import counted
 from dq.detector.model.build import load_float_state
 from dq.detector.model.checkpoint_content import QUANTIZATION, compose, load_quantization
 from dq.detector.step.rank_state import (
@@ -131,10 +132,10 @@ def load_training_state(
         runner.pending = mine["losses"]
     elif ranks:
         log.info(
-            "%s was written by %d ranks: weights, schedule and samples continue unchanged; random"
+            "%s was written by %s: weights, schedule and samples continue unchanged; random"
             " generators and running statistics of single ranks do not",
             source,
-            len(ranks),
+            counted(len(ranks), "rank[s]"),
         )
     if runner.graph is not None:
         proof = check_equal_on_ranks(runner.graph, f"after resuming from {source}")
@@ -193,9 +194,9 @@ def differ(names: list[str], ranks: list[int] | None = None) -> str:
     """Return the message for weights that differ between ranks."""
     where = f"rank {', '.join(map(str, ranks))} and rank 0" if ranks else "ranks"
     return (
-        f"{len(names)} weights or ranges differ between {where}, first {', '.join(names[:3])}; this"
-        " is a fault of the cluster or of this program: the checkpoints written before are sound,"
-        " resume from the last with --resume"
+        f"{counted(len(names), 'weight[s] or range[s] [differs|differ]')} between {where}, first"
+        f" {', '.join(names[:3])}; this is a fault of the cluster or of this program: the"
+        " checkpoints written before are sound, resume from the last with --resume"
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 
 from torch.distributed.distributed_c10d import Store
 
+from dq.counted import counted
 from dq.dist.errors.lost import LostRankError
 from dq.dist.errors.notes import note
 from dq.dist.rendezvous.environment import Environment
@@ -140,7 +141,7 @@ def raise_reported_failure(store: Store, environment: Environment) -> None:
         return
     found = [StartFailure(**json.loads(store.get(f"failure/{n + 1}"))) for n in range(number)]
     first = min(found, key=lambda failure: failure.rank)
-    more = f" (and {number - 1} more ranks)" if number > 1 else ""
+    more = f" (and {counted(number - 1, 'more rank[s]')})" if number > 1 else ""
     line = f"rank {first.rank} of {environment.world_size}{more} could not begin: {first.line}"
     error = OtherRankMistakeError(line) if first.mistake else OtherRankStartError(line)
     # The main rank prints its own failure, and those of others if it is here.

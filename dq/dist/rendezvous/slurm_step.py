@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from dq.counted import counted
 from dq.proc import environ_of, parent_of
 
 _NAMES = (
@@ -112,14 +113,15 @@ def _refuse_contradiction(
     of_node = environ.get("SLURM_GTIDS", "").split(",")
     if of_node != [""] and (len(of_node) != local_tasks or str(rank) not in of_node):
         raise ValueError(
-            f"SLURM_GTIDS ({environ['SLURM_GTIDS']}) does not have the {local_tasks} tasks of this"
-            f" node with SLURM_PROCID {rank} among them: these variables are left over from"
-            f" another step; start the ranks with srun or torchrun, or {_ALONE}"
+            f"SLURM_GTIDS ({environ['SLURM_GTIDS']}) does not have the"
+            f" {counted(local_tasks, 'task[s]')} of this node with SLURM_PROCID {rank} among"
+            " them: these variables are left over from another step; start the ranks with srun"
+            f" or torchrun, or {_ALONE}"
         )
     if local_rank >= local_tasks:
         raise ValueError(
-            f"SLURM_LOCALID is {local_rank} on a node with {local_tasks} tasks; start the ranks"
-            f" with srun or torchrun, or {_ALONE}"
+            f"SLURM_LOCALID is {local_rank} on a node with {counted(local_tasks, 'task[s]')}; start"
+            f" the ranks with srun or torchrun, or {_ALONE}"
         )
 
 
@@ -133,13 +135,13 @@ def _refuse_stranger(environ: Mapping[str, str], pid: int, tasks: int) -> None:
     above = list(_ancestors(pid))
     if above and int(task) not in above and first != task:
         raise ValueError(
-            f"SLURM_PROCID is that of a step of {tasks} tasks (process {task}), which this process"
-            f" does not belong to; start the ranks with srun or torchrun, or {_ALONE}"
+            f"SLURM_PROCID is that of a step of {counted(tasks, 'task[s]')} (process {task}), which"
+            f" this process does not belong to; start the ranks with srun or torchrun, or {_ALONE}"
         )
     if "SLURM_PTY_PORT" in environ and int(task) != pid:
         raise ValueError(
-            f"this shell is one of {tasks} tasks of srun --pty, and the others are not ranks; start"
-            f" the ranks with srun --overlap or torchrun, or {_ALONE}"
+            f"this shell is one of {counted(tasks, 'task[s]')} of srun --pty, and the others are"
+            f" not ranks; start the ranks with srun --overlap or torchrun, or {_ALONE}"
         )
 
 
@@ -170,7 +172,8 @@ def _tasks_on(node: int, tasks: int, nodes: int, environ: Mapping[str, str]) -> 
         return tasks // nodes
     if sum(counts) != tasks or len(counts) != nodes or node >= nodes:
         raise ValueError(
-            f"SLURM_STEP_TASKS_PER_NODE ({text!r}) does not place {tasks} tasks on {nodes} nodes;"
-            " start the job with srun --ntasks-per-node"
+            f"SLURM_STEP_TASKS_PER_NODE ({text!r}) does not place"
+            f" {counted(tasks, 'task[s]')} on {counted(nodes, 'node[s]')}; start the job with"
+            " srun --ntasks-per-node"
         )
     return counts[node]

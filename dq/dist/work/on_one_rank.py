@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
+from dq.counted import counted
 from dq.dist.errors.lost import LostRankError, reason
 from dq.dist.exchange import collectives
 from dq.dist.group.presence import Connection, presence, read_key
@@ -64,7 +65,9 @@ def run_on_rank(
             working rank raises what the work raised.
     """
     if not 0 <= rank < collectives.world_size():
-        raise ValueError(f"rank {rank} is not one of the {collectives.world_size()} ranks")
+        raise ValueError(
+            f"there is no rank {rank}, only {counted(collectives.world_size(), 'rank[s]')}"
+        )
     if collectives.world_size() == 1:
         return work()
     try:

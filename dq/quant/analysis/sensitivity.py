@@ -113,7 +113,7 @@ def noises_alone(
         runs = PartialRuns(graph, names)
         signal: Tensor | float = 0.0
         errors: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
-        shown = Progress("sensitivity", len(batches) * len(names), "runs")
+        shown = Progress("sensitivity", len(batches) * len(names), "run[s]")
         for batch in batches:
             plain = runs.in_float(batch)
             targets = floating_tensors(plain.outputs)

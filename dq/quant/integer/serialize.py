@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dq.counted import counted
 from dq.quant.integer.qparams import integer_modules, qparams
 
 INTEGER = "integer_network"
@@ -40,8 +41,9 @@ def load_integers_(network: fx.GraphModule, content: Mapping[str, Any], source: 
     wrong += [k for k in own if k in state and own[k].dtype != state[k].dtype]
     if wrong:
         raise ValueError(
-            f"{source} holds another network: {len(wrong)} entries differ (first: {wrong[0]});"
-            " use the config it was exported with"
+            f"{source} holds another network:"
+            f" {counted(len(wrong), 'entr[y differs|ies differ]')} (first: {wrong[0]}); use the"
+            " config it was exported with"
         )
     network.load_state_dict(dict(state))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dq.counted import counted
 from dq.quant.latency.paired import Spread
 
 
@@ -45,11 +46,12 @@ class Latency:
     def sentence(self) -> str:
         """Return the result in one line."""
         faster = self.times_as_fast.median
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        threads = counted(self.threads, "thread[s]")
         said = f"{self.widths} {faster:.2f} times as fast as float"
         if self.is_slower:
             said = f"{self.widths} is SLOWER than float, {faster:.2f} times as fast"
         return (
             f"{said}: {self.ms_integer:.1f} ms against {self.ms_float:.1f} ms, {threads},"
-            f" {self.num_integer} of {self.num_layers} layers in integers ({self.engine})"
+            f" {self.num_integer} of {counted(self.num_layers, 'layer[s]')} in integers"
+            f" ({self.engine})"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from dq.counted import counted, form
 from dq.quant.latency.advice import WORTHWHILE, Advice, rules_text
 from dq.quant.latency.comparison import Timed
 from dq.quant.latency.paired import Spread
@@ -65,9 +66,10 @@ def advice_lines(name: str, found: Advice | None) -> list[str]:
     if found is None:
         return [f"{name}: every layer is at least {WORTHWHILE}x as fast in integers"]
     lines = [
-        f"{name}: {len(found.layers)} layers are less than {WORTHWHILE}x as fast in integers; with"
-        f" these in float the model is {_ratio(found.as_now)} times as fast as now, with"
-        f" {found.num_integer} of {found.num_layers} layers in integers"
+        f"{name}: {counted(len(found.layers), 'layer[s] [is|are]')} less than {WORTHWHILE}x as"
+        f" fast in integers; with {form(len(found.layers), '[this|these]')} in float the model"
+        f" is {_ratio(found.as_now)} times as fast as now, with {found.num_integer} of"
+        f" {counted(found.num_layers, 'layer[s]')} in integers"
     ]
     if found.is_faster:
         return [*lines, "calibrate with", rules_text(found.layers)]

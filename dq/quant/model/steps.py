@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dq.counted import counted
 from dq.quant.graph.comparison import tried
 from dq.quant.graph.per_channel.channel_scales import scaled_names
 from dq.quant.graph.prepare import prepare as prepare_graph
@@ -61,8 +62,8 @@ def prepare(
     graph = prepare_graph(model, recipe, traced)
     if traced.left_float:
         log.warning(
-            "%d modules stay in float, because they cannot be traced: %s",
-            len(traced.left_float),
+            "left in float are %s that cannot be traced: %s",
+            counted(len(traced.left_float), "module[s]"),
             ", ".join(f"{name or 'the model'} ({why})" for name, why in traced.left_float.items()),
         )
     model.register_forward_pre_hook(refuse_export)

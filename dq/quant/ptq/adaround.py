@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dq.counted import counted
 from dq.quant.graph.nodes import Given
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.numerics.affine import along_channels, range_over
@@ -85,7 +86,7 @@ def adaround_(
         correct_layer_(captured, captured.targets)
 
     walk(graph, batches, visit, "AdaRound", plain_batches)
-    log.info("AdaRound of %d of %d layers", len(rounded), len(owners))
+    log.info("AdaRound of %d of %s", len(rounded), counted(len(owners), "layer[s]"))
     return rounded
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from dq.counted import counted
 from dq.quant.graph.nodes import Given
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.layer_walk import CapturedLayer, walk
@@ -40,7 +41,7 @@ def correct_bias_(graph: QuantizedGraph, batches: Sequence[Given]) -> int:
         corrected += correct_layer_(captured, captured.unquantized_outputs())
 
     walk(graph, batches, visit, "bias correction")
-    log.info("bias correction of %d layers", corrected)
+    log.info("bias correction of %s", counted(corrected, "layer[s]"))
     return corrected
 
 

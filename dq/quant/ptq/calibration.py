@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dq.counted import counted
 from dq.progress import progress
 from dq.quant.graph.nodes import Given
 from dq.quant.graph.quantized_graph import QuantizedGraph
@@ -64,7 +65,7 @@ def calibrate_(graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[B
     set_phase(graph.quantizers, Phase.CALIBRATE)
     images = 0
     with _equal_weights(averages) as weigh:
-        for number, batch in enumerate(progress(batches, "calibration", "batches"), start=1):
+        for number, batch in enumerate(progress(batches, "calibration", "batch[es]"), start=1):
             weigh(number)
             images += run(batch)
             update_scales_(averages)
@@ -74,15 +75,15 @@ def calibrate_(graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[B
     without = [name for name, quantizer in quantizers.items() if not quantizer.has_range]
     if without:
         raise ValueError(
-            f"{len(without)} quantizers have no finite range after calibration (first"
-            f" {without[0]}); the float model yields NaN or infinity there"
+            f"{counted(len(without), 'quantizer[s] [has|have]')} no finite range after calibration"
+            f" (first {without[0]}); the float model yields NaN or infinity there"
         )
     initialise_weights_(graph.all_layers())
     set_phase(graph.quantizers, Phase.FROZEN)
     log.info(
-        "calibrated %d quantizers on %d images in %.0f s",
-        len(quantizers),
-        images,
+        "calibrated %s on %s in %.0f s",
+        counted(len(quantizers), "quantizer[s]"),
+        counted(images, "image[s]"),
         time.monotonic() - began,
     )
     return images

@@ -19,6 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from dq.counted import counted
 from dq.quant.graph.per_channel.relu6_limits import ChannelClip
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.graph.roles import module_of
@@ -141,7 +142,7 @@ def equalize_(graph: QuantizedGraph, *, rounds: int = 40, tolerance: float = 1e-
         worst = max((float((_equalize_pair_(p) - 1).abs().max()) for p in found), default=0.0)
         if worst < tolerance:
             break
-    log.info("equalized %d pairs of layers", len(found))
+    log.info("equalized %s of layers", counted(len(found), "pair[s]"))
     return len(found)
 
 

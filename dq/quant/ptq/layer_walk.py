@@ -83,7 +83,7 @@ def walk(
     reference = float_copy(graph.root)
     given_plain = batches if plain_batches is None else plain_batches
     layers = {f"{CONTAINER}.{entry[0].name}": entry for entry in graph.layers()}
-    shown = Progress(what, len(layers), "layers")
+    shown = Progress(what, len(layers), "layer[s]")
     readers = Counter(n for node in graph.graph.nodes for n in node.all_input_nodes)
     plain: dict[fx.Node, list[Any]] = {}
     fake_quantized: dict[fx.Node, list[Any]] = {}

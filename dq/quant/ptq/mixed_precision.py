@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dq.counted import counted
 from dq.quant.analysis.sensitivity import Calls, Sensitivity, output_sqnr
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.settings import Mixed
@@ -57,7 +58,8 @@ def choose_raised_(
         reached[part] = output_sqnr(graph.networks[part], calls)
         log.info("%s has %d bit now, SQNR %.1f dB", candidate.name, RAISED_BITS, reached[part])
     after = min(reached.values())
-    log.info("%d quantizers raised, lowest SQNR %.1f -> %.1f dB", len(raised), before, after)
+    raised_text = counted(len(raised), "quantizer[s]")
+    log.info("%s raised, lowest SQNR %.1f -> %.1f dB", raised_text, before, after)
     return tuple(raised)
 
 

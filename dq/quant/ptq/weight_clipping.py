@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dq.counted import counted
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.numerics.shrunk_range import best_shrunk_range
 from dq.quant.numerics.spec import QuantSpec
@@ -74,7 +75,7 @@ def clip_weights_(graph: QuantizedGraph) -> dict[str, Tensor]:
             clipped = unfold(clipped, weight, spread_over_weight(layer, fold_factor(norm)))
         changed[site.name] = weight.clone()
         weight.copy_(clipped)
-    log.info("clipped the weights of %d layers", len(changed))
+    log.info("clipped the weights of %s", counted(len(changed), "layer[s]"))
     return changed
 
 

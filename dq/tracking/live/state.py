@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dq.counted import counted
 from dq.one_writer import Writer, writer_of
 from dq.tracking.live.health import Health, health_of
 from dq.tracking.live.progress import Progress, StageFollower
@@ -170,8 +171,9 @@ def reader_of(folder: Path) -> RunReader:
     if several:
         names = ", ".join(several[:4]) + (", ..." if len(several) > 4 else "")
         raise ValueError(
-            f"{folder} has {len(several)} runs in it ({names}); give one of them, such as"
-            f" {folder / several[0]}, or see all with `launcher compare {shlex.quote(str(folder))}`"
+            f"{folder} has {counted(len(several), 'run[s]')} in it ({names}); give one of them,"
+            f" such as {folder / several[0]}, or see all with `launcher compare"
+            f" {shlex.quote(str(folder))}`"
         )
     raise ValueError(
         f"{folder} has no run in it (no stage with {RUN_FILE} or {SUMMARY_FILE}); give the"
@@ -256,7 +258,7 @@ def _where(run: Run) -> str:
     ranks = run.source.get("world_size")
     parts: list[Any] = []
     if isinstance(ranks, int):
-        parts.append(f"{ranks} rank{'s' if ranks > 1 else ''} on {run.source.get('device')}")
+        parts.append(f"{counted(ranks, 'rank[s]')} on {run.source.get('device')}")
     if run.process.get("pid"):
         parts.append(f"process {run.process['pid']} on {run.process.get('host')}")
     return ", ".join(parts)

@@ -52,13 +52,13 @@ def follow(read: Callable[[], RunState], interval_s: float, stream: TextIO | Non
         stream: Where to; standard output by default.
     """
     stream = sys.stdout if stream is None else stream
-    if _has_rich(stream):
+    if can_draw(stream):
         _follow_live(read, interval_s, stream)
     else:
         _follow_in_lines(read, interval_s, stream)
 
 
-def _has_rich(stream: TextIO) -> bool:
+def can_draw(stream: TextIO) -> bool:
     """Return whether a picture can be drawn there, and drawn again at the same place."""
     if not stream.isatty() or importlib.util.find_spec("rich") is None:
         return False
@@ -127,7 +127,7 @@ def _line(state: RunState) -> str:
 def print_once(state: RunState, stream: TextIO | None = None) -> None:
     """Print the state once: with rich in a terminal, else as plain lines."""
     stream = sys.stdout if stream is None else stream
-    if _has_rich(stream):
+    if can_draw(stream):
         from rich.console import Console
 
         Console(file=stream).print(panel(state))

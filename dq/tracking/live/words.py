@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dq.counted import counted
 from dq.tracking.live.health import Health
 from dq.tracking.live.progress import Progress, SlowRank
 from dq.tracking.live.state import RUNNING, WAITING, RunState, StageState
@@ -86,7 +87,7 @@ def duration(seconds: float) -> str:
         return f"{whole // 60} min {whole % 60} s"
     if whole < 48 * 3600:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} days {whole % 86400 // 3600} h"
+    return f"{counted(whole // 86400, 'day[s]')} {whole % 86400 // 3600} h"
 
 
 def bar(share: float, width: int = BAR) -> str:
@@ -181,7 +182,7 @@ def _of_last(progress: Progress) -> Iterator[Entry]:
 
 
 def _slow(slow: SlowRank) -> str:
-    number = f", {slow.reports} reports" if slow.reports > 1 else ""
+    number = f", {counted(slow.reports, 'report[s]')}" if slow.reports > 1 else ""
     return (
         f"rank {slow.rank} at {slow.phase}: {slow.seconds:.1f} s, the others {slow.others:.1f} s"
         f" (step {slow.step:,}{number})"
@@ -190,7 +191,7 @@ def _slow(slow: SlowRank) -> str:
 
 def _of_health(health: Health) -> Iterator[Entry]:
     when = _TABLES.get(health.when, f"epoch {health.epoch:.4g}")
-    text = f"{health.number} quantizers at {when}"
+    text = f"{counted(health.number, 'quantizer[s]')} at {when}"
     if health.sqnr is not None:
         text += f", median SQNR {health.sqnr:.1f} dB"
     yield Entry(head="ranges", text=text)

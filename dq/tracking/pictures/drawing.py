@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from dq.counted import counted
 from dq.tracking.pictures.lettering import written
 from dq.tracking.pictures.predictions import MIN_SCORE, Box, Picture, predicted_class
 from dq.tracking.pictures.sheet import Mark, Panel, drawn
@@ -32,11 +33,13 @@ def draw_pair(picture: Picture, classes: Sequence[str], path: Path, *, bits: str
     names = written(classes)
     panels = []
     for name, boxes in (("float", picture.reference or ()), (bits, picture.found)):
-        counted = [b for b in boxes if b[4] >= MIN_SCORE]
+        sure = [b for b in boxes if b[4] >= MIN_SCORE]
         missed = [t for t in picture.truth if predicted_class(t, boxes) != int(t[4])]
         marks = [Mark(corners=box[:4], is_dashed=True) for box in missed]
-        marks += [found_mark(box, names) for box in sorted(counted, key=lambda b: b[4])]
-        panels.append(Panel(title=f"{name}: {len(counted)} boxes", image=image, marks=marks))
+        marks += [found_mark(box, names) for box in sorted(sure, key=lambda b: b[4])]
+        panels.append(
+            Panel(title=f"{name}: {counted(len(sure), 'box[es]')}", image=image, marks=marks)
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with drafts(path) as (draft,):
         drawn(panels).save(draft, format="JPEG", quality=88)

@@ -38,8 +38,8 @@ def anchor_plot(
     is_good = best >= good
     bins = np.linspace(0.0, 1.0, 41)
     left.hist([best[is_good], best[~is_good]], bins=bins, stacked=True, color=[GOOD, BAD],
-              label=[f"{is_good.sum():,} boxes with a good anchor",
-                     f"{(~is_good).sum():,} boxes without"])  # fmt: skip
+              label=[f"with a good anchor: {is_good.sum():,}",
+                     f"without: {(~is_good).sum():,}"])  # fmt: skip
     left.axvline(good, color="#1d2433", lw=1, ls="--")
     left.set(
         title="IoU of each box with its best anchor", xlabel="IoU", ylabel="boxes", xlim=(0, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import isfinite, nan
 
+from dq.counted import counted, form
 from dq.tracking.record.stage_summary import StageSummary
 from dq.tracking.reports.table import aligned, titles
 
@@ -50,7 +51,7 @@ def class_table(
     text = aligned(lines)
     if len(kept) < len(names):
         left = len(names) - len(kept)
-        more = "1 more class, which" if left == 1 else f"{left} more classes, which"
-        verb = "lost less" if others else f"{'has' if left == 1 else 'have'} more"
+        more = f"{counted(left, 'more class[es]')}, which"
+        verb = "lost less" if others else form(left, "[has|have] more")
         text += f"\n\nand {more} {verb}"
     return text

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from dq.counted import counted
 from dq.tracking.pictures.predictions import lost_objects, read_predictions
 from dq.tracking.reports import report_plots
 from dq.tracking.reports.comparison import HEADS, Line, cells, groups_of
@@ -61,7 +62,7 @@ def html_report(
     for experiment in shown:
         parts.append(_of_experiment(experiment))
     when = time.strftime("%Y-%m-%d %H:%M")
-    title = f"Comparison of {len(lines)} experiment{'' if len(lines) == 1 else 's'}"
+    title = f"Comparison of {counted(len(lines), 'experiment[s]')}"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>{title}</title><style>{STYLE}</style></head>"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dq.counted import counted
 from dq.tracking.record.json_file import json_text
 from dq.tracking.reports.figure_file import write_figure
 from dq.whole_file import write_whole
@@ -29,7 +30,7 @@ def sensitivity_table(result: Mapping[str, Any], rows: int | None = 20) -> str:
     left = len(result["quantizers"]) - len(shown)
     lines.append("")
     if left > 0:
-        lines.append(f"{left} more quantizers disturb the outputs less.")
+        lines.append(f"{counted(left, 'more quantizer[s] [disturbs|disturb]')} the outputs less.")
     lines.append(
         f"SQNR of the outputs: {_number(result['sqnr'])} dB with all quantizers rounding,"
         f" {_number(result['sqnr_raised'])} dB with {len(result['raised'])} raised to 16 bit."

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from dq.counted import counted
 from dq.tracking.record.rows import METRICS, QUANTIZERS, Row
 from dq.tracking.record.run import Run, read_run
 from dq.tracking.wandb_copy.send_offline import mark_sent, number_piece
@@ -302,7 +303,10 @@ class Mirror:
         if self.failures < MAX_FAILURES:
             return
         if self.starts < MAX_STARTS:
-            self.say(f"W&B failed {self.failures} times ({reason}); it is restarted offline")
+            self.say(
+                f"W&B failed {counted(self.failures, 'time[s]')} ({reason}); it is restarted"
+                " offline"
+            )
             with contextlib.suppress(Exception):
                 import wandb
 
@@ -311,7 +315,9 @@ class Mirror:
             self._begin()
             self._call(function, *arguments)
         else:
-            self._switch_off(f"W&B is off after {self.failures} failures in a row: {reason}")
+            self._switch_off(
+                f"W&B is off after {counted(self.failures, 'failure[s]')} in a row: {reason}"
+            )
 
     def _switch_off(self, line: str) -> None:
         if self.is_on:

@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+from dq.counted import counted
 from launcher.command_line.arguments import add_place, add_trust
 
 HELP = "draw labelled images, boxes of one or two checkpoints, anchors against boxes, as a page"
@@ -115,7 +116,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     if len(arguments.checkpoint) > 2:
         raise ValueError(
-            f"--checkpoint has {len(arguments.checkpoint)} files; give one, or two to compare"
+            f"--checkpoint has {counted(len(arguments.checkpoint), 'file[s]')}; give one, or two"
+            " to compare"
         )
     if arguments.number < 1:
         raise ValueError(f"--number {arguments.number} draws nothing; give a number from 1 up")

@@ -179,52 +179,53 @@ LINES: dict[str, tuple[str, Spoil, str]] = {
     "less than a pixel": (
         "yolo_flat",
         lambda d: put(d / "photo 1.txt", "0 0.5 0.5 0.001 0.5\n"),
-        "1 boxes of less than a pixel, left out (first photo 1.jpg)",
+        "1 box of less than a pixel, left out (photo 1.jpg)",
     ),
     "a small image": (
         "voc",
         lambda d: Image.new("RGB", (24, 16)).save(d / "JPEGImages/photo 1.jpg"),
-        "1 images of less than 32 pixels, left out (first JPEGImages/photo 1.jpg)",
+        "1 image of less than 32 pixels, left out (JPEGImages/photo 1.jpg)",
     ),
     "an icon with the wrong suffix": (
         "voc",
         save_as("ICO"),
-        "1 unreadable images, left out (first JPEGImages/photo 1.jpg)",
+        "1 unreadable image, left out (JPEGImages/photo 1.jpg)",
     ),
     "a document with the wrong suffix": (
         "voc",
         save_as("PDF"),
-        "1 unreadable images, left out (first JPEGImages/photo 1.jpg)",
+        "1 unreadable image, left out (JPEGImages/photo 1.jpg)",
     ),
     "a TIFF of real numbers": (
         "voc",
         lambda d: save_as("TIFF", "F")(d),
-        "1 unreadable images, left out (first JPEGImages/photo 1.jpg)",
+        "1 unreadable image, left out (JPEGImages/photo 1.jpg)",
     ),
     "another kind of image": (
         "voc_in_one_folder",
         lambda d: (d / "photo 1.png").rename(d / "photo 1.gif") and (d / "photo 1.xml").unlink(),
-        "1 images of a kind that is not read, left out (first photo 1.gif)",
+        "1 image of a kind that is not read, left out (photo 1.gif)",
     ),
     "a label cut": (
         "yolo_flat",
         lambda d: put(d / "photo 1.txt", "0 0.5 0.5\n"),
-        "1 unreadable annotations, left out (first photo 1.txt)",
+        "1 unreadable annotation, left out (photo 1.txt)",
     ),
     "an infinite class": (
         "yolo_flat",
         lambda d: put(d / "photo 1.txt", "inf 0.5 0.5 0.1 0.1\n"),
-        "1 unreadable annotations, left out (first photo 1.txt)",
+        "1 unreadable annotation, left out (photo 1.txt)",
     ),
     "a list that names too much": (
         "yolo_lists",
         lambda d: (d / "train.txt").open("a").write("\nobj_data/none.jpg\n"),
-        "1 listed images that are missing, left out (first obj_data/none.jpg)",
+        "1 listed image that is missing, left out (obj_data/none.jpg)",
     ),
     "bytes that are no name": (
         "yolo_flat",
         rename_bytes,
-        r"2 files whose names are not UTF-8, left out; rename them (first \udcff.jpg, \udcff.txt)",
+        "2 files with a name that is not UTF-8, left out; rename them"
+        r" (first \udcff.jpg, \udcff.txt)",
     ),
     "a long name": (
         "coco",
@@ -244,12 +245,12 @@ LINES: dict[str, tuple[str, Spoil, str]] = {
     "two VOC lists": (
         "voc",
         lambda d: (d / "ImageSets/Main/val.txt").open("a").write("photo 1\n"),
-        "1 images in two splits, left out of the second (first photo 1)",
+        "1 image in two splits, left out of the second (photo 1)",
     ),
     "two YOLO lists": (
         "yolo_lists",
         lambda d: (d / "valid.txt").open("a").write("\nobj_data/photo 1.jpg\n"),
-        "1 images in two splits, left out of the second (first obj_data/photo 1.jpg)",
+        "1 image in two splits, left out of the second (obj_data/photo 1.jpg)",
     ),
     "two COCO files": (
         "coco",
@@ -257,7 +258,7 @@ LINES: dict[str, tuple[str, Spoil, str]] = {
             d / "annotations/instances_test2017.json",
             folders.coco(scenes()[1:2], lambda s: f"../train2017/{s.stem}.jpg"),
         ),
-        "1 images in two splits, left out of the second (first train2017/photo 1.jpg)",
+        "1 image in two splits, left out of the second (train2017/photo 1.jpg)",
     ),
 }
 

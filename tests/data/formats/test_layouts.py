@@ -65,82 +65,82 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "image cut": (
         "voc",
         lambda d: (d / "JPEGImages/photo 1.jpg").write_bytes(b"\xff\xd8\xff"),
-        "1 unreadable images, left out (first JPEGImages/photo 1.jpg)",
+        "1 unreadable image, left out (JPEGImages/photo 1.jpg)",
     ),
     "image of text": (
         "yolo_flat",
         lambda d: (d / "photo 1.jpg").write_text("<html>"),
-        "1 unreadable images, left out (first photo 1.jpg)",
+        "1 unreadable image, left out (photo 1.jpg)",
     ),
     "image without annotation": (
         "voc_in_one_folder",
         lambda d: (d / "photo 1.xml").unlink(),
-        "1 images without an annotation, left out (first photo 1.png)",
+        "1 image without an annotation, left out (photo 1.png)",
     ),
     "annotation without image": (
         "voc_in_one_folder",
         lambda d: (d / "photo 1.png").unlink(),
-        "1 annotations without an image (first photo 1.xml)",
+        "1 annotation without an image (photo 1.xml)",
     ),
     "labels without image": (
         "yolo_flat",
         lambda d: (d / "photo 1.jpg").unlink(),
-        "1 label files without an image (first photo 1.txt)",
+        "1 label file without an image (photo 1.txt)",
     ),
     "listed image missing": (
         "coco",
         lambda d: (d / "train2017/photo 1.jpg").unlink(),
-        "1 listed images that are missing, left out (first photo 1.jpg)",
+        "1 listed image that is missing, left out (photo 1.jpg)",
     ),
     "json without image": (
         "labelme_beside",
         lambda d: (d / "photo 1.jpg").unlink(),
-        "1 annotations without an image (first photo 1.json)",
+        "1 annotation without an image (photo 1.json)",
     ),
     "no label file": (
         "yolo_flat",
         lambda d: (d / "photo 1.txt").unlink(),
-        "1 images without a label file, taken as without objects (first photo 1.jpg)",
+        "1 image without a label file, taken as without objects (photo 1.jpg)",
     ),
     "xml cut": (
         "voc",
         lambda d: put(d / "Annotations/photo 1.xml", "<annotation><obj"),
-        "1 unreadable annotations, left out (first Annotations/photo 1.xml)",
+        "1 unreadable annotation, left out (Annotations/photo 1.xml)",
     ),
     "json cut": (
         "labelme_beside",
         lambda d: put(d / "photo 1.json", '{"shapes": ['),
-        "1 unreadable annotations, left out (first photo 1.json)",
+        "1 unreadable annotation, left out (photo 1.json)",
     ),
     "outside": (
         "yolo_flat",
         lambda d: put(d / "photo 1.txt", "0 1.5 0.5 0.1 0.1\n"),
-        "1 boxes outside their image, left out (first photo 1.jpg)",
+        "1 box outside its image, left out (photo 1.jpg)",
     ),
     "clipped": (
         "yolo_flat",
         lambda d: put(d / "photo 1.txt", "0 0.95 0.5 0.3 0.1\n"),
-        "1 boxes partly outside their image, clipped (first photo 1.jpg)",
+        "1 box partly outside its image, clipped (photo 1.jpg)",
     ),
     "zero size": (
         "yolo_flat",
         lambda d: put(d / "photo 1.txt", "0 0.5 0.5 0.0 0.1\n"),
-        "1 boxes of zero size, left out (first photo 1.jpg)",
+        "1 box of zero size, left out (photo 1.jpg)",
     ),
     "not a number": (
         "yolo_flat",
         lambda d: put(d / "photo 1.txt", "0 nan 0.5 0.1 0.1\n"),
-        "1 boxes without numbers, left out (first photo 1.jpg)",
+        "1 box without numbers, left out (photo 1.jpg)",
     ),
     "twice": (
         "yolo_flat",
         lambda d: put(d / "photo 1.txt", "0 0.5 0.5 0.1 0.1\n" * 2),
-        "1 boxes that are there twice, left out (first photo 1.jpg)",
+        "1 box that is there twice, left out (photo 1.jpg)",
     ),
     "class without a name": (
         "yolo_flat",
         lambda d: put(d / "photo 1.txt", "7 0.5 0.5 0.1 0.1\n"),
-        "1 boxes of a class without a name, left out (first photo 1.txt)",
+        "1 box of a class without a name, left out (photo 1.txt)",
     ),
     "shapes that are points": (
         "labelme_beside",
@@ -148,7 +148,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
             d / "photo 1.json",
             json.dumps({"shapes": [{"label": "a", "points": [[1, 1]], "shape_type": "point"}]}),
         ),
-        "1 shapes that are no boxes, left out (first photo 1.json)",
+        "1 shape that is no box, left out (photo 1.json)",
     ),
     "no box": (
         "voc",
@@ -156,27 +156,27 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
             d / "Annotations/photo 1.xml",
             "<annotation><object><name>a</name></object></annotation>",
         ),
-        "1 objects without a box, left out (first Annotations/photo 1.xml)",
+        "1 object without a box, left out (Annotations/photo 1.xml)",
     ),
     "listed without annotation and with image": (
         "voc",
         lambda d: (d / "Annotations/photo 1.xml").unlink(),
-        "1 images without an annotation, left out (first JPEGImages/photo 1.jpg)",
+        "1 image without an annotation, left out (JPEGImages/photo 1.jpg)",
     ),
     "in no list": (
         "voc",
         lambda d: put(d / "ImageSets/Main/val.txt", "photo 7\nphoto 8\n"),
-        "1 images in no list of ImageSets, left out (first JPEGImages/photo 9.jpg)",
+        "1 image in no list of ImageSets, left out (JPEGImages/photo 9.jpg)",
     ),
     "listed and not there": (
         "voc",
         lambda d: put(d / "ImageSets/Main/val.txt", "photo 7\nphoto 8\nphoto 9\nphoto 10\n"),
-        "1 listed images that are missing, left out (first photo 10)",
+        "1 listed image that is missing, left out (photo 10)",
     ),
     "two formats": (
         "voc_in_one_folder",
         lambda d: put(d / "photo 1.txt", "0 0.5 0.5 0.1 0.1\n"),
-        "1 annotations in a second format, not read (--format yolo reads them) (first YOLO)",
+        "1 annotation in a second format, not read (--format yolo reads it) (YOLO)",
     ),
 }
 
@@ -232,7 +232,7 @@ def test_boxes_scale_with_their_image(tmp_path: Path) -> None:
     Image.open(path).resize((40, 128)).save(path)
     found = checked(read_folder(tmp_path))
     assert "photo 1" not in content(found)
-    assert "images whose boxes are for another size" in found.findings.lines()[0]
+    assert "1 image whose boxes are for another size" in found.findings.lines()[0]
 
 
 def test_polygons_and_scores_of_yolo_are_boxes(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_a_folder_without_labels_says_what_to_do(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "coco/train2017")
     shutil.rmtree(tmp_path / "coco/val2017")
     for name, words in (
-        ("photos", r"has 1 images and no annotations \(.*\): label some first, or quantize"),
+        ("photos", r"has 1 image and no annotations \(.*\): label some first, or quantize"),
         ("empty", "has no images"),
         ("nowhere", "is not a folder"),
         ("photos/a.jpg", "is not a folder"),

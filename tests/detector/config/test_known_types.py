@@ -126,3 +126,13 @@ def test_settings_of_a_users_class_are_its_own() -> None:
     finally:
         CONV_LAYERS.module_dict.pop("UsersConv")
         MODELS.module_dict.pop("UsersNeck")
+
+
+@pytest.mark.parametrize("key", ["custom_hooks", "log_config.hooks", "data.train.pipeline"])
+def test_a_text_where_a_dict_belongs_is_named(key: str) -> None:
+    """`--cfg-options log_config.hooks=[dict(type=X)]` gives a text."""
+    config = config_of("mask_rcnn")
+    config.custom_hooks = []
+    config.merge_from_dict({key: ["dict(type='X')"]})
+    with pytest.raises(ValueError, match=re.escape(f"{key}[0] is the text \"dict(type='X')\"")):
+        check_training_types(config)

@@ -141,7 +141,7 @@ def test_a_missing_storage_is_reported_in_one_line(digits: Path, backend: str) -
 
 def test_missing_files_are_named_where_mmdet_loads_them(digits: Path) -> None:
     train = {**part(digits, 0, 6, TRAINING), "img_subdir": "elsewhere"}
-    with pytest.raises(ValueError, match=r"data\.train: 6 of 6 images are missing"):
+    with pytest.raises(ValueError, match=r"data\.train: 6 of 6 images missing"):
         dataset_of(config_of(train, None, train), "train")
 
 

@@ -102,7 +102,7 @@ def test_classes_take_turns_as_in_mmdets_sampler() -> None:
     ("step", "ranks", "said"),
     [
         (4, 3, "takes 4 micro-batches, which 3 ranks cannot share evenly; start it on 1, 2 or 4 r"),
-        (1, 2, "takes 1 micro-batches, which 2 ranks cannot share evenly; start it on 1 rank"),
+        (1, 2, "takes 1 micro-batch, which 2 ranks cannot share evenly; start it on 1 rank"),
         (2, 4, "start it on 1 or 2 ranks"),
     ],
 )

@@ -168,7 +168,7 @@ def test_killed_processes_are_replaced_and_no_batch_is_lost(
                     torch.ones(10).sum()
     assert seen == expected
     lost = 3 if persistent else 2
-    assert f"signal 9, Killed); restarted at the same batch, {lost} of 3 times" in caplog.text
+    assert f"signal 9, Killed); restarted at the same batch, number {lost} of 3" in caplog.text
     assert len(caplog.records) == lost
 
 
@@ -190,7 +190,7 @@ def test_a_process_killed_while_the_rank_waits_for_its_batch_is_replaced(
     began = time.monotonic()
     assert flat(own.steps(0)) == expected
     assert time.monotonic() - began < 30
-    assert "restarted at the same batch, 1 of 3 times" in caplog.text
+    assert "restarted at the same batch, number 1 of 3" in caplog.text
 
 
 def test_a_process_that_is_killed_repeatedly_ends_the_run(

@@ -175,8 +175,8 @@ def test_ranks_continue_with_their_own_statistics_and_may_not_diverge() -> None:
     assert second == [True, [1.0, 1.0]]
     assert diverged_0 == diverged_1
     (weight, weights), (range_max, no_weights) = diverged_0
-    said = "1 weights or ranges differ between rank 1 and rank 0, first"
+    said = "1 weight or range differs between rank 1 and rank 0, first"
     assert weight.startswith(f"{said} 0.weight;")
-    assert weights.startswith("1 weights or ranges differ between ranks, first 0.weight;")
+    assert weights.startswith("1 weight or range differs between ranks, first 0.weight;")
     assert range_max.startswith(f"{said} x/out.observer.range_max;")
     assert no_weights == ""

@@ -382,7 +382,7 @@ def test_integer_file_is_plain_small_and_loads_again(tmp_path: Path) -> None:
     name = next(k for k, t in content["state"].items() if k.endswith("integers"))
     for change in (lambda t: t[:1], lambda t: torch.cat([t, t]), lambda t: t.to(torch.int64)):
         state = {**content["state"], name: change(content["state"][name])}
-        with pytest.raises(ValueError, match=rf"1 entries differ \(first: {re.escape(name)}\)"):
+        with pytest.raises(ValueError, match=rf"1 entry differs \(first: {re.escape(name)}\)"):
             load_integers_(other, {**content, "state": state}, "net.pth")
 
 

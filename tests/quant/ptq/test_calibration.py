@@ -112,7 +112,7 @@ def test_no_images_and_no_finite_values_are_refused() -> None:
     graph = prepared()
     with torch.no_grad():
         graph.root[3].bias.fill_(torch.nan)
-    with pytest.raises(ValueError, match=r"1 quantizers have no finite range .*\(first 3/out\)"):
+    with pytest.raises(ValueError, match=r"1 quantizer has no finite range .*\(first 3/out\)"):
         calibrated(graph, batches(1.0))
 
 

@@ -26,7 +26,7 @@ def test_the_table_shows_the_most_sensitive_and_counts_the_rest() -> None:
         "| a/out | activation | 8 | 12.3 | -> 16 bit |\n"
         "| b | weight | 4 | 30.0 |  |\n"
         "\n"
-        "1 more quantizers disturb the outputs less.\n"
+        "1 more quantizer disturbs the outputs less.\n"
         "SQNR of the outputs: 11.0 dB with all quantizers rounding,"
         " 29.0 dB with 1 raised to 16 bit."
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from mmdet.datasets import CocoDataset
 
+from dq.counted import counted
 from dq.data.pictures import Size, head_size
 from dq.detector.data.checks.image_size import (
     TURNING,
@@ -40,7 +41,7 @@ class Count:
             self.first = self.first or image
 
     def __str__(self) -> str:
-        return f"in {self.images} images are left out (first {self.first})"
+        return f"in {counted(self.images, 'image[s]')}, left out (first {self.first})"
 
 
 def has_area(boxes: Boxes) -> Boxes:
@@ -151,18 +152,20 @@ def check_boxes(leaf: Any, split: str, say: Callable[[str], None], *, opens: boo
                 outside[index] = size
     tested = getattr(leaf, "test_mode", False)
     if empty.boxes:
-        say(f"data.{split}: {empty.boxes} boxes without area {empty}")
+        say(f"data.{split}: {counted(empty.boxes, 'box[es]')} without area {empty}")
     if stray.boxes and tested:
         say(
-            f"data.{split}: {stray.boxes} boxes in {stray.images} images lie outside their image"
+            f"data.{split}: {counted(stray.boxes, 'box[es]')} in"
+            f" {counted(stray.images, 'image[s] [lies outside its|lie outside their] image')}"
             f" (first {stray.first}), where nothing can find them"
         )
     elif stray.boxes:
-        say(f"data.{split}: {stray.boxes} boxes outside their image {stray}")
+        say(f"data.{split}: {counted(stray.boxes, 'box[es] outside [its|their] image')} {stray}")
     if other.boxes:
         say(
-            f"data.{split}: {other.images} images have another size than {set_name(leaf)} says"
-            f" (first {other.first}); their boxes fit both, but may be made for the other"
+            f"data.{split}: {counted(other.images, 'image[s] [has|have]')} another size than"
+            f" {set_name(leaf)} says (first {other.first}); the boxes fit both, but may be made for"
+            " the other"
         )
     if empty.boxes or (outside and not tested):
         kept = WithoutUselessBoxes(leaf.get_ann_info, {} if tested else outside)
@@ -203,7 +206,7 @@ def _check_labels(leaf: Any, split: str, annotation: Mapping[str, Any], name: st
         worst = int(labels.min() if labels.min() < 0 else labels.max())
         raise ValueError(
             f"data.{split}: image {name} has a box of label {worst} in {set_name(leaf)}; labels of"
-            f" {len(classes)} classes go from 0 to {len(classes) - 1}"
+            f" {counted(len(classes), 'class[es]')} go from 0 to {len(classes) - 1}"
         )
 
 
@@ -225,7 +228,8 @@ def _refuse_other_size(leaf: Any, split: str, index: int, said: Size, size: Size
     loaded = loaded_size(path, step)
     if loaded != size:  # Only OpenCV knows which tags it applies in which kinds of files.
         return loaded or size
-    where = f"data.{split}: {int((lost | unseen).sum())} of {len(boxes)} boxes of image {path}"
+    number = f"{int((lost | unseen).sum())} of {counted(len(boxes), 'box[es]')}"
+    where = f"data.{split}: {number} of image {path}"
     fix = f"correct the width, height and boxes of this image in {set_name(leaf)}"
     if unseen.any():
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmdet.datasets import CocoDataset, XMLDataset
 
+from dq.counted import counted
 from dq.detector.data.leaves import set_name
 from dq.names import did_you_mean
 
@@ -79,8 +80,9 @@ def _check_coco(leaf: Any, split: str, say: Callable[[str], None]) -> None:
 
 def _left_out(split: str, leaf: Any, others: Counter[str]) -> str:
     return (
-        f"data.{split}: {others.total()} boxes of {len(others)} other classes in"
-        f" {set_name(leaf)} are left out ({_named(others)})"
+        f"data.{split}: {counted(others.total(), 'box[es]')} of"
+        f" {counted(len(others), 'other class[es]')} in {set_name(leaf)}, left out"
+        f" ({_named(others)})"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import mmcv
 from mmdet.datasets import CustomDataset
 
+from dq.counted import counted
 from dq.detector.data.checks.boxes import check_boxes
 from dq.detector.data.checks.classes import check_classes
 from dq.detector.data.checks.image_size import has_sizes, is_on_disk, loader_of
@@ -121,8 +122,8 @@ def _check_files(leaf: Any, split: str, say: Callable[[str], None]) -> bool:
             reason = "no LoadImageFromFile is in its pipeline"
         else:
             raise ValueError(
-                f"data.{split}: {len(missing)} of {len(names)} images are missing, first"
-                f" {prefix / missing[0]}; set img_prefix to the folder that has them"
+                f"data.{split}: {len(missing)} of {counted(len(names), 'image[s]')} missing,"
+                f" first {prefix / missing[0]}; set img_prefix to the folder that has them"
             )
     say(f"data.{split}: image files of {set_name(leaf)} are not looked for: {reason}")
     return False

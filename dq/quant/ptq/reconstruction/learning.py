@@ -77,7 +77,7 @@ def reconstruct_(
     blocks = blocks_of(graph)
     run = _Run(graph, images, plain_images, blocks, reference)
     generator = torch.Generator().manual_seed(0)
-    better, shown = 0, Progress("reconstruction", len(blocks), "blocks")
+    better, shown = 0, Progress("reconstruction", len(blocks), "block[s]")
     for number, block in enumerate(blocks, start=1):
         before, after = run.reconstruct(block, steps, generator)
         run.forget(number)

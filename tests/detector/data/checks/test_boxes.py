@@ -73,7 +73,7 @@ def test_boxes_of_a_photo_rotated_by_its_tag_are_found_and_named(tmp_path: Path)
     with pytest.raises(ValueError, match="rotated by its EXIF tag") as error:
         dataset_of(config, "train")
     text = str(error.value)
-    assert f"1 of 1 boxes of image {tmp_path / 'photo.jpg'} lie outside it, which is 80x" in text
+    assert f"1 of 1 box of image {tmp_path / 'photo.jpg'} lie outside it, which is 80x" in text
     assert "120x80 by its annotation" in text
     assert "color_type='color_ignore_orientation'" in text
     # The suggested fix works.
@@ -125,7 +125,7 @@ def test_another_size_that_boxes_fit_is_logged_once(
     photo(tmp_path / "photo.jpg")
     with caplog.at_level(logging.WARNING):
         assert len(dataset_of(config, "train")) == 2
-    assert caplog.text.count("1 images have another size than") == 1
+    assert caplog.text.count("1 image has another size than") == 1
 
 
 def voc(folder: Path, boxes: list[list[int]], **more: Any) -> Config:
@@ -157,10 +157,8 @@ def test_boxes_outside_the_image_are_dropped_in_training_and_named(
         found = dataset_of(config, "train").get_ann_info(0)
     assert found["bboxes"].tolist() == [[10, 10, 30, 30], [100, 10, 150, 30]]
     assert len(found["labels"]) == 2
-    assert "1 boxes outside their image in 1 images are left out (first JPEGImages/a.jpg" in (
-        caplog.text
-    )
-    assert "1 boxes without area in 1 images are left out" in caplog.text
+    assert "1 box outside its image in 1 image, left out (first JPEGImages/a.jpg" in (caplog.text)
+    assert "1 box without area in 1 image, left out" in caplog.text
     # In mmdet's metric they count as not found.
     caplog.clear()
     config.data.test.pipeline = LOADING[:1]
@@ -178,7 +176,7 @@ def test_boxes_of_other_classes_are_dropped_counted_and_logged_once(
     with caplog.at_level(logging.WARNING):
         dataset = dataset_of(config, "train")
     assert len(dataset.get_ann_info(0)["bboxes"]) == 1
-    assert caplog.text.count("2 boxes of 1 other classes in") == 1
+    assert caplog.text.count("2 boxes of 1 other class in") == 1
     assert "(eleven 2)" in caplog.text
     none = voc(tmp_path, [[*box, 1]], filter_empty_gt=False)
     with pytest.raises(ValueError, match=r"none of the classes \('cat',\) occurs .* eleven 1"):

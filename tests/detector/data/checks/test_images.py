@@ -49,7 +49,7 @@ def test_boxes_without_area_are_dropped_with_their_labels(
     assert found["bboxes"].tolist() == [[0, 0, 4, 4], [1, 1, 2, 2]]
     assert found["labels"].tolist() == [0, 3]
     assert found["bboxes_ignore"].shape == (0, 4)
-    assert "3 boxes without area in 1 images are left out (first a.jpg)" in caplog.text
+    assert "3 boxes without area in 1 image, left out (first a.jpg)" in caplog.text
 
 
 def test_valid_annotations_are_not_changed(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_valid_annotations_are_not_changed(tmp_path: Path) -> None:
 def test_missing_image_is_named(tmp_path: Path) -> None:
     leaf = Leaf(tmp_path, [[0, 0, 4, 4]])
     leaf.data_infos.append({"filename": "b.jpg"})
-    with pytest.raises(ValueError, match=r"1 of 2 images are missing, first .*b\.jpg"):
+    with pytest.raises(ValueError, match=r"1 of 2 images missing, first .*b\.jpg"):
         inspect(leaf, "val")
 
 
