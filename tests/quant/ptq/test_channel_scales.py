@@ -174,7 +174,10 @@ def test_with_its_factor_every_channel_reaches_an_end_of_the_range() -> None:
     assert full(channels(QuantSpec(symmetric=True)))[0].tolist() == [3 / 8, 1 / 8, 1]
     candidates = full(channels(QuantSpec()))
     shares = torch.linspace(0.01, 0.95, 95).double()
-    widths = [torch.maximum(h / (1 - shares), -l / shares) for l, h in ((-1, 3), (-2, 1), (0, 8))]
+    widths = [
+        torch.maximum(high / (1 - shares), -low / shares)
+        for low, high in ((-1, 3), (-2, 1), (0, 8))
+    ]
     wanted = torch.stack(widths, 1)
     wanted /= wanted.amax(1, keepdim=True)
     torch.testing.assert_close(candidates, wanted)

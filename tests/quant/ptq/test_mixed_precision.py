@@ -18,7 +18,7 @@ CALLS = {"head": [(torch.zeros(2, 5),)]}
 
 
 def sensitivity(name: str, bits: int = 8) -> Sensitivity:
-    fields = {f: 0.0 for f in Sensitivity.__dataclass_fields__}
+    fields = dict.fromkeys(Sensitivity.__dataclass_fields__, 0.0)
     return Sensitivity(**{**fields, "name": name, "kind": "activation", "bits": bits})  # type: ignore[arg-type]
 
 
