@@ -1,4 +1,4 @@
-"""Limits of time and size of the ranks' meetings: docs and messages name them, jobs rely on them."""
+"""Limits of time and defaults of everything about ranks: docs name them, jobs rely on them."""
 
 from __future__ import annotations
 
