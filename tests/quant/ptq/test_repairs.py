@@ -209,7 +209,11 @@ def test_parts_are_run_if_there_are_any_and_somebody_can(
     monkeypatch.setattr(repairs, "calibrate_", lambda graph, batches, run: list(batches))
     repair = Repair(mixed=Mixed(images=3), images=30)
     calibration = repairs.Calibration(
-        graph, len, CPU, repair=repair, parts=object() if runner else None  # type: ignore[arg-type]
+        graph,
+        len,
+        CPU,
+        repair=repair,
+        parts=object() if runner else None,  # type: ignore[arg-type]
     )
     calibration.find_ranges_(images())
     assert asked == ([16] if parts and runner else [])

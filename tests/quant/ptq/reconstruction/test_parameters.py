@@ -166,7 +166,9 @@ def test_what_was_learned_is_kept_after_an_error_too() -> None:
     graph, block = ready()
     name = next(n for n in graph.activations() if n != "x/out")
     with pytest.raises(KeyError), learning(graph, block):
-        replaced = [q for q in graph.activations().values() if isinstance(q, LsqActivationQuantizer)]
+        replaced = [
+            q for q in graph.activations().values() if isinstance(q, LsqActivationQuantizer)
+        ]
         assert replaced
         raise KeyError
     assert not any(isinstance(q, LsqActivationQuantizer) for q in graph.activations().values())
