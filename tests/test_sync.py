@@ -275,6 +275,8 @@ def observe_apart() -> tuple[list[Tensor], list[int]]:
     for x in own:
         average.observe(x)
         counted.observe(x)
+    # An observer of a user may have a record that asks for a gradient; merging it needs none.
+    average.batch_min.requires_grad_()
     issued = []
     for observers in ([fixed], [average, fixed], [fixed, counted, average]):
         before = collectives.collective_count()
@@ -282,7 +284,9 @@ def observe_apart() -> tuple[list[Tensor], list[int]]:
         merge_records_(observers)
         issued.append(collectives.collective_count() - before)
     names = ("batch_min", "batch_max", "batch_counts")
-    return [getattr(o, n) for o in (average, counted) for n in names if hasattr(o, n)], issued
+    return [
+        getattr(o, n).detach() for o in (average, counted) for n in names if hasattr(o, n)
+    ], issued
 
 
 def test_records_of_all_kinds_are_merged_with_one_collective_for_extremes_and_one_for_sums() -> (
