@@ -174,3 +174,8 @@ def test_the_searched_range_of_known_values_stays(bits: int, symmetric: bool) ->
     observer.update_()
     found = float(observer.range_min), float(observer.range_max)
     assert found == pytest.approx(GOLDEN[bits, symmetric], rel=1e-4)
+
+
+def test_the_edges_of_the_bins_are_computed_once() -> None:
+    device = torch.device("cpu")
+    assert bin_edges(device) is bin_edges(device)
