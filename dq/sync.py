@@ -225,7 +225,6 @@ def check_equal_on_ranks(graph: QuantizedGraph, when: str) -> str:
     return digest([*state, *((f"{name} as rounded", scale) for name, scale in same.items())])
 
 
-@torch.no_grad()
 def weight_scales(graph: QuantizedGraph) -> dict[str, Tensor]:
     """Return the scales with which each quantized weight of the graph is rounded in inference."""
     found: dict[str, Tensor] = {}

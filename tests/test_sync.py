@@ -19,6 +19,10 @@ from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_one_rank import run_on_rank
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.observers.fixed import FixedObserver
+from dq.quant.observers.min_max import MovingAverageObserver
+from dq.quant.observers.range_search import MseObserver
 from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import update_scales_
 from dq.quant.quantizers.phase import Phase, set_phase
@@ -28,6 +32,9 @@ from dq.sync import (
     calibrate_on_one_rank,
     check_equal_on_ranks,
     merge_ranges_,
+    merge_records_,
+    sensitivities_over_ranks,
+    share_channel_scales_,
     weight_scales,
 )
 from tests.ranks import run_ranks
@@ -257,6 +264,45 @@ def test_ranks_continue_alike_after_calibration_on_one_rank() -> None:
     assert run_ranks(observe_after_calibration, 2) == ["equal"] * 2
 
 
+def observe_apart() -> tuple[list[Tensor], list[int]]:
+    """Observe other values on each rank; return the merged records, and how many collectives."""
+    average, counted, fixed = (
+        MovingAverageObserver(),
+        MseObserver(),
+        FixedObserver(0, 1, QuantSpec()),
+    )
+    own = batches(0).chunk(collectives.world_size())[collectives.rank()]
+    for x in own:
+        average.observe(x)
+        counted.observe(x)
+    # An observer of a user may have a record that asks for a gradient; merging it needs none.
+    average.batch_min.requires_grad_()
+    issued = []
+    for observers in ([fixed], [average, fixed], [fixed, counted, average]):
+        before = collectives.collective_count()
+        # A record that is merged already stays as it is, except for sums.
+        merge_records_(observers)
+        issued.append(collectives.collective_count() - before)
+    names = ("batch_min", "batch_max", "batch_counts")
+    return [
+        getattr(o, n).detach() for o in (average, counted) for n in names if hasattr(o, n)
+    ], issued
+
+
+def test_records_of_all_kinds_are_merged_with_one_collective_for_extremes_and_one_for_sums() -> (
+    None
+):
+    wanted, none = observe_apart()
+    assert none == [0, 0, 0]
+    assert int(wanted[-1].sum()) == batches(0).numel()
+    for found, issued in run_ranks(observe_apart, 2):
+        assert issued == [0, 1, 2]
+        assert len(found) == 5
+        for one, other in zip(found, wanted, strict=True):
+            assert torch.equal(one, other)
+    assert wanted[0] < 0 < wanted[1]
+
+
 def test_alone_records_are_not_even_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     _, graph = prepared()
     monkeypatch.setattr("dq.sync._flat", None)
@@ -271,4 +317,12 @@ def test_all_that_wait_for_work_wait_a_day() -> None:
     for function in (calibrate_on_one_rank, run_on_rank, wait_for_all_ranks):
         limit = inspect.signature(function).parameters["limit_s"].default
         assert limit == 24 * 3600, function.__name__
-    assert inspect.signature(calibrate_on_one_rank).parameters["rank"].default == 0
+
+
+def test_the_main_rank_is_the_one_that_has_calibrated_by_default() -> None:
+    for function, name in (
+        (calibrate_on_one_rank, "rank"),
+        (share_channel_scales_, "source"),
+        (sensitivities_over_ranks, "source"),
+    ):
+        assert inspect.signature(function).parameters[name].default == 0, function.__name__

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import logging
+import operator
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,16 @@ ARITHMETIC = {"Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow"}
 BINARY = re.compile(r"ReplaceBinaryOperator_(\w+)_(\w+)$")
 COMPARISON = re.compile(r"ReplaceComparisonOperator_(\w+)_(\w+)$")
 IDENTITY = {"Is", "IsNot"}
+# Calls that return whole numbers, with the smallest that each can return.
+COUNTS = {"len": 0, "numel": 0, "dim": 0, "count": 0, "bit_length": 0, "world_size": 1}
+COMPARE: dict[type[ast.cmpop], Callable[[int, int], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +57,13 @@ def left_out(source: str) -> list[Span]:
     """Return the spans of a source in which a change does not change what it computes.
 
     These are type hints, messages (f-strings and the arguments of raised errors), log lines, code
-    for type checkers, and the star before keyword-only parameters. Cosmic-ray does not change
-    strings, so docstrings need no span.
+    for type checkers, the star before keyword-only parameters, and two whose change is the same by
+    the documentation: how many results `lru_cache` keeps, and ``staticmethod`` in an autograd
+    function, whose methods torch calls by the class. Cosmic-ray does not change strings, so
+    docstrings need no span.
     """
     found: list[ast.expr | ast.stmt] = []
+    lines: list[int] = []
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.arg(annotation=ast.expr() as hint) | ast.AnnAssign(annotation=hint):
@@ -62,12 +76,18 @@ def left_out(source: str) -> list[Span]:
                 found.append(node)
             case ast.If(test=ast.Name(id="TYPE_CHECKING")):
                 found.append(node)
+            case ast.Call(func=func) if ast.unparse(func).endswith("lru_cache"):
+                found += [*node.args, *(keyword.value for keyword in node.keywords)]
+            case ast.ClassDef(bases=[base]) if ast.unparse(base).endswith("autograd.Function"):
+                methods = [each for each in node.body if isinstance(each, ast.FunctionDef)]
+                marks = [mark for each in methods for mark in each.decorator_list]
+                lines += [mark.lineno for mark in marks if ast.unparse(mark) == "staticmethod"]
     stars = [
         ((number, star.start()), (number, star.end()))
         for number, line in enumerate(source.splitlines(), 1)
         for star in BARE_STAR.finditer(line)
     ]
-    return stars + [
+    return [*stars, *(((line, 0), (line + 1, 0)) for line in lines)] + [
         ((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset))
         for node in found
         if node.end_lineno is not None and node.end_col_offset is not None
@@ -86,6 +106,56 @@ def is_fault(operator: str) -> bool:
     if comparison := COMPARISON.search(operator):
         return (comparison[1] in IDENTITY) == (comparison[2] in IDENTITY)
     return True
+
+
+def same_for_every_count(before: str, after: str) -> bool:
+    """Whether two sources differ in one comparison that has the same result for every count.
+
+    ``len(x) == 0`` and ``len(x) <= 0`` for example, because no length is below 0.
+
+    Args:
+        before: A source.
+        after: The source with a change that keeps the order of its comparisons.
+    """
+    comparisons = [
+        [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Compare)]
+        for source in (before, after)
+    ]
+    if len(comparisons[0]) != len(comparisons[1]):
+        return False
+    pairs = zip(*comparisons, strict=True)
+    changed = [pair for pair in pairs if ast.dump(pair[0]) != ast.dump(pair[1])]
+    if len(changed) != 1:
+        return False
+    own, other_own = (_rule_about_a_count(compare) for compare in changed[0])
+    if own is None or other_own is None or own[0] != other_own[0]:
+        return False
+    (_, smallest, first, rule), (_, _, second, other) = own, other_own
+    numbers = range(smallest, max(smallest, first, second) + 2)
+    return all(rule(number, first) == other(number, second) for number in numbers)
+
+
+def _rule_about_a_count(
+    compare: ast.Compare,
+) -> tuple[str, int, int, Callable[[int, int], bool]] | None:
+    """Return the call, its smallest result, the number it is compared with, and how.
+
+    None for a comparison of something else.
+    """
+    match compare:
+        case ast.Compare(
+            left=ast.Call(func=ast.Name() | ast.Attribute() as func) as call,
+            ops=[comparison],
+            comparators=[number],
+        ) if type(comparison) in COMPARE:
+            name = func.id if isinstance(func, ast.Name) else func.attr
+            try:
+                value = ast.literal_eval(number)
+            except ValueError:
+                return None
+            if name in COUNTS and type(value) is int:
+                return ast.unparse(call), COUNTS[name], value, COMPARE[type(comparison)]
+    return None
 
 
 def mutants_of(root: Path, part: str, scratch: Path) -> list[Mutant]:
@@ -125,7 +195,7 @@ def mutants_of(root: Path, part: str, scratch: Path) -> list[Mutant]:
 
 
 def mutated(root: Path, mutant: Mutant) -> str | None:
-    """Return the source with the change, or None if it would not be valid Python."""
+    """Return the source with the change; None if that is no valid Python or computes the same."""
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
@@ -135,7 +205,7 @@ def mutated(root: Path, mutant: Mutant) -> str | None:
         compile(text, mutant.module, "exec")
     except (SyntaxError, TypeError):
         return None
-    return str(text)
+    return None if same_for_every_count(source, str(text)) else str(text)
 
 
 def in_turn(mutants: Mapping[str, Sequence[Mutant]], chance: random.Random) -> Iterator[Mutant]:

@@ -28,8 +28,9 @@ PARTS: Mapping[str, tuple[str, ...]] = {
         "dq/detector/loading/epoch_order.py",
     ),
 }
-# Modules that are tested by a command, in a folder that does not mirror theirs.
+# Modules with tests in a folder that does not mirror theirs, such as those that a command tests.
 ELSEWHERE: Mapping[str, tuple[str, ...]] = {
+    "dq/quant/graph/placement.py": ("tests/quant/targets/test_placement.py",),
     "dq/dist/group/early_failure.py": ("tests/launcher/test_early_failures.py",),
     "dq/dist/group/claim.py": ("tests/launcher/test_wrong_address.py",),
     "dq/detector/model/checkpoint_content.py": ("tests/launcher/test_resume.py",),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.mutants.__main__ import ROOT, difference, main, read, table
-from benchmarks.mutants.choice import Mutant, in_turn, is_fault, left_out
+from benchmarks.mutants.choice import Mutant, in_turn, is_fault, left_out, same_for_every_count
 from benchmarks.mutants.parts import ELSEWHERE, OF_ALL, PARTS, modules_of, stages_for
 from benchmarks.mutants.trial import KILLED, SURVIVED, TIMED_OUT, UNCLEAR, Tree
 
@@ -26,6 +26,14 @@ def f(a: int | None, *, b: float = 2) -> int | str:
         raise ValueError(f"{a + 6}", a + 7)
     print(f"{a + 8}")
     return f"{a + 9}" if a < 10 else g(a, print(11))
+class A(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx): return 12
+class B(Other):
+    @staticmethod  # kept
+    def forward(ctx): return 13
+    @lru_cache(maxsize=90)
+    def g(ctx): pass
 '''
 
 
@@ -34,8 +42,8 @@ def test_hints_messages_and_log_lines_are_left_out() -> None:
     lines = SOURCE.splitlines()
 
     def is_left_out(text: str) -> bool:
-        (line,) = [n for n, content in enumerate(lines, 1) if text in content]
-        place = (line, lines[line - 1].index(text))
+        (line,) = [n for n, content in enumerate(lines, 1) if text in f"{content}\n"]
+        place = (line, f"{lines[line - 1]}\n".index(text))
         return any(a <= place < b for a, b in spans)
 
     for text in (
@@ -49,9 +57,22 @@ def test_hints_messages_and_log_lines_are_left_out() -> None:
         "8}",
         "9}",
         "*, b",
+        "@staticmethod\n",
+        "90",
     ):
         assert is_left_out(text), text
-    for text in ("cache", "2)", "[3]", "== 5", "< 10", "11"):
+    for text in (
+        "@cache",
+        "2)",
+        "[3]",
+        "== 5",
+        "< 10",
+        "11",
+        "12",
+        "@staticmethod  # kept",
+        "13",
+        "@lru",
+    ):
         assert not is_left_out(text), text
 
 
@@ -63,6 +84,39 @@ def test_only_changes_that_could_mean_something_are_tried() -> None:
               "core/ReplaceComparisonOperator_Eq_Is",
               "core/ReplaceComparisonOperator_IsNot_Gt")  # fmt: skip
     assert [is_fault(name) for name in (*kept, *others)] == [True] * len(kept) + [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("len(x) == 0", "len(x) <= 0", True),
+        ("len(x) > 0", "len(x) != 0", True),
+        ("len(x) < 1", "len(x) == 1", False),
+        ("len(x) < 1", "len(x) <= 1", False),
+        ("len(x) > 0", "len(x) > 1", False),
+        ("len(x) > 0", "len(x) > -1", False),
+        ("len(x) >= 0", "len(x) > -1", True),
+        ("len(x) == 2", "len(x) >= 2", False),
+        ("x.numel() == 0", "x.numel() <= 0", True),
+        ("x.dim() != 0", "x.dim() > 0", True),
+        ("c.world_size() == 1", "c.world_size() <= 1", True),
+        ("c.world_size() == 1", "c.world_size() < 1", False),
+        ("c.world_size() > 0", "c.world_size() != 1", False),
+        ("x == 0", "x <= 0", False),
+        ("x.min() == 0", "x.min() <= 0", False),
+        ("len(x) == 0", "not len(x) == 0", False),
+        ("len(x) == 0", "len(y) <= 0", False),
+        ("len(x) == len(y)", "len(x) <= len(y)", False),
+        ("len(x) == 0.5", "len(x) <= 0.5", False),
+        ("0 < len(x) < 3", "0 < len(x) <= 3", False),
+        ("x + 1", "x - 1", False),
+    ],
+)
+def test_a_comparison_that_is_the_same_for_every_count_is_no_mutant(
+    before: str, after: str, same: bool
+) -> None:
+    around = "y = a == 3\nif {}:\n    z = b < len(c)\n"
+    assert same_for_every_count(around.format(before), around.format(after)) is same
 
 
 def _mutants(part: str, places: int, changes: int) -> list[Mutant]:

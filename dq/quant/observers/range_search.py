@@ -104,8 +104,9 @@ class WeightedMseObserver(MseObserver):
         Args:
             effects: Effect on the outputs of an error in each channel, ``(channels,)``, 0 or more.
         """
+        effects = effects.double()  # The smallest divisor below is zero in float32.
         largest = effects.max().clamp(min=1e-300)
-        weights = (effects.double() / largest * LARGEST_WEIGHT).round().clamp(min=1)
+        weights = (effects / largest * LARGEST_WEIGHT).round().clamp(min=1)
         self.channel_weights = weights.to(torch.int64).to(self.range_min.device)
 
     def stop_collecting_(self) -> None:

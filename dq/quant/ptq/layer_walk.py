@@ -95,7 +95,7 @@ def walk(
                 plain[node] = [
                     _run(node, reference, plain, b, x) for b, x in enumerate(given_plain)
                 ]
-                if node.op == "call_module" and node.target in layers:
+                if node.target in layers:
                     first = node.args[0]
                     assert isinstance(first, fx.Node)
                     inputs += fake_quantized[first]

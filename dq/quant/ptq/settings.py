@@ -116,8 +116,9 @@ class Repair:
         for step in self.steps:
             if step not in STEPS:
                 raise ValueError(f"quant.repairs: {step!r} does not exist; {hint(step, STEPS)}")
-        if self.images < 1 or self.rounding_steps < 0 or self.most_scaled < 0:
+        fewest = min(self.rounding_steps, self.most_scaled, self.reconstruction_steps)
+        if self.images < 1 or fewest < 0:
             raise ValueError(
-                "quant.repair_images must be 1 or more, quant.rounding_steps 0 or more and"
-                " quant.most_scaled 0 or more"
+                "quant.repair_images must be 1 or more, and quant.rounding_steps,"
+                " quant.most_scaled and quant.reconstruction_steps 0 or more"
             )

@@ -45,6 +45,15 @@ def test_seed_and_epoch_decide_the_order() -> None:
     assert len({str(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
+def test_the_order_of_a_seed_stays() -> None:
+    """A training that resumes, and one that is repeated, see the same images again."""
+    flags = np.array([0, 1, 0, 1, 1, 0, 0, 0], np.uint8)
+    chunks = chunks_of_epoch(flags, 3, samples_per_chunk=2, chunks_per_step=3, seed=5)
+    assert chunks.tolist() == [[7, 2], [3, 4], [6, 0], [5, 7], [1, 4], [7, 2]]
+    chunks = chunks_of_epoch(flags, 0, samples_per_chunk=3, chunks_per_step=1, seed=0)
+    assert chunks.tolist() == [[0, 2, 5], [1, 3, 4], [5, 7, 6]]
+
+
 @settings(max_examples=60, deadline=None)
 @given(num_steps=st.integers(1, 9), step=STEP, first=st.integers(0, 8))
 def test_a_step_has_the_same_chunks_on_any_number_of_ranks(

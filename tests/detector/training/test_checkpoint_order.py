@@ -12,6 +12,8 @@ import torch
 
 from dq.detector.training.checkpoint_order import (
     Place,
+    checkpoints_in,
+    is_ours,
     newest_first,
     newest_training,
     next_attempt,
@@ -99,3 +101,51 @@ def test_damaged_ones_and_those_without_training_state_are_skipped(
 def test_strange_content_has_no_place_or_the_first(tmp_path: Path, strange: Any) -> None:
     torch.save(strange, tmp_path / "epoch_1.pth")
     assert place_of(tmp_path / "epoch_1.pth") in (None, Place(0, 0, 0))
+
+
+def test_a_checkpoint_of_plain_mmdet_has_a_place_before_all_of_ours_and_can_be_resumed(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path, "epoch_3.pth", None, 30, 3)
+    assert place_of(path) == Place(0, 30, 3)
+    assert not is_ours(path)
+    found = newest_training(tmp_path)
+    assert found is not None
+    assert found[0] == path
+    assert next_attempt(tmp_path) == 1
+    ours = write(tmp_path, "step_1.pth", 1, 1)
+    assert is_ours(ours)
+    assert newest_first([path, ours]) == [ours, path]
+    assert not is_ours(tmp_path / "none.pth")
+
+
+def test_a_place_is_read_from_the_content_with_zeros_for_what_is_missing(tmp_path: Path) -> None:
+    for number, (stored, wanted) in enumerate(
+        [
+            ({}, Place(0, 0, 0)),
+            ({"meta": None, "training": None}, Place(0, 0, 0)),
+            ({"meta": {"attempt": 2}}, Place(2, 0, 0)),
+            ({"meta": {"attempt": 2, "iter": 7, "epoch": 3}}, Place(2, 7, 3)),
+            ({"meta": {"iter": 7}, "training": {"iteration": 8, "epoch": 4}}, Place(0, 8, 4)),
+            ({"meta": {"epoch": 3}, "training": {"iteration": 8}}, Place(0, 8, 3)),
+        ]
+    ):
+        path = tmp_path / f"epoch_{number}.pth"
+        torch.save(stored, path)
+        assert place_of(path) == wanted
+        assert wanted.note == f"attempt {wanted[0]}, step {wanted[1]}, epoch {wanted[2]}"
+
+
+def test_files_of_some_kinds_are_listed_and_equal_places_by_name(tmp_path: Path) -> None:
+    for name in ("epoch_1.pth", "step_2.pth", "iter_3.pth", "best_epoch_1.pth", "epoch_x.pth"):
+        write(tmp_path, name, 1, 5)
+    (tmp_path / "epoch_4.pth").mkdir()
+
+    def names(*kinds: str) -> list[str]:
+        return sorted(path.name for path in checkpoints_in(tmp_path, *kinds))
+
+    assert names() == ["epoch_1.pth", "iter_3.pth", "step_2.pth"]
+    assert names("step") == ["step_2.pth"]
+    assert names("epoch", "iter") == ["epoch_1.pth", "iter_3.pth"]
+    newest = newest_first(checkpoints_in(tmp_path))
+    assert [path.name for path in newest] == ["step_2.pth", "iter_3.pth", "epoch_1.pth"]

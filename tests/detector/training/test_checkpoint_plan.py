@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,50 @@ from dq.detector.config.read import finish
 from dq.detector.training.checkpoint_order import Place
 from dq.detector.training.checkpoint_plan import (
     Age,
+    CheckpointPlan,
+    checkpoint_folder,
     checkpoint_plan,
     remove_old,
 )
 from dq.dist.files.checkpoint import save_checkpoint
 from tests.detector.minimal import minimal
+
+
+def test_the_plan_without_any_setting() -> None:
+    assert asdict(CheckpointPlan()) == {
+        "interval": -1,
+        "by_epoch": True,
+        "max_keep_ckpts": -1,
+        "save_optimizer": True,
+        "save_last": True,
+        "out_dir": None,
+        "create_symlink": True,
+        "meta": {},
+        "steps": 0,
+        "minutes": 15.0,
+    }
+    assert checkpoint_plan(None, counts_epochs=False) == CheckpointPlan(save_last=False)
+    assert checkpoint_plan({}, counts_epochs=False) == CheckpointPlan(by_epoch=False)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"type": "CheckpointHook"},
+        {"file_client_args": None},
+        {"file_client_args": {}},
+        {"file_client_args": {"backend": "disk"}},
+        {"file_client_args": {"backend": "local"}},
+        {"sync_buffer": True},
+        {"meta": {}},
+        {"out_dir": None},
+        {"steps": 0, "minutes": 0},
+    ],
+)
+def test_what_mmcv_accepts_and_changes_nothing_is_accepted(section: dict[str, Any]) -> None:
+    given = {"minutes": 15.0, **section}
+    plan = checkpoint_plan({"minutes": 15.0, **section}, counts_epochs=True)
+    assert plan == CheckpointPlan(minutes=given["minutes"])
 
 
 def epochs(section: dict[str, Any] | None, of: int) -> list[int]:
@@ -140,6 +180,36 @@ def test_folder_is_in_out_dir() -> None:
     assert plan.folder(stage) == Path("/big/tiny/float")
 
 
+def test_the_folder_of_a_config_is_that_of_its_plan(tmp_path: Path) -> None:
+    stage = Path("runs/tiny/float")
+    for runner in ("EpochBasedRunner", "IterBasedRunner"):
+        section = {"out_dir": str(tmp_path), "interval": 1}
+        config = ConfigDict(runner={"type": runner}, checkpoint_config=section)
+        assert checkpoint_folder(config, stage) == tmp_path / "tiny/float"
+
+
+def test_a_file_that_another_process_removes_first_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = [tmp_path / f"epoch_{n}.pth" for n in range(4)]
+    monkeypatch.setattr("dq.detector.training.checkpoint_plan.newest_first", lambda _: gone)
+    monkeypatch.setattr("dq.detector.training.checkpoint_plan.is_ours", lambda _: True)
+    sidecar = tmp_path / "epoch_9.pth.sha256"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [sidecar])
+    remove_old(tmp_path, checkpoint_plan({"max_keep_ckpts": 1}, counts_epochs=True))
+
+
+def test_checkpoints_of_iterations_are_counted_and_sidecars_of_kept_ones_stay(
+    tmp_path: Path,
+) -> None:
+    for number in range(1, 5):
+        save_checkpoint(tmp_path / f"iter_{number}.pth", {}, note=Place(1, number, 0).note)
+    remove_old(tmp_path, checkpoint_plan({"max_keep_ckpts": 3}, counts_epochs=False))
+    names = [f"iter_{n}.pth" for n in (2, 3, 4)]
+    wanted = sorted([*names, *(f"{name}.sha256" for name in names)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == wanted
+
+
 def test_a_checkpoint_is_too_old_from_its_limit_on(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
@@ -177,6 +247,10 @@ def test_meta_is_plain_data() -> None:
         ({"type": "MyHook"}, "custom_hooks"),
         ({"meta": 3}, "use a dict"),
         ({"minutes": -1}, "minutes is -1"),
+        ({"steps": -1}, "steps is -1"),
+        ({"interval": True}, "interval is True; use a whole number"),
+        ({"max_keep_ckpts": 1.0}, "max_keep_ckpts is 1.0; use a whole number"),
+        ({"steps": None}, "steps is None; use a whole number"),
     ],
 )
 def test_invalid_values_are_refused_by_name(section: dict[str, Any], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from dq.dist.exchange import collectives
 from dq.dist.exchange.agreed_names import agreed_names
@@ -33,6 +34,28 @@ def test_extra_names_are_refused_on_all_ranks_with_rank_and_name() -> None:
 def test_no_names_differ_from_some_names() -> None:
     said = run_ranks(agree, 2, [[], ["a"]])
     assert said[0] == "losses differ between ranks: a on rank 1 of 2 alone; log the same"
+
+
+def test_at_most_four_names_and_four_ranks_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(everywhere: list[list[str]]) -> str:
+        monkeypatch.setattr(collectives, "world_size", lambda: len(everywhere))
+        monkeypatch.setattr(collectives, "all_gather", lambda x: torch.stack([x, x + 1]))
+        monkeypatch.setattr(collectives, "all_gather_objects", lambda own: everywhere)
+        with pytest.raises(ValueError, match="losses differ") as caught:
+            agreed_names(everywhere[0], "losses", "log the same")
+        return str(caught.value)
+
+    assert said([["a"], ["a"], ["a"], ["a"], []]) == (
+        "losses differ between ranks: a on rank 0, 1, 2, 3 of 5 alone; log the same"
+    )
+    assert said([["a"]] * 5 + [[]]) == (
+        "losses differ between ranks: a on rank 0, 1, 2, 3, ... of 6 alone; log the same"
+    )
+    four = "; ".join(f"{name} on rank 0 of 2 alone" for name in "abcd")
+    assert said([[*"abcd"], []]) == f"losses differ between ranks: {four}; log the same"
+    assert said([[*"abcdef"], []]) == (
+        f"losses differ between ranks: {four} and 2 more; log the same"
+    )
 
 
 @pytest.mark.parametrize("names", [["b", "a"], []])

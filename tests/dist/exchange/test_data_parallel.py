@@ -163,6 +163,50 @@ def test_alone_the_module_stays_itself() -> None:
     assert model[1].running_mean.tolist() == [0.0, 0.0]
 
 
+def test_alone_statistics_are_copied_and_not_written() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm1d(3, track_running_stats=False))
+    before = net[0].running_mean._version
+    sync_buffers_(net)
+    # Writing the same values would still make a backward pass in progress fail.
+    assert net[0].running_mean._version == before
+    means = data_parallel.mean_buffers(net)
+    assert list(means) == ["0.running_mean", "0.running_var"]
+    means["0.running_mean"].fill_(5.0)
+    assert not net[0].running_mean.any()
+    alone = data_parallel.mean_buffers(nn.BatchNorm2d(2))
+    assert list(alone) == ["running_mean", "running_var"]
+
+
+def test_ranks_without_statistics_exchange_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "world_size", lambda group=None: 2)
+    monkeypatch.setattr(collectives, "all_reduce_", None)
+    assert data_parallel.mean_buffers(nn.Linear(2, 2)) == {}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (" 0", "use weight;"),
+        (" 0 1", "use weight, bias;"),
+        (" 0 1 0", "use weight, bias, weight;"),
+        (" 0 1 0 1 1", "use weight, bias, weight and 2 more;"),
+        (None, "use some weights;"),
+    ],
+)
+def test_at_most_three_unused_weights_are_named(numbers: str | None, said: str) -> None:
+    net = nn.Linear(2, 2)
+    text = "Expected to have finished reduction in the prior iteration"
+    if numbers is not None:
+        text += f": Parameter indices which did not receive grad for rank 1:{numbers}"
+
+    def fail() -> None:
+        with unused_parameters_named(net):
+            raise RuntimeError(text)
+
+    with pytest.raises(ValueError, match=f"do not {said}"):
+        fail()
+
+
 def test_a_compiled_module_is_unwrapped() -> None:
     model = nn.Linear(2, 2)
     assert unwrap(torch.compile(model)) is model

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from dq.dist.files.checkpoint import load_checkpoint, note_of, peek_checkpoint, save_checkpoint
+from dq.dist.files.safe_globals import numpy_globals
 
 CONTENT: dict[str, Any] = {
     "state_dict": {"weight": torch.arange(2000.0), "count": torch.tensor(3)},
@@ -233,3 +234,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(small_disk: Path) -> No
     assert "\n" not in str(caught.value)
     assert load_checkpoint(path) == {"step": 1}
     assert sorted(os.listdir(small_disk)) == ["latest.pth", "latest.pth.sha256"]
+
+
+def test_what_a_file_may_name_is_listed_once() -> None:
+    assert numpy_globals() is numpy_globals()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
+from dq.quant.graph import functions
 from dq.quant.graph.functions import find_functions
 from dq.quant.graph.trace import trace
 
@@ -164,3 +165,75 @@ def test_the_model_is_left_as_it_was() -> None:
     assert net.training
     assert net.way.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+# What is found in an expression: the kind of each function and how many nodes compute it.
+EXPRESSIONS: dict[str, tuple[Way, list[tuple[str, int]]]] = {
+    "relu and a sum": (lambda x: F.relu(x) + 1.0, [("clip", 1)]),
+    "a scaled sigmoid": (lambda x: torch.sigmoid(x) * 2.0, [("sigmoid", 1)]),
+    "a relu times a size": (lambda x: F.relu(x) * x.shape[1], [("clip", 1)]),
+    "silu with another slope": (lambda x: x * torch.sigmoid(1.702 * x), [("other", 3)]),
+    "two exponentials": (lambda x: torch.exp(x) * torch.exp(x), [("other", 3)]),
+    "two in a row": (lambda x: torch.tanh(F.relu(x)), [("clip", 1), ("tanh", 1)]),
+    "three in a row": (
+        lambda x: torch.tanh(torch.sigmoid(F.relu(x))),
+        [("clip", 1), ("sigmoid", 1), ("tanh", 1)],
+    ),
+    "a residual sum": (lambda x: torch.tanh(x) + x, [("tanh", 1)]),
+    "a residual sum of silu": (lambda x: x + x * torch.sigmoid(x), [("silu", 2)]),
+    "a difference": (lambda x: torch.exp(x) - 1.0, [("other", 1)]),
+    "softplus": (lambda x: torch.log(1.0 + torch.exp(x)), [("other", 1), ("other", 1)]),
+    "a condition": (lambda x: torch.where(x > 0, x, 0.1 * x), [("other", 2)]),
+    "an absolute value": (lambda x: torch.abs(x), [("leaky_relu", 1)]),
+    "a gate of the mean": (
+        lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+        [("sigmoid", 1)],
+    ),
+    "a product of two": (
+        lambda x: torch.tanh(torch.tanh(torch.tanh(x)) * torch.tanh(x)),
+        [("other", 4), ("tanh", 1)],
+    ),
+    "channels that are moved": (nn.PixelShuffle(2), []),
+    "a sum of itself": (lambda x: x + x, []),
+}
+
+
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_which_nodes_belong_to_a_function(name: str) -> None:
+    way, wanted = EXPRESSIONS[name]
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), way if isinstance(way, nn.Module) else Called(way))
+    assert [(f.kind, len(f.nodes)) for f in find_functions(net, traced(net))] == wanted
+
+
+class Neighbours(nn.Module):
+    """Each value also depends on the one beside it; or nothing does."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.share * x.roll(1, -1)
+
+
+class Fails(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise TypeError("it needs something else")
+
+
+@pytest.mark.parametrize(
+    ("module", "does"),
+    [
+        (nn.Tanh(), True),
+        (Neighbours(0.0), True),
+        (Neighbours(1e-3), False),
+        (nn.Flatten(), False),
+        (nn.Softmax(1), False),
+        (Fails(), False),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_whether_a_module_maps_each_element(module: nn.Module, does: bool, training: bool) -> None:
+    module.train(training)
+    assert functions._maps_each_element(module) is does
+    assert module.training is training

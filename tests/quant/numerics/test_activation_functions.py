@@ -85,6 +85,29 @@ def test_prelu_scales_with_one_slope_for_each_channel() -> None:
     torch.testing.assert_close(layer(4 * x), 4 * layer(x))
 
 
+def test_defaults_of_settings_are_those_of_the_modules() -> None:
+    compared = {
+        (each.name, name): (getattr(module(), name), default)
+        for each in FUNCTIONS
+        for module in each.modules
+        for name, default in each.settings.items()
+    }
+    assert len(compared) == sum(len(each.settings) for each in FUNCTIONS) == 7
+    for place, (theirs, ours) in compared.items():
+        assert theirs == ours, place
+
+
+def test_what_is_recognised_by_its_values_and_what_is_one_operation_stays() -> None:
+    assert [each.name for each in FUNCTIONS if each.is_recognised] == [
+        "sigmoid", "silu", "hardswish", "hardsigmoid", "mish", "gelu", "gelu_tanh", "tanh"
+    ]  # fmt: skip
+    assert [each.name for each in FUNCTIONS if each.is_one_operation] == [
+        "hardswish", "hardsigmoid", "mish", "gelu"
+    ]  # fmt: skip
+    assert [each.name for each in FUNCTIONS if each.scales] == ["relu", "leaky_relu", "prelu"]
+    assert [each.name for each in FUNCTIONS if each.bounds] == ["sigmoid", "hardsigmoid", "tanh"]
+
+
 def test_no_way_is_that_of_two_functions_and_no_name_occurs_twice() -> None:
     ways = [way for each in FUNCTIONS for way in (*each.modules, *each.calls, *each.methods)]
     assert len(ways) == len(WRITTEN)

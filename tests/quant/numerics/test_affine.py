@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dq.quant.numerics.affine import (
     dequantize,
     fake_quantize,
+    fake_quantize_composed,
     next_power_of_two,
     quantize,
     range_over,
@@ -331,3 +332,112 @@ def test_affine_channels_are_quantized_like_torchs_kernel(bits: int, axis: int) 
         results.append((y.detach(), given.grad))
     for ours, torchs in zip(*results, strict=True):
         assert torch.equal(ours, torchs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_a_scale_is_computed_in_the_dtype_of_the_range_and_at_least_in_float32(
+    dtype: torch.dtype,
+) -> None:
+    low, high = torch.tensor([-1e-3, -3.0]).to(dtype), torch.tensor([60000.0, 3.1]).to(dtype)
+    scale, zero_point = scale_and_zero_point(low, high, QuantSpec())
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert torch.equal(scale, ((high.to(wide) - low.to(wide)) / 255.0).float())
+    assert zero_point.tolist() == [0, 125]
+    # In float64 the sum of the ends is not rounded before it is divided.
+    ends = torch.tensor(-1.0).double(), torch.tensor(2.0**-25).double()
+    exact = scale_and_zero_point(*ends, QuantSpec(bits=2))[0]
+    assert float(exact) == float(torch.tensor((2.0**-25 + 1.0) / 3.0).float())
+
+
+def test_infinite_ends_are_a_quarter_of_the_largest_float() -> None:
+    largest = float(torch.finfo(torch.float32).max)
+    infinite = torch.tensor(torch.inf)
+    scale, zero_point = scale_and_zero_point(-infinite, infinite, QuantSpec(bits=2))
+    assert float(scale) == pytest.approx(largest / 2 / 3, rel=1e-6)
+    assert int(zero_point) == 2
+    scale, _ = scale_and_zero_point(torch.tensor(0.0), infinite, QuantSpec(bits=2))
+    assert float(scale) == pytest.approx(largest / 4 / 3, rel=1e-6)
+
+
+def test_the_smallest_scale_and_the_neutral_zero_point_stay() -> None:
+    tiny, empty = torch.tensor(1e-45), torch.tensor(torch.inf)
+    assert float(scale_and_zero_point(-tiny, tiny, QuantSpec())[0]) == 2.0**-120
+    for spec, neutral in (
+        (QuantSpec(), 0),
+        (QuantSpec(narrow=True), 1),
+        (QuantSpec(signed=True), 0),
+        (QuantSpec(signed=True, narrow=True), 0),
+    ):
+        assert int(scale_and_zero_point(empty, -empty, spec)[1]) == neutral
+
+
+def test_a_range_of_one_value_is_not_empty() -> None:
+    for value, symmetric in ((3.0, True), (3.0, False), (-3.0, False)):
+        end = torch.tensor(value)
+        spec = QuantSpec(signed=symmetric, symmetric=symmetric)
+        scale, _ = scale_and_zero_point(end, end, spec)
+        assert float(scale) == pytest.approx(3.0 / (127 if symmetric else 255))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_far_outside_are_clipped_and_do_not_wrap(dtype: torch.dtype) -> None:
+    # An integer of 32 bits holds about 2e9.
+    for scale in (1e-4, 1.0, 100.0):
+        for integer in (2e5, 3e6, 1.5e9, 2.5e9, 4e9, 1e12):
+            x = torch.tensor([[integer * scale, -integer * scale]], dtype=dtype)
+            for bits in (2, 8, 16):
+                spec = QuantSpec(bits=bits, signed=True, symmetric=True, channel_axis=0)
+                y = fake_quantize(x, torch.tensor([scale]), torch.tensor([0]), spec)
+                wanted = [spec.quant_max * scale, spec.quant_min * scale]
+                assert y[0].tolist() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_torchs_kernels_are_used_except_for_affine_channels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dq.quant.numerics.affine._Composed.apply", lambda *_: "plain operators")
+    x, one, zero = torch.ones(2, 3), torch.ones(2), torch.zeros(2, dtype=torch.int32)
+    for signed in (False, True):
+        for symmetric in (False, True):
+            for axis, scale, shift in ((None, one[0], zero[0]), (0, one, zero)):
+                spec = QuantSpec(signed=signed, symmetric=symmetric, channel_axis=axis)
+                composed = fake_quantize(x, scale, shift, spec)
+                assert isinstance(composed, str) == (axis == 0 and not symmetric)
+
+
+def test_a_vector_has_one_row_for_each_channel_and_nothing_in_a_row_is_neutral() -> None:
+    low, high = range_over(torch.tensor([[4.0, -2.0], [1.0, 9.0]]), 1)
+    assert (low.tolist(), high.tolist()) == ([1.0, -2.0], [4.0, 9.0])
+    low, high = range_over(torch.empty(3, 0), 0)
+    assert low.tolist() == [torch.inf] * 3
+    assert high.tolist() == [-torch.inf] * 3
+
+
+def test_a_spec_is_eight_bits_unsigned_affine_and_per_tensor_by_default() -> None:
+    assert QuantSpec() == QuantSpec(
+        bits=8, signed=False, symmetric=False, channel_axis=None, power_of_two=False, narrow=False
+    )
+    assert (QuantSpec().quant_min, QuantSpec().quant_max, QuantSpec().num_levels) == (0, 255, 256)
+    for bits in (2, 16):
+        assert QuantSpec(bits=bits, signed=True, narrow=True).num_levels == 2**bits - 1
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_float64_is_rounded_in_float64(axis: int | None) -> None:
+    # In float32 these are 1.5 and 2.5, which round to 2.
+    x = torch.tensor([[1.5 - 1e-10, 2.5 + 1e-10]] * 2, dtype=torch.float64)
+    for symmetric in (False, True):
+        spec = QuantSpec(signed=True, symmetric=symmetric, channel_axis=axis)
+        scale, shift = torch.ones(2), torch.zeros(2, dtype=torch.int32)
+        if axis is None:
+            scale, shift = scale[0], shift[0]
+        assert fake_quantize_composed(x, scale, shift, spec)[0].tolist() == [[1, 3], [1, 3]]
+        assert quantize(x, scale, shift, spec).tolist() == [[1, 3], [1, 3]]
+
+
+def test_plain_operators_mark_what_is_inside_both_ends_included() -> None:
+    spec = QuantSpec(bits=2, signed=True, symmetric=True)  # -2 to 1
+    x = torch.tensor([-2.6, -2.4, -2.0, 0.0, 1.0, 1.4, 1.6, torch.nan])
+    y, inside = fake_quantize_composed(x, torch.tensor(1.0), torch.tensor(0), spec)
+    assert y.tolist() == [-2, -2, -2, 0, 1, 1, 1, -2]
+    assert inside.tolist() == [False, True, True, True, True, True, False, False]

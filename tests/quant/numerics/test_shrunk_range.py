@@ -67,3 +67,11 @@ def test_a_sum_over_the_only_dimension_that_is_kept_is_the_tensor() -> None:
     x = torch.tensor([1.0, 2.0])
     assert torch.equal(sum_over(x, 0), x)
     assert sum_over(x, None) == 3.0
+
+
+def test_errors_of_float64_are_not_rounded_to_float32() -> None:
+    spec = QuantSpec(bits=2, signed=True, symmetric=True)
+    # The errors are 0.25 for the first share and 1e-9 less for the second one.
+    weight = torch.tensor([1.0, 0.5 + 1e-9], dtype=torch.float64)
+    assert best_shrunk_range(weight, spec, (0.5, 1.0))[1] == 1.0
+    assert best_shrunk_range(weight.float(), spec, (0.5, 1.0))[1] == 0.5

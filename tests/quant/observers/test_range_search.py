@@ -12,8 +12,11 @@ from dq.quant.observers.histogram import NUM_BINS, bin_edges
 from dq.quant.observers.range_search import (
     ENTROPY_BINS,
     EntropyObserver,
+    MseObserver,
+    WeightedMseObserver,
     divergence,
     halved_sum,
+    mean_square_error,
     rebin,
 )
 
@@ -90,3 +93,89 @@ def test_a_sum_by_halves_is_the_sum_of_each_row() -> None:
     for columns in (1, 2, 3, 64, 65):
         x = torch.rand(4, columns, dtype=torch.float64)
         torch.testing.assert_close(halved_sum(x), x.sum(1))
+
+
+@pytest.mark.parametrize(("low", "high"), [(-8.0, 7.0), (0.0, 15.0), (-3.0, 0.0)])
+def test_the_error_of_a_bin_is_that_of_many_values_in_it(low: float, high: float) -> None:
+    scale = torch.tensor(0.37).double()
+    ends = scale * low, scale * high
+    # Inside, across an end, beyond both ends, and a bin that contains the whole range.
+    begin = torch.tensor([0.1, 0.2, 5.0, -9.0, -2.0, -0.6, -4.0, 0.15]).double()
+    end = torch.tensor([0.3, 3.3, 6.5, -8.0, 5.0, -0.2, -3.0, 0.1501]).double()
+    found = mean_square_error(begin, end, scale, *ends)
+    share = (torch.arange(200_000).double() + 0.5) / 200_000
+    for number, error in enumerate(found.tolist()):
+        x = begin[number] + (end[number] - begin[number]) * share
+        rounded = (x / scale).round().clamp(low, high) * scale
+        wanted = float((x - rounded).square().mean())
+        assert error == pytest.approx(wanted, rel=2e-3, abs=1e-9)
+
+
+def test_a_narrow_bin_counts_as_the_value_at_its_beginning() -> None:
+    scale = torch.tensor(1.0).double()
+    begin = torch.tensor([0.3, 0.3, 9.0], dtype=torch.float64)
+    end = begin + torch.tensor([0.999e-3, 1.1e-3, 0.0], dtype=torch.float64)
+    found = mean_square_error(begin, end, scale, -2 * scale, 2 * scale)
+    assert float(found[0]) == pytest.approx(0.09, rel=1e-12)
+    assert float(found[1]) == pytest.approx(0.30055**2, rel=1e-4)
+    assert float(found[2]) == pytest.approx(49.0, rel=1e-12)
+
+
+def test_of_each_channel_that_matters_more_more_is_counted() -> None:
+    observer = WeightedMseObserver()
+    observer.weigh_channels_(torch.tensor([0.0, 1e-9, 0.25, 1.0, 4.0]))
+    # In shares of the largest, and at least 1.
+    assert observer.channel_weights.tolist() == [1, 1, 65536, 262144, 1048576]
+    assert observer.channel_weights.dtype == torch.int64
+    for shape, fits in (((2, 5), True), ((2, 5, 1), True), ((5,), False), ((5, 2), False)):
+        assert (observer._weights_for(torch.zeros(shape)) is not None) == fits
+    observer.weigh_channels_(torch.zeros(2))
+    assert observer.channel_weights.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"),
+    [
+        (-0.05, 1.0, (True, False)),  # Less than a tenth of the range is left whole.
+        (-1.0, 0.05, (False, True)),
+        (-1.0, 1.0, (False, False)),
+        (-0.2, 1.0, (False, False)),
+    ],
+)
+def test_an_end_that_reaches_not_far_is_not_clipped(
+    low: float, high: float, wanted: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clipped = torch.tensor(low / 2).double(), torch.tensor(high / 2).double()
+    monkeypatch.setattr(MseObserver, "search", lambda *_: clipped)
+    ends = torch.tensor(low), torch.tensor(high)
+    for symmetric in (False, True):
+        spec = QuantSpec(bits=4, signed=symmetric, symmetric=symmetric)
+        found = WeightedMseObserver(spec=spec).search(torch.zeros(NUM_BINS), *ends)
+        for own, whole, kept, cut in zip(found, ends, wanted, clipped, strict=True):
+            assert float(own) == pytest.approx(float(whole if kept and not symmetric else cut))
+
+
+GOLDEN = {
+    # Bits, and whether signed and symmetric: the range of least error of the same 4000 values.
+    (3, False): (-1.947881, 5.725692),
+    (4, False): (-2.142694, 8.342726),
+    (3, True): (-3.470729, 4.171363),  # One end is the smallest value, the other one is clipped.
+    (4, True): (-3.470729, 6.232119),
+}
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), GOLDEN)
+def test_the_searched_range_of_known_values_stays(bits: int, symmetric: bool) -> None:
+    generator = torch.Generator().manual_seed(11)
+    x = torch.randn(4000, generator=generator)
+    x = torch.where(x > 0, x * x, x)
+    observer = MseObserver(spec=QuantSpec(bits=bits, signed=symmetric, symmetric=symmetric))
+    observer.observe(x)
+    observer.update_()
+    found = float(observer.range_min), float(observer.range_max)
+    assert found == pytest.approx(GOLDEN[bits, symmetric], rel=1e-4)
+
+
+def test_the_edges_of_the_bins_are_computed_once() -> None:
+    device = torch.device("cpu")
+    assert bin_edges(device) is bin_edges(device)

@@ -4,13 +4,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.numerics.affine import fake_quantize, scale_and_zero_point
 from dq.quant.numerics.spec import QuantSpec
-from dq.quant.ptq.adaround import adaround_, can_unfold, moments, polish, rows
+from dq.quant.ptq import adaround
+from dq.quant.ptq.adaround import (
+    adaround_,
+    can_unfold,
+    moments,
+    polish,
+    round_layer_,
+    rows,
+)
 from dq.quant.ptq.bias_correction import correct_bias_
 from dq.quant.ptq.layer_walk import CapturedLayer, walk
 from dq.quant.ptq.weight_clipping import best_weight_range, clip_weights_, restore_weights_
@@ -130,6 +138,169 @@ def test_polishing_finds_the_best_rounding_of_independent_weights() -> None:
     assert (loss(got) <= loss(nearest)).all()
     assert float(loss(got).sum()) < 1.5 * float(best.sum())
     assert ((got == low_end) | (got == low_end + 1)).all()
+
+
+def test_polishing_ends_where_no_single_change_reduces_the_loss() -> None:
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        # Inputs that depend on each other, so that one change makes others worthwhile.
+        x = torch.randn(2, 60, 3, generator=generator, dtype=torch.float64)
+        x = x @ torch.randn(2, 3, 8, generator=generator, dtype=torch.float64)
+        weight = torch.randn(2, 3, 8, generator=generator, dtype=torch.float64) * 2
+        gram = x.transpose(1, 2) @ x / 60
+        cross = gram @ weight.transpose(1, 2)
+        scale = torch.rand(2, 3, 1, generator=generator, dtype=torch.float64) + 0.5
+        shift = torch.tensor([[1.0], [0.0], [-2.0]], dtype=torch.float64)
+        position = weight / scale + shift
+        free = torch.rand(2, 3, 8, generator=generator) < 0.8
+        begun, bounds = position.round(), (position.floor(), position.floor() + 1)
+        got = polish(begun, free, bounds, scale, shift, gram, cross)
+        assert torch.equal(got[~free], begun[~free])
+
+        def loss(
+            integers: Tensor,
+            weight: Tensor = weight,
+            scale: Tensor = scale,
+            shift: Tensor = shift,
+            gram: Tensor = gram,
+        ) -> Tensor:
+            error = (integers - shift) * scale - weight
+            return ((error @ gram) * error).sum()
+
+        assert loss(got) < loss(begun)
+        for index in free.nonzero().tolist():
+            other = got.clone()
+            end = 1 if got[tuple(index)] == bounds[0][tuple(index)] else 0
+            other[tuple(index)] = bounds[end][tuple(index)]
+            assert loss(other) >= loss(got) * (1 - 1e-9)
+        one = polish(begun, free, bounds, scale, shift, gram, cross, sweeps=1)
+        assert loss(one) >= loss(got)
+
+
+@torch.enable_grad()
+def nagels_rounding(captured: CapturedLayer, steps: int) -> tuple[Tensor, float]:
+    """Return the chosen integers of a linear layer and the loss of rounding to nearest.
+
+    After the paper's equations 21 to 25, on the inputs and outputs themselves.
+    """
+    (x,), (target,) = captured.inputs, captured.targets
+    x, target = x.detach().double(), target.detach().double()
+    weight, scale, shift = captured.quantized.quantized_weight(captured.layer, captured.norm)
+    spec, weight = captured.quantized.weight.spec, weight.detach().double()
+    scale, shift = scale.double().reshape(-1, 1), shift.double().reshape(-1, 1)
+    position = weight / scale + shift
+    floor, nearest = position.floor(), position.round().clamp(spec.quant_min, spec.quant_max)
+    low, high = position.amin(1, keepdim=True), position.amax(1, keepdim=True)
+    free = (floor >= (low - 1e-3).ceil()) & (floor + 1 <= (high + 1e-3).floor())
+    free &= (position != low) & (position != high)
+
+    def error(integers: Tensor) -> Tensor:
+        left = x @ ((integers - shift) * scale).T - target
+        return (left - left.mean(0)).square().mean(0).sum()
+
+    v = torch.logit((position - floor).clamp(1e-4, 1 - 1e-4).add(0.1) / 1.2)
+    v = v.detach().requires_grad_()
+    adam = torch.optim.Adam([v], lr=0.05)
+    unit = float(error(nearest) - error(position))
+    for step in range(steps):
+        h = (torch.sigmoid(v) * 1.2 - 0.1).clamp(0, 1)
+        loss = error(torch.where(free, floor + h, nearest)) / unit
+        if step > 0.2 * steps:
+            beta = 20 - 18 * (step / steps - 0.2) / 0.8
+            kept_open = 1 - (2 * h - 1).abs() ** beta
+            loss = loss + torch.where(free, kept_open, 0.0).sum() / free.sum()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    chosen = torch.where(free, floor + (v.detach() >= 0), nearest)
+    constant = float((target - target.mean(0)).square().mean(0).sum())
+    return chosen, float(error(nearest)) - constant
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_learned_rounding_is_that_of_the_paper(
+    symmetric: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dq.quant.ptq.adaround.polish", lambda integers, *_: integers)
+    torch.manual_seed(1)
+    graph = prepare(
+        nn.Sequential(nn.Linear(12, 6)).eval(), low(4, narrow=False, symmetric=symmetric)
+    )
+    batch = torch.randn(40, 4) @ torch.randn(4, 12)
+    calibrate(graph, [batch])
+    found = []
+
+    def visit(captured: CapturedLayer) -> None:
+        wanted, nearest = nagels_rounding(captured, 50)
+        layer, quantized = captured.layer, captured.quantized
+        _, scale, shift = quantized.quantized_weight(layer, None)
+        first = layer.weight.detach().clone()
+        before, after = round_layer_(captured, steps=50, learning_rate=0.05, strength=1.0)
+        assert before == pytest.approx(nearest, rel=1e-5)
+        assert after < before
+        got = layer.weight.detach() / scale.reshape(-1, 1) + shift.reshape(-1, 1)
+        extreme = (first == first.amin(1, True)) | (first == first.amax(1, True))
+        if not symmetric:
+            assert torch.equal(layer.weight[extreme], first[extreme])
+            wanted = wanted.where(~extreme, got.double())
+        torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-4)
+        nearest_integers = (first / scale.reshape(-1, 1) + shift.reshape(-1, 1)).round()
+        assert not torch.equal(got.round(), nearest_integers)
+        found.append(captured.site.name)
+
+    walk(graph, [batch], visit, "test")
+    assert found == ["0"]
+
+
+def test_a_rounding_that_is_no_better_than_to_nearest_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dq.quant.ptq.adaround.polish", lambda integers, *_: integers + 1)
+    torch.manual_seed(1)
+    graph = prepare(nn.Sequential(nn.Linear(12, 6)).eval(), low(4))
+    batch = torch.randn(40, 12)
+    calibrate(graph, [batch])
+
+    def visit(captured: CapturedLayer) -> None:
+        _, scale, _ = captured.quantized.quantized_weight(captured.layer, None)
+        wanted = (captured.layer.weight / scale.reshape(-1, 1)).round() * scale.reshape(-1, 1)
+        before, after = round_layer_(captured, steps=3, learning_rate=0.01, strength=1.0)
+        assert before == after
+        torch.testing.assert_close(captured.layer.weight, wanted)
+
+    walk(graph, [batch], visit, "test")
+
+
+def test_extreme_weights_and_those_that_would_pass_them_are_not_free() -> None:
+    spec = QuantSpec(bits=4, signed=True, symmetric=True, channel_axis=0)
+    position = torch.tensor([[-3.0, -2.6, 0.4, 2.2, 3.0], [-1.5, -1.2, 0.0, 1.2, 1.5]])
+    free = adaround._free(position, position, position.floor(), spec)
+    assert free.tolist() == [[False, True, True, True, False], [False, False, True, False, False]]
+    extreme = adaround._extremes(position, spec)
+    assert extreme.nonzero().tolist() == [[0, 0], [0, 4], [1, 0], [1, 4]]
+
+
+def test_a_layer_with_several_norms_and_one_that_cannot_be_unfolded_are_left_to_nearest() -> None:
+    class Levels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.last = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 3)
+            self.up = nn.ConvTranspose2d(3, 3, 2)
+            self.norms = nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm2d(3)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norms[1](self.shared(self.norms[0](self.shared(x))))
+            return self.last(self.up(y))
+
+    torch.manual_seed(0)
+    graph = prepare(Levels().eval(), low(4))
+    calibrate(graph, images())
+    root = graph.root
+    kept = {name: root.get_submodule(name).weight.clone() for name in ("shared", "up")}
+    biases = {name: root.get_submodule(name).bias.clone() for name in ("up", "last")}
+    assert adaround_(graph, images(), steps=0) == ["last"]
+    assert all(torch.equal(root.get_submodule(n).weight, w) for n, w in kept.items())
+    assert not any(torch.equal(root.get_submodule(n).bias, b) for n, b in biases.items())
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import nn
 
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.ptq.bias_correction import channels_last, correct_bias_
+from dq.quant.ptq.bias_correction import channels_last, correct_bias_, correct_layer_
 from dq.quant.ptq.layer_walk import CapturedLayer, walk
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
 from tests.quant.nets import Separable, calibrate, images, sqnr, unseen
@@ -56,6 +57,31 @@ def test_a_layer_without_bias_does_not_change() -> None:
     weight = net[0].weight.clone()
     assert correct_bias_(graph, images()) == 1
     assert torch.equal(net[0].weight, weight)
+
+
+def test_every_output_has_a_target_and_the_mean_is_over_all_of_them() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1)).eval()
+    graph = prepare(net, LOW)
+    calibrate(graph, images())
+    before = net[0].bias.detach().clone()
+    seen = []
+
+    def visit(captured: CapturedLayer) -> None:
+        assert len(captured.inputs) == 4
+        outputs = [y.detach() for y in captured.outputs()]
+        with pytest.raises(ValueError, match="longer"):
+            correct_layer_(captured, outputs[:3])
+        net[0].bias.data.copy_(before)
+        shifts = [y + torch.tensor([1.0, 2.0, 3.0, 4.0])[k] for k, y in enumerate(outputs)]
+        assert correct_layer_(captured, shifts)
+        seen.append(net[0].bias.detach().clone())
+        net[0].bias.data.copy_(before)
+        assert correct_layer_(captured, [y - 1 for y in outputs])
+        seen.append(net[0].bias.detach().clone())
+
+    walk(graph, images(), visit, "test")
+    torch.testing.assert_close(seen[0], before + 2.5)
+    torch.testing.assert_close(seen[1], before - 1)
 
 
 class Shared(nn.Module):

@@ -12,7 +12,7 @@ from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.observers.range_search import LARGEST_WEIGHT, WeightedMseObserver
 from dq.quant.ptq.calibration import calibrate_
-from dq.quant.ptq.channel_effects import channel_effects
+from dq.quant.ptq.channel_effects import channel_effects, signed_sum
 from dq.quant.quantizers.phase import Phase
 from dq.quant.recipes.recipe import Recipe
 from tests.quant.nets import images
@@ -62,6 +62,37 @@ def test_effects_are_the_squared_derivatives_of_the_outputs(frozen: bool) -> Non
     torch.testing.assert_close(outputs / outputs.max(), torch.ones(4).double(), rtol=1e-6, atol=0)
     assert all(q.phase is Phase.OFF for q in graph.activations().values())
     assert all(p.grad is None for p in graph.root.parameters())
+
+
+def test_a_tensor_without_channels_or_without_effect_is_left_out() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.dead = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+            self.dead.weight.data.zero_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            gate = y.mean((1, 2, 3)) * y.amax((1, 2, 3))
+            return self.dead(y * y) + gate.reshape(-1, 1, 1, 1) * 0.5
+
+    torch.manual_seed(0)
+    graph = prepare(Net().eval(), Recipe())
+    found = channel_effects(graph, torch.split(images()[0][:2], 1), graph.activations())
+    shapes = {name: tuple(effects.shape) for name, effects in found.items()}
+    assert "mul/out" in graph.activations()  # One number for each image.
+    assert shapes == {
+        "x/out": (3,), "conv/out": (4,), "dead/out": (4,), "mul#1/out": (1,), "add/out": (4,)
+    }  # fmt: skip
+
+
+def test_signs_are_random_and_a_sum_is_relative_to_the_power() -> None:
+    y = torch.full((40, 50), 3.0)
+    totals = [float(signed_sum(y, torch.Generator().manual_seed(seed))) for seed in range(300)]
+    # A sum of n random signs, divided by the root of n, has mean 0 and variance 1.
+    assert abs(sum(totals) / 300) < 0.2
+    assert sum(t * t for t in totals) / 300 == pytest.approx(1.0, abs=0.25)
+    assert float(signed_sum(torch.zeros(3), torch.Generator())) == 0.0
 
 
 def test_a_range_serves_the_channels_that_matter() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dq.quant.graph.per_channel.relu6_limits import ChannelClip
 from dq.quant.graph.prepare import prepare
+from dq.quant.ptq import equalization
 from dq.quant.ptq.equalization import equalize_, input_extent, output_extent, pairs
 from dq.quant.quantizers.layers import QuantizedLayer
 from dq.quant.quantizers.phase import Phase, set_phase
@@ -111,3 +112,46 @@ def test_transposed_grouped_and_linear_layers(first: nn.Module, second: nn.Modul
         assert equalize_(graph) == 1
         torch.testing.assert_close(graph(x), want, rtol=1e-4, atol=1e-5)
     assert any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def two_layers(first: list[float], second: list[float]) -> tuple[nn.Sequential, equalization.Pair]:
+    """Return two layers of one weight for each channel, and the pair that they are."""
+    net = nn.Sequential(nn.Conv2d(1, len(first), 1), nn.ReLU(), nn.Conv2d(len(first), 1, 1))
+    net[0].weight.data = torch.tensor(first).reshape(-1, 1, 1, 1)
+    net[0].bias.data.fill_(1.0)
+    net[2].weight.data = torch.tensor(second).reshape(1, -1, 1, 1)
+    (pair,) = pairs(prepare(net.eval(), Recipe()))
+    return net, pair
+
+
+def test_a_factor_is_the_root_of_the_quotient_within_its_limits_and_1_for_dead_channels() -> None:
+    first = [8.0, 2.0, 1e-13, 5.0, 2e-12, 3e11, 4e-10]
+    second = [2.0, 8.0, 1.0, 1e-13, 2e-12, 1.0, 1e2]
+    net, pair = two_layers(first, second)
+    with torch.no_grad():
+        found = equalization._equalize_pair_(pair)
+    wanted = [2.0, 0.5, 1.0, 1.0, 1.0, 4096.0, 1 / 4096]
+    assert found.tolist() == pytest.approx(wanted)
+    factors = torch.tensor(wanted)
+    torch.testing.assert_close(net[0].weight.flatten(), torch.tensor(first) / factors)
+    torch.testing.assert_close(net[0].bias, 1 / factors)
+    torch.testing.assert_close(net[2].weight.flatten(), torch.tensor(second) * factors)
+
+
+def test_it_stops_when_nothing_changes_and_after_the_last_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, pair = two_layers([8.0, 2.0], [2.0, 8.0])
+    worst = [torch.tensor([1.5, 1.0]), torch.tensor([1.0, 0.9]), torch.tensor([1.0005, 0.9995])]
+    calls: list[int] = []
+
+    def factors(_: equalization.Pair) -> Tensor:
+        calls.append(len(calls))
+        return worst[min(len(calls) - 1, 2)]
+
+    monkeypatch.setattr(equalization, "pairs", lambda graph: [pair])
+    monkeypatch.setattr(equalization, "_equalize_pair_", factors)
+    for more, passes in (({}, 3), ({"rounds": 2}, 2), ({"tolerance": 0.2}, 2), ({"rounds": 0}, 0)):
+        calls.clear()
+        assert equalize_(prepare(Awkward(), Recipe()), **more) == 1
+        assert len(calls) == passes, more

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.histogram import HistogramObserver
 from dq.quant.ptq import adaround, bias_correction, equalization, repairs
 from dq.quant.ptq.repairs import calibrate_and_repair_, chosen_steps, first_images
-from dq.quant.ptq.settings import Mixed, Repair
+from dq.quant.ptq.settings import Mixed, Repair, RepairStep, Samples
 from dq.quant.quantizers.phase import Phase
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
 from tests.quant.nets import Separable, images
@@ -161,3 +162,105 @@ def test_wide_activations_get_headroom_and_histograms_stop(bits: int) -> None:
     top = float(torch.cat(ran).max())
     wanted = top * (1.5 if bits >= 12 else 1.0)
     assert float(quantizer.observer.range_max) == pytest.approx(wanted, rel=0.02)
+
+
+@pytest.mark.parametrize("in_parts", [True, False])
+def test_first_steps_repair_the_parts_that_they_can_repair(
+    in_parts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = prepared(Recipe())
+    part = SimpleNamespace()
+    graph.parts = {"head": part}  # type: ignore[dict-item]
+    ran: list[tuple[Any, list[Any]]] = []
+
+    def step(given: Any, samples: Samples, settings: Repair) -> None:
+        ran.append((given, list(samples.rounded)))
+
+    monkeypatch.setattr(
+        repairs,
+        "chosen_steps",
+        lambda repair: [RepairStep(apply=step, changes_ranges=True, in_parts=in_parts)],
+    )
+    monkeypatch.setattr(repairs, "calibrate_", lambda graph, batches, run: list(batches))
+    calibration = repairs.Calibration(graph, len, CPU)
+    calibration.find_ranges_(images())
+    assert [given for given, _ in ran] == ([graph, part] if in_parts else [graph])
+    assert torch.equal(ran[0][1][0], images()[0])
+    assert len(ran[0][1]) == 1
+    assert [samples for _, samples in ran[1:]] == ([[]] if in_parts else [])
+    assert calibration.part_calls == {}
+
+
+@pytest.mark.parametrize("parts", [True, False])
+@pytest.mark.parametrize("runner", [True, False])
+def test_parts_are_run_if_there_are_any_and_somebody_can(
+    parts: bool, runner: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = prepared(Recipe())
+    if parts:
+        graph.parts = {"head": SimpleNamespace()}  # type: ignore[dict-item]
+    asked: list[int] = []
+
+    def part_inputs(graph: Any, runner: Any, batches: list[Tensor]) -> Any:
+        asked.append(sum(map(len, batches)))
+        return SimpleNamespace(plain={"head": [], "other": [1]})
+
+    monkeypatch.setattr(repairs, "part_inputs", part_inputs)
+    monkeypatch.setattr(repairs, "calibrate_", lambda graph, batches, run: list(batches))
+    repair = Repair(mixed=Mixed(images=3), images=30)
+    calibration = repairs.Calibration(
+        graph,
+        len,
+        CPU,
+        repair=repair,
+        parts=object() if runner else None,  # type: ignore[arg-type]
+    )
+    calibration.find_ranges_(images())
+    assert asked == ([16] if parts and runner else [])
+    assert calibration.part_calls == ({"other": [1]} if parts and runner else {})
+    assert [len(batch) for batch in calibration.few_images] == [3]
+
+
+def test_learned_scales_are_chosen_anew_after_weights_were_clipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+    initialise = repairs.initialise_weights_
+    monkeypatch.setattr(
+        repairs, "initialise_weights_", lambda layers: (calls.append(1), initialise(layers))
+    )
+    for weight, weight_range, wanted in (
+        (INT8_WEIGHT, "min_max", 0),
+        (replace(INT8_WEIGHT, bits=3), "mse", 1),
+        (replace(INT8_WEIGHT, bits=16), "mse", 0),
+    ):
+        calls.clear()
+        repaired(prepared(Recipe(weight=weight)), weight_range=weight_range)
+        assert len(calls) == wanted, weight_range
+
+
+def test_an_error_that_stays_is_no_reason_to_undo_and_the_log_names_the_part(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = prepared(Recipe())
+    errors: list[float] = []
+    monkeypatch.setattr(repairs, "noise", lambda *given: errors.pop(0))
+    before = weights(graph)
+    for first, second, part in ((0.5, 0.5, ""), (0.5, 0.25, "head"), (0.5, 0.6, "head")):
+        errors[:] = [first, second]
+        caplog.clear()
+        with caplog.at_level("INFO"), repairs._undone_if_worse(graph, [], [], part):
+            graph.root.head.bias.data.add_(1.0)
+        where = "head on calibration images" if part else "SQNR on calibration images"
+        assert where in caplog.text
+        assert ("outputs of head worse" in caplog.text) == (second > first)
+    change = weights(graph)["head.bias"] - before["head.bias"]
+    torch.testing.assert_close(change, torch.full_like(change, 2.0))
+
+
+def test_batches_pass_on_and_as_many_are_kept_as_have_the_images() -> None:
+    for asked, kept in ((1, 1), (4, 1), (5, 2), (8, 2), (9, 3), (99, 3)):
+        source = [torch.arange(4), torch.arange(4), torch.arange(2)]
+        keeper = repairs._KeepFirst(source, asked)
+        assert list(keeper) == source
+        assert len(keeper.batches) == kept

@@ -94,6 +94,19 @@ def test_nothing_of_a_frozen_quantizer_changes(
         assert torch.equal(averaged[name], before[name]), name
 
 
+def test_an_update_of_all_leaves_out_the_frozen_ones_alone() -> None:
+    quantizers = [make(None, QuantSpec(), MovingAverageObserver()) for _ in range(3)]
+    for quantizer in quantizers:
+        quantizer.phase = Phase.CALIBRATE
+        quantizer(torch.tensor([0.0, 51.0]))
+    quantizers[1].phase = Phase.FROZEN
+    update_scales_(quantizers)
+    scales = [float(quantizer.scale) for quantizer in quantizers]
+    assert scales == pytest.approx([0.2, 1.0, 0.2])
+    assert [q.has_range for q in quantizers] == [True, False, True]
+    assert all(float(q.observer.batch_max) == -torch.inf for q in quantizers)
+
+
 @pytest.mark.parametrize("learned", LEARNED)
 def test_learning_continues_when_the_phase_returns_to_train(learned: str) -> None:
     graph = nets.calibrated(Recipe(learned=learned))

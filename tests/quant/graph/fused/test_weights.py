@@ -20,8 +20,10 @@ from dq.quant.graph.fused import weights as weights_together
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.kernels import native, together
+from dq.quant.numerics.spec import QuantSpec
 from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import update_scales_
+from dq.quant.quantizers.learned_step import positive
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import Recipe
@@ -226,3 +228,58 @@ def test_on_a_cpu_each_layer_rounds_its_own_weight() -> None:
     with mock.patch.object(weights_together, "round_together") as never:
         graph(torch.randn(2, 3, 12, 12))[0].sum().backward()
     assert not never.called
+
+
+def test_scales_of_all_have_the_values_and_gradients_of_each() -> None:
+    least = scales.SMALLEST_SCALE
+    raw = (0.5, -2.0, 2 * least, -2 * least, least / 2, 0.0)
+    own, others = ([torch.tensor(value, requires_grad=True) for value in raw] for _ in range(2))
+    together_found = scales._Scales.apply(*own)
+    one_by_one = [positive(parameter, QuantSpec()) for parameter in others]
+    assert [s.item() for s in together_found] == [s.item() for s in one_by_one]
+    for found, parameters in ((together_found, own), (one_by_one, others)):
+        sum((k + 1.0) * s for k, s in enumerate(found) if k != 1).backward()
+        assert parameters[1].grad is None
+    gradients = [[p.grad for p in ps if p.grad is not None] for ps in (own, others)]
+    assert [float(g) for g in gradients[0]] == [float(g) for g in gradients[1]]
+    assert float(gradients[0][0]) == 1.0
+
+
+class Repeated(nn.Module):
+    """A norm after two layers, a layer for two levels, one with a norm of its own, one without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.shared, self.own, self.plain = (nn.Conv2d(3, 3, 1) for _ in range(5))
+        self.twice, self.once = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(self.b(self.twice(self.a(x))))
+        x = self.shared(self.shared(x))
+        return self.plain(self.once(self.own(x)))
+
+
+def test_all_weights_are_rounded_first_but_those_of_a_norm_that_is_called_twice() -> None:
+    graph = prepare(Repeated().eval(), Recipe())
+    uses = list(weights_together._uses(graph.root, graph.graph))
+    assert [(use.layer, use.norm) for use in uses] == [
+        ("shared", None), ("own", "once"), ("plain", None)
+    ]  # fmt: skip
+    copied = torch.fx.Graph()
+    copied.output(copied.graph_copy(graph.graph, {}))
+    weights_together.round_weights_first_(graph.root, copied)
+    nodes = [node for node in copied.nodes if node.op != "placeholder"]
+    (call,) = [n for n in nodes if getattr(n.target, "__name__", "") == "rounded_weights"]
+    # Before everything that computes something.
+    assert all(node.op == "get_attr" for node in nodes[: nodes.index(call)])
+    assert len(call.args) == 3
+    prepared_for = [node for node in nodes if "prepared" in node.kwargs]
+    assert [str(node.target) for node in prepared_for] == [
+        "quantizers.own+once",
+        "quantizers.plain",
+    ]
+    number = [node.kwargs["prepared"].args[1] for node in prepared_for]
+    assert number == [1, 2]
+    assert not any(
+        str(node.target) == uses[0].quantizer for node in copied.nodes if node.op == "call_module"
+    )

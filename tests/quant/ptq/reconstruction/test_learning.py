@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.adaround import adaround_
 from dq.quant.ptq.bias_correction import correct_bias_
 from dq.quant.ptq.layer_walk import float_copy
+from dq.quant.ptq.reconstruction import learning
+from dq.quant.ptq.reconstruction.blocks import Block
 from dq.quant.ptq.reconstruction.learning import reconstruct_
 from dq.quant.ptq.repairs import calibrate_and_repair_
 from dq.quant.ptq.settings import Repair
@@ -56,14 +59,14 @@ def ready(
     return graph, reference, wanted
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
-def test_the_error_on_unseen_images_falls(recipe: Recipe) -> None:
-    graph, reference, wanted = ready(recipe, nn.SiLU)
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_error_on_unseen_images_falls(name: str) -> None:
+    graph, reference, wanted = ready(RECIPES[name], nn.SiLU)
     before = sqnr(graph, wanted)
     modules, keys = dict(graph.quantizers.named_modules()), list(graph.root.state_dict())
     assert reconstruct_(graph, images(), reference, steps=60) >= 1
-    # The gain depends on the processor, which adds in another order: 0.36 to 0.6 dB were seen.
-    assert sqnr(graph, wanted) > before + 0.2
+    # Where every result is rounded, the gain is small: 0.36 dB on one kind of CPU.
+    assert sqnr(graph, wanted) > before + (0.2 if name == "onnxruntime" else 0.4)
     assert dict(graph.quantizers.named_modules()) == modules
     assert list(graph.root.state_dict()) == keys
     assert all(p.grad is None for p in graph.root.parameters())
@@ -113,8 +116,7 @@ def test_shared_layers_and_sums_are_reconstructed_too() -> None:
     before, reference = sqnr(graph, wanted), float_copy(graph.root)
     head = net.head.weight.detach().clone()
     reconstruct_(graph, images(), reference, steps=60)
-    # The gain depends on the processor, which adds in another order: 0.36 to 0.6 dB were seen.
-    assert sqnr(graph, wanted) > before + 0.2
+    assert sqnr(graph, wanted) > before + 0.4
     assert not torch.equal(net.head.weight, head)
 
 
@@ -174,3 +176,77 @@ def test_calibration_does_it_last_and_logs_each_block(
     assert blocks
     assert corrected < blocks[0]
     set_phase(graph.quantizers, Phase.FROZEN)
+
+
+def test_a_sum_of_squares_is_for_one_image_with_channels_weighed() -> None:
+    x = torch.arange(12.0).reshape(2, 3, 2)
+    total = float(x.square().sum())
+    assert float(learning._weighed(x, torch.ones(()))) == pytest.approx(total / 2)
+    weight = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
+    wanted = x[:, 0].square().sum() + 2 * x[:, 2].square().sum()
+    assert float(learning._weighed(x, weight)) == pytest.approx(float(wanted) / 2)
+
+
+def test_the_first_images_or_calls_are_measured() -> None:
+    x = torch.arange(20.0).reshape(10, 2)
+    found = learning._few([x[:3], x[3:]])
+    assert [len(part) for part in found] == [2, 2, 2, 2]
+    assert torch.equal(torch.cat(found), x[:8])
+    calls = [(x, x)] * 9
+    assert learning._few(calls) == calls[:8]
+    assert learning._size(x) == learning._size((x, x[:1])) == 10
+
+
+def test_half_of_the_values_are_mixed_and_what_is_no_number_is_not() -> None:
+    ones, zeros = torch.ones(1000), torch.zeros(1000)
+    index = torch.arange(3)
+    mixed = learning._mixed(
+        {"a": ones, "b": index, "c": "d"},
+        {"a": zeros, "b": index + 1, "c": "e"},
+        torch.Generator().manual_seed(0),
+    )
+    assert 450 < int(mixed["a"].sum()) < 550
+    assert mixed["b"] is index
+    assert mixed["c"] == "d"
+    copied = learning._copied({"a": ones, "c": "d"})
+    copied["a"].zero_()
+    assert ones.all()
+    assert learning._floats([ones, index, {"z": zeros}, None]) == [ones, zeros]
+
+
+def test_an_error_is_relative_and_skips_outputs_that_are_no_numbers() -> None:
+    graph = prepare(Separable().eval(), RECIPES["3-bit weights"])
+    index, first, second = list(graph.graph.nodes)[1:4]
+    block = Block(nodes=(), inputs=(), outputs=(index, first, second))
+    targets = {
+        index: [torch.arange(2), torch.arange(2)],
+        first: [torch.full((1, 2, 1), 2.0), torch.full((1, 2, 1), 4.0)],
+        second: [torch.full((1, 1, 1), 1.0), torch.full((1, 1, 1), 3.0)],
+    }
+    effects = {first: torch.tensor([1.0, 0.5])}
+    error = learning._Error(block, targets, effects)
+    assert list(error.weights) == [first, second]
+    assert error.power == pytest.approx((4 + 2 + 16 + 8) / 2 + (1 + 9) / 2)
+    outputs = {
+        first: targets[first][1] + 1.0, second: targets[second][1] - 2.0, index: torch.zeros(2)
+    }  # fmt: skip
+    assert float(error(outputs, 1)) == pytest.approx((1.5 + 4.0) / 20.0)
+    nothing = {node: [torch.zeros(1, 2, 1)] for node in (first, second)}
+    block = Block(nodes=(), inputs=(), outputs=(first, second))
+    assert learning._Error(block, nothing, {}).power == 1e-30
+
+
+def test_images_are_taken_a_few_at_once_and_boxes_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    rows_of = learning.rows_of
+
+    def few(calls: list[Tensor], most: int) -> list[Any]:
+        asked.append(most)
+        return rows_of(calls, most)
+
+    monkeypatch.setattr(learning, "rows_of", few)
+    graph, reference, _ = ready(RECIPES["3-bit weights"])
+    reconstruct_(graph, images()[:1], reference, steps=0)
+    assert asked == [4]
+    reconstruct_(graph, images()[:1], reference, steps=0, plain_batches=images()[:1])
+    assert asked == [4, 100, 100]
