@@ -30,6 +30,19 @@ def of_two_scales(bits: int) -> EntropyObserver:
     return observer
 
 
+def test_a_mirrored_tensor_has_the_mirrored_entropy_range() -> None:
+    x = torch.randn(5000, generator=torch.Generator().manual_seed(2))
+    x = torch.where(x > 0, 5 * x * x, x)
+    ends = []
+    for sign in (1.0, -1.0):
+        observer = EntropyObserver(spec=QuantSpec(bits=4, signed=True, symmetric=True))
+        observer.observe(sign * x)
+        observer.update_()
+        ends.append((float(observer.range_min), float(observer.range_max)))
+    assert ends[1] == pytest.approx((-ends[0][1], -ends[0][0]), rel=1e-2)
+    assert ends[0][1] > 2 * -ends[0][0]
+
+
 @pytest.mark.parametrize("bits", [11, 12, 16])
 def test_entropy_with_enough_levels_keeps_all_values(bits: int) -> None:
     assert QuantSpec(bits=bits).num_levels >= ENTROPY_BINS
