@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from dq.quant.graph.activation_nodes import settings
 from dq.quant.graph.inputs import forward_with_inputs
 from dq.quant.graph.nodes import (
     as_tuple,
@@ -34,6 +35,22 @@ class Model(nn.Module):
         z = self.inner.linear(x) * self.inner.scale
         z = z.reshape(x.shape[0], -1).sum(dim=1, keepdim=True)
         return torch.sub(z, y, alpha=2), {"z": z}
+
+
+def test_settings_of_a_module_and_of_a_function_are_the_same() -> None:
+    class Pools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.AvgPool2d(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.avg_pool2d(self.pool(x), 3, stride=2)
+
+    root = Pools()
+    _, *calls, _ = fx.Tracer().trace(root).nodes
+    assert [settings(root, node, "kernel_size", "stride") for node in calls] == [[3, 2]] * 2
+    names = ("kernel_size", "stride", "padding")
+    assert settings(root, calls[1], *names, padding=0) == [3, 2, 0]
 
 
 @pytest.fixture(scope="module")

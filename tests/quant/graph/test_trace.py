@@ -52,6 +52,7 @@ def test_a_module_without_static_graph_stays_whole_and_float() -> None:
     expected = model(x)
     traced = trace_tolerantly(model, model.forward, x)
     assert list(traced.left_float) == ["deciding"]
+    assert not any(module._forward_hooks for module in model.modules()), "it leaves no hook"
     assert "control flow" in traced.left_float["deciding"]
     graph = prepare(model, Recipe(), traced)
     assert {s.name for s in graph.sites if s.kind == "weight"} == {

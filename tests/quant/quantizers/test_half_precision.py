@@ -19,6 +19,7 @@ from dq.quant.quantizers.half_precision import (
     on_the_grid,
     represents,
 )
+from dq.quant.quantizers.layers import QuantizedLayer
 from dq.quant.quantizers.learned_step import LsqWeightQuantizer
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import INT8_ACTIVATION, INT8_WEIGHT, Recipe
@@ -135,6 +136,17 @@ def test_layers_under_autocast_compute_with_quantized_values(
         graph(x).sum().backward()
         set_phase(graph.quantizers, Phase.OFF)
         assert graph(x).dtype == torch.bfloat16, "autocast runs layers that are not quantized"
+
+
+def test_a_layer_of_few_bits_runs_in_autocasts_dtype_if_its_input_has_few_too() -> None:
+    recipe = Recipe(weight=replace(INT8_WEIGHT, bits=4), activation=INT8_ACTIVATION)
+    layer, x = nn.Linear(4, 4), torch.randn(2, 4)
+    quantized = QuantizedLayer(recipe.weight_quantizer(recipe.weight, num_channels=4))
+    quantized.weight.phase = Phase.TRAIN
+    of = {bits: recipe.activation_quantizer(replace(INT8_ACTIVATION, bits=bits)) for bits in (4, 8)}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [quantized(x, layer, source=source).dtype for source in (of[4], of[8], None)]
+    assert found == [torch.bfloat16, torch.float32, torch.float32]
 
 
 @pytest.mark.parametrize("dtype", NARROW)

@@ -353,6 +353,7 @@ def test_frozen_scales_do_not_drift_on_momentum() -> None:
 def test_the_gradient_factor_is_the_papers() -> None:
     assert factor_of(0, 0, torch.zeros(())) == 1.0  # Nothing to share.
     assert factor_of(4, 9, torch.zeros(())) == pytest.approx(1 / 6)
+    assert isinstance(factor_of(4, 9, torch.zeros(())), float), "a tensor costs a launch on a GPU"
     assert gradient_factor(64, QuantSpec(bits=8, signed=True)) == pytest.approx((64 * 127) ** -0.5)
 
 

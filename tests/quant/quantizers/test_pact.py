@@ -5,6 +5,7 @@ from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.min_max import MinMaxObserver
 from dq.quant.quantizers.factory import regroup_
 from dq.quant.quantizers.fake_quantize import update_scales_
+from dq.quant.quantizers.learned_step import factor_of
 from dq.quant.quantizers.pact import PactActivationQuantizer, learned_clip
 from dq.quant.quantizers.phase import Phase
 
@@ -44,6 +45,19 @@ def test_it_starts_at_the_observed_range_and_keeps_it_while_nothing_clips() -> N
     assert quantizer.zero_point == 0
     quantizer(torch.linspace(0, 3, 20)).sum().backward()
     assert quantizer.clip_max.grad == 0
+
+
+@pytest.mark.parametrize("phase", [Phase.TRAIN, Phase.FROZEN, Phase.OBSERVE])
+def test_its_bounds_learn_in_training_alone(phase: Phase) -> None:
+    quantizer = PactActivationQuantizer(U4, MinMaxObserver())
+    quantizer.phase = Phase.CALIBRATE
+    quantizer(torch.tensor([0.0, 3.0]))
+    update_scales_([quantizer])
+    quantizer.phase = phase
+    quantizer(torch.tensor([1.0, 5.0], requires_grad=True)).sum().backward()
+    assert quantizer.clip_max.grad == (1 if phase is Phase.TRAIN else 0) * factor_of(
+        2, 1, quantizer.clip_max
+    )
 
 
 def test_weight_decay_stays_on_the_clipping_values() -> None:
