@@ -384,7 +384,7 @@ def test_rank_that_diverges_stops_the_job(config: Path, tmp_path: Path) -> None:
                              folder=tmp_path)  # fmt: skip
     must_have_ended(ending)
     assert ending.codes == [1, 1]
-    assert "differ between ranks" in ending.errors[0]
+    assert "differs between ranks" in ending.errors[0]
     record("a weight of one rank changed", "steps since the last checkpoint", ending)
 
 

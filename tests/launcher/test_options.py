@@ -26,7 +26,9 @@ OTHERS = {
     "srun": (
         *("--ntasks-per-node", "--kill-on-bad-exit", "--container-image", "--container-mounts"),
         *("--pty", "--overlap", "--preserve-env", "--gpus-per-task"),
+        *("--mem", "--exclude"),
     ),
+    "tensorboard": ("--logdir",),
     "sha256sum": ("--check",),
     "wandb": ("--include-online", "--include-synced"),
     "git": ("--porcelain", "--untracked-files", "--short"),
