@@ -51,8 +51,8 @@ ON_X86 = platform.machine() in ("x86_64", "AMD64")
 # Each layer reads the fake-quantized network's own input, so errors do not grow with depth. float32
 # sums in another order differ by less than this (in scales) beyond a tie,
 LITERAL_EXCESS = 1e-3
-# and at most this share of the values is at a tie.
-LITERAL_SHARE = 2e-5
+# and at most this share of the values is at a tie; the most seen was 3e-5, on a processor with AMX.
+LITERAL_SHARE = 5e-5
 # Integer engines also quantize biases, to the product of two scales.
 INTEGER_EXCESS, INTEGER_SHARE = 0.05, 1e-3
 
