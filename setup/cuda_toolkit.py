@@ -61,9 +61,9 @@ def toolkit(python: Path, gpus: Gpus, folder: Path, log: Path) -> Path | None:
         log: Gets pip's output.
     """
     if gpus.home is not None:
-        if _release(gpus.home) == gpus.cuda.split(".")[0]:
+        if _release(gpus.home) == gpus.cuda.split(".")[0] and _has_headers(gpus.home):
             return gpus.home
-        say(f"the CUDA toolkit in {gpus.home} does not match torch's CUDA {gpus.cuda}")
+        say(f"the CUDA toolkit in {gpus.home} is not complete or not torch's CUDA {gpus.cuda}")
     if int(gpus.cuda.split(".")[0]) < FIRST_IN_ONE_FOLDER:
         say(f"pip has no complete CUDA {gpus.cuda} toolkit; install one to compile for the GPU")
         return None
@@ -118,6 +118,12 @@ def _packages(python: Path) -> Path:
     code = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     return Path(done.stdout.strip())
+
+
+def _has_headers(home: Path) -> bool:
+    """Return whether a toolkit has what mmcv's sources include; conda's has it in ``targets``."""
+    header = "include/cuda_runtime.h"
+    return (home / header).exists() or any(home.glob(f"targets/*/{header}"))
 
 
 def _release(home: Path) -> str | None:

@@ -194,10 +194,24 @@ def test_gpus_are_asked_for_by_capability(
     assert setup.gpus_of(answering(tmp_path, "dq|-|-|-")) is None
 
 
-@pytest.mark.parametrize("release", ["13.1", "12.4"])
+@pytest.mark.parametrize(
+    ("release", "header"),
+    [
+        ("13.1", "include/cuda_runtime.h"),
+        ("13.1", "targets/x86_64-linux/include/cuda_runtime.h"),
+        ("13.1", "no headers"),
+        ("12.4", "include/cuda_runtime.h"),
+    ],
+)
 def test_the_machines_own_toolkit_is_used_if_it_matches(
-    setup: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str
+    setup: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    release: str,
+    header: str,
 ) -> None:
+    (tmp_path / "cuda" / header).parent.mkdir(parents=True)
+    (tmp_path / "cuda" / header).touch()
     nvcc = tmp_path / "cuda/bin/nvcc"
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V1'\n")
@@ -211,7 +225,7 @@ def test_the_machines_own_toolkit_is_used_if_it_matches(
     monkeypatch.setattr(setup.modules["cuda_toolkit"], "run", refuse)
     gpus = setup.Gpus("9.0", "13.0", tmp_path / "cuda")
     found = setup.toolkit(Path(sys.executable), gpus, tmp_path / "new", tmp_path / "log")
-    if release == "13.1":
+    if release == "13.1" and header.endswith(".h"):
         assert (found, commands) == (tmp_path / "cuda", [])
     else:
         assert found is None
