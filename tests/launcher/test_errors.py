@@ -196,7 +196,7 @@ def test_boxes_of_a_class_that_is_not_asked_for_are_named_and_left_out(
     options = ("--cfg-options", f"data_root={own_digits}")
     code, out, err = launch("train", config, "--work-dir", tmp_path / "work", *options)
     assert code == 0, err
-    lines = [line for line in out.splitlines() if "other classes" in line]
+    lines = [line for line in out.splitlines() if "other class" in line]
     assert len(lines) == 1
     assert "1 box of 1 other class" in lines[0]
     assert "(eleven 1)" in lines[0]
