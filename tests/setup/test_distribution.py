@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,17 +15,11 @@ import dq
 from dq.version import version
 from tests.conftest import ROOT
 
-FILES = ("distribution", "trial", "environment", "mmcv_wheel", "compiler", "pins", "steps")
-
 
 @pytest.fixture(scope="module")
-def setup() -> Iterator[Any]:
-    """The modules of the set-up, which run as scripts in their folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "setup")
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in FILES})
-        for name in FILES:
-            del sys.modules[name]
+def setup(scripts: dict[str, ModuleType]) -> Any:
+    """The modules of the set-up."""
+    return SimpleNamespace(**scripts)
 
 
 def test_the_version_stands_in_one_place(setup: Any) -> None:

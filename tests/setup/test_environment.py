@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -18,15 +16,10 @@ FILES = ("environment", "mmcv_wheel", "cuda_toolkit", "compiler", "pins", "steps
 
 
 @pytest.fixture(scope="module")
-def setup() -> Iterator[SimpleNamespace]:
-    """The names of all files of the set-up, which runs as a script in their folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "setup")
-        modules = {name: importlib.import_module(name) for name in FILES}
-        names = {k: v for module in reversed(modules.values()) for k, v in vars(module).items()}
-        yield SimpleNamespace(**names, modules=modules)
-        for name in FILES:
-            del sys.modules[name]
+def setup(scripts: dict[str, ModuleType]) -> SimpleNamespace:
+    """The names of the files that make the environment."""
+    names = {k: v for name in reversed(FILES) for k, v in vars(scripts[name]).items()}
+    return SimpleNamespace(**names, modules=scripts)
 
 
 def test_missing_compiler_is_reported_with_the_fix(setup: SimpleNamespace) -> None:
