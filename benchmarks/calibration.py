@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from benchmarks.speed import quartiles, seconds, without_kernels
+from dq.counted import counted
 from dq.detector.calibration.calibrate import calibrate
 from dq.detector.config.read import finish, read_config
 from dq.detector.data.datasets import calibration_dataset, calibration_images

@@ -31,7 +31,7 @@ def test_every_observer_is_measured_beside_float_inference(
     assert calibration.main([*words, "--cfg-options", *options]) == 0
     assert (histogram.takes, native.takes) == takes
     head, *lines = capsys.readouterr().out.strip().splitlines()[-8:]
-    assert head == "4 images, (160, 160), 1 threads"
+    assert head == "4 images, (160, 160), 1 thread, cpu"
     names = [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]]
     others = ["min_max", "mse", "min_max, torch's operators", "mse, torch's operators"]
     assert names == [calibration.FLOAT, *others]
