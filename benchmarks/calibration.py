@@ -133,10 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         calibration_dataset(config), num_images=given.images, batch_size=given.batch, seed=0
     )
     batches = [batch.to(given.device) for batch in images]
-    number = sum(map(len, batches))
-    print(
-        f"{number} images, {tuple(batches[0].shape[2:])}, {given.threads} threads, {given.device}"
-    )
+    images_of = counted(sum(map(len, batches)), "image[s]")
+    threads, size = counted(given.threads, "thread[s]"), tuple(batches[0].shape[2:])
+    print(f"{images_of}, {size}, {threads}, {given.device}")
     print(table(measure(detector, batches, given)))
     return 0
 
