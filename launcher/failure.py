@@ -40,10 +40,11 @@ def line_of(error: BaseException, log: Path | None) -> str:
         error: The caught error.
         log: The file with its traceback, or the folder of such files.
     """
-    from dq.dist.errors.device import explain_device
     from dq.dist.errors.foreseen import error_message, error_summary, is_expected
 
     if not is_expected(error):
+        from dq.dist.errors.device import explain_device
+
         if device := explain_device(error):
             return device if log is None else f"{device} (traceback in {log})"
         where = f"; the traceback is in {log}" if log is not None else ""

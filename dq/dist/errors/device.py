@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import socket
 
-import torch
-
 _FULL = re.compile(r"out of memory|can.t allocate memory|alloc_failed|bad_alloc", re.IGNORECASE)
 # The texts of the driver, cuDNN, cuBLAS and NCCL; "CUDA error: ..." is torch's own beginning.
 _FAILED = re.compile(
@@ -25,10 +23,12 @@ def explain_device(error: BaseException) -> str | None:
     """
     if not isinstance(error, RuntimeError | MemoryError):
         return None
+    # Known by name: torch may be what is missing where an error is explained.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
     text = str(error)
     first = " ".join(text.partition("\n")[0].split()).removeprefix("CUDA error: ")
     host = socket.gethostname()
-    if isinstance(error, torch.OutOfMemoryError) or (_FAILED.search(text) and _FULL.search(text)):
+    if "OutOfMemoryError" in kinds or (_FAILED.search(text) and _FULL.search(text)):
         return (
             f"the memory of a GPU on {host} is full ({first}); lower data.samples_per_gpu or the"
             " size of the images, set fp16=dict(loss_scale='dynamic'), or end other programs on it"
@@ -45,7 +45,7 @@ def explain_device(error: BaseException) -> str | None:
             f"a computation on a GPU of {host} got an index outside of its tensor ({first}); often"
             " a class that num_classes does not have: --device cpu names the place"
         )
-    if isinstance(error, torch.AcceleratorError) or _FAILED.search(text):
+    if "AcceleratorError" in kinds or _FAILED.search(text):
         return (
             f"a GPU of {host} failed ({first}); look at nvidia-smi and the kernel's log (dmesg),"
             " leave that node out (Slurm: --exclude), and continue with --resume"
