@@ -90,7 +90,7 @@ def accumulation(chunks_per_step: int, world_size: int) -> int:
         raise ValueError(
             f"a step of this training takes {counted(chunks_per_step, 'micro-batch[es]')}, which"
             f" {counted(world_size, 'rank[s]')} cannot share evenly; start it on {few}"
-            f" {form(int(few == '1'), '[rank|ranks]')}"
+            f" {form(int(few == '1'), 'rank[s]')}"
         )
     return chunks_per_step // world_size
 
