@@ -97,12 +97,13 @@ def computed_twice(compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
     Args:
         compute: A function of torch's operators; parameters that it uses get gradients too.
-        inputs: The weight first. They must not change before the backward pass.
+        inputs: The weight first. They must not change before the backward pass. A weight that was
+            computed, by folding for example, is left to the function that computed it.
     """
     weight = inputs[0]
     if (
         weight.numel() < LEAST_VALUES
-        or not (torch.is_grad_enabled() and weight.requires_grad)
+        or not (torch.is_grad_enabled() and weight.requires_grad and weight.is_leaf)
         or torch.compiler.is_compiling()
     ):
         return compute(*inputs)

@@ -238,8 +238,7 @@ class WeightQuantizer(Phased):
         weight = in_representable_dtype(weight, self.spec)
         if self.has_native_kernel(weight):
             return self.fake_quantize_natively(weight, None)
-        # A weight that was folded is computed again by the layer that folds it.
-        return computed_twice(self._composed, weight) if weight.is_leaf else self._composed(weight)
+        return computed_twice(self._composed, weight)
 
     def _composed(self, weight: Tensor) -> Tensor:
         """Return the fake-quantized weight, computed by torch's operators."""

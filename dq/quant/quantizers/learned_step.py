@@ -368,9 +368,7 @@ class LsqWeightQuantizer(WeightQuantizer, Learner):
         if self.phase.quantizes and self.has_native_kernel(weight):
             return self.fake_quantize_natively(weight, None)
         if self.phase is Phase.TRAIN:
-            return (
-                computed_twice(self._learned, weight) if weight.is_leaf else self._learned(weight)
-            )
+            return computed_twice(self._learned, weight)
         return with_zero_gradients(super().forward(weight), self.learned_scale)
 
     def _learned(self, weight: Tensor) -> Tensor:
