@@ -126,9 +126,9 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         with (
-            _closed_relays() as relays,
-            _reported(log_file, debug=debug),
             stop_signals() as signals,
+            _closed_relays(signals) as relays,
+            _reported(log_file, debug=debug),
             process_group(
                 environment,
                 device=device,
@@ -166,10 +166,13 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
 
 
 @contextmanager
-def _closed_relays() -> Iterator[list[Relay]]:
+def _closed_relays(signals: StopSignals) -> Iterator[list[Relay]]:
     """Lend a list for relays, and close them at the end; in a hurry after an error.
 
     The ranks have parted by then: nobody waits for W&B but this command's own end.
+
+    Args:
+        signals: One that comes while W&B is waited for no longer stops the command.
     """
     relays: list[Relay] = []
     hurry_s: float | None = HURRY_S
@@ -177,6 +180,7 @@ def _closed_relays() -> Iterator[list[Relay]]:
         yield relays
         hurry_s = None
     finally:
+        signals.settle()
         for relay in relays:
             relay.close(hurry_s)
 
@@ -258,9 +262,16 @@ def _quieten_libraries() -> None:
 
 
 def _stop_if_asked(error: BaseException, signals: StopSignals) -> None:
-    """Raise Stopped if other ranks were lost because the whole job was asked to stop."""
-    is_lost = isinstance(error, LostRankError) or explain_lost_rank(error) is not None
-    if is_lost and signals.first is not None:
+    """Raise Stopped if other ranks were lost because the whole job was asked to stop.
+
+    After another error a signal changes nothing any more: srun sends one to the other ranks when
+    the first of them ends with an error.
+    """
+    if signals.settled or isinstance(error, Stopped):
+        return
+    if not isinstance(error, LostRankError) and explain_lost_rank(error) is None:
+        signals.settle()
+    elif signals.first is not None:
         stopped = Stopped(signals.first[1])
         log.info("stopped by %s, as other ranks", stopped)
         note(stopped, reported=True)

@@ -22,13 +22,15 @@ from slurm.end import write_end
 from slurm.placeless import RANK_NAMES
 from slurm.plan import Element
 from slurm.profile import Profile
-from slurm.text import mark_name, own_number
+from slurm.text import FAILURE_MARK, mark_name, own_number
 
 # The launcher's exit code for "stopped by a signal, resume with --resume".
 STOPPED = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # Time for the first task to write its mark and for Slurm to end the others.
 FAREWELL_S = 60.0
+# How much later than another rank a rank may receive the signal that Slurm sends to all.
+SKEW_S = 3.0
 
 
 class _SignalReceived(BaseException):
@@ -42,7 +44,8 @@ class Task(submitit.helpers.Checkpointable):
     The launcher handles signals itself: all ranks stop after the same step, a checkpoint is
     written, the exit code is 75. Then the first task leaves a mark for the batch script, which
     requeues the job (a container has no scontrol), and the others wait to be ended. The next
-    attempt resumes from the newest checkpoint by itself, because Slurm counts the restarts.
+    attempt resumes from the newest checkpoint by itself, because Slurm counts the restarts. A job
+    with a rank that failed or died by itself is not requeued: see `_tell_failure` and `slurm.text`.
 
     Attributes:
         words: The launcher's command line.
@@ -78,6 +81,8 @@ class Task(submitit.helpers.Checkpointable):
             write_end(Path(os.environ["SUBMITIT_FOLDER"]), place.job_id, code, attempt)
         if code == STOPPED and on_cluster:
             self._request_requeue(place, attempt)
+        elif code and on_cluster and place.global_rank > 0:
+            _tell_failure()
         if code:
             raise SystemExit(code)
         return code
@@ -199,6 +204,21 @@ def _signals_raise() -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def _tell_failure() -> None:
+    """Leave a mark that this task failed by itself, so that its job is not requeued.
+
+    When it ends, srun sends SIGTERM to the other tasks, and they stop as if Slurm had asked them
+    to. But if this task receives a signal too, the whole job was asked to stop, and this task has
+    only lost the others, which received it earlier.
+    """
+    try:
+        with _signals_raise():
+            time.sleep(SKEW_S)
+    except _SignalReceived:
+        return
+    Path(os.environ["SUBMITIT_FOLDER"], mark_name(os.environ, FAILURE_MARK)).touch()
 
 
 def _forget_earlier_attempts(place: Any) -> None:

@@ -17,6 +17,11 @@ from slurm.profile import sbatch_options
 
 # A job's first task writes this file if the job must be requeued; see `slurm.task`.
 REQUEUE_MARK = "requeue"
+# Another task writes this file if it failed by itself, without a signal; see `slurm.task`.
+FAILURE_MARK = "failed"
+# srun's exit codes for a task that died by itself: 128 + SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE,
+# SIGKILL (also by the kernel, when memory is full) or SIGSEGV.
+DEATHS = "132 | 133 | 134 | 135 | 136 | 137 | 139"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,10 +184,10 @@ def own_number(environ: Mapping[str, str]) -> str:
     return f"{array}_{environ['SLURM_ARRAY_TASK_ID']}" if array else environ["SLURM_JOB_ID"]
 
 
-def mark_name(environ: Mapping[str, str]) -> str:
-    """Return the name of the mark file with which an attempt of a job asks to be requeued."""
+def mark_name(environ: Mapping[str, str], mark: str = REQUEUE_MARK) -> str:
+    """Return the name of the file with which an attempt of a job asks to be requeued, or not to."""
     attempt = environ.get("SLURM_RESTART_COUNT") or "0"
-    return f"{own_number(environ)}_{attempt}_{REQUEUE_MARK}"
+    return f"{own_number(environ)}_{attempt}_{mark}"
 
 
 def _teardown(job: Job, place: Place) -> list[str]:
@@ -191,8 +196,15 @@ def _teardown(job: Job, place: Place) -> list[str]:
         "code=$?",
         "# The first rank leaves a mark if a signal stopped it after it wrote a checkpoint. A job",
         "# that was cancelled, or that Slurm requeues itself, is no longer RUNNING.",
-        f'mark={mark}_{REQUEUE_MARK}"',
-        'if [ -e "$mark" ]; then',
+        f'mark={mark}"',
+        "# When a rank dies or fails, srun sends SIGTERM to the others, which stop as if they were",
+        "# asked to. The rank would fail again, so the job is not requeued.",
+        "why=",
+        f'case "$code" in {DEATHS}) why="a rank died (exit code $code)";; esac',
+        f'[ ! -e "${{mark}}_{FAILURE_MARK}" ] || why="a rank failed"',
+        f'if [ -e "${{mark}}_{REQUEUE_MARK}" ] && [ -n "$why" ]; then',
+        '    echo "error: $why, and its log says more; the job is not requeued"',
+        f'elif [ -e "${{mark}}_{REQUEUE_MARK}" ]; then',
         "    for _ in 1 2 3 4 5 6; do  # Slurm's controller may be down for a while.",
         '        if state="$(squeue -h -j "$self" -o %T)"; then',
         '            [ "$state" = RUNNING ] || break',

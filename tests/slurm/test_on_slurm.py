@@ -29,9 +29,13 @@ GATE = """
 custom_imports = dict(imports=['tests.slurm.gate'], allow_failed_imports=False)
 custom_hooks = [dict(type='GateHook', step=2, marker={marker!r}, attempts={attempts})]
 """
-KILL = """
+LOST = """
 custom_imports = dict(imports=['tests.launcher.faults'], allow_failed_imports=False)
-custom_hooks = [dict(type='FaultHook', what='kill', rank=1, step=2, marker={marker!r})]
+custom_hooks = [
+    dict(type='FaultHook', what={what!r}, rank=1, step=2, marker={marker!r}),
+    # srun's SIGTERM reaches the other rank before it can notice the loss.
+    dict(type='FaultHook', what='delay', rank=0, step=2, marker={marker!r} + '-0', argument=4),
+]
 """
 PROFILE = """
 nodes = 2
@@ -161,7 +165,8 @@ def scene(
         )  # fmt: skip
         # Later edits must not affect submitted jobs.
         (odd / "a config.py").write_text("nonsense(")
-        qat("killed", KILL.format(marker=str(folder / "killed-at")), *two)
+        for name, what in (("killed", "kill"), ("broken", "lose_gpu")):
+            qat(name, LOST.format(what=what, marker=str(folder / f"{name}-at")), *two)
         (folder / "bad.pth").write_bytes(float_checkpoint.read_bytes()[:-2000])
         submit("bad", *SMALL, "run", config, "--checkpoint", folder / "bad.pth",
                "--work-dir", folder / "bad", "--device", "cpu")  # fmt: skip
@@ -204,11 +209,15 @@ def test_timed_out_training_writes_a_checkpoint_and_goes_on_bit_for_bit(scene: S
     compare(scene.folder / "whole-2/qat", scene.folder / "timeout/qat")
 
 
-def test_killed_rank_ends_its_job(scene: Scene) -> None:
-    job = scene.job("killed")
-    assert scene.cluster.await_state(job, "FAILED", "COMPLETED", limit_s=300) == "FAILED"
-    struck = float((scene.folder / "killed-at").read_text())
+@pytest.mark.parametrize("name", ["killed", "broken"])
+def test_lost_rank_ends_its_job(scene: Scene, name: str) -> None:
+    job = scene.job(name)
+    state = scene.cluster.await_state(job, "FAILED", "COMPLETED", limit_s=300)
+    assert state == "FAILED", scene.log(name)[-3000:]
+    struck = float((scene.folder / f"{name}-at").read_text())
     shown = scene.cluster.ask("scontrol", "-o", "show", "job", job)
+    if name == "killed":  # The job's text tells a death by this code.
+        assert "ExitCode=137:0" in shown
     ended = time.mktime(time.strptime(re.findall(r"EndTime=(\S+)", shown)[0], "%Y-%m-%dT%H:%M:%S"))
     assert ended - struck < 60
     assert scene.cluster.processes(job) == []

@@ -10,7 +10,7 @@ import pytest
 
 from slurm.plan import Element, Job, chain, float_links, single, sweep
 from slurm.profile import Profile, read_profile
-from slurm.text import Place, check_place, job_text, mark_name
+from slurm.text import FAILURE_MARK, Place, check_place, job_text, mark_name
 
 PLACE = Place(
     chain="tiny-1",
@@ -72,8 +72,15 @@ srun --unbuffered --output '/runs/o'"'"'k/submissions/tiny-1/jobs/%A_%a_%t_log.o
 code=$?
 # The first rank leaves a mark if a signal stopped it after it wrote a checkpoint. A job
 # that was cancelled, or that Slurm requeues itself, is no longer RUNNING.
-mark='/runs/o'"'"'k/submissions/tiny-1/jobs'/"${self}_${SLURM_RESTART_COUNT:-0}_requeue"
-if [ -e "$mark" ]; then
+mark='/runs/o'"'"'k/submissions/tiny-1/jobs'/"${self}_${SLURM_RESTART_COUNT:-0}"
+# When a rank dies or fails, srun sends SIGTERM to the others, which stop as if they were
+# asked to. The rank would fail again, so the job is not requeued.
+why=
+case "$code" in 132 | 133 | 134 | 135 | 136 | 137 | 139) why="a rank died (exit code $code)";; esac
+[ ! -e "${mark}_failed" ] || why="a rank failed"
+if [ -e "${mark}_requeue" ] && [ -n "$why" ]; then
+    echo "error: $why, and its log says more; the job is not requeued"
+elif [ -e "${mark}_requeue" ]; then
     for _ in 1 2 3 4 5 6; do  # Slurm's controller may be down for a while.
         if state="$(squeue -h -j "$self" -o %T)"; then
             [ "$state" = RUNNING ] || break
@@ -274,6 +281,38 @@ def test_a_job_asks_for_and_requeues_itself_alone(
     assert done.returncode == 75
     asked = (tmp_path / "asked").read_text().split() if (tmp_path / "asked").exists() else []
     assert asked == (["requeue", meant] if requeued else [])
+
+
+@pytest.mark.parametrize(
+    ("code", "failed", "requeued"),
+    [(75, False, True), (143, False, True), (137, False, False), (139, False, False),
+     (134, False, False), (75, True, False), (1, True, False)],
+)  # fmt: skip
+def test_a_rank_that_died_or_failed_is_not_started_again(
+    tmp_path: Path, code: int, failed: bool, requeued: bool
+) -> None:
+    """The first rank was stopped by srun because of it, and has left its mark."""
+    variables = {"SLURM_JOB_ID": "7"}
+    (tmp_path / "squeue").write_text("#!/bin/bash\necho RUNNING\n")
+    (tmp_path / "scontrol").write_text(f"#!/bin/bash\ntouch {tmp_path}/asked\n")
+    (tmp_path / "sleep").write_text("#!/bin/bash\n")
+    for name in ("squeue", "scontrol", "sleep"):
+        (tmp_path / name).chmod(0o755)
+    place = replace(PLACE, folder=tmp_path)
+    elements = (Element(words=("run", "c.py"), experiment=tmp_path),)
+    lines = job_text(Job(name="qat", elements=elements, profile=Profile()), place).splitlines()
+    text = ["self=7", f"(exit {code})", *lines[lines.index("code=$?") :]]
+    place.jobs.mkdir()
+    (place.jobs / mark_name(variables)).touch()
+    if failed:
+        (place.jobs / mark_name(variables, FAILURE_MARK)).touch()
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", **variables}
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(text)], env=environ, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == code
+    assert (tmp_path / "asked").exists() == requeued
+    assert done.stdout.count("error: a rank ") == (0 if requeued else 1)
 
 
 def test_every_mention_of_a_job_is_by_array_and_index() -> None:

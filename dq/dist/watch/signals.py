@@ -36,11 +36,14 @@ class StopSignals:
 
     Attributes:
         first: Time and number of the first signal, or None.
+        settled: Whether the outcome is known, see `settle`.
     """
 
     def __init__(self) -> None:
         self.first: tuple[float, str] | None = None
+        self.settled = False
         self._agreement: Agreement | None = None
+        self._aside_error: Exception | None = None
 
     @contextlib.contextmanager
     def deferred(self, agreement: Agreement) -> Iterator[None]:
@@ -50,11 +53,17 @@ class StopSignals:
             agreement: The body must check it; the request has the name ``stop``.
 
         Raises:
-            Stopped: At the end, if a signal came too late for a last step.
+            Stopped: At the end, if a signal came too late for a last step. An error of the body is
+                not replaced: the ranks stop together after a step, so a lost rank was not lost by
+                a stop. srun, for example, sends SIGTERM to the ranks that a dead one has left.
         """
         self._agreement = agreement
         try:
             yield
+        except Exception as error:
+            if error is not self._aside_error:
+                self.settle()
+            raise
         finally:
             self._agreement = None
         self.raise_if_stopped()
@@ -69,6 +78,9 @@ class StopSignals:
         try:
             self.raise_if_stopped()
             yield
+        except Exception as error:
+            self._aside_error = error
+            raise
         finally:
             self._agreement = agreement
 
@@ -76,6 +88,14 @@ class StopSignals:
         """Raise `Stopped` if a signal has come."""
         if self.first is not None:
             raise Stopped(self.first[1])
+
+    def settle(self) -> None:
+        """Let the first signal change nothing from now on, because the outcome is known.
+
+        The command has ended by an error, which is being reported, or has done its work. Only a
+        second signal ends the process.
+        """
+        self.settled = True
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
@@ -85,11 +105,13 @@ class StopSignals:
                 _end_at_once(number)
             return
         self.first = (now, name)
+        if self.settled:
+            _say(f"{name}: ending already; a second signal ends this process at once")
+            return
         if self._agreement is None:
             raise Stopped(name)
         self._agreement.ask(STOP, name)
-        with contextlib.suppress(OSError):  # The terminal may be closed.
-            os.write(2, f"{name}: stopping after this step\n".encode())
+        _say(f"{name}: stopping after this step")
 
 
 @contextlib.contextmanager
@@ -149,6 +171,12 @@ def ignore_first_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, once)
+
+
+def _say(line: str) -> None:
+    """Print a line on stderr from a signal handler."""
+    with contextlib.suppress(OSError):  # The terminal may be closed.
+        os.write(2, f"{line}\n".encode())
 
 
 def _end_at_once(number: int) -> None:

@@ -45,6 +45,41 @@ def test_at_once_raises_also_inside_steps() -> None:
             pytest.fail("began after the signal")
 
 
+def test_an_error_between_steps_is_not_replaced_by_a_signal_before_or_after_it() -> None:
+    """A rank is lost in a step, and srun asks this one to stop because of that."""
+    with stop_signals() as signals:
+        with pytest.raises(ValueError, match="lost"), signals.deferred(Agreement()):  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            raise ValueError("lost")
+        assert signals.settled
+    with stop_signals() as signals:
+        with pytest.raises(ValueError, match="lost"), signals.deferred(Agreement()):
+            raise ValueError("lost")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)  # Would raise here.
+        assert signals.first is not None
+
+
+def test_an_error_of_an_evaluation_leaves_open_whether_it_follows_from_a_stop() -> None:
+    with stop_signals() as signals:
+        deferred = signals.deferred(Agreement())
+        with pytest.raises(ValueError, match="lost"), deferred, signals.at_once():
+            raise ValueError("lost")
+        assert not signals.settled
+        with pytest.raises(Stopped):  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+
+def test_a_settled_outcome_stays_until_a_second_request(capfd: pytest.CaptureFixture[str]) -> None:
+    with stop_signals() as signals:
+        signals.settle()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+    assert capfd.readouterr().err.startswith("SIGINT: ending already; a second signal ends this")
+
+
 def test_the_former_handlers_are_restored() -> None:
     former = [signal.getsignal(number) for number in HANDLED]
     with stop_signals():
