@@ -20,9 +20,18 @@ def hint(name: str, known: Iterable[str]) -> str:
     return f"known are {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `hint` as the end of a sentence, after a semicolon."""
-    return f"; {hint(name, known)}"
+def did_you_mean(name: str, known: Iterable[str], where: str = "") -> str:
+    """Return `hint` as the end of a sentence, after a semicolon.
+
+    Args:
+        name: The unknown name.
+        known: The known names.
+        where: Where all of them are listed, as a sentence of its own without a full stop.
+    """
+    near = hint(name, known)
+    if not where:
+        return f"; {near}"
+    return f"; {near}{' ' if near.endswith('?') else '; '}{where}"
 
 
 def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:

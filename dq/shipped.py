@@ -92,5 +92,5 @@ def located(given: str) -> str:
     stems = {full.rpartition("/")[2] for full in known}
     raise ValueError(
         f"config {given} is neither a file nor a shipped config"
-        f"{did_you_mean(given, [*known, *stems])}; `launcher configs` lists them"
+        f"{did_you_mean(given, [*known, *stems], '`launcher configs` lists them')}"
     )

@@ -262,8 +262,8 @@ def _refuse_misspelt(first: Sequence[str], commands: Collection[str]) -> None:
             raise ValueError(f"{word} is not a command; did you mean {near[0]}?")
         if word.endswith(CONFIGS):
             continue  # Reading it says what is near.
-        known = shipped()
+        lists = "`launcher --help` and `launcher configs` list them"
         raise ValueError(
-            f"{word} is neither a command, a file nor a shipped config{did_you_mean(word, known)};"
-            " `launcher --help` and `launcher configs` list them"
+            f"{word} is neither a command, a file nor a shipped config"
+            f"{did_you_mean(word, shipped(), lists)}"
         )

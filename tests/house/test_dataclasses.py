@@ -35,20 +35,22 @@ def flags(text: str) -> Iterator[tuple[str, set[str]]]:
                 yield node.name, on
 
 
-FOUND = [
-    (path.relative_to(ROOT).as_posix(), name, on)
-    for package in PACKAGES
-    for path in sorted((ROOT / package).rglob("*.py"))
-    for name, on in flags(path.read_text())
-]
+@pytest.fixture(scope="module")
+def found() -> list[tuple[str, str, set[str]]]:
+    return [
+        (path.relative_to(ROOT).as_posix(), name, on)
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for name, on in flags(path.read_text())
+    ]
 
 
-@pytest.mark.parametrize(("place", "name", "on"), FOUND)
-def test_a_dataclass_has_slots_and_is_frozen(place: str, name: str, on: set[str]) -> None:
-    assert "slots" in on, f"{name} in {place}"
-    assert "frozen" in on or place in FILLED, f"{name} in {place}"
+def test_dataclasses_have_slots_and_are_frozen(found: list[tuple[str, str, set[str]]]) -> None:
+    for place, name, on in found:
+        assert "slots" in on, f"{name} in {place}"
+        assert "frozen" in on or place in FILLED, f"{name} in {place}"
 
 
-def test_exceptions_are_needed() -> None:
-    assert len(FOUND) > 60
-    assert {place for place, _, on in FOUND if "frozen" not in on} == FILLED
+def test_exceptions_are_needed(found: list[tuple[str, str, set[str]]]) -> None:
+    assert len(found) > 60
+    assert {place for place, _, on in found if "frozen" not in on} == FILLED

@@ -188,22 +188,19 @@ def _patched(changed: ast.expr) -> Iterator[str]:
         yield "setattr vars"
 
 
-FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-FOUND = sorted(
-    {
-        (path.relative_to(ROOT).as_posix(), what)
-        for path in FILES
-        for what in found_in(path.read_text())
-    }
-)
+@pytest.fixture(scope="module")
+def found() -> list[tuple[str, str]]:
+    files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    whats = {(path, what) for path in files for what in found_in(path.read_text())}
+    return sorted((path.relative_to(ROOT).as_posix(), what) for path, what in whats)
 
 
-def test_state_of_the_process_has_an_owner_and_a_reason() -> None:
-    assert [found for found in FOUND if found not in ALLOWED] == []
+def test_state_of_the_process_has_an_owner_and_a_reason(found: list[tuple[str, str]]) -> None:
+    assert [each for each in found if each not in ALLOWED] == []
 
 
-def test_no_reason_is_left_over() -> None:
-    assert sorted(ALLOWED) == [found for found in FOUND if found in ALLOWED]
+def test_no_reason_is_left_over(found: list[tuple[str, str]]) -> None:
+    assert sorted(ALLOWED) == [each for each in found if each in ALLOWED]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ def trained(
 
 @pytest.mark.parametrize(
     ("ranks", "backend", "fp16", "epochs"),
-    [(2, "aot_eager", False, 2), (2, "aot_eager", True, 1), (2, "inductor", False, 1)],
+    # Each rank compiles the network for itself: with inductor, and with fp16, one is enough.
+    [(2, "aot_eager", False, 2), (1, "aot_eager", True, 1), (1, "inductor", False, 1)],
 )
 def test_the_losses_are_those_of_a_training_that_is_not_compiled(
     config: Path,
@@ -66,7 +67,7 @@ def test_the_losses_are_those_of_a_training_that_is_not_compiled(
         f"{more}\ncompile = dict(backend={backend!r})",
     )  # fmt: skip
     assert plain.keys() == found.keys()
-    assert len(plain) == 3 * epochs
+    assert len(plain) == 6 // ranks * epochs
     # Last digits matter, because a weight at a rounding border may be rounded either way.
     tolerance = 0.05 if fp16 else 0.01
     for step, row in plain.items():

@@ -22,12 +22,12 @@ MISSPELT = {
     "trian own.py": ("error: trian is not a command; did you mean train?\n"),
     "digits/ssd_resnet_fpn_16": (
         "error: digits/ssd_resnet_fpn_16 is neither a command, a file nor a shipped config; did you"
-        " mean digits/ssd_resnet_fpn_160?; `launcher --help` and `launcher configs` list them\n"
+        " mean digits/ssd_resnet_fpn_160? `launcher --help` and `launcher configs` list them\n"
     ),
     "eval m.onnx": "error: m.onnx: add --backend onnxruntime, or openvino\n",
     "train digits/ssd_resnet_fpn_16": (
         "error: config digits/ssd_resnet_fpn_16 is neither a file nor a shipped config; did you"
-        " mean digits/ssd_resnet_fpn_160?; `launcher configs` lists them\n"
+        " mean digits/ssd_resnet_fpn_160? `launcher configs` lists them\n"
     ),
     "train own.py --wokr-dir x": (
         "error: unrecognized arguments: --wokr-dir x; did you mean --work-dir?\n"
