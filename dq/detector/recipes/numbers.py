@@ -87,6 +87,9 @@ class Numbers:
                 "warmup_ratio": FIRST_RATE,
             },
         }
+        if config.get("momentum_config"):
+            # It belongs to the float training's rates and length.
+            found["momentum_config"] = None
         clip = config.optimizer_config or {}
         if clip.get("type", "OptimizerHook") == "OptimizerHook" and not clip.get("grad_clip"):
             # mmdet's own configs say None, with which mmcv would not merge a dict.

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from mmcv import Config
 
+from dq.detector.config.read import finish, training_config
 from dq.detector.recipes.checks import doubts
 from dq.detector.recipes.float_training import FloatTraining, float_training, rates
 from dq.detector.recipes.numbers import Numbers, numbers_of
@@ -104,6 +105,24 @@ def test_the_overrides_fit_the_runner_and_the_end_is_evaluated(name: str) -> Non
 def test_a_clipping_of_the_config_stays() -> None:
     config = Config({"optimizer_config": {"grad_clip": {"max_norm": 1}}, "runner": epochs(2)})
     assert "optimizer_config.grad_clip" not in numbers("qat-int8", "bccd").overrides(config)
+
+
+# What else a config must have.
+PARTS = {"model": {"type": "X"}, "data": {"train": {"type": "X"}}}
+
+
+def test_a_momentum_that_follows_the_float_rates_is_constant() -> None:
+    """A cyclic momentum, for example, goes with the cyclic rates that the recipe replaces."""
+    cyclic = {"policy": "cyclic", "target_ratio": (0.85 / 0.95, 1), "cyclic_times": 1}
+    clip = {"grad_clip": None}
+    given = of("SGD", 0.01, {"policy": "cyclic"}, epochs(8), momentum_config=cyclic)
+    config = finish(Config({**given._cfg_dict, "optimizer_config": clip, **PARTS}))
+    overrides = numbers("qat-int8", "bccd").overrides(config)
+    assert training_config(config, overrides).get("momentum_config") is None
+    own = {**overrides, "momentum_config": {**cyclic, "cyclic_times": 2}}  # The user's.
+    assert training_config(config, own).momentum_config.cyclic_times == 2
+    plain = of("SGD", 0.01, None, epochs(8), optimizer_config=clip)
+    assert "momentum_config" not in numbers("qat-int8", "bccd").overrides(plain)
 
 
 def test_yolox_begins_without_mosaic() -> None:
