@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dq.counted import counted
 from dq.detector.config.read import training_config
@@ -69,53 +71,104 @@ def with_images(
         ValueError: There are no images, one cannot be read, or the detector finds no objects.
     """
     parent = read_checkpoint(checkpoint, trusted=trusted)
+    classes = classes_of_checkpoint(class_list(plan.config), parent.content)
+    photographs = _photographs(plan, place, classes, folder)
+    config = copy.deepcopy(plan.config)
+    config.data.train = photographs.section(photographs.calibrating)
+    config.data.val = photographs.section(photographs.measuring)
+    detector = float_detector(config, parent.content, parent.source, place.device)
+    boxes = place.experiment / BOXES
+    number = _write_boxes(detector, config, boxes, place.device)
+    if not number:
+        raise ValueError(f"{parent.source} finds nothing in the images of {photographs.folder}")
+    log.info(
+        "%s of %s; the float detector finds %s",
+        counted(len(photographs.names), "image[s]"),
+        photographs.folder,
+        counted(number, "box[es]"),
+    )
+    config.data.val = photographs.section(photographs.measuring, boxes)
+    if trains or not _has_test_images(plan.config):
+        log.warning(
+            "the result is measured on images of %s, against the float detector", photographs.folder
+        )
+        config.data.test = photographs.section(photographs.measuring, boxes)
+    if trains:
+        config.data.train.update(pipeline=training_pipeline(photographs.pipeline), test_mode=False)
+        config.custom_hooks = _without_pipeline(config.get("custom_hooks"))
+        plan = _distilled(plan, config, photographs.key)
+    return replace(plan, config=config, text=f"{plan.text}{photographs.key}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Photographs:
+    """The images of a folder, and how they are read.
+
+    Attributes:
+        folder: The folder, absolute.
+        names: Paths of the images in it, relative.
+        key: Changes with the folder and with the names or sizes of the images.
+        without: A folder whose images do not belong to them.
+        classes: The detector's classes.
+        pipeline: The config's test pipeline.
+    """
+
+    folder: Path
+    names: Sequence[str]
+    key: str
+    without: Path
+    classes: Sequence[str]
+    pipeline: Sequence[Any]
+
+    @property
+    def calibrating(self) -> tuple[int, int]:
+        return CALIBRATING if len(self.names) > 1 else ALL
+
+    @property
+    def measuring(self) -> tuple[int, int]:
+        return MEASURING if len(self.names) > 1 else ALL
+
+    def section(self, part: tuple[int, int], boxes: Path | None = None) -> dict[str, Any]:
+        """Return a data section of a part of the images, with boxes from a file or none."""
+        found = section(self.folder, self.classes, self.pipeline, part, boxes)
+        return {**found, "without": str(self.without)}
+
+
+def _photographs(plan: Plan, place: Session, classes: Sequence[str], folder: Path) -> _Photographs:
+    """Find the images of a folder; every rank must call it."""
     folder = folder.resolve()
     # Drawings and plots in a work dir inside the folder are no photographs.
     work_dir = place.experiment.resolve()
     names: Sequence[str] = on_main_rank(lambda: image_files(folder, work_dir))
     sizes = on_main_rank(lambda: [(folder / name).stat().st_size for name in names])
-    config = copy.deepcopy(plan.config)
-    classes = classes_of_checkpoint(class_list(plan.config), parent.content)
     pipeline = test_pipeline(plan.config)
     if pipeline is None:
         raise ValueError("--images needs the pipeline of data.test, and it has none")
-    halves = (CALIBRATING, MEASURING) if len(names) > 1 else (ALL, ALL)
+    return _Photographs(
+        folder=folder,
+        names=names,
+        key=key_of(folder, *names, sizes),
+        without=work_dir,
+        classes=classes,
+        pipeline=pipeline,
+    )
 
-    def images(part: tuple[int, int], boxes: Path | None = None) -> Any:
-        found = section(folder, classes, pipeline, part, boxes)
-        return {**found, "without": str(work_dir)}
 
-    config.data.train, config.data.val = images(halves[0]), images(halves[1])
-    boxes = place.experiment / BOXES
-    detector = float_detector(config, parent.content, parent.source, place.device)
+def _write_boxes(detector: Any, config: Any, file: Path, device: torch.device) -> int:
+    """Write what a detector finds in ``data.val`` into a file; return the number of boxes.
+
+    Every rank must call it.
+    """
     dataset = dataset_of(config, "val", test_mode=True, quiet=True)
-    results = detect(detector, dataset, device=place.device, workers=0)
+    results = detect(detector, dataset, device=device, workers=0)
 
     def write() -> int:
         assert results is not None
         found = confident_boxes(dataset, results)
-        write_whole(boxes, json_text(found))
+        write_whole(file, json_text(found))
         return sum(len(rows) for rows in found.values())
 
-    number = on_main_rank(write)
-    if not number:
-        raise ValueError(f"{parent.source} finds nothing in the images of {folder}")
-    log.info(
-        "%s of %s; the float detector finds %s",
-        counted(len(names), "image[s]"),
-        folder,
-        counted(number, "box[es]"),
-    )
-    config.data.val = images(halves[1], boxes)
-    if trains or not _has_test_images(plan.config):
-        log.warning("the result is measured on images of %s, against the float detector", folder)
-        config.data.test = images(halves[1], boxes)
-    photographs = key_of(folder, *names, sizes)
-    if trains:
-        config.data.train.update(pipeline=training_pipeline(pipeline), test_mode=False)
-        config.custom_hooks = _without_pipeline(config.get("custom_hooks"))
-        plan = _distilled(plan, config, photographs)
-    return replace(plan, config=config, text=f"{plan.text}{photographs}")
+    return on_main_rank(write)
 
 
 def _distilled(plan: Plan, config: Any, photographs: str) -> Plan:
