@@ -189,6 +189,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     return Tree(root=tmp_path, limit_s=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "state", "by"),
     [
@@ -207,6 +208,7 @@ def test_a_mutant_is_tried_on_the_copy(
     assert (tree.root / "module.py").read_text() == MODULE
 
 
+@pytest.mark.slow
 def test_a_test_that_fails_anyway_proves_nothing(tree: Tree) -> None:
     found = tree.try_out("module.py", MODULE, [("not slow", ["tests/test_broken.py"])])
     assert (found.state, found.by) == (UNCLEAR, "tests/test_broken.py::test_broken")

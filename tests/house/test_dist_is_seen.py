@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -22,6 +24,7 @@ def test_git_does_not_ignore_dq_dist() -> None:
     assert done.returncode == 1, f"ignored: {done.stdout}"
 
 
+@pytest.mark.slow
 def test_pytest_collects_tests_of_dq_dist() -> None:
     # From the folder above it, without the time to import all other tests.
     others = [

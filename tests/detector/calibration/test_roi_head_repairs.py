@@ -162,8 +162,14 @@ def changed(detector: nn.Module, before: dict[str, Tensor]) -> set[str]:
     return {key for key, value in before.items() if not torch.equal(value, now[key])}
 
 
+# Learned scales of a head without RoIs, of one head, and of several.
+LEARNED = ("retinanet", "faster_rcnn", "cascade_rcnn")
+
+
 @pytest.fixture(
-    scope="module", params=[(f, learned) for f in FAMILIES for learned in (None, "lsq")], ids=str
+    scope="module",
+    params=[*((family, None) for family in FAMILIES), *((family, "lsq") for family in LEARNED)],
+    ids=str,
 )
 def prepared(request: pytest.FixtureRequest, models: dict[str, Any]) -> tuple[Any, Recipe, Any]:
     """A config, a recipe, and a detector prepared with them, to be copied."""

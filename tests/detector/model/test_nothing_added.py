@@ -44,7 +44,14 @@ def features(detector: Any) -> list[Tensor]:
         return [x.clone() for x in flat(detector.extract_feat(IMAGE))]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Heads that are traced in several parts: these take seconds.
+LONG = ("cascade_rcnn", "mask_rcnn", "double_heads", "grid_rcnn")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[pytest.mark.slow] if f in LONG else []) for f in FAMILIES],
+)
 def test_stages_add_quantizers_and_nothing_else(family: str) -> None:
     detector = detector_of(family, **FAMILIES[family]).eval()
     before = content(detector)

@@ -119,6 +119,7 @@ def test_the_page_is_in_the_work_dir_by_default(
     assert shown(tmp_path / "runs/tiny/show/train")
 
 
+@pytest.mark.slow
 def test_sections_that_are_nested(
     launch: Launch, config: Path, digits: Path, tmp_path: Path
 ) -> None:
@@ -193,6 +194,7 @@ def test_images_and_names_of_every_kind(launch: Launch, config: Path, tmp_path: 
     assert all(each["detectors"] for each in found["shown"] if not each["error"])
 
 
+@pytest.mark.slow
 def test_two_checkpoints_beside_each_other(launch: Launch, config: Path, tmp_path: Path) -> None:
     words = ["show", config, "--split", "test", "--score", "0.0", "--number", "4"]
     one, other = (with_weights(config, tmp_path / f"{seed}.pth", seed) for seed in (0, 1))

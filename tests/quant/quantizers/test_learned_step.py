@@ -259,7 +259,14 @@ def test_float_keys_stay_and_state_loads_into_another_prepared_model() -> None:
     assert all(q.has_range for q in other_graph.activations().values())
 
 
-@pytest.mark.parametrize(("learned", "training"), [("lsq+", True), ("pact", True), ("lsq+", False)])
+@pytest.mark.parametrize(
+    ("learned", "training"),
+    [
+        ("lsq+", True),
+        pytest.param("pact", True, marks=pytest.mark.slow),
+        pytest.param("lsq+", False, marks=pytest.mark.slow),
+    ],
+)
 def test_it_compiles_as_one_graph_with_the_same_outputs_and_gradients(
     learned: str, training: bool
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import onnx
@@ -132,6 +132,16 @@ def all_edges(target: str) -> dict[str, Edges]:
     return {name: Edges(model, output) for output, name in enumerate(FUNCTIONS)}
 
 
+# The fast tests look at these; an export takes seconds.
+FAST = ("int8", "onnxruntime", "openvino")
+
+
+def of_targets(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Parametrize a test by targets, those that are not fast as slow tests."""
+    marks = {name: () if name in FAST else (pytest.mark.slow,) for name in names}
+    return pytest.mark.parametrize("target", [pytest.param(n, marks=m) for n, m in marks.items()])
+
+
 def edges(target: str, function: str) -> Edges:
     return all_edges(target)[function]
 
@@ -140,7 +150,7 @@ LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("target", TARGETS)
+@of_targets(TARGETS)
 def test_every_layer_reads_integers(target: str, function: str) -> None:
     found = edges(target, function)
     assert len(found.of(*LAYERS)) == 5
@@ -148,7 +158,7 @@ def test_every_layer_reads_integers(target: str, function: str) -> None:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("target", [n for n, t in TARGETS.items() if t.results is Results.ALL])
+@of_targets(n for n, t in TARGETS.items() if t.results is Results.ALL)
 def test_engine_that_rounds_all_results_finds_them_rounded(target: str, function: str) -> None:
     found = edges(target, function)
     computing = found.of(*LAYERS, "GlobalAveragePool", "ReduceMean", "Sigmoid")
@@ -170,7 +180,7 @@ def test_engine_that_rounds_all_results_finds_them_rounded(target: str, function
 
 
 @pytest.mark.parametrize("function", [name for name in FUNCTIONS if "relu" not in name])
-@pytest.mark.parametrize("target", [n for n, t in TARGETS.items() if t.is_fused("silu")])
+@of_targets(n for n, t in TARGETS.items() if t.is_fused("silu"))
 def test_engine_that_fuses_functions_finds_nothing_between(target: str, function: str) -> None:
     found = edges(target, function)
     stem = next(layer for layer in found.of("Conv") if None in _images_of(found, layer))
@@ -187,7 +197,7 @@ def _images_of(found: Edges, layer: onnx.NodeProto) -> list[onnx.NodeProto | Non
     return [node]
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@of_targets(TARGETS)
 def test_formats_are_the_engines(target: str) -> None:
     rules = TARGETS[target]
     found = edges(target, "relu")
@@ -204,7 +214,7 @@ def test_formats_are_the_engines(target: str) -> None:
             assert not found.constants[node.input[2]].any()
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@of_targets(TARGETS)
 def test_sums_read_what_the_engine_expects(target: str) -> None:
     rules = TARGETS[target]
     found = edges(target, "relu")
@@ -218,7 +228,7 @@ def test_sums_read_what_the_engine_expects(target: str) -> None:
         assert kinds == ["DequantizeLinear", "DequantizeLinear"]
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@of_targets(TARGETS)
 def test_outputs_are_rounded_only_where_the_engine_needs_it(target: str) -> None:
     found = edges(target, "silu")
     assert (found.made[found.output].op_type == "DequantizeLinear") is TARGETS[target].outputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.kernels import native, together
 from dq.quant.numerics.spec import QuantSpec
+from dq.quant.quantizers import learned_step
 from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import update_scales_
 from dq.quant.quantizers.learned_step import positive
@@ -30,6 +32,13 @@ from dq.quant.recipes.recipe import Recipe
 from tests.pretended_gpu import Gpu, OnGpu, pretended_gpu
 
 pytestmark = pytest.mark.cpu
+
+
+@pytest.fixture(autouse=True)
+def _few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search learned scales among four: the pretended GPU takes long for each operation."""
+    few = functools.partial(learned_step.least_squares_scale, num_candidates=4)
+    monkeypatch.setattr(learned_step, "least_squares_scale", few)
 
 
 class Net(nn.Module):
