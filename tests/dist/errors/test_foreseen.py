@@ -44,6 +44,13 @@ def test_other_errors_are_unexpected(action: Callable[[], Any]) -> None:
     assert not is_expected(caught(action))
 
 
+def test_an_error_that_is_only_reported_is_expected() -> None:
+    """It has no traceback: it was created for its message and never raised."""
+    assert is_expected(ValueError("a rank is missing"))
+    assert is_expected(RuntimeError("a rank is missing"))
+    assert not is_expected(KeyError("a rank is missing"))
+
+
 def test_location_is_short_for_a_file_of_a_library() -> None:
     assert error_location(caught(lambda: json.loads("{"))).startswith("json/decoder.py:")
     assert error_location(caught(ours)).startswith("dq/dist/rendezvous/environment.py:")

@@ -39,7 +39,7 @@ def test_all_ranks_write_their_stacks(tmp_path: Path) -> None:
 
 
 def test_a_rank_with_signs_of_life_writes_no_stacks(tmp_path: Path) -> None:
-    stacks = tmp_path / "logs/rank_0.stacks"
+    stacks = tmp_path / "not/yet/there/rank_0.stacks"
     with watchdog(quiet_s=0.4, limit_s=60, stacks=stacks) as dog:
         time.sleep(0.6)  # Nobody asked to watch yet.
         with dog.watching("the start"):
