@@ -97,6 +97,15 @@ def test_fused_rounds_once() -> None:
         assert all(distance <= abs(Fraction(float(other)) - true) for other in others)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize(("tiny", "wanted"), [(2.0**-100, 1), (-(2.0**-100), 0), (0.0, 0)])
+def test_fused_sees_what_float64_cannot_hold(sign: float, tiny: float, wanted: int) -> None:
+    """A product between two float32 numbers, and an addend that decides which of them is nearer."""
+    root = 1 + 2.0**-12  # Its square is 1 + 2 ** -11 and half of float32's step.
+    x, factor, addend = (torch.tensor(value) for value in (sign * root, root, sign * tiny))
+    assert fused(x, factor, addend).item() == sign * (1 + 2.0**-11 + wanted * 2.0**-23)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_tables_are_those_of_onnxruntime(seed: int) -> None:
     slope = 0.1
