@@ -89,7 +89,9 @@ class Task(submitit.helpers.Checkpointable):
 
     def _launch(self, place: Any) -> int:
         try:
-            with _signals_raise():
+            # Nothing that comes after the launcher's end may change how the task ends: a signal
+            # would kill the process while Python ends, and a finished job would have failed.
+            with _signals_raise(ignored_later=place.cluster != "debug"):
                 if self.ranks_per_node > 0:
                     return _under_torchrun(self.words, self.ranks_per_node, place)
                 return _in_this_process(self.words)
@@ -194,7 +196,7 @@ def _under_torchrun(words: tuple[str, ...], ranks: int, place: Any) -> int:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
+def _signals_raise(*, ignored_later: bool) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         raise _SignalReceived(signal.Signals(number).name)
 
@@ -203,7 +205,7 @@ def _signals_raise() -> Iterator[None]:
         yield
     finally:
         for number, handler in former.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if ignored_later else handler)
 
 
 def _tell_failure() -> None:
@@ -214,7 +216,7 @@ def _tell_failure() -> None:
     only lost the others, which received it earlier.
     """
     try:
-        with _signals_raise():
+        with _signals_raise(ignored_later=True):
             time.sleep(SKEW_S)
     except _SignalReceived:
         return

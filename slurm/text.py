@@ -22,6 +22,8 @@ FAILURE_MARK = "failed"
 # srun's exit codes for a task that died by itself: 128 + SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE,
 # SIGKILL (also by the kernel, when memory is full) or SIGSEGV.
 DEATHS = "132 | 133 | 134 | 135 | 136 | 137 | 139"
+# The same for SIGUSR1 and SIGUSR2, with which only Slurm's warnings can end a task.
+WARNINGS = "138 | 140"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +199,8 @@ def _teardown(job: Job, place: Place) -> list[str]:
         "# The first rank leaves a mark if a signal stopped it after it wrote a checkpoint. A job",
         "# that was cancelled, or that Slurm requeues itself, is no longer RUNNING.",
         f'mark={mark}"',
+        "# A task that is only starting cannot handle a warning and is killed by it.",
+        f'case "$code" in {WARNINGS}) touch "${{mark}}_{REQUEUE_MARK}";; esac',
         "# When a rank dies or fails, srun sends SIGTERM to the others, which stop as if they were",
         "# asked to. The rank would fail again, so the job is not requeued.",
         "why=",

@@ -56,9 +56,9 @@ MinJobAge=3600
 EnforcePartLimits=ALL
 {nodes}
 PartitionName=main Nodes=dqn[1-2] Default=YES MaxTime=60 State=UP
-PartitionName=low Nodes=dqn3 MaxTime=60 State=UP PriorityTier=1 GraceTime=30
+PartitionName=low Nodes=dqn3 MaxTime=60 State=UP PriorityTier=1 GraceTime=90
 PartitionName=high Nodes=dqn3 MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
-PartitionName=swept Nodes=dqn[3-4] MaxTime=60 State=UP PriorityTier=1 GraceTime=30
+PartitionName=swept Nodes=dqn[3-4] MaxTime=60 State=UP PriorityTier=1 GraceTime=90
 PartitionName=urgent Nodes=dqn[3-4] MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 PartitionName=frail Nodes=dqn4 MaxTime=60 State=UP
 """

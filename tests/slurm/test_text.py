@@ -73,6 +73,8 @@ code=$?
 # The first rank leaves a mark if a signal stopped it after it wrote a checkpoint. A job
 # that was cancelled, or that Slurm requeues itself, is no longer RUNNING.
 mark='/runs/o'"'"'k/submissions/tiny-1/jobs'/"${self}_${SLURM_RESTART_COUNT:-0}"
+# A task that is only starting cannot handle a warning and is killed by it.
+case "$code" in 138 | 140) touch "${mark}_requeue";; esac
 # When a rank dies or fails, srun sends SIGTERM to the others, which stop as if they were
 # asked to. The rank would fail again, so the job is not requeued.
 why=
@@ -292,6 +294,22 @@ def test_a_rank_that_died_or_failed_is_not_started_again(
     tmp_path: Path, code: int, failed: bool, requeued: bool
 ) -> None:
     """The first rank was stopped by srun because of it, and has left its mark."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / mark_name({"SLURM_JOB_ID": "7"})).touch()
+    assert _ends(tmp_path, code, failed=failed) is requeued
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(138, True), (140, True), (0, False), (1, False)])
+def test_a_task_that_was_warned_while_it_started_is_started_again(
+    tmp_path: Path, code: int, requeued: bool
+) -> None:
+    """Without handlers, SIGUSR1 and SIGUSR2 end a process; no rank could leave a mark."""
+    (tmp_path / "jobs").mkdir()
+    assert _ends(tmp_path, code, failed=False) is requeued
+
+
+def _ends(tmp_path: Path, code: int, *, failed: bool) -> bool:
+    """Run the end of a job's text; return whether it requeues the job."""
     variables = {"SLURM_JOB_ID": "7"}
     (tmp_path / "squeue").write_text("#!/bin/bash\necho RUNNING\n")
     (tmp_path / "scontrol").write_text(f"#!/bin/bash\ntouch {tmp_path}/asked\n")
@@ -302,8 +320,6 @@ def test_a_rank_that_died_or_failed_is_not_started_again(
     elements = (Element(words=("run", "c.py"), experiment=tmp_path),)
     lines = job_text(Job(name="qat", elements=elements, profile=Profile()), place).splitlines()
     text = ["self=7", f"(exit {code})", *lines[lines.index("code=$?") :]]
-    place.jobs.mkdir()
-    (place.jobs / mark_name(variables)).touch()
     if failed:
         (place.jobs / mark_name(variables, FAILURE_MARK)).touch()
     environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", **variables}
@@ -311,8 +327,10 @@ def test_a_rank_that_died_or_failed_is_not_started_again(
         ["bash", "-c", "\n".join(text)], env=environ, check=False, capture_output=True, text=True
     )
     assert done.returncode == code
-    assert (tmp_path / "asked").exists() == requeued
-    assert done.stdout.count("error: a rank ") == (0 if requeued else 1)
+    requeued = (tmp_path / "asked").exists()
+    marked = (place.jobs / mark_name(variables)).exists()
+    assert done.stdout.count("error: a rank ") == int(marked and not requeued)
+    return requeued
 
 
 def test_every_mention_of_a_job_is_by_array_and_index() -> None:
