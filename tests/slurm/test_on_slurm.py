@@ -77,7 +77,7 @@ class Scene:
 
     def ended_well(self, name: str, number: int = 0) -> None:
         state = self.cluster.await_state(
-            self.job(name, number), "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", limit_s=400
+            self.job(name, number), "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", limit_s=550
         )
         assert state == "COMPLETED", self.log(name, number)[-3000:]
 

@@ -102,6 +102,22 @@ def compare(
     return [line for lines in all_gather_objects(wrong) for line in lines]
 
 
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ({"momentum": None}, [1.0, 1 / 2, 1 / 3]),
+        ({"momentum": 0.2}, [0.2, 0.2, 0.2]),
+        ({"momentum": None, "track_running_stats": False}, [0.0, 0.0, 0.0]),
+    ],
+)
+def test_a_batch_has_torchs_weight_in_torchs_own_kernels(
+    settings: dict[str, Any], weights: list[float]
+) -> None:
+    """They run on a GPU alone, where the layer only says how much a batch counts."""
+    layer = SyncBatchNorm(2, **settings)
+    assert [layer._count_batch() for _ in weights] == weights
+
+
 def compare_all() -> dict[str, list[str]]:
     return {name: compare(**case) for name, case in CASES.items()}
 
