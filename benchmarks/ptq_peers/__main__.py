@@ -120,7 +120,8 @@ class Comparison:
         peer = PEERS[name]
         tool = TOOLS[peer.tool]
         own = self.given.python.get(peer.tool)
-        python = own or python_of(self.out / "environments" / peer.tool, tool.requirements)
+        place = self.out / "environments" / peer.tool
+        python = own or python_of(place, tool.requirements, tool.alone)
         words = [python, SCRIPTS / tool.script, self.file(FLOAT), self.images, path, peer.method]
         log = self.out / "logs" / f"{name}.txt"
         return timed_run(words, log, answer=self.answer, limit_s=limit_s)
