@@ -129,6 +129,16 @@ def test_a_second_call_makes_only_what_is_missing(
     assert "still broken" in (tmp_path / "doc.md").read_text()
 
 
+def test_a_file_may_have_several_tables(words: list[str], tmp_path: Path) -> None:
+    for more in ((), ("--block", "exchanged"), ()):
+        benchmark.main([*words, "--peers", "plain", *more])
+    lines = (tmp_path / "doc.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("<!-- made")] == [
+        "<!-- made by benchmarks.ptq_peers: yolox_nano_416_ptq -->",
+        "<!-- made by benchmarks.ptq_peers: exchanged -->",
+    ]
+
+
 def test_a_tool_steers_by_the_calibration_images(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
