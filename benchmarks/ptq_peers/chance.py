@@ -90,11 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("outs", type=Path, nargs="+", metavar="OUT")
     parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", help="to compare (default: all; seconds for each)")
     parser.add_argument("--write", type=Path, help="Markdown file to put the table into")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     each = [titles_of(out) for out in given.outs]
     titles = {n: title for n, title in each[0].items() if all(n in other for other in each)}
+    if given.rows:
+        titles = {n: title for n, title in titles.items() if n in (REFERENCE, *given.rows)}
     if REFERENCE not in titles:
         print(f"no row {REFERENCE!r} is evaluated in each of these folders", file=sys.stderr)
         return 1

@@ -76,6 +76,8 @@ def test_each_row_is_compared_with_ours_on_all_images(
     monkeypatch.setattr(chance, "Detector", FakeDetector)
     assert main(words) == 0
     assert "| the bad | +0.00 points" in capsys.readouterr().out
+    assert main([*words, "--rows", "same"]) == 0
+    assert len(capsys.readouterr().out.strip().splitlines()) == 3
     (outs[0] / "rows/ours.json").unlink()
     assert main(words) == 1
     assert "no row 'ours' is evaluated" in capsys.readouterr().err
