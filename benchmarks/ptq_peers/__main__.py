@@ -120,7 +120,8 @@ class Comparison:
         peer = PEERS[name]
         tool = TOOLS[peer.tool]
         own = self.given.python.get(peer.tool)
-        python = own or python_of(self.out / "environments" / peer.tool, tool.requirements)
+        place = self.out / "environments" / peer.tool
+        python = own or python_of(place, tool.requirements, tool.alone)
         words = [python, SCRIPTS / tool.script, self.file(FLOAT), self.images, path, peer.method]
         log = self.out / "logs" / f"{name}.txt"
         return timed_run(words, log, answer=self.answer, limit_s=limit_s)
@@ -173,6 +174,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", help="of launcher quantize, such as 20m (default: none)")
     parser.add_argument("--retry", action="store_true", help="try failed rows again")
     parser.add_argument("--write", type=Path, help="Markdown file to put the table into")
+    parser.add_argument("--block", help="of that file (default: the config's name)")
     given = parser.parse_args(argv)
     given.python = dict(given.python)
     return given
@@ -193,7 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         made = table({n: comparison.row(n) for n in wanted}, comparison.engines)
         print(made, flush=True)
         if given.write:
-            begin = f"<!-- made by benchmarks.ptq_peers: {given.config.stem} -->"
+            block = given.block or given.config.stem
+            begin = f"<!-- made by benchmarks.ptq_peers: {block} -->"
             text = given.write.read_text() if given.write.is_file() else ""
             given.write.write_text(between_markers(text, made, begin))
     return 0

@@ -18,11 +18,13 @@ from dq.detector.config.read import finish, read_config
 from dq.detector.data.datasets import calibration_dataset, calibration_images, dataset_of
 from dq.detector.engines.onnx_detector import run_in_engine_
 from dq.detector.evaluation.evaluate import detect, main_metric, score
+from dq.detector.evaluation.matches import matches_of
 from dq.detector.export.write import image_size
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.stored_detector import float_detector
 from dq.dist.files.checkpoint import load_checkpoint
 from dq.quant.verify.onnxruntime_session import ENGINE
+from dq.tracking.record.matches import Matches
 
 CPU = torch.device("cpu")
 
@@ -70,6 +72,21 @@ class Detector:
         Raises:
             ValueError: The file's outputs are not the detector's, or ONNX Runtime refuses it.
         """
+        dataset, found = self._found(path, split)
+        return main_metric(score(dataset, found, self.config.get("evaluation") or {}))
+
+    def matches(self, path: Path) -> Matches:
+        """Return what each image of ``data.test``, boxes with COCO's metric, adds to the metric.
+
+        Raises:
+            ValueError: As `metric`, or the data set has another metric.
+        """
+        matches = matches_of(*self._found(path, "test"))
+        if matches is None:
+            raise ValueError("only COCO's metric of boxes can be taken apart into images")
+        return matches
+
+    def _found(self, path: Path, split: str) -> tuple[Any, list[Any]]:
         model = onnx.load(path)
         # Other tools do not keep what our export says.
         del model.metadata_props[:]
@@ -77,8 +94,7 @@ class Detector:
         network = ENGINE.open(model, threads=self.threads)
         run_in_engine_(self.traced, self.graph, {"": network})
         dataset = dataset_of(self.config, split, test_mode=True, quiet=True)
-        found = detect(self.traced, dataset, device=CPU, workers=0)
-        return main_metric(score(dataset, found or [], self.config.get("evaluation") or {}))
+        return dataset, detect(self.traced, dataset, device=CPU, workers=0) or []
 
 
 def write_config(

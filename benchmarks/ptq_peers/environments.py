@@ -10,12 +10,13 @@ from pathlib import Path
 INSTALLED = "installed.txt"
 
 
-def python_of(folder: Path, requirements: Sequence[str]) -> Path:
+def python_of(folder: Path, requirements: Sequence[str], alone: Sequence[str] = ()) -> Path:
     """Return the Python of an environment, which is made if it is not there.
 
     Args:
         folder: Of the environment; without requirements this process's Python is used instead.
         requirements: As pip takes them.
+        alone: Further packages, installed without what they require.
 
     Raises:
         RuntimeError: A requirement cannot be installed.
@@ -23,10 +24,12 @@ def python_of(folder: Path, requirements: Sequence[str]) -> Path:
     if not requirements:
         return Path(sys.executable)
     python, done = folder / "bin" / "python", folder / INSTALLED
-    wanted = "\n".join(requirements)
+    wanted = "\n".join((*requirements, *alone))
     if not (done.is_file() and done.read_text() == wanted):
         _run(sys.executable, "-m", "venv", folder)
         _run(python, "-m", "pip", "install", "-q", *requirements)
+        if alone:
+            _run(python, "-m", "pip", "install", "-q", "--no-deps", *alone)
         done.write_text(wanted)
     return python
 

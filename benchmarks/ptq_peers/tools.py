@@ -22,10 +22,12 @@ class Tool:
     Attributes:
         script: In `SCRIPTS`.
         requirements: Of its environment; none for this project's own.
+        alone: Further packages there, installed without what they require.
     """
 
     script: str
     requirements: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +56,25 @@ TOOLS = {
         script="with_neural_compressor.py",
         requirements=("onnx-neural-compressor", "prettytable", "scipy"),
     ),
+    # It requires ONNX Runtime for GPUs, CuPy and more that calibration on a CPU does not need.
     "model_optimizer": Tool(
-        script="with_model_optimizer.py", requirements=("nvidia-modelopt[onnx]",)
+        script="with_model_optimizer.py",
+        requirements=(
+            "torch",
+            "onnx~=1.21.0",
+            "onnxruntime~=1.24.2",
+            "onnxscript",
+            "onnx-graphsurgeon",
+            "onnxslim",
+            "lief",
+            "nvidia-ml-py",
+            "omegaconf",
+            "pydantic",
+            "rich",
+            "scipy",
+            "tqdm",
+        ),
+        alone=("nvidia-modelopt==0.47.0",),
     ),
 }
 PEERS = {
@@ -89,7 +108,8 @@ def timed_run(
 
     Args:
         words: The command.
-        log: File for what it prints.
+        log: File for what it says on standard error; what it prints goes into a file beside it,
+            so that the last line here is why it failed.
         answer: Returns the metric of a model that the command asks for.
         limit_s: Seconds after which the command and its children are killed.
         accepted: Exit codes of success.
@@ -99,12 +119,12 @@ def timed_run(
     """
     late = threading.Event()
     began = time.monotonic()
-    with log.open("w") as file:
+    with log.open("w") as errors, printed(log).open("w") as file:
         process = subprocess.Popen(
             [str(word) for word in words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=file,
+            stderr=errors,
             text=True,
             start_new_session=True,
         )
@@ -137,7 +157,15 @@ def timed_run(
     return time.monotonic() - began
 
 
+def printed(log: Path) -> Path:
+    """Return the file for what a tool prints."""
+    return log.with_suffix(".out")
+
+
 def last_line(log: Path) -> str:
-    """Return the last line of a log that is not empty, shortened."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it printed nothing"
+    """Return the last line of a log that is not empty, shortened; else of what the tool printed."""
+    for path in (log, printed(log)):
+        lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
+        if said := [line for line in lines if line]:
+            return said[-1][:200]
+    return "it printed nothing"

@@ -32,14 +32,14 @@ def quantized(model: Any, batches: Batches, method: str, draft: Path) -> Any:
     if method != "accuracy_control":
         return nncf.quantize(model, dataset, **settings)
 
-    def metric(asked: Any, items: Iterable[Any]) -> tuple[float, None]:
-        # NNCF asks for single images to see whether it can rank layers by their metric, which says
-        # little for one image. After an error it ranks by the outputs.
-        if sum(1 for _ in items) < len(batches):
-            raise ValueError("the metric needs all images")
+    def metric(asked: Any, items: Iterable[Any]) -> tuple[float, list[float]]:
+        # With a value for each image NNCF ranks layers by this metric. Otherwise it ranks by the
+        # outputs, which it cannot do for ONNX. One image says little: each value is that of all.
+        number = sum(1 for _ in items)
         onnx.save(asked, draft)
         print(f"\nEVALUATE {draft}", flush=True)
-        return float(sys.stdin.readline()), None
+        value = float(sys.stdin.readline())
+        return value, [value] * number
 
     return nncf.quantize_with_accuracy_control(
         model, dataset, nncf.Dataset(batches), metric, max_drop=MAX_DROP, **settings

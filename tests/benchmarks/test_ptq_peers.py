@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import numpy as np
+import onnx
 import pytest
 
 from benchmarks.ptq_peers import __main__ as benchmark
@@ -124,6 +129,16 @@ def test_a_second_call_makes_only_what_is_missing(
     assert "still broken" in (tmp_path / "doc.md").read_text()
 
 
+def test_a_file_may_have_several_tables(words: list[str], tmp_path: Path) -> None:
+    for more in ((), ("--block", "exchanged"), ()):
+        benchmark.main([*words, "--peers", "plain", *more])
+    lines = (tmp_path / "doc.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("<!-- made")] == [
+        "<!-- made by benchmarks.ptq_peers: yolox_nano_416_ptq -->",
+        "<!-- made by benchmarks.ptq_peers: exchanged -->",
+    ]
+
+
 def test_a_tool_steers_by_the_calibration_images(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +176,38 @@ def test_an_environment_is_made_once_for_its_requirements(
     python_of(tmp_path / "env", ("a",))
     assert len(runs) == 4
     assert (tmp_path / "env" / INSTALLED).read_text() == "a"
+    python_of(tmp_path / "env", ("a",), ("c",))
+    assert runs[-1] == (python, "-m", "pip", "install", "-q", "--no-deps", "c")
+    assert python_of(tmp_path / "env", ("a",), ("c",)) == python
+    assert len(runs) == 7
     assert python_of(tmp_path, ()) == Path(sys.executable)
+
+
+def test_a_tool_that_fails_says_why_whatever_it_printed(tmp_path: Path) -> None:
+    """What a tool prints comes late, because it is collected before it is written."""
+    told = [sys.executable, "-c", "print('all is well'); raise ValueError('no such layer')"]
+    with pytest.raises(RuntimeError, match="exit code 1: ValueError: no such layer"):
+        timed_run(told, tmp_path / "log.txt", limit_s=60)
+    told[-1] = "print('only printed'); raise SystemExit(3)"
+    with pytest.raises(RuntimeError, match="exit code 3: only printed"):
+        timed_run(told, tmp_path / "log.txt", limit_s=60)
+
+
+def test_nncf_ranks_layers_by_the_metric_of_all_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it ranks by the outputs, which it cannot do for an ONNX model."""
+    nncf = MagicMock()
+    monkeypatch.setitem(sys.modules, "nncf", nncf)
+    monkeypatch.setitem(sys.modules, "openvino", MagicMock())
+    script = runpy.run_path(str(SCRIPTS / TOOLS["nncf"].script))
+    batches = [{"images": np.zeros((1, 3, 4, 4), np.float32)}] * 3
+    script["quantized"]("a model", batches, "accuracy_control", tmp_path / "draft.onnx")
+    metric = nncf.quantize_with_accuracy_control.call_args.args[3]
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "net", [], []))
+    for items in (batches[:1], batches):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("0.25\n"))
+        assert metric(model, iter(items)) == (0.25, [0.25] * len(items))
 
 
 def test_a_tool_that_takes_too_long_is_ended(tmp_path: Path) -> None:
