@@ -37,6 +37,8 @@ custom_hooks = [
     dict(type='FaultHook', what='delay', rank=0, step=2, marker={marker!r} + '-0', argument=4),
 ]
 """
+# Exists if Slurm held the job of the lost node after a launch that failed, which it counts too.
+RELEASED = "released"
 PROFILE = """
 nodes = 2
 tasks_per_node = 2
@@ -113,6 +115,7 @@ def disturb(scene: Scene) -> None:
         cluster.ask("scontrol", "update", "NodeName=dqn4", "State=RESUME")
     if "held" in cluster.ask("squeue", "-h", "-o", "%r", "-j", job):
         cluster.ask("scontrol", "release", job)
+        (scene.folder / RELEASED).touch()
 
 
 def _has_a_step(job: str) -> bool:
@@ -196,7 +199,8 @@ def test_preempted_training_goes_on_bit_for_bit(scene: Scene) -> None:
 
 def test_requeue_and_lost_node_resume_from_periodic_checkpoint(scene: Scene) -> None:
     scene.ended_well("frail")
-    assert scene.cluster.restarts(scene.job("frail")) >= 2
+    failed_launches = int((scene.folder / RELEASED).exists())
+    assert scene.cluster.restarts(scene.job("frail")) == 2 + failed_launches
     assert len(re.findall(r"resumed from .*/step_\d.pth", scene.log("frail"))) == 2
     scene.ended_well("whole-1")
     compare(scene.folder / "whole-1/qat", scene.folder / "frail/qat")
@@ -204,8 +208,9 @@ def test_requeue_and_lost_node_resume_from_periodic_checkpoint(scene: Scene) -> 
 
 def test_timed_out_training_writes_a_checkpoint_and_goes_on_bit_for_bit(scene: Scene) -> None:
     scene.ended_well("timeout")
-    assert scene.cluster.restarts(scene.job("timeout")) >= 1  # Once, unless it is slow again.
     said = scene.log("timeout")
+    # Once for each warning; a slow machine is warned again.
+    assert scene.cluster.restarts(scene.job("timeout")) == said.count("stopped by SIGUSR2")
     assert "stopped by SIGUSR2" in said
     assert re.search(r"resumed from .*/step_3.pth", said)
     scene.ended_well("whole-2")
