@@ -48,6 +48,7 @@ class Column:
         parent: Column whose checkpoint it starts from.
         flags: Further words of the command.
         of: Column whose cell this is another stage of; its own cell if empty.
+        control: Column of the float detector that is trained on in the same way.
     """
 
     command: str
@@ -57,30 +58,41 @@ class Column:
     parent: str = "float"
     flags: tuple[str, ...] = ()
     of: str = ""
+    control: str = ""
+
+
+def _control(of: str, recipe: str) -> Column:
+    """Return the control of a column: the same steps and rates without quantization."""
+    return Column(
+        command="qat", stage="control", recipe=recipe, flags=("--control", "--reuse"), of=of
+    )
 
 
 COLUMNS = {
     "float": Column(command="train", stage="float", parent=""),
     "int8 PTQ": Column(command="calibrate", stage="calibrated", recipe="quant_int8"),
-    "int8 QAT": Column(command="qat", stage="qat", recipe="quant_int8"),
-    # The control of int8 QAT: the same steps and rates without quantization.
-    "float, trained on": Column(
-        command="qat",
-        stage="control",
-        recipe="quant_int8",
-        flags=("--control", "--reuse"),
-        of="int8 QAT",
+    "int8 QAT": Column(
+        command="qat", stage="qat", recipe="quant_int8", control="float, trained on"
     ),
+    "float, trained on": _control("int8 QAT", "quant_int8"),
     "exported int8": Column(
-        command="eval", stage="eval_onnxruntime", recipe="quant_int8", parent="int8 QAT"
+        command="eval",
+        stage="eval_onnxruntime",
+        recipe="quant_int8",
+        parent="int8 QAT",
+        control="float, trained on",
     ),
-    "W4A8 QAT": Column(command="qat", stage="qat", recipe="quant_w4a8"),
+    "W4A8 QAT": Column(command="qat", stage="qat", recipe="quant_w4a8", control="float, as W4A8"),
+    "float, as W4A8": _control("W4A8 QAT", "quant_w4a8"),
     "W4A4 QAT": Column(command="qat", stage="qat", recipe="quant_w4a4"),
-    "W4A4 QAT, linear at 8": Column(command="qat", stage="qat", recipe="quant_w4a4_linear8"),
+    "W4A4 QAT, linear at 8": Column(
+        command="qat", stage="qat", recipe="quant_w4a4_linear8", control="float, as W4A4"
+    ),
+    "float, as W4A4": _control("W4A4 QAT, linear at 8", "quant_w4a4_linear8"),
     "int8 power-of-two": Column(command="qat", stage="qat", recipe="quant_int8_power2"),
 }
-# Columns that the others are compared with, image by image.
-REFERENCES = ("float", "float, trained on")
+# What the differences of a table are to.
+TO_FLOAT, TO_CONTROL = "float", "its control"
 METRICS = {"mAP": "VOC metric (IoU 0.5)", "bbox_mAP": "COCO metric (IoU 0.5 to 0.95)"}
 
 
@@ -203,22 +215,31 @@ def table(rows: Rows) -> str:
     lines.append("|---" * (len(columns) + 2) + "|")
     for name, cells in rows.items():
         seeds = len(cells.get("float", {}))
-        shown = [_cell(cells.get(c, {}), cells.get("float", {}), c) for c in columns]
+        shown = [_cell(cells, c) for c in columns]
         lines.append(f"| {name} | {seeds} | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(values: Mapping[int, float], floats: Mapping[int, float], column: str) -> str:
+def _cell(row: Mapping[str, Mapping[int, float]], column: str) -> str:
+    values = row.get(column, {})
     if not values:
         return ""
     text = f"{statistics.mean(values.values()):.1f}"
     if len(values) > 1:
         text += f" ± {statistics.stdev(values.values()):.1f}"
-    # Per seed: a quantized detector is compared with the float detector it came from.
-    differences = [value - floats[seed] for seed, value in values.items() if seed in floats]
-    if column != "float" and differences:
-        text += f" ({statistics.mean(differences):+.1f})"
-    return text
+    to_float = "" if column == "float" else _difference(values, row.get("float", {}))
+    to_control = _difference(values, row.get(COLUMNS[column].control, {}))
+    shown = [to_float, f"{to_control} to its control" if to_control else ""]
+    return f"{text} ({'; '.join(filter(None, shown))})" if any(shown) else text
+
+
+def _difference(values: Mapping[int, float], others: Mapping[int, float]) -> str:
+    """Return the mean difference of the seeds that both have; empty if there are none.
+
+    Per seed, because a detector is compared with the float detector that it came from.
+    """
+    found = [value - others[seed] for seed, value in values.items() if seed in others]
+    return f"{statistics.mean(found):+.1f}" if found else ""
 
 
 def tables(cells: Sequence[Cell]) -> str:
@@ -233,24 +254,27 @@ def tables(cells: Sequence[Cell]) -> str:
                 row.setdefault(cell.column, {})[cell.seed] = value
         if rows:
             parts.append(f"{title}:\n\n{table(rows)}")
-    parts += [intervals(cells, reference) for reference in REFERENCES]
+    parts += [intervals(cells, of) for of in (TO_FLOAT, TO_CONTROL)]
     return "\n".join(part for part in parts if part)
 
 
-def intervals(cells: Sequence[Cell], reference: str) -> str:
-    """Return the differences to a column with their 95 % intervals over images, as Markdown.
+def intervals(cells: Sequence[Cell], of: str) -> str:
+    """Return differences with their 95 % intervals over images, as Markdown.
 
     Empty if nothing can be compared. Of several seeds the first counts: an interval over images is
     of one pair of detectors.
+
+    Args:
+        cells: Those of the table.
+        of: `TO_FLOAT` or `TO_CONTROL`.
     """
     rows: dict[str, dict[str, str]] = {}
     for cell in sorted(cells, key=lambda cell: cell.seed):
         row = rows.setdefault(f"{cell.config.parent.name}/{cell.config.stem}", {})
-        if cell.column in row or cell.column in (*REFERENCES[: REFERENCES.index(reference) + 1],):
+        other = "float" if of == TO_FLOAT else cell.what.control
+        if cell.column in row or other in ("", cell.column):
             continue
-        pair = [
-            read_matches(found.summary.parent) for found in (replace(cell, column=reference), cell)
-        ]
+        pair = [read_matches(c.summary.parent) for c in (replace(cell, column=other), cell)]
         found = None if pair[0] is None or pair[1] is None else difference(pair[0], pair[1])
         if found is not None:
             row[cell.column] = str(found).replace(" points", "")
@@ -261,7 +285,7 @@ def intervals(cells: Sequence[Cell], reference: str) -> str:
     lines += [
         f"| {n} | {' | '.join(r.get(c, '') for c in columns)} |" for n, r in rows.items() if r
     ]
-    title = f"COCO metric, difference to {reference}, with 95 % of a paired bootstrap over images"
+    title = f"COCO metric, difference to {of}, with 95 % of a paired bootstrap over images"
     return f"{title}:\n\n" + "\n".join(lines) + "\n"
 
 

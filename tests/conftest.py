@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
@@ -154,6 +155,15 @@ def digits(once: Once) -> Path:
         )
 
     return once("data", write) / "digits"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _operators_of_onnx_are_listed_once() -> None:
+    """torch lists them again for each export, which takes a third of a small net's time."""
+    from torch.onnx._internal.exporter import _registration
+
+    scripts = _registration.onnxscript_apis
+    scripts.get_torchlib_ops = functools.cache(scripts.get_torchlib_ops)
 
 
 @pytest.fixture(autouse=True)

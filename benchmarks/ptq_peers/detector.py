@@ -14,6 +14,7 @@ import torch
 from mmcv import Config
 
 from benchmarks.engines.files import float_recipe, write_float
+from dq.detector.config.nested_sections import innermost
 from dq.detector.config.read import finish, read_config
 from dq.detector.data.datasets import calibration_dataset, calibration_images, dataset_of
 from dq.detector.engines.onnx_detector import run_in_engine_
@@ -109,8 +110,8 @@ def write_config(
     """Write the config of this comparison.
 
     `data.train` and `data.val` are the calibration images: whoever steers by a metric steers by
-    theirs. In the returned config `data.test` has a single image, so that the commands' own
-    evaluation hardly counts in their time.
+    theirs. The metric is COCO's. In the returned config `data.test` has a single image, so that the
+    commands' own evaluation hardly counts in their time.
 
     Args:
         config: The detector's.
@@ -129,12 +130,16 @@ def write_config(
     content = Config.fromfile(str(config))
     for part, file in (("train", calibrate), ("val", calibrate), ("test", evaluate)):
         place = {"ann_file": str(file.resolve()), "img_prefix": str(images.resolve())}
-        content.data[part].update(place)
+        for section in innermost(content.data[part]):
+            section.update(place, type="CocoDataset")
+    content.evaluation = {"metric": "bbox"}
     content.quant = {"schedule": {"calibration_batches": batches, "calibration_batch_size": batch}}
     path = folder / "config.py"
     content.dump(str(path))
     short = copy.deepcopy(content)
-    short.data.test.ann_file = str(_one_image(evaluate, folder / "one_image.json").resolve())
+    one_image = _one_image(evaluate, folder / "one_image.json")
+    for section in innermost(short.data.test):
+        section.ann_file = str(one_image.resolve())
     return path, short, batches * batch
 
 

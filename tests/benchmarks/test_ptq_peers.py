@@ -21,6 +21,8 @@ from benchmarks.ptq_peers.environments import INSTALLED, python_of
 from benchmarks.ptq_peers.ours import OURS
 from benchmarks.ptq_peers.table import FLOAT, table
 from benchmarks.ptq_peers.tools import PEERS, SCRIPTS, TOOLS, Peer, Tool, timed_run
+from dq.detector.config.nested_sections import innermost
+from dq.detector.config.read import finish, read_config
 from launcher.cli import build_parser
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/yolox/yolox_nano_416_ptq.py"
@@ -237,6 +239,20 @@ def test_our_commands_evaluate_one_image_that_has_boxes(tmp_path: Path, words: l
     assert content["images"] == [{"id": 21}]
     assert content["annotations"] == [{"image_id": 21}]
     assert str(files["evaluate"]) in path.read_text()
+
+
+def test_a_config_of_another_kind_of_data_gets_coco_files(tmp_path: Path, words: list[str]) -> None:
+    config = CONFIG.parents[1] / "bccd/ssd_mobilenet_fpn_160.py"
+    files = {name: tmp_path / f"{name}.json" for name in ("calibrate", "evaluate")}
+    path, short, _ = write_config(config, tmp_path, images=tmp_path, num_images=8, **files)
+    content = finish(read_config(path))
+    assert content.evaluation == {"metric": "bbox"}
+    (train,), (test,) = (list(innermost(content.data[part])) for part in ("train", "test"))
+    assert train.type == test.type == "CocoDataset"
+    assert (train.ann_file, test.ann_file) == tuple(map(str, files.values()))
+    assert train.classes == ("RBC", "WBC", "Platelets")
+    (shown,) = innermost(short.data.test)
+    assert json.loads(Path(shown.ann_file).read_text())["images"] == [{"id": 21}]
 
 
 def test_the_table_has_what_is_known() -> None:

@@ -13,6 +13,8 @@ from benchmarks.results import (
     COLUMNS,
     END,
     RECIPES,
+    TO_CONTROL,
+    TO_FLOAT,
     Cell,
     between_markers,
     commands,
@@ -84,6 +86,23 @@ def test_tables_have_mean_spread_and_difference_of_what_was_measured(
     assert "51.0 (-1.0)" in capsys.readouterr().out
 
 
+def test_a_cell_names_its_difference_to_its_own_control(tmp_path: Path) -> None:
+    values = {"float": 0.5, "W4A8 QAT": 0.49, "float, as W4A8": 0.53, "float, trained on": 0.6}
+    for column, value in values.items():
+        write(cell(tmp_path, column), value)
+    text = tables([cell(tmp_path, column) for column in COLUMNS])
+    assert "| 49.0 (-1.0; -4.0 to its control) | 53.0 (+3.0) |" in text
+
+
+@pytest.mark.parametrize("name", [name for name, column in COLUMNS.items() if column.control])
+def test_a_control_is_a_stage_of_the_training_that_it_controls(name: str) -> None:
+    control = COLUMNS[COLUMNS[name].control]
+    assert control.recipe == COLUMNS[name].recipe
+    assert control.of in (name, COLUMNS[name].parent)
+    # The training that it belongs to is finished first.
+    assert list(COLUMNS).index(control.of) < list(COLUMNS).index(COLUMNS[name].control)
+
+
 def test_differences_have_intervals_over_images(tmp_path: Path) -> None:
     from dq.tracking.record.matches import write_matches
     from tests.tracking.reports.test_bootstrap import matches
@@ -93,13 +112,13 @@ def test_differences_have_intervals_over_images(tmp_path: Path) -> None:
         write(made, 0.5)
         write_matches(made.summary.parent, matches(noise, 0))
     cells = [cell(tmp_path, column) for column in COLUMNS]
-    to_float = intervals(cells, "float")
+    to_float = intervals(cells, TO_FLOAT)
     assert "| bccd/ssd_mobilenet_fpn_160 | +0.00 (+0.00 to +0.00), within chance | -" in to_float
     # QAT is compared with its control too.
-    to_control = intervals(cells, "float, trained on")
+    to_control = intervals(cells, TO_CONTROL)
     assert re.search(r"\| \| int8 QAT \|\n.*\n\| bccd/\S+ \| \+\d", to_control)
     assert to_float in tables(cells)
-    assert intervals([cell(tmp_path, "float")], "float") == ""
+    assert intervals([cell(tmp_path, "float")], TO_FLOAT) == ""
 
 
 def test_markers_are_added_where_there_are_none() -> None:

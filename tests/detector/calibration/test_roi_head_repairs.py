@@ -164,11 +164,14 @@ def changed(detector: nn.Module, before: dict[str, Tensor]) -> set[str]:
 
 # Learned scales of a head without RoIs, of one head, and of several.
 LEARNED = ("retinanet", "faster_rcnn", "cascade_rcnn")
+KINDS = [*((family, None) for family in FAMILIES), *((family, "lsq") for family in LEARNED)]
+# Those of the tests that take seconds.
+FAST = (("faster_rcnn", None), ("retinanet", "lsq"))
 
 
 @pytest.fixture(
     scope="module",
-    params=[*((family, None) for family in FAMILIES), *((family, "lsq") for family in LEARNED)],
+    params=[pytest.param(k, marks=() if k in FAST else pytest.mark.slow) for k in KINDS],
     ids=str,
 )
 def prepared(request: pytest.FixtureRequest, models: dict[str, Any]) -> tuple[Any, Recipe, Any]:

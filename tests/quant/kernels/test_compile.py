@@ -13,8 +13,15 @@ from dq.quant.recipes.recipe import Recipe
 from tests.quant.trained import prepared
 
 
-@pytest.mark.parametrize("native_kernels", [True, False])
-@pytest.mark.parametrize("learned", [None, "lsq+", "pact"])
+# Each compilation takes one to two seconds.
+FAST = [(True, None), (False, "lsq+")]
+OTHERS = [(True, "lsq+"), (True, "pact"), (False, None), (False, "pact")]
+
+
+@pytest.mark.parametrize(
+    ("native_kernels", "learned"),
+    [*FAST, *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS)],
+)
 @pytest.mark.parametrize("phase", [Phase.TRAIN, Phase.FROZEN])
 def test_gradients_are_those_of_the_statistics_before_the_step(
     phase: Phase, learned: str | None, native_kernels: bool, monkeypatch: pytest.MonkeyPatch

@@ -132,8 +132,8 @@ def all_edges(target: str) -> dict[str, Edges]:
     return {name: Edges(model, output) for output, name in enumerate(FUNCTIONS)}
 
 
-# The fast tests look at these; an export takes seconds.
-FAST = ("int8", "onnxruntime", "openvino")
+# The fast tests look at this one; the exports of a target take seconds.
+FAST = ("onnxruntime",)
 
 
 def of_targets(names: Iterable[str]) -> pytest.MarkDecorator:
