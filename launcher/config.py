@@ -133,6 +133,8 @@ def section_of_recipe(
     found |= {"observer": recipe.observer, "weight_range": recipe.weight_range}
     found["repairs"] = list(repair.steps)
     found["raised"] = list(recipe.raised)
+    if not recipe.zero_points:
+        found["zero_points"] = False
     return found
 
 

@@ -40,6 +40,7 @@ OURS = {
     "ours-onnxruntime": Own(
         title="**ours, calibrate, `preset=onnxruntime`**", preset="onnxruntime"
     ),
+    "ours-openvino": Own(title="**ours, calibrate, `preset=openvino`**", preset="openvino"),
     "ours-plain": Own(title="ours, calibrate, `repairs=[]`", repairs=()),
     "ours-scaled": Own(
         title="**ours, calibrate, `repairs=[channel_scales, bias]`**",

@@ -20,6 +20,7 @@ from dq.quant.export.flavour import Flavour
 from dq.quant.export.input_rounding import round_inputs_late_
 from dq.quant.export.onnx_graph import OPSET_16_BITS
 from dq.quant.export.placeholders import is_repeated, placeholders, site_of
+from dq.quant.export.space_to_depth import join_slices_
 from dq.quant.integer.modules import DOMAIN, WEIGHT
 from dq.quant.numerics.spec import QuantSpec
 
@@ -64,6 +65,7 @@ def to_qdq_(model: ir.Model, specs: Mapping[str, QuantSpec]) -> None:
     """
     fit_averages_(model)
     round_inputs_late_(model)
+    join_slices_(model)
     writer = Writer(model, specs)
     for node in placeholders(model):
         if node.op_type == WEIGHT:

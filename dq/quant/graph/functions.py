@@ -83,6 +83,9 @@ _SUMS = {"add", "iadd", "isub", "sub"}
 _LONGEST = 12
 
 _PROBE = torch.linspace(-8.0, 8.0, 60)
+# Where a function may have another sign.
+_FAR = torch.logspace(1, 4, 30)
+_FAR = torch.cat([-_FAR.flip(0), _FAR])
 _SHAPE = (1, 4, 3, 5)
 OTHER = "other"
 
@@ -96,11 +99,13 @@ class Function:
             ``leaky_relu``, ``prelu``, ``clip`` (ReLU, ReLU6 and other bounds), or ``other``.
         source: The node of its argument.
         nodes: The nodes that compute it, in order; the last one has its value.
+        is_never_negative: Whether its values are 0 or more, as those of ReLU.
     """
 
     kind: str
     source: fx.Node
     nodes: tuple[fx.Node, ...]
+    is_never_negative: bool = False
 
     @property
     def value(self) -> fx.Node:
@@ -148,6 +153,8 @@ class _Search:
         self.root = root
         self.order = {node: number for number, node in enumerate(graph.nodes)}
         self.modules: dict[type[nn.Module], bool] = {}
+        # Of the nodes that were tried, with their source.
+        self.values: dict[tuple[fx.Node, ...], Tensor | None] = {}
         self.known = {each.name: each.compute(_PROBE) for each in FUNCTIONS if each.is_recognised}
 
     def function_at(self, node: fx.Node) -> Function | None:
@@ -168,13 +175,37 @@ class _Search:
             return None  # A function, and a residual sum.
         if len(nodes) > 1 and kind == OTHER and not self._reads_twice(nodes, source):
             return self._single(node)  # Several functions in a row.
-        return Function(kind=kind, source=source, nodes=tuple(nodes))
+        return self._described(kind, nodes, source)
 
     def _single(self, node: fx.Node) -> Function | None:
         sources = tensor_inputs(node)
         if len(sources) != 1 or called_name(node) in _ARITHMETIC:
             return None
-        return Function(kind=self._kind([node], sources[0]), source=sources[0], nodes=(node,))
+        return self._described(self._kind([node], sources[0]), [node], sources[0])
+
+    def _described(self, kind: str, nodes: Sequence[fx.Node], source: fx.Node) -> Function:
+        return Function(
+            kind=kind,
+            source=source,
+            nodes=tuple(nodes),
+            is_never_negative=self._is_never_negative(nodes, source),
+        )
+
+    def _is_never_negative(self, nodes: Sequence[fx.Node], source: fx.Node) -> bool:
+        values = self._values(nodes, source)
+        if values is None or bool((values < 0).any()):
+            return False
+        return bool((self._run(nodes, source, _FAR) >= 0).all())
+
+    def _values(self, nodes: Sequence[fx.Node], source: fx.Node) -> Tensor | None:
+        """Return the function's values at the probe, shape (P,); None if it cannot be run there."""
+        key = (*nodes, source)
+        if key not in self.values:
+            try:
+                self.values[key] = self._run(nodes, source, _PROBE)
+            except Exception:  # For example its parameters do not fit the size of the probe.
+                self.values[key] = None
+        return self.values[key]
 
     def _reads_twice(self, nodes: Sequence[fx.Node], source: fx.Node) -> bool:
         return sum(source in node.all_input_nodes for node in nodes) > 1
@@ -222,17 +253,14 @@ class _Search:
         module, target = module_of(self.root, nodes[-1]), nodes[-1].target
         if len(nodes) == 1 and (isinstance(module, PRELU.modules) or target in PRELU.calls):
             return PRELU.name
-        try:
-            values = self._run(nodes, source)
-        except Exception:
-            return OTHER  # For example its parameters do not fit the size of the probe.
-        return _kind_of(values, self.known)
+        values = self._values(nodes, source)
+        return OTHER if values is None else _kind_of(values, self.known)
 
-    def _run(self, nodes: Sequence[fx.Node], source: fx.Node) -> Tensor:
-        """Return the function's values at the probe."""
+    def _run(self, nodes: Sequence[fx.Node], source: fx.Node, probe: Tensor) -> Tensor:
+        """Return the function's values at a probe, shape (P,)."""
         # To collect values it would go through the whole graph first, for each function.
         runner = fx.Interpreter(_OnCpu(self.root), garbage_collect_values=False, graph=source.graph)
-        runner.env = {source: _PROBE.reshape(_SHAPE).clone()}
+        runner.env = {source: probe.reshape(_SHAPE).clone()}
         for node in nodes:
             for used in node.all_input_nodes:
                 if used not in runner.env:
@@ -240,7 +268,7 @@ class _Search:
             runner.env[node] = runner.run_node(node)
         value = runner.env[nodes[-1]]
         assert isinstance(value, Tensor)
-        return value.reshape(_PROBE.shape).float()
+        return value.reshape(probe.shape).float()
 
 
 class _OnCpu(nn.Module):

@@ -32,9 +32,11 @@ from dq.quant.graph.roles import (
     module_of,
     weight_node,
 )
+from dq.quant.graph.signs import moved_inputs, never_negative
 from dq.quant.graph.split_functions import split_functions_
 from dq.quant.graph.trace import BoundGraph, Traced, TraceError, remove_dead_code, trace
 from dq.quant.graph.trace_with_fallback import same_code
+from dq.quant.numerics.spec import without_zero_point
 from dq.quant.quantizers.batch_norm_fold import is_foldable
 from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import WeightQuantizer
@@ -326,6 +328,9 @@ class _Preparation:
             outputs=self.recipe.outputs,
         )
         wanted, bounds = placement.find(), fixed_bounds(functions, target)
+        if not self.recipe.zero_points:
+            self.never_negative = never_negative(self.root, self.graph, functions)
+            self.moved_inputs = moved_inputs(self.root, self.graph)
         for node in list(self.graph.nodes):
             if node in wanted:
                 self._insert(node, bounds.get(node))
@@ -344,6 +349,8 @@ class _Preparation:
         spec = self.recipe.activation_spec(owner, kind, self.positions[node], _key(name))
         if spec is None:
             return
+        if not (self.recipe.zero_points or node in self.moved_inputs):
+            spec = without_zero_point(spec, is_never_negative=node in self.never_negative)
         site = Site(name=_key(name), kind="activation", module=owner, call=call)
         if site.name not in self.quantizers:
             if not self.create:

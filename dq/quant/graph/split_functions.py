@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -42,7 +43,7 @@ def split_functions_(
             with graph.inserting_after(function.value):
                 node = graph.call_function(_WHOLE[function.kind], (function.source,))
             _replace(graph, function, node, owner)
-            found.append(Function(kind=function.kind, source=function.source, nodes=(node,)))
+            found.append(replace(function, nodes=(node,)))
         else:
             found.append(function)
     return found
@@ -58,7 +59,9 @@ def _split(graph: fx.Graph, function: Function, owner: dict[fx.Node, str]) -> li
     product.args = (function.source, sigmoid)
     owner[sigmoid] = f"{owner[function.value]}.sigmoid"
     _replace(graph, function, product, owner)
-    return [Function(kind="sigmoid", source=function.source, nodes=(sigmoid,))]
+    return [
+        Function(kind="sigmoid", source=function.source, nodes=(sigmoid,), is_never_negative=True)
+    ]
 
 
 def _replace(graph: fx.Graph, function: Function, new: fx.Node, owner: dict[fx.Node, str]) -> None:

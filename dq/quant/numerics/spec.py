@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MIN_BITS, MAX_BITS = 2, 16
 
@@ -54,3 +54,15 @@ class QuantSpec:
     def num_levels(self) -> int:
         """How many integers there are."""
         return self.quant_max - self.quant_min + 1
+
+
+def without_zero_point(spec: QuantSpec, *, is_never_negative: bool) -> QuantSpec:
+    """Return the format with its zero point fixed at 0: unsigned, or signed and mirrored.
+
+    Args:
+        spec: Of an activation; one that is symmetric already stays as it is.
+        is_never_negative: Whether the tensor's values are known to be 0 or more.
+    """
+    if spec.symmetric:
+        return spec
+    return replace(spec, symmetric=True, signed=not is_never_negative)

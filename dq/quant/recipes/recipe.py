@@ -108,6 +108,9 @@ class Recipe:
         percentile: Percentage of the values inside the range; for the observer of that name.
         weight_range: ``min_max``, or ``mse``: calibration clips each weight if that reduces its
             squared quantization error.
+        zero_points: Without them a tensor that may be negative has a signed format and a range
+            that is mirrored around zero, and any other an unsigned one; inputs of the model keep
+            theirs. Some engines are faster without zero points (docs/engines.md).
         outputs: Also quantize the outputs of the last layers. What follows them (decoding,
             non-maximum suppression) is float in any case.
         learned: What training learns: ``lsq`` (scales), ``lsq+`` (scales, and the offsets of
@@ -129,6 +132,7 @@ class Recipe:
     momentum: float = 0.01
     percentile: float = 99.99
     weight_range: str = "min_max"
+    zero_points: bool = True
     outputs: bool = True
     learned: str | None = None
     rules: tuple[Rule, ...] = field(default=())

@@ -29,6 +29,12 @@ class Candidate:
         """Number of quantizers with more bits than the format has."""
         return len(self.recipe.raised)
 
+    @property
+    def cost(self) -> tuple[bool, int]:
+        """What the engine's time depends on: zero points that slow it down, then raised bits."""
+        slowed = self.recipe.engine.slowed_by_zero_points and self.recipe.zero_points
+        return slowed, self.num_raised
+
 
 # Name, observer of activations, and repairs. All have the same cost in the engine.
 _WAYS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -74,6 +80,26 @@ def first_candidates(recipe: Recipe, repair: Repair) -> list[Candidate]:
         if (candidate.recipe, candidate.repair) not in [(c.recipe, c.repair) for c in found]:
             found.append(candidate)
     return found
+
+
+def without_zero_points(recipe: Recipe, repair: Repair) -> list[Candidate]:
+    """Return ways to calibrate without zero points; none unless these slow the engine down.
+
+    Args:
+        recipe: Of the config.
+        repair: Of the config.
+    """
+    own = first_candidates(recipe, repair)[0]
+    if own.cost == (False, 0):
+        return []
+    plain = replace(own, name="no zero points", recipe=replace(own.recipe, zero_points=False))
+    if "bias" in own.repair.steps:
+        return [plain]
+    steps = (*own.repair.steps, "bias")
+    return [
+        plain,
+        replace(plain, name="no zero points + bias", repair=replace(own.repair, steps=steps)),
+    ]
 
 
 def with_channel_scales(best: Candidate) -> list[Candidate]:

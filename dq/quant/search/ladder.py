@@ -1,6 +1,7 @@
 """The order in which a search tries candidates, from cheap to expensive, until a limit is met.
 
-First everything stays narrow: several ways to find ranges, then a scale for each channel where
+First, for an engine that zero points slow down, two ways without them are tried. Then everything
+stays narrow: several ways to find ranges, then a scale for each channel where
 channels differ most, then learned rounding (AdaRound, then block reconstruction). If none of them
 meets the limit, the most sensitive quantizers are raised to 16 bits: 1, 2, 4, 8 and so on, and then
 numbers between the last that failed and the first that met the limit. Which candidates are tried
@@ -22,6 +23,7 @@ from dq.quant.search.candidate import (
     with_raised,
     with_reconstruction,
     with_rounding,
+    without_zero_points,
 )
 
 Item = TypeVar("Item")
@@ -114,6 +116,8 @@ class Search:
         )
 
     def _climb(self, recipe: Recipe, repair: Repair) -> None:
+        if self._try(without_zero_points(recipe, repair)):
+            return
         if self._try(first_candidates(recipe, repair)):
             return
         if self._try(with_channel_scales(self._best())):
@@ -170,8 +174,9 @@ class Search:
     def _chosen(self) -> Tried:
         met = [tried for tried in self.tried if tried.value >= self.least]
         if met:
-            return min(met, key=lambda tried: (tried.candidate.num_raised, -tried.value))
-        return max(self.tried, key=lambda tried: (tried.value, -tried.candidate.num_raised))
+            return min(met, key=lambda tried: (tried.candidate.cost, -tried.value))
+        best = max(tried.value for tried in self.tried)
+        return min((t for t in self.tried if t.value == best), key=lambda t: t.candidate.cost)
 
 
 def _steps(most: int) -> list[int]:
@@ -187,13 +192,13 @@ def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 
 def pareto_front(tried: Sequence[Tried]) -> list[Tried]:
-    """Return the candidates that no other beats in both value and number of raised quantizers.
+    """Return the candidates that no other beats in both value and cost.
 
     Returns:
         The cheapest first. Of two equal ones the first that was tried.
     """
     front: list[Tried] = []
-    for one in sorted(tried, key=lambda t: (t.candidate.num_raised, -t.value)):
+    for one in sorted(tried, key=lambda t: (t.candidate.cost, -t.value)):
         if not front or one.value > front[-1].value:
             front.append(one)
     return front

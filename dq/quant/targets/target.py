@@ -78,6 +78,8 @@ class Target:
             squared errors kept more (docs/ptq.md).
         finds_functions: Whether a function that the model computes in several operations counts as
             one function.
+        slowed_by_zero_points: Whether the engine is slower with zero points of activations, so that
+            a search for the cheapest recipe also tries to do without.
 
     Raises:
         ValueError: A kind of function is not known, cannot be split, or has bounds that do not
@@ -98,6 +100,7 @@ class Target:
     outputs: bool = True
     observer: str = "weighted_mse"
     finds_functions: bool = True
+    slowed_by_zero_points: bool = False
 
     def __post_init__(self) -> None:
         for key, known in (

@@ -12,7 +12,6 @@ from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
 from tests.quant.trained import prepared
 
-
 # Each compilation takes one to two seconds.
 FAST = [(True, None), (False, "lsq+")]
 OTHERS = [(True, "lsq+"), (True, "pact"), (False, None), (False, "pact")]

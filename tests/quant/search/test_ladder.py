@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from dq.quant.search.candidate import (
     with_channel_scales,
     with_reconstruction,
     with_rounding,
+    without_zero_points,
 )
 from dq.quant.search.ladder import Search, TimeUpError, Tried, pareto_front
 
@@ -153,6 +155,29 @@ def test_the_users_recipe_is_tried_first_and_nothing_twice() -> None:
     assert rounded is not None
     assert rounded.repair.steps == ("equalize", "adaround")
     assert with_rounding(rounded) is None
+
+
+def test_an_engine_that_zero_points_slow_down_is_tried_without_them_first() -> None:
+    recipe = preset("openvino")
+    names = [c.name for c in without_zero_points(recipe, Repair(steps=("channel_scales",)))]
+    assert names == ["no zero points", "no zero points + bias"]
+    assert len(without_zero_points(recipe, Repair(steps=("bias",)))) == 1
+    for other in (preset("onnxruntime"), replace(recipe, zero_points=False)):
+        assert without_zero_points(other, Repair()) == []
+
+
+@pytest.mark.parametrize(("loss", "chosen"), [(0.05, "no zero points"), (0.3, "as configured")])
+def test_zero_points_are_left_out_where_the_limit_allows_it(loss: float, chosen: str) -> None:
+    def value(candidate: Candidate) -> float:
+        return 0.7 - (0.0 if candidate.recipe.zero_points else loss)
+
+    here, _ = search(value, least=0.6)
+    outcome = here.run(preset("openvino"), Repair())
+    assert outcome.meets_limit
+    assert outcome.chosen.candidate.name == chosen
+    assert [t.candidate.recipe.zero_points for t in outcome.tried[:2]] == [False, False]
+    front = [t.candidate.recipe.zero_points for t in pareto_front(outcome.tried)]
+    assert front == ([False] if loss < 0.1 else [False, True])
 
 
 def test_the_pareto_front_has_what_nothing_beats() -> None:
