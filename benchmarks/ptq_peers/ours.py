@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ class Own:
         command: Of the launcher.
         stage: Folder and name of the command's checkpoint.
         preset: Of the ``quant`` section.
-        repairs: Of the ``quant`` section, which has nothing else; None for the default.
+        repairs: Of the ``quant`` section; None for the default.
+        settings: All other settings of the ``quant`` section.
         words: Further words of the command.
     """
 
@@ -32,6 +34,7 @@ class Own:
     stage: str = "calibrated"
     preset: str = "int8"
     repairs: tuple[str, ...] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     words: tuple[str, ...] = ()
 
 
@@ -41,6 +44,11 @@ OURS = {
         title="**ours, calibrate, `preset=onnxruntime`**", preset="onnxruntime"
     ),
     "ours-openvino": Own(title="**ours, calibrate, `preset=openvino`**", preset="openvino"),
+    "ours-openvino-fast": Own(
+        title="**ours, calibrate, `preset=openvino`, `zero_points=False`**",
+        preset="openvino",
+        settings={"zero_points": False},
+    ),
     "ours-plain": Own(title="ours, calibrate, `repairs=[]`", repairs=()),
     "ours-scaled": Own(
         title="**ours, calibrate, `repairs=[channel_scales, bias]`**",
@@ -89,7 +97,7 @@ def quantize(
     """
     folder.mkdir(parents=True, exist_ok=True)
     schedule = config.quant["schedule"]
-    config.quant = {"preset": own.preset, "schedule": schedule}
+    config.quant = {"preset": own.preset, "schedule": schedule, **own.settings}
     if own.repairs is not None:
         config.quant["repairs"] = list(own.repairs)
     config.dump(str(folder / "config.py"))
