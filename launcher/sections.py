@@ -155,12 +155,23 @@ SECTIONS: dict[str, dict[str, Setting]] = {
 }
 
 
-def check_section(given: Iterable[str], section: str, where: str | None = None) -> None:
-    """Raise ValueError for the first key that the section does not have.
+def check_section(given: Mapping[str, object], section: str, where: str | None = None) -> None:
+    """Raise ValueError for the first key that the section does not have, or that is not a bool.
+
+    Only settings that are True or False are checked for their type, because Python takes any other
+    value for one of the two; a text such as ``"no"`` would be True.
 
     Args:
-        given: Keys of a config.
+        given: From a config.
         section: Of `SECTIONS`.
         where: The section's name in the message; the default is its own.
     """
-    check_keys(given, SECTIONS[section], where or section)
+    where = where or section
+    check_keys(given, SECTIONS[section], where)
+    for key, value in given.items():
+        if _is_bool(SECTIONS[section][key]) and not isinstance(value, bool):
+            raise ValueError(f"{where}.{key} is {value!r}; use True or False")
+
+
+def _is_bool(setting: Setting) -> bool:
+    return any(f.name == setting.field and f.type == "bool" for f in fields(setting.kind))

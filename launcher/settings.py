@@ -117,8 +117,11 @@ def described_quantization(settings: QuantSettings) -> dict[str, str]:
 def changes_of(before: Settings, now: Settings) -> list[Change]:
     """Return the settings that differ, in the config's order.
 
-    A changed path of images does not count if the images are known to be the same.
+    A changed path of images does not count if the images are known to be the same. A setting of
+    the recipe that the earlier version did not have has its default there.
     """
+    if "quant.observer" in before:
+        before = {**_texts(flattened(asdict(Recipe()), "quant")), **before}
     images = before.get(IMAGES)
     same_images = images is not None and images == now.get(IMAGES) != repr(None)
     found = []

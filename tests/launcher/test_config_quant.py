@@ -1,5 +1,6 @@
 """The config's ``quant`` section: presets, rules, repairs; errors say how to fix them."""
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from dq.quant.ptq.settings import Mixed
 from dq.quant.recipes.presets import PRESETS, preset
 from launcher.config import quant_settings
+from launcher.sections import SECTIONS, check_section
 
 
 def test_nothing_said_is_int8_with_channel_scales() -> None:
@@ -92,3 +94,25 @@ def test_repairs_and_mixed_precision_are_read() -> None:
 def test_mistakes_are_refused_with_the_mend(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         quant_settings(section)
+
+
+def bools() -> list[tuple[str, str]]:
+    """Return the section and the key of each setting that is True or False."""
+    return [
+        (section, key)
+        for section, settings in SECTIONS.items()
+        for key, setting in settings.items()
+        if {f.name: f.type for f in fields(setting.kind)}.get(setting.field) == "bool"
+    ]
+
+
+@pytest.mark.parametrize(("section", "key"), bools())
+def test_a_text_is_not_true_or_false(section: str, key: str) -> None:
+    with pytest.raises(ValueError, match=rf"{section}\.{key} is 'no'; use True or False"):
+        check_section({key: "no"}, section)
+    check_section({key: False}, section)
+
+
+def test_settings_that_are_true_or_false_are_many() -> None:
+    assert ("quant", "zero_points") in bools()
+    assert len({section for section, _ in bools()}) > 3

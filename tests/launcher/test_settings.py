@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from dq.detector.config.mmdet_keys import KEYS, OWN_KEYS, TOP_LEVEL_KEYS
+from dq.quant.recipes.recipe import Recipe
 from launcher.config import quant_settings
 from launcher.settings import (
     IMAGES,
@@ -174,3 +177,16 @@ def test_a_quantized_trainings_own_settings() -> None:
     assert found["quant.ema.momentum"] == "0.1"
     assert found["quant.distill"] == "None"
     assert "quant.schedule.freeze_norm_after" in found
+
+
+@pytest.mark.parametrize(
+    "name", [f.name for f in fields(Recipe) if f.name not in ("weight", "activation")]
+)
+def test_a_setting_that_an_earlier_version_did_not_have_has_its_default(name: str) -> None:
+    now = described_quantization(quant_settings({"preset": "w4a8"}))
+    default = described_quantization(quant_settings(None))
+    before = {key: value for key, value in now.items() if key != f"quant.{name}"}
+    changed = now.get(f"quant.{name}") != default.get(f"quant.{name}")
+    wanted = [f"quant.{name}"] if changed and name != "observer" else []
+    if name != "observer":  # Without it there was no quantization.
+        assert [change.name for change in changes_of(before, now)] == wanted
