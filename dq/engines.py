@@ -33,6 +33,12 @@ def is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
+def backend_of(title: str) -> str:
+    """Return the key of `ENGINES` for an engine's name and version, such as ``OpenVINO 2026.4``."""
+    written = title.lower().replace(" ", "")
+    return next(name for name in ENGINES if written.startswith(name))
+
+
 def engine_named(name: str) -> Engine:
     """Return an engine.
 

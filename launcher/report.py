@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dq.detector.step.guards import Guards
+from dq.engines import backend_of
 from dq.quant.recipes.recipe import Recipe
 from dq.tracking.record.matches import read_matches
 from dq.tracking.record.stage_summary import StageSummary, read_summary
@@ -167,7 +168,8 @@ def say_speed(place: Session, model: Path, latency: Latency | str | None) -> Non
     if isinstance(latency, str):
         print(f"speed    not measured: {latency}")
         return
-    more = f"; `launcher bench --per-layer {shlex.quote(str(model))}` says which layers cost it"
+    words = f"--per-layer --backend {backend_of(latency.engine)} {shlex.quote(str(model))}"
+    more = f"; `launcher bench {words}` says which layers cost it"
     print(f"speed    {latency.sentence()}{more if latency.is_slower else ''}")
 
 

@@ -64,7 +64,7 @@ def exported(
 
 
 def exported_latency(model: Path) -> Latency | str | None:
-    """Time an exported network in ONNX Runtime, and write the result into its folder.
+    """Time an exported network in the engine that it is for, and write the result into its folder.
 
     Every rank must call it.
 
@@ -75,5 +75,5 @@ def exported_latency(model: Path) -> Latency | str | None:
         The result of `dq.detector.engines.latency.measured`.
     """
     return measured(
-        model, "onnxruntime", lambda found: write_latency(model.parent, model.name, asdict(found))
+        model, None, lambda found: write_latency(model.parent, model.name, asdict(found))
     )

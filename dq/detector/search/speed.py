@@ -12,19 +12,9 @@ from torch import nn
 from dq.detector.engines.latency import measured
 from dq.detector.export.write import ExportFormat, export_detector, image_size
 from dq.dist.work.on_main_rank import on_main_rank
-from dq.engines import ENGINES, is_installed
 from dq.quant.graph.quantized_graph import QuantizedGraph
 
 log = logging.getLogger(__name__)
-
-# Any engine may run what is quantized for none.
-_OF_TARGET = {"int8": "onnxruntime"}
-
-
-def engine_of_target(target: str) -> str | None:
-    """Return the engine in which a target's speed can be measured here; None if there is none."""
-    name = _OF_TARGET.get(target, target)
-    return name if name in ENGINES and is_installed(name) else None
 
 
 def times_as_fast(

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from dq.counted import counted
 from dq.detector.calibration.calibrate import calibration_of, calls_of_roi_heads
+from dq.detector.engines.latency import engine_of_target
 from dq.detector.engines.measurement import measure
 from dq.detector.evaluation.evaluate import as_share, main_metric
 from dq.detector.model.checkpoint_content import compose
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.stored_detector import StoredDetector, float_detector, stored_detector
-from dq.detector.search.speed import engine_of_target, times_as_fast
+from dq.detector.search.speed import times_as_fast
 from dq.dist.exchange import collectives
 from dq.dist.files.checkpoint import load_checkpoint, save_checkpoint
 from dq.dist.work.all_here import wait_for_all_ranks

@@ -22,17 +22,17 @@ from torch import Tensor, fx, nn
 
 from dq.quant.graph.comparison import DifferenceError, Reference, refuse_difference
 from dq.quant.graph.functions import find_functions
+from dq.quant.graph.known.position import positions
+from dq.quant.graph.known.signs import moved_inputs, never_negative
 from dq.quant.graph.per_channel.channel_scales import insert_channel_scales_
 from dq.quant.graph.per_channel.relu6_limits import free_clips_
 from dq.quant.graph.placement import Placement, fixed_bounds, reads_shape
-from dq.quant.graph.position import positions
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph, Site
 from dq.quant.graph.roles import (
     is_layer,
     module_of,
     weight_node,
 )
-from dq.quant.graph.signs import moved_inputs, never_negative
 from dq.quant.graph.split_functions import split_functions_
 from dq.quant.graph.trace import BoundGraph, Traced, TraceError, remove_dead_code, trace
 from dq.quant.graph.trace_with_fallback import same_code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dq.quant.graph.position import positions
+from dq.quant.graph.known.position import positions
 from dq.quant.graph.trace import trace
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
 from dq.quant.graph.functions import find_functions
+from dq.quant.graph.known.signs import never_negative
 from dq.quant.graph.prepare import prepare
-from dq.quant.graph.signs import never_negative
 from dq.quant.numerics.spec import QuantSpec, without_zero_point
 from dq.quant.recipes.presets import preset
 from dq.quant.targets.registry import TARGETS
