@@ -16,7 +16,7 @@ from pathlib import Path
 
 import onnx
 
-from benchmarks.engines.files import FLOAT, OURS, Place, prepare
+from benchmarks.engines.files import FLOAT, OURS, PLAIN, Place, prepare
 from benchmarks.engines.nets import NETS
 from benchmarks.engines.table import Cell, Row, table
 from dq.engines import ENGINES, is_installed
@@ -105,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = Place(folder=folder, targets=targets, nncf_python=arguments.nncf_python)
         if arguments.fresh:
             for engine in targets:
-                place.file(OURS, engine).unlink(missing_ok=True)
+                for maker in (OURS, PLAIN):
+                    place.file(maker, engine).unlink(missing_ok=True)
         rows += rows_of(
             net, (height, width), place, threads=arguments.threads, rounds=arguments.rounds
         )

@@ -1,4 +1,7 @@
-"""The files of one net: float, quantized by us, by ONNX Runtime's quantizer, by NNCF."""
+"""The files of one net: float, quantized by us, by ONNX Runtime's quantizer, by NNCF.
+
+Ours are with and without zero points.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,8 @@ from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import Recipe, Rule
 
 FLOAT, OURS, ORT, NNCF = "float", "ours", "onnxruntime", "nncf"
+# Ours without zero points, for engines that these slow down.
+PLAIN = "plain"
 _NNCF_SCRIPT = Path(__file__).parents[1] / "quantizers" / "with_nncf.py"
 
 
@@ -47,6 +52,8 @@ class Place:
         """Return the file of a maker for an engine."""
         if maker == OURS:
             return self.folder / f"ours-{self.targets[engine]}.onnx"
+        if maker == PLAIN:
+            return self.folder / f"ours-{self.targets[engine]}-no-zero-points.onnx"
         if (maker, engine) == (NNCF, "openvino"):  # NNCF writes OpenVINO's own format.
             return self.folder / "nncf-openvino.xml"
         return self.folder / f"{maker}.onnx"
@@ -56,7 +63,7 @@ class Place:
         """The makers that have files for every engine."""
         return [
             maker
-            for maker in (FLOAT, OURS, ORT, NNCF)
+            for maker in (FLOAT, OURS, PLAIN, ORT, NNCF)
             if all(self.file(maker, engine).is_file() for engine in self.targets)
         ]
 
@@ -65,16 +72,20 @@ def prepare(config: Path, size: tuple[int, int], place: Place) -> None:
     """Write the missing files. If another tool fails, its file is left out, and it is said."""
     place.folder.mkdir(parents=True, exist_ok=True)
     images, plain = place.folder / "images.npy", place.file(FLOAT)
-    ours = {place.file(OURS, engine): target for engine, target in place.targets.items()}
-    missing = {path: target for path, target in ours.items() if not path.is_file()}
+    ours = {
+        place.file(maker, engine): replace(preset(target), **settings)
+        for engine, target in place.targets.items()
+        for maker, settings in ((OURS, {}), (PLAIN, {"zero_points": False}))
+    }
+    missing = {path: recipe for path, recipe in ours.items() if not path.is_file()}
     if missing or not (plain.is_file() and images.is_file()):
         batch = images_of(size)
         np.save(images, batch.numpy())
         detector = build(config, batch)
         if not plain.is_file():
             write_float(copy.deepcopy(detector), size, plain)
-        for path, target in missing.items():
-            _write_ours(copy.deepcopy(detector), preset(target), batch, path)
+        for path, recipe in missing.items():
+            _write_ours(copy.deepcopy(detector), recipe, batch, path)
     if not place.file(ORT).is_file():
         try:
             with_onnxruntime.quantize(plain, images, place.file(ORT))

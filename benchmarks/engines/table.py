@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.engines.files import NNCF, ORT, OURS
+from benchmarks.engines.files import NNCF, ORT, OURS, PLAIN
 from dq.quant.latency.paired import Spread
 
-HEADS = {OURS: "ours", ORT: "ONNX Runtime's quantizer", NNCF: "NNCF"}
+HEADS = {OURS: "ours", PLAIN: "ours, no zero points", ORT: "ONNX Runtime's quantizer", NNCF: "NNCF"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ def table(rows: Sequence[Row]) -> str:
     heads = ["net", "size", "engine", "float, ms", *HEADS.values(), "ours by the best other"]
     lines = [heads, ["---"] * len(heads)]
     for row in rows:
-        others = [cell.against_ours.median for maker, cell in row.cells.items() if maker != OURS]
+        others = [c.against_ours.median for m, c in row.cells.items() if m not in (OURS, PLAIN)]
         lines.append(
             [
                 row.net,
