@@ -110,7 +110,8 @@ class Recipe:
             squared quantization error.
         zero_points: Without them a tensor that may be negative has a signed format and a range
             that is mirrored around zero, and any other an unsigned one; inputs of the model keep
-            theirs. Some engines are faster without zero points (docs/engines.md).
+            theirs. OpenVINO is faster without zero points, ONNX Runtime much slower
+            (docs/engines.md).
         outputs: Also quantize the outputs of the last layers. What follows them (decoding,
             non-maximum suppression) is float in any case.
         learned: What training learns: ``lsq`` (scales), ``lsq+`` (scales, and the offsets of
