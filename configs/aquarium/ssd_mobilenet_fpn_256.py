@@ -1,5 +1,5 @@
-# Aquarium (7 classes, VOC layout, many small boxes): SSD-FPN MobileNetV2 (ImageNet weights) at 256x256,
-# eight epochs of five passes. The anchors are those that `launcher init --size 256` fits to its boxes.
+# Aquarium (7 classes, VOC layout, many small boxes): SSD-FPN MobileNetV2 (ImageNet weights) at
+# 256x256, eight epochs of five passes. The anchors are those that `launcher init --size 256` fits.
 _base_ = [
     "../_base_/ssd_mobilenet_fpn_256.py",
     "../_base_/voc_folder_256.py",
