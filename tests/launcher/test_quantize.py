@@ -68,6 +68,36 @@ def test_the_table_has_all_candidates_and_says_when_the_limit_is_missed(
     assert len(list((folder / "quantize/candidates").glob("*.pth"))) == 1
 
 
+def recipe_of_section(
+    folder: Path, config: Path, checkpoint: Path, digits: Path, launch: Launch
+) -> Any:
+    """Calibrate with the section that a search printed; return the recipe, which is the search's.
+
+    Args:
+        folder: Of the search; the config and the calibration are written there too.
+        config: Without the section.
+        checkpoint: The float checkpoint.
+        digits: The data set of the search.
+        launch: Runs a command.
+    """
+    own = folder / "own.py"
+    text = (folder / "quantize/quant_section.py").read_text()
+    section = re.sub(r"quant = \{", "quant = {'_delete_': True, ", text, count=1)
+    own.write_text(f"_base_ = [{str(config)!r}]\n{section}")
+    code, _, err = launch(
+        *("calibrate", own, "--checkpoint", checkpoint, "--images", digits / "JPEGImages"),
+        *("--work-dir", folder, "--threads", 1),
+    )
+    assert code == 0, err
+    found, again = (
+        load_checkpoint(folder / path)["quantization"]
+        for path in ("quantize/quantize.pth", "calibrated/calibrated.pth")
+    )
+    assert found["digest"] == again["digest"]
+    assert found["recipe"] == again["recipe"]
+    return again["recipe"]
+
+
 @pytest.mark.slow
 def test_the_printed_section_calibrates_the_same_detector(
     searched: tuple[Path, str, str, int],
@@ -75,27 +105,27 @@ def test_the_printed_section_calibrates_the_same_detector(
     float_checkpoint: Path,
     digits: Path,
     launch: Launch,
-    tmp_path: Path,
 ) -> None:
     folder = searched[0]
-    text = (folder / "quantize/quant_section.py").read_text()
-    assert text in searched[1]
-    own = tmp_path / "own.py"
-    own.write_text(f"_base_ = [{str(config)!r}]\n{text.replace('quant = {', 'quant = {', 1)}")
-    own.write_text(re.sub(r"quant = \{", "quant = {'_delete_': True, ", own.read_text(), count=1))
+    assert (folder / "quantize/quant_section.py").read_text() in searched[1]
+    recipe = recipe_of_section(folder, config, float_checkpoint, digits, launch)
+    (chosen,) = [row for row in pareto(folder)["rows"] if row["chosen"]]
+    assert len(recipe["raised"]) == chosen["num_raised"]
+
+
+@pytest.mark.slow
+def test_for_openvino_zero_points_are_left_out_where_the_limit_allows_it(
+    config: Path, float_checkpoint: Path, digits: Path, launch: Launch, tmp_path: Path
+) -> None:
     code, _, err = launch(
-        *("calibrate", own, "--checkpoint", float_checkpoint, "--images", digits / "JPEGImages"),
-        *("--work-dir", tmp_path, "--threads", 1),
+        *("quantize", config, "--checkpoint", float_checkpoint, "--images", digits / "JPEGImages"),
+        *("--max-drop", 99, "--target", "openvino", "--work-dir", tmp_path, "--threads", 1),
     )
     assert code == 0, err
-    parts = [
-        load_checkpoint(path)["quantization"]
-        for path in (folder / "quantize/quantize.pth", tmp_path / "calibrated/calibrated.pth")
-    ]
-    assert parts[0]["digest"] == parts[1]["digest"]
-    assert parts[0]["recipe"] == parts[1]["recipe"]
-    (chosen,) = [row for row in pareto(folder)["rows"] if row["chosen"]]
-    assert len(parts[1]["recipe"]["raised"]) == chosen["num_raised"]
+    names = [row["name"] for row in pareto(tmp_path)["rows"]]
+    assert names == ["no zero points", "no zero points + bias"]
+    recipe = recipe_of_section(tmp_path, config, float_checkpoint, digits, launch)
+    assert (recipe["target"], recipe["zero_points"]) == ("openvino", False)
 
 
 @pytest.mark.slow
