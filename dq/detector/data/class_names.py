@@ -111,6 +111,34 @@ def classes_of_checkpoint(found: ClassList, content: Mapping[str, Any]) -> Names
     return found.names
 
 
+def check_order(found: ClassList, content: Mapping[str, Any], source: str) -> None:
+    """Refuse a checkpoint whose labels mean other classes than those of the annotations.
+
+    A checkpoint of mmdet's own tools names the classes in the order of its config, whatever the
+    order of its labels was. So one that is not from this launcher is only warned about.
+
+    Args:
+        found: Classes of the config.
+        content: Content of the checkpoint.
+        source: Its name, for the message.
+
+    Raises:
+        ValueError: The same classes have another order in the checkpoint.
+    """
+    meta = content.get("meta", {})
+    own = tuple(meta.get("CLASSES") or ())
+    if not found.is_certain or own == found.names or set(own) != set(found.names):
+        return
+    orders = (
+        f"{source} has the classes in the order {', '.join(own)}, the annotations in the order"
+        f" {', '.join(found.names)}"
+    )
+    mend = "write the categories of the annotation files in the order of the checkpoint"
+    if "key" in meta:
+        raise ValueError(f"{orders}, so each label would mean another class; {mend}")
+    log.warning("%s; if its labels have that order, %s", orders, mend)
+
+
 def set_classes_(dataset: Any, names: Names | None) -> None:
     """Make a data set use these class names, and label its boxes in this order.
 

@@ -10,7 +10,7 @@ import torch
 from mmcv import Config
 from torch import nn
 
-from dq.detector.data.class_names import class_list
+from dq.detector.data.class_names import check_order, class_list
 from dq.detector.model.build import build_model, float_state, load_float_state
 from dq.detector.model.checkpoint_content import load_quantization, recipe_of
 from dq.detector.model.graph import quantize_detector
@@ -46,9 +46,12 @@ def float_detector(
         device: Where the detector is to be.
 
     Raises:
-        ValueError: The checkpoint is another model's.
+        ValueError: The checkpoint is another model's, or its classes have another order than the
+            annotations.
     """
-    detector = build_model(config, class_list(config).names, initialise=False)
+    classes = class_list(config)
+    check_order(classes, content, source)
+    detector = build_model(config, classes.names, initialise=False)
     load_float_state(detector, float_state(content, source), source)
     return detector.to(device)
 

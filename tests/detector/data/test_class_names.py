@@ -10,6 +10,8 @@ import pytest
 from mmdet.datasets import DATASETS, CocoDataset, CustomDataset
 
 from dq.detector.data.class_names import (
+    ClassList,
+    check_order,
     class_list,
     classes_of_checkpoint,
     names_by_label,
@@ -198,3 +200,32 @@ def test_categories_are_found_anywhere_in_the_file(where: str, indent: Any, tmp_
         merged |= part
     (tmp_path / "other.json").write_text(json.dumps(merged, indent=indent))
     assert read_categories(tmp_path / "other.json") == categories
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_checkpoint_with_the_classes_in_another_order_is_refused_if_it_is_ours(
+    ours: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = ClassList(names=FILE_ORDER, is_certain=True)
+    meta = {"CLASSES": ("one", "two", "three")} | ({"key": "1"} if ours else {})
+    said = (
+        "run.pth has the classes in the order one, two, three, the annotations in the order three"
+    )
+    if ours:
+        with pytest.raises(ValueError, match=said):
+            check_order(here, {"meta": meta}, "run.pth")
+    else:
+        check_order(here, {"meta": meta}, "run.pth")
+        assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "is_certain"),
+    [(FILE_ORDER, True), (("one", "two", "three"), False), (("one", "two"), True), ((), True)],
+)
+def test_other_classes_or_no_annotations_are_no_other_order(
+    names: tuple[str, ...], is_certain: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = ClassList(names=FILE_ORDER, is_certain=is_certain)
+    check_order(here, {"meta": {"CLASSES": names, "key": "1"}}, "run.pth")
+    assert not caplog.text
