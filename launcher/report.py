@@ -168,8 +168,10 @@ def say_speed(place: Session, model: Path, latency: Latency | str | None) -> Non
     if isinstance(latency, str):
         print(f"speed    not measured: {latency}")
         return
-    words = f"--per-layer --backend {backend_of(latency.engine)} {shlex.quote(str(model))}"
-    more = f"; `launcher bench {words}` says which layers cost it"
+    more = (
+        f"; `launcher bench --per-layer --backend {shlex.quote(backend_of(latency.engine))}"
+        f" {shlex.quote(str(model))}` says which layers cost it"
+    )
     print(f"speed    {latency.sentence()}{more if latency.is_slower else ''}")
 
 

@@ -179,12 +179,12 @@ def test_wrong_options_are_one_line(
     options: tuple[object, ...],
     said: str,
     config: Path,
-    float_checkpoint: Path,
+    untrained: Path,
     launch: Launch,
     tmp_path: Path,
 ) -> None:
     code, _, err = launch(
-        "quantize", config, "--checkpoint", float_checkpoint, "--work-dir", tmp_path, *options
+        "quantize", config, "--checkpoint", untrained, "--work-dir", tmp_path, *options
     )
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -193,11 +193,11 @@ def test_wrong_options_are_one_line(
 
 @pytest.mark.parametrize("metric", [(), ("--metric", "AP50")])
 def test_a_metric_of_which_nothing_can_be_lost_is_refused(
-    metric: tuple[str, ...], config: Path, float_checkpoint: Path, launch: Launch, tmp_path: Path
+    metric: tuple[str, ...], config: Path, untrained: Path, launch: Launch, tmp_path: Path
 ) -> None:
     # The detector finds nothing at all: every candidate would be within the limit.
     code, _, err = launch(
-        *("quantize", config, "--checkpoint", float_checkpoint, "--work-dir", tmp_path, *metric),
+        *("quantize", config, "--checkpoint", untrained, "--work-dir", tmp_path, *metric),
         *("--max-drop", 1, "--cfg-options", "model.test_cfg.score_thr=0.999"),
     )
     assert code == 2
@@ -221,7 +221,7 @@ def test_a_quantized_checkpoint_is_refused(
 
 def test_images_in_which_nothing_is_found_are_refused(
     config: Path,
-    float_checkpoint: Path,
+    untrained: Path,
     digits: Path,
     launch: Launch,
     tmp_path: Path,
@@ -229,7 +229,7 @@ def test_images_in_which_nothing_is_found_are_refused(
 ) -> None:
     monkeypatch.setattr("launcher.stages.unlabelled.confident_boxes", lambda *_: {})
     code, _, err = launch(
-        *("calibrate", config, "--checkpoint", float_checkpoint, "--work-dir", tmp_path),
+        *("calibrate", config, "--checkpoint", untrained, "--work-dir", tmp_path),
         *("--images", digits / "JPEGImages"),
     )
     assert code == 2

@@ -165,8 +165,8 @@ def changed(detector: nn.Module, before: dict[str, Tensor]) -> set[str]:
 # Learned scales of a head without RoIs, of one head, and of several.
 LEARNED = ("retinanet", "faster_rcnn", "cascade_rcnn")
 KINDS = [*((family, None) for family in FAMILIES), *((family, "lsq") for family in LEARNED)]
-# Those of the tests that take seconds.
-FAST = (("faster_rcnn", None), ("retinanet", "lsq"))
+# That of the fast tests; each takes a second or two.
+FAST = (("faster_rcnn", None),)
 
 
 @pytest.fixture(
@@ -234,7 +234,13 @@ def test_every_repair_changes_the_heads_and_survives_the_checkpoint(
         assert torch.equal(own_output, other)
 
 
-@pytest.mark.parametrize("name", ["clip", "bias", "adaround", "reconstruct"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "clip",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("bias", "adaround", "reconstruct")),
+    ],
+)
 def test_a_head_is_nearer_to_float_after_its_repair(models: dict[str, Any], name: str) -> None:
     """Measured at the head's outputs, on boxes of other images."""
     errors = {}

@@ -249,5 +249,6 @@ def compile_whole() -> list[str]:
     return wrong
 
 
+@pytest.mark.slow
 def test_torch_compile_keeps_it_whole_with_the_same_gradients_and_statistics() -> None:
     assert run_ranks(compile_whole, 2) == [[], []]

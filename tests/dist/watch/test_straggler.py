@@ -27,6 +27,7 @@ def work_unevenly() -> tuple[list[Slow], list[Slow]]:
     return clock.report(), clock.report()
 
 
+@pytest.mark.slow
 def test_each_phase_names_its_slowest_rank_alike_on_all_ranks() -> None:
     got = run_ranks(work_unevenly, 3)
     assert got[0] == got[1] == got[2]

@@ -63,7 +63,9 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize(
+    "name", ["yolox", *(pytest.param(n, marks=pytest.mark.slow) for n in WHOLE if n != "yolox")]
+)
 def test_all_parts_of_an_image_are_one_operation(name: str) -> None:
     parts, channels = WHOLE[name]
     model, images, wanted = of(Net(parts, channels))
@@ -76,6 +78,7 @@ def test_all_parts_of_an_image_are_one_operation(name: str) -> None:
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "channels"),
     [

@@ -28,7 +28,7 @@ def roundings(model: onnx.ModelProto) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("target", ["int8", "onnxruntime"])
+@pytest.mark.parametrize("target", ["int8", pytest.param("onnxruntime", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("modules", [("depthwise",), ("stem", "up")])
 def test_rounds_what_a_calibration_with_the_rule_rounds(
     target: str, modules: tuple[str, ...]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -93,12 +94,18 @@ RECIPES = {
     ),
     "outputs in float": Recipe(outputs=False),
     "lsq": Recipe(learned="lsq"),
+    "no zero points": Recipe(zero_points=False),
 }  # fmt: skip
+
+
+def fast(*names: str, of: Iterable[str]) -> list[Any]:
+    """Return all names as parameters; the tests of the others are slow, because each exports."""
+    return [pytest.param(n, marks=() if n in names else pytest.mark.slow) for n in of]
 
 
 @on_x86
 @torch.no_grad()
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", fast("int8", "lsq", of=RECIPES))
 def test_every_value_is_that_of_onnxruntime(name: str) -> None:
     graph = quantized(RECIPES[name])
     network = exact_network(graph)
@@ -207,7 +214,7 @@ def test_a_product_or_a_scaled_sum_is_no_plain_sum() -> None:
 
 @on_x86
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["w4a8", "w4a4"])
+@pytest.mark.parametrize("name", fast("w4a8", of=("w4a8", "w4a4")))
 def test_layers_in_float_differ_from_onnxruntime_at_few_ties(name: str) -> None:
     """The order of float sums is not known, but the engine's biases and roundings are."""
     graph = quantized(preset(name))
