@@ -120,13 +120,14 @@ def changes_of(before: Settings, now: Settings) -> list[Change]:
     A changed path of images does not count if the images are known to be the same. A setting of
     the recipe that the earlier version did not have has its default there.
     """
-    if "quant.observer" in before:
-        before = {**_texts(flattened(asdict(Recipe()), "quant")), **before}
+    is_quantized = "quant.observer" in before
+    defaults = _texts(flattened(asdict(Recipe()), "quant")) if is_quantized else {}
     images = before.get(IMAGES)
     same_images = images is not None and images == now.get(IMAGES) != repr(None)
     found = []
     for name in {**now, **before}:
-        change = Change(name=name, before=before.get(name, NOT_SET), now=now.get(name, NOT_SET))
+        stored = before.get(name, defaults.get(name, NOT_SET))
+        change = Change(name=name, before=stored, now=now.get(name, NOT_SET))
         if change.before != change.now and not (same_images and _PLACES.match(name)):
             found.append(change)
     return found

@@ -191,3 +191,13 @@ def test_a_setting_that_an_earlier_version_did_not_have_has_its_default(name: st
     changed = now.get(f"quant.{name}") != default.get(f"quant.{name}")
     found = [change.name for change in changes_of(before, now)]
     assert found == ([f"quant.{name}"] if changed else [])
+
+
+@pytest.mark.parametrize("rules", [[], [{"position": "first", "bits": 16}]])
+def test_the_same_settings_are_no_change(rules: list[object]) -> None:
+    given = described_quantization(quant_settings({"preset": "openvino", "rules": rules}))
+    assert changes_of(given, given) == []
+    none = described_quantization(quant_settings({"preset": "openvino"}))
+    found = [change.name for change in changes_of(given, none)]
+    assert ("quant.rules.0.bits" in found) is bool(rules)
+    assert bool(changes_of(none, given)) is bool(rules)
