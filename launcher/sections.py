@@ -156,10 +156,10 @@ SECTIONS: dict[str, dict[str, Setting]] = {
 
 
 def check_section(given: Mapping[str, object], section: str, where: str | None = None) -> None:
-    """Raise ValueError for the first key that the section does not have, or that is not a bool.
+    """Raise ValueError for a key that the section does not have, or a wrong True or False.
 
-    Only settings that are True or False are checked for their type, because Python takes any other
-    value for one of the two; a text such as ``"no"`` would be True.
+    A setting that is True or False must be one of the two, because Python takes any other value for
+    one of them: a text such as ``"no"`` would be True. Other types are not checked here.
 
     Args:
         given: From a config.

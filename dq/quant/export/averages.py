@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from dq.quant.export.edits import constant, replace_node
+
 _IMAGE = {2, 3}
 
 
@@ -68,15 +70,8 @@ def _pad_before(model: ir.Model, node: ir.Node, pads: list[int]) -> None:
     assert value.shape is not None
     half = len(pads) // 2
     whole = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
-    tensor = ir.tensor(whole, name=f"{node.name}/pads")
-    constant = ir.Value(
-        name=tensor.name,
-        shape=ir.Shape(whole.shape),
-        type=ir.TensorType(ir.DataType.INT64),
-        const_value=tensor,
-    )
-    model.graph.register_initializer(constant)
-    pad = ir.node("Pad", [value, constant], name=f"{node.name}/pad")
+    numbers = constant(model.graph, f"{node.name}/pads", whole)
+    pad = ir.node("Pad", [value, numbers], name=f"{node.name}/pad")
     pad.outputs[0].name, pad.outputs[0].type = f"{node.name}/padded", value.type
     model.graph.insert_before(node, pad)
     node.replace_input_with(0, pad.outputs[0])
@@ -107,29 +102,13 @@ def _ints(node: ir.Node, name: str) -> list[int]:
 
 def _write_global_average(model: ir.Model, node: ir.Node) -> None:
     keepdims = "keepdims" not in node.attributes or _flag(node, "keepdims")
-    before = node.outputs[0]
-    name = str(before.name)
-    new = ir.node("GlobalAveragePool", [node.inputs[0]], name=f"{node.name}/average")
-    nodes, after = [new], new.outputs[0]
-    after.type = before.type
-    if keepdims:
-        after.shape = before.shape
-    else:
-        assert before.shape is not None
-        after.name, after.shape = f"{name}/average", ir.Shape([*before.shape, 1, 1])
-        axes = ir.tensor(np.array(sorted(_IMAGE), np.int64), name=f"{name}/axes")
-        constant = ir.Value(
-            name=axes.name,
-            shape=ir.Shape((2,)),
-            type=ir.TensorType(ir.DataType.INT64),
-            const_value=axes,
-        )
-        model.graph.register_initializer(constant)
-        squeeze = ir.node("Squeeze", [after, constant], name=f"{node.name}/squeeze")
-        nodes, after = [new, squeeze], squeeze.outputs[0]
-        after.shape, after.type = before.shape, before.type
-    for inner in nodes:
-        model.graph.insert_before(node, inner)
-    before.name, after.name = f"{name}/replaced", name
-    before.replace_all_uses_with(after, replace_graph_outputs=True)
-    model.graph.remove(node, safe=True)
+    result = node.outputs[0]
+    nodes = [ir.node("GlobalAveragePool", [node.inputs[0]], name=f"{node.name}/average")]
+    if not keepdims:
+        average = nodes[0].outputs[0]
+        assert result.shape is not None
+        average.name, average.type = f"{result.name}/average", result.type
+        average.shape = ir.Shape([*result.shape, 1, 1])
+        axes = constant(model.graph, f"{result.name}/axes", np.array(sorted(_IMAGE), np.int64))
+        nodes.append(ir.node("Squeeze", [average, axes], name=f"{node.name}/squeeze"))
+    replace_node(model, node, nodes)

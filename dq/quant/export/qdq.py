@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dq.quant.export.averages import fit_averages_
 from dq.quant.export.compact import compact_
+from dq.quant.export.edits import constant
 from dq.quant.export.flavour import Flavour
 from dq.quant.export.input_rounding import round_inputs_late_
 from dq.quant.export.onnx_graph import OPSET_16_BITS
@@ -109,16 +110,7 @@ class Writer:
 
     def constant(self, name: str, array: Array) -> ir.Value:
         """Return the initializer of this name, created from ``array`` if it does not exist."""
-        if name not in self.graph.initializers:
-            tensor = ir.tensor(array, name=name)
-            value = ir.Value(
-                name=name,
-                shape=ir.Shape(array.shape),
-                type=ir.TensorType(tensor.dtype),
-                const_value=tensor,
-            )
-            self.graph.register_initializer(value)
-        return self.graph.initializers[name]
+        return constant(self.graph, name, array)
 
     def parameters(self, site: str, node: ir.Node, spec: QuantSpec) -> Iterator[ir.Value]:
         """Yield scale and zero point of a quantizer."""

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from dq.quant.export.edits import constant, replace_node
+
 _HEIGHT, _WIDTH = 2, 3
 # By axis: where the slice begins, and its step.
 _Place = dict[int, tuple[int, int]]
@@ -31,6 +33,8 @@ def join_slices_(model: ir.Model) -> int:
     for node in list(model.graph):
         if node.op_type == "Concat" and node.attributes["axis"].as_int() == 1:
             replaced += _replace(model, node)
+    if replaced:
+        _remove_unread_slices(model)
     return replaced
 
 
@@ -109,44 +113,20 @@ def _channels(image: ir.Value, step: int) -> int | None:
 def _write(
     model: ir.Model, concat: ir.Node, image: ir.Value, step: int, order: Sequence[int]
 ) -> None:
-    before = concat.outputs[0]
-    name = str(before.name)
     nodes = [ir.node("SpaceToDepth", [image], {"blocksize": step}, name=f"{concat.name}/blocks")]
-    nodes[0].outputs[0].name = f"{name}/blocks"
     if list(order) != list(range(len(order))):
-        tensor = ir.tensor(np.array(order, np.int64), name=f"{name}/order")
-        constant = ir.Value(
-            name=tensor.name,
-            shape=ir.Shape((len(order),)),
-            type=ir.TensorType(ir.DataType.INT64),
-            const_value=tensor,
-        )
-        model.graph.register_initializer(constant)
-        blocks = nodes[0].outputs[0]
-        blocks.shape, blocks.type = before.shape, before.type
-        gather = ir.node("Gather", [blocks, constant], {"axis": 1}, name=f"{concat.name}/order")
+        result, blocks = concat.outputs[0], nodes[0].outputs[0]
+        blocks.name, blocks.shape = f"{result.name}/blocks", result.shape
+        blocks.type = result.type
+        numbers = constant(model.graph, f"{result.name}/order", np.array(order, np.int64))
+        gather = ir.node("Gather", [blocks, numbers], {"axis": 1}, name=f"{concat.name}/order")
         nodes.append(gather)
-    after = nodes[-1].outputs[0]
-    after.shape, after.type = before.shape, before.type
-    for inner in nodes:
-        model.graph.insert_before(concat, inner)
-    before.name, after.name = f"{name}/replaced", name
-    before.replace_all_uses_with(after, replace_graph_outputs=True)
-    sliced = [value.producer() for value in concat.inputs if value is not None]
-    model.graph.remove(concat, safe=True)
-    _remove_unread(model, [node for node in sliced if node is not None])
+    replace_node(model, concat, nodes)
 
 
-def _remove_unread(model: ir.Model, nodes: Sequence[ir.Node]) -> None:
-    """Remove slices whose results nobody reads, and those before them."""
-    for node in dict.fromkeys(nodes):
-        if node.graph is None or node.op_type != "Slice":
-            continue
+def _remove_unread_slices(model: ir.Model) -> None:
+    # From the last one back: a slice may be the only reader of another.
+    for node in reversed(list(model.graph)):
         result = node.outputs[0]
-        if result.uses() or result.is_graph_output():
-            continue
-        value = node.inputs[0]
-        before = None if value is None else value.producer()
-        model.graph.remove(node, safe=True)
-        if before is not None:
-            _remove_unread(model, [before])
+        if node.op_type == "Slice" and not (result.uses() or result.is_graph_output()):
+            model.graph.remove(node, safe=True)

@@ -59,11 +59,7 @@ def first_candidates(recipe: Recipe, repair: Repair) -> list[Candidate]:
     Returns:
         What the config says comes first, then others. No two are equal.
     """
-    own = Candidate(
-        name="as configured",
-        recipe=replace(recipe, raised=()),
-        repair=replace(repair, mixed=None),
-    )
+    own = _as_configured(recipe, repair)
     found = [own]
     for name, observer, steps in _WAYS:
         repaired = replace(own.repair, steps=steps)
@@ -89,9 +85,9 @@ def without_zero_points(recipe: Recipe, repair: Repair) -> list[Candidate]:
         recipe: Of the config.
         repair: Of the config.
     """
-    own = first_candidates(recipe, repair)[0]
-    if own.cost == (False, 0):
+    if not (recipe.zero_points and recipe.engine.slowed_by_zero_points):
         return []
+    own = _as_configured(recipe, repair)
     plain = replace(own, name="no zero points", recipe=replace(own.recipe, zero_points=False))
     if "bias" in own.repair.steps:
         return [plain]
@@ -100,6 +96,14 @@ def without_zero_points(recipe: Recipe, repair: Repair) -> list[Candidate]:
         plain,
         replace(plain, name="no zero points + bias", repair=replace(own.repair, steps=steps)),
     ]
+
+
+def _as_configured(recipe: Recipe, repair: Repair) -> Candidate:
+    return Candidate(
+        name="as configured",
+        recipe=replace(recipe, raised=()),
+        repair=replace(repair, mixed=None),
+    )
 
 
 def with_channel_scales(best: Candidate) -> list[Candidate]:

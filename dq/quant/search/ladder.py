@@ -1,10 +1,10 @@
 """The order in which a search tries candidates, from cheap to expensive, until a limit is met.
 
-First, for an engine that zero points slow down, two ways without them are tried. Then everything
-stays narrow: several ways to find ranges, then a scale for each channel where
-channels differ most, then learned rounding (AdaRound, then block reconstruction). If none of them
-meets the limit, the most sensitive quantizers are raised to 16 bits: 1, 2, 4, 8 and so on, and then
-numbers between the last that failed and the first that met the limit. Which candidates are tried
+First, for an engine that zero points slow down, one or two ways without them are tried. Then
+everything stays narrow: several ways to find ranges, then a scale for each channel where channels
+differ most, then learned rounding (AdaRound, then block reconstruction). If none of them meets the
+limit, the most sensitive quantizers are raised to 16 bits: 1, 2, 4, 8 and so on, and then numbers
+between the last that failed and the first that met the limit. Which candidates are tried
 depends on the measured values alone, so a search on several ranks finds what one rank finds.
 """
 

@@ -115,7 +115,6 @@ def test_no_tensor_but_the_image_has_a_zero_point(target: str, learned: str | No
     )  # fmt: skip
     images = torch.randn(2, 3, 16, 16)
     recipe = replace(preset("int8"), zero_points=False, learned=learned).for_target(target)
-    recipe = replace(recipe, zero_points=False)
     with torch.no_grad():
         wanted = net.eval()(images)
     graph = prepare(net, recipe, examples=[images])
