@@ -52,14 +52,6 @@ class CapturedLayer:
         for x in self.inputs:
             yield self.quantized(x, self.layer, self.norm)
 
-    def unquantized_outputs(self) -> Iterator[Tensor]:
-        """Yield the output for each input with an unquantized weight."""
-        weight = self.quantized.weight
-        for x in self.inputs:
-            with in_phase(weight, Phase.OFF):
-                y = self.quantized(x, self.layer, self.norm)
-            yield y
-
 
 @torch.no_grad()
 def walk(

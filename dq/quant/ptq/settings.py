@@ -66,6 +66,7 @@ class RepairStep:
             it runs after that, with all quantizers FROZEN, and is undone if it makes the outputs
             worse.
         includes: Names of steps that it does too, so they do not run on their own.
+        most_images: It uses the first so many images; None for all that the settings allow.
         in_parts: It can repair a part, such as a RoI head, too.
         frees_clips: It needs `dq.quant.recipes.recipe.Recipe.free_clips`.
     """
@@ -74,6 +75,7 @@ class RepairStep:
     compare: Callable[[QuantizedGraph, Samples, Repair, nn.Module], object] | None = None
     changes_ranges: bool = False
     includes: frozenset[str] = frozenset()
+    most_images: int | None = None
     in_parts: bool = False
     frees_clips: bool = False
 

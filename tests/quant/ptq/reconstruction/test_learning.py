@@ -45,11 +45,15 @@ RECIPES = {
 }
 
 
+# The gain differs much from net to net.
+NETS = 4
+
+
 def ready(
-    recipe: Recipe, activation: type[nn.Module] = nn.ReLU
+    recipe: Recipe, activation: type[nn.Module] = nn.ReLU, seed: int = 0
 ) -> tuple[QuantizedGraph, nn.Module, list[Tensor]]:
     """Return a calibrated net with corrected biases, itself in float, and unseen float outputs."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     net = Separable(activation, unequal=False).eval()
     wanted = unseen(net)
     graph = prepare(net, recipe)
@@ -59,17 +63,26 @@ def ready(
     return graph, reference, wanted
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "4-bit activations" else pytest.mark.slow)
+        for name in RECIPES
+    ],
+)
 def test_the_error_on_unseen_images_falls(name: str) -> None:
-    graph, reference, wanted = ready(RECIPES[name], nn.SiLU)
-    before = sqnr(graph, wanted)
-    modules, keys = dict(graph.quantizers.named_modules()), list(graph.root.state_dict())
-    assert reconstruct_(graph, images(), reference, steps=60) >= 1
-    # Where every result is rounded, the gain is small: 0.36 dB on one kind of CPU.
-    assert sqnr(graph, wanted) > before + (0.2 if name == "onnxruntime" else 0.4)
-    assert dict(graph.quantizers.named_modules()) == modules
-    assert list(graph.root.state_dict()) == keys
-    assert all(p.grad is None for p in graph.root.parameters())
+    gains, better = [], 0
+    for seed in range(NETS):
+        graph, reference, wanted = ready(RECIPES[name], nn.SiLU, seed)
+        before = sqnr(graph, wanted)
+        modules, keys = dict(graph.quantizers.named_modules()), list(graph.root.state_dict())
+        better += reconstruct_(graph, images(), reference, steps=60)
+        gains.append(sqnr(graph, wanted) - before)
+        assert dict(graph.quantizers.named_modules()) == modules
+        assert list(graph.root.state_dict()) == keys
+        assert all(p.grad is None for p in graph.root.parameters())
+    assert better >= NETS / 2
+    assert sum(gains) / NETS > 0.4
 
 
 def test_it_beats_rounding_layer_by_layer() -> None:
