@@ -27,6 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mmcv import Config
+
 from dq.tracking.record.matches import read_matches
 from dq.tracking.reports.bootstrap import difference
 
@@ -129,10 +131,18 @@ class Cell:
         return other.folder / other.what.stage / f"{other.what.stage}.pth"
 
     def config_text(self) -> str:
-        """Return the config that joins detector and recipe."""
-        bases = [self.config.resolve()]
-        bases += [RECIPES / f"{self.what.recipe}.py"] if self.what.recipe else []
-        return f"_base_ = {[str(base) for base in bases]}\n"
+        """Return the config that joins detector and recipe.
+
+        The recipe replaces the ``quant`` section of a detector that has one.
+        """
+        detector = self.config.resolve()
+        if not self.what.recipe:
+            return f"_base_ = {[str(detector)]}\n"
+        recipe = RECIPES / f"{self.what.recipe}.py"
+        if "quant" not in Config.fromfile(detector):
+            return f"_base_ = {[str(detector), str(recipe)]}\n"
+        section = {"_delete_": True, **Config.fromfile(recipe).quant}
+        return f"_base_ = {[str(detector)]}\nquant = {section!r}\n"
 
 
 def add_variant(name: str, column: str, *options: str) -> None:

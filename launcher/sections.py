@@ -26,7 +26,7 @@ from dq.tracking.record.settings import Tracking
 
 DEFAULT_PRESET = "int8"
 # Without `quant.repairs`. It costs nothing where no channel is much larger than the others.
-DEFAULT_REPAIRS = ("channel_scales",)
+DEFAULT_REPAIRS = ("channel_scales", "bias")
 # With more bits for activations the default repairs are not needed.
 FEW_BITS = 8
 # Settings of a training recipe: shares of the float training. Larger ones are a mistake.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dq.detector.config.config_text import config_text
 from dq.detector.data.datasets import test_classes
@@ -89,6 +91,7 @@ def conclude(
     graph: QuantizedGraph | None = None,
     recipe: Recipe | None = None,
     figures: Figures | None = None,
+    originals: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> StageSummary:
     """Write a stage's checkpoint, evaluate its detector, write its summary.
 
@@ -100,13 +103,16 @@ def conclude(
         graph: The detector's quantized graph, if it is quantized.
         recipe: The recipe that the graph was prepared with.
         figures: Measures the quantizers, here for the last time.
+        originals: See `dq.quant.ptq.repairs.Calibration.originals`.
     """
     tracker, steps = stage.tracker, stage.tracker.last_step
     proof = None
     if graph is not None:
         set_phase(graph.quantizers, Phase.FROZEN)
         proof = check_equal_on_ranks(graph, f"at the end of {stage.name}")
-    _write_checkpoint(stage, detector, graph, recipe)
+    content = _content(stage, detector, graph, recipe, originals)
+    on_main_rank(lambda: save_checkpoint(stage.checkpoint, content))
+    log.info("checkpoint %s", stage.checkpoint)
     stage.place.signals.raise_if_stopped()
     measurement = _measured(stage, detector, graph)
     if collectives.is_main_rank():
@@ -131,9 +137,13 @@ def conclude(
     return on_main_rank(summarize)
 
 
-def _write_checkpoint(
-    stage: Stage, detector: nn.Module, graph: QuantizedGraph | None, recipe: Recipe | None
-) -> None:
+def _content(
+    stage: Stage,
+    detector: nn.Module,
+    graph: QuantizedGraph | None,
+    recipe: Recipe | None,
+    originals: Mapping[str, Tensor],
+) -> dict[str, Any]:
     config, run = stage.plan.config, stage.tracker.run
     meta: dict[str, Any] = {
         "CLASSES": tuple(getattr(detector, "CLASSES", None) or test_classes(config)),
@@ -144,9 +154,7 @@ def _write_checkpoint(
     }
     if (images := _images_per_step(stage)) is not None:
         meta[IMAGES_PER_STEP] = images
-    content = compose(detector, graph=graph, recipe=recipe, meta=meta)
-    on_main_rank(lambda: save_checkpoint(stage.checkpoint, content))
-    log.info("checkpoint %s", stage.checkpoint)
+    return compose(detector, graph=graph, recipe=recipe, meta=meta, originals=originals)
 
 
 def _images_per_step(stage: Stage) -> int | None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dq.counted import counted
 from dq.detector.calibration.calibrate import calibration_of
-from dq.detector.model.checkpoint_content import recipe_of
+from dq.detector.model.checkpoint_content import originals_of, recipe_of
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.stored_detector import float_detector, quantize_as_stored
 from dq.detector.step.rank_state import seed_everything
@@ -38,6 +39,19 @@ from launcher.stage.tracked import tracked
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """What a calibration has changed besides the ranges.
+
+    Attributes:
+        recipe: The config's, with what repairs raised and scaled.
+        originals: See `dq.quant.ptq.repairs.Calibration.originals`; on the CPU, on all ranks.
+    """
+
+    recipe: Recipe
+    originals: Mapping[str, Tensor]
+
+
 def calibrated(
     plan: Plan, place: Session, checkpoint: Path, *, trusted: bool, reuse: bool
 ) -> StageSummary:
@@ -62,11 +76,14 @@ def calibrated(
         detector = float_detector(plan.config, content, parent.source, place.device)
         if kept is None or recipe is None:
             graph = quantize_detector(detector, plan.settings.recipe)
-            recipe = calibrate_all(stage, detector, graph)
+            made = calibrate_all(stage, detector, graph)
         else:
             log.info("evaluating the calibration that was finished before this stage was stopped")
             graph = quantize_as_stored(detector, recipe, kept, stage.checkpoint.name)
-        return conclude(stage, detector, graph, recipe, figures_of(stage, graph))
+            originals = originals_of(graph, kept, stage.checkpoint.name)
+            made = Calibrated(recipe=recipe, originals=originals)
+        figures = figures_of(stage, graph)
+        return conclude(stage, detector, graph, made.recipe, figures, made.originals)
 
 
 def _kept(stage: Stage, reuse: bool) -> dict[str, Any] | None:
@@ -92,8 +109,8 @@ def _kept(stage: Stage, reuse: bool) -> dict[str, Any] | None:
     return on_main_rank(read)
 
 
-def calibrate_all(stage: Stage, detector: nn.Module, graph: QuantizedGraph) -> Recipe:
-    """Calibrate and repair; return the recipe with what repairs raised and scaled.
+def calibrate_all(stage: Stage, detector: nn.Module, graph: QuantizedGraph) -> Calibrated:
+    """Calibrate and repair.
 
     One rank finds ranges and repairs, and all ranks measure sensitivities.
     """
@@ -124,4 +141,8 @@ def calibrate_all(stage: Stage, detector: nn.Module, graph: QuantizedGraph) -> R
     ranks = counted(collectives.world_size(), "rank[s] [has|have]")
     log.info("%s the same ranges, digest %s", ranks, proof[:16])
     recipe = plan.settings.recipe
-    return replace(recipe, raised=(*recipe.raised, *names), scaled=scaled_names(graph))
+    originals = {k: v.cpu() for k, v in calibration.originals().items()}
+    return Calibrated(
+        recipe=replace(recipe, raised=(*recipe.raised, *names), scaled=scaled_names(graph)),
+        originals=collectives.broadcast_object(originals, source=rank),
+    )

@@ -9,7 +9,7 @@ from torch import nn
 
 from dq.detector.config.read import training_config
 from dq.detector.data.datasets import check_evaluation, dataset_of
-from dq.detector.model.checkpoint_content import recipe_of
+from dq.detector.model.checkpoint_content import originals_of, recipe_of
 from dq.detector.model.graph import quantize_detector
 from dq.detector.model.stored_detector import float_detector, quantize_as_stored
 from dq.detector.step.rank_state import seed_everything
@@ -17,7 +17,6 @@ from dq.detector.training.assignment import Quantization, Resume
 from dq.detector.training.train import train
 from dq.dist.norm.sync_batch_norm import revert_sync_batch_norm
 from dq.quant.graph.quantized_graph import QuantizedGraph
-from dq.quant.recipes.recipe import Recipe
 from dq.tracking.record.stage_summary import StageSummary
 from launcher.plan import Asked, Plan
 from launcher.session import Session
@@ -29,7 +28,7 @@ from launcher.stage.stage import Parent, Stage, read_checkpoint, reusable, stage
 from launcher.stage.synchronized_norms import synchronize_norms
 from launcher.stage.tracked import tracked
 from launcher.stage.workplace import workplace
-from launcher.stages.calibration import calibrate_all
+from launcher.stages.calibration import Calibrated, calibrate_all
 from launcher.stages.training_recipe import chosen
 
 log = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ def train_quantized(
         check_evaluation(config)
         detector = float_detector(plan.config, parent.content, parent.source, place.device)
         settings = chosen(plan, detector, dataset, parent, found)
-        graph, recipe = _quantized(stage, detector, parent, found)
+        graph, made = _quantized(stage, detector, parent, found)
         start = beginning(stage, detector, graph, found)
         synchronize_norms(detector, place, "on" if sync_bn == "auto" else sync_bn)
         figures = figures_of(stage, graph)
@@ -84,24 +83,27 @@ def train_quantized(
             seed=plan.seed,
             task=Quantization(
                 graph=graph,
-                recipe=recipe,
+                recipe=made.recipe,
                 schedule=settings.schedule,
                 refinements=settings.refinements,
                 start=start.on_val,
                 most_update=settings.most_update,
+                originals=made.originals,
             ),
             resume=found,
             validate=validate,
         )
         revert_sync_batch_norm(trained.detector)
-        summary = conclude(stage, trained.detector, graph, recipe, figures)
+        summary = conclude(stage, trained.detector, graph, made.recipe, figures)
         return compared(stage, summary, start, trained)
 
 
 def _quantized(
     stage: Stage, detector: nn.Module, parent: Parent, resume: Resume | None
-) -> tuple[QuantizedGraph, Recipe]:
-    """Return the detector's graph with ranges, and its recipe; every rank must call it.
+) -> tuple[QuantizedGraph, Calibrated]:
+    """Return the detector's graph with ranges, and what calibration changed.
+
+    Every rank must call it.
 
     The ranges are read from the checkpoint to resume from, else from a calibrated checkpoint. A
     float checkpoint is calibrated here.
@@ -116,7 +118,8 @@ def _quantized(
     if stored is not None and recipe.fits_stored(stored):
         graph = quantize_as_stored(detector, stored, ranges, source)
         log.info("ranges of %s are used, no calibration needed", source)
-        return graph, stored
+        originals = originals_of(graph, ranges, source)
+        return graph, Calibrated(recipe=stored, originals=originals)
     if resume is not None:
         raise ValueError(
             f"{source} was not trained with this config's quant section; resume with the config"

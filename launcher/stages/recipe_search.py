@@ -107,7 +107,8 @@ def searched(
         stored = trials.stored(chosen)
         detector, graph = stored.detector, stored.graph
         assert graph is not None
-        summary = conclude(stage, detector, graph, stored.recipe, figures_of(stage, graph))
+        figures = figures_of(stage, graph)
+        summary = conclude(stage, detector, graph, stored.recipe, figures, stored.originals)
         trials.remove_checkpoints(but=chosen)
         return Found(
             summary=summary,

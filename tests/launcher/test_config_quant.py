@@ -11,10 +11,10 @@ from launcher.config import quant_settings
 from launcher.sections import SECTIONS, check_section
 
 
-def test_nothing_said_is_int8_with_channel_scales() -> None:
+def test_nothing_said_is_int8_with_channel_scales_and_bias_correction() -> None:
     settings = quant_settings(None)
     assert settings.recipe == preset("int8")
-    assert settings.repair.steps == ("channel_scales",)
+    assert settings.repair.steps == ("channel_scales", "bias")
     assert settings.repair.mixed is None
 
 
@@ -26,7 +26,7 @@ def test_no_repair_can_be_asked_for(repairs: Any) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_16_bits_need_no_repair(name: str) -> None:
     found = quant_settings({"preset": name}).repair.steps
-    assert found == (() if PRESETS[name].activation.bits > 8 else ("channel_scales",))
+    assert found == (() if PRESETS[name].activation.bits > 8 else ("channel_scales", "bias"))
 
 
 @pytest.mark.parametrize("name", PRESETS)

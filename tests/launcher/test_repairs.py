@@ -49,7 +49,8 @@ def test_raised_quantizers_and_repaired_weights_survive_the_checkpoint(
     assert len(raised) == 2
     before = load_checkpoint(float_checkpoint)["state_dict"]
     assert content["state_dict"].keys() == before.keys()
-    assert any(not torch.equal(v, before[k]) for k, v in content["state_dict"].items())
+    repaired = content["quantization"]["repaired_weights"]
+    assert any(not torch.equal(v, before[k]) for k, v in repaired.items())
 
     assert launch("eval", config, "--checkpoint", path, *folder)[0] == 0
     calibrated = json.loads((tmp_path / "calibrated/summary.json").read_text())
@@ -61,6 +62,39 @@ def test_raised_quantizers_and_repaired_weights_survive_the_checkpoint(
     trained = load_checkpoint(tmp_path / "qat/qat.pth")["quantization"]["recipe"]
     assert trained["raised"] == raised
     assert "no calibration needed" in (tmp_path / "logs/rank_0.log").read_text()
+
+
+def test_a_calibrated_checkpoint_has_the_float_detector_and_its_teacher_too(
+    config: Path, float_checkpoint: Path, launch: Launch, tmp_path: Path
+) -> None:
+    """Four bits clip the weights, and biases are corrected; a float detector has neither."""
+    before = load_checkpoint(float_checkpoint)["state_dict"]
+    folder = ("--work-dir", tmp_path, "--threads", 1)
+    options = ("--cfg-options", "quant.preset=w4a8", "quant.distill.weight=1.0")
+    code, _, error = launch(
+        "calibrate", config, "--checkpoint", float_checkpoint, *folder, *options
+    )
+    assert code == 0, error
+    path = tmp_path / "calibrated/calibrated.pth"
+    content = load_checkpoint(path)
+    assert all(torch.equal(v, before[k]) for k, v in content["state_dict"].items())
+    assert content["quantization"]["repaired_weights"]
+
+    for begin, name in ((path, "from calibrated"), (float_checkpoint, "from float")):
+        here = ("--work-dir", tmp_path / name, "--threads", 1)
+        code, _, error = launch(
+            "qat", config, "--checkpoint", begin, "--no-validate", *here, *options
+        )
+        assert code == 0, error
+        kept = load_checkpoint(tmp_path / name / "qat/latest.pth")["companions"]["teacher"]
+        teacher = {k: v for k, v in kept.items() if k in before}
+        assert teacher.keys() == before.keys()
+        assert all(torch.equal(v, before[k]) for k, v in teacher.items())
+    # Both began with the same repaired weights, so they end the same.
+    ends = [
+        load_checkpoint(tmp_path / n / "qat/qat.pth") for n in ("from calibrated", "from float")
+    ]
+    assert all(torch.equal(v, ends[1]["state_dict"][k]) for k, v in ends[0]["state_dict"].items())
 
 
 def _with_a_large_channel(float_checkpoint: Path, folder: Path) -> Path:

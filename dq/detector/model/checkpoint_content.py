@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 import mmdet
@@ -22,6 +23,8 @@ from dq.quant.targets import as_written
 QUANTIZATION = "quantization"
 # The weights that the graph's scales have changed, while the state dict has the float detector's.
 SCALED = "scaled_weights"
+# Likewise the weights that calibration has clipped or repaired.
+REPAIRED = "repaired_weights"
 
 
 def compose(
@@ -31,6 +34,7 @@ def compose(
     recipe: Recipe | None,
     meta: Mapping[str, Any],
     optimizer: Any = None,
+    originals: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return a checkpoint that plain mmdet loads as a checkpoint of the float detector.
 
@@ -40,17 +44,20 @@ def compose(
         recipe: The recipe of the graph.
         meta: mmdet's ``meta`` (epoch, iter, config, CLASSES, ...); plain values only.
         optimizer: Its state is stored if given.
+        originals: See `dq.quant.ptq.repairs.Calibration.originals`.
 
     Returns:
         ``state_dict`` with the float detector's keys, ``meta``, and for a quantized detector
         ``quantization`` with ``state`` (tensors by quantizer name), its ``digest``, ``recipe``,
-        ``sites`` and ``scaled_weights``.
+        ``sites``, ``scaled_weights`` and ``repaired_weights``.
     """
     weights = weights_to_cpu(detector.state_dict())
-    scaled = {}
+    scaled, repaired = {}, {}
     if graph is not None:
         scaled = {k: v.clone() for k, v in scaled_weights(graph, weights).items()}
-        weights = to_float(graph, weights)
+        own = to_float(graph, weights)
+        repaired = {k: own[k].clone() for k in originals}
+        weights = to_float(graph, {**weights, **weights_to_cpu(dict(originals))})
     content: dict[str, Any] = {
         "meta": {"mmdet_version": mmdet.__version__, **meta},
         "state_dict": {k: v for k, v in weights.items() if not k.startswith(f"{CONTAINER}.")},
@@ -66,6 +73,7 @@ def compose(
             "recipe": asdict(recipe),
             "sites": [asdict(site) for site in graph.sites],
             SCALED: scaled,
+            REPAIRED: repaired,
         }
     return content
 
@@ -82,6 +90,38 @@ def weights_of(
     """
     state = float_state(content, source)
     return state if graph is None or not has_float_weights(content) else to_scaled(graph, state)
+
+
+def repaired_state(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """Return a checkpoint's weights as calibration has clipped and repaired them.
+
+    Args:
+        content: Of any checkpoint; a float one has nothing repaired.
+        source: Its name, for messages.
+
+    Raises:
+        ValueError: It contains no weights.
+    """
+    return float_state(content, source) | _repaired(content)
+
+
+def originals_of(
+    graph: QuantizedGraph, content: Mapping[str, Any], source: str
+) -> dict[str, Tensor]:
+    """Return the float values of all repaired weights, as a model with this graph has them.
+
+    Args:
+        graph: Of the checkpoint's detector, with its channel scales.
+        content: Of any checkpoint.
+        source: Its name, for messages.
+    """
+    names = _repaired(content)
+    state = to_scaled(graph, float_state(content, source)) if names else {}
+    return {name: state[name] for name in names}
+
+
+def _repaired(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    return dict(content.get(QUANTIZATION, {}).get(REPAIRED, {}))
 
 
 def has_float_weights(content: Mapping[str, Any]) -> bool:

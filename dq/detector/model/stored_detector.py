@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from mmcv import Config
-from torch import nn
+from torch import Tensor, nn
 
 from dq.detector.data.class_names import check_order, class_list
 from dq.detector.model.build import build_model, float_state, load_float_state
-from dq.detector.model.checkpoint_content import load_quantization, recipe_of
+from dq.detector.model.checkpoint_content import (
+    load_quantization,
+    originals_of,
+    recipe_of,
+    repaired_state,
+)
 from dq.detector.model.graph import quantize_detector
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase, set_phase
@@ -27,11 +32,13 @@ class StoredDetector:
         detector: On its device.
         graph: Its own, with ranges that are frozen; None for a float detector.
         recipe: What the graph was prepared with; None for a float detector.
+        originals: See `dq.quant.ptq.repairs.Calibration.originals`.
     """
 
     detector: nn.Module
     graph: QuantizedGraph | None
     recipe: Recipe | None
+    originals: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def float_detector(
@@ -59,10 +66,10 @@ def float_detector(
 def quantize_as_stored(
     detector: nn.Module, recipe: Recipe, content: Mapping[str, Any], source: str
 ) -> QuantizedGraph:
-    """Quantize a float detector and give it a checkpoint's ranges; return its graph.
+    """Quantize a float detector and give it a checkpoint's ranges and weights; return its graph.
 
     Args:
-        detector: Changed in place.
+        detector: In float; changed in place.
         recipe: What the checkpoint was quantized with.
         content: Of the checkpoint.
         source: Its name, for messages.
@@ -70,6 +77,7 @@ def quantize_as_stored(
     Raises:
         ValueError: The checkpoint has no ranges, or those of another model or recipe.
     """
+    load_float_state(detector, repaired_state(content, source), source)
     graph = quantize_detector(detector, recipe)
     load_quantization(graph, content, source)
     return graph
@@ -101,7 +109,8 @@ def stored_detector(
         return StoredDetector(detector=detector, graph=None, recipe=None)
     graph = quantize_as_stored(detector, recipe, content, source)
     set_phase(graph.quantizers, Phase.FROZEN)
-    return StoredDetector(detector=detector, graph=graph, recipe=recipe)
+    originals = originals_of(graph, content, source)
+    return StoredDetector(detector=detector, graph=graph, recipe=recipe, originals=originals)
 
 
 def rounding_detector(

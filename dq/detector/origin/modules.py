@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dq.detector.model.build import float_state, load_float_state
+from dq.detector.model.build import load_float_state
 from dq.detector.model.checkpoint_content import (
     QUANTIZATION,
     compose,
     load_quantization,
+    repaired_state,
     weights_of,
 )
 from dq.detector.model.graph import quantize_detector
@@ -130,7 +131,7 @@ class QuantBaseModule(nn.Module):
         """
         source = "the state dict"
         if QUANTIZATION in state_dict:
-            load_float_state(self.module, float_state(state_dict, source), source)
+            load_float_state(self.module, repaired_state(state_dict, source), source)
             load_quantization(self.graph, state_dict, source)
         else:
             load_float_state(self.module, weights_of(self.graph, state_dict, source), source)

@@ -232,7 +232,13 @@ class Trials:
         log.info("%s: calibrated in %.0f s", candidate.name, time.monotonic() - began)
         set_phase(graph.quantizers, Phase.FROZEN)
         recipe = replace(candidate.recipe, scaled=scaled_names(graph))
-        return compose(detector, graph=graph, recipe=recipe, meta={"stage": candidate.name})
+        return compose(
+            detector,
+            graph=graph,
+            recipe=recipe,
+            meta={"stage": candidate.name},
+            originals=calibration.originals(),
+        )
 
     def _metrics(self, candidate: Candidate) -> dict[str, float]:
         key = self._key(candidate)

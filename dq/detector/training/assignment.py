@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dq.detector.hooks.tracking import Figures
 from dq.detector.step.supervision import Supervision
@@ -50,13 +50,15 @@ class Quantization:
     """A prepared detector's graph and the settings of its training.
 
     Attributes:
-        graph: With ranges; the weights are still those of the float model.
+        graph: With ranges, before the first step.
         recipe: The recipe that the graph was prepared with.
         schedule: When the quantizers observe, fake-quantize and freeze.
         refinements: Optional methods of QAT.
         start: Metrics on ``data.val`` before training, or None if they are unknown.
         most_update: Largest update of a layer's weights in one step, relative to their norm; rates
             of other layers are lowered. None to leave all rates as they are.
+        originals: The float model's values of weights that calibration has clipped or repaired, for
+            the teacher of distillation.
     """
 
     graph: QuantizedGraph
@@ -65,6 +67,7 @@ class Quantization:
     refinements: Refinements = field(default_factory=Refinements)
     start: Mapping[str, float] | None = None
     most_update: float | None = None
+    originals: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

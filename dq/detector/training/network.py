@@ -97,8 +97,14 @@ def _leave_out_unused(detector: nn.Module, graph: BoundGraph, *, heads: bool) ->
 def _refinery(
     detector: nn.Module, quantization: Quantization, rule: AverageRule | None
 ) -> Refinery:
-    settings = quantization.refinements
-    return Refinery(detector, quantization.graph, quantization.schedule, settings, rule)
+    return Refinery(
+        detector,
+        quantization.graph,
+        quantization.schedule,
+        quantization.refinements,
+        rule,
+        originals=quantization.originals,
+    )
 
 
 def run_on(detector: nn.Module, network: Network, config: Config, device: torch.device) -> None:

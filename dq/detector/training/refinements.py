@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -80,11 +81,12 @@ class Refinery(Extras):
     """The optional methods of one quantized training.
 
     Args:
-        detector: Prepared, on its device, still with the float model's weights.
+        detector: Prepared, on its device, before the first step.
         graph: Its graph.
         schedule: Schedule of the training.
         settings: Which methods to use.
         rule: Rule of an EMA hook in the config; the settings have priority.
+        originals: The float model's values of weights that calibration has changed.
 
     Attributes:
         network: What the detector's methods call as the graph.
@@ -97,12 +99,14 @@ class Refinery(Extras):
         schedule: Schedule,
         settings: Refinements,
         rule: AverageRule | None = None,
+        *,
+        originals: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         super().__init__(detector)
         self.graph, self.schedule = graph, schedule
         self.network: Callable[[Tensor], Any] = graph
         if settings.distill is not None:
-            distillation = Distillation(graph, settings.distill)
+            distillation = Distillation(graph, settings.distill, originals)
             self.network = self.companions["teacher"] = distillation
             self.terms.append(distillation.losses)
             self.alone = settings.distill.alone

@@ -21,7 +21,7 @@ from dq.quant.analysis.sensitivity import (
     sensitivities,
 )
 from dq.quant.graph.nodes import Given
-from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.observers.histogram import HistogramObserver
 from dq.quant.ptq.calibration import calibrate_
 from dq.quant.ptq.layer_walk import float_copy
@@ -81,6 +81,7 @@ class Calibration:
         self._runner = parts
         self._parts: PartInputs | None = None
         self._originals: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] = {}
         self._reference: nn.Module | None = None
 
     def find_ranges_(self, batches: Iterable[Any]) -> None:
@@ -111,6 +112,8 @@ class Calibration:
             if graph.parts and self._runner is not None:
                 few = first_images(self._images, PART_IMAGES)
                 self._parts = part_inputs(graph, self._runner, few)
+        if self._later or self.weight_range == "mse":
+            self._before = {k: v.clone() for k, v in _weights(graph).items()}
         # The reference is the float network before any weight is clipped; only repairs are judged.
         if self._later:
             self._wanted[""] = float_outputs(graph, self._check)
@@ -165,11 +168,22 @@ class Calibration:
         set_phase(graph.quantizers, Phase.FROZEN)
         for step in self._later:
             with _undone_if_worse(graph, self._check, self._wanted[""]):
-                samples = Samples(rounded=self._images, plain=self._images)
+                images = self._images
+                if step.most_images is not None:
+                    images = first_images(images, step.most_images)
+                samples = Samples(rounded=images, plain=images)
                 step.run(graph, samples, repair, self._reference)
             if step.in_parts and self._parts is not None:
                 self._repair_parts_(step, self._parts)
         return raised
+
+    def originals(self) -> dict[str, Tensor]:
+        """Return the former values of all weights that clipping and repairs have changed.
+
+        They belong to the float model, with equalized channels if that was a step.
+        """
+        now = _weights(self.graph)
+        return {k: v for k, v in self._before.items() if not torch.equal(v, now[k])}
 
     def _repair_parts_(self, step: RepairStep, inputs: PartInputs) -> None:
         """Repair each part on the inputs that the repaired parts before it leave."""
@@ -253,6 +267,11 @@ def _undone_if_worse(
             "a repair (AdaRound, bias correction) made the outputs%s worse and is undone",
             f" of {part}" if part else "",
         )
+
+
+def _weights(graph: QuantizedGraph) -> dict[str, Tensor]:
+    state = graph.root.state_dict()
+    return {k: v for k, v in state.items() if not k.startswith(f"{CONTAINER}.")}
 
 
 class _KeepFirst:

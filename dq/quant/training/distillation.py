@@ -1,7 +1,8 @@
 """Distillation: the float model is the teacher of its quantized copy, on outputs and features.
 
-The teacher is a copy of the prepared model with all quantizers off, so it computes exactly the
-float model. Teacher and student run the same graph, so their tensors correspond one to one.
+The teacher is a copy of the prepared model with all quantizers off and the weights that it had
+before calibration clipped or repaired any, so it computes exactly the float model. Teacher and
+student run the same graph, so their tensors correspond one to one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -77,18 +79,26 @@ class Distillation:
     Calling it runs the student and returns what the graph returns, so it can replace the graph.
 
     Args:
-        graph: The student, while its weights are still the float model's.
+        graph: The student, before the first step.
         settings: What is compared.
+        originals: The float model's values of weights that calibration has changed, see
+            `dq.quant.ptq.repairs.Calibration.originals`.
 
     Raises:
         ValueError: A pattern of ``features`` matches no module with a quantized output.
     """
 
-    def __init__(self, graph: QuantizedGraph, settings: Distill) -> None:
+    def __init__(
+        self,
+        graph: QuantizedGraph,
+        settings: Distill,
+        originals: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         self.settings = settings
         names = feature_names(graph, settings.features or _usual_features(graph, settings))
         self.student = with_features(graph, graph.root, names)
         self.weights = _float_copy(graph.root)
+        self.weights.load_state_dict(originals, strict=False)
         self.teacher = with_features(graph, self.weights, names, training=True)
         self.recorded: tuple[Tensor, Any, Any] | None = None
 
@@ -114,8 +124,7 @@ class Distillation:
     def state_dict(self) -> dict[str, Tensor]:
         """Return the teacher's state, for a checkpoint.
 
-        It cannot be made again from a float checkpoint: calibration may have clipped or repaired
-        the weights that the training began with.
+        A resumed training has no other source: its checkpoints have the student's weights.
         """
         return dict(self.weights.state_dict())
 

@@ -13,7 +13,9 @@ from dq.detector.model.checkpoint_content import (
     QUANTIZATION,
     compose,
     load_quantization,
+    originals_of,
     recipe_of,
+    repaired_state,
 )
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
@@ -52,6 +54,30 @@ def test_weights_have_the_float_models_names_and_quantizers_their_own_section() 
     optimizer = torch.optim.SGD(graph.root.parameters(), 0.5)
     with_optimizer = content_of(graph, Recipe(), optimizer=optimizer)
     assert with_optimizer["optimizer"]["param_groups"][0]["lr"] == 0.5
+
+
+def test_repaired_weights_are_apart_from_the_float_models() -> None:
+    graph = prepared(Recipe())
+    plain = {k: v.clone() for k, v in content_of(graph, Recipe())["state_dict"].items()}
+    originals = {"0.weight": graph.root[0].weight.detach().clone()}
+    with torch.no_grad():
+        graph.root[0].weight.clamp_(-0.1, 0.1)
+    content = content_of(graph, Recipe(), originals=originals)
+    assert content["state_dict"].keys() == plain.keys()
+    assert all(torch.equal(v, plain[k]) for k, v in content["state_dict"].items())
+    repaired = repaired_state(content, "test")
+    assert torch.equal(repaired["0.weight"], graph.root[0].weight)
+    assert torch.equal(repaired["2.weight"], plain["2.weight"])
+    found = originals_of(graph, content, "test")
+    assert found.keys() == originals.keys()
+    assert torch.equal(found["0.weight"], originals["0.weight"])
+    # Others than calibrated checkpoints have nothing of the kind.
+    older = content_of(graph, Recipe())
+    del older[QUANTIZATION]["repaired_weights"]
+    for other in (older, {"state_dict": plain}, content_of(graph, Recipe())):
+        assert originals_of(graph, other, "test") == {}
+        state = repaired_state(other, "test")
+        assert all(torch.equal(v, other["state_dict"][k]) for k, v in state.items())
 
 
 def test_a_float_checkpoint_has_no_quantizers_and_no_recipe() -> None:

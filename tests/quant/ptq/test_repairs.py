@@ -16,9 +16,15 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.histogram import HistogramObserver
 from dq.quant.ptq import adaround, bias_correction, equalization, repairs
-from dq.quant.ptq.repairs import calibrate_and_repair_, chosen_steps, first_images
+from dq.quant.ptq.repairs import (
+    Calibration,
+    calibrate_and_repair_,
+    chosen_steps,
+    first_images,
+)
 from dq.quant.ptq.settings import Mixed, Repair, RepairStep, Samples
 from dq.quant.quantizers.phase import Phase
+from dq.quant.quantizers.restore import in_phase
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
 from tests.quant.nets import Separable, images
 
@@ -131,6 +137,38 @@ def test_a_repair_that_makes_the_outputs_worse_is_undone(
     repaired(graph, Repair(steps=("bias",)))
     assert all(torch.equal(p, before[n]) for n, p in weights(graph).items())
     assert ("made the outputs worse and is undone" in caplog.text) is harm
+
+
+@pytest.mark.parametrize("steps", [(), ("bias",), ("equalize", "adaround"), ("reconstruct",)])
+def test_the_original_weights_give_the_float_model_again(steps: tuple[str, ...]) -> None:
+    graph = prepared(Recipe(weight=W4))
+    batch = images()[0]
+    with in_phase(graph.quantizers, Phase.OFF), torch.no_grad():
+        wanted = graph(batch)
+    repair = Repair(steps=steps, rounding_steps=5, reconstruction_steps=5)
+    calibration = Calibration(
+        graph, lambda b: len(graph(b)), CPU, weight_range="mse", repair=repair
+    )
+    calibration.find_ranges_(images())
+    calibration.finish_()
+    originals = calibration.originals()
+    now = graph.root.state_dict()
+    assert originals
+    assert all(not torch.equal(value, now[name]) for name, value in originals.items())
+    with in_phase(graph.quantizers, Phase.OFF), torch.no_grad():
+        clipped = graph(batch)
+        graph.root.load_state_dict(originals, strict=False)
+        restored = graph(batch)
+    assert float((clipped - wanted).norm()) > 1e-3 * float(wanted.norm())
+    torch.testing.assert_close(restored, wanted)
+
+
+def test_without_clipping_and_repairs_nothing_has_an_original() -> None:
+    graph = prepared(Recipe(weight=W4))
+    calibration = Calibration(graph, lambda b: len(graph(b)), CPU)
+    calibration.find_ranges_(images())
+    calibration.finish_()
+    assert calibration.originals() == {}
 
 
 def test_clipped_weights_of_raised_quantizers_are_restored() -> None:

@@ -20,6 +20,19 @@ def test_the_teacher_is_and_stays_the_float_model() -> None:
     assert not any(p.requires_grad for p in distillation.teacher.root.parameters())
 
 
+def test_the_teacher_has_the_weights_of_before_calibration_changed_them() -> None:
+    graph = nets.calibrated(Recipe(weight=nets.W4))
+    x = nets.images(3)
+    set_phase(graph.root, Phase.OFF)
+    expected = graph(x)[0].detach()
+    originals = {"neck.weight": graph.root.neck.weight.detach().clone()}
+    with torch.no_grad():
+        graph.root.neck.weight.clamp_(-0.05, 0.05)
+    distillation = Distillation(graph, Distill(), originals)
+    assert torch.equal(distillation.teacher(x)[0][0], expected)
+    assert not torch.equal(distillation(x)[0], expected)
+
+
 def test_without_quantization_the_losses_are_zero() -> None:
     graph = nets.calibrated()
     distillation = Distillation(graph, Distill(features=("re*",)))
