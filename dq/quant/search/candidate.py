@@ -60,7 +60,7 @@ def first_candidates(recipe: Recipe, repair: Repair) -> list[Candidate]:
         What the config says comes first, then others. No two are equal.
     """
     own = _as_configured(recipe, repair)
-    found = [own]
+    found = [own, _other_bias(own)]
     for name, observer, steps in _WAYS:
         repaired = replace(own.repair, steps=steps)
         candidate = Candidate(
@@ -89,13 +89,19 @@ def without_zero_points(recipe: Recipe, repair: Repair) -> list[Candidate]:
         return []
     own = _as_configured(recipe, repair)
     plain = replace(own, name="no zero points", recipe=replace(own.recipe, zero_points=False))
-    if "bias" in own.repair.steps:
-        return [plain]
-    steps = (*own.repair.steps, "bias")
-    return [
-        plain,
-        replace(plain, name="no zero points + bias", repair=replace(own.repair, steps=steps)),
-    ]
+    return [plain, _other_bias(plain)]
+
+
+def _other_bias(candidate: Candidate) -> Candidate:
+    """Return the candidate with bias correction, or without it if it has it."""
+    steps = candidate.repair.steps
+    has = "bias" in steps
+    others = tuple(step for step in steps if step != "bias") if has else (*steps, "bias")
+    return replace(
+        candidate,
+        name=f"{candidate.name}{', without bias' if has else ' + bias'}",
+        repair=replace(candidate.repair, steps=others),
+    )
 
 
 def _as_configured(recipe: Recipe, repair: Repair) -> Candidate:

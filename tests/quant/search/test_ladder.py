@@ -148,8 +148,10 @@ def test_the_users_recipe_is_tried_first_and_nothing_twice() -> None:
     found = first_candidates(recipe, Repair(steps=("bias",), mixed=Mixed(), images=7))
     assert found[0].name == "as configured"
     assert found[0].repair.mixed is None
+    assert found[1].name == "as configured, without bias"
+    assert found[1].repair == replace(found[0].repair, steps=())
     assert {c.repair.images for c in found} == {7}
-    assert len({(c.recipe, c.repair) for c in found}) == len(found) == 5
+    assert len({(c.recipe, c.repair) for c in found}) == len(found) == 6
     assert [c.recipe.free_clips for c in found if "equalize" in c.repair.steps] == [True]
     rounded = with_rounding(found[-1])
     assert rounded is not None
@@ -161,7 +163,10 @@ def test_an_engine_that_zero_points_slow_down_is_tried_without_them_first() -> N
     recipe = preset("openvino")
     names = [c.name for c in without_zero_points(recipe, Repair(steps=("channel_scales",)))]
     assert names == ["no zero points", "no zero points + bias"]
-    assert len(without_zero_points(recipe, Repair(steps=("bias",)))) == 1
+    corrected = without_zero_points(recipe, Repair(steps=("channel_scales", "bias")))
+    assert [c.name for c in corrected] == ["no zero points", "no zero points, without bias"]
+    assert [c.repair.steps for c in corrected] == [("channel_scales", "bias"), ("channel_scales",)]
+    assert not any(c.recipe.zero_points for c in corrected)
     for other in (preset("onnxruntime"), replace(recipe, zero_points=False)):
         assert without_zero_points(other, Repair()) == []
 
