@@ -50,14 +50,13 @@ OURS = {
         settings={"zero_points": False},
     ),
     "ours-plain": Own(title="ours, calibrate, `repairs=[]`", repairs=()),
-    "ours-scaled": Own(
-        title="**ours, calibrate, `repairs=[channel_scales, bias]`**",
-        repairs=("channel_scales", "bias"),
+    "ours-uncorrected": Own(
+        title="ours, calibrate, `repairs=[channel_scales]`", repairs=("channel_scales",)
     ),
-    "ours-onnxruntime-scaled": Own(
-        title="**ours, calibrate, `preset=onnxruntime`, `repairs=[channel_scales, bias]`**",
+    "ours-onnxruntime-uncorrected": Own(
+        title="ours, calibrate, `preset=onnxruntime`, `repairs=[channel_scales]`",
         preset="onnxruntime",
-        repairs=("channel_scales", "bias"),
+        repairs=("channel_scales",),
     ),
     "ours-max-drop": Own(
         title="**ours, quantize --max-drop 0.5**",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mmcv import Config
 
 from benchmarks.results import (
     BEGIN,
@@ -42,18 +44,27 @@ def test_commands_are_the_launchers_own(column: str, tmp_path: Path) -> None:
         assert parsed.cfg_options == ["a=1", *wanted]
 
 
+# The second has a `quant` section of its own, which the recipe replaces.
+@pytest.mark.parametrize("detector", [CONFIG, CONFIG.parents[1] / "digits/ssd_resnet_fpn_160.py"])
 @pytest.mark.parametrize("column", COLUMNS)
-def test_a_cells_config_joins_detector_and_recipe(column: str, tmp_path: Path) -> None:
+def test_a_cells_config_joins_detector_and_recipe(
+    column: str, detector: Path, tmp_path: Path
+) -> None:
     from dq.detector.config.read import finish, read_config
 
     path = tmp_path / "config.py"
-    path.write_text(cell(tmp_path, column).config_text())
+    path.write_text(replace(cell(tmp_path, column), config=detector).config_text())
     config = finish(read_config(path, ["data_root=/data"]))
     assert config.data.test.ann_file == "/data/ImageSets/Main/test.txt"
     settings = quant_settings(config.get("quant"))
-    # Its numbers follow from the detector's float training.
-    assert (settings.training_recipe is not None) == bool(COLUMNS[column].recipe)
     assert not settings.training
+    recipe = COLUMNS[column].recipe
+    if recipe:
+        # Its numbers follow from the detector's float training.
+        assert settings.training_recipe is not None
+        assert settings == quant_settings(Config.fromfile(RECIPES / f"{recipe}.py").quant)
+    elif detector == CONFIG:
+        assert settings.training_recipe is None
 
 
 def test_each_recipe_is_a_columns(tmp_path: Path) -> None:
