@@ -37,7 +37,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "half of the rate": ("quant.rate=0.1",),
     "twice the rate": ("quant.rate=0.4",),
     "oscillating weights frozen": ("quant.oscillation.freeze_above=0.02",),
-    "start with bias correction": ("quant.repairs=[channel_scales,bias]",),
+    "start without bias correction": ("quant.repairs=[channel_scales]",),
 }
 RECIPE = "the recipe"
 NOTHING = "none of them"

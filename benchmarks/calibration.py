@@ -1,13 +1,15 @@
 """Measure calibration against float inference of the same images, in one run, with every observer.
 
     python -m benchmarks.calibration CONFIG --checkpoint FLOAT.pth [--images 128] [--batch 8]
-        [--observers mse entropy ...] [--rounds 5] [--composed] [--device cuda]
+        [--observers mse entropy ...] [--repairs channel_scales bias] [--rounds 5] [--composed]
+        [--device cuda]
         [--cfg-options KEY=VALUE ...]
 
 The images are in the device's memory before the clock starts. In each round the float detector's
 network runs on them, and then each observer calibrates on them, with the search for its ranges;
 every second round in reverse order. The table has the median of the rounds' ratios to float, and
 their quartiles.
+With --repairs every observer also runs with these repairs.
 With --composed every observer also runs with torch's operators, without our kernels.
 """
 
@@ -26,13 +28,14 @@ from torch import Tensor, fx, nn
 
 from benchmarks.speed import quartiles, seconds, without_kernels
 from dq.counted import counted
-from dq.detector.calibration.calibrate import calibrate
+from dq.detector.calibration.calibrate import calibrate, calibration_of
 from dq.detector.config.read import finish, read_config
 from dq.detector.data.datasets import calibration_dataset, calibration_images
 from dq.detector.model.graph import quantize_detector, trace_detector
 from dq.detector.model.stored_detector import float_detector
 from dq.dist.files.checkpoint import load_checkpoint
 from dq.quant.kernels import histogram
+from dq.quant.ptq.settings import STEPS, Repair
 from dq.quant.recipes.recipe import OBSERVERS, Recipe
 
 Work = Callable[[], None]
@@ -55,6 +58,10 @@ def works(
     found: dict[str, Work] = {FLOAT: infer}
     for name in given.observers:
         found[name] = _calibration(copy.deepcopy(detector), name, batches)
+    if given.repairs:
+        for name in given.observers:
+            row = f"{name}, {', '.join(given.repairs)}"
+            found[row] = _repaired(detector, name, batches, given)
     if given.composed:
         for name in given.observers:
             found[f"{name}, torch's operators"] = _composed(found[name])
@@ -65,6 +72,25 @@ def _calibration(detector: nn.Module, observer: str, batches: Sequence[Tensor]) 
     graph = quantize_detector(detector, Recipe(observer=observer))
     device = batches[0].device
     return lambda: _done(calibrate(detector, graph, batches, device))
+
+
+def _repaired(
+    detector: nn.Module, observer: str, batches: Sequence[Tensor], given: argparse.Namespace
+) -> Work:
+    """Repairs change the weights, so each round has a detector of its own, ready before it."""
+    repair = Repair(steps=tuple(given.repairs))
+    waiting = []
+    for _ in range(given.rounds):
+        own = copy.deepcopy(detector)
+        graph = quantize_detector(own, Recipe(observer=observer))
+        waiting.append(calibration_of(own, graph, batches[0].device, repair=repair))
+
+    def work() -> None:
+        calibration = waiting.pop()
+        calibration.find_ranges_(batches)
+        calibration.finish_()
+
+    return work
 
 
 def _done(result: object) -> None:
@@ -117,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--observers", nargs="+", choices=OBSERVERS, default=list(OBSERVERS))
+    parser.add_argument("--repairs", nargs="+", choices=STEPS, default=[])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--composed", action="store_true", help="without our kernels, too")

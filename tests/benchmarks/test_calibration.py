@@ -28,12 +28,15 @@ def test_every_observer_is_measured_beside_float_inference(
     takes = histogram.takes, native.takes
     words = [str(CONFIG), "--checkpoint", str(checkpoint), "--images", "4", "--batch", "2"]
     words += ["--observers", "min_max", "mse", "--rounds", "2", "--composed"]
+    words += ["--repairs", "channel_scales", "bias"]
     assert calibration.main([*words, "--cfg-options", *options]) == 0
     assert (histogram.takes, native.takes) == takes
-    head, *lines = capsys.readouterr().out.strip().splitlines()[-8:]
+    head, *lines = capsys.readouterr().out.strip().splitlines()[-10:]
     assert head == "4 images, (160, 160), 1 thread, cpu"
     names = [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]]
-    others = ["min_max", "mse", "min_max, torch's operators", "mse, torch's operators"]
+    others = ["min_max", "mse"]
+    for more in ("channel_scales, bias", "torch's operators"):
+        others += [f"{name}, {more}" for name in ("min_max", "mse")]
     assert names == [calibration.FLOAT, *others]
     assert "| 1.00 (1.00 to 1.00) |" in lines[2]
 

@@ -13,7 +13,7 @@ from dq.names import hint
 # Sections of `quant` in which a user's keys replace a recipe's one by one.
 MERGED = ("schedule", "ema", "distill", "oscillation")
 # Quantized training begins at the best calibration there is without learning anything.
-_REPAIRS = ["channel_scales"]
+_REPAIRS = ["channel_scales", "bias"]
 _ENDS_AT_8 = [{"position": "first", "bits": 8}, {"position": "last", "bits": 8}]
 
 
