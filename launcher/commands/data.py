@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert.add_argument(
         "destination", type=Path, metavar="DST", help="folder for a COCO file of each split"
     )
+    convert.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="order of the categories, such as that of a trained detector (default: that of the"
+        " folder's own list of classes, or by name)",
+    )
     convert.add_argument("--to", choices=("coco",), default="coco", help="format (default coco)")
 
 
@@ -76,9 +83,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _convert(arguments: argparse.Namespace) -> int:
     """Write ``instances_<split>.json`` for each split of a folder; images are not copied."""
+    from dq.data.own.class_order import in_order
     from dq.data.own.coco_json import by_split, refuse_existing, write_files
 
     labelled = read_source(arguments)
+    if arguments.classes is not None:
+        labelled = in_order(labelled, arguments.classes)
     texts = {
         arguments.destination / f"instances_{name}.json": text
         for name, text in by_split(labelled).items()

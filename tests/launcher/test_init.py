@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,14 @@ MISTAKES = {
     "a broken one": (("init", "photos", "--backbone", "photos/classes.txt"), "cannot be read as"),
     "no place": (("init", "photos", "--out", "file/own.py"), "cannot be written"),
     "convert": (("data", "convert", "nowhere", "dst"), "nowhere is not a folder"),
+    "a class is missing": (
+        ("data", "convert", "photos", "dst", "--classes", "red thing", "grün", "blu"),
+        "--classes leaves out blue, which",
+    ),
+    "a class is there twice": (
+        ("data", "convert", "photos", "dst", "--classes", "blue", "blue"),
+        "--classes names blue more than once",
+    ),
     "convert to": (("data", "convert", "photos", "file"), "cannot be written"),
 }
 
@@ -213,6 +222,24 @@ def test_labels_are_converted(launch: Launch, here: Path) -> None:
     code, out, _ = launch("init", "labels", "--size", 64)
     assert code == 0
     assert out.startswith(f"labels: COCO, 10 images, {NUMBER} boxes of 3 classes\nsplits: 7 train")
+
+
+def test_categories_are_written_in_the_order_of_a_trained_detector(
+    launch: Launch, here: Path
+) -> None:
+    folders.yolo_flat(here / "photos")
+
+    def converted(*words: str) -> tuple[list[str], dict[str, int]]:
+        code, _, err = launch("data", "convert", "photos", "labels", "--force", *words)
+        assert (code, err) == (0, "")
+        content = json.loads((here / "labels/instances_all.json").read_text())
+        names = {c["id"]: c["name"] for c in content["categories"]}
+        counts = Counter(names[a["category_id"]] for a in content["annotations"])
+        return list(names.values()), dict(counts)
+
+    usual, boxes = converted()
+    order = [*reversed(usual), "none of them"]
+    assert converted("--classes", *order) == (order, boxes)
 
 
 def test_a_backbone_fits_or_is_refused(launch: Launch, here: Path, shared: Path) -> None:

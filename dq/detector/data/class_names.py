@@ -11,6 +11,7 @@ import json
 import logging
 import mmap
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,10 @@ def check_order(found: ClassList, content: Mapping[str, Any], source: str) -> No
         f"{source} has the classes in the order {', '.join(own)}, the annotations in the order"
         f" {', '.join(found.names)}"
     )
-    mend = "write the categories of the annotation files in the order of the checkpoint"
+    mend = (
+        "write the categories of the annotation files in the order of the checkpoint, as `launcher"
+        f" data convert SRC DST --classes {shlex.join(own)}` does"
+    )
     if "key" in meta:
         raise ValueError(f"{orders}, so each label would mean another class; {mend}")
     log.warning("%s; if its labels have that order, %s", orders, mend)

@@ -36,7 +36,7 @@ from dq.quant.quantizers.restore import in_phase
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Inputs:
     """All inputs of one shape of a layer.
 
@@ -109,11 +109,8 @@ def _adding_inputs(layers: Iterable[QuantizedLayer]) -> Iterator[_Seen]:
             return
         total = x.sum(0, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
         shapes = seen.setdefault(module, {})
-        if total.shape in shapes:
-            shapes[total.shape].total += total
-            shapes[total.shape].count += len(x)
-        else:
-            shapes[total.shape] = _Inputs(total, len(x), x.dtype)
+        before = shapes.get(total.shape, _Inputs(torch.zeros_like(total), 0, x.dtype))
+        shapes[total.shape] = _Inputs(before.total + total, before.count + len(x), x.dtype)
 
     handles = [layer.register_forward_pre_hook(add) for layer in layers]
     try:
