@@ -24,6 +24,7 @@ from dq.quant.numerics import affine, shrunk_range, spec
 from dq.quant.observers import histogram, min_max, range_search
 from dq.quant.ptq import (
     adaround,
+    bias_correction,
     calibration,
     channel_effects,
     channel_scales,
@@ -75,8 +76,9 @@ NUMBERS: dict[ModuleType, dict[str, Any]] = {
         "MAX_PATCH": 8192,
         "POSITIONS": 2048,
     },
+    bias_correction: {"PASSES": 2, "IMAGES": 32},
     equalization: {"LARGEST_FACTOR": 4096.0, "_FLOATS": 1e-12},
-    repairs: {"CHECK_IMAGES": 32, "PART_IMAGES": 16},
+    repairs: {"CHECK_IMAGES": 16, "PART_IMAGES": 16},
     weight_clipping: {"REQUIRED_GAIN": 1e-6},
     widths: {"WIDE_BITS": 12, "HEADROOM": 1.5},
     blocks: {"FEWEST": 3, "MOST": 8},

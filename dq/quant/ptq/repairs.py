@@ -36,7 +36,7 @@ from dq.quant.quantizers.phase import Phase, set_phase
 log = logging.getLogger(__name__)
 
 # A repair must show on this many calibration images that it helps.
-CHECK_IMAGES = 32
+CHECK_IMAGES = 16
 # Images whose boxes the repairs of parts (RoI heads) use; each has up to a hundred boxes.
 PART_IMAGES = 16
 
