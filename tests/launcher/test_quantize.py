@@ -48,7 +48,7 @@ def test_the_table_has_all_candidates_and_says_when_the_limit_is_missed(
     folder, out, err, code = searched
     found = pareto(folder)
     names = [row["name"] for row in found["rows"]]
-    assert names[:3] == ["as configured", "weighted mse + bias", "weighted mse"]
+    assert names[:3] == ["as configured", "as configured, without bias", "weighted mse + bias"]
     assert any("adaround" in name for name in names)
     assert [row["num_raised"] for row in found["rows"]][-2:] == [1, 2]
     assert found["float"] == pytest.approx(100.0), "measured against its own boxes"
@@ -123,7 +123,7 @@ def test_for_openvino_zero_points_are_left_out_where_the_limit_allows_it(
     )
     assert code == 0, err
     names = [row["name"] for row in pareto(tmp_path)["rows"]]
-    assert names == ["no zero points", "no zero points + bias"]
+    assert names == ["no zero points", "no zero points, without bias"]
     recipe = recipe_of_section(tmp_path, config, float_checkpoint, digits, launch)
     assert (recipe["target"], recipe["zero_points"]) == ("openvino", False)
 
