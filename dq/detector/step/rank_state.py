@@ -52,12 +52,15 @@ def plain_attributes(model: nn.Module) -> Plain:
     mmdet's detectors have such state: for YOLOX the current input size and when to change it, and
     whether the head already uses the L1 loss.
 
+    A module's ``not_resumed`` names attributes that are no state of a training.
+
     Returns:
         Attributes by name, by module name; modules without any are left out.
     """
     found: Plain = {}
     for name, module in model.named_modules():
-        plain = {k: v for k, v in vars(module).items() if k != "training" and _is_plain(v)}
+        others = {"training", *getattr(module, "not_resumed", ())}
+        plain = {k: v for k, v in vars(module).items() if k not in others and _is_plain(v)}
         if plain:
             found[name] = plain
     return found

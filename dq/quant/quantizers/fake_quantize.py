@@ -49,6 +49,9 @@ class ActivationQuantizer(Phased):
 
     scale: Tensor
     zero_point: Tensor
+    # Attributes that only save a look at the device. They are no state of a training, so its
+    # checkpoints leave them out.
+    not_resumed = ("_was_calibrated",)
 
     def __init__(self, spec: QuantSpec, observer: MinMaxObserver) -> None:
         super().__init__()
