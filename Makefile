@@ -4,8 +4,9 @@ VENV ?= .venv
 RANKS ?= 2
 # nproc alone would return OMP_NUM_THREADS where that is set.
 CORES = env -u OMP_NUM_THREADS nproc
-# Processes that share the tests; each needs 1 to 3 GB. 0: all tests in one process.
-WORKERS ?= $(shell n=$$($(CORES)); echo $$(( n < 8 ? n : 8 )))
+# Processes that share the tests; each needs 1 to 3 GB. 0: all tests in one process. More than there
+# are cores, because slow tests often wait for processes that start or end.
+WORKERS ?= $(shell n=$$(( $$($(CORES)) * 3 / 2 )); echo $$(( n < 8 ? n : 8 )))
 RUN = $(VENV)/bin/torchrun --standalone --nproc-per-node $(RANKS) -m launcher
 # The cores shared by the ranks, unless the user says otherwise; torchrun would set 1 and warn.
 SHARE = $(shell n=$$(( $$($(CORES)) / $(RANKS) )); echo $$(( n > 0 ? n : 1 )))
