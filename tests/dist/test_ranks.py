@@ -38,6 +38,8 @@ def misbehave() -> None:
 
 
 def test_an_error_a_death_and_a_stuck_rank_are_named_and_no_process_stays() -> None:
+    # Another test of this process may have left the pool of a library.
+    others = multiprocessing.active_children()
     begin = time.monotonic()
     with pytest.raises(RanksError) as caught:
         run_ranks(misbehave, 3)
@@ -47,7 +49,7 @@ def test_an_error_a_death_and_a_stuck_rank_are_named_and_no_process_stays() -> N
     assert "ValueError: of its own" in text
     assert "rank 1: died with exit code 3" in text
     assert "rank 2: " in text
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= set(others)
 
 
 def sleep_long() -> None:
