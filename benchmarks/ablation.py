@@ -16,9 +16,19 @@ import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.results import METRICS, Cell, add_variant, between_markers, make, metrics_of
+from benchmarks.results import (
+    METRICS,
+    Cell,
+    add_variant,
+    between_markers,
+    make,
+    mean_text,
+    metrics_of,
+    options_of,
+)
 
 BEGIN = "<!-- made by benchmarks.ablation: {name} -->"
 COLUMNS = {"w4a8": "W4A8 QAT", "w4a4": "W4A4 QAT, linear at 8"}
@@ -91,14 +101,10 @@ def table(metrics: Mapping[str, Values]) -> str:
         shown = [f"{len(metrics[titles[0]].get(row, {}))}"]
         for title in titles:
             values = metrics[title].get(row, {})
-            shown += [_mean(list(values.values())), _minus(values, metrics[title].get(RECIPE, {}))]
+            mean = mean_text(list(values.values())) if values else ""
+            shown += [mean, _minus(values, metrics[title].get(RECIPE, {}))]
         lines.append(f"| {row} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
-
-
-def _mean(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}" if values else ""
 
 
 def _minus(values: Mapping[int, float], recipe: Mapping[int, float]) -> str:
@@ -110,15 +116,11 @@ def _minus(values: Mapping[int, float], recipe: Mapping[int, float]) -> str:
     return f"{statistics.mean(found):+.1f}" + (f" ({each})" if len(found) > 1 else "")
 
 
-def measured(cells: Mapping[str, Sequence[Cell]], root: Path) -> dict[str, dict[str, dict]]:
+def measured(cells: Mapping[str, Sequence[Cell]]) -> dict[str, dict[str, dict[int, float]]]:
     """Return the metrics of all finished cells and of their float detectors."""
     found: dict[str, dict[str, dict[int, float]]] = {title: {} for title in METRICS.values()}
-    everything = dict(cells)
-    everything["float"] = [
-        Cell(root=root, config=c.config, seed=c.seed, column="float")
-        for c in next(iter(cells.values()))
-    ]
-    for row, row_cells in everything.items():
+    starts = [replace(cell, column="float") for cell in cells[RECIPE]]
+    for row, row_cells in {**cells, "float": starts}.items():
         for cell in row_cells:
             for name, value in metrics_of(cell).items():
                 found[METRICS[name]].setdefault(row, {})[cell.seed] = value
@@ -139,17 +141,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, help="the Markdown file")
     parser.add_argument("--table-only", action="store_true", help="run nothing")
     given = parser.parse_args(argv)
-    data = [f"data_root={given.data / given.config.parent.name}"] if given.data else []
-    options = [*data, *given.cfg_options]
+    options = options_of(given, given.config)
     cells = cells_of(given.root, given.config, given.recipe, given.seeds, given.training)
     failed = False
-    for number, seed in enumerate([] if given.table_only else given.seeds):
-        start = Cell(root=given.root, config=given.config, seed=seed, column="float")
+    for number in range(0 if given.table_only else len(given.seeds)):
+        start = replace(cells[RECIPE][number], column="float")
         for cell in [start, *(cells[row][number] for row in given.rows)]:
             if not make(cell, options, 1, 1):
                 failed = True
                 print(f"failed: {cell.folder / 'log.txt'}", flush=True)
-    text = table(measured(cells, given.root))
+    text = table(measured(cells))
     print(text)
     if given.write:
         begin = BEGIN.format(name=f"{given.config.stem}, {given.recipe}")

@@ -234,13 +234,17 @@ def _cell(row: Mapping[str, Mapping[int, float]], column: str) -> str:
     values = row.get(column, {})
     if not values:
         return ""
-    text = f"{statistics.mean(values.values()):.1f}"
-    if len(values) > 1:
-        text += f" ± {statistics.stdev(values.values()):.1f}"
+    text = mean_text(list(values.values()))
     to_float = "" if column == "float" else _difference(values, row.get("float", {}))
     to_control = _difference(values, row.get(COLUMNS[column].control, {}))
     shown = [to_float, f"{to_control} to its control" if to_control else ""]
     return f"{text} ({'; '.join(filter(None, shown))})" if any(shown) else text
+
+
+def mean_text(values: Sequence[float]) -> str:
+    """Return the mean, and the standard deviation of several values."""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
 
 
 def _difference(values: Mapping[int, float], others: Mapping[int, float]) -> str:

@@ -25,7 +25,7 @@ from dq.quant.training.weight_average import Ema
 from dq.tracking.record.settings import Tracking
 
 DEFAULT_PRESET = "int8"
-# Without `quant.repairs`. It costs nothing where no channel is much larger than the others.
+# Without `quant.repairs`. They cost the engine nothing where no channel is much larger than others.
 DEFAULT_REPAIRS = ("channel_scales", "bias")
 # With more bits for activations the default repairs are not needed.
 FEW_BITS = 8

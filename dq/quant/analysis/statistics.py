@@ -19,7 +19,7 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.numerics.affine import dequantize, fake_quantize, quantize
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 from dq.quant.quantizers.phase import Phase, set_phase
-from dq.quant.quantizers.restore import restored_state
+from dq.quant.quantizers.restore import restored_state, watching_inputs
 from dq.quant.training.oscillation import OscillationTracker
 
 # Of larger tensors, a sample with even spacing is used.
@@ -148,12 +148,8 @@ def _watching(
 
         return hook
 
-    handles = [q.register_forward_pre_hook(hook_of(n)) for n, q in quantizers.items()]
-    try:
+    with watching_inputs({quantizer: hook_of(name) for name, quantizer in quantizers.items()}):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _compare(entry: _Sums, quantizer: ActivationQuantizer, rounded_before: Tensor) -> None:

@@ -31,7 +31,7 @@ from dq.quant.ptq.layer_walk import CapturedLayer, fake_quantizing
 from dq.quant.ptq.settings import RepairStep
 from dq.quant.quantizers.layers import QuantizedLayer
 from dq.quant.quantizers.phase import Phase
-from dq.quant.quantizers.restore import in_phase
+from dq.quant.quantizers.restore import in_phase, watching_inputs
 
 log = logging.getLogger(__name__)
 
@@ -112,12 +112,8 @@ def _adding_inputs(layers: Iterable[QuantizedLayer]) -> Iterator[_Seen]:
         before = shapes.get(total.shape, _Inputs(torch.zeros_like(total), 0, x.dtype))
         shapes[total.shape] = _Inputs(before.total + total, before.count + len(x), x.dtype)
 
-    handles = [layer.register_forward_pre_hook(add) for layer in layers]
-    try:
+    with watching_inputs(dict.fromkeys(layers, add)):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _mean_error(

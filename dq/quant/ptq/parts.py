@@ -20,7 +20,7 @@ from dq.quant.graph.nodes import Given
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.layer_walk import fake_quantizing
 from dq.quant.quantizers.phase import Phase
-from dq.quant.quantizers.restore import in_phase
+from dq.quant.quantizers.restore import in_phase, watching_inputs
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +100,8 @@ def captured(
         return hook
 
     root = graph.root
-    handles = [root.get_submodule(p).register_forward_pre_hook(hook_of(p)) for p in found]
-    try:
+    with watching_inputs({root.get_submodule(part): hook_of(part) for part in found}):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def rows_of(calls: Sequence[Given], most: int) -> list[Given]:

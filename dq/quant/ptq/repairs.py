@@ -80,7 +80,7 @@ class Calibration:
         self._wanted: dict[str, list[list[Tensor]]] = {}
         self._runner = parts
         self._parts: PartInputs | None = None
-        self._originals: dict[str, Tensor] = {}
+        self._unclipped: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] = {}
         self._reference: nn.Module | None = None
 
@@ -123,8 +123,8 @@ class Calibration:
                 self._reference = float_copy(graph.root)
         if self.weight_range == "mse":
             for network in graph.networks.values():
-                self._originals |= clip_weights_(network)
-        if self._originals:
+                self._unclipped |= clip_weights_(network)
+        if self._unclipped:
             initialise_weights_(graph.all_layers())
 
     @property
@@ -156,7 +156,7 @@ class Calibration:
         raised: tuple[str, ...] = ()
         if repair.mixed is not None:
             raised = choose_raised_(graph, self.few_images, found, repair.mixed, self.part_calls)
-            changed = {n: self._originals[n] for n in raised if n in self._originals}
+            changed = {n: self._unclipped[n] for n in raised if n in self._unclipped}
             for network in graph.networks.values():
                 restore_weights_(network, changed)
             # Learned scales of raised quantizers were chosen for the clipped weights.

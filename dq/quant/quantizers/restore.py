@@ -1,9 +1,10 @@
-"""Context managers that restore a model's modes, phases and modules."""
+"""Context managers that restore a model's modes, phases, modules and hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -47,6 +48,23 @@ def in_phase(root: nn.Module, phase: Phase, *, training: bool | None = None) -> 
             if training is not None:
                 module.training = training
         yield
+
+
+@contextmanager
+def watching_inputs(
+    watchers: Mapping[nn.Module, Callable[[nn.Module, tuple[Any, ...]], None]],
+) -> Iterator[None]:
+    """Call a module's watcher with the module and its inputs before each of its calls in the body.
+
+    Args:
+        watchers: By module.
+    """
+    handles = [module.register_forward_pre_hook(watch) for module, watch in watchers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

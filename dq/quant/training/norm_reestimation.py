@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.batch_norm_fold import SMALLEST_FACTOR, fold_factor, is_foldable
 from dq.quant.quantizers.fake_quantize import WeightQuantizer
-from dq.quant.quantizers.restore import restored_state
+from dq.quant.quantizers.restore import restored_state, watching_inputs
 
 
 class _Moments:
@@ -112,12 +112,10 @@ def _watched(norms: Sequence[_BatchNorm]) -> Iterator[Mapping[_BatchNorm, _Momen
         assert isinstance(norm, _BatchNorm)
         moments[norm].add(inputs[0])
 
-    handles = [norm.register_forward_pre_hook(watch) for norm in norms]
     try:
-        yield moments
+        with watching_inputs(dict.fromkeys(norms, watch)):
+            yield moments
     finally:
-        for handle in handles:
-            handle.remove()
         for norm in norms:
             norm.momentum = momenta[norm]
             if norm in counters and norm.num_batches_tracked is not None:
