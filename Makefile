@@ -40,6 +40,8 @@ demo: setup
 
 # Sums keep one order, on whatever machine.
 test test-fast: export OMP_NUM_THREADS ?= 1
+# Where no bytecode is written, each of the hundreds of processes compiles all modules again.
+test test-fast: export PYTHONDONTWRITEBYTECODE =
 # tests/slurm comes last and alone: a machine has one cluster, and its jobs need the cores.
 test: setup
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --ignore tests/slurm

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dq.quant.quantizers.restore import restored_state
+from dq.quant.quantizers.restore import restored_state, watching_outputs
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 # Side of the square test image.
@@ -32,20 +32,16 @@ def input_channels(detector: nn.Module) -> int:
     backbone: Any = getattr(detector, "backbone", None)
     if not isinstance(backbone, nn.Module):
         return USUAL[0]
-    layers = [module for module in backbone.modules() if isinstance(module, LAYERS)]
+    layers = {name: m for name, m in backbone.named_modules() if isinstance(m, LAYERS)}
     if not layers:
         return USUAL[0]
-    first = int(getattr(layers[0], "in_channels", 0) or getattr(layers[0], "in_features", 0))
+    layer = next(iter(layers.values()))
+    first = int(getattr(layer, "in_channels", 0) or getattr(layer, "in_features", 0))
     candidates = [first, *((first // 4,) if first % 4 == 0 else ()), *USUAL]
-    handles = [layer.register_forward_hook(_stop) for layer in layers]
-    try:
-        with restored_state(backbone):
-            for module in backbone.modules():
-                module.training = False  # A norm before the first layer must not learn.
-            return next((n for n in candidates if n and _fits(backbone, n)), USUAL[0])
-    finally:
-        for handle in handles:
-            handle.remove()
+    with restored_state(backbone), watching_outputs(layers, _stop):
+        for module in backbone.modules():
+            module.training = False  # A norm before the first layer must not learn.
+        return next((n for n in candidates if n and _fits(backbone, n)), USUAL[0])
 
 
 def _stop(*_: Any) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from dq.quant.quantizers.restore import restored_state
+from dq.quant.quantizers.restore import restored_state, watching_outputs
 
 log = logging.getLogger(__name__)
 
@@ -172,20 +172,15 @@ def _results(
     """Return copies of the results of each module call, in the order in which the calls end."""
     found: dict[tuple[str, int], list[Tensor]] = {}
     calls: dict[str, int] = {}
-    handles = []
-    for name, module in root.named_modules():
+    inside = {name: module for name, module in root.named_modules() if name}
 
-        def record(_: nn.Module, given: Any, result: Any, name: str = name) -> None:
-            number = calls[name] = calls.get(name, -1) + 1
-            found[name, number] = [t.clone() for t in _leaves(result)]
+    def record(name: str, given: object, result: Any) -> None:
+        number = calls[name] = calls.get(name, -1) + 1
+        found[name, number] = [t.clone() for t in _leaves(result)]
 
-        if name:
-            handles.append(module.register_forward_hook(record))
     try:
-        _run(root, run, inputs)
+        with watching_outputs(inside, record):
+            _run(root, run, inputs)
     except Exception as error:
         log.debug("stopped while looking for the difference: %s", error)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found

@@ -10,7 +10,11 @@ from torch import Tensor, fx, nn
 
 from dq.quant.graph.comparison import DifferenceError, Reference, refuse_difference
 from dq.quant.graph.trace import BoundGraph, LeafTest, Traced, TraceError, trace
-from dq.quant.quantizers.restore import restored_state, undo_additions_on_error
+from dq.quant.quantizers.restore import (
+    restored_state,
+    undo_additions_on_error,
+    watching_outputs,
+)
 
 # With more untraceable modules than this, a model's graph is not useful.
 MOST_ATTEMPTS = 60
@@ -140,21 +144,15 @@ def _run(
 ) -> dict[str, Any]:
     """Return the result of every module of ``root`` in one forward pass, by name."""
     seen: dict[str, Any] = {}
-    handles = []
-    for name, module in root.named_modules():
+    inside = {name: module for name, module in root.named_modules() if name}
 
-        def record(_: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
-            seen[name] = output
+    def record(name: str, inputs: object, output: Any) -> None:
+        seen[name] = output
 
-        if name:
-            handles.append(module.register_forward_hook(record))
     try:
-        with restored_state(root):
+        with restored_state(root), watching_outputs(inside, record):
             root.eval()
             forward(*examples)
     except Exception as error:
         raise cause from error
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen

@@ -8,17 +8,17 @@ output tensor counts relative to its own power, as in `dq.quant.analysis.sensiti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dq.quant.graph.nodes import Given, as_tuple
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.numerics.nested import floating_tensors
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 from dq.quant.quantizers.phase import Phase
-from dq.quant.quantizers.restore import in_phase
+from dq.quant.quantizers.restore import in_phase, watching_outputs
 
 # Images of one backward pass.
 AT_ONCE = 2
@@ -61,22 +61,14 @@ def _gradients(
     """Return the gradient of the outputs' sum with random signs by each quantizer's output."""
     kept: dict[str, Tensor] = {}
 
-    def hook_of(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            if output.requires_grad and output.dim() >= 2:
-                kept[name] = output
+    def keep(name: str, inputs: object, output: Tensor) -> None:
+        if output.requires_grad and output.dim() >= 2:
+            kept[name] = output
 
-        return hook
-
-    handles = [q.register_forward_hook(hook_of(name)) for name, q in quantizers.items()]
-    try:
-        with torch.enable_grad():
-            leaves = [_leaf(x) for x in as_tuple(given)]
-            outputs = [y for y in floating_tensors(graph(*leaves)) if y.requires_grad]
-            total = sum(signed_sum(y, generator) for y in outputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching_outputs(quantizers, keep), torch.enable_grad():
+        leaves = [_leaf(x) for x in as_tuple(given)]
+        outputs = [y for y in floating_tensors(graph(*leaves)) if y.requires_grad]
+        total = sum(signed_sum(y, generator) for y in outputs)
     if not kept or not isinstance(total, Tensor):
         return {}
     gradients = torch.autograd.grad(total, list(kept.values()), allow_unused=True)

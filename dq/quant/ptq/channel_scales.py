@@ -10,11 +10,11 @@ allows: a channel of SiLU reaches down to -0.28 whatever its upper end.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from dq.quant.graph.functions import find_functions
 from dq.quant.graph.nodes import Given, as_tuple
@@ -40,7 +40,7 @@ from dq.quant.ptq.equalization import (
 )
 from dq.quant.ptq.settings import RepairStep
 from dq.quant.quantizers.phase import Phase
-from dq.quant.quantizers.restore import in_phase
+from dq.quant.quantizers.restore import in_phase, watching_outputs
 
 log = logging.getLogger(__name__)
 
@@ -224,27 +224,19 @@ def _channel_ends(
     """Return the smallest and largest value of each channel, float64, and at least zero between."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def hook_of(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            axes = [axis for axis in range(output.dim()) if axis != 1]
-            low, high = _ends(output, axes)
-            if name in found:
-                low = torch.minimum(low, found[name][0])
-                high = torch.maximum(high, found[name][1])
-            found[name] = (low, high)
+    def widen(name: str, inputs: object, output: Tensor) -> None:
+        axes = [axis for axis in range(output.dim()) if axis != 1]
+        low, high = _ends(output, axes)
+        if name in found:
+            low = torch.minimum(low, found[name][0])
+            high = torch.maximum(high, found[name][1])
+        found[name] = (low, high)
 
-        return hook
-
-    handles = [
-        q.register_forward_hook(hook_of(n)) for n, q in graph.activations().items() if n in names
-    ]
-    try:
-        with torch.no_grad(), in_phase(graph.quantizers, Phase.OFF):
-            for few in torch.split(images, AT_ONCE):
-                graph(few)
-    finally:
-        for handle in handles:
-            handle.remove()
+    quantizers = {name: q for name, q in graph.activations().items() if name in names}
+    watching = watching_outputs(quantizers, widen)
+    with torch.no_grad(), in_phase(graph.quantizers, Phase.OFF), watching:
+        for few in torch.split(images, AT_ONCE):
+            graph(few)
     return found
 
 

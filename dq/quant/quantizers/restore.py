@@ -68,6 +68,28 @@ def watching_inputs(
 
 
 @contextmanager
+def watching_outputs(
+    modules: Mapping[str, nn.Module], watch: Callable[[str, tuple[Any, ...], Any], Any]
+) -> Iterator[None]:
+    """Call ``watch(name, inputs, output)`` after each call of these modules in the body.
+
+    Args:
+        modules: By name.
+        watch: If it returns something other than None, that replaces the output.
+    """
+
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+        return lambda module, inputs, output: watch(name, inputs, output)
+
+    handles = [module.register_forward_hook(hook_of(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def undo_additions_on_error(root: nn.Module) -> Iterator[None]:
     """Remove every module and buffer that the body added to the model, if the body raises.
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree
 
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
+from dq.quant.quantizers.restore import watching_outputs
 
 if TYPE_CHECKING:
     import onnx
@@ -102,19 +103,13 @@ def _observed(
     """Return every quantizer's input and result by its name, and the outputs."""
     before: dict[str, Tensor] = {}
     after: dict[str, Tensor] = {}
-    handles = []
-    for name in sites:
 
-        def record(_: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
-            # Copies, because later nodes may write in place.
-            before[name], after[name] = inputs[0].clone(), output.clone()
+    def record(name: str, inputs: tuple[Any, ...], output: Tensor) -> None:
+        # Copies, because later nodes may write in place.
+        before[name], after[name] = inputs[0].clone(), output.clone()
 
-        handles.append(graph.quantizers[name].register_forward_hook(record))
-    try:
+    with watching_outputs({name: graph.quantizers[name] for name in sites}, record):
         outputs = _pytree.tree_leaves(graph(images))
-    finally:
-        for handle in handles:
-            handle.remove()
     return before, after, outputs
 
 

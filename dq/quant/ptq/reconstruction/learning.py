@@ -15,7 +15,7 @@ squared derivative of the outputs by that channel.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,7 @@ from dq.quant.ptq.reconstruction.parameters import Parameters, layers_in, learni
 from dq.quant.ptq.settings import RepairStep
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.quantizers.restore import watching_outputs
 
 log = logging.getLogger(__name__)
 
@@ -311,21 +312,15 @@ def _partly_rounded(
 ) -> Iterator[None]:
     """Let each activation of a block be rounded with a chance of one half, value by value."""
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def rounded_by_chance(name: str, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         chance = torch.rand(output.shape, generator=generator).to(output.device)
         return torch.where(chance < KEPT_ROUNDED, output, inputs[0].to(output.dtype))
 
-    found: list[Callable[[], None]] = []
-    for node in block.nodes:
-        module = module_of(graph.root, node)
-        # The block's own outputs are what is compared.
-        if isinstance(module, ActivationQuantizer) and node not in block.outputs:
-            found.append(module.register_forward_hook(hook).remove)
-    try:
+    # The block's own outputs are what is compared.
+    inside = {n.name: module_of(graph.root, n) for n in block.nodes if n not in block.outputs}
+    quantizers = {n: m for n, m in inside.items() if isinstance(m, ActivationQuantizer)}
+    with watching_outputs(quantizers, rounded_by_chance):
         yield
-    finally:
-        for remove in found:
-            remove()
 
 
 REPAIR = RepairStep(
