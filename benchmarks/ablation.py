@@ -48,6 +48,8 @@ MORE: dict[str, tuple[str, ...]] = {
     "twice the rate": ("quant.rate=0.4",),
     "oscillating weights frozen": ("quant.oscillation.freeze_above=0.02",),
     "start without bias correction": ("quant.repairs=[channel_scales]",),
+    "norms fixed from 0.2 on": ("quant.schedule.freeze_norm_after=0.2",),
+    "norms fixed from the start": ("quant.schedule.freeze_norm_after=0.0",),
 }
 RECIPE = "the recipe"
 NOTHING = "none of them"
