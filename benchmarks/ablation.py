@@ -37,7 +37,7 @@ WITHOUT: dict[str, tuple[str, ...]] = {
     "learned scales": ("quant.learned=None",),
     "distillation": ("quant.distill=None",),
     "weight average": ("quant.ema=None",),
-    "late fixing of norms (0.5 instead of 0.8)": ("quant.schedule.freeze_norm_after=0.5",),
+    "early fixing of norms (0.8 instead of 0.2)": ("quant.schedule.freeze_norm_after=0.8",),
 }
 # Other changes, each of the whole recipe.
 MORE: dict[str, tuple[str, ...]] = {
@@ -48,7 +48,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "twice the rate": ("quant.rate=0.4",),
     "oscillating weights frozen": ("quant.oscillation.freeze_above=0.02",),
     "start without bias correction": ("quant.repairs=[channel_scales]",),
-    "norms fixed from 0.2 on": ("quant.schedule.freeze_norm_after=0.2",),
+    "norms fixed from 0.5 on": ("quant.schedule.freeze_norm_after=0.5",),
     "norms fixed from the start": ("quant.schedule.freeze_norm_after=0.0",),
 }
 RECIPE = "the recipe"

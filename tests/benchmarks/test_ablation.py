@@ -44,7 +44,7 @@ def _parts(settings: QuantSettings) -> dict[str, Any]:
         "learned scales": settings.recipe.learned,
         "distillation": extras.distill,
         "weight average": extras.ema,
-        "late fixing of norms (0.5 instead of 0.8)": settings.schedule.freeze_norm_after,
+        "early fixing of norms (0.8 instead of 0.2)": settings.schedule.freeze_norm_after,
     }
 
 

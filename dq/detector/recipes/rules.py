@@ -49,7 +49,9 @@ def _rule(rate: float, passes: float, least_steps: int, update: float, **section
 
 _FEW_BITS: dict[str, Any] = {
     "learned": "lsq+",
-    "schedule": {"freeze_norm_after": 0.8, "freeze_ranges_after": 1.0},
+    # Norms first learn the statistics of the rounded network. Then they are fixed, as the teacher's
+    # are: with statistics of each batch the student differs from it by chance.
+    "schedule": {"freeze_norm_after": 0.2, "freeze_ranges_after": 1.0},
     "distill": {"features": ["neck.*"]},
     "ema": {},
 }

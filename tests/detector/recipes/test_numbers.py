@@ -215,7 +215,7 @@ def test_unknown_recipes_name_the_nearest() -> None:
 def test_a_users_section_is_laid_over_a_recipes() -> None:
     found = merged(RULES["qat-w4a8"], {"schedule": {"round_after": 0.1}, "ema": None, "rules": []})
     assert found["schedule"] == {
-        "freeze_norm_after": 0.8, "freeze_ranges_after": 1.0, "round_after": 0.1,
+        "freeze_norm_after": 0.2, "freeze_ranges_after": 1.0, "round_after": 0.1,
     }  # fmt: skip
     assert found["ema"] is None
     assert found["rules"] == []
