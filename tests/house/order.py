@@ -23,7 +23,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "search": ("recipes", "ptq"),
         "integer": ("numerics", "kernels", "quantizers", "graph"),
         "export": ("numerics", "graph", "integer"),
-        "verify": ("graph",),
+        "verify": ("quantizers", "graph"),
         "latency": ("targets", "verify"),
         "model": ("graph", "recipes", "quantizers", "ptq", "integer", "export"),
     },
