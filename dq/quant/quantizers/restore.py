@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -59,12 +59,10 @@ def watching_inputs(
     Args:
         watchers: By module.
     """
-    handles = [module.register_forward_pre_hook(watch) for module, watch in watchers.items()]
-    try:
+    with ExitStack() as hooks:
+        for module, watch in watchers.items():
+            hooks.callback(module.register_forward_pre_hook(watch).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -81,12 +79,10 @@ def watching_outputs(
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
         return lambda module, inputs, output: watch(name, inputs, output)
 
-    handles = [module.register_forward_hook(hook_of(name)) for name, module in modules.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.callback(module.register_forward_hook(hook_of(name)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
