@@ -12,7 +12,7 @@ import pytest
 from benchmarks.ptq_peers import chance
 from benchmarks.ptq_peers.chance import main, together
 from dq.tracking.record.matches import Matches
-from dq.tracking.reports.bootstrap import mean_precision
+from dq.tracking.reports.bootstrap import mean_precisions
 
 IMAGES = 8
 
@@ -87,8 +87,10 @@ def test_two_evaluations_together_are_one_of_all_images() -> None:
     both = together([matches("even", 2), matches("odd", 4)])
     assert both.image.tolist() == [part * IMAGES + i for i in range(IMAGES) for part in (0, 1)]
     assert (np.diff(both.score) <= 0).all()
-    one = np.ones(2 * IMAGES)
     kept = (np.arange(2 * IMAGES) < IMAGES).astype(float)
-    assert mean_precision(both, kept) == mean_precision(matches("even", 2), np.ones(IMAGES))
-    assert mean_precision(both, 1 - kept) == mean_precision(matches("odd", 4), np.ones(IMAGES))
-    assert mean_precision(both, 1 - kept) < mean_precision(both, one) < mean_precision(both, kept)
+    first, last, all_of_them = mean_precisions(
+        both, np.stack([kept, 1 - kept, np.ones(2 * IMAGES)])
+    )
+    assert mean_precisions(matches("even", 2), np.ones((1, IMAGES))) == first
+    assert mean_precisions(matches("odd", 4), np.ones((1, IMAGES))) == last
+    assert last < all_of_them < first

@@ -19,6 +19,8 @@ DRAWS, SEED = 400, 0
 # The middle 95 % of the draws.
 OUTER = (2.5, 97.5)
 RECALLS = np.linspace(0.0, 1.0, 101)
+# Draws are computed together as long as an array has no more values than this.
+MOST_VALUES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,31 +63,33 @@ def difference(first: Matches, second: Matches, draws: int = DRAWS) -> Differenc
         return None
     number = len(first.names)
     generator = np.random.default_rng(SEED)
-    one = np.ones(number)
-    value = mean_precision(second, one) - mean_precision(first, one)
-    found = []
-    for _ in range(draws):
-        drawn = generator.integers(0, number, number)
-        weights = np.bincount(drawn, minlength=number).astype(np.float64)
-        found.append(mean_precision(second, weights) - mean_precision(first, weights))
-    low, high = np.percentile(found, OUTER)
-    return Difference(value=100 * value, low=100 * float(low), high=100 * float(high))
+    drawn = [np.bincount(generator.integers(0, number, number), minlength=number)
+             for _ in range(draws)]  # fmt: skip
+    # The first row is all images once.
+    weights = np.stack([np.ones(number), *drawn])
+    found = 100 * (mean_precisions(second, weights) - mean_precisions(first, weights))
+    low, high = np.percentile(found[1:], OUTER)
+    return Difference(value=float(found[0]), low=float(low), high=float(high))
 
 
-def mean_precision(matches: Matches, weights: NDArray[np.float64]) -> float:
+def mean_precisions(matches: Matches, weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return COCO's mean average precision, 0 to 1, with each image counted this many times.
 
     Args:
         matches: Of the evaluation.
-        weights: By image, ``(images,)``.
+        weights: By draw and image, ``(draws, images)``.
+
+    Returns:
+        By draw, ``(draws,)``.
     """
     annotations = weights @ matches.annotations
-    values = [
-        _precision(matches, part, weights, annotations[label])
-        for label, part in _by_class(matches)
-        if annotations[label] > 0
-    ]
-    return float(np.mean(values)) if values else 0.0
+    # A class without annotations in a draw does not count there.
+    there = annotations > 0
+    total = np.zeros(len(weights))
+    for label, part in _by_class(matches):
+        own = there[:, label]
+        total[own] += _precisions(matches, part, weights[own], annotations[own, label])
+    return total / np.maximum(there.sum(axis=1), 1)
 
 
 def _by_class(matches: Matches) -> Iterator[tuple[int, slice]]:
@@ -94,22 +98,35 @@ def _by_class(matches: Matches) -> Iterator[tuple[int, slice]]:
         yield label, slice(bounds[label], bounds[label + 1])
 
 
-def _precision(
-    matches: Matches, part: slice, weights: NDArray[np.float64], annotations: float
-) -> float:
-    """Return the average precision of one class over all IoU thresholds, as COCO interpolates."""
-    each = weights[matches.image[part]][:, None] * matches.counted[part]
-    if not len(each):
-        return 0.0
-    hits = np.cumsum(each * matches.hit[part], axis=0)
-    all_of_them = np.cumsum(each, axis=0)
-    precision = hits / np.maximum(all_of_them, np.finfo(np.float64).eps)
-    # The best precision at this recall or more.
-    precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-    recall = hits / annotations
-    total = 0.0
-    for threshold in range(recall.shape[1]):
-        places = np.searchsorted(recall[:, threshold], RECALLS, side="left")
-        inside = places[places < len(recall)]
-        total += precision[inside, threshold].sum() / len(RECALLS)
-    return float(total / recall.shape[1])
+def _precisions(
+    matches: Matches,
+    part: slice,
+    weights: NDArray[np.float64],
+    annotations: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return one class's average precision over all IoU thresholds, as COCO interpolates.
+
+    Recall only rises at detections that match something, so only these are looked at.
+    """
+    matching = matches.hit[part].any(axis=1)
+    found = np.zeros(len(weights))
+    if not matching.any():
+        return found
+    hit = (matches.counted[part] & matches.hit[part])[matching].astype(np.float64)
+    # Without annotations to ignore, all thresholds count the same detections: a single column.
+    counted, column = np.unique(matches.counted[part], axis=1, return_inverse=True)
+    step = max(1, MOST_VALUES // max(counted.size, hit.size))
+    for start in range(0, len(weights), step):
+        few = slice(start, start + step)
+        each = weights[few, matches.image[part], None]
+        all_of_them = np.cumsum(each * counted, axis=1)[:, matching][..., column]
+        hits = np.cumsum(each[:, matching] * hit, axis=1)
+        precision = hits / np.maximum(all_of_them, np.finfo(np.float64).eps)
+        # The best precision at this recall or more.
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        # How many of COCO's recalls each detection is the first to reach.
+        recall = hits / annotations[few, None, None]
+        reached = np.searchsorted(RECALLS, recall, side="right")
+        first = np.diff(reached, axis=1, prepend=0)
+        found[few] = (precision * first).sum(axis=1).mean(axis=1) / len(RECALLS)
+    return found

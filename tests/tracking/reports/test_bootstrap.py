@@ -12,10 +12,12 @@ import pytest
 from dq.detector.evaluation.matches import matches_of
 from dq.detector.metrics.coco_metric import coco_metrics
 from dq.tracking.record.matches import FILE_NAME, Matches, read_matches, write_matches
-from dq.tracking.reports.bootstrap import difference, mean_precision
+from dq.tracking.reports import bootstrap
+from dq.tracking.reports.bootstrap import difference, mean_precisions
 
 CLASSES = ("a", "b", "c")
 IMAGES = 24
+ONCE = np.ones((1, IMAGES))
 
 
 class Boxes:
@@ -79,10 +81,10 @@ def test_every_image_once_is_cocos_metric(noise: float, seed: int) -> None:
     found = matches_of(dataset, results)
     assert found is not None
     expected = coco_metrics(dataset, results)["bbox_mAP"]
-    assert mean_precision(found, np.ones(IMAGES)) == pytest.approx(expected, abs=1e-9)
+    assert mean_precisions(found, ONCE) == pytest.approx(expected, abs=1e-9)
 
 
-def test_images_that_are_not_drawn_do_not_count() -> None:
+def test_images_that_are_not_drawn_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Boxes()
     results = detections(dataset, 2.0, 3)
     once = matches_of(dataset, results)
@@ -92,10 +94,35 @@ def test_images_that_are_not_drawn_do_not_count() -> None:
     part = Boxes()
     part.truth, part.data_infos = dataset.truth[1::2], dataset.data_infos[1::2]
     expected = coco_metrics(_Short(part), results[1::2])["bbox_mAP"]
-    assert mean_precision(once, left_out) == pytest.approx(expected, abs=1e-9)
+    draws = np.stack([left_out, np.ones(IMAGES), 2 * np.ones(IMAGES)])
+    some, one, two = mean_precisions(once, draws)
+    assert some == pytest.approx(expected, abs=1e-9)
     # Weights are relative: all images twice is the same metric.
-    both = mean_precision(once, 2 * np.ones(IMAGES))
-    assert both == pytest.approx(mean_precision(once, np.ones(IMAGES)), abs=1e-9)
+    assert two == pytest.approx(one, abs=1e-9)
+    # Draws are computed in parts, and each as if it were alone.
+    for most in (1, once.counted.size * 2):
+        monkeypatch.setattr(bootstrap, "MOST_VALUES", most)
+        assert mean_precisions(once, draws).tolist() == [some, one, two]
+
+
+def test_a_class_without_annotations_in_a_draw_does_not_count_there() -> None:
+    found = matches(1.0, 0)
+    without = (found.annotations[:, 0] == 0).astype(float)
+    assert without.sum() > 2
+    others = found.label > 0
+    alone = replace(
+        found,
+        annotations=found.annotations[:, 1:],
+        label=found.label[others] - 1,
+        image=found.image[others],
+        score=found.score[others],
+        hit=found.hit[others],
+        counted=found.counted[others],
+    )
+    draws = np.stack([without, np.ones(IMAGES)])
+    (here, everywhere), (there, _) = mean_precisions(found, draws), mean_precisions(alone, draws)
+    assert here == pytest.approx(there, abs=1e-12)
+    assert here != pytest.approx(everywhere, abs=1e-3)
 
 
 class _Short(Boxes):
@@ -157,5 +184,5 @@ def test_nothing_found_is_zero() -> None:
     none = [[np.zeros((0, 5), np.float32) for _ in CLASSES] for _ in range(IMAGES)]
     found = matches_of(dataset, none)
     assert found is not None
-    assert mean_precision(found, np.ones(IMAGES)) == 0.0
+    assert mean_precisions(found, ONCE) == 0.0
     assert matches_of(object(), none) is None
