@@ -281,16 +281,21 @@ def test_every_detector_trains_also_on_images_without_objects(
 
 
 @pytest.mark.slow
-def test_three_commands_from_photographs_to_an_int8_file(launch: Launch, here: Path) -> None:
+def test_three_commands_from_photographs_to_an_int8_file(
+    launch: Launch, here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folders.voc(here / "photos")
     assert launch("init", "photos", "--size", 64, "--out", "own.py")[0] == 0
     # The statistics of the batch norms need some steps before a detector can be calibrated.
     longer = ("data.train.times=8", "data.samples_per_gpu=2")
+    # Fewer steps than the recipe would take, which is said.
+    short = "quant.passes=0.5"
     code, out, err = launch(
-        *("run", "own.py", "--wandb", "disabled", "--cfg-options", *TINY, *longer)
+        *("run", "own.py", "--wandb", "disabled", "--cfg-options", *TINY, *longer, short)
     )
     assert code == 0, err
     assert "| own " in out
+    assert "steps are few for int8" in caplog.text
     code, out, err = launch(
         "export", "own.py", "--checkpoint", "runs/own/qat/qat.pth", "--no-bench", "--json"
     )

@@ -89,7 +89,8 @@ def mean_precisions(matches: Matches, weights: NDArray[np.float64]) -> NDArray[n
     for label, part in _by_class(matches):
         own = there[:, label]
         total[own] += _precisions(matches, part, weights[own], annotations[own, label])
-    return total / np.maximum(there.sum(axis=1), 1)
+    total /= np.maximum(there.sum(axis=1), 1)
+    return total
 
 
 def _by_class(matches: Matches) -> Iterator[tuple[int, slice]]:
