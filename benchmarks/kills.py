@@ -35,7 +35,7 @@ import torch
 
 from dq.data.digits import write_digits
 from dq.dist.files.checkpoint import load_checkpoint
-from tests.warm import WarmProcess, session
+from tests.processes.warm import WarmProcess, session
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("float", "calibrated", "qat")

@@ -30,7 +30,7 @@ from dq.data.digits import write_digits
 from launcher.cli import main as launcher
 from slurm.record import Chain, Submitted, chains
 from tests.launcher.conftest import CONFIG, ROOT
-from tests.launcher.test_resume import compare, rich
+from tests.launcher.training.test_resume import compare, rich
 from tests.slurm.cluster import Cluster, running_cluster
 
 KINDS = ("warn", "timeout", "preempt", "requeue")

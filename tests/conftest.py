@@ -34,14 +34,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Share the tests out by file, for `-n` with whichever `--dist`."""
-    from tests.parallel import ByUnit
+    from tests.processes.parallel import ByUnit
 
     return ByUnit(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if _is_worker(config):
-        from tests.parallel import in_order
+        from tests.processes.parallel import in_order
 
         tests = [(item.nodeid, item.get_closest_marker("slow") is not None) for item in items]
         items[:] = [items[index] for index in in_order(tests)]
@@ -94,7 +94,7 @@ def _device(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.skip("this test is about a CPU")
     # TF32 convolutions keep ten bits, too few for comparisons.
     torch.backends.cudnn.allow_tf32 = False
-    from tests.on_device import OnDevice
+    from tests.devices.on_device import OnDevice
 
     # Layers in a test's parameters were created before the test started.
     for value in getattr(request.node, "callspec", SimpleNamespace(params={})).params.values():

@@ -15,7 +15,7 @@ from dq.quant.verify.engine import Engine
 from tests.launcher.conftest import ROOT
 from tests.launcher.conftest import Launch as Launch
 from tests.launcher.conftest import launch as launch
-from tests.launcher.test_errors import only_error
+from tests.launcher.failures.test_errors import only_error
 
 pytestmark = pytest.mark.cpu
 PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}

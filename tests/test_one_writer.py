@@ -17,7 +17,7 @@ import pytest
 
 from dq import one_writer
 from dq.one_writer import Writer, hold
-from tests.warm import ROOT
+from tests.processes.warm import ROOT
 
 HOLDER = """
 import sys, time

@@ -37,7 +37,7 @@ from dq.sync import (
     share_channel_scales_,
     weight_scales,
 )
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 pytestmark = pytest.mark.cpu
 

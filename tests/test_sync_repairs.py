@@ -15,9 +15,9 @@ from dq.quant.ptq.equalization import equalize_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
 from dq.sync import calibrate_on_one_rank, sensitivities_over_ranks, share_channel_scales_
+from tests.processes.ranks import run_ranks
 from tests.quant.nets import Separable, calibrate, images
 from tests.quant.ptq.test_channel_scales import stem
-from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.cpu
 

@@ -31,10 +31,10 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 # Modules with tests in a folder that does not mirror theirs, such as those that a command tests.
 ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "dq/quant/graph/placement.py": ("tests/quant/targets/test_placement.py",),
-    "dq/dist/group/early_failure.py": ("tests/launcher/test_early_failures.py",),
-    "dq/dist/group/claim.py": ("tests/launcher/test_wrong_address.py",),
-    "dq/detector/model/checkpoint_content.py": ("tests/launcher/test_resume.py",),
-    "dq/detector/training/resume_state.py": ("tests/launcher/test_resume.py",),
+    "dq/dist/group/early_failure.py": ("tests/launcher/failures/test_early_failures.py",),
+    "dq/dist/group/claim.py": ("tests/launcher/failures/test_wrong_address.py",),
+    "dq/detector/model/checkpoint_content.py": ("tests/launcher/training/test_resume.py",),
+    "dq/detector/training/resume_state.py": ("tests/launcher/training/test_resume.py",),
 }
 # Tests that read the source of every module.
 OF_ALL = ("tests/house/test_dataclasses.py",)

@@ -19,7 +19,7 @@ from dq.data.describe import describe_voc
 from dq.data.download import Archive, fetch_archive
 from dq.data.layout import VocBox, annotation_xml
 from dq.data.voc import NAMES, fetch_voc, voc_folders
-from tests.ports import free_port
+from tests.processes.ports import free_port
 
 LISTS = {"2007": "trainval", "2007-test": "test", "2012": "trainval"}
 

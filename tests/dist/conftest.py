@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import ports
+from tests.processes import ports
 
 
 @pytest.fixture

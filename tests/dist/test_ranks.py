@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.ranks import RanksError, rank_outcomes, run_ranks
+from tests.processes.ranks import RanksError, rank_outcomes, run_ranks
 
 
 class OwnResult:

@@ -33,7 +33,7 @@ def test_arrows_go_one_way(place: str, name: str) -> None:
     assert not unused, f"{place}/{name} does not import {unused}; the order can say so"
 
 
-@pytest.mark.parametrize("place", ["dq", "launcher", "slurm", "website"])
+@pytest.mark.parametrize("place", ["dq", "launcher", "slurm", "tests", "website"])
 def test_no_folder_is_too_full(place: str) -> None:
     for folder in {path.parent for path in (ROOT / place).rglob("*.py")}:
         number = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel import TOGETHER, in_order, unit
+from tests.processes.parallel import TOGETHER, in_order, unit
 
 ROOT = Path(__file__).resolve().parents[2]
 

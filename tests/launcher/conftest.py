@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Once
-from tests.ports import free_port
-from tests.warm import WarmProcess
+from tests.processes.ports import free_port
+from tests.processes.warm import WarmProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 

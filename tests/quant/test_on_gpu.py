@@ -32,7 +32,7 @@ from dq.quant.training.norm_reestimation import reestimate_norms_
 from dq.quant.training.oscillation import Oscillation, OscillationTracker, dampening_loss
 from dq.quant.training.weight_average import WeightAverage
 from dq.sync import merge_ranges_
-from tests.pretended_gpu import Gpu, OnGpu, pretended_gpu
+from tests.devices.pretended_gpu import Gpu, OnGpu, pretended_gpu
 from tests.quant.nets import images
 
 pytestmark = pytest.mark.cpu

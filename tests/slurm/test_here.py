@@ -20,7 +20,7 @@ from slurm.placeless import rank_variables_removed
 from slurm.record import Chain, Submitted
 from slurm.state import states
 from tests.launcher.conftest import ROOT, Launch
-from tests.launcher.test_resume import rich
+from tests.launcher.training.test_resume import rich
 
 GATE = """
 custom_imports = dict(imports=['tests.slurm.gate'], allow_failed_imports=False)

@@ -20,7 +20,7 @@ import pytest
 
 from launcher.cli import main
 from slurm.record import Chain, chains
-from tests.launcher.test_resume import compare, rich
+from tests.launcher.training.test_resume import compare, rich
 from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -30,7 +30,7 @@ custom_imports = dict(imports=['tests.slurm.gate'], allow_failed_imports=False)
 custom_hooks = [dict(type='GateHook', step=2, marker={marker!r}, attempts={attempts})]
 """
 LOST = """
-custom_imports = dict(imports=['tests.launcher.faults'], allow_failed_imports=False)
+custom_imports = dict(imports=['tests.launcher.failures.fault_hook'], allow_failed_imports=False)
 custom_hooks = [
     dict(type='FaultHook', what={what!r}, rank=1, step=2, marker={marker!r}),
     # srun's SIGTERM reaches the other rank before it can notice the loss.

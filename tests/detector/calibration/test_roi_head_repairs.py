@@ -38,7 +38,7 @@ from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe, Rule
 from dq.sync import calibrate_on_one_rank, sensitivities_over_ranks
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 pytestmark = pytest.mark.cpu
 

@@ -13,7 +13,7 @@ from mmdet.core.evaluation.mean_ap import eval_map
 from torch import Tensor, nn
 
 from dq.detector.evaluation.evaluate import evaluate, main_metric, score
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 
 class Numbers:

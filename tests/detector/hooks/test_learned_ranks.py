@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 
 def _train() -> dict[str, Any]:

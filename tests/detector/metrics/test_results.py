@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dq.detector.evaluation.box_differences import box_differences
 from dq.detector.evaluation.evaluate import detect
 from dq.detector.metrics.results import boxes_by_class, boxes_of_any_class, encoded, own_copy
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 BITMAP = np.zeros((6, 8), dtype=bool)
 BITMAP[1:4, 2:7] = True

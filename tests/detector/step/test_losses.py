@@ -8,7 +8,7 @@ import torch
 from dq.detector.step.losses import LossLog, LossValues
 from dq.dist.exchange import collectives
 from dq.dist.exchange.collectives import collective_count
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 
 def losses(**values: float) -> LossValues:

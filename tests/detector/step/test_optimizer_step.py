@@ -15,7 +15,7 @@ from dq.detector.step.losses import LossLog, LossValues
 from dq.detector.step.optimizer_step import OptimizerStep
 from dq.dist.exchange import collectives
 from dq.dist.exchange.data_parallel import wrap
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 CPU = torch.device("cpu")
 

@@ -21,7 +21,7 @@ from dq.dist.exchange import collectives
 from dq.dist.files.checkpoint import load_checkpoint, save_checkpoint
 from dq.quant.graph.prepare import prepare
 from dq.quant.recipes.recipe import Recipe
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 META = {"epoch": 1, "iter": 5}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dq.dist.files.checkpoint import load_checkpoint
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 

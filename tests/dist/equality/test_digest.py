@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from dq.dist.equality.digest import differing_names, digest
 from dq.dist.exchange import collectives
 from dq.dist.exchange.collectives import collective_count
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 
 def named() -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from dq.dist.errors.lost import LostRankError, explain_lost_rank
 from dq.dist.exchange import collectives
-from tests.ranks import rank_outcomes
+from tests.processes.ranks import rank_outcomes
 
 
 @pytest.mark.parametrize(

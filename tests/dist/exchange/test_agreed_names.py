@@ -8,7 +8,7 @@ import torch
 from dq.dist.exchange import collectives
 from dq.dist.exchange.agreed_names import agreed_names
 from dq.dist.watch.straggler import PhaseClock
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 
 def agree(of_rank: list[list[str]]) -> list[str] | str:

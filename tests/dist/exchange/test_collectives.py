@@ -19,7 +19,7 @@ from dq.dist.exchange.collectives import (
     gather_objects,
     is_main_rank,
 )
-from tests.ranks import rank_outcomes, run_ranks
+from tests.processes.ranks import rank_outcomes, run_ranks
 
 
 def reduce_everything() -> dict[str, Any]:

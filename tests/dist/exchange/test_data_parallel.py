@@ -18,7 +18,7 @@ from dq.dist.exchange.data_parallel import (
     unwrap,
     wrap,
 )
-from tests.ranks import rank_outcomes, run_ranks
+from tests.processes.ranks import rank_outcomes, run_ranks
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from dq.dist.exchange import collectives
 from dq.dist.exchange.node_group import node_group
 from dq.dist.norm.sync_batch_norm import convert_sync_batch_norm
 from dq.dist.rendezvous.environment import Environment
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 
 def samples(rank: int) -> Tensor:

@@ -16,7 +16,7 @@ from dq.dist.group import presence
 from dq.dist.work import on_one_rank as one_rank
 from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_one_rank import run_on_rank
-from tests.ranks import rank_outcomes
+from tests.processes.ranks import rank_outcomes
 
 DIST = Path(presence.__file__).parent
 

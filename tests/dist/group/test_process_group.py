@@ -11,7 +11,7 @@ import torch.distributed as dist
 from dq.dist.exchange.collectives import all_reduce_
 from dq.dist.group.process_group import process_group
 from dq.dist.rendezvous.environment import Environment
-from tests.ranks import rank_outcomes
+from tests.processes.ranks import rank_outcomes
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from dq.dist.norm import native_passes as native_batch_norm
 from dq.dist.norm import torch_passes as torch_batch_norm
 from dq.dist.norm.operator import normalize_over_ranks
 from dq.dist.norm.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 EPS = 1e-5
 LAYOUTS = {

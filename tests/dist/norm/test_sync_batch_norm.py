@@ -14,7 +14,7 @@ from dq.dist.norm.sync_batch_norm import (
     convert_sync_batch_norm,
     revert_sync_batch_norm,
 )
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 CASES: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ import pytest
 
 from dq.dist.rendezvous.environment import Environment
 from dq.dist.rendezvous.meeting_place import is_agents_store, open_meeting_place, read_address
-from tests.ports import free_port
+from tests.processes.ports import free_port
 
 FIRST = Environment(rank=0, world_size=2, local_rank=0, local_world_size=2)
 SECOND = Environment(rank=1, world_size=2, local_rank=1, local_world_size=2)

@@ -10,7 +10,7 @@ import torch
 
 from dq.dist.exchange import collectives
 from dq.dist.watch.agreement import Agreement
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 STEPS = 12
 

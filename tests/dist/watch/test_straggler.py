@@ -9,7 +9,7 @@ import torch
 
 from dq.dist.exchange import collectives
 from dq.dist.watch.straggler import PhaseClock, Slow, slow_rank_message
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 
 def work_unevenly() -> tuple[list[Slow], list[Slow]]:

@@ -11,7 +11,7 @@ import pytest
 
 from dq.dist.exchange import collectives
 from dq.dist.watch.watchdog import watchdog
-from tests.ranks import run_ranks
+from tests.processes.ranks import run_ranks
 
 
 def stand_still_on_rank_1(folder: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from dq.dist.exchange import collectives
 from dq.dist.work import all_here
 from dq.dist.work.all_here import wait_for_all_ranks
-from tests.ranks import rank_outcomes
+from tests.processes.ranks import rank_outcomes
 
 
 def come_late() -> float:

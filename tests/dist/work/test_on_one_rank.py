@@ -19,7 +19,7 @@ from dq.dist.exchange.collectives import all_reduce_
 from dq.dist.watch.signals import Stopped
 from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_one_rank import run_on_rank
-from tests.ranks import rank_outcomes, run_ranks
+from tests.processes.ranks import rank_outcomes, run_ranks
 
 
 def fail() -> None:

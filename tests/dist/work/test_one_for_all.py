@@ -14,7 +14,7 @@ from dq.dist.exchange import collectives
 from dq.dist.group.claim import ANSWER_S, claim_report, wait_for_reports
 from dq.dist.group.presence import presence, watchable
 from dq.dist.work.on_main_rank import on_main_rank
-from tests.ranks import rank_outcomes, run_ranks
+from tests.processes.ranks import rank_outcomes, run_ranks
 
 
 def work(kind: str) -> tuple[int, str]:

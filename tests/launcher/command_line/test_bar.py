@@ -17,7 +17,7 @@ from launcher.cli import main
 from launcher.command_line.bar import progress_bar
 from launcher.logs import logging_to
 from tests.launcher.conftest import Launch
-from tests.terminal import Terminal, drawn, seen
+from tests.processes.terminal import Terminal, drawn, seen
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ import pytest
 from dq.tracking.record.run import Run
 from dq.tracking.tracker import FolderTracker
 from tests.launcher.conftest import ROOT, Launch
-from tests.launcher.injected import fail
+from tests.launcher.failures.injected import fail
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from mmcv import ops
 from torch import Tensor, nn
 
 from dq.detector.model.operators.ensure import ensure_operators, require_operators
-from tests.pretended_gpu import OnGpu, pretended_gpu
+from tests.devices.pretended_gpu import OnGpu, pretended_gpu
 
 pytestmark = pytest.mark.cpu
 BOXES = [[0, 1.0, 1.0, 6.0, 5.0], [0, 0.0, 2.0, 3.0, 7.0]]

@@ -29,7 +29,7 @@ from dq.quant.quantizers.learned_step import positive
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import Recipe
-from tests.pretended_gpu import Gpu, OnGpu, pretended_gpu
+from tests.devices.pretended_gpu import Gpu, OnGpu, pretended_gpu
 
 pytestmark = pytest.mark.cpu
 

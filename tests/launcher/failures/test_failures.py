@@ -14,10 +14,10 @@ import pytest
 from launcher.cli import COMMANDS
 from launcher.failure import quiet_interpreter
 from tests.launcher.conftest import Launch, on_ranks
-from tests.launcher.injected import PLACES, fail
+from tests.launcher.failures.injected import PLACES, fail
 
 LINE = re.compile(
-    r"error: ZeroDivisionError: injected fault, raised at tests/launcher/injected\.py:\d+;"
+    r"error: ZeroDivisionError: injected fault, raised at tests/launcher/failures/injected\.py:\d+;"
     r" the traceback is in (\S+) \(--debug prints it\)"
 )
 
@@ -102,7 +102,8 @@ def test_code_of_a_user_neither_ends_a_command_in_silence_nor_with_a_traceback(
     monkeypatch.setattr(PLACES[command][0].replace(":", "."), end)
     code, _, err = launch(*words(command))
     assert code == 1
-    named = f"error: {type(error).__name__}: {error}, raised at tests/launcher/test_failures.py:"
+    place = "tests/launcher/failures/test_failures.py"
+    named = f"error: {type(error).__name__}: {error}, raised at {place}:"
     assert only_line(err).startswith(named)
 
 
@@ -136,7 +137,9 @@ def test_value_error_of_a_library_is_not_the_users_mistake(
     monkeypatch.setattr(PLACES[command][0].replace(":", "."), library_error)
     code, _, err = launch(*words(command))
     assert code == 1
-    assert re.match(r"error: ValueError: matmul: .* raised at tests/launcher/test_fail", err)
+    assert re.match(
+        r"error: ValueError: matmul: .* raised at tests/launcher/failures/test_fail", err
+    )
     only_line(err)
 
 
@@ -250,6 +253,6 @@ def test_threads_and_warnings_stay_off_the_terminal(capsys: pytest.CaptureFixtur
     err = capsys.readouterr().err
     assert re.fullmatch(
         r"warning: thread worker ended: ZeroDivisionError: in a thread, raised at"
-        r" tests/launcher/test_failures\.py:\d+\n",
+        r" tests/launcher/failures/test_failures\.py:\d+\n",
         err,
     )

@@ -306,7 +306,7 @@ class _StandIn:
         self.gpu = gpu
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        from tests import stand_in_kernels
+        from tests.devices import stand_in_kernels
 
         function = getattr(stand_in_kernels, name)
 

@@ -14,7 +14,7 @@ from dq.quant.training.schedule import Schedule
 from dq.quant.training.weight_average import Ema
 from launcher.config import quant_settings
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/qat.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs/qat.md"
 KINDS = {"schedule": Schedule, "oscillation": Oscillation, "ema": Ema, "distill": Distill}
 
 

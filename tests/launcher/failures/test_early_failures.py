@@ -14,7 +14,7 @@ import pytest
 from dq.dist.group import early_failure
 from launcher.cli import main
 from tests.launcher.conftest import rank_environments, torchrun
-from tests.warm import WarmProcess
+from tests.processes.warm import WarmProcess
 
 pytestmark = pytest.mark.slow
 

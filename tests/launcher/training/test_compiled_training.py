@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.launcher.conftest import Launch, on_ranks
-from tests.launcher.test_resume import losses
+from tests.launcher.training.test_resume import losses
 
 pytestmark = pytest.mark.slow
 

@@ -22,8 +22,8 @@ from dq.detector.training.checkpoint_order import newest_training
 from dq.dist.files.checkpoint import load_checkpoint
 from dq.dist.watch.signals import STOPPED_CODE
 from tests.launcher.conftest import Launch
-from tests.launcher.strikes import Ending, run_ranks_alone, run_torchrun, started
-from tests.warm import session
+from tests.launcher.failures.strikes import Ending, run_ranks_alone, run_torchrun, started
+from tests.processes.warm import session
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 LIMIT_S = 60.0
 STAGE = """
 _base_ = [{base!r}]
-custom_imports = dict(imports=['tests.launcher.faults'], allow_failed_imports=False)
+custom_imports = dict(imports=['tests.launcher.failures.fault_hook'], allow_failed_imports=False)
 runner = dict(max_epochs={epochs})
 data = dict(workers_per_gpu={workers})
 log_config = dict(interval=1)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FILES = sorted(
     path for folder in ("launcher", "dq", "slurm") for path in (ROOT / folder).rglob("*.py")
 )

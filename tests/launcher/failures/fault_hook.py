@@ -1,6 +1,6 @@
 """Inject faults at a chosen step of a chosen rank, by an mmcv hook in a config.
 
-A config names it with ``custom_imports = dict(imports=['tests.launcher.faults'])`` and
+A config names it with ``custom_imports = dict(imports=['tests.launcher.failures.fault_hook'])`` and
 ``custom_hooks = [dict(type='FaultHook', what='kill', rank=1, step=3, marker='...')]``. A fault
 happens once: it leaves a marker file, so it does not happen again in the resumed training.
 """

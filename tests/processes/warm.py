@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PRELOADED = ("torch._dynamo", "mmdet.apis", "mmcv.runner", "launcher.stages", "launcher.session",
              "launcher.report")  # fmt: skip
 # What is read when torch is imported: the launcher sets the second before that.
@@ -109,7 +109,7 @@ def _server() -> str:
             address = f"{tempfile.mkdtemp(prefix='warm-')}/launcher"
             read, write = os.pipe()
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.warm", address, str(read)],
+                [sys.executable, "-m", "tests.processes.warm", address, str(read)],
                 cwd=ROOT, pass_fds=[read], env={**os.environ, **START},
             )  # fmt: skip
             os.close(read)  # The other end closes when this process ends, for whatever reason.
@@ -201,7 +201,7 @@ def _be_launcher(words: list[str]) -> None:
         from launcher.cli import main
 
         if "DQ_INJECT" in os.environ:
-            importlib.import_module("tests.launcher.injected")
+            importlib.import_module("tests.launcher.failures.injected")
         code = main(words)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.launcher.conftest import ROOT, rank_environments
-from tests.warm import WarmProcess, session
+from tests.processes.warm import WarmProcess, session
 
 MARK = "DQ_STRIKE"
 Process = subprocess.Popen[bytes] | WarmProcess

@@ -15,7 +15,7 @@ from dq.detector.config.mmdet_flags import REFUSED_FLAGS
 from launcher.cli import build_parsers, main
 from launcher.commands.cluster.submit import add_sweep
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 # Options of other programs, by program.
 OTHERS = {

@@ -12,7 +12,7 @@ import pytest
 from dq.tracking.record.rows import METRICS, read_rows, rows_of_kind
 from dq.tracking.record.run import Run, read_run, write_run
 from tests.launcher.conftest import Launch, on_ranks
-from tests.launcher.test_resume import FAULT, rich
+from tests.launcher.training.test_resume import FAULT, rich
 from tests.tracking.wandb_stub import stub_server
 
 pytestmark = pytest.mark.slow

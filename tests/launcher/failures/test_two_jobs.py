@@ -16,9 +16,9 @@ from dq.one_writer import hold
 from launcher.cli import COMMANDS, build_parsers
 from launcher.work_dir import WRITTEN
 from tests.launcher.conftest import Launch
-from tests.launcher.strikes import run_ranks_alone
-from tests.launcher.test_faults import config_with, hook, must_have_ended, record
-from tests.warm import WarmProcess
+from tests.launcher.failures.strikes import run_ranks_alone
+from tests.launcher.failures.test_faults import config_with, hook, must_have_ended, record
+from tests.processes.warm import WarmProcess
 
 
 def start(words: Sequence[str], output: Path) -> Callable[[], int]:

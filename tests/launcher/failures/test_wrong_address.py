@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.ports import free_port
+from tests.processes.ports import free_port
 
 
 @contextmanager

@@ -71,7 +71,7 @@ SAY = (
 def test_under_torchrun(given: str | None, wanted: str, tmp_path: Path) -> None:
     (tmp_path / "say.py").write_text(SAY)
     environ = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+    environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[3])
     if given is not None:
         environ["OMP_NUM_THREADS"] = given
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

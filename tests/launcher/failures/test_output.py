@@ -27,7 +27,7 @@ from launcher.command_line.written import write_text
 from launcher.logs import logging_to
 from launcher.output import READER_LEFT, OutputLostError, guarded_output, output_may_fail
 from tests.launcher.conftest import rank_environments
-from tests.warm import WarmProcess
+from tests.processes.warm import WarmProcess
 
 FULL = Path("/dev/full")
 NO_ROOM = "No space left on device"

@@ -10,7 +10,7 @@ import pytest
 
 from dq.dist.files.checkpoint import load_checkpoint
 from tests.launcher.conftest import Launch, on_ranks
-from tests.launcher.test_errors import only_error
+from tests.launcher.failures.test_errors import only_error
 
 pytestmark = pytest.mark.slow
 STEP = "checkpoint_config.steps=1"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dq.dist.files.checkpoint import load_checkpoint
 from tests.launcher.conftest import Launch, on_ranks
-from tests.warm import WarmProcess
+from tests.processes.warm import WarmProcess
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ quant = dict(
 {more}
 """
 FAULT = """
-custom_imports = dict(imports=['tests.launcher.faults'], allow_failed_imports=False)
+custom_imports = dict(imports=['tests.launcher.failures.fault_hook'], allow_failed_imports=False)
 custom_hooks = [dict(type='FaultHook', what={what!r}, rank={rank}, step={step}, marker={marker!r})]
 """
 

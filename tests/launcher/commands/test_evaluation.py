@@ -15,7 +15,7 @@ from mmdet.datasets import DATASETS
 
 from dq.detector.data.voc_folder import VOCFolderDataset
 from tests.launcher.conftest import Launch, on_ranks
-from tests.launcher.test_errors import only_error
+from tests.launcher.failures.test_errors import only_error
 
 ORDER = ("high", "low", "middle")
 

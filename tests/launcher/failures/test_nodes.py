@@ -14,8 +14,8 @@ import pytest
 
 from dq.dist.files.checkpoint import load_checkpoint
 from tests.launcher.conftest import on_ranks
-from tests.launcher.test_resume import differences
-from tests.nodes import Node, two_nodes
+from tests.launcher.training.test_resume import differences
+from tests.processes.nodes import Node, two_nodes
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ checkpoint_config = dict(steps=1, max_keep_ckpts=-1)
 """
 HOLD = """
 accumulate = 2
-custom_imports = dict(imports=['tests.launcher.faults'], allow_failed_imports=False)
+custom_imports = dict(imports=['tests.launcher.failures.fault_hook'], allow_failed_imports=False)
 custom_hooks = [dict(type='FaultHook', what='hold', rank=0, step=4, marker={marker!r})]
 """
 

@@ -17,7 +17,7 @@ Result = tuple[int, str, str]
 # A hundred times the usual learning rate of this detector.
 CONFIG = """
 _base_ = [{base!r}]
-custom_imports = dict(imports=['tests.launcher.first_result'], allow_failed_imports=False)
+custom_imports = dict(imports=['tests.launcher.training.first_result'], allow_failed_imports=False)
 data = dict(
     val=dict(type='FirstResultDataset', reference={reference!r} + '.val'),
     test=dict(type='FirstResultDataset', reference={reference!r} + '.test'))
