@@ -5,9 +5,9 @@
 
 It counts the operators that torch dispatches in forward pass, backward pass, optimizer and range
 update, without views and empty tensors, which launch nothing. On a CPU each of our sides is counted
-with our kernels for a GPU, on the GPU of `tests.devices.pretended_gpu` that computes on the CPU, and
-with torch's operators alone; the optimizer updates all parameters together, as on a GPU. On a GPU
-the profiler also counts the launched kernels, and how often the host waits for the device.
+with our kernels for a GPU, on the GPU of `tests.devices.pretended_gpu` that computes on the CPU,
+and with torch's operators alone; the optimizer updates all parameters together, as on a GPU. On a
+GPU the profiler also counts the launched kernels, and how often the host waits for the device.
 """
 
 from __future__ import annotations
