@@ -16,7 +16,7 @@ from dq.quant.numerics.spec import QuantSpec
 from dq.quant.ptq.repairs import chosen_steps
 from dq.quant.ptq.settings import Mixed, Repair
 from dq.quant.recipes.presets import preset
-from dq.quant.recipes.recipe import Recipe, Rule
+from dq.quant.recipes.recipe import POSITIONS, Recipe, Rule
 from dq.quant.targets.registry import TARGETS
 from dq.quant.training.distillation import Distill
 from dq.quant.training.oscillation import Oscillation
@@ -230,8 +230,8 @@ def _rule(given: Any, number: int, weight: QuantSpec, activation: QuantSpec) -> 
     conditions = ("module", "type", "position")
     if not isinstance(given, Mapping) or not any(name in given for name in conditions):
         raise ValueError(
-            f"{where} needs module='PATTERN', type='CLASS' or position='first' or 'last', such as"
-            " dict(module='bbox_head.*', ...)"
+            f"{where} needs module='PATTERN', type='CLASS' or position= one of"
+            f" {', '.join(POSITIONS)}, such as dict(module='bbox_head.*', ...)"
         )
     check_section(given, "quant.rules", where)
     values = dict(given)

@@ -1,6 +1,10 @@
-# 4-bit weights and activations everywhere but in first and last layers.
+# 4-bit weights and activations everywhere but in first and last layers and their inputs.
 _base_ = ["./quant_w4a8.py"]
 quant = dict(
     recipe="qat-w4a4",
-    rules=[dict(position="first", bits=8), dict(position="last", bits=8)],
+    rules=[
+        dict(position="last_input", activation=dict(bits=8)),
+        dict(position="first", bits=8),
+        dict(position="last", bits=8),
+    ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from dq.detector.model.graph import (
 )
 from dq.detector.survey.families import representatives
 from dq.detector.survey.tiny_config import remove_pretrained
+from dq.quant.numerics.spec import QuantSpec
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe, Rule
 
@@ -155,3 +157,26 @@ def test_summary_groups_modules_by_reason() -> None:
     assert list(summary({"a": "x", "b": "x", "c": "y"})) == [("a and 1 more", "x"), ("c", "y")]
     many = {str(i): str(i) for i in range(9)}
     assert list(summary(many, most=2))[-1] == ("...", "and 7 other reasons")
+
+
+@pytest.mark.parametrize(
+    ("family", "patterns"),
+    [
+        ("fcos", {r"bbox_head/(cls|reg)_convs/3/activate(#\d)?/out"}),
+        ("yolox", {r"bbox_head/multi_level_(cls|reg)_convs/\d/1/activate/out"}),
+        ("ssd", {r"bbox_head/(cls|reg)_convs/\d/0/activate/out"}),
+        ("yolo", {r"bbox_head/convs_bridge/\d/activate/out"}),
+        # The RoI head is a graph of its own, with last layers of its own.
+        ("faster_rcnn", {r"rpn_head/relu(#\d)?/out", r"roi_head/bbox_head/relu#1/out"}),
+    ],
+)
+def test_inputs_of_last_layers_are_those_of_the_heads_outputs(
+    family: str, patterns: set[str]
+) -> None:
+    eight = Rule(position="last_input", activation=QuantSpec(bits=8))
+    graph = quantize_detector(
+        detector_of(family), Recipe(activation=QuantSpec(bits=4), rules=(eight,))
+    )
+    wide = {name for name, own in graph.activations().items() if own.spec.bits == 8}
+    assert {p for p in patterns for name in wide if re.fullmatch(p, name)} == patterns
+    assert not [name for name in wide if not any(re.fullmatch(p, name) for p in patterns)]

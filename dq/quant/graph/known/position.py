@@ -8,7 +8,10 @@ from dq.quant.graph.roles import is_layer
 
 
 def positions(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, frozenset[str]]:
-    """Return for each node ``first`` if no layer precedes it and ``last`` if none follows.
+    """Return which of `dq.quant.recipes.recipe.POSITIONS` apply to each node.
+
+    ``first`` if no layer precedes it, ``last`` if none follows, and ``last_input`` if a last layer
+    reads it, directly or after operations that are not layers.
 
     Args:
         root: The model.
@@ -17,17 +20,25 @@ def positions(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, frozenset[str]]
     layers = {node for node in graph.nodes if is_layer(root, node)}
     after_a_layer: set[fx.Node] = set()
     before_a_layer: set[fx.Node] = set()
+    read_by_last: set[fx.Node] = set()
     for node in graph.nodes:
         if any(n in layers or n in after_a_layer for n in node.all_input_nodes):
             after_a_layer.add(node)
     for node in reversed(graph.nodes):
         if any(n in layers or n in before_a_layer for n in node.users):
             before_a_layer.add(node)
+        # The readers of a node come after it, so it is known here whether they are last.
+        if any((n not in before_a_layer) if n in layers else n in read_by_last for n in node.users):
+            read_by_last.add(node)
     return {
         node: frozenset(
             name
-            for name, beyond in (("first", after_a_layer), ("last", before_a_layer))
-            if node not in beyond
+            for name, applies in (
+                ("first", node not in after_a_layer),
+                ("last", node not in before_a_layer),
+                ("last_input", node in read_by_last),
+            )
+            if applies
         )
         for node in graph.nodes
     }
