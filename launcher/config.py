@@ -238,4 +238,7 @@ def _rule(given: Any, number: int, weight: QuantSpec, activation: QuantSpec) -> 
     for key, default in (("weight", weight), ("activation", activation)):
         if values.get(key) is not None:
             values[key] = _spec(values[key], default, f"{where}.{key}")
-    return Rule(**values)
+    try:
+        return Rule(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

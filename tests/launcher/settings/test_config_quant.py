@@ -86,7 +86,7 @@ def test_repairs_and_mixed_precision_are_read() -> None:
         ({"mixed": {"max_rised": 2}}, "quant.mixed.max_rised is not a setting; did you mean max_r"),
         ({"mixed": 5}, "quant.mixed must be a dict"),
         ({"rules": [{"bits": 16}]}, r"quant.rules\[0\] needs module="),
-        ({"rules": [{"position": "lsat"}]}, "did you mean last"),
+        ({"rules": [{"position": "lsat"}]}, r"quant.rules\[0\]: .* did you mean last"),
         ({"rules": [{"module": "*", "bit": 4}]}, r"quant.rules\[0\].bit is not a setting"),
         ({"raised": "a"}, "quant.raised must be a list of names of quantizers, not 'a'"),
     ],
