@@ -230,8 +230,8 @@ def _rule(given: Any, number: int, weight: QuantSpec, activation: QuantSpec) -> 
     conditions = ("module", "type", "position")
     if not isinstance(given, Mapping) or not any(name in given for name in conditions):
         raise ValueError(
-            f"{where} needs module='PATTERN', type='CLASS' or position= one of"
-            f" {', '.join(POSITIONS)}, such as dict(module='bbox_head.*', ...)"
+            f"{where} needs module='PATTERN', type='CLASS' or position='...'"
+            f" ({', '.join(POSITIONS)}), such as dict(module='bbox_head.*', ...)"
         )
     check_section(given, "quant.rules", where)
     values = dict(given)

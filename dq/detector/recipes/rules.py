@@ -60,7 +60,7 @@ RULES: dict[str, Rule] = {
     "qat-int8-power2": _rule(0.1, 1 / 8, 100, 3e-3, preset="int8_power2", ema={}),
     "qat-w4a8": _rule(0.2, 1 / 4, 400, 5e-3, preset="w4a8", rules=_ENDS_AT_8, **_FEW_BITS),
     # Outputs without an activation function are signed and far from uniform; sums are too. As in
-    # LSQ (arXiv 1902.08153, section 3), last layers have inputs of 8 bits, too, not only weights.
+    # LSQ (arXiv 1902.08153) last layers have 8 bits in their inputs and in their weights.
     "qat-w4a4": _rule(
         0.2,
         3 / 8,

@@ -63,10 +63,9 @@ def difference(first: Matches, second: Matches, draws: int = DRAWS) -> Differenc
         return None
     number = len(first.names)
     generator = np.random.default_rng(SEED)
-    drawn = [np.bincount(generator.integers(0, number, number), minlength=number)
-             for _ in range(draws)]  # fmt: skip
+    drawn = [generator.integers(0, number, number) for _ in range(draws)]
     # The first row is all images once.
-    weights = np.stack([np.ones(number), *drawn])
+    weights = np.stack([np.ones(number), *(np.bincount(d, minlength=number) for d in drawn)])
     found = 100 * (mean_precisions(second, weights) - mean_precisions(first, weights))
     low, high = np.percentile(found[1:], OUTER)
     return Difference(value=float(found[0]), low=float(low), high=float(high))
@@ -120,7 +119,7 @@ def _precisions(
     for start in range(0, len(weights), step):
         few = slice(start, start + step)
         each = weights[few, matches.image[part], None]
-        all_of_them = np.cumsum(each * counted, axis=1)[:, matching][..., column]
+        all_of_them = np.cumsum(each * counted, axis=1)[:, matching][..., column.ravel()]
         hits = np.cumsum(each[:, matching] * hit, axis=1)
         precision = hits / np.maximum(all_of_them, np.finfo(np.float64).eps)
         # The best precision at this recall or more.

@@ -60,6 +60,20 @@ def test_what_is_said_beside_a_preset_changes_only_that() -> None:
     assert recipe.weight_spec("bbox_head.conv", "Conv2d") is None
 
 
+def test_the_recipe_for_4_bit_activations_has_8_bits_in_and_around_last_layers() -> None:
+    recipe = quant_settings({"recipe": "qat-w4a4"}).recipe
+    bits = {}
+    for where in ((), ("first",), ("last_input",), ("last",)):
+        weight, activation = (
+            recipe.weight_spec("m", "M", where),
+            recipe.activation_spec("m", "M", where),
+        )
+        assert weight is not None
+        assert activation is not None
+        bits[where] = weight.bits, activation.bits
+    assert list(bits.values()) == [(4, 4), (8, 8), (4, 8), (8, 8)]
+
+
 def test_repairs_and_mixed_precision_are_read() -> None:
     settings = quant_settings(
         {
