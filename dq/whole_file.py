@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 # Most file systems allow 255 bytes; a draft's name is that of its file and 22 bytes more.
@@ -31,7 +31,8 @@ def drafts(*paths: Path) -> Iterator[list[Path]]:
 
     Raises:
         OSError: The disk is full or refuses the write, or a path is a device or a pipe, which must
-            not be replaced by a file.
+            not be replaced by a file. Its ``filename`` is one of the paths, the first if it is not
+            known which one failed.
     """
     for path in paths:
         if path.exists() and not (path.is_file() or path.is_dir()):
@@ -44,6 +45,9 @@ def drafts(*paths: Path) -> Iterator[list[Path]]:
             flush(draft)
         for draft, path in written:
             os.replace(draft, path)
+    except OSError as error:
+        _name_(error, dict(zip(lent, paths, strict=True)))
+        raise
     finally:
         for draft in lent:
             with contextlib.suppress(OSError):
@@ -66,12 +70,15 @@ def link_whole(path: Path, target: str) -> None:
     """Create or change a symbolic link; it never points to nothing in between.
 
     Raises:
-        OSError: The disk is full or refuses the write.
+        OSError: The disk is full or refuses the write; its ``filename`` is the path.
     """
     draft = _draft(path)
     try:
         draft.symlink_to(target)
         os.replace(draft, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -102,6 +109,16 @@ def remove_drafts(folder: Path) -> list[Path]:
 def _draft(path: Path) -> Path:
     kept = os.fsdecode(os.fsencode(path.name)[:_LONGEST])
     return path.with_name(f".{kept}.{secrets.token_hex(8)}.tmp")
+
+
+def _name_(error: OSError, path_of: Mapping[Path, Path]) -> None:
+    """Let an error name the file that the caller asked for, not its draft or no file at all."""
+    if not path_of:
+        return
+    named = None if error.filename is None else path_of.get(Path(os.fsdecode(error.filename)))
+    if named is not None or error.filename is None:
+        error.filename = str(named or next(iter(path_of.values())))
+        error.filename2 = None
 
 
 def _flush_folder(folder: Path) -> None:

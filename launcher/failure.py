@@ -44,9 +44,10 @@ def line_of(error: BaseException, log: Path | None) -> str:
 
     if not is_expected(error):
         from dq.dist.errors.device import explain_device
+        from dq.dist.errors.disk import explain_disk
 
-        if device := explain_device(error):
-            return device if log is None else f"{device} (traceback in {log})"
+        if words := explain_device(error) or explain_disk(error):
+            return words if log is None else f"{words} (traceback in {log})"
         where = f"; the traceback is in {log}" if log is not None else ""
         return f"{error_summary(error)}{where} ({DEBUG} prints it)"
     words = error_message(error) or type(error).__name__

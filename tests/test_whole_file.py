@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -50,6 +52,40 @@ def test_a_failure_leaves_all_files_as_they_were(tmp_path: Path) -> None:
         fail()
     assert paths[0].read_text() == "before"
     assert os.listdir(tmp_path) == ["one"]
+
+
+def no_room(_: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_an_error_names_the_file_and_not_its_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = tmp_path / "no folder/file"
+
+    def write() -> None:
+        with drafts(tmp_path / "one", lost) as lent:
+            for draft in lent:
+                draft.write_text("text")
+
+    def read_another() -> None:
+        with drafts(tmp_path / "one"):
+            (tmp_path / "other").read_text()
+
+    with pytest.raises(FileNotFoundError) as missing:
+        write()
+    assert missing.value.filename == str(lost)
+    with pytest.raises(FileNotFoundError) as missing:
+        link_whole(lost, "target")
+    assert (missing.value.filename, missing.value.filename2) == (str(lost), None)
+    with pytest.raises(FileNotFoundError) as missing:
+        read_another()
+    assert missing.value.filename == str(tmp_path / "other")
+    monkeypatch.setattr(os, "fsync", no_room)
+    with pytest.raises(OSError, match="No space left on device") as unwritten:
+        write_whole(tmp_path / "one", "text")
+    assert unwritten.value.filename == str(tmp_path / "one")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_name_of_the_greatest_length_can_be_written(tmp_path: Path) -> None:

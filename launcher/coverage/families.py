@@ -24,17 +24,21 @@ def chains(
         jobs: Number of chains at the same time.
 
     Raises:
-        ValueError: A family does not exist, or the packages that draw the data are missing.
+        ValueError: A family does not exist, the packages that draw the data are missing, or the
+            folder cannot be written.
+        RuntimeError: Its disk is full.
     """
+    from dq.data.disk import explained
     from dq.data.tiny_coco import write_tiny_coco
     from dq.detector.survey.families import representatives
 
-    data = write_tiny_coco(folder / "data")
-    # One after the other, because mmcv changes sys.path to read a config, and threads share it.
-    configs = {
-        name: write_config(path, data, folder / name)
-        for name, path in representatives(families).items()
-    }
+    with explained(folder):
+        data = write_tiny_coco(folder / "data")
+        # One after the other, because mmcv changes sys.path to read a config, and threads share it.
+        configs = {
+            name: write_config(path, data, folder / name)
+            for name, path in representatives(families).items()
+        }
     with ThreadPoolExecutor(jobs) as pool:
         running = {
             pool.submit(Chain(config, config.parent, limits).row): name

@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+from dq.whole_file import write_whole
+
 
 def copy_config(path: Path, folder: Path) -> Path:
     """Copy a config and its bases into ``folder`` and return the copy of the config.
@@ -76,7 +78,7 @@ def _copy(path: Path, folder: Path, copies: dict[Path, str], asked_by: Path | No
         lines = text.splitlines(keepends=True)
         lines[statement.lineno - 1 : statement.end_lineno] = [f"_base_ = {names!r}\n"]
         text = "".join(lines)
-    (folder / name).write_text(_predefined(text, path), encoding="utf-8")
+    write_whole(folder / name, _predefined(text, path))
     return name
 
 

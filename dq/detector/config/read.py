@@ -6,6 +6,7 @@ import argparse
 import copy
 import difflib
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from dq.detector.config.custom_imports import import_modules
 from dq.detector.config.data_root import move_data_root
 from dq.detector.config.mmdet_keys import REFUSED, TOP_LEVEL_KEYS
 from dq.detector.config.plain_values import check_values
+from dq.dist.errors.disk import FULL
 
 # Too short, or too similar to common variable names, to count as a misspelt key.
 NOT_MISSPELT = ("seed", "device", "launcher", "gpu_ids")
@@ -86,6 +88,12 @@ def _from_file(path: Path) -> Config:
     try:
         return load_config_file(path)
     except (Exception, SystemExit) as error:  # a config is a program and may raise anything
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise RuntimeError(
+                f"config {path} cannot be read, because it is first copied into the folder for"
+                f" temporary files: {error.strerror}; make room in {tempfile.gettempdir()}, or let"
+                " $TMPDIR name another folder"
+            ) from error
         reason = " ".join(str(error).split())
         raise ValueError(f"config {path} cannot be read: {type(error).__name__}: {reason}") from (
             error

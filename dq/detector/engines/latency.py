@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from dq.dist.errors.disk import explain_disk
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.engines import ENGINES, is_installed
 from dq.quant.latency.comparison import latency_of
@@ -48,8 +49,8 @@ def measured(
             loaded = load_model(model)
             name = engine or engine_of_target(_target_of(loaded)) or "onnxruntime"
             found = latency_of(loaded, timed_engine(name), BRIEFLY)
-        except ValueError as error:
-            return str(error)
+        except (ValueError, OSError) as error:  # Such as a full folder for temporary files.
+            return explain_disk(error) or str(error)
         if found is not None:
             keep(found)
         return found

@@ -11,6 +11,7 @@ from torch import nn
 
 from dq.detector.engines.latency import measured
 from dq.detector.export.write import ExportFormat, export_detector, image_size
+from dq.dist.errors.disk import explain_disk
 from dq.dist.work.on_main_rank import on_main_rank
 from dq.quant.graph.quantized_graph import QuantizedGraph
 
@@ -40,8 +41,8 @@ def times_as_fast(
             files = export_detector(
                 detector, graph, folder, name="candidate", form=form, metadata={}
             )
-        except ValueError as error:
-            log.info("not timed: %s", error)
+        except (ValueError, OSError) as error:  # Such as a full folder for temporary files.
+            log.info("not timed: %s", explain_disk(error) or error)
             return None
         return files[0]
 

@@ -15,7 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from dq.quant.latency.engine import Executed
-from dq.quant.verify.onnxruntime_session import ENGINE, INTEGER_LAYERS, LAYERS
+from dq.quant.verify.onnxruntime_session import ENGINE, INTEGER_LAYERS, LAYERS, open_session
 
 _EVENT = "_kernel_time"
 
@@ -28,6 +28,7 @@ class OnnxRuntime:
 
         Raises:
             ValueError: ONNX Runtime cannot run it.
+            OSError: The disk of the folder for temporary files is full.
         """
         return OnnxRuntimeNetwork(model, threads=threads, profile=False)
 
@@ -50,24 +51,22 @@ class OnnxRuntimeNetwork:
         self.num_runs = 0
         # The session writes two files here: the optimized model and the profile.
         self.folder = tempfile.TemporaryDirectory()
-        optimized = Path(self.folder.name) / "optimized.onnx"
+        folder = Path(self.folder.name)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.enable_profiling = profile
-        options.profile_file_prefix = str(optimized.with_name("profile"))
-        options.optimized_model_filepath = str(optimized)
+        options.profile_file_prefix = str(folder / "profile")
         # Threads that spin while they wait for the next run would slow down the other models.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            self.session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            self.session, self.nodes = open_session(model, options, folder)
+        except (MemoryError, OSError):
+            raise
         except Exception as error:  # Each kind of failure has its own exception class.
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"ONNX Runtime cannot run it: {reason}") from error
-        self.nodes = list(onnx.load(optimized).graph.node)
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.num_integer = sum(node.op_type in INTEGER_LAYERS for node in self.nodes)
         self.num_float = sum(node.op_type in LAYERS for node in self.nodes)

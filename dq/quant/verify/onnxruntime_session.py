@@ -14,6 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from dq.quant.verify.engine import Engine, Network
+from dq.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -96,12 +97,8 @@ class OnnxNetwork(Network):
             level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.graph_optimization_level = level
         with tempfile.TemporaryDirectory() as folder:
-            optimized = Path(folder) / "optimized.onnx"
-            options.optimized_model_filepath = str(optimized)
-            self.session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-            return collections.Counter(node.op_type for node in onnx.load(optimized).graph.node)
+            self.session, nodes = open_session(model, options, Path(folder))
+        return collections.Counter(node.op_type for node in nodes)
 
     def compute(self, arrays: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Return all outputs in order, for all inputs in order."""
@@ -122,6 +119,31 @@ LITERALLY = Engine(
     version=onnxruntime.__version__,
     network=lambda model, threads: OnnxNetwork(model, threads=threads, integers=False),
 )
+
+
+def open_session(
+    model: onnx.ModelProto, options: onnxruntime.SessionOptions, folder: Path
+) -> tuple[onnxruntime.InferenceSession, list[onnx.NodeProto]]:
+    """Open a model on the CPU; return the session and the nodes that it executes.
+
+    Args:
+        model: The model.
+        options: Its settings; the file of the optimized model is added to them.
+        folder: An existing folder for that file.
+
+    Raises:
+        OSError: The file of the optimized model cannot be written, as on a full disk.
+        Exception: ONNX Runtime cannot run the model; each kind of failure has its own class.
+    """
+    optimized, content = folder / "optimized.onnx", model.SerializeToString()
+    options.optimized_model_filepath = str(optimized)
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception:
+        # ONNX Runtime does not say why it could not write that file. Writing does.
+        write_whole(optimized, content)
+        raise
+    return session, list(onnx.load(optimized).graph.node)
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
