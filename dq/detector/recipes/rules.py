@@ -47,17 +47,19 @@ def _rule(rate: float, passes: float, least_steps: int, update: float, **section
     )
 
 
+# Norms first learn the statistics of the rounded network. Then they are fixed: with the statistics of
+# each batch the network differs by chance from the one that is evaluated, and from the teacher.
+_FIXED_NORMS = 0.2
+_EIGHT_BITS: dict[str, Any] = {"schedule": {"freeze_norm_after": _FIXED_NORMS}, "ema": {}}
 _FEW_BITS: dict[str, Any] = {
     "learned": "lsq+",
-    # Norms first learn the statistics of the rounded network. Then they are fixed, as the teacher's
-    # are: with statistics of each batch the student differs from it by chance.
-    "schedule": {"freeze_norm_after": 0.2, "freeze_ranges_after": 1.0},
+    "schedule": {"freeze_norm_after": _FIXED_NORMS, "freeze_ranges_after": 1.0},
     "distill": {"features": ["neck.*"]},
     "ema": {},
 }
 RULES: dict[str, Rule] = {
-    "qat-int8": _rule(0.1, 1 / 8, 100, 3e-3, preset="int8", ema={}),
-    "qat-int8-power2": _rule(0.1, 1 / 8, 100, 3e-3, preset="int8_power2", ema={}),
+    "qat-int8": _rule(0.1, 1 / 8, 100, 3e-3, preset="int8", **_EIGHT_BITS),
+    "qat-int8-power2": _rule(0.1, 1 / 8, 100, 3e-3, preset="int8_power2", **_EIGHT_BITS),
     "qat-w4a8": _rule(0.2, 1 / 4, 400, 5e-3, preset="w4a8", rules=_ENDS_AT_8, **_FEW_BITS),
     # Outputs without an activation function are signed and far from uniform; sums are too. As in
     # LSQ (arXiv 1902.08153) last layers have 8 bits in their inputs and in their weights.
