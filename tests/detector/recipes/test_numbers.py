@@ -207,6 +207,13 @@ def test_without_norms_the_updates_are_smaller() -> None:
     assert "batch norms have no statistics and stay fixed" in str(found[1])
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_recipes_fix_norms_after_a_fifth(name: str) -> None:
+    assert merged(RULES[name], {})["schedule"]["freeze_norm_after"] == 0.2
+    given = merged(RULES[name], {"schedule": {"freeze_norm_after": 0.5}})
+    assert given["schedule"]["freeze_norm_after"] == 0.5
+
+
 def test_unknown_recipes_name_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"quant.recipe 'qat-w4a9' does not exist; .*qat-w4a8"):
         rule_named("qat-w4a9")
