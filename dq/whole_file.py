@@ -113,11 +113,10 @@ def _draft(path: Path) -> Path:
 
 def _name_(error: OSError, path_of: Mapping[Path, Path]) -> None:
     """Let an error name the file that the caller asked for, not its draft or no file at all."""
-    if not path_of:
-        return
-    named = None if error.filename is None else path_of.get(Path(os.fsdecode(error.filename)))
-    if named is not None or error.filename is None:
-        error.filename = str(named or next(iter(path_of.values())))
+    known = {str(draft): path for draft, path in path_of.items()}
+    named = str(error.filename)  # It may be a number, that of an open file.
+    if path_of and (error.filename is None or named in known):
+        error.filename = str(known.get(named) or next(iter(path_of.values())))
         error.filename2 = None
 
 

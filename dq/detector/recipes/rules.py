@@ -47,8 +47,8 @@ def _rule(rate: float, passes: float, least_steps: int, update: float, **section
     )
 
 
-# Norms first learn the statistics of the rounded network. Then they are fixed: with the statistics of
-# each batch the network differs by chance from the one that is evaluated, and from the teacher.
+# Norms first learn the statistics of the rounded network. Then they are fixed: with the statistics
+# of each batch the network differs by chance from the one that is evaluated, and from the teacher.
 _FIXED_NORMS = 0.2
 _EIGHT_BITS: dict[str, Any] = {"schedule": {"freeze_norm_after": _FIXED_NORMS}, "ema": {}}
 _FEW_BITS: dict[str, Any] = {

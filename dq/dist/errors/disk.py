@@ -15,8 +15,8 @@ def explain_disk(error: BaseException) -> str | None:
     """Return a sentence for a disk that is full, refuses access or fails; None for other errors.
 
     Args:
-        error: Raised by Python. Without a file name (an error of a write, not of opening a file),
-            the sentence says "a file".
+        error: Raised by Python. If the disk is full and the error has no file name (that of a
+            write, not of opening a file), the sentence says "a file".
     """
     if not isinstance(error, OSError):
         return None
@@ -28,6 +28,8 @@ def explain_disk(error: BaseException) -> str | None:
             f"{file} could not be written: {error.strerror}; make room (or raise your quota), or"
             f" {'let $TMPDIR name' if _is_temporary(file) else 'choose'} another folder"
         )
+    if name is None:  # Not only files are refused or fail: signals and sockets too.
+        return None
     if error.errno in REFUSED:
         return (
             f"{file} cannot be used: {error.strerror}; change its permissions, or choose another"
@@ -47,4 +49,4 @@ def _is_temporary(file: str) -> bool:
         below = Path(file).relative_to(tempfile.gettempdir()).parts
     except (ValueError, OSError):  # Elsewhere; or no folder takes temporary files.
         return False
-    return below[0].startswith(tempfile.gettempprefix())
+    return any(part.startswith(tempfile.gettempprefix()) for part in below[:1])

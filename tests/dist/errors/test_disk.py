@@ -43,6 +43,7 @@ def test_a_temporary_file_names_the_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert str(explain_disk(of(errno.ENOSPC, str(tmp_path)))).endswith("choose another folder")
     for place, words in {
         "tmp12ab34cd/optimized.onnx": "let $TMPDIR name another folder",
         "w/eval/summary.json": "choose another folder",
@@ -54,6 +55,7 @@ def test_a_temporary_file_names_the_variable(
     "error",
     [
         of(errno.ENOENT, "w/a.json"),
+        of(errno.EPERM),  # As of a signal to another user's process.
         ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
         OSError("no number"),
         RuntimeError("No space left on device"),
