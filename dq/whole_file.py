@@ -77,7 +77,7 @@ def link_whole(path: Path, target: str) -> None:
         draft.symlink_to(target)
         os.replace(draft, path)
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
+        _rename_(error, path)
         raise
     finally:
         with contextlib.suppress(OSError):
@@ -116,8 +116,14 @@ def _name_(error: OSError, path_of: Mapping[Path, Path]) -> None:
     known = {str(draft): path for draft, path in path_of.items()}
     named = str(error.filename)  # It may be a number, that of an open file.
     if path_of and (error.filename is None or named in known):
-        error.filename = str(known.get(named) or next(iter(path_of.values())))
-        error.filename2 = None
+        _rename_(error, known.get(named) or next(iter(path_of.values())))
+
+
+def _rename_(error: OSError, path: Path) -> None:
+    """Let an error name this file alone."""
+    error.filename = str(path)
+    if error.filename2 is not None:
+        del error.filename2  # With None in its place the text would end with "-> None".
 
 
 def _flush_folder(folder: Path) -> None:

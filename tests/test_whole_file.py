@@ -78,13 +78,15 @@ def test_an_error_names_the_file_and_not_its_draft(
     with pytest.raises(FileNotFoundError) as missing:
         link_whole(lost, "target")
     assert (missing.value.filename, missing.value.filename2) == (str(lost), None)
+    assert str(missing.value) == f"[Errno 2] No such file or directory: '{lost}'"
     with pytest.raises(FileNotFoundError) as missing:
         read_another()
     assert missing.value.filename == str(tmp_path / "other")
     monkeypatch.setattr(os, "fsync", no_room)
     with pytest.raises(OSError, match="No space left on device") as unwritten:
         write_whole(tmp_path / "one", "text")
-    assert unwritten.value.filename == str(tmp_path / "one")
+    one = tmp_path / "one"
+    assert str(unwritten.value) == f"[Errno 28] No space left on device: '{one}'"
     assert os.listdir(tmp_path) == []
 
 
