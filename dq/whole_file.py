@@ -14,6 +14,8 @@ import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+# The disk, the user's quota or the largest file is full.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Most file systems allow 255 bytes; a draft's name is that of its file and 22 bytes more.
 _LONGEST = 200
 _DRAFT = re.compile(r"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)

@@ -32,13 +32,11 @@ def chains(
     from dq.data.tiny_coco import write_tiny_coco
     from dq.detector.survey.families import representatives
 
+    paths = representatives(families)
     with explained(folder):
         data = write_tiny_coco(folder / "data")
         # One after the other, because mmcv changes sys.path to read a config, and threads share it.
-        configs = {
-            name: write_config(path, data, folder / name)
-            for name, path in representatives(families).items()
-        }
+        configs = {name: write_config(path, data, folder / name) for name, path in paths.items()}
     with ThreadPoolExecutor(jobs) as pool:
         running = {
             pool.submit(Chain(config, config.parent, limits).row): name

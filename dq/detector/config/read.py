@@ -22,7 +22,7 @@ from dq.detector.config.custom_imports import import_modules
 from dq.detector.config.data_root import move_data_root
 from dq.detector.config.mmdet_keys import REFUSED, TOP_LEVEL_KEYS
 from dq.detector.config.plain_values import check_values
-from dq.dist.errors.disk import FULL
+from dq.whole_file import FULL
 
 # Too short, or too similar to common variable names, to count as a misspelt key.
 NOT_MISSPELT = ("seed", "device", "launcher", "gpu_ids")

@@ -6,7 +6,8 @@ import errno
 import tempfile
 from pathlib import Path
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+from dq.whole_file import FULL
+
 REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 BROKEN = frozenset({errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV})
 
