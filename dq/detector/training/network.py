@@ -13,9 +13,10 @@ from dq.detector.hooks.weight_average import AverageRule, averaged_by, without_e
 from dq.detector.model.autocast import run_under_autocast
 from dq.detector.model.compilation import Network, compilation, compiled
 from dq.detector.model.graph import attach, parameters_outside, trace_detector
+from dq.detector.refinements.extras import Extras
+from dq.detector.refinements.refinery import Refinery
 from dq.detector.step.parallel_detector import LoneDetector, ParallelDetector
 from dq.detector.training.assignment import Continued, Quantization
-from dq.detector.training.refinements import Extras, Refinery
 from dq.dist.exchange.data_parallel import wrap
 from dq.quant.graph.quantized_graph import CONTAINER
 from dq.quant.graph.trace import BoundGraph

@@ -26,9 +26,9 @@ from dq.detector.hooks.quantization import (
 from dq.detector.hooks.start import StartHook
 from dq.detector.hooks.text_log import spare_training_
 from dq.detector.hooks.tracking import Figures, TrackingHook
+from dq.detector.refinements.extras import Extras
 from dq.detector.training.assignment import Continued, Quantization
 from dq.detector.training.hook_checks import CheckpointPlace, without_taken_over
-from dq.detector.training.refinements import Extras
 from dq.progress import has_bar
 
 log = logging.getLogger("dq.train")

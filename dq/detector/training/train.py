@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from functools import partial
 from typing import Any
 
 from mmcv import Config
@@ -13,6 +12,7 @@ from torch import nn
 from dq.detector.config.addresses import local_file
 from dq.detector.data.datasets import validation_loss_dataset
 from dq.detector.loading.training_loader import TrainingLoader, training_loader
+from dq.detector.refinements.extras import Extras
 from dq.detector.step.optimizer_config import optimizer_step
 from dq.detector.step.optimizer_step import OptimizerStep
 from dq.detector.training.assembly import meta_of, optimizer_of, runner_of, scale_learning_rate
@@ -23,7 +23,6 @@ from dq.detector.training.exact_runner import Equipment
 from dq.detector.training.hook_checks import check_hooks, log_in_time
 from dq.detector.training.layer_rates import LAYER_RATES, layer_rates_
 from dq.detector.training.network import network_to_train, on_all_ranks, run_on
-from dq.detector.training.refinements import Extras, added_losses
 from dq.detector.training.registered_hooks import register_hooks
 from dq.detector.training.runners import RUNNER_OF
 from dq.dist.exchange.data_parallel import unwrap
@@ -90,11 +89,10 @@ def train(
     model = on_all_ranks(config, detector, place.device)
     scale_learning_rate(config, loader)
     optimizer = optimizer_of(config, model, quantization)
-    losses = partial(added_losses, detector, extras.terms, alone=extras.alone)
     factors = {}
     if task is not None:
         guards, limit = place.supervision.guards, task.most_update
-        with losses():
+        with extras.losses():
             factors = layer_rates_(config, model, optimizer, loader, limit, guards, resume)
     equipment = _equipment(quantization, extras, step_hook, plan, place, len(loader))
     meta = meta_of(config, dataset, seed, place, plan) | {LAYER_RATES: factors}
@@ -112,7 +110,7 @@ def train(
     log_in_time(runner, len(loader))
     _set_begin(runner, config, len(loader), resume, trusted=place.trusted)
     _note_length(runner, len(loader))
-    with losses(), place.supervision.over("the start"):
+    with extras.losses(), place.supervision.over("the start"):
         runner.run(loaders, [tuple(flow) for flow in config.workflow])
     extras.finish(loaders[0], place.device)
     if quantization is not None:

@@ -119,7 +119,16 @@ class Distillation:
         if features:
             error = relative_error(features, wanted_features)
             terms["loss_distill_features"] = self.settings.feature_weight * error
-        return terms
+        return {**terms, **self.further_losses(outputs, wanted)}
+
+    def further_losses(self, outputs: Any, wanted: Any) -> dict[str, Tensor]:
+        """Return further loss terms; a subclass compares parts of the model outside the graph.
+
+        Args:
+            outputs: What the graph returned for the student in the last call.
+            wanted: The same of the teacher.
+        """
+        return {}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the teacher's state, for a checkpoint.

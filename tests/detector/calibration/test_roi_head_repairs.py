@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from mmcv import Config
-from mmdet.models import build_detector
 from torch import Tensor, nn
 
 from dq.detector.calibration.calibrate import (
@@ -23,8 +21,6 @@ from dq.detector.calibration.calibrate import (
 from dq.detector.export.write import ExportFormat, export_detector, part_path
 from dq.detector.model.checkpoint_content import compose, load_quantization, recipe_of
 from dq.detector.model.graph import quantize_detector
-from dq.detector.survey.families import representatives
-from dq.detector.survey.tiny_config import remove_pretrained, tiny_config
 from dq.dist.exchange import collectives
 from dq.dist.work.on_one_rank import run_on_rank
 from dq.quant.analysis.sensitivity import float_outputs, noise, sensitivities
@@ -38,6 +34,7 @@ from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe, Rule
 from dq.sync import calibrate_on_one_rank, sensitivities_over_ranks
+from tests.detector.small_families import built, images, small_configs
 from tests.processes.ranks import run_ranks
 
 pytestmark = pytest.mark.cpu
@@ -62,51 +59,12 @@ CHANGES = {
     "reconstruct": {"weight", "bias"},
     "mixed": {"bits"},
 }
-_NARROW = {"roi_feat_size": 3, "output_size": 3, "fc_out_channels": 16, "feat_channels": 16}
-_NARROW |= {"conv_out_channels": 32, "num_convs": 1}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Small configs of the families; the fixture's detectors have the same random weights."""
-    folder = tmp_path_factory.mktemp("configs")
-    found = {}
-    for family, path in representatives(FAMILIES).items():
-        file = folder / "small.py"
-        file.write_text(tiny_config(path, folder))
-        config = Config.fromfile(str(file))
-        remove_pretrained(config.model)
-        config.model.backbone.update(base_channels=8, stem_channels=8)
-        config.model.neck.in_channels = [8, 16, 32, 64]
-        _narrow(config.model)
-        found[family] = config
-    return found
-
-
-def _narrow(section: Any) -> None:
-    for value in section.values() if isinstance(section, dict) else section:
-        if isinstance(value, dict | list):
-            _narrow(value)
-    if isinstance(section, dict):
-        section.update({k: v for k, v in _NARROW.items() if k in section})
-
-
-def built(config: Any) -> nn.Module:
-    torch.manual_seed(0)
-    detector = build_detector(
-        copy.deepcopy(config.model),
-        train_cfg=config.get("train_cfg"),
-        test_cfg=config.get("test_cfg"),
-    )
-    assert isinstance(detector, nn.Module)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in detector.named_parameters():
-            # Random initial weights of heads are too small to say anything.
-            if parameter.dim() > 1 and not name.startswith("backbone"):
-                size = parameter[0].numel() ** -0.5
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 1.5 * size)
-    return detector.eval()
+    """Small configs of the families."""
+    return small_configs(FAMILIES, tmp_path_factory.mktemp("configs"))
 
 
 def recipe(learned: str | None) -> Recipe:
@@ -118,11 +76,6 @@ def recipe(learned: str | None) -> Recipe:
         free_clips=True,
         rules=tuple(Rule(module=f"{name}.*", quantize=False) for name in ("backbone", "neck")),
     )
-
-
-def images(seed: int = 0, number: int = 1) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(2, 3, 64, 64, generator=generator) for _ in range(number)]
 
 
 def calibrated(detector: nn.Module, graph: QuantizedGraph, name: str) -> tuple[str, ...]:

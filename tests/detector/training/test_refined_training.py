@@ -16,9 +16,9 @@ from dq.detector.calibration.calibrate import calibrate
 from dq.detector.data.datasets import calibration_dataset, calibration_images, dataset_of
 from dq.detector.model.build import build_model
 from dq.detector.model.graph import quantize_detector
+from dq.detector.refinements.extras import added_losses
 from dq.detector.step.rank_state import seed_everything
 from dq.detector.training.assignment import Quantization, Resume, Workplace
-from dq.detector.training.refinements import added_losses
 from dq.detector.training.train import train
 from dq.dist.files.checkpoint import load_checkpoint
 from dq.quant.graph.quantized_graph import CONTAINER
