@@ -17,7 +17,7 @@ from dq.detector.survey.families import representatives
 from dq.detector.survey.tiny_config import remove_pretrained, tiny_config
 
 _NARROW = {"roi_feat_size": 3, "output_size": 3, "fc_out_channels": 16, "feat_channels": 16}
-_NARROW |= {"conv_out_channels": 32, "num_convs": 1}
+_NARROW |= {"conv_out_channels": 32, "num_convs": 1, "mask_size": 6}
 
 
 def small_configs(families: tuple[str, ...], folder: Path) -> dict[str, Any]:
