@@ -1,4 +1,4 @@
-"""Distributed quantization of detectors: numerics, ranks, the bridge between them, the adapter."""
+"""Distributed quantization of detectors: quantization, ranks, their bridge, the mmdet adapter."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# ``[s]`` is for several alone; of ``[is|are]`` the first is for one.
+# ``[s]`` is written for several only; ``[is|are]`` has the form for one before the bar.
 _FORMS = re.compile(r"\[([^\[\]|]*\|)?([^\[\]|]*)\]")
 
 
@@ -13,9 +13,9 @@ def counted(number: int, words: str) -> str:
 
     Args:
         number: How many there are.
-        words: Such as ``image[s] [is|are] left out`` or ``box[es]``: what stands in brackets is for
-            several alone, and with a bar its first half is for one. Names from outside do not
-            belong here, because they may contain brackets.
+        words: Such as ``image[s] [is|are] left out`` or ``box[es]``. Text in brackets is written
+            for several only; with a bar, the part before the bar is written for one. Names from
+            outside do not belong here, because they may contain brackets.
     """
     return f"{number} {form(number, words)}"
 

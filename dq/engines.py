@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dq.quant.verify.engine import Engine
 
-# For each: the module that evaluates, with an `Engine` called ENGINE; what installs the package
-# that it imports; the module that measures speed, with an engine called TIMED.
+# Three things for each engine: the module that evaluates, whose ENGINE is an `Engine`; the command
+# that installs the engine's package; the module that measures speed, whose TIMED is an engine.
 ENGINES = {
     "onnxruntime": (
         "dq.quant.verify.onnxruntime_session",

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A format of files for engines.
+    """A file format for engines.
 
     Attributes:
-        ending: Of the file's name.
-        module: Has the ONNX writer, a `dq.quant.export.flavour.Flavour` called FLAVOUR; None for
-            integers without ONNX.
+        ending: End of the file's name, such as ``.onnx``.
+        module: The module of the ONNX writer; its FLAVOUR is a `dq.quant.export.flavour.Flavour`.
+            None for a format of integers without ONNX.
     """
 
     ending: str

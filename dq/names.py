@@ -11,10 +11,15 @@ CUTOFF = 0.5
 _SHOWN = 12
 
 
-def hint(name: str, known: Iterable[str]) -> str:
-    """Return ``did you mean X?`` for the nearest known name, else the known names."""
+def hint(name: object, known: Iterable[str]) -> str:
+    """Return ``did you mean X?`` for the nearest known name, else the known names.
+
+    Args:
+        name: The unknown name. A user may have given something other than a string.
+        known: The known names.
+    """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=CUTOFF)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=CUTOFF)
     if near:
         return f"did you mean {near[0]}?"
     return f"known are {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"

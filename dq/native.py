@@ -2,9 +2,9 @@
 
 A composition of torch's operators passes over memory several times where one pass is enough, and on
 a CPU memory traffic dominates the small operations between convolutions. Without a compiler, or
-with `DQ_NATIVE=0`, only speed is lost: callers compute the same results with torch's operators, as
-they do on a GPU and for other dtypes. This module has what all kernels share; what a kernel
-computes is described at its source.
+with `DQ_NATIVE=0`, only speed is lost: callers then compute the same results with torch's
+operators, as they do for tensors that a kernel does not support. This module has what all kernels
+share; what a kernel computes is described at its source.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Kernels:
             arguments: Its arguments without the last one, the number of threads; use `pointer` for
                 tensors.
         """
-        assert self._library is not None, "nobody asked whether there are kernels"
+        assert self._library is not None, "callers check `library` first: there may be no kernels"
         getattr(self._library, name)(*arguments, torch.get_num_threads())
 
     @functools.cached_property
@@ -74,7 +74,7 @@ class Kernels:
             return None
         try:
             found = ctypes.CDLL(str(_built(self.source)))
-        except (OSError, subprocess.SubprocessError) as error:
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             reason = " ".join(str(getattr(error, "stderr", None) or error).split())[:300]
             log.warning(
                 "no native kernels of %s, training is slower on a CPU: %s", self.source.name, reason
@@ -122,7 +122,7 @@ def with_promised_strides(result: Tensor, input: Tensor) -> Tensor:
 
     Args:
         result: Of the shape of ``input``, any dtype.
-        input: The tensor for which the operator's fake calls ``torch.empty_like``.
+        input: The tensor for which the operator's fake implementation calls ``torch.empty_like``.
     """
     promised = torch.empty_like(input, dtype=result.dtype)
     return result if promised.stride() == result.stride() else promised.copy_(result)
@@ -139,9 +139,9 @@ def _built(source: Path) -> Path:
     path = _folder() / f"{source.stem}-{key.hexdigest()[:16]}.so"
     if path.exists():
         return path
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler.split()[0]) is None:
-        raise FileNotFoundError(f"{compiler} is not on PATH")
+    compiler = os.environ.get("CXX", "").split() or ["g++"]
+    if shutil.which(compiler[0]) is None:
+        raise FileNotFoundError(f"{compiler[0]} is not on PATH")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several ranks may build at once; each of them writes a whole file.
     with tempfile.TemporaryDirectory() as folder, drafts(path) as (linked,):
@@ -149,8 +149,8 @@ def _built(source: Path) -> Path:
         # Linked without an OpenMP runtime, so that kernels use the one torch has loaded. A second
         # runtime would compete for the same cores.
         for words in (
-            [*compiler.split(), *FLAGS, "-c", str(source), "-o", str(unlinked)],
-            [*compiler.split(), "-shared", str(unlinked), "-o", str(linked)],
+            [*compiler, *FLAGS, "-c", str(source), "-o", str(unlinked)],
+            [*compiler, "-shared", str(unlinked), "-o", str(linked)],
         ):
             subprocess.run(words, check=True, capture_output=True, text=True, timeout=LIMIT_S)
     return path
@@ -162,7 +162,7 @@ def _folder() -> Path:
 
 
 def _processor() -> str:
-    """Describe the processor that the compiler optimizes for; machines may share a home."""
+    """Describe the processor that the compiler optimizes for; machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

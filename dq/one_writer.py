@@ -1,8 +1,8 @@
 """One process at a time writes a folder. A dead holder (kill -9, power loss) blocks nobody.
 
 The holder has a file ``.writer.N`` in the folder. It says who the holder is, and a helper process
-writes a growing count into it (`dq.beat`). If the holder's process is visible from here, that
-decides whether it lives. Else the count decides: it must grow, measured with the reader's own
+writes a growing count into it (`dq.beat`). If the holder's process is visible from here, `/proc`
+shows whether it lives. Otherwise the count decides: it must grow, measured with the reader's own
 clock. Clocks of two machines are never compared. The file system only needs hard links that fail if
 the name exists (`os.link`), which NFS has. A dead holder is replaced by the process that creates
 the file with the next number; only one process can.
@@ -80,6 +80,8 @@ class WritersLock:
         self.path, self.me, self.followed = path, me, followed
         self._file = file
         self._released = threading.Event()
+        # Held while the heartbeat starts or ends: none starts on a file that `release` has closed.
+        self._beating = threading.Lock()
         self._beat = self._start_beat()
 
     def watch(self, when_lost: Callable[[str], None]) -> None:
@@ -108,21 +110,24 @@ class WritersLock:
         with contextlib.suppress(OSError):
             if not self.is_lost():
                 self.path.unlink(missing_ok=True)
-        self._end_beat()
-        os.close(self._file)
+        with self._beating:
+            self._end_beat()
+            os.close(self._file)
 
     def _look(self, when_lost: Callable[[str], None]) -> None:
         while not self._released.wait(LOOK_S):
             with contextlib.suppress(OSError):
                 if self.is_lost() and not self._released.is_set():
                     when_lost(
-                        f"{self.path.parent} is written by another process now, for this one gave"
-                        " no sign of life for long; it ends so that no file is written by both"
+                        f"{self.path.parent} is written by another process now, because this one"
+                        " gave no sign of life for too long; this process ends, so that no file is"
+                        " written by both"
                     )
                     return
-                if self._beat.poll() is not None:
-                    self._end_beat()
-                    self._beat = self._start_beat()
+                with self._beating:
+                    if not self._released.is_set() and self._beat.poll() is not None:
+                        self._end_beat()
+                        self._beat = self._start_beat()
 
     def _start_beat(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -192,12 +197,15 @@ def hold(folder: Path, *, silence_s: float = SILENCE_S) -> WritersLock:
 
 
 def writer_of(folder: Path) -> Writer | None:
-    """Return who holds a folder's lock, alive or dead; None if nobody does. Nothing is written."""
+    """Return who holds a folder's lock, alive or dead; None if nobody does, or it is unreadable.
+
+    Nothing is written.
+    """
     try:
         newest = _newest(folder)
+        found = None if newest is None else _read(newest[1])
     except OSError:
         return None
-    found = None if newest is None else _read(newest[1])
     return None if found is None else found[1]
 
 
@@ -243,7 +251,7 @@ def _newest(folder: Path) -> tuple[int, Path] | None:
 def _read(path: Path) -> tuple[bytes, Writer] | None:
     """Return a lock's count and its holder; None if the file is gone.
 
-    A file that cannot be read counts as held by an unknown process.
+    A file with damaged content counts as held by an unknown process.
     """
     try:
         count, _, text = path.read_bytes().partition(b"\n")

@@ -16,7 +16,7 @@ from dq.counted import counted
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-# Its records have a `Piece` as ``piece``; they are logged only where a handler has set its level.
+# Its records carry a `Piece` as the attribute ``piece``. They are made only if `has_bar`.
 BARS = logging.getLogger(f"{__name__}.bar")
 # Seconds between two lines, and between two pictures of a bar.
 EVERY_S = 10.0
@@ -25,7 +25,7 @@ DRAWN_EVERY_S = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """How far a piece of work is.
+    """The state of a piece of work.
 
     Attributes:
         what: The work.
@@ -33,7 +33,7 @@ class Piece:
         total: Number of all units; None if it is not known.
         unit: What is counted, such as ``layer[s]``.
         left_s: Seconds that the rest will take; None if they are not known.
-        note: What else is worth to see, such as a loss.
+        note: What else is worth seeing, such as a loss.
     """
 
     what: str
@@ -45,19 +45,19 @@ class Piece:
 
     @property
     def number(self) -> str:
-        """Return such as ``12 of 113 layers``."""
+        """The units done, such as ``12 of 113 layers``."""
         if self.total is None:
             return counted(self.done, self.unit)
         return f"{self.done} of {counted(self.total, self.unit)}"
 
     @property
     def left(self) -> str:
-        """Return such as ``35 s to go``, empty if that is not known."""
+        """The time left, such as ``35 s to go``; empty if it is not known."""
         return "" if self.left_s is None else f"{_time(self.left_s)} to go"
 
 
 class Pace:
-    """When the next picture of a bar is due, and how long the rest will take.
+    """Says when to redraw the bar, and how long the rest of the work will take.
 
     Args:
         total: Number of units; None if it is not known.
@@ -68,7 +68,7 @@ class Pace:
         self._began = self._drawn = time.monotonic()
 
     def is_due(self) -> bool:
-        """Return whether there is a terminal with a bar, whose picture is old; then it is new."""
+        """Return whether to redraw the terminal's bar; if so, the caller is expected to do it."""
         now = time.monotonic()
         if now - self._drawn < DRAWN_EVERY_S or not has_bar():
             return False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dq.names import did_you_mean
 
-# Not configs of their own: parts of others, and detectors without data for `launcher init`.
+# Folders without whole configs: parts of configs, and detectors without data (`launcher init`).
 PARTS, DETECTORS = "_base_", "detectors"
 
 
@@ -74,7 +74,7 @@ def located(given: str) -> str:
 
     Args:
         given: A path, or a shipped config's name (``digits/ssd_resnet_fpn_160``), with or without
-            ``configs/`` and ``.py``; the part after the slash is enough if it is the only one.
+            ``configs/`` and ``.py``; the part after the slash is enough if no other has it.
 
     Returns:
         A path; one that does not exist is returned unchanged.
@@ -86,7 +86,7 @@ def located(given: str) -> str:
         return given
     if (path := path_of(given)) is not None:
         return path
-    if Path(given).suffix:  # A file; reading it says what is near.
+    if Path(given).suffix:  # A file: the error of reading it suggests names.
         return given
     known = shipped()
     stems = {full.rpartition("/")[2] for full in known}

@@ -37,7 +37,7 @@ def merge_records_(observers: Sequence[MinMaxObserver]) -> None:
     """Make what the observers have recorded since the last update equal on all ranks.
 
     Every rank must call it, at the same step, with the same observers. Minima are negated, so one
-    all-reduce merges minima and maxima together. Sums, if an observer has any, take one more.
+    all-reduce merges minima and maxima together. Sums, if an observer has any, take a second one.
 
     Args:
         observers: In the same order on every rank.
@@ -126,13 +126,13 @@ def sensitivities_over_ranks(
     *,
     source: int = 0,
 ) -> list[Sensitivity]:
-    """Measure every quantizer alone, each on one rank; return the results of all on all ranks.
+    """Measure the sensitivity of every quantizer, each on one rank; every rank gets all results.
 
     Every rank must call it. The result is the same for any number of ranks.
 
     Args:
-        graph: Prepared, with ranges on ``source``, whose parameters and quantizer state all ranks
-            get; in evaluation mode afterwards, and FROZEN.
+        graph: Prepared, with ranges on ``source``. All ranks get the parameters and the quantizer
+            state of ``source``. Afterwards the graph is in evaluation mode and FROZEN.
         batches: A few images on the model's device; used from ``source`` only.
         parts: Float inputs of the graph's parts, as for
             `dq.quant.analysis.sensitivity.sensitivities`; used from ``source`` only.
@@ -154,9 +154,9 @@ def sensitivities_over_ranks(
 
 
 def share_channel_scales_(graph: QuantizedGraph, *, source: int = 0) -> None:
-    """Scale on all ranks the channels that a calibration on one rank has scaled.
+    """Insert on all ranks the channel scales that a calibration on one rank has inserted.
 
-    Every rank must call it, before state is exchanged: the scales are part of it.
+    Every rank must call it, before state is exchanged: the scales are part of that state.
 
     Args:
         graph: The prepared model.
@@ -176,7 +176,7 @@ def _images_of(batches: Sequence[Tensor], device: torch.device, source: int) -> 
 
 
 def _calls_of(parts: Calls, device: torch.device, source: int) -> Calls:
-    """Return the inputs of parts that one rank has on all ranks."""
+    """Return on all ranks the inputs of parts that one rank has."""
     lengths: dict[str, list[int]] = collectives.broadcast_object(
         {part: [len(as_tuple(call)) for call in calls] for part, calls in parts.items()}, source
     )
@@ -191,8 +191,9 @@ def _calls_of(parts: Calls, device: torch.device, source: int) -> Calls:
 def check_equal_on_ranks(graph: QuantizedGraph, when: str) -> str:
     """Compare the digest of all quantizer state over the ranks and return it.
 
-    Every rank must call it. Scales of weights are not state. They are in the digest if they are
-    equal on all ranks; otherwise a warning names the layers: see `differing_weight_scales`.
+    Every rank must call it. Scales of weights are computed and not part of the state. They enter
+    the digest if they are equal on all ranks; otherwise a warning names the layers, see
+    `differing_weight_scales`.
 
     Args:
         graph: The prepared model.

@@ -25,6 +25,11 @@ def test_many_names_are_cut_off_after_the_twelfth() -> None:
     assert hint("zzz", "abcdefghijklm") == "known are a, b, c, d, e, f, g, h, i, j, k, l, ..."
 
 
+@pytest.mark.parametrize("name", [8, 3.5, None, ["mse"]])
+def test_a_name_that_is_no_string_gets_an_answer_too(name: object) -> None:
+    assert hint(name, ["xyz", "entropy"]) == "known are entropy, xyz"
+
+
 def test_the_first_unknown_key_is_named() -> None:
     check_keys(["a"], ["a", "b"], "quant")
     with pytest.raises(ValueError, match=r"^quant\.ema\.momentun is not a setting; did you mean"):

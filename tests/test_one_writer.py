@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dq import one_writer
-from dq.one_writer import Writer, hold
+from dq.one_writer import Writer, hold, writer_of
 from tests.processes.warm import ROOT
 
 HOLDER = """
@@ -203,6 +203,24 @@ sys.stdin.read()
         assert not Path(f"/proc/{again}").exists()
 
 
+def test_a_release_in_the_middle_of_a_look_starts_no_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = hold(tmp_path)
+    started = []
+
+    def released_meanwhile() -> bool:
+        if not lock._released.is_set():
+            lock.release()
+        return False
+
+    monkeypatch.setattr(one_writer, "LOOK_S", 0.0)
+    monkeypatch.setattr(lock, "is_lost", released_meanwhile)
+    monkeypatch.setattr(lock, "_start_beat", lambda: started.append("heartbeat") or lock._beat)
+    lock._look(pytest.fail)
+    assert not started, "it would write into whichever file has the closed one's number now"
+
+
 def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError
@@ -219,6 +237,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="choose another --work-dir"):
         hold(tmp_path / "file" / "work")
+
+
+def test_nobody_is_seen_to_hold_a_folder_whose_lock_is_unreadable(tmp_path: Path) -> None:
+    lock = hold(tmp_path)
+    assert writer_of(tmp_path) == lock.me
+    lock.release()
+    (tmp_path / ".writer.1").mkdir()  # Reading it fails, even for root.
+    assert writer_of(tmp_path) is None
 
 
 def test_the_writer_says_who_it_is() -> None:

@@ -19,7 +19,7 @@ from dq.quant.quantizers.restore import restored_state, watching_outputs
 
 log = logging.getLogger(__name__)
 
-# The same operators in the same order give the same numbers, up to a device's own freedom.
+# The same operators in the same order give the same numbers, except for a device's rounding.
 TOLERANCE = 1e-3
 
 

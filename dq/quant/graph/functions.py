@@ -24,7 +24,7 @@ from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 
 # Its parameter belongs to each channel, so it is computed from more than one tensor.
 PRELU = NAMED["prelu"]
-# Operations on each element, beside the activation functions; some have numbers beside the tensor.
+# Elementwise operations other than activation functions; some take numbers beside the tensor.
 # Sums and products join functions to others.
 _NAMES = [
     "abs",
@@ -76,14 +76,14 @@ _FUNCTIONS |= {call for each in FUNCTIONS if each is not PRELU for call in each.
 _FUNCTIONS |= {torch.special.expit, torch.special.erf}
 _METHODS = {*_NAMES, *(f"{name}_" for name in _NAMES)}
 _METHODS |= {name for each in FUNCTIONS for name in each.methods}
-# Of these alone no function is made: they only scale and shift, or join two tensors.
+# These alone do not make a function: they only scale and shift, or join two tensors.
 _ARITHMETIC = {"add", "div", "iadd", "imul", "isub", "itruediv", "mul", "neg", "sub", "truediv"}
 _SUMS = {"add", "iadd", "isub", "sub"}
 # The number of operations in the longest function: GELU with tanh has nine.
 _LONGEST = 12
 
 _PROBE = torch.linspace(-8.0, 8.0, 60)
-# Where a function may have another sign.
+# Values far from zero, where a function may have another sign than at the probe.
 _FAR = torch.logspace(1, 4, 30)
 _FAR = torch.cat([-_FAR.flip(0), _FAR])
 _SHAPE = (1, 4, 3, 5)
@@ -153,7 +153,7 @@ class _Search:
         self.root = root
         self.order = {node: number for number, node in enumerate(graph.nodes)}
         self.modules: dict[type[nn.Module], bool] = {}
-        # Of the nodes that were tried, with their source.
+        # Values at the probe, by the nodes that were tried and their source.
         self.values: dict[tuple[fx.Node, ...], Tensor | None] = {}
         self.known = {each.name: each.compute(_PROBE) for each in FUNCTIONS if each.is_recognised}
 
@@ -258,7 +258,7 @@ class _Search:
 
     def _run(self, nodes: Sequence[fx.Node], source: fx.Node, probe: Tensor) -> Tensor:
         """Return the function's values at a probe, shape (P,)."""
-        # To collect values it would go through the whole graph first, for each function.
+        # To garbage-collect values it would first go through the whole graph, for each function.
         runner = fx.Interpreter(_OnCpu(self.root), garbage_collect_values=False, graph=source.graph)
         runner.env = {source: probe.reshape(_SHAPE).clone()}
         for node in nodes:
@@ -323,7 +323,7 @@ def _kind_of(values: Tensor, known: Mapping[str, Tensor]) -> str:
 
     Args:
         values: Shape (P,).
-        known: The values of the functions that are told apart, by name; shape (P,) each.
+        known: The values of the known functions, by name; shape (P,) each.
     """
     close = torch.isclose(values, torch.stack([*known.values()]), rtol=1e-4, atol=1e-5).all(1)
     if close.any():

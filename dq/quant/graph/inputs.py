@@ -1,4 +1,4 @@
-"""Functions whose inputs have names that are known at run time alone."""
+"""Functions whose inputs have names that are known only at run time."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The nodes of a traced graph: what they call and compute, which are sizes, and all as a list.
+"""The nodes of a traced graph: what they call, what they compute, and which of them are sizes.
 
-The list is for files: pickle would recurse once for each linked node.
+Files store a graph as a list of its nodes: pickle would recurse once for each linked node.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SIDE_EFFECT = "writes_into_the_model"
 # In a node's meta: it was traced under ``torch.no_grad()``.
 WITHOUT_GRADIENT = "without_a_gradient"
 
-# What a graph with one input, or with several, is called with.
+# The input of a graph, or a tuple if the graph has several.
 Given = Tensor | tuple[Tensor, ...]
 
 SHAPE_METHODS = {"size", "dim", "numel", "new_tensor", "new_zeros", "new_ones", "new_full"}
@@ -40,7 +40,7 @@ def computed(root: nn.Module, node: fx.Node, value: Callable[[fx.Node], Any], gi
 
     Args:
         root: The module that the graph's names refer to.
-        node: Of a graph.
+        node: A node of the graph.
         value: Returns the value of a node that this one reads.
         given: The graph's input, or all its inputs.
     """
@@ -82,7 +82,7 @@ def remembered(rule: Callable[[fx.Node], bool]) -> Callable[[fx.Node], bool]:
 
     Without that, a rule that asks about its inputs would take exponential time, and in a deep
     network the calls would nest too deeply. The answer is in the node's meta, which torch.fx copies
-    with the node: in a part of a graph it is that of the whole.
+    with the node. So a part of a graph keeps the answers for the whole graph.
 
     Args:
         rule: Asks about no other nodes than the inputs of its node.

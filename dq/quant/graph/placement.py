@@ -98,7 +98,7 @@ class Placement:
         self.wanted.add(node)
         if role_of(self.root, node) is Role.JOIN:
             for part in tensor_inputs(node):
-                if len(_readers(part)) > 1:
+                if len(readers_of(part)) > 1:
                     self._require(part)
 
     def _require_before_output(self, node: fx.Node, seen: set[fx.Node]) -> None:
@@ -120,7 +120,7 @@ class Placement:
         while (
             function is not None
             and self.target.is_fused(function.kind)
-            and set(_readers(node)) <= set(function.nodes)
+            and set(readers_of(node)) <= set(function.nodes)
         ):
             node = function.value
             function = self.after.get(node)
@@ -128,12 +128,12 @@ class Placement:
         if join is None:
             self._require(node)
         else:
-            self._require(join)  # Its quantizer is the one of all its parts.
+            self._require(join)  # All parts of a concatenation share its quantizer.
 
     def _only_join(self, node: fx.Node) -> fx.Node | None:
         """Return the concatenation that is the only reader of the node; None if there is none."""
         while True:
-            readers = _readers(node)
+            readers = readers_of(node)
             if len(readers) != 1:
                 return None
             (node,) = readers
@@ -151,7 +151,8 @@ def fixed_bounds(
     return {f.value: target.fixed[f.kind] for f in functions if f.kind in target.fixed}
 
 
-def _readers(node: fx.Node) -> list[fx.Node]:
+def readers_of(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes that read the node's values, and not only its sizes."""
     return [user for user in node.users if not reads_shape(user)]
 
 

@@ -66,9 +66,9 @@ def prepare(
         root: The model. Its norms may become SyncBatchNorm before or afterwards.
         recipe: Which module gets which integer format.
         graph: A graph of the model from `dq.quant.graph.trace.trace`, or one per mode; not changed.
-            None traces both modes here. Operations of the training graph alone stay float, since
-            calibration never runs them.
-        examples: One or two inputs of ``root.forward``, for tracing here.
+            None traces both modes here. Operations that only the training graph has stay in float,
+            since calibration never runs them.
+        examples: As for `dq.quant.graph.trace.trace`, if the model is traced here.
 
     Raises:
         ValueError: The model is prepared already, or a rule names a module it does not have.
@@ -140,7 +140,7 @@ def _compare(prepared: QuantizedGraph, traced: Traced) -> None:
 def prepare_part(
     whole: QuantizedGraph, recipe: Recipe, traced: Traced, name: str
 ) -> QuantizedGraph:
-    """Return the graph, with quantizers, of a part of the model outside the whole graph.
+    """Prepare a part of the model that the whole graph does not contain, and return its graph.
 
     Its quantizers are added to the model's.
 
@@ -148,7 +148,7 @@ def prepare_part(
         whole: The prepared model's graph; gets the part as ``whole.parts[name]``.
         recipe: Which module gets which integer format.
         traced: The part's graph, traced with the model as root.
-        name: Qualified name of the part, for its inputs.
+        name: Qualified name of the part; its inputs are named after it.
     """
     with undo_additions_on_error(whole.root):
         part = _prepared(whole.root, recipe, traced.copied(), name)

@@ -81,7 +81,7 @@ class QuantizedGraph(MergedGraph):
                 yield site, quantized, self.root.get_submodule(site.module), norm
 
     def all_layers(self) -> Iterable[tuple[Site, QuantizedLayer, nn.Module, nn.Module | None]]:
-        """Yield the same of this graph and of all its parts."""
+        """Yield what `layers` yields, for this graph and for all its parts."""
         for network in self.networks.values():
             yield from network.layers()
 

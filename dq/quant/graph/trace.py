@@ -234,8 +234,9 @@ class _Tracer(fx.Tracer):
 def _keep_statistics_(root: nn.Module, graph: fx.Graph) -> None:
     """Mark norms that are called for their running statistics alone, so that they stay.
 
-    Not if they alone read a layer with parameters: what a detector computes and does not use, such
-    as the last stage of a backbone, is left out, and its parameters have no gradient.
+    A norm is not marked if it reads a layer with parameters whose result nothing else uses, such as
+    the last stage of a backbone that a detector computes but ignores. Such layers are left out, and
+    their parameters get no gradient.
     """
     used: dict[fx.Node, bool] = {}
     for node in reversed(graph.nodes):
@@ -292,9 +293,9 @@ def trace(
     tracer = _Tracer(is_leaf, structures or {}, examples)
     state = _State(root)
     try:
-        with torch.enable_grad():  # So that what the model computes without it is seen.
+        with torch.enable_grad():  # So that the model's own ``no_grad`` blocks are seen.
             graph = tracer.trace(shell)
-        if not tracer.values:  # Otherwise modules were run, which may change their own buffers.
+        if not tracer.values:  # Else modules ran on the examples and may have changed buffers.
             state.refuse_changes()
         detach_results_(root, graph)
         replace_inplace_writes_(root, graph)
@@ -361,11 +362,11 @@ class _Shell(nn.Module):
 
     def __init__(self, root: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
-        # Copies: what is set on this shell, as constants met in tracing are, is not on the model.
+        # Copies, so that what tracing sets on the shell, such as constants, is not on the model.
         self._modules = dict(root._modules)
         self._parameters = dict(root._parameters)
         self._buffers = dict(root._buffers)
-        # Past nn.Module, which would make a child of a function that is a module, as a head is.
+        # Not by setattr: nn.Module would register a function that is a module, as a child.
         self.__dict__["function"] = function
 
 
@@ -461,7 +462,7 @@ class BoundGraph:
         return {**state, _DECLARED: declared_layers(self.root.modules())}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Take what comes from a file, in which an earlier version has graphs as they are."""
+        """Set the state from a file; an old file may contain graphs instead of lists."""
         for name, value in state.items():
             if name == _DECLARED:
                 declare_again(value)
@@ -471,7 +472,7 @@ class BoundGraph:
     def __getattr__(self, name: str) -> Any:
         """Compile the graphs of an object that has come from a file, when they are first needed.
 
-        Not before, for the model, which refers to this object, may not be whole yet.
+        Not earlier: while a file is read, the model that refers to this object may be incomplete.
         """
         if name in _COMPILED and "graph" in vars(self):
             self.recompile()

@@ -43,14 +43,14 @@ def _has_none(value: object) -> bool:
 
 
 def _detach_written(root: nn.Module, node: fx.Node) -> None:
-    """Let a node write into a detached tensor, and take a view, which may be written, of one."""
+    """Let a node that writes, or takes a view that may be written into, read a detached tensor."""
     target = target_of(node, module_of(root, node))
     writes = target is not None
     if not writes and may_be_view(node) and node.args and isinstance(node.args[0], fx.Node):
         target = node.args[0]
     if target is None or is_shape(target) or _has_none(target) or target.op == "get_attr":
         return
-    if writes:  # The result is the tensor itself, which has its gradient.
+    if writes:  # The result is the tensor itself, which keeps its gradient.
         node.replace_all_uses_with(target)
     detached = _insert_detach(node.graph, target, before=node)
     detached.meta[WITHOUT_GRADIENT] = True

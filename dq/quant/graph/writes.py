@@ -52,7 +52,7 @@ _NEVER_IN_PLACE = {"add_", "sub_", "mul_"}
 
 _VIEWS = {"view", "view_as", "transpose", "permute", "squeeze", "unsqueeze", "select", "narrow"}
 _VIEWS |= {"expand", "expand_as", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "unflatten"}
-_VIEWS |= {"diagonal", "unfold", "detach", "alias", "swapaxes", "adjoint", "broadcast_to"}
+_VIEWS |= {"diagonal", "unfold", "detach", "alias", "adjoint", "broadcast_to"}
 _VIEWS |= {"requires_grad_", "data", "T", "mT", "H", "mH", "real", "imag"}
 # Views that are several tensors.
 _MANY = {"chunk", "split", "unbind", "tensor_split", "split_with_sizes"}
@@ -180,7 +180,7 @@ class _Writes:
 
     def rewrite(self) -> None:
         for node in list(self.graph.nodes):
-            is_shape(node)  # Remembered from before its arguments change.
+            is_shape(node)  # Remembered now, before the node's arguments change.
             _dunder_to_function(node)
             try:
                 self._follow(node)
@@ -403,7 +403,7 @@ class _Writes:
         return new
 
     def _are_disjoint(self, chain: list[fx.Node], view: fx.Node) -> bool:
-        """Say whether a view is another one of several parts than the written one."""
+        """Say whether a view is another part of the same split than the written part."""
         other = self._chain(view)
         for level, (one, two) in enumerate(zip(chain, other, strict=False)):
             if one is not two:

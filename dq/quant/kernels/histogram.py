@@ -48,7 +48,7 @@ def count_(
             and number of bins of one sign.
         counts: int64, one for each bin and one for values that are not finite; added to.
         record: The smallest and the largest value so far, float32 ``()``; updated.
-        weights: As often a value of each channel counts, int64 ``(channels,)``; None for once.
+        weights: How often a value of each channel counts, int64 ``(channels,)``; None for once.
     """
     rows = (0, 1) if weights is None else (len(weights), x[0, 0].numel() if x.numel() else 1)
     _KERNELS.call(

@@ -79,7 +79,7 @@ Extremes activation_chunk(const float* x, float* y, uint8_t* mask, int64_t n, Cl
 #pragma GCC ivdep
     for (int j = 0; j < kLanes; ++j) step(i, j);
   }
-  for (int64_t rest = i; rest < n; ++rest) step(rest - (rest - i), static_cast<int>(rest - i));
+  for (int j = 0; i + j < n; ++j) step(i, j);
   Extremes found;
   if (observes) {
     float sum = 0.0f;

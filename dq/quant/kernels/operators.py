@@ -278,7 +278,7 @@ def rounded_weights(*arguments: Any) -> Tensor:
 
 
 def weights_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Return their gradients; see `dq.quant.kernels.gpu.ops.weights_gradients`."""
+    """Return the gradients of many weights; see `dq.quant.kernels.gpu.ops.weights_gradients`."""
     found: tuple[Tensor, Tensor, Tensor] = _on_gpu().weights_gradients(*arguments)
     return found
 

@@ -82,7 +82,7 @@ def make_recomputable(
 
 
 def same_values(tensor: Tensor, wrapped: Tensor) -> None:
-    """Register that ``wrapped``, with the values of ``tensor``, can be recomputed as that can."""
+    """Register that ``wrapped`` has the values of ``tensor`` and is recomputed in the same way."""
     recomputation = _recomputations.get(tensor)
     if recomputation is not None and recomputation.version == version_of(tensor):
         recomputation.version = version_of(wrapped)
@@ -92,8 +92,9 @@ def same_values(tensor: Tensor, wrapped: Tensor) -> None:
 def computed_twice(compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Return ``compute(*inputs)``, and keep only the inputs for the backward pass.
 
-    For weights that torch's operators fold and round: these would keep about ten bytes a value,
-    the folded weight, the rounded one and masks. The backward pass computes them again.
+    For weights that torch's operators fold and round. The operators would keep about ten bytes per
+    value: the folded weight, the rounded weight and masks. Here the backward pass computes these
+    again.
 
     Args:
         compute: A function of torch's operators; parameters that it uses get gradients too.

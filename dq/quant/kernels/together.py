@@ -1,9 +1,9 @@
 """Fold and fake-quantize many weights in a few launches, with gradients.
 
-On a GPU a small network's step takes as long as its launches. For each layer, folding and rounding
-its weight takes about ten of them; for a group of layers together it takes as many. Results are
-those of the layers alone, bit for bit, but for the order of sums in the gradients of factors and
-scales.
+On a GPU the step of a small network takes as long as its kernel launches. Folding and rounding the
+weight of one layer takes about ten launches. A whole group of layers together takes no more. The
+results equal those of single layers bit for bit, except that sums in the gradients of factors and
+scales have another order.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Kind:
 
     Attributes:
         integers: The integer format, as the kernels take it.
-        learns: Scales are learned parameters: True if they are trained, False if they rest, None if
-            scales are computed from the weights.
+        learns: True if scales are learned parameters that are trained, False if they are learned
+            but frozen, None if scales are computed from the weights.
         folds: A norm is folded.
         unfolds: The folded weight is divided by the factor again: the norm normalises by the batch.
         has_bias: The layer has a bias, which is folded if the norm uses its running statistics.
         trains: Some parameter needs a gradient.
-        eps: The norm's.
+        eps: The ``eps`` of the norm.
     """
 
     integers: tuple[int, ...]
@@ -60,7 +60,7 @@ class Member:
         zero_point: Of the learned scale.
         scale_factor: Multiplies the gradient of the learned scale.
         norm: Weight, bias, running mean and variance of the norm.
-        bias: The layer's own.
+        bias: The bias of the layer.
     """
 
     weight: Tensor
@@ -72,7 +72,7 @@ class Member:
 
 
 def row_table(weights: Sequence[Tensor]) -> Tensor:
-    """Return the table that the kernels for many weights need, int64 ``(rows, 3)``, on the CPU."""
+    """Return the table of `dq.quant.kernels.gpu.ops.rounded_weights`, ``(rows, 3)``, on the CPU."""
     parts, place = [], 0
     for weight in weights:
         rows, columns = len(weight), weight.numel() // len(weight)
@@ -95,12 +95,15 @@ def views_of(flat: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
 def round_together(
     kind: Kind, members: Sequence[Member], table: Tensor
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Return the fake-quantized weights of a group, and its folded biases, or none of these.
+    """Return the fake-quantized weights and the folded biases of a group.
 
     Args:
         kind: Of all members.
         members: At least one; their tensors lie on one GPU.
         table: Result of `row_table` for their weights, on that GPU.
+
+    Returns:
+        One weight for each member; and one bias each, or no biases if none are folded.
     """
     with torch.no_grad():
         rows = _rows(kind, members)
@@ -130,7 +133,7 @@ class _Again:
         self.found: list[Tensor] | None = None
 
     def part(self, number: int) -> Callable[[], Tensor]:
-        """Return what computes one of them."""
+        """Return a function that computes one of the weights."""
 
         def compute() -> Tensor:
             if self.found is None:
@@ -142,7 +145,7 @@ class _Again:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Numbers of a group for each output channel, ``(rows,)`` or None."""
+    """Values of a group for each output channel of its layers, each ``(rows,)`` or None."""
 
     factor: Tensor | None
     inverse: Tensor | None
@@ -179,7 +182,7 @@ def _rounded(kind: Kind, weights: Sequence[Tensor], table: Tensor, rows: _Rows) 
 
 
 class _Together(torch.autograd.Function):
-    """Its inputs are weight, norm's weight, learned scale, bias and norm's bias of each layer."""
+    """For each layer it takes weight, norm's weight, learned scale, bias and norm's bias."""
 
     @staticmethod
     def forward(
@@ -286,7 +289,7 @@ def _gradients_of_scales(
         flat = learned[0].new_zeros(sum(raw.numel() for raw in learned))
         return list(views_of(flat, learned))
     raw_rows = torch.cat([raw.expand(size) for raw, size in zip(learned, sizes, strict=True)])
-    # Of the absolute value, and of its lower bound.
+    # The scale is the absolute value of the parameter, with a lower bound.
     d_scale = d_scale * raw_rows.sign() * (raw_rows.abs() >= SMALLEST_SCALE)
     sums = [
         part.sum() if raw.dim() == 0 else part

@@ -68,7 +68,8 @@ def next_power_of_two(x: Tensor) -> Tensor:
     mantissa's bits, which carries into the exponent, is exact.
 
     Args:
-        x: Positive normal float32 numbers up to 2**127, any shape; others are returned unchanged.
+        x: Positive normal float32 numbers up to 2**127, any shape. Infinity and NaN are returned
+            unchanged.
     """
     mantissa = 2**23 - 1
     rounded = ((x.view(torch.int32) + mantissa) & ~mantissa).view(torch.float32)

@@ -23,8 +23,8 @@ def best_shrunk_range(
     Args:
         weight: Any shape.
         spec: The integer format.
-        shares: Of the range from minimum to maximum, in the order in which they are tried.
-        required_gain: By which share of the least error so far a new error must be smaller. With 0,
+        shares: Factors for both ends of the full range, in the order in which they are tried.
+        required_gain: Share of the least error so far by which a new error must be smaller. With 0,
             the first of equally good ranges wins.
 
     Returns:

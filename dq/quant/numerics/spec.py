@@ -14,12 +14,16 @@ class QuantSpec:
     Attributes:
         bits: Width of the integer, 2 to 16.
         signed: Two's complement (-128 to 127 at 8 bits) instead of unsigned (0 to 255).
-        symmetric: The zero point is fixed (0 when signed) and the range is mirrored around zero.
+        symmetric: The zero point is 0. A signed range is mirrored around zero; an unsigned one
+            starts at zero.
         channel_axis: Dimension with one scale per index; None for one scale per tensor.
         power_of_two: Round the scale up to the next power of two, so that a device can shift
             instead of multiplying (as TI's TIDL does).
         narrow: Leave out the smallest integer. In a signed symmetric format, -x is then
             representable for every x.
+
+    Raises:
+        ValueError: The width is not supported, or the format has no integer for zero.
     """
 
     bits: int = 8

@@ -14,9 +14,10 @@ from dq.quant.observers.min_max import MinMaxObserver
 class FixedObserver(MinMaxObserver):
     """A range that follows from the bounds and the integer format and never changes.
 
-    The step between two integers is a power of two if the bounds are: for a sigmoid, ``1 / 256`` at
-    8 bits with zero point 0, as engines fix it for their own kernels. So the upper bound itself is
-    one step above the largest integer.
+    The scale is the width between the bounds divided by ``2**bits``. In a signed symmetric format
+    it is the larger bound divided by ``2**(bits - 1)``. For a sigmoid it is ``1 / 256`` at 8 bits
+    with zero point 0, as engines fix it for their own kernels. So the upper bound itself is not
+    representable: it would be the integer after the largest one.
 
     Args:
         low: The lower bound, at most 0.

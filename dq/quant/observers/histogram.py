@@ -158,7 +158,7 @@ class HistogramObserver(MovingAverageObserver):
             self.batch_max.copy_(torch.maximum(self.batch_max, high))
 
     def _weights_for(self, x: Tensor) -> Tensor | None:
-        """Return as often each channel counts, int64; None if every value counts once."""
+        """Return how often each channel's values count, int64; None if every value counts once."""
         return None
 
     @property
@@ -212,6 +212,9 @@ class PercentileObserver(HistogramObserver):
     Args:
         percentile: Percentage of the values inside the range, such as 99.99.
         kwargs: As for `HistogramObserver`.
+
+    Raises:
+        ValueError: The percentile is not more than 50 and at most 100.
     """
 
     def __init__(self, *, percentile: float = 99.99, **kwargs: object) -> None:

@@ -33,7 +33,7 @@ class MinMaxObserver(nn.Module):
     merge: ClassVar[dict[str, str]] = {"batch_min": "min", "batch_max": "max"}
     # Whether `observe` does anything.
     watches: ClassVar[bool] = True
-    # Whether calibration searches for the range in all of its images.
+    # Whether calibration collects all of its images and searches for the best range in them.
     searches: ClassVar[bool] = False
     range_min: Tensor
     range_max: Tensor
@@ -118,6 +118,9 @@ class MovingAverageObserver(MinMaxObserver):
         momentum: Final weight of a new batch, 0.01 as in torch and in Jacob et al.
         channel_axis: As for `MinMaxObserver`.
         num_channels: As for `MinMaxObserver`.
+
+    Raises:
+        ValueError: The momentum is not more than 0 and at most 1.
     """
 
     def __init__(

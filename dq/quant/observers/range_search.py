@@ -15,6 +15,7 @@ from dq.quant.observers.min_max import Range
 
 # Candidates for one end of the range, as shares of the extreme: from 100 % down to 1 %.
 SHARES = tuple(0.5 ** (k / 6) for k in range(40))
+# Candidates around the best end so far, as factors for it.
 FINE = tuple(1 + k / 100 for k in range(-10, 11))
 ENTROPY_BINS = 2048
 # A bin narrower than this share of the scale counts as one value.
@@ -85,9 +86,10 @@ class WeightedMseObserver(MseObserver):
     """Range with the least mean square error, weighted by each channel's effect on the outputs.
 
     A tensor may have a channel of large values that hardly matter and one of small values that
-    matter most. Without weights (`weigh_channels_`) all channels count alike. An end of the range
-    that costs less than `CHEAP` of its width is not clipped: the bound of SiLU, for example. Many
-    values lie there, and clipping moves their mean, which later layers do not average out.
+    matter most. Without weights (`weigh_channels_`) all channels count alike. An end that is closer
+    to zero than the share `CHEAP` of the range's width is not clipped: the lower bound of SiLU, for
+    example. Many values lie there, and clipping moves their mean, which later layers do not average
+    out.
     """
 
     channel_weights: Tensor
@@ -120,7 +122,7 @@ class WeightedMseObserver(MseObserver):
         return weights if fits else None
 
     def search(self, counts: Tensor, lowest: Tensor, highest: Tensor) -> Range:
-        """Return the best range, no end of which is clipped for little; see `MseObserver`."""
+        """Return the best range; an end close to zero is not clipped. See `MseObserver`."""
         low, high = super().search(counts, lowest, highest)
         if self.spec.symmetric:
             return low, high

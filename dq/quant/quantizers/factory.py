@@ -43,13 +43,13 @@ LEARNED: Mapping[str, Learned] = {
 def activation_quantizer(
     learned: str | None, spec: QuantSpec, observer: MinMaxObserver
 ) -> ActivationQuantizer:
-    """Return a new activation quantizer of this kind; None for ranges that are observed only."""
+    """Return a new activation quantizer; with ``learned=None`` its range is only observed."""
     kind = Learned() if learned is None else LEARNED[learned]
     return kind.activation(spec, observer)
 
 
 def weight_quantizer(learned: str | None, spec: QuantSpec, *, num_channels: int) -> WeightQuantizer:
-    """Return a new weight quantizer of this kind; PACT does not learn weight ranges.
+    """Return a new weight quantizer; PACT does not learn weight ranges.
 
     Args:
         learned: As in the recipe.
@@ -122,12 +122,13 @@ def regroup_(optimizer: Optimizer, module: nn.Module, *, lr_factor: float = 1.0)
 
 
 def forget_momentum_(optimizer: Optimizer, module: nn.Module) -> None:
-    """Drop the optimizer state of the learned parameters, and skip them from now on.
+    """Drop the optimizer state of the learned parameters.
 
-    For the phase in which ranges are frozen; see `dq.quant.quantizers.learner`.
+    For the phase in which ranges are frozen. There every optimizer skips these parameters, see
+    `dq.quant.quantizers.learner`.
     """
+    frozen = {id(p) for p in learned_parameters(module).values()}
     for group in optimizer.param_groups:
-        frozen = {id(p) for p in learned_parameters(module).values()}
         for parameter in group["params"]:
             if id(parameter) in frozen:
                 optimizer.state.pop(parameter, None)

@@ -40,8 +40,8 @@ class ActivationQuantizer(Phased):
 
     Attributes:
         site: Its name below the model's quantizers, for messages; empty without a model.
-        keeps_range: Whether the phase TRAIN leaves the range as it is: it was searched for in all
-            calibration images, and what a step observes are extremes.
+        keeps_range: Whether the phase TRAIN leaves the range as it is. True if calibration searched
+            for it in all images: a step observes only extremes, which would undo the search.
 
     Buffers ``scale`` float32 ``()`` and ``zero_point`` int32 ``()``. A subclass that learns them
     computes both from parameters instead.
@@ -49,8 +49,8 @@ class ActivationQuantizer(Phased):
 
     scale: Tensor
     zero_point: Tensor
-    # Attributes that only save a look at the device. They are no state of a training, so its
-    # checkpoints leave them out.
+    # Attributes that only cache what was read from the device. They are not part of the state of a
+    # training, so its checkpoints leave them out.
     not_resumed = ("_was_calibrated",)
 
     def __init__(self, spec: QuantSpec, observer: MinMaxObserver) -> None:
@@ -79,7 +79,7 @@ class ActivationQuantizer(Phased):
 
     @property
     def is_kept(self) -> bool:
-        """Whether the present phase leaves the range as it is although it trains."""
+        """Whether the phase is TRAIN and leaves the range as it is."""
         return self.keeps_range and self.phase is Phase.TRAIN
 
     @property
@@ -216,7 +216,7 @@ class WeightQuantizer(Phased):
 
     @property
     def stored_scale(self) -> Tensor | None:
-        """The scale where it is stored, as learned ones are; None if it is computed."""
+        """The stored scale of a quantizer that learns it; None if the scale is computed."""
         return None
 
     def initialise_(self, weight: Tensor) -> None:

@@ -33,7 +33,8 @@ def largest_integer(spec: QuantSpec) -> int:
 def represents(dtype: torch.dtype, spec: QuantSpec) -> bool:
     """Return whether this dtype represents every quantized value exactly, with any scale.
 
-    That needs a power-of-two scale, integers that fit the significand, and float32's exponent.
+    That needs a power-of-two scale, integers that fit the significand, and the exponent range of
+    float32.
     """
     if dtype not in SIGNIFICANDS:
         return True

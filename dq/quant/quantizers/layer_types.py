@@ -1,8 +1,8 @@
 """Subclasses of torch's layers that are treated like those layers.
 
-They are declared once per process, by type. torch.fx asks about a layer with nothing but the layer
-at hand, in the middle of a trace, and the layer's class is the model's own, so neither an argument
-nor an attribute would do. A graph in a file takes the declarations with it.
+They are declared once per process, by type. In the middle of a trace, torch.fx asks about a layer
+and passes nothing else, and the layer's class belongs to the model's code. So neither an argument
+nor an attribute could carry the declaration. A graph in a file takes the declarations with it.
 """
 
 from __future__ import annotations

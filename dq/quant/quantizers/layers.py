@@ -196,7 +196,7 @@ class QuantizedLayer(nn.Module):
     def _is_held(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, source: ActivationQuantizer | None
     ) -> bool:
-        """Say whether the layer may run in its usual dtype, of autocast or its own."""
+        """Say whether the layer may run in its usual dtype: that of autocast, else its own."""
         narrow = autocast_dtype(x)
         if narrow is None:
             return all(t is None or t.dtype == weight.dtype for t in (x, bias))

@@ -6,8 +6,8 @@ offset is rounded to an integer zero point, so that zero stays exactly represent
 
 torch has ``_fake_quantize_learnable_per_tensor_affine`` with the same gradients. It reads the
 scale on the host in every call, which stalls a GPU at every layer, and its backward refuses
-float16; so the forward here is torch's plain kernel, that evaluation and export use too, and the
-backward is written out. The tests hold both against each other.
+float16. So the forward here is torch's plain kernel, which evaluation and export use too, and the
+backward is written out. Tests compare its gradients with those of torch's function.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ from dq.quant.quantizers.phase import Phase
 
 def gradient_factor(num_values: int, spec: QuantSpec) -> float:
     """Return ``1 / sqrt(num_values * quant_max)``, which makes scales learn as fast as weights.
+
+    From Esser et al. 2020, section 2.2.
 
     Args:
         num_values: Number of values that share the scale.
@@ -211,7 +213,8 @@ class LsqActivationQuantizer(LearnedActivationQuantizer):
     Args:
         spec: The integer format; per tensor.
         observer: Gives the initial range.
-        learn_offset: LSQ+; if False, the calibrated zero point stays.
+        learn_offset: LSQ+; if False, the calibrated zero point stays. A symmetric format has no
+            offset to learn.
 
     Parameters ``learned_scale`` and, for LSQ+, ``learned_offset`` (real value of integer 0),
     float32 ``()``; for LSQ the buffer ``fixed_zero_point`` int32 ``()``.
@@ -237,12 +240,12 @@ class LsqActivationQuantizer(LearnedActivationQuantizer):
         self.register_buffer("fixed_zero_point", fixed)
 
     @property
-    def scale(self) -> Tensor:  # type: ignore[override]  # computed here, a buffer above
+    def scale(self) -> Tensor:  # type: ignore[override]  # a buffer in the base class
         """The present scale, float32 ``()``."""
         return positive(self.learned_scale, self.spec).detach()
 
     @property
-    def zero_point(self) -> Tensor:  # type: ignore[override]  # computed here, a buffer above
+    def zero_point(self) -> Tensor:  # type: ignore[override]  # a buffer in the base class
         """The present zero point, int32 ``()``."""
         if self.learned_offset is None:
             assert self.fixed_zero_point is not None
@@ -340,7 +343,7 @@ class LsqWeightQuantizer(WeightQuantizer, Learner):
 
     @torch.no_grad()
     def rescale_(self, ratio: Tensor) -> None:
-        """Multiply the scale, after the weight was multiplied by ``ratio``; shape of the scale."""
+        """Multiply the scale by ``|ratio|`` after the weight was multiplied by ``ratio``."""
         self.learned_scale.mul_(ratio.abs())
 
     def fake_quantize_natively(

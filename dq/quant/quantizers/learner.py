@@ -11,7 +11,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dq.quant.quantizers.phase import Phase, Phased
 
-# Phases are set without an optimizer, and torch's hooks for all optimizers get no model.
+# Code that sets a phase knows no optimizer, and torch's hooks for all optimizers know no model. So
+# the hook finds the quantizers here.
 _learners: WeakSet[Learner] = WeakSet()
 
 
@@ -27,7 +28,7 @@ class Learner(Phased):
         _learners.add(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what comes from a file or from the module that is copied."""
+        """Set the state of a module that is loaded from a file, or copied."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         _learners.add(self)
 

@@ -90,12 +90,12 @@ class PactActivationQuantizer(LearnedActivationQuantizer):
         return scale_and_zero_point(self.clip_min.detach(), self.clip_max.detach(), self.spec)
 
     @property
-    def scale(self) -> Tensor:  # type: ignore[override]  # computed here, a buffer above
+    def scale(self) -> Tensor:  # type: ignore[override]  # a buffer in the base class
         """The present scale, float32 ``()``."""
         return self.scale_and_zero_point()[0]
 
     @property
-    def zero_point(self) -> Tensor:  # type: ignore[override]  # computed here, a buffer above
+    def zero_point(self) -> Tensor:  # type: ignore[override]  # a buffer in the base class
         """The present zero point, int32 ``()``."""
         return self.scale_and_zero_point()[1]
 

@@ -9,12 +9,14 @@ from dq.quant.recipes.recipe import Recipe
 from dq.quant.targets.registry import TARGETS
 from dq.quant.targets.target import INT8_ACTIVATION, INT8_WEIGHT, Target
 
-# A training goes on from the ranges of a calibration with moving averages.
 _INT8 = TARGETS["int8"]
 
 
 def _bits(weight: int, activation: int) -> Recipe:
-    """At few bits ranges must be clipped; at 16 bits they can cover all observed values."""
+    """Return the recipe of these widths.
+
+    At few bits ranges must be clipped; at 16 bits they can cover all observed values.
+    """
     observer = {4: "mse", 16: "min_max"}.get(activation, _INT8.observer)
     return Recipe(
         weight=replace(INT8_WEIGHT, bits=weight),

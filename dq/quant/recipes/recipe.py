@@ -39,7 +39,7 @@ def new_observer(
     momentum: float = 0.01,
     percentile: float = 99.99,
 ) -> MinMaxObserver:
-    """Return a new observer of one tensor, given those of the settings that its kind has.
+    """Return a new observer for one tensor, with those of the settings that its kind has.
 
     Args:
         kind: A class of `OBSERVERS`.
@@ -71,6 +71,9 @@ class Rule:
         activation: Integer format of the output; None keeps the default.
         bits: Width of both; the rest of the format stays.
         quantize: False leaves weight and output in float.
+
+    Raises:
+        ValueError: The position does not exist.
     """
 
     module: str = "*"
@@ -109,10 +112,10 @@ class Recipe:
         percentile: Percentage of the values inside the range; for the observer of that name.
         weight_range: ``min_max``, or ``mse``: calibration clips each weight if that reduces its
             squared quantization error.
-        zero_points: Without them a tensor that may be negative has a signed format and a range
-            that is mirrored around zero, and any other an unsigned one; inputs of the model keep
-            theirs. OpenVINO is faster without zero points, ONNX Runtime much slower
-            (docs/engines.md).
+        zero_points: Whether activations have zero points. If not, a tensor that may be negative
+            gets a signed format with a range mirrored around zero, and any other tensor an unsigned
+            format. Inputs of the model keep their zero points. OpenVINO is faster without zero
+            points, ONNX Runtime much slower (docs/engines.md).
         outputs: Also quantize the outputs of the last layers. What follows them (decoding,
             non-maximum suppression) is float in any case.
         learned: What training learns: ``lsq`` (scales), ``lsq+`` (scales, and the offsets of
@@ -126,6 +129,9 @@ class Recipe:
             precision.
         scaled: Names of quantizers in front of which each channel has a scale of its own: the
             choice of the repair ``channel_scales``.
+
+    Raises:
+        ValueError: The observer, the weight range, what is learned, or the target does not exist.
     """
 
     weight: QuantSpec = INT8_WEIGHT
@@ -167,7 +173,7 @@ class Recipe:
     def for_target(self, name: str) -> Recipe:
         """Return this recipe with quantizers where another target wants them.
 
-        The observer becomes the other target's, too, if it is that of this one.
+        An observer that is the default of this target becomes the default of the other one.
         """
         here, there = self.engine, target_of(name)
         observer = there.observer if self.observer == here.observer else self.observer
@@ -176,8 +182,8 @@ class Recipe:
     def fits_stored(self, stored: Recipe) -> bool:
         """Say whether a calibration by ``stored`` serves this recipe too.
 
-        Which quantizers mixed precision raised, and whose channels are scaled, is part of a stored
-        recipe. Here it is only if the config names them.
+        A stored recipe lists the quantizers that mixed precision raised and those whose channels
+        are scaled. This recipe lists them only if the config names them.
         """
         chosen = replace(stored, raised=self.raised, scaled=self.scaled)
         return chosen == self and self.raised in ((), stored.raised)

@@ -89,7 +89,9 @@ def register_target(target: Target) -> None:
 
 def _check_name(what: str, name: object) -> None:
     if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"the {what}'s name is {name!r}; use letters, digits and _")
+        raise ValueError(
+            f"the {what}'s name is {name!r}; use letters, digits and _, and begin with no digit"
+        )
 
 
 def _place(observer: type[MinMaxObserver]) -> str:

@@ -26,7 +26,7 @@ class Candidate:
 
     @property
     def num_raised(self) -> int:
-        """Number of quantizers with more bits than the format has."""
+        """Number of quantizers raised to 16 bits."""
         return len(self.recipe.raised)
 
     @property
@@ -50,7 +50,7 @@ _ROUNDING = ("adaround",)
 
 
 def first_candidates(recipe: Recipe, repair: Repair) -> list[Candidate]:
-    """Return ways to calibrate with nothing raised; none needs more than some passes.
+    """Return ways to calibrate with nothing raised; each needs only a few passes over the images.
 
     Args:
         recipe: Of the config: formats, target and rules stay as they are.
@@ -113,10 +113,10 @@ def _as_configured(recipe: Recipe, repair: Repair) -> Candidate:
 
 
 def with_channel_scales(best: Candidate) -> list[Candidate]:
-    """Return candidates with one scale per channel where channels differ most; none if it has it.
+    """Return the candidate with channel scales where channels differ most; nothing if it has them.
 
-    They cost the engine a multiplication for each such tensor. The range that was best for the
-    large channels need not be the best one then, so the other searched range is tried too.
+    They cost the engine a multiplication for each such tensor. The observer that was best without
+    channel scales need not be the best with them, so the other searching observers are tried too.
     """
     if "channel_scales" in best.repair.steps:
         return []
@@ -154,7 +154,7 @@ def with_rounding(best: Candidate) -> Candidate | None:
 def with_reconstruction(best: Candidate) -> Candidate | None:
     """Return the candidate with block reconstruction; None if it has it, or from 8 bits on.
 
-    It takes long, and what it gains was seen below 8 bits only (docs/ptq.md).
+    It takes long, and it was seen to help below 8 bits only (docs/ptq.md).
     """
     narrowest = min(best.recipe.weight.bits, best.recipe.activation.bits)
     if "reconstruct" in best.repair.steps or narrowest >= 8:

@@ -77,8 +77,8 @@ class Search:
         rank: Returns the names of a candidate's quantizers that may be raised, the most sensitive
             first.
         max_raised: Largest number of quantizers to raise.
-        together: Number of candidates given to ``measure`` at once. `TimeUpError` loses none that
-            were measured before.
+        together: Number of candidates given to ``measure`` at once. `TimeUpError` loses only the
+            results of the group that is being measured.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""The rules of checkpoints from before targets: operations of a function are quantized separately.
+"""The rules for checkpoints that name no target: operations of a function are quantized separately.
 
-In these, ``x * sigmoid(x)`` in a model's code was quantized as a product of two tensors, while
-``nn.SiLU`` was one function. With all other targets both are the same function.
+In such a checkpoint, ``x * sigmoid(x)`` in a model's code has quantizers for a product of two
+tensors, while ``nn.SiLU`` is one function. With all other targets both are the same function.
 """
 
 from dataclasses import replace

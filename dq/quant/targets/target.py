@@ -73,9 +73,9 @@ class Target:
         fixed: Bounds of functions with a fixed range, by kind. The ranges of all other functions
             are calibrated.
         outputs: Whether the outputs of the last layers get a quantizer.
-        observer: Which observer calibrates 8-bit activations unless the config names one. Ranges by
-            the effect of channels suit fused operations; if every result is quantized, plain
-            squared errors kept more (docs/ptq.md).
+        observer: Which observer calibrates 8-bit activations unless the config names one. Errors
+            weighted by each channel's effect suit fused operations. Where every result is
+            quantized, plain squared errors lost less of the metric (docs/ptq.md).
         finds_functions: Whether a function that the model computes in several operations counts as
             one function.
         slowed_by_zero_points: Whether the engine is slower with zero points of activations, so that

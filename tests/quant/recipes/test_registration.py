@@ -118,6 +118,7 @@ class Unfound(dq.MinMaxObserver):
         ),
         ("two words", Doubled, "use letters, digits and _"),
         (3, Doubled, "use letters, digits and _"),
+        ("4bit", Doubled, "begin with no digit"),
     ],
 )
 def test_an_observer_that_cannot_work_is_refused(name: Any, observer: Any, message: str) -> None:

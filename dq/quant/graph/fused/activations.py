@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
-from dq.quant.graph.fused.functions import fuse_functions_
+from dq.quant.graph.fused.functions import fuse_functions_, has_hooks
 from dq.quant.graph.fused.scales import compute_scales_first_
 from dq.quant.graph.fused.weights import round_weights_first_
 from dq.quant.graph.roles import LAYER_FUNCTIONS, Role, module_of, role_of, tensor_inputs
@@ -61,17 +61,13 @@ def activate_and_fake_quantize(
         scale: The quantizer's learned scale, if it is computed already.
     """
     clip = NO_CLIP if activation is None else clip_of(activation)
-    if clip is None or _has_hooks(quantizer, activation):
+    if clip is None or has_hooks(quantizer, activation):
         rounded: Tensor = quantizer(x if activation is None else activation(x))
         return rounded
     if scale is not None:
         assert isinstance(quantizer, LsqActivationQuantizer)
         return quantizer.learn(x, scale, clip)
     return quantizer.clip_and_fake_quantize(x, clip, in_place=in_place)
-
-
-def _has_hooks(*modules: nn.Module | None) -> bool:
-    return any(m is not None and (m._forward_hooks or m._forward_pre_hooks) for m in modules)
 
 
 class MergedGraph(BoundGraph):

@@ -55,9 +55,7 @@ class QuantizedFunction:
         """
         if not (table.takes(x) and _is_plain(first, second, *modules)):
             before = (
-                first(x)
-                if _has_hooks(first)
-                else first.clip_and_fake_quantize(x, in_place=in_place)
+                first(x) if has_hooks(first) else first.clip_and_fake_quantize(x, in_place=in_place)
             )
             rounded: Tensor = second(self.inner(before, *modules))
             return rounded
@@ -114,12 +112,13 @@ def _is_plain(first: ActivationQuantizer, second: ActivationQuantizer, *modules:
         and len({(q.phase, q.training) for q in quantizers}) == 1
         and (first.phase is Phase.FROZEN or all(map(_records_extremes, (first, second))))
         and not any(q.observer.watches for q in inner)
-        and not _has_hooks(first, second, *modules)
+        and not has_hooks(first, second, *modules)
     )
 
 
-def _has_hooks(*modules: nn.Module) -> bool:
-    return any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+def has_hooks(*modules: nn.Module | None) -> bool:
+    """Return whether any of the modules has hooks, which see its inputs and outputs."""
+    return any(m is not None and (m._forward_hooks or m._forward_pre_hooks) for m in modules)
 
 
 def _records_extremes(quantizer: ActivationQuantizer) -> bool:

@@ -1,7 +1,8 @@
 """Compute the learned scales of all activations on a GPU together, before the first layer.
 
-Each scale is the absolute value of a parameter, bounded below. One by one that takes seven launches
-each, with the gradient. On a CPU and under torch.compile each quantizer computes its own.
+Each scale is the absolute value of a parameter, bounded below. Computed alone, a scale takes seven
+kernel launches, with its gradient. On a CPU and under torch.compile each quantizer computes its own
+scale.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def learned_scales(*quantizers: LsqActivationQuantizer) -> Sequence[Tensor | Non
 
 
 def _joins(quantizer: LsqActivationQuantizer) -> bool:
-    """Return whether it learns, with a scale that is no power of two, which is more work."""
+    """Return whether the scale is learned now, and not rounded to a power of two."""
     learns = quantizer.phase is Phase.TRAIN and not quantizer.spec.power_of_two
     return learns and native.takes(quantizer.learned_scale)
 

@@ -26,9 +26,10 @@ from dq.quant.quantizers.layers import Prepared, QuantizedLayer, output_axis
 from dq.quant.quantizers.learned_step import LsqWeightQuantizer, gradient_factor
 from dq.quant.quantizers.phase import Phase
 
-# As much as DistributedDataParallel exchanges at once: a group's gradients come together.
+# The size of DistributedDataParallel's buckets. A group's gradients are ready all at once, so a
+# larger group would delay the exchange of the first ones.
 MOST_BYTES = 25 * 2**20
-# Of copies of a model, and of phases with other groups.
+# Tables that a graph keeps. Copies of a model have other addresses, and phases other groups.
 MOST_TABLES = 256
 Place = tuple[WeightQuantizer, nn.Module, nn.Module | None]
 
@@ -73,7 +74,7 @@ def round_weights_first_(root: nn.Module, graph: fx.Graph) -> None:
 
 
 def _rounded_once(prepared: Prepared, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
-    """Return the weight that several pyramid levels share."""
+    """Return the fake-quantized weight that several pyramid levels share."""
     rounded: Tensor = quantizer(weight) if prepared[0] is None else prepared[0]
     return rounded
 
@@ -92,7 +93,7 @@ def _uses(root: nn.Module, graph: fx.Graph) -> Iterator[_Use]:
             owner, _, attribute = str(weight.target).rpartition(".")
             if weight.op == "get_attr" and attribute == "weight":
                 found.append(_Use(node, str(node.target), owner, None))
-    # A norm's second call folds other statistics than its first.
+    # A norm updates its statistics in each call, so a second call folds other ones than the first.
     calls = Counter(use.norm for use in found if use.norm is not None)
     yield from (use for use in found if calls.get(use.norm or "", 1) == 1)
 

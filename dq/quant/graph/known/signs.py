@@ -1,6 +1,7 @@
 """Which values of a graph are never negative, and which are its inputs.
 
-Without zero points the first have an unsigned format, and inputs keep theirs.
+If a recipe has no zero points, values that are never negative get an unsigned format. Inputs keep
+their zero points.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def moved_inputs(root: nn.Module, graph: fx.Graph) -> set[fx.Node]:
 
 
 def _keeps_the_sign(root: nn.Module, node: fx.Node) -> bool:
-    """Say whether a value of inputs that are 0 or more is so too."""
+    """Say whether the node's value is 0 or more if all of its inputs are."""
     role, module = role_of(root, node), module_of(root, node)
     if role is Role.MIXER:
         settings = (*node.args, *node.kwargs.values(), getattr(module, "mode", None))

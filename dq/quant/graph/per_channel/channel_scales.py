@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dq.quant.graph.nodes import called_name, module_of
-from dq.quant.graph.placement import reads_shape
+from dq.quant.graph.placement import readers_of
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
 from dq.quant.quantizers.layers import QuantizedLayer
@@ -53,8 +53,8 @@ class Scaled:
     Attributes:
         value: The node whose value is multiplied.
         reader: The only node that reads the product.
-        layer: The layer before it, which divides its channels, so that the product is as it was;
-            None if the product goes to the quantizer.
+        layer: The layer before ``value``, which divides its channels, so that the product keeps the
+            original values. None if the product goes to the quantizer.
         readers: The layers that read the quantizer.
         num_channels: Number of channels.
     """
@@ -73,7 +73,7 @@ def scaled_at(root: nn.Module, quantizer: fx.Node) -> Scaled | None:
         root: The model.
         quantizer: Calls an activation quantizer.
     """
-    readers = tuple(_readers(quantizer))
+    readers = tuple(readers_of(quantizer))
     channels = {_channels_read(root, reader) for reader in readers}
     if len(channels) != 1 or None in channels:
         return None
@@ -81,7 +81,7 @@ def scaled_at(root: nn.Module, quantizer: fx.Node) -> Scaled | None:
     assert num_channels is not None
     source = quantizer.args[0]
     assert isinstance(source, fx.Node)
-    if _readers(source) != [quantizer]:
+    if readers_of(source) != [quantizer]:
         return None
     value, reader, layer = source, quantizer, None
     if called_name(source) == "mul" and (gated := _gated(root, source)) is not None:
@@ -114,9 +114,9 @@ def layer_and_norm(root: nn.Module, node: fx.Node) -> tuple[nn.Module, nn.Module
 
 
 def _gated(root: nn.Module, product: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
-    """Return value, reader and layer of ``x * quantizer(sigmoid(x))`` with a layer's rounded ``x``.
+    """Return value, reader and layer of `Scaled` for ``x * quantizer(sigmoid(x))``, else None.
 
-    None if the product is another one.
+    Here ``x`` is the fake-quantized result of the layer.
     """
     if len(product.all_input_nodes) != 2:
         return None
@@ -126,11 +126,11 @@ def _gated(root: nn.Module, product: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node
     sigmoid, layer = gate.args[0], rounded.args[0]
     assert isinstance(sigmoid, fx.Node)
     assert isinstance(layer, fx.Node)
-    if called_name(sigmoid) != "sigmoid" or _readers(sigmoid) != [gate]:
+    if called_name(sigmoid) != "sigmoid" or readers_of(sigmoid) != [gate]:
         return None
-    if _readers(gate) != [product] or set(_readers(rounded)) != {sigmoid, product}:
+    if readers_of(gate) != [product] or set(readers_of(rounded)) != {sigmoid, product}:
         return None
-    if not isinstance(module_of(root, layer), QuantizedLayer) or _readers(layer) != [rounded]:
+    if not isinstance(module_of(root, layer), QuantizedLayer) or readers_of(layer) != [rounded]:
         return None
     return rounded, sigmoid, layer
 
@@ -182,7 +182,7 @@ def scaled_place(graph: QuantizedGraph, name: str) -> Scaled:
     """Return where the channels of this quantizer's input are scaled; see `scaled_names`."""
     calls = {str(node.target): node for node in graph.graph.nodes if node.op == "call_module"}
     quantizer, scale = (calls[f"{CONTAINER}.{key}"] for key in (name, scale_key(name)))
-    (value,), (reader,) = scale.args, _readers(scale)
+    (value,), (reader,) = scale.args, readers_of(scale)
     assert isinstance(value, fx.Node)
     layer = None if reader is quantizer else value.args[0]
     assert layer is None or isinstance(layer, fx.Node)
@@ -192,7 +192,7 @@ def scaled_place(graph: QuantizedGraph, name: str) -> Scaled:
         value=value,
         reader=reader,
         layer=layer,
-        readers=tuple(_readers(quantizer)),
+        readers=tuple(readers_of(quantizer)),
         num_channels=len(own.factor),
     )
 
@@ -205,7 +205,3 @@ def scaled_names(graph: QuantizedGraph) -> tuple[str, ...]:
 def scale_key(name: str) -> str:
     """Return the name of the `ChannelScale` of the quantizer of this name."""
     return f"{name}/scale"
-
-
-def _readers(node: fx.Node) -> list[fx.Node]:
-    return [user for user in node.users if not reads_shape(user)]

@@ -45,7 +45,7 @@ def is_relu6(root: nn.Module, node: fx.Node) -> bool:
 
 
 def free_clips_(root: nn.Module, graph: fx.Graph, quantizers: nn.ModuleDict) -> int:
-    """Replace each ReLU6 that only reads a convolution by a `ChannelClip`, in the graph.
+    """Replace each ReLU6 that is the only reader of a convolution by a `ChannelClip`, in the graph.
 
     Args:
         root: The model; its own modules do not change.

@@ -65,12 +65,12 @@ def _first_difference(device: torch.device) -> str | None:
 def _first_different_gradient(
     x: Tensor, of_activation: tuple[Tensor, Tensor], mask: Tensor, table: Tensor
 ) -> str | None:
-    """Compare the backward passes of the values above.
+    """Return which gradient differs from torch's; None if all are equal.
 
     Args:
         x: The 5000 values.
         of_activation: Their scale and zero point as an activation.
-        mask: What the forward pass of that activation kept.
+        mask: The gradient mask from the forward pass of that activation.
         table: Of the two weights that share these values.
     """
     from dq.quant.kernels.gpu import ops

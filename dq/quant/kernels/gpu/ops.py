@@ -162,7 +162,7 @@ def weights_gradients(
     unfolds: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of many weights, flat, and for each row of its factor and scale.
+    """Return the gradients of many weights, flat, and the gradients of each row's factor and scale.
 
     Args:
         gradient: Of the result of `rounded_weights`, flat.
