@@ -13,7 +13,10 @@ from typing import Any
 
 
 def replace_method(owner: Any, name: str, method: Callable[..., Any]) -> None:
-    """Replace ``owner.<name>`` by a callable without ``self``; a module does not become a child."""
+    """Replace ``owner.<name>`` by a callable without ``self``.
+
+    A callable that is a module does not become a child of the owner.
+    """
     vars(owner)[name] = method
 
 

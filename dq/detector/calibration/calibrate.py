@@ -36,7 +36,7 @@ class RoiHeads:
         return features_of(self.graph(images))
 
     def run(self, features: Any, images: Tensor, boxes: Any = None) -> Any:
-        """Run all RoI heads on these boxes, None for the proposals; return the boxes."""
+        """Run all RoI heads on these boxes, or on the proposals if None; return their boxes."""
         return run_roi_heads(self.detector, features, images, boxes)
 
 
@@ -102,7 +102,7 @@ def calibrate(
 
 
 def run_network(detector: nn.Module, graph: QuantizedGraph, batch: Tensor) -> int:
-    """Run all graphs of a prepared detector on a batch, including RoI heads; return its size."""
+    """Run all graphs of a prepared detector, including RoI heads; return the number of images."""
     result = graph(batch)
     if graph.parts:
         run_roi_heads(detector, features_of(result), batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -36,13 +37,15 @@ _ZOOS: Mapping[str, tuple[Callable[[], Mapping[str, str]], Callable[[str], str]]
 def local_file(name: str) -> Path:
     """Return the path of a checkpoint file; an address is downloaded into torch's cache first.
 
-    Call it on the main rank only, which reads for all. mmcv's own functions contain a barrier.
+    Call it on the main rank only, which reads for all. mmcv's own functions contain a barrier, in
+    which a single rank would wait forever.
 
     Args:
         name: A path, a web address, or an address of mmcv, such as ``torchvision://resnet50``.
 
     Raises:
-        ValueError: The address cannot be reached, or its scheme is unknown.
+        ValueError: The address cannot be reached, its scheme is unknown, or mmcv does not list the
+            model.
     """
     kind, _, rest = name.partition("://")
     if not rest:
@@ -69,7 +72,7 @@ def _fetched(name: str, address: str) -> Path:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(address, str(file), progress=False)
-    except (OSError, ValueError) as error:  # a broken address is a ValueError of urllib's
+    except (OSError, ValueError, HTTPException) as error:  # the last two: a broken address
         reason = " ".join(str(error).split())
         raise ValueError(f"{name} cannot be fetched ({reason})") from error
     return file

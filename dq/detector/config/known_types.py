@@ -1,7 +1,7 @@
 """Check that every ``type`` in a config exists, before anything is built.
 
-mmcv says ``'NoneType' object has no attribute 'parent'`` for an unknown scope, and builds data sets
-for evaluation, optimizers and hooks only after the training before them.
+mmcv says ``'NoneType' object has no attribute 'parent'`` for an unknown scope. And some parts are
+built late: the optimizer and hooks of a quantized training only after the float training.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from mmdet.datasets import DATASETS, PIPELINES
 
 from dq.names import hint
 
-# Parts of a model whose names are functions of mmcv.ops, or of the code around them.
+# Keys of a model's config whose ``type`` is a name in mmcv.ops, and keys whose ``type`` is in no
+# registry: the code that reads it looks it up in another way.
 _OPERATORS = ("nms", "roi_layer")
 _OWN_NAMES = re.compile(r"adapt_cfg|\w+_trans|nms|roi_layer")
-# By the last key, a part of the module in which such classes are; for the names in a message.
+# Patterns of a key, and a part of the name of the modules that define such classes. A message
+# suggests only names from there.
 _ROLES = (
     (re.compile(r"(.*_)?backbone"), ".backbones"),
     (re.compile(r"(.*_)?neck"), ".necks"),

@@ -16,7 +16,7 @@ class Key(NamedTuple):
 
     Attributes:
         name: Dotted.
-        state: ``as in mmdet``, ``differs`` or ``refused``.
+        state: ``as in mmdet``, ``differs``, ``refused``, or ``ours`` for a key that mmdet lacks.
         note: What it does here; for a refused key, what to use instead.
     """
 
@@ -142,8 +142,9 @@ OWN = (
         " `False` by default"),
     Key("channels_last", "ours", "weights, and so activations, lie in memory with channels last"
         " in a training; `False` by default"),
-    Key("allow_tf32", "ours", "whether float32 layers on a GPU may compute with ten bits: `True`,"
-        " `False`, or `None` for torch's default (convolutions yes, matrix products no)"),
+    Key("allow_tf32", "ours", "whether float32 layers on a GPU may compute in TF32, whose mantissa"
+        " has ten bits: `True`, `False`, or `None` for torch's default (convolutions yes, matrix"
+        " products no)"),
 )  # fmt: skip
 OWN_KEYS = tuple(key.name for key in OWN)
 

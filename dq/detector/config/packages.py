@@ -93,9 +93,9 @@ def check_packages(config: Config, *, trains: bool) -> None:
         for where, what, package in _needs(section, name):
             if package.is_missing:
                 raise ValueError(_message(where, what, package))
-    asked = config.get("evaluation", {}).get("metric", ())
-    for metric in (asked,) if isinstance(asked, str) else asked:
-        if metric in METRICS and METRICS[metric].is_missing:
+    asked = config.get("evaluation", {}).get("metric")
+    for metric in asked if isinstance(asked, list | tuple) else [asked]:
+        if isinstance(metric, str) and metric in METRICS and METRICS[metric].is_missing:
             raise ValueError(_message("evaluation.metric", metric, METRICS[metric]))
 
 

@@ -55,12 +55,13 @@ def _set_start_method(method: Any) -> None:
         raise ValueError(f"mp_start_method is {method!r}; use one of {', '.join(known)}")
     multiprocessing.set_start_method(method, force=True)
     if method != "fork":
-        # Such a process imports everything again, and its libraries' warnings would be printed.
+        # A process that is not forked imports everything again, and would print the libraries'
+        # warnings again.
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
 
 
 def _set_tf32(allowed: Any) -> None:
-    """Let convolutions and matrix products on a GPU round float32 to ten bits, or not."""
+    """Let convolutions and matrix products on a GPU compute in TF32 (ten-bit mantissa), or not."""
     if allowed is None:
         return
     if not isinstance(allowed, bool):

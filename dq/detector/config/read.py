@@ -140,14 +140,14 @@ def apply_options(
         raise ValueError(f"{where}: an override does not fit the config: {error}") from error
 
 
-# Keys that a quantized training does not read from its own config.
+# Keys that ``quant.training`` must not have: a quantized training does not read them there.
 _NOT_OF_TRAINING = (
     *("model", "train_cfg", "test_cfg", "data.test", "data.test_dataloader", "data_root"),
     *("load_from", "resume_from", "auto_resume", "seed", "deterministic", "device", "work_dir"),
     *("quantize", "quant", "guards", "tracking", "log_level", "dist_params", "custom_imports"),
     *("cudnn_benchmark", "allow_tf32", "opencv_num_threads", "mp_start_method"),
 )
-# New places of mmdet's older names in a complete config.
+# mmdet's old names, and the keys that `finish` has moved their values to.
 _PRESENT_NAMES = {
     "data.samples_per_gpu": ("data.train_dataloader.samples_per_gpu",),
     "data.imgs_per_gpu": ("data.train_dataloader.samples_per_gpu",),

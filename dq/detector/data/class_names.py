@@ -115,8 +115,8 @@ def classes_of_checkpoint(found: ClassList, content: Mapping[str, Any]) -> Names
 def check_order(found: ClassList, content: Mapping[str, Any], source: str) -> None:
     """Refuse a checkpoint whose labels mean other classes than those of the annotations.
 
-    A checkpoint of mmdet's own tools names the classes in the order of its config, whatever the
-    order of its labels was. So one that is not from this launcher is only warned about.
+    A checkpoint of mmdet's own tools names the classes in the order of its config, even if its
+    labels have another order. So a checkpoint of another program only leads to a warning.
 
     Args:
         found: Classes of the config.

@@ -33,7 +33,7 @@ CONCAT, MIX = "ConcatDataset", "MultiImageMixDataset"
 RESAMPLING = ("RepeatDataset", "ClassBalancedDataset", MIX)
 # Keys that may be lists if there is a list of annotation files.
 LISTED = ("img_prefix", "seg_prefix", "proposal_file")
-# Steps that end a pipeline, at any nesting level.
+# The step that ends a pipeline, at any nesting level.
 COLLECTING = "Collect"
 
 
@@ -301,7 +301,7 @@ def configured_classes(section: Mapping[str, Any], where: str) -> tuple[str, ...
     """Return the class names of an innermost section without reading its annotations.
 
     Returns:
-        None if only the data set itself knows them.
+        The names by label; empty if only the built data set knows them.
 
     Raises:
         ValueError: There is no such data set.

@@ -68,7 +68,7 @@ def dataset_of(config: Config, split: str, *, test_mode: bool = False, quiet: bo
 
 
 def _refuse_annotations(dataset: Any, split: str) -> None:
-    """Raise ValueError if the pipeline for an evaluation reads boxes, which mmdet does not give."""
+    """Raise ValueError if a test pipeline reads boxes, which mmdet does not pass to it."""
     for leaf in leaves(dataset):
         prepare = getattr(type(leaf), "prepare_test_img", None)
         steps = getattr(getattr(leaf, "pipeline", None), "transforms", ())

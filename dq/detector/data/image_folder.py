@@ -28,7 +28,7 @@ Boxes = Mapping[str, Sequence[Sequence[float]]]
 def image_files(folder: Path, without: Path | None = None) -> list[str]:
     """Return the images of a folder and its subfolders, relative to it, in order.
 
-    Hidden files and folders are left out: such as macOS's ``._IMG.JPG``, which are no images.
+    Hidden files and folders are left out, such as macOS's ``._IMG.JPG``, which is no image.
 
     Args:
         folder: The folder.
@@ -40,7 +40,7 @@ def image_files(folder: Path, without: Path | None = None) -> list[str]:
     """
     if not folder.is_dir():
         raise ValueError(f"--images {folder} is not a folder")
-    # A folder inside the work dir is the user's wish.
+    # If the folder is the work dir or inside it, the user wants these very images.
     inner = without if without is not None and without.is_relative_to(folder) else None
     inner = None if inner == folder else inner
     found = sorted(
@@ -97,7 +97,7 @@ class ImageFolderDataset(CustomDataset):  # type: ignore[misc]
             try:
                 with Image.open(folder / name) as image:
                     width, height = size_in(image, turned=True)
-            except OSError as error:
+            except Exception as error:  # a broken header may raise anything
                 raise ValueError(
                     f"image {folder / name} cannot be read ({error}); repair or remove it"
                 ) from error
@@ -129,7 +129,15 @@ class ImageFolderDataset(CustomDataset):  # type: ignore[misc]
 def section(
     folder: Path, classes: Sequence[str], pipeline: Any, part: tuple[int, int], boxes: Path | None
 ) -> ConfigDict:
-    """Return the config section of an `ImageFolderDataset` in test mode."""
+    """Return the config section of an `ImageFolderDataset` in test mode.
+
+    Args:
+        folder: The images.
+        classes: Names by label.
+        pipeline: A test pipeline.
+        part: As for the data set.
+        boxes: As for the data set; None without.
+    """
     found: dict[str, Any] = {
         "type": KIND,
         "img_prefix": str(folder),
@@ -158,11 +166,11 @@ def training_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, A
         for inner in step["transforms"]:
             resizes = inner["type"] == "Resize"
             found.append({**inner, **scale} if resizes else dict(inner))
-    # It pads images of different sizes to one batch.
+    # Unlike ImageToTensor, it lets mmcv pad images of different sizes to one batch.
     bundle = {"type": "DefaultFormatBundle"}
     steps = [bundle if step["type"] == "ImageToTensor" else step for step in found]
     steps = [step for step in steps if step["type"] != "RandomFlip"]
-    # A flip needs an array of pixels; after its formatting an image is none.
+    # A flip needs an array of pixels, so it comes before the formatting into a tensor.
     sized = [n for n, step in enumerate(steps) if step["type"].startswith(("Load", "Resize"))]
     steps.insert(max(sized, default=-1) + 1, {"type": "RandomFlip", "flip_ratio": 0.5})
     return steps

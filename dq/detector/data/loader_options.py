@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -59,6 +60,10 @@ class LoaderOptions:
                 )
         if self.class_aware_sampler is not None:
             where = "data.train_dataloader.class_aware_sampler"
+            if not isinstance(self.class_aware_sampler, Mapping):
+                raise ValueError(
+                    f"{where} is {self.class_aware_sampler!r}; use dict(num_sample_class=1)"
+                )
             check_keys(self.class_aware_sampler, ["num_sample_class"], where)
 
     @classmethod

@@ -11,7 +11,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 
 class PinnableContainer(DataContainer):  # type: ignore[misc]
-    """A container whose tensors torch's loader can pin; it passes over mmcv's own."""
+    """A container whose tensors torch's loader can pin; it ignores mmcv's own containers."""
 
     def pin_memory(self) -> PinnableContainer:
         """Return it with its tensors in pinned memory, from which copies to a GPU can overlap."""

@@ -77,7 +77,8 @@ class SeededSamples(Dataset[Sample]):
 
     def __getattr__(self, name: str) -> Any:
         # While it is unpickled, a copy has no attributes yet, and this lookup would not end. torch
-        # looks for special methods, which must not bypass the ones here.
+        # also looks for special methods such as ``__getitems__``; the inner data set's would bypass
+        # this class.
         if name == "_inner" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._inner, name)
@@ -90,7 +91,7 @@ class SeededSamples(Dataset[Sample]):
     def get_cat2imgs(self) -> dict[int, list[int]]:
         """Return the images with boxes of each class, for mmdet's ClassAwareSampler.
 
-        mmdet's own method is missing on most wrappers, and for COCO it does not use labels.
+        mmdet's own method is missing on most wrappers. For COCO it uses category ids, not labels.
 
         Raises:
             ValueError: The data set does not provide the classes of an image.

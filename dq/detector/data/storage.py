@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mmcv
 
-# Packages that mmcv's storage backends import only when they are used.
-PACKAGES = {"lmdb": "lmdb", "petrel": "petrel_client", "ceph": "ceph", "memcached": "mc"}
+from dq.detector.config.packages import BACKENDS
+
 GIVEN = "file_client_args"
 
 
@@ -23,12 +22,12 @@ def check_storage(section: Mapping[str, Any], split: str) -> None:
         split: Its name in the config, for messages.
     """
     for given in _storages(section):
-        package = PACKAGES.get(str(given.get("backend")))
+        package = BACKENDS.get(str(given.get("backend")))
         reason = ""
         # Check this first: a backend whose constructor fails prints another error when it is
         # deleted.
-        if package is not None and importlib.util.find_spec(package) is None:
-            reason = f"it needs the package {package}, which is not installed"
+        if package is not None and package.is_missing:
+            reason = f"it needs the package {package.module}, which is not installed"
         else:
             try:
                 mmcv.FileClient(**given)

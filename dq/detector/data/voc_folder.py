@@ -51,7 +51,7 @@ class VOCFolderDataset(VOCDataset):  # type: ignore[misc]
         for name in [metric] if isinstance(metric, str) else metric:
             if name not in METRICS:
                 raise ValueError(
-                    f"evaluation.metric {name!r} does not exist; use of {', '.join(METRICS)}"
+                    f"evaluation.metric {name!r} does not exist; use one of {', '.join(METRICS)}"
                 )
             if name == COCO_METRIC:
                 found |= coco_metrics(self, results)

@@ -1,4 +1,4 @@
-"""Run all checks in a process of their own, so that one that crashes or hangs is only a line."""
+"""Run all checks in another process, so that a check that crashes or hangs costs only its line."""
 
 from __future__ import annotations
 
@@ -58,10 +58,9 @@ def examine(checks: Mapping[str, Check], limit_s: float = LIMIT_S) -> Iterator[t
             found = _next(mine, process, limit_s)
             yield left.pop(0), found[0]
             if found[1]:
+                process.kill()
                 break
         mine.close()
-        if process.is_alive():
-            process.kill() if left else None
         process.join()
 
 

@@ -32,15 +32,15 @@ Check = Callable[[], Finding]
 
 
 def good(said: str) -> Finding:
-    """Return that a part is as it should be."""
+    """Return the finding that a part works."""
     return Finding(status=OK, said=said)
 
 
 def warning(said: str, mend: str) -> Finding:
-    """Return that a part is missing that a training can do without."""
+    """Return the finding that a part is missing or slow that training can do without."""
     return Finding(status=WARN, said=said, mend=mend)
 
 
 def failure(said: str, mend: str) -> Finding:
-    """Return that a part is missing that every training needs."""
+    """Return the finding that a part is missing or broken that every training needs."""
     return Finding(status=FAIL, said=said, mend=mend)

@@ -64,7 +64,8 @@ def collectives() -> Finding:
 
 def compilers() -> Finding:
     """Check that there is a C++ compiler."""
-    names = [os.environ.get("CC", "gcc").split()[0], os.environ.get("CXX", "g++").split()[0]]
+    usual = {"CC": "gcc", "CXX": "g++"}
+    names = [(os.environ.get(name, "").split() or [own])[0] for name, own in usual.items()]
     found = {name: _said(name, "--version") for name in names}
     missing = [name for name, text in found.items() if not text]
     if missing:

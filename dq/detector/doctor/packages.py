@@ -1,4 +1,4 @@
-"""Checks of Python and its packages. Each imports what it is about by itself."""
+"""Checks of Python and its packages. Each check imports the package that it is about."""
 
 from __future__ import annotations
 

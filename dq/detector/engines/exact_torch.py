@@ -35,7 +35,7 @@ def run_exactly_(
 @contextlib.contextmanager
 def exact_arithmetic(detector: nn.Module, graph: QuantizedGraph) -> Iterator[None]:
     """Apply `run_exactly_` inside the block, and restore the detector after it."""
-    # The former replacements of its methods: the graph, perhaps compiled or under autocast.
+    # These methods are replaced already: by the graph, perhaps compiled or under autocast.
     parts = [(detector.get_submodule(part), "forward") for part in graph.parts]
     with replacements_kept([(detector, "extract_feat"), *parts]):
         run_exactly_(detector, graph)

@@ -17,7 +17,7 @@ from dq.quant.latency.result import Latency
 from dq.quant.latency.terms import BRIEFLY
 from dq.quant.verify.onnxruntime_session import load_model
 
-# Any engine may run what is quantized for none.
+# The target ``int8`` is for no engine in particular.
 _OF_TARGET = {"int8": "onnxruntime"}
 
 

@@ -139,7 +139,7 @@ def detected(
             stack.enter_context(exact_arithmetic(detector, graph))
         elif graph is not None:
             log.info(
-                "on %s the quantized detector rounds real numbers: its metrics may differ from"
+                "on %s the quantized detector fake-quantizes in float: its metrics may differ from"
                 " those of the exported model, which --device cpu gives",
                 device.type,
             )

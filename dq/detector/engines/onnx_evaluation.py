@@ -188,7 +188,7 @@ def _explain(
 
 
 def _some_images(dataset: Any, size: tuple[int, int]) -> list[torch.Tensor]:
-    """Return the first `NUM_COMPARED` test images ``(1, C, *size)``, padded to the size."""
+    """Return this rank's first `NUM_COMPARED` test images ``(1, C, *size)``, padded to the size."""
     images: list[torch.Tensor] = []
     for batch in evaluation_loader(dataset, workers=0):
         image = batch["img"][0]

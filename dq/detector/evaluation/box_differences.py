@@ -41,7 +41,9 @@ class BoxDifferences:
 def box_differences(
     first: Sequence[Any], second: Sequence[Any], *, lowest_score: float = 0.05
 ) -> BoxDifferences:
-    """Match the boxes of two results, best score first, each with the nearest of its class.
+    """Match the boxes of two results, best score first, each with the one it overlaps most.
+
+    Only boxes of the same class and image are matched.
 
     Args:
         first: mmdet's results of each image, of any kind; without boxes there are no differences.

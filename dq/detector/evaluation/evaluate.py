@@ -28,8 +28,9 @@ from dq.dist.work.on_main_rank import on_main_rank
 from dq.progress import progress
 
 log = logging.getLogger(__name__)
-# LVIS calls it AP.
+# Names of the box metric; LVIS calls it AP.
 _BOXES = ("bbox_mAP", "mAP", "bbox_AP")
+# Metrics that mmdet gives in percent.
 _PERCENT = re.compile(r"[PSR]Q(_th|_st)?|(occluded|separated)_recall")
 # Errors of mmdet's metrics for unexpected results, settings and packages.
 _REFUSALS = (
@@ -118,7 +119,7 @@ def scores(dataset: Any, results: list[Any], settings: Mapping[str, Any]) -> Sco
     """Return the data set's own metrics of these results.
 
     A metric that cannot be computed is left out (mmdet returns -1 or NaN if there is no box of that
-    size or class). If it is the first metric, it counts as 0, because a table needs one.
+    size or class). If it is the main metric, it counts as 0, because result tables need that one.
 
     Args:
         dataset: An mmdet data set.

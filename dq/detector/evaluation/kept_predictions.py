@@ -78,10 +78,11 @@ def _class_precision(leaf: Any, boxes: list[Any], annotations: list[Any]) -> dic
 
 
 def predictions_of(dataset: Any, results: Sequence[Any]) -> Predictions | None:
-    """Return the boxes of the first images; None for data sets whose images have no annotations.
+    """Return the boxes of the first images; masks are left out.
 
-    The boxes of detectors of masks are kept too; of proposals and of segmentations without boxes
-    there is nothing to keep.
+    Returns:
+        None if an image has no annotation, or a result has no boxes with classes (proposals, or a
+        segmentation without boxes).
     """
     pictures = []
     for index, result in enumerate(results[:MAX_IMAGES]):
@@ -133,7 +134,7 @@ def boxes_unrounded(
     number: int,
     device: torch.device,
 ) -> dict[str, list[Box]]:
-    """Return what a quantized detector finds on the first images when nothing is rounded.
+    """Return what a quantized detector finds on the first images with its quantizers off.
 
     One rank's work.
     """
@@ -142,9 +143,10 @@ def boxes_unrounded(
 
 
 def _can_be_matched(dataset: Any) -> bool:
-    """Whether the annotations are boxes of classes that a metric can be computed from at once.
+    """Return whether precision can be computed from the annotations as they are.
 
-    OpenImages has boxes of parent classes, of groups, and in shares of the image.
+    It cannot for OpenImages: some boxes are of parent classes or of groups of objects, and their
+    coordinates are shares of the image.
     """
     return not any(isinstance(leaf, OpenImagesDataset) for leaf in leaves(dataset))
 

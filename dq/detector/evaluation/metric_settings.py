@@ -95,7 +95,8 @@ def metrics_of(settings: Mapping[str, Any]) -> list[str]:
     metric = settings.get("metric")
     if metric is None:
         return []
-    return [metric] if isinstance(metric, str) else [str(name) for name in metric]
+    several = isinstance(metric, Iterable) and not isinstance(metric, str)
+    return [str(name) for name in (metric if several else [metric])]
 
 
 def _check(kind: type[Any], settings: Mapping[str, Any]) -> None:
@@ -149,7 +150,7 @@ def _keys(owner: Any) -> set[str] | None:
     if _takes_any(signatures[0]):
         if owner not in _METRICS and not owner.__module__.startswith("mmdet."):
             return None
-        # Arguments that it does not name are passed to the next one.
+        # Arguments that it does not name are passed on to the base class's ``evaluate``.
         following: list[Any] = [c for c in owner.__mro__[1:] if "evaluate" in vars(c)]
         signatures += [inspect.signature(c.evaluate) for c in following[:1]]
         if issubclass(owner, CocoPanopticDataset):

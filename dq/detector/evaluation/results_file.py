@@ -123,6 +123,15 @@ class Painter:
         more = colors if "bbox_color" in known else {}
         if "score_thr" in known:
             more["score_thr"] = self.lowest_score
-        self.detector.show_result(
-            image, result, show=False, out_file=str(self.folder / meta["ori_filename"]), **more
-        )
+        file = str(self.folder / _inside(meta["ori_filename"]))
+        self.detector.show_result(image, result, show=False, out_file=file, **more)
+
+
+def _inside(name: str) -> Path:
+    """Return an image's name as a path that stays below the folder for the drawings.
+
+    Annotations may have absolute paths, or paths with ``..``. These may lead to the image itself,
+    which the drawing would overwrite.
+    """
+    path = Path(name)
+    return Path(*(part for part in path.parts if part not in (path.anchor, "..")))

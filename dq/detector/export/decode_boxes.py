@@ -18,7 +18,7 @@ from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import SingleStageDetector
 from torch import Tensor, nn
 
-# Maximum ratio of box and anchor sides, a constant in `DeltaXYWHBBoxCoder.decode`.
+# Logarithm of the maximum ratio of box and anchor sides, a constant in `DeltaXYWHBBoxCoder.decode`.
 _LARGEST_STRETCH = float(np.abs(np.log(16 / 1000)))
 
 

@@ -1,8 +1,8 @@
 """Final detections of a batch in an exported graph: thresholds, top k, NMS.
 
-The same as mmdet's `BaseDenseHead`, `YOLOV3Head` and `YOLOXHead` do for one image, including ties:
-an earlier candidate comes before a later one with the same score. ONNX specifies this for TopK, and
-ONNX Runtime does it in NonMaxSuppression.
+They equal those of mmdet's `BaseDenseHead`, `YOLOV3Head` and `YOLOXHead` for one image. This holds
+for ties too: an earlier candidate comes before a later one with the same score. ONNX specifies this
+for TopK, and ONNX Runtime does it in NonMaxSuppression.
 """
 
 from __future__ import annotations

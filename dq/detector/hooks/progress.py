@@ -12,8 +12,8 @@ from dq.progress import Pace, Piece, show
 class ProgressHook(Hook):  # type: ignore[misc]
     """Show the epoch, the step, this rank's loss and the time left, a few times a second.
 
-    The loss is copied from the device only for a picture, so training does not wait for it in each
-    step. The time left includes evaluations at the pace of those so far.
+    The loss is copied from the device only when the bar is drawn, so training does not wait for it
+    in each step. The time left includes evaluations at the pace of those so far.
     """
 
     def __init__(self) -> None:

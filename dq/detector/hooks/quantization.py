@@ -93,7 +93,7 @@ class QuantizationHook(Hook):  # type: ignore[misc]
 
 
 class FrozenNormHook(Hook):  # type: ignore[misc]
-    """Keep the running statistics of batch norms from a certain step on.
+    """Freeze the running statistics of batch norms from a certain step on.
 
     Args:
         schedule: Says from which step on.

@@ -21,7 +21,7 @@ from dq.quant.quantizers.phase import Phase
 from dq.quant.quantizers.restore import in_phase
 
 log = logging.getLogger(__name__)
-# Entries of the runner's `meta`, and in the first of them the metric of the latest evaluation.
+# An entry of the runner's `meta`; and in this entry, the metric of the latest evaluation.
 START, LATEST = "start", "latest"
 
 

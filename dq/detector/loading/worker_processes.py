@@ -138,7 +138,7 @@ def _workers_of(iterator: Any) -> Sequence[BaseProcess]:
 
 
 def _how_lost(workers: Sequence[BaseProcess]) -> str:
-    """Describe how the first process ended that is no longer alive."""
+    """Describe how the first process that is no longer alive ended."""
     # Its pipes may close a moment before its exit code is available.
     wait([worker.sentinel for worker in workers], timeout=1.0)
     for worker in workers:

@@ -157,7 +157,7 @@ def _positions(wanted: Sequence[Any], present: Sequence[Any]) -> list[int]:
 
 
 def _fix_lvis(stack: contextlib.ExitStack) -> None:
-    """Apply the same two fixes to LVIS, if it is installed."""
+    """Fix empty detections and the order of classes for LVIS too, if it is installed."""
     try:
         lvis = importlib.import_module("lvis")
     except ImportError:

@@ -54,7 +54,7 @@ def labelled_boxes(result: Any) -> list[list[float]]:
 
 
 def boxes_of_any_class(result: Any) -> list[Any]:
-    """Return the same, but proposals as one class, and an empty list instead of None."""
+    """Return `boxes_by_class`, but proposals as one class, and an empty list instead of None."""
     if isinstance(result, np.ndarray) and result.ndim == 2 and result.shape[1] == 5:
         return [result]
     return boxes_by_class(result) or []

@@ -21,9 +21,9 @@ from dq.quant.recipes.recipe import Recipe, Rule
 from dq.quant.targets import as_written
 
 QUANTIZATION = "quantization"
-# The weights that the graph's scales have changed, while the state dict has the float detector's.
+# The weights as channel scaling has changed them; the state dict has the float detector's.
 SCALED = "scaled_weights"
-# Likewise the weights that calibration has clipped or repaired.
+# Likewise the weights as calibration has clipped or repaired them.
 REPAIRED = "repaired_weights"
 
 
@@ -81,7 +81,7 @@ def compose(
 def weights_of(
     graph: QuantizedGraph | None, content: Mapping[str, Any], source: str
 ) -> dict[str, Tensor]:
-    """Return the weights in a checkpoint as a model with this graph has them at present.
+    """Return the weights in a checkpoint with the channel scales that this graph has at present.
 
     Args:
         graph: Its channels may be scaled; None for a float detector.
@@ -127,7 +127,7 @@ def _repaired(content: Mapping[str, Any]) -> dict[str, Tensor]:
 def has_float_weights(content: Mapping[str, Any]) -> bool:
     """Return whether the state dict has the float detector's weights.
 
-    Checkpoints with channel scales had the scaled ones there before they had `SCALED`.
+    A checkpoint of an older version, with channel scales and without `SCALED`, has the scaled ones.
     """
     stored = content.get(QUANTIZATION)
     return stored is None or SCALED in stored or not stored["recipe"].get("scaled")
@@ -147,8 +147,8 @@ def load_quantization(graph: QuantizedGraph, content: Mapping[str, Any], source:
     said = content[QUANTIZATION].get("digest")
     if said is not None and said != digest(state.items()):
         raise ValueError(
-            f"the ranges in {source} are not those that were equal on all ranks when it was"
-            " written; use another checkpoint"
+            f"the ranges in {source} do not match the digest that was written with them, so they"
+            " have been changed or damaged; use another checkpoint"
         )
     own = graph.quantizers.state_dict()
     wrong = sorted(set(own) ^ set(state))
@@ -181,7 +181,7 @@ def recipe_of(content: Mapping[str, Any]) -> Recipe | None:
     assert activation is not None
     for name in ("raised", "scaled"):
         stored[name] = tuple(stored.get(name, ()))
-    stored.setdefault("target", as_written.TARGET.name)  # From before there were targets.
+    stored.setdefault("target", as_written.TARGET.name)  # Older checkpoints have none.
     try:
         return Recipe(weight=weight, activation=activation, rules=rules, **stored)
     except ValueError as error:

@@ -81,7 +81,7 @@ def compilation(config: Config, device: torch.device) -> Compilation | None:
 def compiled(network: Network, detector: nn.Module, settings: Compilation) -> Network:
     """Return the network, compiled in training mode and not compiled in evaluation mode.
 
-    So validation during training gives exactly the same numbers without the compiler. Norms that
+    So validation gives exactly the numbers that it gives without the compiler. Norms that
     exchange statistics with other ranks are single operators in the graph. Each quantizer phase
     compiles once.
 

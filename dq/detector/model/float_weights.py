@@ -28,8 +28,8 @@ _FIX = (
 def initialise(detector: nn.Module) -> None:
     """Draw or load the detector's initial weights by its ``init_cfg``; every rank must call it.
 
-    The main rank first checks the files of all ``Pretrained`` ones. mmcv itself loads any keys that
-    fit, and only logs a line if none does.
+    The main rank first checks the file of each ``init_cfg`` of type ``Pretrained``. mmcv itself
+    loads any keys that fit, and only logs a line if none does.
 
     Args:
         detector: Result of `mmdet.models.build_detector`.
@@ -55,7 +55,7 @@ def check_pretrained(detector: nn.Module) -> None:
             prefix = "backbone"  # mmcv uses no other part.
         if prefix:
             state = _below(state, str(prefix), module, f"{where}: {source}")
-        else:  # As mmcv does, which with a prefix reads the names as they are.
+        else:  # As mmcv does, but only without a prefix.
             state = {key.removeprefix("module."): value for key, value in state.items()}
         # Networks that rename keys report themselves what does not fit.
         if not _renames_keys(module):
@@ -123,7 +123,7 @@ def _fitting_prefix(state: Mapping[str, Tensor], module: nn.Module) -> str | Non
 
 
 def _with_prefix(prefix: str) -> str:
-    # Without a prefix mmcv leaves this one out.
+    # Without a prefix, mmcv itself removes ``module.`` from the names.
     return f"set init_cfg.prefix={None if prefix in ('', 'module.') else prefix!r}"
 
 

@@ -206,7 +206,7 @@ def parameters_outside(
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    """Keep activation functions as one node, and compiled operators, which cannot be traced."""
+    """Return whether a module stays one node: an activation function, or a compiled operator."""
     if isinstance(module, (*_ACTIVATIONS, DropPath)):
         return True
     return type(module).__module__.startswith("mmcv.ops.")

@@ -44,7 +44,8 @@ def _paste_outside_too(
 ) -> Any:
     """Paste masks as mmdet does, but into the whole image if no box overlaps it.
 
-    mmdet pastes into the part of the image that all boxes need, which then starts after its end.
+    mmdet pastes into the smallest part of the image that all boxes need. If no box overlaps the
+    image, that part would end before it starts.
     """
     if skip_empty:
         start = boxes[:, :2].min(0).values.floor() - 1

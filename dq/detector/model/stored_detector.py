@@ -128,5 +128,5 @@ def rounding_detector(
     stored = stored_detector(config, content, source, torch.device("cpu"))
     assert stored.graph is not None
     assert stored.recipe is not None
-    stored.detector.eval()  # mmdet's detectors that distil return nothing here.
+    stored.detector.eval()  # Not chained: for mmdet's distilling detectors it returns None.
     return stored.detector, stored.graph, stored.recipe

@@ -15,7 +15,7 @@ from dq.data.own.statistics import STEP, Scaling
 
 # The type of anchors that are given as widths and heights.
 FITTED = "YOLOAnchorGenerator"
-# A training sees about this many images, but passes over them neither more nor less often.
+# A training sees about this many images, in at most and at least this many passes over the data.
 IMAGES_SEEN, MOST_PASSES, FEWEST_PASSES = 16_000, 60, 12
 
 

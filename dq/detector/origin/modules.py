@@ -155,6 +155,9 @@ class QuantTrainModule(QuantBaseModule):
         dummy_input: As for `QuantBaseModule`.
         total_epochs: Length of the training.
         kwargs: As for `QuantBaseModule`.
+
+    Raises:
+        ValueError: As for `QuantBaseModule`, or ``total_epochs`` is less than 1.
     """
 
     def __init__(

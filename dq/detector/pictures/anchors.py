@@ -30,7 +30,8 @@ class Anchors:
         strides: Width and height of a cell of each level's grid, in pixels.
         base: The anchors of each level at its first cell, corners, ``(k, 4)`` each.
         good: An anchor with this IoU to a box is trained on it: the assigner's ``pos_iou_thr``.
-        least: With this IoU a box's best anchor is trained on it; None if only good ones are.
+        least: A box's best anchor is trained on it from this IoU on, even if it is not good. None
+            if only good anchors are trained.
         border: Pixels that an anchor may lie outside of the image; None for any number.
     """
 
@@ -66,7 +67,7 @@ class Fit:
     Attributes:
         anchors: Of one head.
         best: IoU of each box with its best anchor, ``(n,)``.
-        centered: The same if that anchor were at the box's center, ``(n,)``: of the shapes alone.
+        centered: The same if every anchor were at the box's center, ``(n,)``: only shapes count.
         shapes: Width and height of each box in the network's input, ``(n, 2)``.
         labels: Of each box, ``(n,)``.
     """
@@ -113,7 +114,7 @@ def anchors_of(detector: nn.Module) -> list[Anchors]:
 
 
 def _generators(module: nn.Module) -> Iterator[AnchorGenerator]:
-    """Yield a head's own generators; of a guided head those that its anchors are formed from."""
+    """Yield a head's own generators; for guided anchoring, those that its anchors come from."""
     own = {name: v for name, v in vars(module).items() if isinstance(v, AnchorGenerator)}
     if any(name.startswith("approx") for name in own):
         own = {name: v for name, v in own.items() if not name.startswith("square")}
@@ -152,8 +153,8 @@ def fit_of(anchors: Anchors, groups: Iterable[InputBoxes]) -> Fit:
 def best_overlaps(anchors: Anchors, group: InputBoxes) -> Floats:
     """Return the IoU of each box with the best of all anchors of the grids, ``(n,)``.
 
-    An anchor overlaps a box the more the nearer their centers are along either axis. So of each
-    anchor only the cell nearest to the box need be looked at.
+    An anchor overlaps a box the more, the nearer their centers are along either axis. So for each
+    anchor, only the cell nearest to the box counts.
     """
     best = np.zeros(len(group.boxes))
     size = np.array([group.width, group.height], dtype=np.float64)

@@ -21,7 +21,7 @@ LARGEST = 560
 def loaded(place: Place) -> RGB | None:
     """Return an image as the loading steps of its data set's pipeline read it, ``(h, w, 3)``.
 
-    So EXIF, file clients, several files for the channels and the user's own steps count.
+    So EXIF, file clients, several files for the channels and the user's own steps take effect.
 
     Returns:
         None if the data set loads images in a way of its own.

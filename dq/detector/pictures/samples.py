@@ -105,10 +105,10 @@ def labelled(dataset: Any, index: int) -> Sample:
 
 
 def seen(dataset: Any, index: int, *, seed: int, with_image: bool = True) -> Sample:
-    """Return a sample of a data set as the network gets it, not normalized.
+    """Return a sample of a data set as the network gets it, with the normalization undone.
 
-    A training pipeline gives its own boxes. A test pipeline gives none: those of the annotation are
-    moved as its first view says.
+    A training pipeline gives boxes. A test pipeline gives none, so the boxes of the annotation are
+    scaled and flipped like its first view.
 
     Args:
         dataset: Of training, or of `images_once`.

@@ -17,9 +17,9 @@ from dq.tracking.pictures.sheet import Mark, Panel, drawn
 from dq.tracking.reports.show_page import Shot
 from dq.whole_file import drafts
 
-# Of a sheet's pictures: two columns are wider than three.
+# Side of each picture in pixels, by the number of columns of the sheet.
 SIDES = {1: 460, 2: 520, 3: 440}
-# Boxes that differ and are named in words.
+# Maximum number of differing boxes that are named in words.
 MOST_NAMED = 12
 
 
@@ -95,7 +95,7 @@ class _Side:
 
     Attributes:
         own: Its boxes, the best first.
-        alone: Those that the other detector, or the labels, have no match for.
+        alone: Those without a match among the other detector's boxes, or among the labels.
         missed: Labelled objects that it does not find; None without labels.
         labels: Number of labelled objects.
     """

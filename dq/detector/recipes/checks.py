@@ -1,4 +1,4 @@
-"""Say before a quantized training why it cannot work."""
+"""Say before a quantized training why it may fail."""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from mmcv import Config
 
-# Optimizers whose update does not depend on the gradient's size; their rate follows the square
-# root of the batch (Malladi et al. 2022, arXiv 2205.10287), that of the others the batch itself.
+# Optimizers whose update does not depend on the gradient's size. Their learning rate scales with
+# the square root of the batch size (Malladi et al. 2022, arXiv 2205.10287). The rate of all others
+# scales with the batch size itself.
 ADAPTIVE = ("Ada", "RMS", "NAdam", "RAdam", "Lamb", "Lion", "Rprop")
 
 
@@ -73,8 +74,8 @@ def float_training(
         former_images_per_step: Of the checkpoint's training. None if unknown; the config's
             ``auto_scale_lr.base_batch_size`` counts then. Neither has an effect if the config
             scales rates itself (``auto_scale_lr.enable``).
-        num_images: Of the data set. A step has no more than these, so a batch that repeats them to
-            be full does not raise the rate. None for no limit.
+        num_images: Of the data set; None for no limit. A batch that is larger repeats images, which
+            does not raise the rate.
 
     Raises:
         ValueError: The config has no learning rate or no length.
@@ -115,7 +116,7 @@ def rates(rate: float, schedule: Mapping[str, Any] | None) -> tuple[float, float
 
     Args:
         rate: ``optimizer.lr``.
-        schedule: ``lr_config``; None for a constant rate. Of a policy that is not known both are
+        schedule: ``lr_config``; None for a constant rate. For an unknown policy, both results are
             ``rate``.
     """
     given = dict(schedule or {})

@@ -29,7 +29,7 @@ MODE_SWITCH = "YOLOXModeSwitchHook"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
-    """What a recipe comes to.
+    """The numbers that a recipe gives for one training.
 
     Attributes:
         recipe: Its name.
@@ -111,7 +111,7 @@ def numbers_of(
     rate: float | None = None,
     passes: float | None = None,
 ) -> Numbers:
-    """Return the numbers that a recipe comes to.
+    """Return the numbers that a recipe gives for one training.
 
     Args:
         name: Of the recipe.

@@ -86,7 +86,7 @@ def rule_named(name: Any) -> Rule:
     Raises:
         ValueError: There is none; the message names the closest one.
     """
-    if name not in RULES:
+    if not isinstance(name, str) or name not in RULES:
         raise ValueError(f"quant.recipe {name!r} does not exist; {hint(str(name), RULES)}")
     return RULES[name]
 

@@ -32,7 +32,8 @@ def times_as_fast(
         engine: A key of `dq.engines.ENGINES`.
 
     Returns:
-        The median; None if the detector cannot be exported or the engine cannot run it.
+        The median of several measurements; None if the detector cannot be exported or the engine
+        cannot run it.
     """
 
     def write(folder: Path) -> Path | None:

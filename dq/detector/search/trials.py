@@ -64,9 +64,9 @@ class Setting:
         device: Of this rank.
         batches: Returns the images for calibration, as batches ``(N, C, H, W)`` on the CPU.
         dataset: What is measured on, in test mode.
-        begin: Called before each trial; sets everything random, so that the order of the trials
-            does not matter.
-        key: Digest of all this.
+        begin: Called before each trial; seeds all random generators, so that the order of the
+            trials does not matter.
+        key: Digest of all this; a result is used again only under the same key.
         folder: For results; it is created.
     """
 
@@ -175,7 +175,8 @@ class Trials:
         kept = self._kept(name)
         if kept is None:
             stored = self.stored(candidate, torch.device("cpu"))
-            detector, graph = stored.detector.eval(), stored.graph
+            stored.detector.eval()  # Not chained: for mmdet's distilling detectors it returns None.
+            detector, graph = stored.detector, stored.graph
             assert graph is not None
             found = times_as_fast(self._setting.config, detector, graph, engine)
             kept = {} if found is None else {engine: found}

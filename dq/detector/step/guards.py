@@ -77,9 +77,9 @@ class Guards:
             if "least" in limits and (not isinstance(given, int) or given < limits["least"]):
                 least = limits["least"]
                 raise ValueError(f"guards.{name} is {given!r}; use a whole number from {least}")
-            if "above" in limits and not given > limits["above"]:
-                above = limits["above"]
-                raise ValueError(f"guards.{name} is {given}; it must be more than {above:g}")
+            above = limits.get("above")
+            if above is not None and not (isinstance(given, int | float) and given > above):
+                raise ValueError(f"guards.{name} is {given!r}; it must be more than {above:g}")
 
     def hooks(self) -> Iterator[str]:
         """Yield ``module:class`` of the hooks of all guards that are not off."""

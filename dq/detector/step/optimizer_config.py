@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from mmcv import Config
@@ -29,11 +30,13 @@ def optimizer_step(
     """Return the hook that runs the optimizer; None if the config names its own.
 
     Raises:
-        ValueError: Such a hook conflicts with another setting.
+        ValueError: Such a hook conflicts with another setting, or a setting is invalid.
     """
     given = dict(config.optimizer_config or {})
     kind = given.pop("type", "OptimizerHook")
     fp16 = config.get("fp16")
+    if fp16 and not isinstance(fp16, Mapping):
+        raise ValueError(f"fp16 is {fp16!r}; use dict(loss_scale='dynamic')")
     if kind in ("GradientCumulativeOptimizerHook", "GradientCumulativeFp16OptimizerHook"):
         config.accumulate = given.pop("cumulative_iters", 1)
         log.info("optimizer_config: %s is replaced by accumulate=%d", kind, config.accumulate)

@@ -87,7 +87,7 @@ class OptimizerStep(OptimizerHook):  # type: ignore[misc]
         return self.scaler is not None and self.scaler.is_enabled()
 
     def forward(self, runner: Any, batches: Sequence[Any]) -> dict[str, Any]:
-        """Run the forward passes of all micro-batches of this step; several ones are averaged.
+        """Run the forward passes of all micro-batches of this step, and average their losses.
 
         Returns:
             ``loss``, ``log_vars`` and ``num_samples``, as a detector's ``train_step``. The backward

@@ -24,7 +24,7 @@ from dq.quant.quantizers.restore import in_phase
 
 # Below this norm a layer's weights are zero, and a ratio to them has no meaning.
 SMALLEST_NORM = 1e-8
-# The gradient is clipped to this total norm if the training clips it.
+# The gradient is clipped to this total norm if ``grad_clip`` gives none.
 DEFAULT_NORM = 2.0
 
 

@@ -23,9 +23,9 @@ from dq.detector.config.nested_sections import from_outside_in, innermost
 SIDE = 128
 # Larger images, for pyramids whose last level would be empty and for deformable kernels.
 SIDES = {"ddod": 384, "ssd": 160, "vfnet": 384, "wider_face": 300}
-# Families in which the code derives some widths from others: these keep their widths,
+# Families that keep their widths, because the code derives some of them from others.
 WIDE = frozenset({"detectors", "ssd", "tridentnet", "wider_face"})
-# and these keep the widths of their heads.
+# Families that keep the widths of their heads, for the same reason.
 WIDE_HEADS = frozenset(
     {"deformable_detr", "detr", "mask2former", "maskformer", "queryinst", "sparse_rcnn"}
 )

@@ -72,7 +72,7 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continued:
-    """How a float detector is trained on, as the control of a quantized training.
+    """How a float detector is trained further, as the control of a quantized training.
 
     Attributes:
         schedule: Of the quantized training; only the phase of batch norms matters.

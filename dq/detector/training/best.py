@@ -28,7 +28,7 @@ def take_best_(runner: Any, detector: nn.Module, quantization: Quantization) -> 
     Args:
         runner: After its run.
         detector: Unwrapped, with its final weights.
-        quantization: The assignment.
+        quantization: The prepared graph and the settings of its training.
 
     Returns:
         The name of the loaded file, or None if the detector is still that of the last step.

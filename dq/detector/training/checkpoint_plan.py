@@ -56,8 +56,8 @@ class CheckpointPlan:
                 raise ValueError(f"checkpoint_config.{name} is {given!r}; use a whole number")
         for name in ("steps", "minutes"):
             given = getattr(self, name)
-            if given < 0:
-                raise ValueError(f"checkpoint_config.{name} is {given}; use 0 or more")
+            if not isinstance(given, int | float) or given < 0:
+                raise ValueError(f"checkpoint_config.{name} is {given!r}; use 0 or more")
         if self.out_dir is not None and "://" in str(self.out_dir):
             raise ValueError(
                 f"checkpoint_config.out_dir is {self.out_dir}; checkpoints go to a disk, give a"

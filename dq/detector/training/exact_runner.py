@@ -386,6 +386,8 @@ class Training:
         self.run_iter(batch, train_mode=False)
         self.call_hook("after_val_iter")
         del self.data_batch
+        # All batches together may take longer than the watchdog waits for one step.
+        self.supervision.alive("a batch of validation losses")
 
 
 def is_own(hook: Any) -> bool:

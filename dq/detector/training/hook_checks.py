@@ -165,8 +165,9 @@ def log_in_time(runner: Any, steps: int) -> None:
     for hook in runner.hooks:
         if isinstance(hook, LoggerHook) and hook.interval > most:
             log.info(
-                "%s has an interval of %s now: an epoch has no more",
+                "%s logs every %s: %s has no more",
                 type(hook).__name__,
                 counted(most, "step[s]"),
+                "an epoch" if runner.counts_epochs else "the training",
             )
             hook.interval = most

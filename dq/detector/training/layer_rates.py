@@ -1,4 +1,4 @@
-"""Learning rates that every layer bears, found by trying one step before the training."""
+"""Lower learning rates for layers that one step would move too far, as a trial step shows."""
 
 from __future__ import annotations
 

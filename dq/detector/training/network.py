@@ -42,7 +42,7 @@ def network_to_train(
         detector: On the device.
         quantization: Given for quantization-aware training.
         device: The device of the detector.
-        continued: Given for a float detector that is trained on.
+        continued: Given for a float detector that is trained further.
 
     Raises:
         ValueError: A setting is invalid, or needs a graph and the detector cannot be traced.
@@ -70,7 +70,7 @@ def network_to_train(
 
 
 def _lay_out_(detector: nn.Module, config: Config) -> None:
-    """Put channels last in the memory of the weights; layers give it on to their results."""
+    """Put channels last in the memory of the weights; outputs of the layers get this layout too."""
     wanted = config.get("channels_last", False)
     if not isinstance(wanted, bool):
         raise ValueError(f"channels_last is {wanted!r}; use True or False")

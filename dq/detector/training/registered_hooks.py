@@ -51,7 +51,7 @@ def register_hooks(
         config: Of the training.
         extras: Has further hooks.
         quantization: Given for quantization-aware training.
-        continued: Given for a float detector that is trained on.
+        continued: Given for a float detector that is trained further.
         figures: Measures all quantizers after each epoch.
         validate: Evaluate on ``data.val``.
 

@@ -59,7 +59,7 @@ def train(
         place: Folder, device, supervision and tracking.
         seed: Of the samplers and loader processes.
         task: A quantized training, whose ranges must be calibrated, or a float detector that is
-            trained on, as a control; None for a float training.
+            trained further, as a control; None for a float training.
         resume: A checkpoint of this same training to resume from.
         validate: Evaluate on ``data.val`` as ``evaluation`` says.
 

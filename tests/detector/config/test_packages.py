@@ -115,3 +115,8 @@ def test_commands_that_do_not_train_need_no_hooks_and_no_augmentation(
     }
     check_packages(config(**sections), trains=False)
     assert Package("pavi").is_missing
+
+
+@pytest.mark.parametrize("metric", [None, 50, [["cityscapes"]]])
+def test_a_metric_that_is_no_name_needs_no_package(metric: Any) -> None:
+    check_packages(config(evaluation={"metric": metric}), trains=True)

@@ -83,6 +83,15 @@ def test_a_broken_image_is_named(folder: Path) -> None:
         build_dataset(section(folder, CLASSES, [], (0, 1), None))
 
 
+def test_an_image_with_too_many_pixels_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow refuses it with an error that is no OSError."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match=r"a\.jpg cannot be read .*; repair or remove it"):
+        build_dataset(section(folder, CLASSES, [], (0, 1), None))
+
+
 def test_parts_do_not_overlap(folder: Path) -> None:
     parts = [build_dataset(section(folder, CLASSES, [], (first, 2), None)) for first in (0, 1)]
     names = [[info["filename"] for info in part.data_infos] for part in parts]

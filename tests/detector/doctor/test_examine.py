@@ -73,6 +73,13 @@ def test_nothing_that_a_check_does_ends_the_others(capfd: pytest.CaptureFixture[
     assert "noise" not in "".join(capfd.readouterr())
 
 
+def test_the_last_check_may_hang_too() -> None:
+    began = time.monotonic()
+    found = dict(examine({"hang": hang}, limit_s=0.5))
+    assert found["hang"].said.startswith("no answer")
+    assert time.monotonic() - began < 60
+
+
 def test_no_checks_are_no_findings() -> None:
     assert list(examine({})) == []
 
@@ -128,6 +135,8 @@ def test_wandb_needs_a_login_online_only(tmp_path: Path, monkeypatch: pytest.Mon
 def test_compilers_and_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DQ_NATIVE", raising=False)
     assert hardware.compilers().status == OK
+    monkeypatch.setenv("CC", "")
+    assert hardware.compilers().said.startswith("gcc ")
     assert hardware.kernels().said == "4 C++ files compiled and loaded"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")

@@ -77,6 +77,7 @@ def test_configs_of_mmdet_pass(name: str) -> None:
     [
         ("CocoDataset", {"clasewise": True}, "evaluation.clasewise is not.*did you mean classwise"),
         ("CocoDataset", {"metric": "mAP"}, "metric 'mAP' does not exist for CocoDataset"),
+        ("CocoDataset", {"metric": 50}, "metric '50' does not exist for CocoDataset"),
         ("CocoDataset", {"metric": ["bbox", "seg"]}, "did you mean segm"),
         ("CocoDataset", {"metric_items": ["mAP50"]}, "did you mean mAP_50"),
         ("CocoDataset", {"proposal_nums": (1, 10)}, r"three numbers, one of them 100"),

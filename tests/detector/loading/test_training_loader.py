@@ -364,6 +364,7 @@ def test_processes_use_one_thread_and_ignore_the_ranks_signals(
         ({"workers_per_gpu": 1, "prefetch_factor": 0}, "prefetch_factor is 0; give a number from"),
         ({"timeout": "long"}, "timeout is 'long'; give a number from 0 up"),
         ({"class_aware_sampler": {"num_sample": 1}}, "did you mean num_sample_class"),
+        ({"class_aware_sampler": True}, r"is True; use dict\(num_sample_class=1\)"),
         ({"workers_per_gpu": 1, "multiprocessing_context": "thread"}, "valid start method"),
         ({"chunks_per_step": 0}, "chunks_per_step is 0"),
     ],

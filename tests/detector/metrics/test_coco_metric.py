@@ -82,7 +82,7 @@ def test_tables_show_the_first_metric(names: list[str], tmp_path: Path) -> None:
 
 
 def test_a_metric_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"metric 'map' does not exist; use of mAP"):
+    with pytest.raises(ValueError, match=r"metric 'map' does not exist; use one of mAP"):
         score(write_set(tmp_path), PERFECT, {"metric": "map"})
 
 

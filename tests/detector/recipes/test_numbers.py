@@ -217,6 +217,8 @@ def test_recipes_fix_norms_after_a_fifth(name: str) -> None:
 def test_unknown_recipes_name_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"quant.recipe 'qat-w4a9' does not exist; .*qat-w4a8"):
         rule_named("qat-w4a9")
+    with pytest.raises(ValueError, match=r"\['qat-int8'\] does not exist"):
+        rule_named(["qat-int8"])
 
 
 def test_a_users_section_is_laid_over_a_recipes() -> None:

@@ -247,6 +247,8 @@ def test_meta_is_plain_data() -> None:
         ({"type": "MyHook"}, "custom_hooks"),
         ({"meta": 3}, "use a dict"),
         ({"minutes": -1}, "minutes is -1"),
+        ({"minutes": "15"}, "minutes is '15'; use 0 or more"),
+        ({"minutes": None}, "minutes is None; use 0 or more"),
         ({"steps": -1}, "steps is -1"),
         ({"interval": True}, "interval is True; use a whole number"),
         ({"max_keep_ckpts": 1.0}, "max_keep_ckpts is 1.0; use a whole number"),

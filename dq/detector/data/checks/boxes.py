@@ -215,7 +215,7 @@ def _refuse_other_size(leaf: Any, split: str, index: int, said: Size, size: Size
 
     Raises:
         ValueError: Some of its boxes fit only the annotated size, or mmdet drops them because of
-            it. If they fit neither or both, it stays undecided.
+            it. If the boxes fit neither or both, nothing says which size is right.
     """
     boxes = _boxes_of_file(leaf, index)
     fit_said, fit = mostly_inside(boxes, said), mostly_inside(boxes, size)

@@ -130,8 +130,8 @@ def _check_offset(
 ) -> None:
     """Raise ValueError unless there is one offset for each output.
 
-    mmcv's compiled operator reads past the sizes instead (mmdet's DyHead relies on it); those of
-    torchvision and ONNX cannot.
+    mmcv's compiled operator takes offsets of another size too, and reads them as if they had the
+    right one (mmdet's DyHead relies on it). The operators of torchvision and ONNX cannot.
     """
     sizes = zip(
         input.shape[2:], weight.shape[2:], _pair(stride), _pair(padding), _pair(dilation),

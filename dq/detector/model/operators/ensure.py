@@ -88,10 +88,10 @@ def ensure_operators() -> None:
 
 
 def require_operators(detector: nn.Module) -> None:
-    """Raise ValueError if a module of the detector calls an operator that is nowhere to be had.
+    """Raise ValueError if a module of the detector calls an operator that no device here has.
 
-    So a run ends before its data are read, and not at the first step that calls the operator. With
-    mmcv's CUDA operators it depends on the device, so such a module is refused when it is called.
+    So a run ends before its data are read, and not at the first step that calls the operator. If
+    mmcv has CUDA operators, the device decides, so such a module is refused only when it is called.
     """
     if get_compiling_cuda_version() != "not available":
         return
