@@ -76,7 +76,7 @@ def report(error: BaseException, *, debug: bool = False, log: Path | None = None
 
 
 def tell_once(line: str, code: int, print_it: Callable[[], None]) -> None:
-    """Let one rank print an error from before the process group exists.
+    """Print an error that comes before the process group exists, on one rank only.
 
     Args:
         line: The line for the user.

@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent / "profiles"
 EXECUTORS = ("slurm", "local", "debug")
 # Slurm checks limits every 30 s, and a rank needs about as long until it handles signals.
 START_UP_S = 60
+_OF_SBATCH = "sbatch's option of this name"
 
 
 def _option(default: Any, help_text: str, *, sbatch: str | None = None, least: int = 1) -> Any:
@@ -64,10 +65,10 @@ class Profile:
     """
 
     executor: str = "slurm"
-    partition: str | None = _option(None, "as sbatch's", sbatch="partition")
-    account: str | None = _option(None, "as sbatch's", sbatch="account")
-    qos: str | None = _option(None, "as sbatch's", sbatch="qos")
-    constraint: str | None = _option(None, "as sbatch's", sbatch="constraint")
+    partition: str | None = _option(None, _OF_SBATCH, sbatch="partition")
+    account: str | None = _option(None, _OF_SBATCH, sbatch="account")
+    qos: str | None = _option(None, _OF_SBATCH, sbatch="qos")
+    constraint: str | None = _option(None, _OF_SBATCH, sbatch="constraint")
     exclusive: bool = False
     time: int | str = _option("24:00:00", "limit of one attempt: 90, 1:30:00, 1-12 (default a day)")
     nodes: int = _option(1, "how many (default 1)", sbatch="nodes")

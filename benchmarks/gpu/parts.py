@@ -16,7 +16,7 @@ CONFIG = "configs/digits/ssd_resnet_fpn_160.py"
 class Part:
     """One process of the check.
 
-    Args:
+    Attributes:
         name: Name of its log file, section and entry in the results.
         words: The command line after the interpreter.
         limit_s: Time limit in seconds, further limited by the time that is left.

@@ -16,7 +16,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
-    """Add the options of every stage that several configs and seeds can share."""
+    """Add the options of every stage, without the config and the seed: a sweep has several."""
     add_place(parser)
     parser.add_argument(
         "--device",

@@ -206,7 +206,8 @@ def _evaluated(
     """Evaluate an exported model.
 
     Returns:
-        The result; the same result again if an engine computed it, else None; the speed.
+        The agreement with the checkpoint; the same object as an `IntegerResult` if an engine
+        evaluated the model, else None; and the model's latency.
     """
     from launcher.plan import begin_plan
     from launcher.stages.exported_evaluation import evaluated_in_engine, evaluated_integer_file

@@ -83,7 +83,7 @@ def _copy(path: Path, folder: Path, copies: dict[Path, str], asked_by: Path | No
 
 
 def _predefined(text: str, path: Path) -> str:
-    """Fill in mmcv's variables for the file's name, which the copy has not."""
+    """Fill in mmcv's variables for the file's name and folder, which differ for the copy."""
     values = {
         "fileDirname": str(path.parent),
         "fileBasename": path.name,

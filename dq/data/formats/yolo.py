@@ -22,7 +22,7 @@ from dq.data.pictures import Size, head_size
 
 # The numbers of each line of a label file; None if it is no label file.
 Rows = Sequence[Sequence[float]] | None
-# A higher number of a class is a mistake.
+# A class with a higher number can only be a mistake.
 MOST_CLASSES = 100_000
 # Files with one class name per line; Darknet and Roboflow have the others.
 NAME_FILES = ("classes.txt", "obj.names", "labels.names", "_darknet.labels", "classes.names")

@@ -74,7 +74,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the command, copy code and configs, submit the jobs; return the exit code."""
-    # Jobs that were submitted or run here go on without it.
+    # The jobs go on, here or on the cluster, if this command's output can no longer be written.
     with output_may_fail():
         return _submit(arguments)
 
