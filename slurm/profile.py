@@ -132,7 +132,10 @@ class Profile:
     def of_stage(self, name: str) -> Profile:
         """Return the same with the values of ``[stages.NAME]``."""
         values = self.stages.get(name)
-        return self if not values else _with(self, values, f"stages.{name}")
+        if not values:
+            return self
+        _check_kind(values, "Mapping", f"stages.{name}")
+        return _with(self, values, f"stages.{name}")
 
 
 def flags() -> dict[str, tuple[type, str]]:
@@ -201,4 +204,6 @@ def _check_kind(value: object, kind: str, where: str) -> None:
         for n in names
     )
     if not fits:
-        raise ValueError(f"{where} is {value!r}; it must be a {' or '.join(names)}")
+        in_toml = {"tuple": "list", "Mapping": "table"}
+        kinds = " or ".join(in_toml.get(name, name) for name in names)
+        raise ValueError(f"{where} is {value!r}; it must be a {kinds}")

@@ -36,7 +36,7 @@ def check_config(path: Path) -> None:
         here = pending.pop()
         if here not in seen:
             seen.add(here)
-            statement = _base_statement(_parse(here), here)
+            statement = _base_statement(_parse(here))
             pending += [_resolve(name, here) for name in _literal(statement) or []]
 
 
@@ -59,7 +59,7 @@ def literal_setting(path: Path, name: str) -> str | None:
             found = str(node.value.value) if is_string else None  # type: ignore[attr-defined]
     if found is not None:
         return found
-    for base in _literal(_base_statement(module, path)) or []:
+    for base in _literal(_base_statement(module)) or []:
         found = literal_setting(_resolve(base, path), name) or found
     return found
 
@@ -71,7 +71,7 @@ def _copy(path: Path, folder: Path, copies: dict[Path, str], asked_by: Path | No
     text = _read(path)
     name = path.name if not copies else f"base_{len(copies)}_{path.name}"
     copies[path] = name
-    statement = _base_statement(_parse(path), path)
+    statement = _base_statement(_parse(path))
     bases = _literal(statement)
     if statement is not None and bases is not None:
         names = [_copy(_resolve(base, path), folder, copies, path) for base in bases]
@@ -114,7 +114,7 @@ def _parse(path: Path) -> ast.Module:
         raise
 
 
-def _base_statement(module: ast.Module, path: Path) -> ast.Assign | None:
+def _base_statement(module: ast.Module) -> ast.Assign | None:
     for node in module.body:
         if isinstance(node, ast.Assign) and any(
             isinstance(target, ast.Name) and target.id == "_base_" for target in node.targets

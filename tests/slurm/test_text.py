@@ -215,6 +215,8 @@ def test_included_profiles_make_a_job(name: str) -> None:
         ("nodes = 0", "at least 1"),
         ("nodes = 'two'", "must be a int"),
         ("exclusive = 1", "must be a bool"),
+        ("setup = 'module load'", "must be a list"),
+        ("[stages]\nqat = 3", "stages.qat is 3; it must be a table"),
         ("time = 'soon'", "not a duration"),
         ("time = 3\nsignal_delay_s = 150", "the last 150 s"),
         ("[stages.qat]\nnods = 3", "stages.qat: nods"),

@@ -99,13 +99,19 @@ def test_repairs_and_mixed_precision_are_read() -> None:
         ({"repairs": ["equalise"]}, "did you mean equalize"),
         ({"mixed": {"max_rised": 2}}, "quant.mixed.max_rised is not a setting; did you mean max_r"),
         ({"mixed": 5}, "quant.mixed must be a dict"),
+        ("int8", "quant must be a dict such as .*, not 'int8'"),
+        ({"schedule": 5}, "quant.schedule must be a dict"),
+        ({"rules": {"module": "*", "bits": 16}}, "quant.rules must be a list of dicts"),
+        ({"repairs": 5}, "quant.repairs must be a list of names"),
+        ({"repairs": [5]}, "quant.repairs must be a list of names"),
+        ({"recipe": "qat-int8", "ema": True}, "quant.ema must be a dict or None, not True"),
         ({"rules": [{"bits": 16}]}, r"quant.rules\[0\] needs module="),
         ({"rules": [{"position": "lsat"}]}, r"quant.rules\[0\]: .* did you mean last"),
         ({"rules": [{"module": "*", "bit": 4}]}, r"quant.rules\[0\].bit is not a setting"),
         ({"raised": "a"}, "quant.raised must be a list of names of quantizers, not 'a'"),
     ],
 )
-def test_mistakes_are_refused_with_the_mend(section: dict[str, Any], message: str) -> None:
+def test_mistakes_are_refused_with_the_mend(section: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         quant_settings(section)
 
