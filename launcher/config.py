@@ -119,8 +119,8 @@ def _training_recipe(section: dict[str, Any]) -> TrainingRecipe | None:
     if name is None:
         if shares:
             raise ValueError(
-                f"quant.{next(iter(shares))} is a share of a recipe's; name it: quant.recipe ="
-                f" {next(iter(RULES))!r}"
+                f"quant.{next(iter(shares))} is a setting of a training recipe, and none is named;"
+                f" add quant.recipe = {next(iter(RULES))!r}, or leave it out"
             )
         return None
     rule_named(name)
@@ -163,9 +163,11 @@ def tracking(section: Mapping[str, Any] | None) -> Tracking:
         ValueError: A key is unknown or a value is out of bounds.
     """
     given = _settings(section, "tracking", "dict(project='x')")
-    if isinstance(given.get("tags"), str):
-        given["tags"] = (given["tags"],)
-    return Tracking(**{**given, "tags": tuple(given.get("tags", ()))})
+    tags = given.get("tags", ())
+    tags = (tags,) if isinstance(tags, str) else tags
+    if not isinstance(tags, list | tuple):
+        raise ValueError(f"tracking.tags must be a list of texts, not {tags!r}")
+    return Tracking(**{**given, "tags": tuple(tags)})
 
 
 def _settings(section: object, name: str, example: str) -> dict[str, Any]:
@@ -221,9 +223,9 @@ def known_target(name: Any, where: str) -> str:
     Raises:
         ValueError: There is no such target.
     """
-    if name not in TARGETS:
+    if not isinstance(name, str) or name not in TARGETS:
         raise ValueError(f"{where} {name!r} does not exist; {hint(str(name), TARGETS)}")
-    return str(name)
+    return name
 
 
 def _names(given: Any) -> tuple[str, ...]:

@@ -130,14 +130,14 @@ def write_traceback(error: BaseException) -> Path | None:
 
     For a command that has no work dir, or fails before it has one.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(base) / "dq-launcher" / "errors"
-    path = folder / f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}.log"
     try:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        folder = Path(base) / "dq-launcher" / "errors"
+        path = folder / f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}.log"
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(f"{' '.join(sys.argv)}\n{''.join(traceback.format_exception(error))}\n")
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: a user of a container may have no home.
         return None
     return path
 

@@ -66,7 +66,7 @@ def say_verdict(place: Session, summary: StageSummary, guards: Guards) -> int:
 def say_control(
     place: Session, qat: StageSummary, control: StageSummary, before: StageSummary | None = None
 ) -> None:
-    """Print how QAT compares with its control: the float detector, trained on.
+    """Print how QAT compares with its control: the float detector, trained further.
 
     Args:
         place: Of the command.

@@ -37,7 +37,18 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """The amount of work of each part: full on a GPU, very little in a rehearsal."""
+    """The amount of work of each part: full on a GPU, very little in a rehearsal.
+
+    Attributes:
+        epochs: Of the chain's trainings.
+        images: Training images; at most as many calibrate.
+        nets: The detectors whose steps are measured.
+        size: Width and height of their images in pixels.
+        batch: Images of a step.
+        rounds: Rounds of `benchmarks.speed`.
+        tests: Files and folders for pytest.
+        peers: The other libraries that are measured, keys of `benchmarks.peers.PEERS`.
+    """
 
     epochs: int
     images: int

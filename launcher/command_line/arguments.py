@@ -167,8 +167,8 @@ def add_control(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--control",
         action="store_true",
-        help="also train the float detector on, by the same steps and rates, so that the gain of"
-        " QAT can be told from that of training longer",
+        help="also train the float detector further, by the same steps and rates, to tell the gain"
+        " of QAT from the gain of longer training",
     )
 
 

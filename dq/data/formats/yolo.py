@@ -70,7 +70,9 @@ def _labels(folder: Folder) -> tuple[dict[Path, tuple[Path, Rows]], list[Path]]:
     found: dict[Path, tuple[Path, Rows]] = {}
     orphans = []
     for path in folder.ending(".txt"):
-        if path.name.lower() in NAME_FILES or LISTS in map(str.lower, path.parts):
+        # Only folders below the root count: the root itself may be inside an ImageSets.
+        inside = path.relative_to(folder.root).parts
+        if path.name.lower() in NAME_FILES or LISTS in map(str.lower, inside):
             continue
         image, rows = folder.image_of(path), _rows(path)
         if image is not None:
