@@ -203,7 +203,9 @@ def _check_kind(value: object, kind: str, where: str) -> None:
         isinstance(value, wanted[n]) and not (n == "int" and isinstance(value, bool))  # type: ignore[arg-type]
         for n in names
     )
+    if isinstance(value, list | tuple):
+        fits = fits and all(isinstance(each, str) for each in value)
     if not fits:
-        in_toml = {"tuple": "list", "Mapping": "table"}
+        in_toml = {"tuple": "list of texts", "Mapping": "table"}
         kinds = " or ".join(in_toml.get(name, name) for name in names)
         raise ValueError(f"{where} is {value!r}; it must be a {kinds}")

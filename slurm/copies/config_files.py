@@ -29,15 +29,17 @@ def copy_config(path: Path, folder: Path) -> Path:
 
 
 def check_config(path: Path) -> None:
-    """Raise ValueError if the config or a base is missing or not valid Python; needs no mmcv."""
-    seen: set[Path] = set()
-    pending = [path.absolute()]
-    while pending:
-        here = pending.pop()
-        if here not in seen:
-            seen.add(here)
-            statement = _base_statement(_parse(here))
-            pending += [_resolve(name, here) for name in _literal(statement) or []]
+    """Raise ValueError if a config or base is missing, wrong, or its own base; needs no mmcv."""
+    _check(path.absolute(), set(), ())
+
+
+def _check(path: Path, seen: set[Path], above: tuple[Path, ...]) -> None:
+    if path in above:
+        raise ValueError(f"config {path} is its own base; leave it out of one of the _base_ lists")
+    if path not in seen:
+        seen.add(path)
+        for name in _literal(_base_statement(_parse(path))) or []:
+            _check(_resolve(name, path), seen, (*above, path))
 
 
 def literal_setting(path: Path, name: str) -> str | None:
