@@ -7,7 +7,7 @@
 All trainings of a seed begin with the same float detector, and have the same steps, rates and
 formats. ``--cfg-options`` are for the float detector too, ``--training`` only for the quantized
 trainings. Rows are made in order, seed by seed, by `benchmarks.results`: the benchmark can be
-stopped and started again. A row that needs more than leaving out is in `MORE`.
+stopped and started again. Rows that change a part instead of leaving it out are in `MORE`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ NOTHING = "none of them"
 
 
 def rows() -> dict[str, tuple[str, ...]]:
-    """Return the overrides of each row, those first that say most."""
+    """Return the overrides of each row, the most informative rows first."""
     found = {RECIPE: (), NOTHING: tuple(o for options in WITHOUT.values() for o in options)}
     found |= {f"without {part}": options for part, options in WITHOUT.items()}
     for part in WITHOUT:

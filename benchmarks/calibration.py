@@ -77,7 +77,11 @@ def _calibration(detector: nn.Module, observer: str, batches: Sequence[Tensor]) 
 def _repaired(
     detector: nn.Module, observer: str, batches: Sequence[Tensor], given: argparse.Namespace
 ) -> Work:
-    """Repairs change the weights, so each round has a detector of its own, ready before it."""
+    """Return calibration with repairs.
+
+    Repairs change the weights, so each round has its own detector, which is prepared before the
+    clock starts.
+    """
     repair = Repair(steps=tuple(given.repairs))
     waiting = []
     for _ in range(given.rounds):

@@ -113,7 +113,7 @@ def times_of(folder: Path) -> Times:
 
 
 def is_new(path: Path, before: Times) -> bool:
-    """Whether a file exists and was written since."""
+    """Whether a file exists and was written after the times ``before`` were taken."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat(follow_symlinks=False).st_mtime_ns != before.get(path)
     return False
@@ -174,7 +174,7 @@ class Strike:
 
 
 class Job:
-    """Ranks of a launcher, started in the way of srun.
+    """Ranks of a launcher, started as srun starts them.
 
     Args:
         ranks: Number of ranks.

@@ -3,8 +3,8 @@
     python -m benchmarks.ranks [--ranks 1 2 4] [--net ssd_mobilenet] [--size 160] [--batch 2]
         [--steps 9] [--write docs/tables/ranks.md]
 
-Each number of ranks is one torchrun of real gloo processes (NCCL with `--device cuda`), one
-computing thread each: DDP, synchronized norms, and ranges merged once per step. torch's profiler
+Each number of ranks is one torchrun of real gloo processes on the CPU, one computing thread each:
+DDP, synchronized norms, and ranges merged once per step. torch's profiler
 counts the collectives of a step; dq.dist counts those besides DDP's gradients and the norms'
 moments. Then `merge_ranges_` alone is measured, over 10 to 1,000 quantizers. An all-reduce of a few
 bytes and one of 16 MiB give latency and bandwidth, from which the cost on more ranks is computed.

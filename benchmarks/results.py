@@ -49,8 +49,9 @@ class Column:
         options: Config overrides besides the user's; ``{parent}`` is the parent's checkpoint.
         parent: Column whose checkpoint it starts from.
         flags: Further words of the command.
-        of: Column whose cell this is another stage of; its own cell if empty.
-        control: Column of the float detector that is trained on in the same way.
+        of: Column whose work dir this one shares, as another stage of the same command; empty for a
+            work dir of its own.
+        control: Column of the float detector that is trained further in the same way.
     """
 
     command: str
@@ -152,7 +153,7 @@ def add_variant(name: str, column: str, *options: str) -> None:
         ValueError: There is no such column, or a column of this name exists.
     """
     if column not in COLUMNS:
-        raise ValueError(f"--variant: there is no column {column!r}; use of {', '.join(COLUMNS)}")
+        raise ValueError(f"--variant: there is no column {column!r}; use {', '.join(COLUMNS)}")
     if name in COLUMNS:
         raise ValueError(f"--variant: there is a column {name!r} already; choose another name")
     COLUMNS[name] = replace(COLUMNS[column], options=(*COLUMNS[column].options, *options))
@@ -275,8 +276,8 @@ def tables(cells: Sequence[Cell]) -> str:
 def intervals(cells: Sequence[Cell], of: str) -> str:
     """Return differences with their 95 % intervals over images, as Markdown.
 
-    Empty if nothing can be compared. Of several seeds the first counts: an interval over images is
-    of one pair of detectors.
+    Empty if nothing can be compared. Of several seeds only the first is used, because an interval
+    over images compares one pair of detectors.
 
     Args:
         cells: Those of the table.

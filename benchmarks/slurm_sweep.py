@@ -12,7 +12,7 @@ the second, of its float array and of its main array, in each way while other el
 
 Fails unless every element ends well after one restart per disturbance, no other element was
 restarted meanwhile, all checkpoints and logged losses are those of the undisturbed sweep bit for
-bit, and no file of a finished element was written again, also not by submitting the sweep again.
+bit, and no file of a finished element was written again, not even by submitting the sweep again.
 """
 
 from __future__ import annotations

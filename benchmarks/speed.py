@@ -4,10 +4,11 @@
         [--size 256] [--batch 4] [--rounds 9] [--compile] [--device cuda] [--amp] [--channels-last]
         [--out speed.json] [--write docs/tables/speed.md]
 
-A step is mmdet's whole one: forward, losses, backward, SGD and, if ranges are observed, their
-update. In each round every side makes one step in turn, so that other load on the machine affects
-all of them. The table has the median of the rounds' ratios to float, and their quartiles. Peak
-memory is parameters, buffers and momentum, plus the peak of torch's allocator in one step.
+A step is a whole training step of mmdet: forward, losses, backward, SGD and, if ranges are
+observed, their update. In each round every side makes one step in turn, so that other load on the
+machine affects all of them. The table has the median of the rounds' ratios to float, and their
+quartiles. Peak memory is parameters, buffers and momentum, plus the peak of torch's allocator in
+one step.
 
 Sides:
     float, float_frozen: mmdet's own step, norms with batch statistics or frozen

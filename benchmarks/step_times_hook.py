@@ -1,4 +1,4 @@
-"""An mmcv hook that writes the time of each step of its rank, for `benchmarks.tracking`."""
+"""An mmcv hook that writes the times of each step, for `benchmarks.tracking` and `.launch`."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
 The images are split in the order of their ids. One half calibrates and trains, with flips only, the
 other is measured; ``--swap`` exchanges them. Each row is a run of `launcher qat --control
 --no-validate`, so the result is that of the last step, and the control is the float detector
-trained on by the same steps.
+trained further by the same steps.
 """
 
 from __future__ import annotations

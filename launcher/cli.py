@@ -112,7 +112,7 @@ class Parser(argparse.ArgumentParser):
     def _mend(self, message: str) -> str | None:
         """Return what to write instead of an unknown flag, or None.
 
-        The flag may be one of mmdet's tools, belong to another command, or be misspelt.
+        The flag may be one that only mmdet's tools have, belong to another command, or be misspelt.
         """
         from dq.detector.config.mmdet_flags import REFUSED_FLAGS
 

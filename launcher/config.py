@@ -57,15 +57,19 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
     Raises:
         ValueError: A key is unknown (the nearest valid one is named) or a value is out of bounds.
     """
-    section = dict(section or {})
+    section = _as_dict(section or None, "quant", "dict(preset='int8')")
     training_recipe = _training_recipe(section)
-    averages = training_recipe is not None and "momentum" not in (section.get("ema") or {})
+    ema = section.get("ema")
+    has_momentum = isinstance(ema, Mapping) and "momentum" in ema
+    averages = training_recipe is not None and not has_momentum
     if training_recipe is not None:
         section = merged(training_recipe.rule, section)
     check_section(section, "quant")
     extras = [f.name for f in fields(Refinements)]
     refinements = _refinements({k: section.pop(k) for k in extras if k in section})
-    schedule = dict(section.pop("schedule", None) or {})
+    schedule = _as_dict(
+        section.pop("schedule", None) or None, "quant.schedule", "dict(calibration_batches=8)"
+    )
     check_section(schedule, "quant.schedule")
     training = section.pop("training", None) or {}
     if not isinstance(training, Mapping):
@@ -80,6 +84,11 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
     if not chooses and activation.bits <= FEW_BITS:
         repair = replace(repair, steps=DEFAULT_REPAIRS)
     rules = section.pop("rules", None) or ()
+    if not isinstance(rules, list | tuple):
+        raise ValueError(
+            "quant.rules must be a list of dicts such as [dict(module='bbox_head.*', bits=16)], not"
+            f" {rules!r}"
+        )
     raised = _names(section.pop("raised", None) or ())
     recipe = replace(
         base,
@@ -110,8 +119,8 @@ def _training_recipe(section: dict[str, Any]) -> TrainingRecipe | None:
     if name is None:
         if shares:
             raise ValueError(
-                f"quant.{next(iter(shares))} is a share of a recipe's; name it: quant.recipe ="
-                f" {next(iter(RULES))!r}"
+                f"quant.{next(iter(shares))} is a setting of a training recipe, and none is named;"
+                f" add quant.recipe = {next(iter(RULES))!r}, or leave it out"
             )
         return None
     rule_named(name)
@@ -154,24 +163,33 @@ def tracking(section: Mapping[str, Any] | None) -> Tracking:
         ValueError: A key is unknown or a value is out of bounds.
     """
     given = _settings(section, "tracking", "dict(project='x')")
-    if isinstance(given.get("tags"), str):
-        given["tags"] = (given["tags"],)
-    return Tracking(**{**given, "tags": tuple(given.get("tags", ()))})
+    tags = given.get("tags", ())
+    tags = (tags,) if isinstance(tags, str) else tags
+    if not isinstance(tags, list | tuple):
+        raise ValueError(f"tracking.tags must be a list of texts, not {tags!r}")
+    return Tracking(**{**given, "tags": tuple(tags)})
 
 
 def _settings(section: object, name: str, example: str) -> dict[str, Any]:
     """Return a section's settings, with all keys checked."""
-    if section is not None and not isinstance(section, Mapping):
-        raise ValueError(f"{name} must be a dict such as {example}, not {section!r}")
-    given = dict(section or {})
+    given = _as_dict(section, name, example)
     check_section(given, name)
     return given
+
+
+def _as_dict(section: object, name: str, example: str) -> dict[str, Any]:
+    """Return a copy of a section, empty for None."""
+    if section is not None and not isinstance(section, Mapping):
+        raise ValueError(f"{name} must be a dict such as {example}, not {section!r}")
+    return dict(section or {})
 
 
 def _repair(section: dict[str, Any]) -> Repair:
     """Remove the settings of the repairs from ``section`` and return them."""
     steps = section.pop("repairs", None) or ()
-    steps = (steps,) if isinstance(steps, str) else tuple(steps)
+    steps = [steps] if isinstance(steps, str) else steps
+    if not isinstance(steps, list | tuple) or not all(isinstance(step, str) for step in steps):
+        raise ValueError(f"quant.repairs must be a list of names such as ['bias'], not {steps!r}")
     mixed = section.pop("mixed", None)
     if mixed is not None:
         if not isinstance(mixed, Mapping):
@@ -181,7 +199,7 @@ def _repair(section: dict[str, Any]) -> Repair:
         check_section(mixed, "quant.mixed")
         mixed = Mixed(**mixed)
     numbers = {name: section.pop(key) for key, name in REPAIR_KEYS.items() if key in section}
-    return Repair(steps=steps, mixed=mixed, **numbers)
+    return Repair(steps=tuple(steps), mixed=mixed, **numbers)
 
 
 def _refinements(given: Mapping[str, Any]) -> Refinements:
@@ -205,9 +223,9 @@ def known_target(name: Any, where: str) -> str:
     Raises:
         ValueError: There is no such target.
     """
-    if name not in TARGETS:
+    if not isinstance(name, str) or name not in TARGETS:
         raise ValueError(f"{where} {name!r} does not exist; {hint(str(name), TARGETS)}")
-    return str(name)
+    return name
 
 
 def _names(given: Any) -> tuple[str, ...]:

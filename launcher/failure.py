@@ -76,7 +76,7 @@ def report(error: BaseException, *, debug: bool = False, log: Path | None = None
 
 
 def tell_once(line: str, code: int, print_it: Callable[[], None]) -> None:
-    """Let one rank print an error from before the process group exists.
+    """Print an error that comes before the process group exists, on one rank only.
 
     Args:
         line: The line for the user.
@@ -130,14 +130,14 @@ def write_traceback(error: BaseException) -> Path | None:
 
     For a command that has no work dir, or fails before it has one.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(base) / "dq-launcher" / "errors"
-    path = folder / f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}.log"
     try:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        folder = Path(base) / "dq-launcher" / "errors"
+        path = folder / f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}.log"
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(f"{' '.join(sys.argv)}\n{''.join(traceback.format_exception(error))}\n")
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: a user of a container may have no home.
         return None
     return path
 

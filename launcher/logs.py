@@ -35,7 +35,7 @@ class _RankFile(logging.FileHandler):
         self._said = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
-        """Handle an error of `emit`, which is being handled."""
+        """Say once that the file cannot be written; leave other errors of `emit` to logging."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)

@@ -35,7 +35,7 @@ class Output:
     """A text stream whose failures are reported once, and that is tried again each time.
 
     Args:
-        stream: All else is done by it.
+        stream: The stream itself; it also handles everything that this class does not.
         name: For messages.
         raises: Raise `OutputLostError` instead of continuing.
     """
@@ -67,7 +67,7 @@ class Output:
             self._fail(error)
 
     def end(self) -> None:
-        """Flush; what cannot be written is dropped, so that the interpreter ends without a word."""
+        """Flush; what cannot be written is dropped, so that the interpreter ends silently."""
         try:
             self._stream.flush()
         except OSError:
@@ -89,7 +89,7 @@ class Output:
 
 @contextlib.contextmanager
 def guarded_output() -> Iterator[None]:
-    """Guard standard output and standard error in the body; closed ones lead nowhere.
+    """Guard standard output and standard error in the body; output to a closed one is dropped.
 
     Standard output raises `OutputLostError`, except within `output_may_fail`. Standard error never
     raises: nobody could be told.
@@ -123,7 +123,11 @@ def output_may_fail() -> Iterator[None]:
 
 
 def _open_closed() -> None:
-    """Occupy closed standard streams: a checkpoint with their number would receive prints."""
+    """Open the null device on closed standard streams.
+
+    Otherwise a file that is opened later, such as a checkpoint, could get the number of a standard
+    stream and receive printed text.
+    """
     for number in range(3):
         try:
             os.fstat(number)

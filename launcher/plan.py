@@ -177,7 +177,10 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
 
 
 def with_target(plan: Plan, name: str) -> Plan:
-    """Return the plan for an engine: its preset if the config has none, else its rules alone.
+    """Return the plan for an engine.
+
+    A config without a preset gets the engine's preset. A config with one keeps it and gets only
+    the engine's rules.
 
     Raises:
         ValueError: There is no such target.

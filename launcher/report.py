@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from dq.detector.step.guards import Guards
 from dq.engines import backend_of
-from dq.quant.recipes.recipe import Recipe
 from dq.tracking.record.matches import read_matches
 from dq.tracking.record.stage_summary import StageSummary, read_summary
 from dq.tracking.reports.bootstrap import difference
@@ -67,7 +66,7 @@ def say_verdict(place: Session, summary: StageSummary, guards: Guards) -> int:
 def say_control(
     place: Session, qat: StageSummary, control: StageSummary, before: StageSummary | None = None
 ) -> None:
-    """Print how QAT compares with its control: the float detector, trained on.
+    """Print how QAT compares with its control: the float detector, trained further.
 
     Args:
         place: Of the command.
@@ -249,13 +248,16 @@ def _missed(found: Found, limits: Limits) -> str:
     )
 
 
-def say_table(place: Session, summaries: Mapping[str, StageSummary], recipe: Recipe) -> None:
-    """Print the result table and all paths; write table and plots into the work dir."""
+def say_table(place: Session, summaries: Mapping[str, StageSummary], bits: str) -> None:
+    """Print the result table and all paths; write table and plots into the work dir.
+
+    Args:
+        place: Of the command.
+        summaries: Of the finished stages.
+        bits: Name of the integer formats, as in `launcher.plan.Plan.bits`.
+    """
     if not place.environment.is_main:
         return
-    bits = f"int{recipe.activation.bits}"
-    if recipe.weight.bits != recipe.activation.bits:
-        bits = f"W{recipe.weight.bits}A{recipe.activation.bits}"
     table = markdown_table(place.experiment.name, summaries, bits)
     notes = [text for summary in summaries.values() if (text := below_start(summary))]
     table = "\n".join([table, *(f"\n{text}." for text in notes)])

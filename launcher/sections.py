@@ -29,8 +29,9 @@ DEFAULT_PRESET = "int8"
 DEFAULT_REPAIRS = ("channel_scales", "bias")
 # With more bits for activations the default repairs are not needed.
 FEW_BITS = 8
-# Settings of a training recipe: shares of the float training. Larger ones are a mistake.
+# Settings of a training recipe, as shares of the float training's values.
 SHARES = ("rate", "passes")
+# A larger share can only be a mistake.
 MOST_SHARE = 1000
 REPAIR_KEYS = {
     "repair_images": "images",
@@ -104,7 +105,7 @@ class Setting(NamedTuple):
     Attributes:
         kind: The dataclass that it goes to; its docstring says what the key means.
         field: The name there.
-        note: Its meaning, where no dataclass has it.
+        note: Its meaning, if no dataclass documents it.
     """
 
     kind: type[Any]
@@ -156,10 +157,10 @@ SECTIONS: dict[str, dict[str, Setting]] = {
 
 
 def check_section(given: Mapping[str, object], section: str, where: str | None = None) -> None:
-    """Raise ValueError for a key that the section does not have, or a wrong True or False.
+    """Raise ValueError for a key that the section does not have, or a boolean that is neither.
 
-    A setting that is True or False must be one of the two, because Python takes any other value for
-    one of them: a text such as ``"no"`` would be True. Other types are not checked here.
+    A boolean setting must be True or False itself, because Python accepts any other value as one of
+    them: a text such as ``"no"`` would count as True. Other types are not checked here.
 
     Args:
         given: From a config.

@@ -167,12 +167,12 @@ def session(arguments: argparse.Namespace) -> Iterator[Session]:
 
 @contextmanager
 def _closed_relays(signals: StopSignals) -> Iterator[list[Relay]]:
-    """Lend a list for relays, and close them at the end; in a hurry after an error.
+    """Yield a list for relays and close them at the end, after an error with a short time limit.
 
-    The ranks have parted by then: nobody waits for W&B but this command's own end.
+    The process group has ended by then, so no other rank waits for W&B.
 
     Args:
-        signals: One that comes while W&B is waited for no longer stops the command.
+        signals: A signal that comes while this waits for W&B no longer stops the command.
     """
     relays: list[Relay] = []
     hurry_s: float | None = HURRY_S
@@ -192,7 +192,8 @@ def _reported(log_file: Path, *, debug: bool, signals: StopSignals | None = None
     Args:
         log_file: Of this rank.
         debug: Print the traceback too.
-        signals: Given while ranks can be lost because the job was asked to stop.
+        signals: Given while there is a process group: a rank that is lost after a signal then
+            counts as stopped by it, not as an error.
     """
     try:
         yield
@@ -243,7 +244,7 @@ def choose_device(asked: str, environment: Environment) -> torch.device:
 
 
 def _has_own_gpu(environment: Environment, variables: Mapping[str, str]) -> bool:
-    """Return whether Slurm shows each task of a node another GPU, which each calls number 0."""
+    """Return whether Slurm gives each task of a node its own GPU, which the task sees as GPU 0."""
     if "SLURM_PROCID" not in variables:
         return False
     on_node = variables.get("SLURM_GPUS_ON_NODE", "")
@@ -286,7 +287,7 @@ def _report(error: BaseException, log_file: Path, *, debug: bool) -> None:
         return
     log_traceback(error)
     code = exit_code(error)
-    # What one rank did for all has failed there, and it has the error itself.
+    # If one rank worked for all and failed, that rank reports the error.
     if not notes_on(error).reported_elsewhere:
         reported = claim_report(code)
         if reported is None:

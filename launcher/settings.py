@@ -46,7 +46,8 @@ _HARMLESS = (
 _APART = ("quant", "seed", "work_dir", "load_from", "resume_from", "auto_resume")
 _INITIAL = re.compile(r"(?:^|\.)init_cfg(?:\.|$)")
 _LENGTH = ("runner.max_epochs", "runner.max_iters", "total_epochs")
-# The checkpoint's quantizers belong to this recipe, and its position is counted in this unit.
+# The checkpoint's quantizers were made with this recipe. The runner's type is the unit (epochs or
+# iterations) in which its position in the training is counted.
 _FIXED = ("runner.type", *(f"quant.{f.name}" for f in fields(Recipe)))
 # Paths of images; the same images may have been moved.
 _PLACES = re.compile(r"^data\.train\..*(?:ann_file|img_prefix|data_root|seg_prefix|img_root)")
@@ -117,8 +118,8 @@ def described_quantization(settings: QuantSettings) -> dict[str, str]:
 def changes_of(before: Settings, now: Settings) -> list[Change]:
     """Return the settings that differ, in the config's order.
 
-    A changed path of images does not count if the images are known to be the same. A setting of
-    the recipe that the earlier version did not have has its default there.
+    A changed path of images does not count if the images are known to be the same. If a checkpoint
+    is older than a setting of the recipe, it counts as made with that setting's default.
     """
     is_quantized = "quant.observer" in before
     defaults = _texts(flattened(asdict(Recipe()), "quant")) if is_quantized else {}

@@ -23,7 +23,8 @@ def await_begin(chain: Chain, job: Submitted) -> tuple[Chain, Submitted]:
     place = chain.jobs.index(job)
     while not job.job_id and not states(chain)[""].has_ended:
         time.sleep(PAUSE_S)
-        chain = next(c for c in chains() if c.folder == chain.folder)
+        # The record may be gone, removed with its experiment; then only its process is looked at.
+        chain = next((c for c in chains() if c.folder == chain.folder), chain)
         job = chain.jobs[place]
     return chain, job
 

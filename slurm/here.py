@@ -1,4 +1,4 @@
-"""Run jobs on this machine, one after another, in the way of Slurm, until all have ended."""
+"""Run jobs on this machine as Slurm would: one after another, until all have ended."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _LOGGED = re.compile(
 class OwnSession(submitit.LocalExecutor):
     """submitit's local executor, with processes in a session of their own.
 
-    Ctrl-C signals all processes of the terminal: submitit's process would print a traceback, and
-    the ranks would get two requests.
+    Ctrl-C signals all processes of the terminal. In the same session submitit's process would
+    print a traceback, and the ranks would be asked to stop twice.
     """
 
     def _submit_command(self, command: str) -> Any:
@@ -72,7 +72,7 @@ class _Stop:
         self.process: subprocess.Popen[bytes] | None = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
+        """Say once that the job is stopping, and end its process with SIGTERM."""
         if self.asked is None:
             with contextlib.suppress(OSError):
                 os.write(2, b"stopping: the job finishes its step and writes a checkpoint\n")
@@ -84,8 +84,8 @@ class _Stop:
 def run_here(jobs: Sequence[Job], place: Place) -> int:
     """Run the jobs one after another on this machine and return the first nonzero exit code.
 
-    Each is a process of submitit's local executor, with torchrun in it for several ranks, which
-    ends them all when one dies. The result of a stage, or its error, is printed at its end.
+    Each job is a process of submitit's local executor. For several ranks it starts torchrun, which
+    ends all of them when one dies. The result of a job, or its error, is printed at its end.
     SIGINT, SIGTERM and SIGHUP end the running job with a checkpoint, and cancel those after it.
     """
     waiting = [(job, element) for job in jobs for element in job.elements]
@@ -205,7 +205,7 @@ def _variables(job: Job, place: Place) -> dict[str, str]:
 
 
 def _gpus(number: int) -> str:
-    """Return this number of the GPUs that this shell may use."""
+    """Return the first ``number`` GPUs that this shell may use, for CUDA_VISIBLE_DEVICES."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [str(n) for n in range(number)] if allowed is None else allowed.split(",")
     return ",".join(names[:number])

@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent / "profiles"
 EXECUTORS = ("slurm", "local", "debug")
 # Slurm checks limits every 30 s, and a rank needs about as long until it handles signals.
 START_UP_S = 60
+_OF_SBATCH = "sbatch's option of this name"
 
 
 def _option(default: Any, help_text: str, *, sbatch: str | None = None, least: int = 1) -> Any:
@@ -64,10 +65,10 @@ class Profile:
     """
 
     executor: str = "slurm"
-    partition: str | None = _option(None, "as sbatch's", sbatch="partition")
-    account: str | None = _option(None, "as sbatch's", sbatch="account")
-    qos: str | None = _option(None, "as sbatch's", sbatch="qos")
-    constraint: str | None = _option(None, "as sbatch's", sbatch="constraint")
+    partition: str | None = _option(None, _OF_SBATCH, sbatch="partition")
+    account: str | None = _option(None, _OF_SBATCH, sbatch="account")
+    qos: str | None = _option(None, _OF_SBATCH, sbatch="qos")
+    constraint: str | None = _option(None, _OF_SBATCH, sbatch="constraint")
     exclusive: bool = False
     time: int | str = _option("24:00:00", "limit of one attempt: 90, 1:30:00, 1-12 (default a day)")
     nodes: int = _option(1, "how many (default 1)", sbatch="nodes")
@@ -131,7 +132,10 @@ class Profile:
     def of_stage(self, name: str) -> Profile:
         """Return the same with the values of ``[stages.NAME]``."""
         values = self.stages.get(name)
-        return self if not values else _with(self, values, f"stages.{name}")
+        if not values:
+            return self
+        _check_kind(values, "Mapping", f"stages.{name}")
+        return _with(self, values, f"stages.{name}")
 
 
 def flags() -> dict[str, tuple[type, str]]:
@@ -199,5 +203,9 @@ def _check_kind(value: object, kind: str, where: str) -> None:
         isinstance(value, wanted[n]) and not (n == "int" and isinstance(value, bool))  # type: ignore[arg-type]
         for n in names
     )
+    if isinstance(value, list | tuple):
+        fits = fits and all(isinstance(each, str) for each in value)
     if not fits:
-        raise ValueError(f"{where} is {value!r}; it must be a {' or '.join(names)}")
+        in_toml = {"tuple": "list of texts", "Mapping": "table"}
+        kinds = " or ".join(in_toml.get(name, name) for name in names)
+        raise ValueError(f"{where} is {value!r}; it must be a {kinds}")

@@ -22,7 +22,7 @@ FAILURE_MARK = "failed"
 # srun's exit codes for a task that died by itself: 128 + SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE,
 # SIGKILL (also by the kernel, when memory is full) or SIGSEGV.
 DEATHS = "132 | 133 | 134 | 135 | 136 | 137 | 139"
-# The same for SIGUSR1 and SIGUSR2, with which only Slurm's warnings can end a task.
+# Exit codes after SIGUSR1 and SIGUSR2, which are sent only to warn a task of its end.
 WARNINGS = "138 | 140"
 
 

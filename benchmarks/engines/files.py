@@ -69,7 +69,7 @@ class Place:
 
 
 def prepare(config: Path, size: tuple[int, int], place: Place) -> None:
-    """Write the missing files. If another tool fails, its file is left out, and it is said."""
+    """Write the missing files. If another tool fails, its file is left out, and a line says so."""
     place.folder.mkdir(parents=True, exist_ok=True)
     images, plain = place.folder / "images.npy", place.file(FLOAT)
     ours = {

@@ -16,7 +16,7 @@ CONFIG = "configs/digits/ssd_resnet_fpn_160.py"
 class Part:
     """One process of the check.
 
-    Args:
+    Attributes:
         name: Name of its log file, section and entry in the results.
         words: The command line after the interpreter.
         limit_s: Time limit in seconds, further limited by the time that is left.
@@ -37,7 +37,18 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """The amount of work of each part: full on a GPU, very little in a rehearsal."""
+    """The amount of work of each part: full on a GPU, very little in a rehearsal.
+
+    Attributes:
+        epochs: Of the chain's trainings.
+        images: Training images; at most as many calibrate.
+        nets: The detectors whose steps are measured.
+        size: Width and height of their images in pixels.
+        batch: Images of a step.
+        rounds: Rounds of `benchmarks.speed`.
+        tests: Files and folders for pytest.
+        peers: The other libraries that are measured, keys of `benchmarks.peers.PEERS`.
+    """
 
     epochs: int
     images: int

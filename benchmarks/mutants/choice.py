@@ -57,10 +57,10 @@ def left_out(source: str) -> list[Span]:
     """Return the spans of a source in which a change does not change what it computes.
 
     These are type hints, messages (f-strings and the arguments of raised errors), log lines, code
-    for type checkers, the star before keyword-only parameters, and two whose change is the same by
-    the documentation: how many results `lru_cache` keeps, and ``staticmethod`` in an autograd
-    function, whose methods torch calls by the class. Cosmic-ray does not change strings, so
-    docstrings need no span.
+    for type checkers, and the star before keyword-only parameters. Two more have no effect by their
+    documentation: how many results `lru_cache` keeps, and ``staticmethod`` in an autograd function,
+    whose methods torch calls through the class. Cosmic-ray does not change strings, so docstrings
+    need no span.
     """
     found: list[ast.expr | ast.stmt] = []
     lines: list[int] = []
@@ -209,7 +209,7 @@ def mutated(root: Path, mutant: Mutant) -> str | None:
 
 
 def in_turn(mutants: Mapping[str, Sequence[Mutant]], chance: random.Random) -> Iterator[Mutant]:
-    """Yield mutants in random order, of one part after the other.
+    """Yield mutants in random order, one of each part in turn.
 
     First a place in the source is chosen, then one of its changes, so that an operator with many
     replacements is not chosen more often.

@@ -5,8 +5,9 @@
         [--peers ours nncf-mixed ...] [--python nncf=ENV/bin/python] [--write docs/ptq_peers.md]
 
 Each tool runs in an environment that is made for it below --out. A row is kept after each of its
-parts, so a second call continues; a tool that cannot be installed or fails is a row that says why,
-which --retry tries again. Tools that steer by a metric get that of the calibration images.
+parts, so a second call continues. A tool that cannot be installed or fails is a row that says why,
+and --retry tries it again. Tools that are guided by a metric get the metric on the calibration
+images.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Comparison:
         self.keep(name, row)
 
     def quantized(self, name: str) -> float:
-        """Write the file of a row and return the seconds of its tool, with its start."""
+        """Write the file of a row and return the seconds that its tool took, start-up included."""
         limit_s, path = self.given.limit, self.file(name)
         if name == FLOAT:
             self.detector.write_float(path)
@@ -135,7 +136,7 @@ class Comparison:
         return replace(own, title=f"{own.title}, {self.given.budget}", words=words)
 
     def answer(self, path: Path) -> float:
-        """Return the metric that a tool asks for: of the calibration images."""
+        """Return the metric that a tool asks for, on the calibration images."""
         return self.detector.metric(path, "val")[1]
 
     def speed(self, name: str, engine: str) -> float | str:
@@ -174,7 +175,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", help="of launcher quantize, such as 20m (default: none)")
     parser.add_argument("--retry", action="store_true", help="try failed rows again")
     parser.add_argument("--write", type=Path, help="Markdown file to put the table into")
-    parser.add_argument("--block", help="of that file (default: the config's name)")
+    parser.add_argument("--block", help="name of the table in it (default: the config's)")
     given = parser.parse_args(argv)
     given.python = dict(given.python)
     return given

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 class Detector:
-    """A float detector whose network is replaced by a quantized file to evaluate that.
+    """A float detector whose network is replaced by a quantized file, to evaluate the file.
 
     Args:
         config: File of the config with the data.
@@ -45,7 +45,7 @@ class Detector:
         content = load_checkpoint(checkpoint)
         self.detector = float_detector(self.config, content, str(checkpoint), CPU).eval()
         self.size = image_size(self.config, None)
-        # For the structure of the network's result.
+        # Gives the structure of the network's outputs.
         self.traced = copy.deepcopy(self.detector)
         self.graph = quantize_detector(self.traced, float_recipe())
 
@@ -77,10 +77,10 @@ class Detector:
         return main_metric(score(dataset, found, self.config.get("evaluation") or {}))
 
     def matches(self, path: Path) -> Matches:
-        """Return what each image of ``data.test``, boxes with COCO's metric, adds to the metric.
+        """Return the matched detections of ``data.test``, from which COCO's box metric follows.
 
         Raises:
-            ValueError: As `metric`, or the data set has another metric.
+            ValueError: As in `metric`, or the data set has another metric.
         """
         matches = matches_of(*self._found(path, "test"))
         if matches is None:
@@ -89,7 +89,7 @@ class Detector:
 
     def _found(self, path: Path, split: str) -> tuple[Any, list[Any]]:
         model = onnx.load(path)
-        # Other tools do not keep what our export says.
+        # Other tools drop the metadata of our export, so every file gets the same.
         del model.metadata_props[:]
         onnx.helper.set_model_props(model, {"preprocessing": json.dumps({"size": self.size})})
         network = ENGINE.open(model, threads=self.threads)
@@ -109,9 +109,9 @@ def write_config(
 ) -> tuple[Path, Any, int]:
     """Write the config of this comparison.
 
-    `data.train` and `data.val` are the calibration images: whoever steers by a metric steers by
-    theirs. The metric is COCO's. In the returned config `data.test` has a single image, so that the
-    commands' own evaluation hardly counts in their time.
+    `data.train` and `data.val` are the calibration images, so a tool that is guided by a metric is
+    guided by theirs. The metric is COCO's. In the returned config `data.test` has a single image,
+    so that the commands' own evaluation hardly adds to their time.
 
     Args:
         config: The detector's.

@@ -13,8 +13,8 @@ def table(rows: Mapping[str, Mapping[str, Any]], engines: Mapping[str, str]) -> 
 
     Args:
         rows: By name, `FLOAT` among them: ``title``, and as far as they are known ``value`` (0 to
-            1), ``seconds``, ``speed`` by engine (median of float's time divided by the file's own),
-            ``raised`` and ``failed``.
+            1), ``seconds``, ``speed`` by engine (median of float's time divided by the file's own)
+            and ``failed``.
         engines: Title of each engine.
     """
     metric = rows[FLOAT].get("metric", "metric")

@@ -1,6 +1,6 @@
 # MobileNetV2 with a narrow pyramid of three levels, strides 8 to 32.
 norm_cfg = dict(type="BN", requires_grad=True)
-# A file with weights of the backbone alone has no prefix: None.
+# Set the prefix to None for a file that has only the backbone's weights.
 backbone_weights = "open-mmlab://mmdet/mobilenet_v2"
 backbone_prefix = "backbone"
 model = dict(

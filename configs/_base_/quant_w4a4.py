@@ -1,4 +1,4 @@
-# 4-bit weights and activations everywhere but in first and last layers and their inputs.
+# 4-bit weights and activations, except in the first and last layers and in their inputs.
 _base_ = ["./quant_w4a8.py"]
 quant = dict(
     recipe="qat-w4a4",

@@ -1,4 +1,4 @@
-# Like mmdet's default_runtime.py, without the prints every 50 steps.
+# Like mmdet's default_runtime.py, but logs every 20 steps and keeps three checkpoints.
 checkpoint_config = dict(interval=1, max_keep_ckpts=3)
 log_config = dict(interval=20, hooks=[dict(type="TextLoggerHook")])
 log_level = "INFO"

@@ -1,4 +1,4 @@
-# SSD heads on a feature pyramid at 512x512: the detector of the original table.
+# SSD heads on a feature pyramid at 512x512: the detector of TI's table (docs/guide.md).
 # The backbone and the pyramid's in_channels are in the configs that inherit this one.
 norm_cfg = dict(type="BN", requires_grad=True)
 model = dict(

@@ -1,5 +1,6 @@
 # YOLOX-Nano at 416x416 on COCO's classes, everything at 8 bits with the default settings.
-# Calibrates on data.train with the test pipeline; folded batch norms may be identities.
+# Calibrates on data.train with the test pipeline. A checkpoint with folded batch norms works too:
+# its norms are identities.
 _base_ = ["../_base_/runtime.py"]
 data_root = "data/coco/"
 model = dict(

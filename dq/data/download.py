@@ -46,7 +46,7 @@ def fetch_archive(
         folder: Where to put it.
         num_attempts: Maximum number of attempts.
         backoff_s: Wait before the second attempt; it doubles for each further one.
-        timeout_s: Timeout of a silent connection.
+        timeout_s: Seconds of silence after which a connection counts as broken.
 
     Raises:
         ValueError: The folder cannot be written.

@@ -96,7 +96,7 @@ def read_boxes(path: Path) -> tuple[VocBox, ...]:
     try:
         root = ElementTree.parse(path).getroot()
         return tuple(_read_box(thing) for thing in root.iter("object"))
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, OverflowError) as error:  # int(float("inf")) too
         raise ValueError(f"{path} is not a VOC annotation ({error}): write it again") from error
 
 

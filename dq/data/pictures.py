@@ -47,7 +47,7 @@ def head_size(path: str | Path, *, turned: bool) -> Size | None:
 
 
 def size_in(image: Image.Image, *, turned: bool) -> Size:
-    """Return the size in the head of an image that was opened.
+    """Return the width and height of an opened image, from its header.
 
     Args:
         image: Its pixels are not read.
@@ -73,7 +73,7 @@ def can_read(path: Path) -> bool:
 
 
 def can_train(path: Path) -> bool:
-    """Return whether mmcv decodes a readable image, whatever its suffix says; Pillow knows more."""
+    """Return whether mmcv's decoder reads an image that Pillow reads; Pillow knows more formats."""
     import cv2
     import numpy as np
 

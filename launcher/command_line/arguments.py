@@ -16,7 +16,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
-    """Add the options of every stage that several configs and seeds can share."""
+    """Add the options of every stage, without the config and the seed: a sweep has several."""
     add_place(parser)
     parser.add_argument(
         "--device",
@@ -167,8 +167,8 @@ def add_control(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--control",
         action="store_true",
-        help="also train the float detector on, by the same steps and rates, so that the gain of"
-        " QAT can be told from that of training longer",
+        help="also train the float detector further, by the same steps and rates, to tell the gain"
+        " of QAT from the gain of longer training",
     )
 
 

@@ -21,8 +21,8 @@ _WIDTH = 80
 class Bar(logging.Handler):
     """Draws records of `dq.progress.BARS` into the last line of a terminal.
 
-    It is drawn by the thread that works, not by one of its own: processes that are forked for
-    loading data would inherit the lock of such a thread.
+    The working thread draws it. A thread for the bar alone would hold a lock at times, and a data
+    loader process that is forked at such a time would inherit the locked lock.
 
     Args:
         stream: A terminal.
@@ -32,7 +32,7 @@ class Bar(logging.Handler):
         super().__init__(logging.DEBUG)
         self.stream = stream
         self._is_drawn, self._owner = False, os.getpid()
-        # After half a line another program's text would be lost.
+        # False after an unfinished line of other text, which drawing the bar would erase.
         self.at_line_start = True
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -82,7 +82,7 @@ class Bar(logging.Handler):
 
 
 class _Above:
-    """A stream of the bar's terminal, whose text takes the place of the bar."""
+    """A stream to the bar's terminal that clears the bar before it writes."""
 
     def __init__(self, stream: TextIO, bar: Bar) -> None:
         self._stream, self._bar = stream, bar
@@ -102,7 +102,7 @@ class _Above:
 def progress_bar(*, wanted: bool) -> Iterator[None]:
     """Show the progress of the body's work as a bar, if standard output is a terminal.
 
-    Without a terminal, or without rich, nothing changes: progress is a line now and then.
+    Without a terminal, or without rich, progress is logged as a line now and then.
 
     Args:
         wanted: Whether this rank draws, and the user wants to see it.

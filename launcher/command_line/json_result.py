@@ -22,7 +22,7 @@ def json_result(experiment: Path, *, wanted: bool, prints: bool) -> Iterator[dic
 
     Args:
         experiment: Its folder.
-        wanted: Without, this does nothing.
+        wanted: If False, this does nothing.
         prints: Whether this rank prints; the other ranks' text goes to stderr too.
     """
     own: dict[str, Any] = {}

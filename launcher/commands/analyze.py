@@ -36,12 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print the table, write ``analyze/sensitivity.json`` and ``.png``; return 0."""
+    """Measure, print the table, write ``analyze/sensitivity.json`` and ``.png``; return 0.
+
+    Raises:
+        ValueError: A number is out of range, or the config or the checkpoint is wrong.
+    """
     from dq.quant.ptq.settings import Mixed
     from dq.tracking.reports.sensitivity import sensitivity_table, write_sensitivity
     from launcher import stages
     from launcher.session import session
 
+    if arguments.rows < 0:
+        raise ValueError(f"--rows is {arguments.rows}; give a number from 1 up, or 0 for all")
     mixed = Mixed(
         max_raised=arguments.max_raised,
         target_sqnr=arguments.target_sqnr,

@@ -66,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the table, write the files that are asked for, and return 0.
 
     Raises:
-        ValueError: There is no run, a file cannot be written, or the port is in use.
+        ValueError: There is no run, a number is out of range, a file cannot be written, or the port
+            is in use.
     """
     from dq.dist.rendezvous.environment import read_environment
     from dq.tracking.reports.comparison import (
@@ -79,6 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     from dq.tracking.reports.experiments import find_experiments
 
+    if arguments.details < 0:
+        raise ValueError(f"--details is {arguments.details}; give 0 or more")
     interval_s = _interval(arguments)
     if not read_environment().is_main:
         return 0

@@ -52,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     from launcher.coverage.row import CRASHED, DIFFERS
     from launcher.coverage.table import rows_of, table
 
+    if arguments.jobs < 1:
+        raise ValueError(f"--jobs is {arguments.jobs}; give a whole number of at least 1")
     limits = Limits(seconds=arguments.limit, mib=arguments.memory)
     out: Path | None = arguments.out
     keep = arguments.families and out is not None and out.is_file()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dq.engines import ENGINES, engine_named
 from launcher.command_line.arguments import add_bench, add_checkpoint, add_common
+from launcher.command_line.words import CONFIGS
 
 if TYPE_CHECKING:
     from dq.detector.engines.agreement import Agreement
@@ -95,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the stage and return the exit code."""
     # Both orders are allowed: eval MODEL.onnx CONFIG, eval CONFIG MODEL.onnx.
     given = [word for word in (arguments.config, arguments.model) if word is not None]
-    models = [word for word in given if not word.endswith(".py")]
+    models = [word for word in given if not word.endswith(CONFIGS)]
     if arguments.format_only and arguments.eval:
         raise ValueError("--eval and --format-only exclude each other")
     if not arguments.format_only:
@@ -109,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"--backend {arguments.backend} needs one {EXPORTED[arguments.backend]};"
                 " `launcher export` makes it"
             )
-        configs = [word for word in given if word.endswith(".py")]
+        configs = [word for word in given if word.endswith(CONFIGS)]
         return _run_exported(arguments, Path(models[0]), configs)
     if arguments.model is not None:
         last = models[-1] if models else given[-1]
@@ -154,7 +155,7 @@ def _run_in_torch(arguments: argparse.Namespace) -> int:
         say_tables(place, tables)
         say_metrics(place, summary)
         if arguments.table:
-            say_table(place, stage_summaries(place), plan.settings.recipe)
+            say_table(place, stage_summaries(place), plan.bits)
     return 0
 
 
@@ -206,7 +207,8 @@ def _evaluated(
     """Evaluate an exported model.
 
     Returns:
-        The result; the same result again if an engine computed it, else None; the speed.
+        The agreement with the checkpoint; the same object as an `IntegerResult` if an engine
+        evaluated the model, else None; and the model's latency.
     """
     from launcher.plan import begin_plan
     from launcher.stages.exported_evaluation import evaluated_in_engine, evaluated_integer_file

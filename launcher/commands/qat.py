@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.control and arguments.images is not None:
         raise ValueError(
-            "--control trains the float detector on annotations, which --images has not; leave"
-            " --control out"
+            "--control trains the float detector on annotations, which --images does not have;"
+            " leave --control out"
         )
     with session(arguments) as place:
         plan = stages.begin_plan(arguments)

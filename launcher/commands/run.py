@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
             summaries["control"] = stages.train_control(
                 plan, place, from_float, trusted=trusted, reuse=reuse, **training
             )
-        say_table(place, summaries, plan.settings.recipe)
+        say_table(place, summaries, plan.bits)
         say_differences(place, list(summaries))
         if arguments.control:
             say_control(place, summaries["qat"], summaries["control"], summaries.get("float"))

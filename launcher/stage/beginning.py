@@ -50,8 +50,8 @@ def beginning(
         stage: The training.
         detector: Calibrated, on its device.
         graph: The detector's quantized graph.
-        resume: The checkpoint that the training resumes from. It contains the metrics from before
-            the first step; if not, they stay unknown.
+        resume: The checkpoint that the training resumes from. Its metrics from before the first
+            step are used; if it has none, they stay unknown.
     """
     if resume is not None:
         kept = resume.content.get("meta", {}).get(BEGINNING, {})
@@ -90,7 +90,7 @@ def _just_measured(stage: Stage) -> Mapping[str, float] | None:
 def compared(
     stage: Stage, summary: StageSummary, begun: Beginning, trained: Trained
 ) -> StageSummary:
-    """Add what training started from to the summary and write it; every rank must call it.
+    """Add the metric before the training to the summary and write it; every rank must call it.
 
     Args:
         stage: The training.

@@ -91,7 +91,7 @@ def keep_predictions(
 
 
 def keep_matches(stage: Stage, measurement: Measurement) -> None:
-    """Write ``matches.npz``: what the difference to another detector's metric is tested with.
+    """Write ``matches.npz``, from which `dq.tracking.reports.bootstrap` compares two detectors.
 
     For the main rank. A failure is only one line in the log, like that of `keep_predictions`.
 
@@ -110,9 +110,9 @@ def keep_matches(stage: Stage, measurement: Measurement) -> None:
 
 
 def _stored_reference(folder: Path, classes: Sequence[str]) -> dict[str, Sequence[Box]] | None:
-    """Return the boxes of the experiment's float run by image, or None.
+    """Return the boxes of the experiment's float run by image.
 
-    A float run with other classes cannot be compared with.
+    None if there is no float run, or if it has other classes.
     """
     stored = read_predictions(folder)
     if stored is None or list(stored.classes) != list(classes):

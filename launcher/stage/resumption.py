@@ -97,8 +97,8 @@ def resumption(asked: Asked, begun: Begun) -> Resume | None:
     """Return the checkpoint to resume from, or None to start a new training.
 
     Every rank must call it; the main rank reads for all. ``--resume FILE`` has priority over the
-    stage's newest checkpoint, and that over the config's ``resume_from``. A restarted job always
-    resumes from its newest checkpoint if all settings that decide its result are the same.
+    stage's newest checkpoint, which has priority over the config's ``resume_from``. A restarted job
+    always resumes from its newest checkpoint if all settings that decide its result are the same.
 
     Args:
         asked: What the command line and the config ask for.

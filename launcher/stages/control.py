@@ -1,4 +1,4 @@
-"""The control of a quantized training: the float detector, trained on by the same steps."""
+"""The control of a quantized training: the float detector, trained further by the same steps."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def train_control(
     trusted: bool,
     reuse: bool,
 ) -> StageSummary:
-    """Train the float detector on with the steps, rates and norms of the quantized training.
+    """Train the float detector further with the steps, rates and norms of the quantized training.
 
-    What the quantized detector gains beyond this is a gain of quantization-aware training; what
-    both gain is that the float detector was not trained to its end. The methods of QAT (learned
-    scales, distillation, oscillation) have no part in it; the average of the weights has.
+    What the quantized detector gains beyond this is a gain of quantization-aware training. What
+    both gain shows that the float detector was not trained to its end. The control uses none of
+    QAT's own methods (learned scales, distillation, oscillation), but it averages the weights too.
 
     Args:
         plan: All settings of the command.

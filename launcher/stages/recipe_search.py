@@ -94,7 +94,7 @@ def searched(
                 measure=values,
                 rank=trials.ranking,
                 max_raised=limits.max_raised,
-                # Each rank calibrates one. Fewer at once end sooner after the budget.
+                # Each rank calibrates one. A larger group would end later after the budget.
                 together=place.environment.world_size,
             )
             outcome = search.run(plan.settings.recipe, plan.settings.repair)
@@ -121,7 +121,7 @@ def searched(
 
 def _setting(stage: Stage, parent: Parent) -> Setting:
     plan, place, schedule = stage.plan, stage.place, stage.plan.settings.schedule
-    # Files that have changed under the same names give other results.
+    # Part of the key, because files may have changed under the same names.
     annotations = on_main_rank(lambda: [dataset_digest(plan.config, s) for s in ("val", "train")])
     return Setting(
         config=plan.config,

@@ -101,11 +101,11 @@ def shown(plan: Plan, wish: Wish, parents: Sequence[Parent], device: torch.devic
     """
     classes = class_list(plan.config).names
     dataset = images_once(plan.config, wish.split)
-    # Before anything long: the model may not fit.
+    # Built before any long work, so that a wrong model section is reported at once.
     heads = anchors_of(build_model(plan.config, classes, initialise=False))
     chosen = spread(len(dataset), wish.number)
     samples = [labelled(dataset, index) for index in chosen]
-    # What cannot be read cannot be detected on.
+    # Detectors run only on images that can be read.
     sound = [number for number, sample in enumerate(samples) if sample.error is None]
     found = [
         _found(plan, wish, parent, dataset, [chosen[n] for n in sound], device)
@@ -167,14 +167,17 @@ def _found(
 
 
 def _given(plan: Plan, wish: Wish, dataset: Any) -> Any:
-    """Return the data set whose samples the detector is given: with the training's pipeline."""
+    """Return the data set whose pipeline feeds the detector: for train, the training's data set."""
     return dataset_of(plan.config, "train", quiet=True) if wish.split == "train" else dataset
 
 
 def _seen(
     dataset: Any, indices: Iterable[int | None], seed: int, *, with_image: bool = True
 ) -> list[Sample]:
-    """Return the samples of the data set; None is an image that it leaves out.
+    """Return the samples at these indices as the pipeline makes them.
+
+    An index None is an image that the data set leaves out. A sample on which the pipeline fails is
+    left out too and logged.
 
     Raises:
         ValueError: The pipeline fails on each of them.
@@ -191,7 +194,7 @@ def _seen(
     if failed and not found:
         raise ValueError(f"the pipeline fails on each image, first with {failed[0]}; mend it")
     for line in failed:
-        # Once, though most are asked for again for the anchors.
+        # A warning only here: the anchors ask for most of these samples again.
         log.log(logging.WARNING if with_image else logging.DEBUG, "%s", line)
     return found
 

@@ -1,4 +1,4 @@
-"""What a named recipe comes to for the training of one command."""
+"""Turn a named training recipe into the settings and numbers of one quantized training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Chosen:
         config: Of the training.
         schedule: Of the phases.
         refinements: The optional methods.
-        numbers: What the recipe came to; None without a recipe.
+        numbers: The numbers that the recipe gave; None without a recipe.
     """
 
     config: Any
@@ -58,7 +58,7 @@ class Chosen:
 def chosen(
     plan: Plan, detector: nn.Module, dataset: Any, parent: Parent, resume: Resume | None
 ) -> Chosen:
-    """Return the settings of a quantized training, and log what its recipe came to.
+    """Return the settings of a quantized training, and log the numbers that its recipe gave.
 
     Settings of the user have priority over the recipe's numbers. A resumed training takes the
     numbers of its checkpoint, so it may continue on another number of ranks.

@@ -1,4 +1,4 @@
-"""Calibrate and search on a folder of images without annotations (``--images``)."""
+"""Calibrate, search and train on a folder of images without annotations (``--images``)."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class _Photographs:
         folder: The folder, absolute.
         names: Paths of the images in it, relative.
         key: Changes with the folder and with the names or sizes of the images.
-        without: A folder whose images do not belong to them.
+        without: The work dir; pictures in it do not count as images of the folder.
         classes: The detector's classes.
         pipeline: The config's test pipeline.
     """
@@ -174,7 +174,7 @@ def _write_boxes(detector: Any, config: Any, file: Path, device: torch.device) -
 def _distilled(plan: Plan, config: Any, photographs: str) -> Plan:
     """Return the plan with distillation as the only loss.
 
-    Its settings are those of these photographs, so that a training is not resumed with others.
+    The photographs are part of its settings, so that a training is not resumed with others.
 
     Batch norms keep the float detector's statistics. With statistics of the batch the outputs would
     differ for this reason alone, and so would the loss.

@@ -29,15 +29,17 @@ def copy_config(path: Path, folder: Path) -> Path:
 
 
 def check_config(path: Path) -> None:
-    """Raise ValueError if the config or a base is missing or not valid Python; needs no mmcv."""
-    seen: set[Path] = set()
-    pending = [path.absolute()]
-    while pending:
-        here = pending.pop()
-        if here not in seen:
-            seen.add(here)
-            statement = _base_statement(_parse(here), here)
-            pending += [_resolve(name, here) for name in _literal(statement) or []]
+    """Raise ValueError if a config or base is missing, wrong, or its own base; needs no mmcv."""
+    _check(path.absolute(), set(), ())
+
+
+def _check(path: Path, seen: set[Path], above: tuple[Path, ...]) -> None:
+    if path in above:
+        raise ValueError(f"config {path} is its own base; leave it out of one of the _base_ lists")
+    if path not in seen:
+        seen.add(path)
+        for name in _literal(_base_statement(_parse(path))) or []:
+            _check(_resolve(name, path), seen, (*above, path))
 
 
 def literal_setting(path: Path, name: str) -> str | None:
@@ -59,7 +61,7 @@ def literal_setting(path: Path, name: str) -> str | None:
             found = str(node.value.value) if is_string else None  # type: ignore[attr-defined]
     if found is not None:
         return found
-    for base in _literal(_base_statement(module, path)) or []:
+    for base in _literal(_base_statement(module)) or []:
         found = literal_setting(_resolve(base, path), name) or found
     return found
 
@@ -71,7 +73,7 @@ def _copy(path: Path, folder: Path, copies: dict[Path, str], asked_by: Path | No
     text = _read(path)
     name = path.name if not copies else f"base_{len(copies)}_{path.name}"
     copies[path] = name
-    statement = _base_statement(_parse(path), path)
+    statement = _base_statement(_parse(path))
     bases = _literal(statement)
     if statement is not None and bases is not None:
         names = [_copy(_resolve(base, path), folder, copies, path) for base in bases]
@@ -83,7 +85,7 @@ def _copy(path: Path, folder: Path, copies: dict[Path, str], asked_by: Path | No
 
 
 def _predefined(text: str, path: Path) -> str:
-    """Fill in mmcv's variables for the file's name, which the copy has not."""
+    """Fill in mmcv's variables for the file's name and folder, which differ for the copy."""
     values = {
         "fileDirname": str(path.parent),
         "fileBasename": path.name,
@@ -114,7 +116,7 @@ def _parse(path: Path) -> ast.Module:
         raise
 
 
-def _base_statement(module: ast.Module, path: Path) -> ast.Assign | None:
+def _base_statement(module: ast.Module) -> ast.Assign | None:
     for node in module.body:
         if isinstance(node, ast.Assign) and any(
             isinstance(target, ast.Name) and target.id == "_base_" for target in node.targets

@@ -38,7 +38,7 @@ def copy_code(target: Path, *, source: Path | None = None, more: tuple[Path, ...
             if size > LIMIT_BYTES:
                 raise ValueError(
                     f"the snapshot of {top} would pass {LIMIT_BYTES >> 20} MiB at {path}; give"
-                    " --include the folder with the code and what it reads alone, without data"
+                    " --include a folder that has only code and the files that it reads, no data"
                 )
             files.append((path, target / path.relative_to(top.parent)))
     for path, copy in files:

@@ -82,6 +82,8 @@ def test_bad_images_are_counted(folder: Path, damage: str) -> None:
         "<annotation><object>",
         "<annotation><object><name>cat</name></object></annotation>",
         "<annotation><object><bndbox/></object></annotation>",
+        "<annotation><object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>inf</xmax>"
+        "<ymax>2</ymax></bndbox></object></annotation>",
     ],
 )
 def test_bad_annotations_are_counted(folder: Path, text: str | None) -> None:

@@ -185,7 +185,7 @@ def test_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 
 
 def test_a_slurm_option_is_a_flag_and_a_line_of_the_job() -> None:
-    assert flags()["partition"] == (str, "as sbatch's")
+    assert flags()["partition"] == (str, "sbatch's option of this name")
     assert flags()["mem_gb"][0] is int
     profile = Profile(partition="night", nodes=3)
     assert sbatch_options(profile) == {"partition": "night", "nodes": 3}

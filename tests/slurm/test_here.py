@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from slurm import follow
 from slurm.here import _gpus, _handled, print_result
 from slurm.own_process import is_of_this_host, pid_of, process_name, this_process
 from slurm.placeless import rank_variables_removed
 from slurm.record import Chain, Submitted
-from slurm.state import states
+from slurm.state import State, states
 from tests.launcher.conftest import ROOT, Launch
 from tests.launcher.training.test_resume import rich
 
@@ -197,6 +198,30 @@ def test_waiting_stages_are_cancelled_when_no_process_would_start_them(tmp_path:
             process=process,
         )  # fmt: skip
         assert states(chain)[""].name == wanted
+
+
+def test_waiting_for_a_job_whose_record_is_removed_ends_with_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = Submitted(
+        job_id="", name="qat", label="", words=("qat",), experiment="", stage="qat", tasks=1
+    )
+    chain = Chain(
+        name="c", executor="local", folder=str(tmp_path), created=0.0, jobs=(waiting,),
+        process=this_process(),
+    )  # fmt: skip
+    found = iter(["PENDING", "PENDING", "CANCELLED"])
+    monkeypatch.setattr(follow, "states", lambda chain: {"": State(name=next(found))})
+    monkeypatch.setattr(follow, "chains", list)
+    monkeypatch.setattr(follow, "PAUSE_S", 0.0)
+    assert follow.await_begin(chain, waiting) == (chain, waiting)
+
+
+def test_the_number_of_chains_to_list_is_at_least_one(launch: Launch) -> None:
+    for number in ("0", "-3"):
+        code, out, err = launch("jobs", f"--last={number}")
+        assert (code, out) == (2, "")
+        assert f"--last is {number}; give a whole number of at least 1" in err
 
 
 def test_a_job_is_no_task_of_the_allocation_it_is_submitted_from() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,19 @@ def test_a_controller_that_does_not_answer_ends_nothing(chain: Chain, tmp_path: 
         cancel_chain(chain)
     tool(tmp_path, "scancel", "echo 'scancel: error: Invalid job id 7_0' >&2; exit 1")
     assert cancel_chain(chain) == ["7_0", "7_1", "7_2"]
+
+
+def test_cancelling_without_slurm_is_said(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scancel").unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="scancel cannot be run: No such file or directory; "):
+        cancel_chain(chain)
+
+    def hangs(words: list[str], timeout: float, **others: object) -> None:
+        raise subprocess.TimeoutExpired(words, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    with pytest.raises(RuntimeError, match="scancel did not answer within 60 s"):
+        cancel_chain(chain)

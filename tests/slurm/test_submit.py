@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.copies.config_files import copy_config
+from launcher.commands.cluster.submit import _reserved
+from slurm.copies.config_files import check_config, copy_config
 from slurm.copies.snapshot import PACKAGES, copy_code
 from slurm.record import chains
 from tests.launcher.conftest import ROOT, Launch
@@ -211,6 +212,24 @@ def test_an_installed_package_has_its_data_too() -> None:
         for path in (ROOT / name).rglob("*"):
             if path.is_file() and path.suffix not in (".py", ".pyc"):
                 assert any(path in (ROOT / folder).glob(p) for folder, p in patterns), path
+
+
+def test_a_config_that_is_its_own_base_is_refused(tmp_path: Path) -> None:
+    for one, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{one}.py").write_text(f"_base_ = './{other}.py'\n")
+    with pytest.raises(ValueError, match="is its own base"):
+        check_config(tmp_path / "a.py")
+    # Two bases with a base in common are no circle.
+    (tmp_path / "common.py").write_text("x = 1\n")
+    (tmp_path / "b.py").write_text("_base_ = './common.py'\n")
+    (tmp_path / "a.py").write_text("_base_ = ['./b.py', './common.py']\n")
+    check_config(tmp_path / "a.py")
+
+
+def test_a_folder_that_cannot_be_created_is_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    with pytest.raises(ValueError, match="cannot be created: Not a directory; choose another"):
+        _reserved(tmp_path / "runs/doctor/submissions/doctor-1")
 
 
 def test_two_submissions_of_the_same_second_do_not_meet(

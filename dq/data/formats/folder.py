@@ -87,7 +87,8 @@ class Folder:
         Args:
             annotation: The file with the name.
             named: A path; absolute, or relative to the annotation, its parent or the root.
-            split: The split of the annotation; of several images of a name it has the one.
+            split: The split of the annotation. Of several images with the name, those of this
+                split are considered.
         """
         path = PurePath(PureWindowsPath(named).as_posix())
         for base in (annotation.parent, annotation.parent.parent, self.root):
@@ -145,7 +146,7 @@ def comparable(name: str) -> str:
 
 
 def _is_text(name: str) -> bool:
-    """Return whether a name has no bytes that are no UTF-8."""
+    """Return whether a name is valid UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -12,7 +12,7 @@ from dq.data.formats.labelled import UNLISTED, UNREADABLE, Labelled
 from dq.data.pictures import OTHERS, SUFFIXES
 from dq.names import did_you_mean
 
-# Of equally many labelled images the first format is taken.
+# If two formats have equally many labelled images, the first of them is taken.
 FORMATS: dict[str, Callable[[Folder], Labelled | None]] = {
     "voc": voc.read,
     "coco": coco.read,

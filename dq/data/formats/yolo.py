@@ -22,7 +22,7 @@ from dq.data.pictures import Size, head_size
 
 # The numbers of each line of a label file; None if it is no label file.
 Rows = Sequence[Sequence[float]] | None
-# A higher number of a class is a mistake.
+# A class with a higher number can only be a mistake.
 MOST_CLASSES = 100_000
 # Files with one class name per line; Darknet and Roboflow have the others.
 NAME_FILES = ("classes.txt", "obj.names", "labels.names", "_darknet.labels", "classes.names")
@@ -70,7 +70,9 @@ def _labels(folder: Folder) -> tuple[dict[Path, tuple[Path, Rows]], list[Path]]:
     found: dict[Path, tuple[Path, Rows]] = {}
     orphans = []
     for path in folder.ending(".txt"):
-        if path.name.lower() in NAME_FILES or LISTS in map(str.lower, path.parts):
+        # Only folders below the root count: the root itself may be inside an ImageSets.
+        inside = path.relative_to(folder.root).parts
+        if path.name.lower() in NAME_FILES or LISTS in map(str.lower, inside):
             continue
         image, rows = folder.image_of(path), _rows(path)
         if image is not None:

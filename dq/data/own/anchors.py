@@ -21,7 +21,7 @@ ROUNDS = 100
 LEAST_STRIDES = 2.0
 # More boxes would change the result by less than its rounding.
 MOST = 20_000
-# Without enough different boxes anchors vary by these factors.
+# If there are fewer different boxes than anchors, the anchors are boxes times these factors.
 _SPREAD = (1.0, 1.4, 0.7, 2.0, 0.5)
 
 
@@ -90,7 +90,7 @@ def overlaps(shapes: Shapes, others: Shapes) -> Shapes:
 
 
 def overlaps_on_grids(shapes: Shapes, sizes: Shapes, strides: Sequence[int]) -> Shapes:
-    """Return the overlap of boxes with the best anchor around, at places drawn at random, ``(n,)``.
+    """Return the IoU of each box, at a random place, with its best anchor, ``(n,)``.
 
     Args:
         shapes: Widths and heights of the boxes, ``(n, 2)``.

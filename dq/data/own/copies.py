@@ -12,7 +12,7 @@ from typing import TypeVar
 from dq.data.formats.labelled import SAME_AS, Labelled, Photo, has_boxes
 
 TWICE = "image[s] with the same bytes as [another|others], kept in one split; delete [it|them]"
-# A photograph stays in the split with the larger number: what is measured on stays as it is.
+# A photograph stays in the split with the larger number, so that evaluated splits stay whole.
 _RANK = {"val": 1, "test": 2}
 
 T = TypeVar("T")

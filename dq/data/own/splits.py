@@ -44,7 +44,7 @@ def share_out(labelled: Labelled) -> Splits:
     given: dict[str | None, list[Photo]] = defaultdict(list)
     for photo in labelled.photos:
         given[photo.split].append(photo)
-    # Images outside the folders of splits, and lists of both.
+    # Images that no split names, and those that are listed for training and validation together.
     loose = [*given.pop("trainval", []), *given.pop(None, [])]
     train, val, test = (given.get(name, []) for name in ("train", "val", "test"))
     pool, said = [*train, *loose], "as in the folder"

@@ -21,7 +21,7 @@ Shapes = NDArray[np.float64]
 # Networks halve their input up to five times.
 STEP = 32
 SMALLEST, LARGEST = 160, 640
-# Nine of ten boxes should be this long in the network's input, as the root of their area.
+# Nine of ten boxes should be at least this long in the network's input: the root of their area.
 FINEST = 14.0
 
 
@@ -122,7 +122,11 @@ def _of_class(photos: Sequence[Photo], label: str | None) -> list[Photo]:
 
 
 def _range(photos: Sequence[Photo], scaling: Scaling | None) -> str:
-    """Return the median width and height in the photo, or the 10th to 90th percentile of a side."""
+    """Return the sizes of the boxes as text, ``-`` if there are none.
+
+    Without a scaling it is the median width and height in the photo. With one it is the 10th, 50th
+    and 90th percentile of the root of the area in the network's input.
+    """
     shapes = box_shapes(photos, scaling)
     if not len(shapes):
         return "-"

@@ -35,7 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _files(action: argparse.Action) -> str | None:
-    """Return what shtab calls the files that a word may be, from how the help shows it."""
+    """Return shtab's name for the kind of file that an argument takes, judged by its metavar.
+
+    None if the argument takes no file.
+    """
     shown = str(action.metavar or "")
     if action.choices is not None:
         return None

@@ -1,4 +1,4 @@
-"""``launcher doctor``: one line for each part that a training needs, with its mend."""
+"""``launcher doctor``: one line for each part that a training needs, with how to mend it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-HELP = "check this machine: one line for each part that a training needs, with the mend"
+HELP = "check this machine: one line for each part that a training needs, with how to mend it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,11 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a table of each chain and return 0."""
+    """Print a table of each chain and return 0.
+
+    Raises:
+        ValueError: There is no such chain, or the number of chains is below 1.
+    """
     from slurm.measured import last_metrics
     from slurm.record import chains, find_chain
     from slurm.state import states
 
+    if arguments.last < 1:
+        raise ValueError(f"--last is {arguments.last}; give a whole number of at least 1")
     known = chains()
     if not known:
         print("nothing was submitted yet")

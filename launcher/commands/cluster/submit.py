@@ -13,6 +13,7 @@ from typing import Any
 
 from dq.names import hint
 from dq.shipped import located
+from dq.whole_file import FULL
 from launcher.command_line.arguments import add_checkpoint, add_control, add_shared, add_training
 from launcher.command_line.forwarded import forwarded
 from launcher.failure import DEBUG
@@ -74,7 +75,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the command, copy code and configs, submit the jobs; return the exit code."""
-    # Jobs that were submitted or run here go on without it.
+    # The jobs go on, here or on the cluster, if this command's output can no longer be written.
     with output_may_fail():
         return _submit(arguments)
 
@@ -316,11 +317,21 @@ def _removed_unless_submitted(folder: Path) -> Iterator[None]:
 
 
 def _reserved(folder: Path) -> bool:
-    """Create the folder of a submission; return False if another submission has it already."""
+    """Create the folder of a submission; return False if another submission has it already.
+
+    Raises:
+        ValueError: The folder cannot be created.
+    """
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise ValueError(
+            f"{folder} cannot be created: {error.strerror}; choose another --work-dir"
+        ) from error
     return True
 
 

@@ -48,6 +48,13 @@ def test_a_layout_is_recognized_and_read(tmp_path: Path, layout: str) -> None:
     assert sum(photo.split == "train" for photo in found.photos) == (7 if has_splits else 0)
 
 
+def test_the_name_of_a_folder_above_does_not_matter(tmp_path: Path) -> None:
+    for layout in ("voc", "yolo_flat"):
+        place = tmp_path / "ImageSets" / layout
+        LAYOUTS[layout][0](place)
+        assert content(checked(read_folder(place))) == TRUTH
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_converted_files_say_the_same_from_anywhere(tmp_path: Path, layout: str) -> None:
     LAYOUTS[layout][0](tmp_path / "src")

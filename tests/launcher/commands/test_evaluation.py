@@ -163,6 +163,14 @@ def test_options_that_make_no_sense_are_named(
     assert said in only_error(launch("eval", config, *shared, *words))
 
 
+def test_a_config_beside_an_exported_model_may_be_json_or_yaml(launch: Launch) -> None:
+    for config in ("c.json", "c.yaml", "c.py"):
+        for words in ((config, "no.onnx"), ("no.onnx", config)):
+            error = only_error(launch("eval", "--backend", "onnxruntime", *words))
+            assert "no.onnx" in error
+            assert "needs one MODEL.onnx" not in error
+
+
 def test_options_of_torch_are_refused_for_exported_models(launch: Launch, tmp_path: Path) -> None:
     for option in (("--out", "x.pkl"), ("--show-dir", "x"), ("--format-only",)):
         error = only_error(launch("eval", "--backend", "onnxruntime", "model.onnx", *option))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from launcher.cli import COMMANDS
-from launcher.failure import quiet_interpreter
+from launcher.failure import quiet_interpreter, report
 from tests.launcher.conftest import Launch, on_ranks
 from tests.launcher.failures.injected import PLACES, fail
 
@@ -239,6 +239,18 @@ def test_error_of_a_hook_of_the_users_own(
     assert "ZeroDivisionError" in line
     assert "broken_plugin.py:13" in line
     assert "Traceback" not in out
+
+
+def test_a_user_without_a_home_gets_the_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
+    assert report(ZeroDivisionError("of a test")) == 1
+    assert "ZeroDivisionError: of a test" in only_line(capsys.readouterr().err)
 
 
 def test_threads_and_warnings_stay_off_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

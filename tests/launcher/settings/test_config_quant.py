@@ -1,4 +1,4 @@
-"""The config's ``quant`` section: presets, rules, repairs; errors say how to fix them."""
+"""The config's own sections: presets, rules, repairs, tags; errors say how to fix them."""
 
 from dataclasses import fields
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from dq.quant.ptq.settings import Mixed
 from dq.quant.recipes.presets import PRESETS, preset
-from launcher.config import quant_settings
+from launcher.config import quant_settings, tracking
 from launcher.sections import SECTIONS, check_section
 
 
@@ -99,15 +99,30 @@ def test_repairs_and_mixed_precision_are_read() -> None:
         ({"repairs": ["equalise"]}, "did you mean equalize"),
         ({"mixed": {"max_rised": 2}}, "quant.mixed.max_rised is not a setting; did you mean max_r"),
         ({"mixed": 5}, "quant.mixed must be a dict"),
+        ("int8", "quant must be a dict such as .*, not 'int8'"),
+        ({"schedule": 5}, "quant.schedule must be a dict"),
+        ({"rules": {"module": "*", "bits": 16}}, "quant.rules must be a list of dicts"),
+        ({"repairs": 5}, "quant.repairs must be a list of names"),
+        ({"repairs": [5]}, "quant.repairs must be a list of names"),
+        ({"target": ["tidl"]}, r"quant.target \['tidl'\] does not exist"),
+        ({"passes": 0.5}, "quant.passes is a setting of a training recipe, and none is named"),
+        ({"recipe": "qat-int8", "ema": True}, "quant.ema must be a dict or None, not True"),
         ({"rules": [{"bits": 16}]}, r"quant.rules\[0\] needs module="),
         ({"rules": [{"position": "lsat"}]}, r"quant.rules\[0\]: .* did you mean last"),
         ({"rules": [{"module": "*", "bit": 4}]}, r"quant.rules\[0\].bit is not a setting"),
         ({"raised": "a"}, "quant.raised must be a list of names of quantizers, not 'a'"),
     ],
 )
-def test_mistakes_are_refused_with_the_mend(section: dict[str, Any], message: str) -> None:
+def test_mistakes_are_refused_with_the_mend(section: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         quant_settings(section)
+
+
+def test_tags_of_a_run_are_a_text_or_a_list() -> None:
+    assert tracking({"tags": "night"}).tags == ("night",)
+    assert tracking({"tags": ["a", "b"]}).tags == ("a", "b")
+    with pytest.raises(ValueError, match=r"tracking.tags must be a list of texts, not 5"):
+        tracking({"tags": 5})
 
 
 def bools() -> list[tuple[str, str]]:
