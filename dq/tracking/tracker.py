@@ -16,8 +16,9 @@ from dq.tracking.record.secrets import hide_in_text
 from dq.tracking.wandb_copy.relay_process import Relay
 
 log = logging.getLogger(__name__)
-# Validation metrics where larger is better; losses and counts have other names.
+# Rows (by kind) and tables (by ``when``) that are written at the end of an epoch or of the stage.
 AT_EPOCH, AT_END = ("val", "proof", "epoch"), ("test", "images", "checkpoint", "end")
+# Validation metrics where larger is better; losses and counts have other names.
 BEST = ("mAP", "AP", "AR", "recall")
 
 

@@ -14,9 +14,11 @@ def fit_averages_(model: ir.Model) -> None:
     """Write means over height and width as GlobalAveragePool, in place.
 
     torch.onnx writes them as ReduceMean, which engines compute in float; the last digits of the
-    result then depend on the order of the sum. An average over windows with padding, of which the
-    last window may be partial, is written as a Pad and an average that does not count padding. The
-    result is the same, but ONNX Runtime would otherwise count pixels outside of the partial window.
+    result then depend on the order of the sum.
+
+    An AveragePool that counts its padding and may end with a partial window (``ceil_mode``) is
+    written as a Pad and an AveragePool without padding. Otherwise ONNX Runtime would also count the
+    places of the partial window that are outside of the padded image.
 
     Args:
         model: With static image sizes.

@@ -114,7 +114,7 @@ def placeholder_model(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep silent what torch reports on its progress, and warns of what it does internally."""
+    """Hide torch's reports on its progress and its warnings about its own code."""
     names = ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

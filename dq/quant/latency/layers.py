@@ -2,8 +2,8 @@
 
 A layer is a convolution, a transposed convolution or a matrix product, with everything up to the
 next layers: its activation function, quantization, sums. Engines fuse, rename and insert nodes.
-Therefore the number of its layer is made a part of the name of each node and value. A node that an
-engine inserts belongs to the layer of the operator before it.
+So the number of its layer is added to the name of each node and value, where it survives this. A
+node that an engine inserts belongs to the layer of the operator before it.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Page:
     Attributes:
         html: The page, with the script that asks for a newer one.
         version: Different for every other state of the runs.
-        status: Of the answer.
+        status: HTTP status of the answer.
     """
 
     html: str
@@ -67,7 +67,7 @@ class LiveReport:
 
     Args:
         find: Returns the experiments as they are now.
-        make: Makes the report of these.
+        make: Returns the report of these experiments as HTML.
         interval_s: Seconds between two looks at the runs' files.
 
     Raises:
@@ -87,7 +87,7 @@ class LiveReport:
         self._looked = time.monotonic()
 
     def page(self) -> Page:
-        """Return the report of now; the runs are looked at once an interval at most."""
+        """Return the current report; the runs' files are checked at most once per interval."""
         with self._lock:
             if time.monotonic() - self._looked >= self.interval_s:
                 self._page = self._newest()

@@ -94,7 +94,7 @@ class RunReader:
     _followers: dict[str, StageFollower] = field(default_factory=dict)
 
     def read(self, *, now: float | None = None) -> RunState:
-        """Return the state of now.
+        """Return the current state.
 
         Args:
             now: Seconds since 1970; the time of the call by default.

@@ -70,7 +70,7 @@ class Run:
 
 
 def new_run_id() -> str:
-    """Return eight random letters and digits; no generator of the training is used."""
+    """Return eight random hexadecimal digits; the training's random generators are not used."""
     return secrets.token_hex(4)
 
 

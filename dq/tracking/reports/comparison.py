@@ -233,7 +233,8 @@ def differences(experiments: Sequence[Experiment]) -> dict[str, dict[str, Any]]:
         experiments: Two or more; the last stage that was started counts.
 
     Returns:
-        For each name the value in each experiment that has one; the most telling first.
+        For each name the value in each experiment that has one; the first `MAX_DIFFERENCES` names,
+        in the order of the configs.
     """
     values: dict[str, dict[str, Any]] = {}
     for experiment in experiments:
