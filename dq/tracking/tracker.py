@@ -65,7 +65,7 @@ class Tracker:
         """End the run.
 
         Args:
-            exit_code: Of the command.
+            exit_code: The command's exit code.
             error: Why it failed, in one line.
         """
 

@@ -30,7 +30,7 @@ class Layer:
     """A layer of a model.
 
     Attributes:
-        name: Of its weight in the file; the name of its node if the weight has none.
+        name: Name of its weight in the file; that of its node if the weight has none.
         is_quantized: Whether the file has integers for its weight.
     """
 

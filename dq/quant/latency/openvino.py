@@ -39,7 +39,7 @@ class OpenVinoNetwork:
 
     Args:
         model: The bytes of an ONNX file, or the path of a file that OpenVINO reads.
-        threads: Of one run.
+        threads: Number of threads of a run.
         profile: Time the operators.
     """
 

@@ -64,9 +64,9 @@ def adaround_(
         batches: Images on the model's device, or the inputs of a part.
         plain_batches: The inputs of the float model, None for the same.
         steps: Adam steps for each layer.
-        learning_rate: Of Adam.
-        strength: Of the regulariser: the cost of a layer of undecided weights, relative to the cost
-            of rounding to nearest.
+        learning_rate: Adam's learning rate.
+        strength: Weight of the regulariser: what a layer of undecided weights costs, relative to
+            the cost of rounding to nearest.
 
     Returns:
         Names of the modules that AdaRound changed.

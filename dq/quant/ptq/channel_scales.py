@@ -60,7 +60,7 @@ class Gain:
     """What scaling the channels of one tensor is expected to gain.
 
     Attributes:
-        name: Of the quantizer.
+        name: Name of the quantizer.
         before: Noise of the outputs with one scale for all channels.
         after: The same with one scale for each channel.
         factors: What each channel is divided by, ``(channels,)``, at most 1.
@@ -166,7 +166,7 @@ def _gain(name: str, tensors: list[_Channels]) -> Gain:
     """Return the expected gain of one place.
 
     Args:
-        name: Of the quantizer.
+        name: Name of the quantizer.
         tensors: The quantizer's tensor and, if a layer divides its channels, the quantized result
             of that layer.
     """

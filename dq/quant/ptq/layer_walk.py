@@ -31,7 +31,7 @@ class CapturedLayer:
     """A layer, with its norm, that is about to be computed in the fake-quantized run.
 
     Attributes:
-        site: Of its weight.
+        site: The site of its weight.
         quantized: Computes it.
         layer: The float layer, to be changed in place.
         norm: The folded batch norm, or None.

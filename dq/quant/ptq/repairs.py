@@ -50,7 +50,7 @@ class Calibration:
     reduce the remaining error. All changes are in the model's parameters and in quantizer state.
 
     Args:
-        graph: Of the prepared model.
+        graph: The graph of the prepared model.
         run: Runs the graph and all its parts on a batch, and returns its number of images.
         device: Where the model is.
         weight_range: As in `dq.quant.recipes.recipe.Recipe`.

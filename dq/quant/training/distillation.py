@@ -62,7 +62,7 @@ def relative_error(student: Any, teacher: Any) -> Tensor:
 
     Args:
         student: A tensor, or lists and tuples of tensors.
-        teacher: Of the same structure.
+        teacher: The same structure of tensors.
     """
     pairs = list(zip(floating_tensors(student), floating_tensors(teacher), strict=True))
     errors = []
@@ -174,7 +174,7 @@ def with_features(
     Args:
         graph: The prepared model.
         root: The model or a copy of it.
-        names: Of quantizers.
+        names: Names of the quantizers.
         training: Run the training graph, even if ``root`` is in evaluation mode.
 
     Returns:

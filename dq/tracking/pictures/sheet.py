@@ -61,7 +61,7 @@ def drawn(panels: Sequence[Panel], side: int = SIDE) -> Image.Image:
 
     Args:
         panels: At least one.
-        side: Of the square, in pixels.
+        side: Side of the square, in pixels.
     """
     pictures = [_picture(panel, side) for panel in panels]
     # A title needs some room, also above a narrow picture.

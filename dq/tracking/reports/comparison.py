@@ -46,7 +46,7 @@ class Line:
         acc_float: In percent, like all ``acc_`` values; None if there is no such stage.
         acc_calibrated: After calibration.
         acc_qat: After quantization-aware training.
-        acc_control: Of the float detector trained on by the same steps, the control of QAT.
+        acc_control: The control of QAT: the float detector, trained on by the same steps.
         drop_calibrated: Loss against float in points; negative for a gain.
         drop_qat: Likewise.
         bits: Integer format of the last stage.
