@@ -139,7 +139,11 @@ class FolderTracker(Tracker):
         if not found:
             return
         if self.quantizers is None:
-            self.quantizers = RowFile(self.folder / QUANTIZERS)
+            try:
+                self.quantizers = RowFile(self.folder / QUANTIZERS)
+            except ValueError as error:  # The next table is tried again.
+                log.warning("%s", error)
+                return
         names = list(found[0])
         self.quantizers.write(
             {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -145,6 +146,11 @@ class _Server(socketserver.ThreadingTCPServer):
     def __init__(self, port: int, report: LiveReport) -> None:
         self.report = report
         super().__init__((HOST, port), _Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print the traceback of an error, but not if the browser has closed its connection."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _Handler(BaseHTTPRequestHandler):

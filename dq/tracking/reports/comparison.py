@@ -230,25 +230,28 @@ def differences(experiments: Sequence[Experiment]) -> dict[str, dict[str, Any]]:
     """Return the config's values that differ between the experiments, by dotted name.
 
     Args:
-        experiments: Two or more; the last stage that was started counts.
+        experiments: Two or more. The last stage that was started counts; an experiment without a
+            readable run is left out.
 
     Returns:
         For each name the value in each experiment that has one; the first `MAX_DIFFERENCES` names,
         in the order of the configs.
     """
     values: dict[str, dict[str, Any]] = {}
+    known = 0
     for experiment in experiments:
         stage = [s for s in STAGES
                  if s in experiment.stages or s in experiment.open_stages]  # fmt: skip
         run = read_run(experiment.folder / stage[-1]) if stage else None
         if run is None:
             continue
+        known += 1
         source = {f"source.{k}": v for k, v in run.source.items() if k not in ("command", "host")}
         for name, value in {**run.config, **source}.items():
             values.setdefault(name, {})[experiment.name] = value
     found = {}
     for name, by_name in values.items():
         texts = Counter(json_text(v) for v in by_name.values())
-        if len(texts) > 1 or len(by_name) < len(experiments):
+        if len(texts) > 1 or len(by_name) < known:
             found[name] = by_name
     return dict(list(found.items())[:MAX_DIFFERENCES])

@@ -74,4 +74,4 @@ def write_sensitivity(folder: Path, result: Mapping[str, Any]) -> list[Path]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.1f}" if math.isfinite(value) else "inf"
+    return f"{value:.1f}"
