@@ -219,5 +219,7 @@ def ordered_sum(x: Tensor) -> Tensor:
 
 
 def decibel(ratio: float) -> float:
-    """Return a noise-to-signal ratio as SQNR in decibel."""
+    """Return a noise-to-signal ratio as SQNR in decibel; a NaN counts as infinite noise."""
+    if math.isnan(ratio):
+        return -math.inf
     return -10 * math.log10(ratio) if ratio > 0 else math.inf

@@ -35,18 +35,21 @@ def _fit_windows(model: ir.Model, node: ir.Node) -> None:
     fitted = _padding_of_windows(node) if _flag(node, "ceil_mode") else pads
     if fitted is None:
         return
-    if counts and any(fitted) and _flag(node, "ceil_mode"):
-        _pad_before(model, node, fitted)
-        fitted = [0] * len(pads)
+    # The image is cropped where the last window ends before it: a pool has no negative padding.
+    outside = fitted if counts and _flag(node, "ceil_mode") else [min(end, 0) for end in fitted]
+    if any(outside):
+        _pad_before(model, node, outside)
+        fitted = [end - other for end, other in zip(fitted, outside, strict=True)]
     node.attributes["pads"] = ir.AttrInt64s("pads", fitted)
     if not any(fitted):
         node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 0)
 
 
 def _padding_of_windows(node: ir.Node) -> list[int] | None:
-    """Return padding that ends with the last window; None if sizes are unknown.
+    """Return padding that ends with the last window, negative if the image is longer.
 
-    torch leaves out a last window that starts in the padding, but ONNX does not.
+    torch leaves out a last window that starts in the padding, but ONNX does not. None if sizes are
+    unknown.
     """
     value, pads = node.inputs[0], _ints(node, "pads")
     windows, strides = _ints(node, "kernel_shape"), _ints(node, "strides")

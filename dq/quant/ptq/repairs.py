@@ -250,7 +250,7 @@ def _undone_if_worse(
     wanted: Sequence[Sequence[Tensor]],
     part: str = "",
 ) -> Iterator[None]:
-    """Restore the model if the body has increased the error of its outputs.
+    """Restore the model if the body has increased the error of its outputs, or made it NaN.
 
     Repairs work layer by layer; an improvement of each layer may be worse for the whole.
     """
@@ -262,7 +262,7 @@ def _undone_if_worse(
     after = noise(graph, batches, wanted)
     where = f"{part} on calibration images" if part else "on calibration images"
     log.info("SQNR %s %.2f -> %.2f dB", where, decibel(before), decibel(after))
-    if after > before:
+    if not after <= before:
         graph.root.load_state_dict(state)
         log.warning(
             "a repair made the outputs%s worse and is undone",
