@@ -41,7 +41,7 @@ class PartialRuns:
 
     Args:
         graph: Prepared; the caller sets the phases.
-        names: The names of these quantizers.
+        names: Names of the quantizers.
     """
 
     def __init__(self, graph: QuantizedGraph, names: Sequence[str]) -> None:

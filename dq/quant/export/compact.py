@@ -54,7 +54,7 @@ def _shorten_names_(graph: ir.Graph) -> None:
     for value in [*graph.initializers.values(), *(v for node in graph for v in node.outputs)]:
         if value.name not in kept:
             uses[value] = len(value.uses())
-    # Names that nothing has come first, because a short name may be another value's old one.
+    # At first all get names that nothing has, because a short name may be another's old one.
     for number, value in enumerate(uses):
         value.name = f"//{number}"
     names = (name for name in (f"/{n}" for n in range(len(uses) + len(kept))) if name not in kept)

@@ -1,10 +1,10 @@
 """Give the channels of the few worst activations a scale each.
 
-The graph multiplies them, see `dq.quant.graph.per_channel.channel_scales`.
-Which tensors gain is predicted from some float images: the error of a channel is its share of the
-rounding step, squared, times the squared derivative of the outputs (`channel_effects`). With a
-scale per channel every channel uses the whole range of the integers, as far as one zero point
-allows: a channel of SiLU reaches down to -0.28 whatever its upper end.
+The graph multiplies the channels, see `dq.quant.graph.per_channel.channel_scales`. Which tensors
+gain is predicted from some float images: the noise that a channel adds is its squared scale times
+the squared derivative of the outputs (`channel_effects`). With a scale per channel every channel
+uses the whole range of the integers, as far as one zero point allows: a channel of SiLU reaches
+down to -0.28 whatever its upper end.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class RepairStep:
             it runs after that, with all quantizers FROZEN, and is undone if it makes the outputs
             worse.
         includes: Names of steps that it does too, so they do not run on their own.
-        most_images: It uses at most this many images; None for all that the settings allow.
+        most_images: It uses at most the first so many images; None for all that settings allow.
         in_parts: It can repair a part, such as a RoI head, too.
         frees_clips: It needs `dq.quant.recipes.recipe.Recipe.free_clips`.
     """
