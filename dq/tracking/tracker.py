@@ -16,8 +16,9 @@ from dq.tracking.record.secrets import hide_in_text
 from dq.tracking.wandb_copy.relay_process import Relay
 
 log = logging.getLogger(__name__)
-# Validation metrics where larger is better; losses and counts have other names.
+# Rows (by kind) and tables (by ``when``) that are written at the end of an epoch or of the stage.
 AT_EPOCH, AT_END = ("val", "proof", "epoch"), ("test", "images", "checkpoint", "end")
+# Validation metrics where larger is better; losses and counts have other names.
 BEST = ("mAP", "AP", "AR", "recall")
 
 
@@ -64,7 +65,7 @@ class Tracker:
         """End the run.
 
         Args:
-            exit_code: Of the command.
+            exit_code: The command's exit code.
             error: Why it failed, in one line.
         """
 
@@ -138,7 +139,11 @@ class FolderTracker(Tracker):
         if not found:
             return
         if self.quantizers is None:
-            self.quantizers = RowFile(self.folder / QUANTIZERS)
+            try:
+                self.quantizers = RowFile(self.folder / QUANTIZERS)
+            except ValueError as error:  # The next table is tried again.
+                log.warning("%s", error)
+                return
         names = list(found[0])
         self.quantizers.write(
             {

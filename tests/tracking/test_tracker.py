@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from dq.tracking.record.rows import METRICS, RowFile, read_rows, rows_of_kind, sample_rows
+from dq.tracking.record.rows import (
+    METRICS,
+    QUANTIZERS,
+    RowFile,
+    read_rows,
+    rows_of_kind,
+    sample_rows,
+)
 from dq.tracking.record.run import Run, flattened, new_run_id, read_run
 from dq.tracking.tracker import FolderTracker, Resumed
 
@@ -106,6 +113,19 @@ def test_a_full_disk_is_logged_once_and_the_run_continues(
     for step in range(5):
         tracker.log("train", step, {"loss": 1.0})
     assert caplog.text.count("No space left") == 1
+    tracker.finish(0)
+
+
+def test_a_table_that_cannot_be_written_is_logged_and_the_next_one_is_tried(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = FolderTracker(tmp_path, RUN)
+    (tmp_path / QUANTIZERS).mkdir()
+    tracker.table(1, 1, "epoch", [{"name": "a", "sqnr": 30.0}])
+    assert f"{tmp_path / QUANTIZERS} cannot be written" in caplog.messages[-1]
+    (tmp_path / QUANTIZERS).rmdir()
+    tracker.table(2, 2, "epoch", [{"name": "a", "sqnr": 30.0}])
+    assert [row["step"] for row in read_rows(tmp_path / QUANTIZERS)] == [2]
     tracker.finish(0)
 
 

@@ -23,7 +23,7 @@ def explain_device(error: BaseException) -> str | None:
     """
     if not isinstance(error, RuntimeError | MemoryError):
         return None
-    # Known by name: torch may be what is missing where an error is explained.
+    # Compared by name, so that errors can be explained without importing torch.
     kinds = {kind.__name__ for kind in type(error).__mro__}
     text = str(error)
     first = " ".join(text.partition("\n")[0].split()).removeprefix("CUDA error: ")

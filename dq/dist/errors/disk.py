@@ -16,12 +16,12 @@ def explain_disk(error: BaseException) -> str | None:
     """Return a sentence for a disk that is full, refuses access or fails; None for other errors.
 
     Args:
-        error: Raised by Python. If the disk is full and the error has no file name (that of a
-            write, not of opening a file), the sentence says "a file".
+        error: Raised by Python. An error while writing, unlike one while opening, has no file name;
+            if the disk is full, the sentence then says "a file".
     """
     if not isinstance(error, OSError):
         return None
-    # Of two names, as of a copy, the second is that of the new file.
+    # An error of a copy or of a rename has two names; the second is that of the new file.
     name = error.filename2 if error.errno in FULL and error.filename2 else error.filename
     file = "a file" if name is None else str(name)
     if error.errno in FULL:
@@ -29,7 +29,7 @@ def explain_disk(error: BaseException) -> str | None:
             f"{file} could not be written: {error.strerror}; make room (or raise your quota), or"
             f" {'let $TMPDIR name' if _is_temporary(file) else 'choose'} another folder"
         )
-    if name is None:  # Not only files are refused or fail: signals and sockets too.
+    if name is None:  # Signals and sockets raise the same errors, without a file name.
         return None
     if error.errno in REFUSED:
         return (

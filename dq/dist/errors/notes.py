@@ -18,9 +18,9 @@ class Notes:
     """Notes on one exception.
 
     Attributes:
-        reported: The user has been told, or another rank tells.
+        reported: The user has been told, or another rank tells the user.
         reported_elsewhere: It comes from another rank, which is alive and reports it itself.
-        exit_code: Of the error that was reported for all ranks; None if none is known.
+        exit_code: Exit code of the error that was reported for all ranks; None if unknown.
         is_expected: Whether the error was expected where it was raised first; None if it was raised
             in this process, where its traceback says so.
     """

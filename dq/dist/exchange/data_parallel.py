@@ -49,14 +49,15 @@ def wrap(
             they are in the module; they are put into the last buckets.
 
     Returns:
-        The wrapped module; in a single process, or if no parameter needs a gradient, the module.
+        The wrapped module; the argument itself in a single process or without parameters that need
+        a gradient.
     """
     needs_gradient = any(parameter.requires_grad for parameter in module.parameters())
     if collectives.world_size() == 1 or not needs_gradient:
         return module
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:
         sync: dict[str, Any] = {"forward_sync_buffers": False}
-    else:  # Before torch 2.12 this argument also left the buffers alone while wrapping.
+    else:  # Before torch 2.12, broadcast_buffers=False also skips the copy while wrapping.
         sync = {"broadcast_buffers": False}
         collectives.broadcast_coalesced_(list(module.buffers()))
     wrapped = cls(
@@ -105,10 +106,10 @@ def _settle_buckets(wrapped: DistributedDataParallel, late: Collection[Parameter
 
 @contextlib.contextmanager
 def unused_parameters_named(module: Module) -> Iterator[None]:
-    """Name the parameters that the step before has not used, if DDP refuses the body for that.
+    """Name the parameters that the previous step did not use, if DDP raises an error about them.
 
-    DDP waits for the gradient of every parameter. It notices at the next forward pass that some did
-    not come, and its message has neither their names nor the config's key.
+    DDP waits for the gradient of every parameter. It notices at the next forward pass that some are
+    missing, and its message has neither their names nor the config's key.
 
     Args:
         module: Wrapped by `wrap`; the body runs it forward.
@@ -135,9 +136,9 @@ def unused_parameters_named(module: Module) -> Iterator[None]:
 
 
 def unwrap(module: Module) -> Module:
-    """Return the module inside its wrappers, in any order; else the module itself.
+    """Return the module inside DDP, DataParallel and torch.compile, in any order of wrapping.
 
-    Wrappers are DDP, DataParallel and torch.compile's.
+    A module without a wrapper is returned itself.
     """
     while True:
         inside = getattr(module, "_orig_mod", None)
@@ -173,7 +174,9 @@ def sync_buffers_(module: Module, group: dist.ProcessGroup | None = None) -> Non
 
 
 def mean_buffers(module: Module, group: dist.ProcessGroup | None = None) -> dict[str, Tensor]:
-    """Return the mean over ranks of each running statistic, without changing it; see above.
+    """Return the mean over ranks of each running statistic; the module does not change.
+
+    Every rank must call it, at the same step; see `sync_buffers_`.
 
     Returns:
         Keyed by the names of the module's state dict, on the same device. A layer with several

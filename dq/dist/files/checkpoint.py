@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import re
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ def save_checkpoint(
     """
     path = Path(path)
     sidecar = _sidecar(path)
+    handled = sys.exception()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with drafts(path, sidecar) as (draft, draft_of_sidecar):
@@ -50,7 +52,7 @@ def save_checkpoint(
             # A crash after this line leaves a whole file without a checksum, never a wrong one.
             sidecar.unlink(missing_ok=True)
     except BaseException as error:
-        refusal = _refusal_of_disk(error)
+        refusal = _refusal_of_disk(error, handled)
         if refusal is None:
             raise
         raise RuntimeError(
@@ -144,9 +146,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _refusal_of_disk(error: BaseException | None) -> str | None:
-    """Find the operating system's error that caused an error; torch's zip writer hides it."""
-    while error is not None:
+def _refusal_of_disk(error: BaseException | None, handled: BaseException | None) -> str | None:
+    """Find the operating system's error that caused an error; torch's zip writer hides it.
+
+    Args:
+        error: Raised while the checkpoint was written.
+        handled: The error that the caller handles meanwhile, which is not of this writing.
+    """
+    while error is not None and error is not handled:
         if isinstance(error, OSError):
             return error.strerror or str(error)
         error = error.__cause__ or error.__context__

@@ -55,11 +55,11 @@ def claim_report(code: int) -> int | None:
 
 
 def wait_for_reports(code: int) -> None:
-    """Give the others time to ask before this rank ends; for every rank about to end.
+    """Give the other ranks time to claim the report; every rank calls it before it ends.
 
-    The main rank may hold the store. Others with the same error a moment later would find the
-    store gone, and each would believe it is the first. The main rank waits two seconds at most and
-    tells those that are later still; the others do not wait.
+    The main rank may hold the store. If it ended at once, others with the same error a moment later
+    would find the store gone, and each would believe it is the first. So the main rank waits, for
+    two seconds at most, and sends its code to those that come later still. The others do not wait.
 
     Args:
         code: The exit code with which this rank ends.

@@ -2,8 +2,8 @@
 
 Each rank has a listening socket to which the others connect. While it works it accepts nothing and
 sends nothing: the kernel keeps the connection and closes it when the process ends, for whatever
-reason. A machine that vanishes is detected by TCP keepalive probes. A rank that ends with an error
-that has been printed sends its exit code before, so the others need not print theirs.
+reason. A machine that vanishes is detected by TCP keepalive probes. If a rank ends with an error
+that has been printed, it first sends its exit code, so that the others need not print theirs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Presence:
         self._connections: dict[int, Connection] = {}
         self._watchers: list[socket.socket] = []
         self._socket = _listener(collectives.world_size())
-        # A forked process that outlives this one would keep the socket open and look like it.
+        # A forked process that outlives this one would keep the socket open, as if it still lived.
         mine = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _close(mine()))
         port = self._socket.getsockname()[1]
@@ -163,7 +163,7 @@ class Connection:
         try:
             found = socket.create_connection((address, place["port"]), timeout=CONNECT_S)
         except ConnectionRefusedError:
-            # At a local address, another machine could answer.
+            # At a private address of another network, a wrong machine may have refused.
             self._gone = same
             return
         except OSError:

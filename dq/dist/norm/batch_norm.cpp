@@ -1,4 +1,4 @@
-// The passes of a batch normalization over ranks, each in one pass over memory, on a CPU.
+// The four passes of a batch normalization over ranks on a CPU; each goes over memory once.
 //
 // Built by dq/native.py and called through ctypes on the data of float32 tensors. A tensor consists
 // of `outer` times `channels` rows of `inner` values: contiguous (N, C, *), or, with inner = 1, a

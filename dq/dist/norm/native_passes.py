@@ -2,7 +2,7 @@
 
 They replace those of `dq.dist.norm.torch_passes`, with the same arguments, if `takes` returns True:
 float32 on a CPU, contiguous or channels-last. A composition of torch's operators passes over a
-tensor about fifteen times in a step; the kernels read it five times and write it twice.
+tensor about fifteen times in a step; the kernels read six tensors of its size and write two.
 """
 
 from __future__ import annotations

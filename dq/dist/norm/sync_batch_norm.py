@@ -17,8 +17,8 @@ from dq.dist.norm.operator import normalize_over_ranks
 class SyncBatchNorm(_BatchNorm):
     """Normalize by the batch of all ranks in training; else like an ordinary batch normalization.
 
-    torch's own refuses CPU tensors as soon as there is a process group. This one uses torch's
-    kernels on CUDA and its own on a CPU: one collective in forward, one in backward.
+    torch.nn.SyncBatchNorm refuses CPU tensors as soon as there is a process group. This class uses
+    torch's kernels on CUDA and its own on a CPU: one collective in forward, one in backward.
     Batches may differ in size and be empty. In training every rank must call it, at the same step.
 
     Args:
@@ -79,8 +79,8 @@ class SyncBatchNorm(_BatchNorm):
         return normalized
 
     def _forward_native(self, input: Tensor) -> Tensor:
-        # A rank with an empty half-precision batch must send float32 like the others; torch's does
-        # not.
+        # A rank with an empty half-precision batch must send float32 like the others, which torch's
+        # function does not do.
         sent = input.float() if input.numel() == 0 else input
         tracks = self.track_running_stats
         output: Tensor = NativeFunction.apply(

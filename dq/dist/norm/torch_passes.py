@@ -61,7 +61,7 @@ def own_sums(gradient: Tensor, input: Tensor, mean: Tensor) -> Tensor:
     """Return this rank's sums of the gradient and of its product with deviations from the mean.
 
     Args:
-        gradient: Of the result, (N, C, *).
+        gradient: Gradient of the result, (N, C, *).
         input: (N, C, *).
         mean: (C,), float64.
 
@@ -85,7 +85,7 @@ def input_gradient(
     """Return the gradient of the input, in the input's memory layout.
 
     Args:
-        gradient: Of the result, (N, C, *).
+        gradient: Gradient of the result, (N, C, *).
         input: (N, C, *).
         weight: (C,) or None.
         mean: (C,), float64.

@@ -36,7 +36,7 @@ def open_meeting_place(environment: Environment, limit_s: float, name: str = "ra
         A client with its own key prefix for this name and this start of the job.
 
     Raises:
-        ValueError: The address is missing or none.
+        ValueError: MASTER_ADDR or MASTER_PORT is missing or invalid.
         OSError: There is no store at that address.
         RuntimeError: Whatever answers at that address is not a store.
     """
@@ -61,12 +61,12 @@ def read_address(environ: Mapping[str, str]) -> tuple[str, int]:
     """Return host and port of the store.
 
     Raises:
-        ValueError: MASTER_ADDR or MASTER_PORT is missing, or can be no host or port.
+        ValueError: MASTER_ADDR or MASTER_PORT is missing or invalid.
     """
     mend = "set it to the {} of rank 0, the same on every rank, or start the ranks with torchrun"
     host, port = (environ.get(name, "").strip() for name in ("MASTER_ADDR", "MASTER_PORT"))
-    # A name never has these; a URL or "host:port" would only be looked up in vain. An IPv6 address
-    # has several colons.
+    # A host name has none of these characters: a URL or "host:port" would be looked up in vain. An
+    # IPv6 address has several colons.
     if not host or re.search(r"[\s/]", host) or host.count(":") == 1:
         said = f"is {host!r}" if host else "is not set"
         raise ValueError(f"MASTER_ADDR {said}; {mend.format('host name or address')}")

@@ -8,7 +8,7 @@ step before the requesting rank has joined it, so every rank that reads the stor
 With a GPU the host finishes a step before the device does, and waiting for the device in each step
 would leave it idle. So before the host reads the store at the end of step ``s``, it waits for the
 device's step ``s - 1``, which is usually finished. Then every host has started that step and has
-already written its requests. There a request is due after step ``s + 2``.
+already written its requests. So with a GPU a request is due after step ``s + 2``.
 """
 
 from __future__ import annotations

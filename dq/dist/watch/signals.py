@@ -53,9 +53,9 @@ class StopSignals:
             agreement: The body must check it; the request has the name ``stop``.
 
         Raises:
-            Stopped: At the end, if a signal came too late for a last step. An error of the body is
-                not replaced: the ranks stop together after a step, so a lost rank was not lost by
-                a stop. srun, for example, sends SIGTERM to the ranks that a dead one has left.
+            Stopped: At the end, if a signal came too late for a last step. It does not replace an
+                error of the body: the ranks stop together after a step, so a stop does not explain
+                a lost rank. For example, srun sends SIGTERM to the other ranks when one has died.
         """
         self._agreement = agreement
         try:

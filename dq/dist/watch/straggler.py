@@ -1,10 +1,10 @@
 """Find the slowest rank and the phase in which it is slow.
 
-In a step that ends with a gradient exchange every rank takes as long as the slowest, so wall time
-does not show which one it is. What shows it is wall time in phases without a collective (waiting
-for data, preparing a step), and the processor time of this process for work between collectives,
-because it does not count waiting. On a GPU processor time says nothing about kernels and is not
-counted.
+In a step that ends with a gradient exchange every rank takes as long as the slowest, so the wall
+time of a step does not show which rank that is. Two other times do: the wall time of phases without
+a collective (waiting for data, preparing a step), and the processor time of this process for work
+between collectives, because it does not count waiting. On a GPU processor time says nothing about
+kernels and is not counted.
 """
 
 from __future__ import annotations

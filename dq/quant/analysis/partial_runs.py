@@ -27,7 +27,7 @@ class FloatRun:
 
     Attributes:
         batch: The images, or the inputs of a part.
-        values: Of the nodes that a partial run may read.
+        values: The values of the nodes that a partial run may read.
         outputs: What the graph returns.
     """
 
@@ -40,8 +40,8 @@ class PartialRuns:
     """Partial runs of a graph in evaluation mode, one for each of some quantizers.
 
     Args:
-        graph: Prepared; phases are the caller's.
-        names: Of the quantizers.
+        graph: Prepared; the caller sets the phases.
+        names: Names of the quantizers.
     """
 
     def __init__(self, graph: QuantizedGraph, names: Sequence[str]) -> None:

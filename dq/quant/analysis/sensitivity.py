@@ -98,7 +98,7 @@ def noises_of_all(
 def noises_alone(
     graph: QuantizedGraph, batches: Sequence[Given], names: Sequence[str]
 ) -> dict[str, float]:
-    """Return the noise that each of these quantizers alone makes at the outputs; see `noise`.
+    """Return the noise that each of these quantizers alone adds to the outputs; see `noise`.
 
     The float values of one batch at a time are kept, and a quantizer's run computes only what
     depends on it.
@@ -106,7 +106,7 @@ def noises_alone(
     Args:
         graph: As for `sensitivities`, or a part.
         batches: As for `sensitivities`; inputs of the part.
-        names: Of quantizers of this network.
+        names: Names of quantizers of this network.
     """
     with restored_state(graph.quantizers, even_when_done=False):
         set_phase(graph.quantizers, Phase.OFF)
@@ -134,7 +134,7 @@ def ranked(graph: QuantizedGraph, noises: Mapping[str, float]) -> list[Sensitivi
 
     Args:
         graph: Prepared.
-        noises: Of all quantizers that were measured, as `noises_of_all` returns them.
+        noises: The noise of each quantizer that was measured, as `noises_of_all` returns it.
     """
     found = [
         Sensitivity(
@@ -219,5 +219,7 @@ def ordered_sum(x: Tensor) -> Tensor:
 
 
 def decibel(ratio: float) -> float:
-    """Return a noise-to-signal ratio as SQNR in decibel."""
+    """Return a noise-to-signal ratio as SQNR in decibel; a NaN counts as infinite noise."""
+    if math.isnan(ratio):
+        return -math.inf
     return -10 * math.log10(ratio) if ratio > 0 else math.inf

@@ -22,7 +22,7 @@ from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.quantizers.restore import restored_state, watching_inputs
 from dq.quant.training.oscillation import OscillationTracker
 
-# Of larger tensors, a sample with even spacing is used.
+# Larger tensors are sampled with even spacing: so many values, or up to twice as many.
 MAX_VALUES = 1 << 16
 NUM_BINS = 32
 Integers = dict[str, Tensor]
@@ -97,7 +97,10 @@ def quantizer_figures(
 
 
 def model_bytes(model: nn.Module, graph: QuantizedGraph | None) -> int:
-    """Return the bytes of the model's numbers: weights at their width, all others in 32 bits.
+    """Return the model's size: weights at their bit width, other tensors at that of their dtype.
+
+    In a quantized model the scales of weights, the scales and zero points of activations, and the
+    biases that folded norms add have 32 bits each. The size is in bytes.
 
     Args:
         model: Its parameters and running statistics count; folded norms do not.

@@ -36,10 +36,11 @@ def assembled(
         network: Result of `dq.quant.integer.bias_overflow.network_for_engines`.
         examples: Its inputs.
         kind: A key of `dq.formats.FORMATS` with a flavour.
-        opset: Of ONNX; None for the lowest that has the network's integers.
-        input_names: Of the inputs, as many or more.
-        more_outputs: Names of what ``after`` adds to the outputs.
-        after: Computed on the network's result and exported too; returns it with something added.
+        opset: Version of ONNX's operators; None for the lowest that supports the network.
+        input_names: Names of the inputs; further names are ignored.
+        more_outputs: Names of the outputs that ``after`` adds.
+        after: A function of the network's result that is exported too; it returns that result with
+            more outputs.
         rewrite_: Replaces placeholders of ``after`` by operators, in place.
 
     Raises:

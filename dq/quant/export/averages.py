@@ -14,9 +14,11 @@ def fit_averages_(model: ir.Model) -> None:
     """Write means over height and width as GlobalAveragePool, in place.
 
     torch.onnx writes them as ReduceMean, which engines compute in float; the last digits of the
-    result then depend on the order of the sum. An average over windows with padding, of which the
-    last window may be partial, is written as a Pad and an average that does not count padding. The
-    result is the same, but ONNX Runtime would otherwise count pixels outside of the partial window.
+    result then depend on the order of the sum.
+
+    An AveragePool that counts its padding and may end with a partial window (``ceil_mode``) is
+    written as a Pad and an AveragePool without padding. Otherwise ONNX Runtime would also count the
+    places of the partial window that are outside of the padded image.
 
     Args:
         model: With static image sizes.
@@ -33,18 +35,21 @@ def _fit_windows(model: ir.Model, node: ir.Node) -> None:
     fitted = _padding_of_windows(node) if _flag(node, "ceil_mode") else pads
     if fitted is None:
         return
-    if counts and any(fitted) and _flag(node, "ceil_mode"):
-        _pad_before(model, node, fitted)
-        fitted = [0] * len(pads)
+    # The image is cropped where the last window ends before it: a pool has no negative padding.
+    outside = fitted if counts and _flag(node, "ceil_mode") else [min(end, 0) for end in fitted]
+    if any(outside):
+        _pad_before(model, node, outside)
+        fitted = [end - other for end, other in zip(fitted, outside, strict=True)]
     node.attributes["pads"] = ir.AttrInt64s("pads", fitted)
     if not any(fitted):
         node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 0)
 
 
 def _padding_of_windows(node: ir.Node) -> list[int] | None:
-    """Return padding that ends with the last window; None if sizes are unknown.
+    """Return padding that ends with the last window, negative if the image is longer.
 
-    torch leaves out a last window that starts in the padding, but ONNX does not.
+    torch leaves out a last window that starts in the padding, but ONNX does not. None if sizes are
+    unknown.
     """
     value, pads = node.inputs[0], _ints(node, "pads")
     windows, strides = _ints(node, "kernel_shape"), _ints(node, "strides")

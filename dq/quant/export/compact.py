@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-# Attributes at the value that the standard gives them if they are absent.
+# The values that the ONNX standard gives these attributes if they are absent.
 _DEFAULTS: Mapping[str, Any] = {"auto_pad": "NOTSET", "group": 1}
 _ONES, _ZEROS = ("dilations", "strides"), ("output_padding", "pads")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -22,7 +22,7 @@ def compact_(model: ir.Model) -> None:
     """Shorten the names of values and drop default attributes, in place.
 
     Args:
-        model: Finished but for this. The names of its inputs, outputs and nodes stay.
+        model: Complete; this is the last change. The names of its inputs, outputs and nodes stay.
     """
     for node in model.graph:
         if node.domain == "" and node.op_type in _CONVOLUTIONS:
@@ -54,7 +54,7 @@ def _shorten_names_(graph: ir.Graph) -> None:
     for value in [*graph.initializers.values(), *(v for node in graph for v in node.outputs)]:
         if value.name not in kept:
             uses[value] = len(value.uses())
-    # First to names that nothing has, because a new name may be another value's old one.
+    # At first all get names that nothing has, because a short name may be another's old one.
     for number, value in enumerate(uses):
         value.name = f"//{number}"
     names = (name for name in (f"/{n}" for n in range(len(uses) + len(kept))) if name not in kept)

@@ -24,7 +24,7 @@ def constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value
 
 
 def replace_node(model: ir.Model, node: ir.Node, others: Sequence[ir.Node]) -> None:
-    """Put other nodes in the place of one; the last one's result takes its result's name and shape.
+    """Replace a node by others; the result of the last one takes the name and shape of its result.
 
     Args:
         model: Changed in place.

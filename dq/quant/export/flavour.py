@@ -17,8 +17,8 @@ class Flavour:
     Attributes:
         write_: Replaces a model's placeholders by operators, in place, given the integer format of
             every quantizer by its name.
-        opset_needed: From each quantizer's integer format, and whether it is a weight's, the first
-            opset that has what is written; 0 for any.
+        opset_needed: Returns the first opset that supports what is written; 0 if all do. It is
+            given each quantizer's integer format, and whether the quantizer is a weight's.
     """
 
     write_: Callable[[ir.Model, Mapping[str, QuantSpec]], None]

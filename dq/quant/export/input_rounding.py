@@ -20,15 +20,16 @@ _MOVES = frozenset({"Concat", "DepthToSpace", "Identity", "Reshape", "Slice"}) |
 
 
 def round_inputs_late_(model: ir.Model) -> int:
-    """Remove each rounding of an input that a later one repeats after moving values, in place.
+    """Remove quantization of inputs that is repeated after their values were moved, in place.
 
-    A quantizer's own rounding stays where it is; those that repeat it before other readers go.
+    Only repetitions of a quantizer (see `dq.quant.integer.convert`) are removed, and only if all
+    their readers quantize the values in the same way again. The quantizer's first place stays.
 
     Args:
         model: With placeholders, as `dq.quant.export.onnx_graph.placeholder_model` returns it.
 
     Returns:
-        The number of removed roundings.
+        The number of removed placeholders.
     """
     removed = 0
     moved = {id(value) for value in model.graph.inputs}
@@ -51,7 +52,7 @@ def round_inputs_late_(model: ir.Model) -> int:
 
 
 def _is_rounded_again(value: ir.Value, site: str) -> bool:
-    """Return whether all readers of a value round it in the same way, at once or after moves."""
+    """Return whether all readers quantize a value in the same way, directly or after moves."""
     readers = [use.node for use in value.uses()]
     if not readers or value.is_graph_output():
         return False

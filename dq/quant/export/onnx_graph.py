@@ -72,8 +72,8 @@ def placeholder_model(
         example: An input, or all of them. All sizes except the first dimension are fixed in the
             model. An input whose first dimension differs from the first input's keeps it fixed too.
         opset: Version of ONNX's operators, 18 or later.
-        output_names: Of the outputs, in the order of `flatten`.
-        input_names: Of the inputs; further names are ignored.
+        output_names: Names of the outputs, in the order of `flatten`.
+        input_names: Names of the inputs; further names are ignored.
         after: A function of the network's result that is exported too.
 
     Raises:
@@ -114,7 +114,7 @@ def placeholder_model(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep silent what torch reports on its progress, and warns of what it does internally."""
+    """Hide torch's reports on its progress and its warnings about its own code."""
     names = ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

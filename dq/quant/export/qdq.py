@@ -27,7 +27,7 @@ from dq.quant.numerics.spec import QuantSpec
 
 Array = NDArray[np.generic]
 
-# A Clip that limits a tensor to a format's integers has the quantizer's name and this.
+# A Clip that limits a tensor to a format's integers has its quantizer's name with this suffix.
 LIMITS = "/limits"
 
 _TYPES = {

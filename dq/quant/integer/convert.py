@@ -88,7 +88,7 @@ class _Conversion:
                 copied = copy.deepcopy(_found(self.root, str(node.target)), held)
                 self.modules[str(node.target)] = copied
         network = fx.GraphModule(self.modules, self.graph, "IntegerNetwork")
-        # A module's meta goes with its copies and files, an attribute of it would not.
+        # Copies and files of a GraphModule keep its meta, but not its other attributes.
         network.meta["export_switch"] = self.export_switch
         return network.eval()
 

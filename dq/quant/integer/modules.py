@@ -45,6 +45,7 @@ class IntegerWeight(nn.Module):
         scale: As for `dq.quant.numerics.affine.quantize`.
         zero_point: As for `dq.quant.numerics.affine.quantize`.
         spec: The integer format.
+        export_switch: Shared by all modules of a network.
 
     Buffers ``integers`` (`storage_dtype`, shape of the weight), ``scale`` float32 and
     ``zero_point`` int32.
@@ -126,6 +127,7 @@ class IntegerActivation(nn.Module):
         scale: float32 ``()``.
         zero_point: int32 ``()``.
         spec: The integer format; per tensor.
+        export_switch: Shared by all modules of a network.
     """
 
     scale: Tensor
@@ -149,8 +151,8 @@ class IntegerActivation(nn.Module):
 
         Args:
             x: Any shape.
-            repeated: This is a repetition, see `dq.quant.integer.convert`. Exports name only the
-                original place after the quantizer.
+            repeated: This is a repetition, see `dq.quant.integer.convert`. In an exported file only
+                the node of the first place has the quantizer's name alone; others have a number.
         """
         if not self.export_switch.on:
             return fake_quantize(x, self.scale, self.zero_point, self.spec)

@@ -9,6 +9,7 @@ from onnx import ModelProto
 
 from dq.quant.latency.comparison import compare
 from dq.quant.latency.engine import Engine
+from dq.quant.latency.layers import with_layer_numbers
 from dq.quant.latency.left_float import with_layers_in_float
 from dq.quant.latency.paired import Spread
 from dq.quant.latency.per_layer import LayerTime
@@ -68,7 +69,9 @@ def advice(
     other = with_layers_in_float(model, {t.name for t in few})
     found = compare({"now": model, "in float": other}, engine, terms)["in float"]
     if found.latency is None:  # Nothing is quantized any more.
-        return Advice(layers=tuple(few), as_now=found.as_first, num_integer=0, num_layers=len(few))
+        _, layers = with_layer_numbers(model)
+        number = len(layers)
+        return Advice(layers=tuple(few), as_now=found.as_first, num_integer=0, num_layers=number)
     return Advice(
         layers=tuple(few),
         as_now=found.as_first,

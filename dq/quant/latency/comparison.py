@@ -41,7 +41,7 @@ class Contestant:
     """A model that an engine has opened, and its inputs.
 
     Attributes:
-        name: Of the model.
+        name: Name of the model.
         engine: Name and version of the engine.
         network: The opened model.
         inputs: Values of all inputs, in order.

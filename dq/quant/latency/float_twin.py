@@ -30,7 +30,7 @@ def float_twin(model: ModelProto, only: Collection[str] | None = None) -> ModelP
         only: Names of the nodes to remove, both nodes of each pair; None for all.
 
     Raises:
-        ValueError: The model has operators of integers, such as QLinearConv.
+        ValueError: The model has operators on integers, such as QLinearConv.
     """
     if operators := integer_operators(model):
         raise ValueError(

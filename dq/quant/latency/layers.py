@@ -2,8 +2,8 @@
 
 A layer is a convolution, a transposed convolution or a matrix product, with everything up to the
 next layers: its activation function, quantization, sums. Engines fuse, rename and insert nodes.
-Therefore the number of its layer is made a part of the name of each node and value. A node that an
-engine inserts belongs to the layer of the operator before it.
+So the number of its layer is added to the name of each node and value, where it survives this. A
+node that an engine inserts belongs to the layer of the operator before it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Layer:
     """A layer of a model.
 
     Attributes:
-        name: Of its weight in the file; the name of its node if the weight has none.
+        name: Name of its weight in the file; that of its node if the weight has none.
         is_quantized: Whether the file has integers for its weight.
     """
 

@@ -79,8 +79,8 @@ def _only_read_by(model: ModelProto, weights: Collection[str]) -> set[str]:
 def _results_of(model: ModelProto) -> Results:
     """Return which results the model's target needs quantized.
 
-    The file says it, because the target may be known only where the model was exported. In files of
-    earlier versions its name is all there is.
+    The file says it, because the target may be known only where the model was exported. Files of
+    earlier versions have only the target's name.
     """
     metadata = metadata_of(model)
     if "results" in metadata:

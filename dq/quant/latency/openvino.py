@@ -39,36 +39,45 @@ class OpenVinoNetwork:
 
     Args:
         model: The bytes of an ONNX file, or the path of a file that OpenVINO reads.
-        threads: Of one run.
+        threads: Number of threads of a run.
         profile: Time the operators.
     """
 
     def __init__(self, model: bytes | str, *, threads: int, profile: bool = False) -> None:
-        settings = {**settings_for(threads), "PERF_COUNT": profile}
-        core = openvino.Core()
+        self._settings = {**settings_for(threads), "PERF_COUNT": profile}
+        self._core = openvino.Core()
         try:
-            network = core.read_model(model)
-            for given in network.inputs:
-                shape = given.get_partial_shape()
-                if len(shape) and shape[0].is_dynamic:  # A known batch size is faster.
-                    shape[0] = 1
-                    network.reshape({given: shape})
-            with kept_signal_stack():
-                self.compiled = core.compile_model(network, "CPU", settings)
+            self._network = self._core.read_model(model)
+            shapes = [given.get_partial_shape() for given in self._network.inputs]
+            self._is_free = [len(shape) > 0 and shape[0].is_dynamic for shape in shapes]
+            self._compile(1)
         except RuntimeError as error:
             raise ValueError(f"OpenVINO cannot run it: {reason_of(error)[:200]}") from error
-        self.request = self.compiled.create_infer_request()
         kinds = [(_text(op, "layerType"), _text(op, "runtimePrecision")) for op in self._operators]
         layers = [type_ for kind, type_ in kinds if kind in LAYERS]
         self.num_integer = sum(type_ in INTEGER_TYPES for type_ in layers)
         self.num_float = len(layers) - self.num_integer
+
+    def _compile(self, batch: int) -> None:
+        """Compile for this batch size, because a known one is faster."""
+        for given, is_free in zip(self._network.inputs, self._is_free, strict=True):
+            if is_free:
+                shape = given.get_partial_shape()
+                shape[0] = batch
+                self._network.reshape({given: shape})
+        with kept_signal_stack():
+            self.compiled = self._core.compile_model(self._network, "CPU", self._settings)
+        self.request, self._batch = self.compiled.create_infer_request(), batch
 
     @property
     def _operators(self) -> list[Any]:
         return list(self.compiled.get_runtime_model().get_ordered_ops())
 
     def compute(self, arrays: Sequence[NDArray[Any]]) -> Sequence[NDArray[np.float32]]:
-        """Return all outputs in order, for all inputs in order."""
+        """Return all outputs in order, for all inputs in order; compiles for a new batch size."""
+        for array, is_free in zip(arrays, self._is_free, strict=True):
+            if is_free and len(array) != self._batch:
+                self._compile(len(array))
         with kept_signal_stack():
             found: Sequence[NDArray[np.float32]] = self.request.infer(list(arrays)).to_tuple()
         return found

@@ -19,7 +19,7 @@ class LayerTime:
     """A module's time in one run of a network, over all its calls.
 
     Attributes:
-        name: Of its weight in the file.
+        name: Name of its weight in the file.
         module: Its name in the detector, if `dq.quant.export` has written the file.
         calls: Number of calls; more than one for a head that pyramid levels share.
         is_quantized: Whether the file has integers for its weight.

@@ -60,7 +60,7 @@ def advice_lines(name: str, found: Advice | None) -> list[str]:
     """Return lines about the layers that do not gain, with a rule if it makes the model faster.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         found: Result of `dq.quant.latency.advice.advice`.
     """
     if found is None:

@@ -64,9 +64,9 @@ def adaround_(
         batches: Images on the model's device, or the inputs of a part.
         plain_batches: The inputs of the float model, None for the same.
         steps: Adam steps for each layer.
-        learning_rate: Of Adam.
-        strength: Of the regulariser: the cost of a layer of undecided weights, relative to the cost
-            of rounding to nearest.
+        learning_rate: Adam's learning rate.
+        strength: Weight of the regulariser: what a layer of undecided weights costs, relative to
+            the cost of rounding to nearest.
 
     Returns:
         Names of the modules that AdaRound changed.
@@ -155,7 +155,7 @@ def round_layer_(
     """Optimise the rounding of one layer and write it into the float weight.
 
     Returns:
-        The layer's mean square error before and after, without a constant.
+        The layer's squared error before and after, except for a term that rounding does not change.
     """
     gram, cross = moments(captured)
     folded, scale, zero_point = captured.quantized.quantized_weight(captured.layer, captured.norm)
@@ -174,7 +174,7 @@ def round_layer_(
         quadratic = ((weight @ gram) * weight).sum()
         return quadratic - 2 * (weight * cross.transpose(1, 2)).sum()
 
-    # Subtracting a constant makes the loss relative: at best 0 for the unquantized weight.
+    # The unit of the loss: how much rounding to nearest adds to the loss of the unquantized weight.
     best = float(loss_of(position))
     before = float(loss_of(nearest))
     unit = max(before - best, 1e-12 * abs(before), 1e-30)

@@ -58,7 +58,7 @@ class _Inputs:
 
 # Passes over the images.
 PASSES = 2
-# Each image adds all positions of a layer's output to the means: more hardly change them.
+# Each image adds all positions of a layer's output to the means; more images hardly change them.
 IMAGES = 32
 
 # By layer and shape.

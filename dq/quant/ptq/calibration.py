@@ -43,7 +43,7 @@ def calibrate_(graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[B
     same weight. Histograms keep collecting until they are told to stop.
 
     Args:
-        graph: Of the prepared model.
+        graph: The graph of the prepared model.
         batches: Anything that ``run`` accepts.
         run: Runs the graph and all its parts on a batch, and returns its number of images.
 

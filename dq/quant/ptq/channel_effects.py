@@ -1,9 +1,10 @@
 """The effect of an error in each channel of each activation on the outputs of the float network.
 
-A small error that is independent from place to place adds, at the outputs, its square times the
-square of the outputs' derivative. The sum over all outputs is estimated without their Jacobian: the
-gradient of the outputs' sum with random signs has the same expected square (Hutchinson 1989). Each
-output tensor counts relative to its own power, as in `dq.quant.analysis.sensitivity`.
+A small error that is independent from place to place adds noise to the outputs: the square of the
+error times the squared derivative of the outputs. The sum over all outputs is estimated without
+their Jacobian: the gradient of the outputs' sum with random signs has the same expected square
+(Hutchinson 1989). Each output tensor counts relative to its own power, as in
+`dq.quant.analysis.sensitivity`.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def _leaf(x: Tensor) -> Tensor:
 
 
 def signed_sum(y: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the sum of a tensor with random signs, relative to its own root of the power."""
+    """Return the sum of a tensor with random signs, divided by the root of its sum of squares."""
     signs = torch.randint(0, 2, y.shape, generator=generator).to(y.device, y.dtype) * 2 - 1
     power = y.detach().double().square().sum().sqrt().clamp(min=1e-30)
     return (signs * y).sum() / power.to(y.dtype)

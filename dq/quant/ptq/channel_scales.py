@@ -1,10 +1,10 @@
 """Give the channels of the few worst activations a scale each.
 
-The graph multiplies them, see `dq.quant.graph.per_channel.channel_scales`.
-Which tensors gain is predicted from some float images: the error of a channel is its share of the
-rounding step, squared, times the squared derivative of the outputs (`channel_effects`). With a
-scale per channel every channel uses the whole range of the integers, as far as one zero point
-allows: a channel of SiLU reaches down to -0.28 whatever its upper end.
+The graph multiplies the channels, see `dq.quant.graph.per_channel.channel_scales`. Which tensors
+gain is predicted from some float images: the noise that a channel adds is its squared scale times
+the squared derivative of the outputs (`channel_effects`). With a scale per channel every channel
+uses the whole range of the integers, as far as one zero point allows: a channel of SiLU reaches
+down to -0.28 whatever its upper end.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ log = logging.getLogger(__name__)
 
 # Images to measure channels on.
 IMAGES = 8
-# Each tensor must lessen the noise that all activations still have by this share.
+# A tensor is scaled if that removes at least this share of the remaining noise of all activations.
 LEAST_SHARE = 0.1
-# Functions through which the layer before can divide its channels: that is equalization.
+# Before these functions the layer itself can divide its channels, which equalization does.
 _COMMUTE = {"clip", *(function.name for function in FUNCTIONS if function.scales)}
 # Tried shares of the range below zero.
 _SHARES = torch.linspace(0.01, 0.95, 95)
@@ -60,7 +60,7 @@ class Gain:
     """What scaling the channels of one tensor is expected to gain.
 
     Attributes:
-        name: Of the quantizer.
+        name: Name of the quantizer.
         before: Noise of the outputs with one scale for all channels.
         after: The same with one scale for each channel.
         factors: What each channel is divided by, ``(channels,)``, at most 1.
@@ -163,7 +163,13 @@ def _quantizer_name(node: fx.Node) -> str:
 
 
 def _gain(name: str, tensors: list[_Channels]) -> Gain:
-    """Return the gain of one place; its tensors are the quantizer's, and a rounded layer's."""
+    """Return the expected gain of one place.
+
+    Args:
+        name: Name of the quantizer.
+        tensors: The quantizer's tensor and, if a layer divides its channels, the quantized result
+            of that layer.
+    """
     candidates = torch.cat([_full_ranges(one) for one in tensors])
     noises = torch.stack([_noise(one, candidates) for one in tensors]).sum(0)
     best = int(noises.argmin())
@@ -191,7 +197,7 @@ class _Channels:
 def _noise(tensor: _Channels, factors: Tensor) -> Tensor:
     """Return the noise of the outputs if the channels are divided by factors ``(..., channels)``.
 
-    Rounding errors are a twelfth of the squared step; the constant is left out.
+    The variance of a rounding error is a twelfth of the squared scale; the twelfth is left out.
     """
     low, high, spec = (tensor.low / factors).amin(-1), (tensor.high / factors).amax(-1), tensor.spec
     if spec.symmetric:
@@ -221,7 +227,7 @@ def _full_ranges(tensor: _Channels) -> Tensor:
 def _channel_ends(
     graph: QuantizedGraph, images: Tensor, names: Mapping[str, Tensor]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the smallest and largest value of each channel, float64, and at least zero between."""
+    """Return the smallest and largest value of each channel, float64; zero is always between."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def widen(name: str, inputs: object, output: Tensor) -> None:

@@ -2,9 +2,9 @@
 
 ReLU commutes with a positive factor. So one layer's channel may be divided by s if the next layer's
 is multiplied by s. After Nagel et al. 2019 (arXiv 1906.04721, section 4.1): s gives the channel's
-weights the same range in both layers, and all pairs are repeated until nothing changes. The
-factors go into the float parameters (of the batch norm, if one is folded) and into the limits of
-ReLU6, which must be free for that (`Recipe.free_clips`).
+weights the same range in both layers, and this is repeated over all pairs until nothing changes.
+The factors go into the float parameters (of the batch norm, if one is folded) and into the limits
+of ReLU6, which must be free for that (`Recipe.free_clips`).
 """
 
 from __future__ import annotations

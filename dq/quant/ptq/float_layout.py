@@ -31,7 +31,7 @@ def to_float(graph: QuantizedGraph, state: Mapping[str, Tensor]) -> dict[str, Te
 
     Args:
         graph: Its scales are read, not its weights.
-        state: Of the model; it may have other entries, which stay as they are.
+        state: The model's state dict; it may have other entries, which stay as they are.
     """
     changed = {k: state[k] / f.to(state[k]) for k, f in _factors(graph).items() if k in state}
     return {**state, **changed}

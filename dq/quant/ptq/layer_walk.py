@@ -31,7 +31,7 @@ class CapturedLayer:
     """A layer, with its norm, that is about to be computed in the fake-quantized run.
 
     Attributes:
-        site: Of its weight.
+        site: The site of its weight.
         quantized: Computes it.
         layer: The float layer, to be changed in place.
         norm: The folded batch norm, or None.
@@ -69,7 +69,7 @@ def walk(
         graph: Prepared, with ranges, in evaluation mode; phases are restored.
         batches: Images ``(N, 3, H, W)`` on the model's device, or the inputs of a part.
         visit: May change the layer's parameters.
-        what: Its name, for the log.
+        what: Name of the method, for the log.
         plain_batches: Inputs of the float run, None for the same.
     """
     reference = float_copy(graph.root)
@@ -126,7 +126,7 @@ def fake_quantizing(graph: QuantizedGraph) -> Iterator[None]:
 def float_copy(root: nn.Module) -> nn.Module:
     """Return a copy of the model as it is now, with all quantizers off."""
     twin = copy.deepcopy(root)
-    twin.eval()  # A detector overrides train() for distillation and returns nothing.
+    twin.eval()  # Not chained: a detector that distills has its own train(), which returns None.
     set_phase(twin, Phase.OFF)
     return twin
 

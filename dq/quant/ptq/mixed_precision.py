@@ -56,7 +56,7 @@ def choose_raised_(
         raised.append(candidate.name)
         calls = (parts or {})[part] if part else batches
         reached[part] = output_sqnr(graph.networks[part], calls)
-        log.info("%s has %d bit now, SQNR %.1f dB", candidate.name, RAISED_BITS, reached[part])
+        log.info("%s now has %d bits, SQNR %.1f dB", candidate.name, RAISED_BITS, reached[part])
     after = min(reached.values())
     raised_text = counted(len(raised), "quantizer[s]")
     log.info("%s raised, lowest SQNR %.1f -> %.1f dB", raised_text, before, after)

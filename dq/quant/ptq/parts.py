@@ -40,10 +40,10 @@ class PartInputs:
     """The inputs of all parts on some images.
 
     Attributes:
-        graph: Of the prepared model.
+        graph: The graph of the prepared model.
         runner: Runs it.
         images: Batches on the model's device.
-        boxes: The float model's, one entry for each batch.
+        boxes: The float model's boxes, one entry for each batch.
         plain: The inputs of each call in float, by part. Calls without boxes are left out.
     """
 

@@ -44,18 +44,19 @@ PART_IMAGES = 16
 class Calibration:
     """A calibration with all requested repairs, on one process.
 
-    Repairs that change ranges (equalization) come first; then ranges and clipped weights: that is
-    `find_ranges_`. Mixed precision needs `sensitivities`, which several processes can measure
-    together in between. Then the other repairs (AdaRound, bias correction) reduce the remaining
-    error: `finish_`. All changes are in the model's parameters and in quantizer state.
+    `find_ranges_` does the repairs that change ranges, such as equalization; then it finds ranges
+    and clips weights. Mixed precision needs `sensitivities`, which several processes can
+    measure together in between. `finish_` does the other repairs, such as bias correction, which
+    reduce the remaining error. All changes are in the model's parameters and in quantizer state.
 
     Args:
-        graph: Of the prepared model.
+        graph: The graph of the prepared model.
         run: Runs the graph and all its parts on a batch, and returns its number of images.
         device: Where the model is.
         weight_range: As in `dq.quant.recipes.recipe.Recipe`.
         repair: What to repair; None for nothing.
-        parts: Runs the parts on given boxes; None leaves parts out of all repairs but the first.
+        parts: Runs the parts on given boxes; None limits repairs of parts to those that change
+            ranges.
     """
 
     def __init__(
@@ -88,8 +89,8 @@ class Calibration:
         """Apply the first repairs, find the ranges, clip weights; leave the quantizers FROZEN.
 
         Args:
-            batches: Arguments of ``run``. Later repairs need tensors ``(N, ...)``, on any
-                device, and use the first ones too.
+            batches: Arguments of ``run``. Later repairs use the first ones again, which must be
+                tensors ``(N, ...)``, on any device.
 
         Raises:
             ValueError: As `dq.quant.ptq.calibration.calibrate_`.
@@ -178,9 +179,9 @@ class Calibration:
         return raised
 
     def originals(self) -> dict[str, Tensor]:
-        """Return the former values of all weights that clipping and repairs have changed.
+        """Return the original values of all weights that clipping and later repairs have changed.
 
-        They belong to the float model, with equalized channels if that was a step.
+        They are those of the float model, after the repairs that change ranges (equalization).
         """
         now = _weights(self.graph)
         return {k: v for k, v in self._before.items() if not torch.equal(v, now[k])}
@@ -249,7 +250,7 @@ def _undone_if_worse(
     wanted: Sequence[Sequence[Tensor]],
     part: str = "",
 ) -> Iterator[None]:
-    """Restore the model if the body has increased the error of its outputs.
+    """Restore the model if the body has increased the error of its outputs, or made it NaN.
 
     Repairs work layer by layer; an improvement of each layer may be worse for the whole.
     """
@@ -261,10 +262,10 @@ def _undone_if_worse(
     after = noise(graph, batches, wanted)
     where = f"{part} on calibration images" if part else "on calibration images"
     log.info("SQNR %s %.2f -> %.2f dB", where, decibel(before), decibel(after))
-    if after > before:
+    if not after <= before:
         graph.root.load_state_dict(state)
         log.warning(
-            "a repair (AdaRound, bias correction) made the outputs%s worse and is undone",
+            "a repair made the outputs%s worse and is undone",
             f" of {part}" if part else "",
         )
 

@@ -66,7 +66,7 @@ class RepairStep:
             it runs after that, with all quantizers FROZEN, and is undone if it makes the outputs
             worse.
         includes: Names of steps that it does too, so they do not run on their own.
-        most_images: It uses the first so many images; None for all that the settings allow.
+        most_images: It uses at most the first so many images; None for all that settings allow.
         in_parts: It can repair a part, such as a RoI head, too.
         frees_clips: It needs `dq.quant.recipes.recipe.Recipe.free_clips`.
     """
@@ -101,7 +101,7 @@ class Repair:
     Attributes:
         steps: Methods that calibration applies, names from `STEPS`; they always run in one order.
         mixed: Automatic mixed precision, which raises a few quantizers to 16 bits; None for none.
-        images: Number of calibration images for bias correction and AdaRound.
+        images: Number of calibration images for bias correction, AdaRound and block reconstruction.
         rounding_steps: Steps of AdaRound for each layer.
         most_scaled: Largest number of tensors with a scale for each channel.
         reconstruction_steps: Steps of block reconstruction for each block.

@@ -32,7 +32,7 @@ def set_bits_(graph: QuantizedGraph, names: Iterable[str], bits: int = RAISED_BI
 
     Args:
         graph: Prepared.
-        names: Of quantizers.
+        names: Names of the quantizers.
         bits: 2 to 16.
     """
     for name in names:
@@ -52,7 +52,7 @@ def raise_bits_(graph: QuantizedGraph, names: Sequence[str]) -> None:
 
     Args:
         graph: Prepared.
-        names: Of quantizers.
+        names: Names of the quantizers.
     """
     for name in names:
         quantizer = quantizer_of(graph, name)

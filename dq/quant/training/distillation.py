@@ -23,7 +23,7 @@ from dq.quant.graph.trace import BoundGraph, Traced
 from dq.quant.numerics.nested import floating_tensors
 from dq.quant.quantizers.phase import Phase, set_phase
 
-# A teacher's tensor with a smaller mean square is ignored.
+# Smallest mean square of a teacher's tensor that an error is divided by.
 SMALLEST_POWER = 1e-8
 NECK = "neck.*"
 
@@ -62,7 +62,7 @@ def relative_error(student: Any, teacher: Any) -> Tensor:
 
     Args:
         student: A tensor, or lists and tuples of tensors.
-        teacher: Of the same structure.
+        teacher: The same structure of tensors.
     """
     pairs = list(zip(floating_tensors(student), floating_tensors(teacher), strict=True))
     errors = []
@@ -150,7 +150,7 @@ def _usual_features(graph: QuantizedGraph, settings: Distill) -> tuple[str, ...]
 def _float_copy(root: nn.Module) -> nn.Module:
     teacher = copy.deepcopy(root)
     set_phase(teacher, Phase.OFF)
-    teacher.eval()  # A detector overrides train() for distillation and returns nothing.
+    teacher.eval()  # Not chained: a detector that distills has its own train(), which returns None.
     return teacher.requires_grad_(False)
 
 
@@ -183,7 +183,7 @@ def with_features(
     Args:
         graph: The prepared model.
         root: The model or a copy of it.
-        names: Of quantizers.
+        names: Names of the quantizers.
         training: Run the training graph, even if ``root`` is in evaluation mode.
 
     Returns:

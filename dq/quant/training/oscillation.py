@@ -2,7 +2,7 @@
 
 After Nagel et al. 2022 (arXiv 2203.11086). Near a rounding threshold the straight-through estimator
 pushes a weight back and forth without end. At 4 bits and below this spoils batch norm statistics
-and the result. Measured is the frequency of reversals (section 3, equation 6). The remedies freeze
+and the result. The frequency of reversals is measured (section 3, equation 6). The remedies freeze
 weights that oscillate often (algorithm 1), or add a loss that pulls weights to the middle of their
 rounding interval (equation 5).
 """
@@ -125,7 +125,7 @@ class OscillationTracker:
         layer.weight.copy_(torch.where(record.frozen, held.to(layer.weight.dtype), layer.weight))
 
     def share_oscillating(self) -> float:
-        """Return the share of all weights that oscillate, 0 to 1; reads the device."""
+        """Return the share of all weights that oscillate, 0 to 1; waits for the device."""
         return self._share(lambda record: record.frequency > self.settings.counts_above)
 
     def share_of(self, name: str) -> float | None:
@@ -136,7 +136,7 @@ class OscillationTracker:
         return float((record.frequency > self.settings.counts_above).float().mean())
 
     def share_frozen(self) -> float:
-        """Return the share of all weights that are frozen, 0 to 1; reads the device."""
+        """Return the share of all weights that are frozen, 0 to 1; waits for the device."""
         return self._share(lambda record: record.frozen)
 
     def _share(self, which: Any) -> float:

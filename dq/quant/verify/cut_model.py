@@ -17,7 +17,7 @@ from torch import Tensor
 from dq.quant.verify.engine import Network
 from dq.quant.verify.onnxruntime_session import with_outputs
 
-# In files of earlier versions the names of nodes end with the second one.
+# The suffix of a cut's input, and of a node's name in files of earlier versions.
 GIVEN, DEQUANTIZE = "/given", "/dequantize"
 
 

@@ -26,7 +26,7 @@ class Network(ABC):
         model: The model.
 
     Attributes:
-        metadata: Of the model.
+        metadata: The model's metadata, by key.
         inputs: Names of the inputs.
         sizes: The required sizes of the inputs; a name means any size.
         names: Names of the outputs.

@@ -47,7 +47,7 @@ def health_of(folder: Path) -> Health | None:
     rows = [row for row in rows if "name" in row]
     if not rows:
         return None
-    # The noise that a quantizer alone adds; that in the network has the noise before it too.
+    # `sqnr` is of a quantizer alone; `network_sqnr` includes the noise of those before it.
     ratios = _known(rows, "sqnr")
     clipped = sorted(_known(rows, "clipped"), key=lambda pair: -pair[1])
     moving = [value for _, value in _known(rows, "oscillating")]

@@ -17,7 +17,7 @@ SHOWN = (
     *("loss", "lr", "grad_norm", "images_per_s", "loading_share", "memory_mib", "gpu_memory_mib"),
     *("phase", "skipped_steps", "bad_images"),
 )
-# Names of metrics by preference; several data sets number them.
+# Names of metrics by preference. With several data sets a number comes first: ``0_mAP``.
 _METRICS = ("mAP", "bbox_mAP", "bbox_AP", "AP50")
 _NO_METRICS = ("epoch", "time", "step_s", "loading_s", "lr")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -54,7 +55,7 @@ class Page:
     Attributes:
         html: The page, with the script that asks for a newer one.
         version: Different for every other state of the runs.
-        status: Of the answer.
+        status: HTTP status of the answer.
     """
 
     html: str
@@ -67,7 +68,7 @@ class LiveReport:
 
     Args:
         find: Returns the experiments as they are now.
-        make: Makes the report of these.
+        make: Returns the report of these experiments as HTML.
         interval_s: Seconds between two looks at the runs' files.
 
     Raises:
@@ -87,7 +88,7 @@ class LiveReport:
         self._looked = time.monotonic()
 
     def page(self) -> Page:
-        """Return the report of now; the runs are looked at once an interval at most."""
+        """Return the current report; the runs' files are checked at most once per interval."""
         with self._lock:
             if time.monotonic() - self._looked >= self.interval_s:
                 self._page = self._newest()
@@ -145,6 +146,11 @@ class _Server(socketserver.ThreadingTCPServer):
     def __init__(self, port: int, report: LiveReport) -> None:
         self.report = report
         super().__init__((HOST, port), _Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print the traceback of an error, but not if the browser has closed its connection."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _Handler(BaseHTTPRequestHandler):

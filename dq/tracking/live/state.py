@@ -34,7 +34,7 @@ class StageState:
     """One stage of an experiment.
 
     Attributes:
-        name: Of its folder.
+        name: Name of its folder.
         state: ``running``, ``finished``, ``stopped``, ``failed``, ``died``, or as
             `dq.tracking.record.liveness.state_of` says; ``unreadable`` if its record is damaged.
         bits: Name of its integer format, ``float32`` for none.
@@ -65,8 +65,8 @@ class RunState:
         current: Name of the stage that is shown: the one that runs, else the newest.
         command: The command line that started it.
         where: Number of ranks, device and process of that stage.
-        progress: Of that stage; None without a row.
-        health: Of its quantizers; None if they were not measured.
+        progress: Progress of that stage; None without a row.
+        health: Health of its quantizers; None if they were not measured.
     """
 
     folder: str
@@ -94,7 +94,7 @@ class RunReader:
     _followers: dict[str, StageFollower] = field(default_factory=dict)
 
     def read(self, *, now: float | None = None) -> RunState:
-        """Return the state of now.
+        """Return the current state.
 
         Args:
             now: Seconds since 1970; the time of the call by default.

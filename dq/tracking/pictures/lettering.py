@@ -41,7 +41,7 @@ def written(names: Sequence[str]) -> list[str]:
 
 @functools.cache
 def _has(character: str) -> bool:
-    """Return whether the font has a character, which a text may contain thousands of times."""
+    """Return whether the font has a character; cached, because texts repeat their characters."""
     return character == " " or _drawn(character) != _drawn(_NOWHERE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def read_predictions(folder: Path) -> Predictions | None:
         content = json.loads(gzip.decompress((folder / FILE_NAME).read_bytes()))
         pictures = [Picture(**picture) for picture in content["pictures"]]
         return Predictions(classes=content["classes"], pictures=pictures)
-    except (OSError, ValueError, TypeError, KeyError, EOFError):
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zlib.error):
         return None
 
 

@@ -44,7 +44,7 @@ class Panel:
     Attributes:
         title: Above the picture.
         image: RGB; None if it cannot be read.
-        size: Width and height that the marks' pixels are of; None for those of ``image``.
+        size: Width and height of the image that the marks refer to; None if it is ``image``.
         marks: Drawn in this order.
         note: Written in place of the picture if there is none.
     """
@@ -61,7 +61,7 @@ def drawn(panels: Sequence[Panel], side: int = SIDE) -> Image.Image:
 
     Args:
         panels: At least one.
-        side: Of the square, in pixels.
+        side: Side of the square, in pixels.
     """
     pictures = [_picture(panel, side) for panel in panels]
     # A title needs some room, also above a narrow picture.
@@ -109,7 +109,7 @@ def _picture(panel: Panel, side: int) -> Image.Image:
 
 
 def _placed(mark: Mark, factor: float, side: int) -> list[float]:
-    """Return the corners in the picture; those far outside of it are just outside."""
+    """Return the corners in the picture; those far outside of it are moved to just outside."""
     return [max(-9.0, min(factor * value, side + 9.0)) for value in mark.corners]
 
 

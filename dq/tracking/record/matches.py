@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -55,6 +54,8 @@ def read_matches(folder: Path) -> Matches | None:
     try:
         with np.load(path, allow_pickle=False) as content:
             return Matches(**{f.name: content[f.name] for f in fields(Matches)})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        log.warning("%s cannot be read: %s", path, error)
+    except MemoryError:
+        raise
+    except Exception as error:  # Each kind of damage raises an error of another class.
+        log.warning("%s cannot be read: %s", path, str(error) or type(error).__name__)
         return None

@@ -44,7 +44,7 @@ class Run:
         ended: Seconds since 1970.
         best: Largest values of validation metrics by name: ``{"value": ..., "step": ...}``.
         process: The process that writes it; see `dq.tracking.record.liveness`.
-        training: Of a stage that trains, from its start or resumption on: ``steps``, the step at
+        training: For a stage that trains, from its start or resumption on: ``steps``, the step at
             which it is to end; ``first``, the step at which this process began.
         error: Why it failed, in one line; None if it did not.
     """
@@ -70,7 +70,7 @@ class Run:
 
 
 def new_run_id() -> str:
-    """Return eight random letters and digits; no generator of the training is used."""
+    """Return eight random hexadecimal digits; the training's random generators are not used."""
     return secrets.token_hex(4)
 
 

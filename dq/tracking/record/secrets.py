@@ -17,9 +17,9 @@ _NAME = re.compile(
     r"|\w+(?:token|secret|password|passwd|apikey))$",
     re.IGNORECASE,
 )
-# Of these names a number is secret too.
+# Under these names a number is secret too.
 _NUMBER = re.compile(r"passw(?:or)?ds?$|pwd$|passphrase$|passcode$", re.IGNORECASE)
-# Of a name that ends in `key`, a text that is no word.
+# Under a name that ends in `key`, a text of this form is secret: it looks random, not like a word.
 _RANDOM = re.compile(r"(?=\D*\d)(?=.*[A-Za-z])[A-Za-z0-9+/_\-]{20,}={0,2}")
 # Values that are secret under any name: tokens of services have a recognizable shape.
 _VALUE = re.compile(

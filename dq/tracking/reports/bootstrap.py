@@ -51,8 +51,8 @@ def difference(first: Matches, second: Matches, draws: int = DRAWS) -> Differenc
     """Return the difference of COCO's metric between two evaluations of the same images.
 
     Args:
-        first: Of one detector.
-        second: Of the other.
+        first: The evaluation of one detector.
+        second: That of the other.
         draws: Number of draws.
 
     Returns:
@@ -75,7 +75,7 @@ def mean_precisions(matches: Matches, weights: NDArray[np.float64]) -> NDArray[n
     """Return COCO's mean average precision, 0 to 1, with each image counted this many times.
 
     Args:
-        matches: Of the evaluation.
+        matches: The evaluation.
         weights: By draw and image, ``(draws, images)``.
 
     Returns:

@@ -46,7 +46,7 @@ class Line:
         acc_float: In percent, like all ``acc_`` values; None if there is no such stage.
         acc_calibrated: After calibration.
         acc_qat: After quantization-aware training.
-        acc_control: Of the float detector trained on by the same steps, the control of QAT.
+        acc_control: The control of QAT: the float detector, trained on by the same steps.
         drop_calibrated: Loss against float in points; negative for a gain.
         drop_qat: Likewise.
         bits: Integer format of the last stage.
@@ -230,24 +230,28 @@ def differences(experiments: Sequence[Experiment]) -> dict[str, dict[str, Any]]:
     """Return the config's values that differ between the experiments, by dotted name.
 
     Args:
-        experiments: Two or more; the last stage that was started counts.
+        experiments: Two or more. The last stage that was started counts; an experiment without a
+            readable run is left out.
 
     Returns:
-        For each name the value in each experiment that has one; the most telling first.
+        For each name the value in each experiment that has one; the first `MAX_DIFFERENCES` names,
+        in the order of the configs.
     """
     values: dict[str, dict[str, Any]] = {}
+    known = 0
     for experiment in experiments:
         stage = [s for s in STAGES
                  if s in experiment.stages or s in experiment.open_stages]  # fmt: skip
         run = read_run(experiment.folder / stage[-1]) if stage else None
         if run is None:
             continue
+        known += 1
         source = {f"source.{k}": v for k, v in run.source.items() if k not in ("command", "host")}
         for name, value in {**run.config, **source}.items():
             values.setdefault(name, {})[experiment.name] = value
     found = {}
     for name, by_name in values.items():
         texts = Counter(json_text(v) for v in by_name.values())
-        if len(texts) > 1 or len(by_name) < len(experiments):
+        if len(texts) > 1 or len(by_name) < known:
             found[name] = by_name
     return dict(list(found.items())[:MAX_DIFFERENCES])

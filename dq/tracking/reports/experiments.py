@@ -71,8 +71,9 @@ def find_experiments(folders: Iterable[Path]) -> list[Experiment]:
 
 def with_shared_float(experiments: Sequence[Experiment]) -> list[Experiment]:
     """Add the float result to experiments that started from another one's float checkpoint."""
-    by_sha = {e.stages["float"].sha256: e.stages["float"] for e in experiments
-              if "float" in e.stages}  # fmt: skip
+    floats = [e.stages["float"] for e in experiments if "float" in e.stages]
+    # Without a checksum nothing says which checkpoint it was.
+    by_sha = {summary.sha256: summary for summary in floats if summary.sha256 is not None}
     result = []
     for experiment in experiments:
         stages = dict(experiment.stages)

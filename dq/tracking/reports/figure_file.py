@@ -18,6 +18,8 @@ def write_figure(path: Path, figure: Any, *, dpi: int = 120) -> None:
     """
     from matplotlib import pyplot
 
-    with drafts(path) as (draft,):
-        figure.savefig(draft, format="png", dpi=dpi)
-    pyplot.close(figure)
+    try:
+        with drafts(path) as (draft,):
+            figure.savefig(draft, format="png", dpi=dpi)
+    finally:
+        pyplot.close(figure)

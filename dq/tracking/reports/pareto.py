@@ -41,8 +41,8 @@ def pareto_table(rows: Sequence[Row], metric: str, value: float) -> str:
 
     Args:
         rows: At least one.
-        metric: Its name.
-        value: Of the float detector, in percent.
+        metric: Name of the metric.
+        value: The float detector's metric, in percent.
     """
     lines = [
         f"| | {metric}, % | drop | 16 bit | weights, MiB | x float | |",
@@ -67,8 +67,8 @@ def write_pareto(
     Args:
         folder: It exists.
         rows: At least one.
-        metric: Its name.
-        value: Of the float detector, in percent.
+        metric: Name of the metric.
+        value: The float detector's metric, in percent.
         max_drop: The limit, in points.
     """
     import matplotlib

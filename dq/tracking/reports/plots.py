@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def write_plots(
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4), layout="constrained")
     for stage, rows in logs.items():
         train = [r for r in rows if r["mode"] == "train" and "loss" in r]
-        _line(left, [_position(r, rows) for r in train], [r["loss"] for r in train], stage)
+        _line(left, _positions(train, rows), [r["loss"] for r in train], stage)
         metric = summaries[stage].metric if stage in summaries else "mAP"
         # Metrics of several test sets are numbered; validation may use only one set, or several.
         called = (metric, metric.removeprefix("0_"), f"0_{metric}")
@@ -70,10 +70,12 @@ def write_plots(
     return [path]
 
 
-def _position(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float:
-    """Return the position of a training row in epochs."""
+def _positions(
+    train: Iterable[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]
+) -> list[float]:
+    """Return the positions of training rows in epochs."""
     last = max((r["iter"] for r in rows if r["mode"] == "train"), default=1)
-    return float(row["epoch"]) - 1 + float(row["iter"]) / max(1, last)
+    return [float(row["epoch"]) - 1 + float(row["iter"]) / max(1, last) for row in train]
 
 
 def _line(axis: Any, x: Sequence[float], y: Sequence[float], label: str, style: str = "-") -> None:

@@ -7,13 +7,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dq.tracking.pictures.predictions import MISSED
-from dq.tracking.record.rows import METRICS, QUANTIZERS, Row, read_rows, rows_of_kind, sample_rows
+from dq.tracking.record.rows import (
+    METRICS,
+    QUANTIZERS,
+    Row,
+    last_whole_row,
+    rows_of_kind,
+    sample_rows,
+)
 from dq.tracking.reports.experiments import Experiment
 
 COLORS = {"float": "#7b8794", "calibrated": "#e08a3c", "control": "#38a169", "qat": "#2b6cb0"}
-LABELS = {"float": "float", "calibrated": "int8 calibrated (PTQ)", "control": "float, trained on",
-          "qat": "int8 QAT"}  # fmt: skip
+LABELS = {"float": "float", "calibrated": "{bits} calibrated (PTQ)",
+          "control": "float, trained on", "qat": "{bits} QAT"}  # fmt: skip
 CURVE_POINTS = 300
+
+
+def label_of(experiment: Experiment, stage: str) -> str:
+    """Return the name of a stage with its integer format, such as ``int8 QAT``."""
+    summary = experiment.stages.get(stage)
+    bits = None if summary is None else summary.bits
+    return LABELS[stage].format(bits=bits or "").strip()
 
 
 def curves(experiments: Sequence[Experiment]) -> bytes | None:
@@ -46,9 +60,7 @@ def curves(experiments: Sequence[Experiment]) -> bytes | None:
 
 def last_table(experiment: Experiment, stage: str) -> list[Row]:
     """Return the last table of quantizers that a stage has written, one dict per quantizer."""
-    last: Row | None = None
-    for row in read_rows(experiment.folder / stage / QUANTIZERS):
-        last = row
+    last = last_whole_row(experiment.folder / stage / QUANTIZERS)
     if last is None:
         return []
     return [dict(zip(last["columns"], values, strict=True)) for values in last["rows"]]
@@ -72,7 +84,7 @@ def layer_noise(experiment: Experiment) -> bytes | None:
             points = [(i, by_name[n]) for i, n in enumerate(kept) if by_name.get(n) is not None]
             if points:
                 axis.plot(*zip(*points, strict=True), "o-", ms=3.5, lw=1.2, color=COLORS[stage],
-                          label=LABELS[stage])  # fmt: skip
+                          label=label_of(experiment, stage))  # fmt: skip
         axis.set_xticks(range(len(kept)), [_short(n) for n in kept], rotation=90, fontsize=6)
         axis.set(ylabel="SQNR, dB")
         axis.margins(x=0.01)
@@ -100,9 +112,8 @@ def ranges(experiment: Experiment, stage: str) -> bytes | None:
     axis.set_xticks(range(len(rows)), [_short(r["name"]) for r in rows], rotation=90, fontsize=6)
     axis.set_yscale("symlog", linthresh=1.0)
     axis.margins(x=0.01, y=0.12)
-    axis.set(
-        ylabel="value", title=f"{LABELS[stage]}: grey seen, colour representable, pink clipped"
-    )
+    label = label_of(experiment, stage)
+    axis.set(ylabel="value", title=f"{label}: grey seen, colour representable, pink clipped")
     return _png(figure)
 
 
@@ -119,7 +130,7 @@ def class_bars(experiment: Experiment) -> bytes | None:
     for number, (stage, values) in enumerate(found.items()):
         axis.bar([i + number * width for i in range(len(names))],
                  [100 * values.get(n, 0.0) for n in names], width,
-                 color=COLORS[stage], label=LABELS[stage])  # fmt: skip
+                 color=COLORS[stage], label=label_of(experiment, stage))  # fmt: skip
     places = [i + width * (len(found) - 1) / 2 for i in range(len(names))]
     axis.set_xticks(places, names, rotation=0 if len(names) < 12 else 60, fontsize=8)
     axis.set(ylabel="AP at IoU 0.5, %", title="Precision of each class, largest loss first")

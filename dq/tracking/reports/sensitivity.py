@@ -18,7 +18,7 @@ def sensitivity_table(result: Mapping[str, Any], rows: int | None = 20) -> str:
 
     Args:
         result: ``quantizers`` (list of dicts with name, kind, bits, sqnr; most sensitive first),
-            ``sqnr`` (all rounding), ``raised`` (names) and ``sqnr_raised``.
+            ``sqnr`` (all quantizers on), ``raised`` (names) and ``sqnr_raised``.
         rows: Number of rows; None for all.
     """
     shown = result["quantizers"][:rows]
@@ -65,7 +65,7 @@ def write_sensitivity(folder: Path, result: Mapping[str, Any]) -> list[Path]:
         if entry["name"] in result["raised"]:
             axes.annotate(entry["name"], (place, entry["sqnr"]), fontsize=6, rotation=20)
     axes.set_xlabel("quantizers, most sensitive first")
-    axes.set_ylabel("SQNR of the outputs, it alone rounding (dB)")
+    axes.set_ylabel("SQNR of the outputs, only this quantizer on (dB)")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
@@ -74,4 +74,4 @@ def write_sensitivity(folder: Path, result: Mapping[str, Any]) -> list[Path]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.1f}" if math.isfinite(value) else "inf"
+    return f"{value:.1f}"

@@ -22,7 +22,7 @@ class ClassRow:
     """A class in the table of the split.
 
     Attributes:
-        name: Of the class.
+        name: Name of the class.
         boxes: Number of its boxes.
         images: Number of images with one.
         size: Median width and height in pixels; None without a box.
@@ -39,8 +39,8 @@ class Shot:
     """A picture.
 
     Attributes:
-        file: Its name in the page's folder.
-        name: Of the image that is drawn.
+        file: Name of its file in the page's folder.
+        name: Name of the image that is drawn.
         lines: What is said about it.
         is_wide: Whether it has several columns, so that no other fits beside it.
     """
@@ -76,12 +76,12 @@ class ShowPage:
         title: Config and split.
         command: The command line.
         summary: Sentences about the split.
-        classes: By label.
+        classes: Rows of the table of classes, by label.
         shots_title: What the pictures are.
         legend: What the pictures' outlines mean; may be empty.
-        shots: Of images.
+        shots: Pictures of images.
         samples: What the training gets; may be empty.
-        anchors: Of each head.
+        anchors: The part about each head.
         anchors_note: What is said where no head has anchors; empty if there are some.
     """
 

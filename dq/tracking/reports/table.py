@@ -55,7 +55,7 @@ def control_lines(
         lines.append(
             f"the float detector was not trained to its end: it gains"
             f" {100 * (control.value - before):.2f} points by training on; train it longer, or"
-            " compare QAT with the control and not with it"
+            " compare QAT with the control, not with that detector"
         )
     return lines
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dq.tracking.record.run import Run, read_run
 from dq.tracking.reports.comparison import Line, markdown
-from dq.tracking.reports.experiments import Experiment
+from dq.tracking.reports.experiments import STAGES, Experiment
 from dq.tracking.reports.table import markdown_cell
 
 MISSING = "a W&B report needs wandb-workspaces: pip install 'dq-launcher[report]'"
@@ -21,8 +21,7 @@ PANELS = {
 
 def runs_of(experiments: Sequence[Experiment]) -> list[Run]:
     """Return the runs of all stages that these experiments have started."""
-    found = (read_run(experiment.folder / stage) for experiment in experiments
-             for stage in ("float", "calibrated", "qat"))  # fmt: skip
+    found = (read_run(e.folder / stage) for e in experiments for stage in STAGES)
     return [run for run in found if run is not None]
 
 

@@ -1,7 +1,7 @@
 """One run in W&B, built only from the files in its folder: rows, tables, pictures, the end.
 
-Facts about W&B 0.31 that explain the calls here: any call may raise exceptions that are no wandb
-errors; after a failed online start an offline start with the same id fails until ``teardown``;
+Facts about W&B 0.31 that explain the calls here: any call may raise exceptions of other classes
+than W&B's; after a failed online start an offline start with the same id fails until ``teardown``;
 ``step=`` is never passed, because a resumed run's rows would be refused; ``summary="max"`` merges
 wrongly over the pieces of a resumed run, so best values are set explicitly; without a short flush
 interval a kill loses fifteen seconds.
@@ -288,7 +288,11 @@ class Mirror:
         self.run.summary[name] = value
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call it and catch errors; restart the run once if W&B's service is gone, then give up."""
+        """Call the function and log its error.
+
+        After `MAX_FAILURES` errors in a row W&B is started again, offline; it is switched off if it
+        was started `MAX_STARTS` times already.
+        """
         if not self.is_on or self.run is None:
             return
         try:

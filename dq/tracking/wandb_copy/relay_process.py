@@ -109,11 +109,11 @@ class Relay:
             self._remove_scratch()
 
     def _start(self) -> None:
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        # W&B leaves its own folders in the temporary directory.
-        self.scratch = tempfile.mkdtemp(prefix=SCRATCH)
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
         try:
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
+            # W&B leaves its own folders in the temporary directory.
+            self.scratch = tempfile.mkdtemp(prefix=SCRATCH)
             with self.log_file.open("ab") as errors:
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "dq.tracking.wandb_copy.relay"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -53,15 +54,25 @@ def send(folder: Path, *, limit_s: float) -> str | None:
     try:
         text, _ = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _end(process)
         return f"not sent, the server did not answer within {limit_s:g} s; try again later"
+    except BaseException:
+        # It has a session of its own, so that Ctrl-C does not reach it.
+        _end(process)
+        raise
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     wrong = [line for line in lines if _reports_failure(line)]
     if process.returncode != 0 or wrong:
         return f"not sent: {(wrong or lines or ['no reason was given'])[-1][:200]}"
     mark_sent(folder)
     return None
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Kill a process with all that it has started, and read its output to the end."""
+    with contextlib.suppress(ProcessLookupError):  # It may have ended at this moment.
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def mark_sent(folder: Path) -> None:

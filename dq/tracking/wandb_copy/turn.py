@@ -1,4 +1,4 @@
-"""One process at a time copies a run: the relay of a resumed training waits for the one before."""
+"""A lock, so that one relay at a time copies a run: that of a resumed training waits its turn."""
 
 from __future__ import annotations
 

@@ -195,6 +195,15 @@ def test_a_file_that_cannot_be_pickled_is_the_callers_error_and_leaves_nothing(
     assert os.listdir(tmp_path) == []
 
 
+def test_an_error_that_the_caller_handles_is_not_called_the_disks(tmp_path: Path) -> None:
+    try:
+        (tmp_path / "missing").read_bytes()
+    except OSError:
+        with pytest.raises((AttributeError, pickle.PicklingError)):
+            save_checkpoint(tmp_path / "a.pth", {"function": lambda: 0})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_disk_that_fills_at_the_flush_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

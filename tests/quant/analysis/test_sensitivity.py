@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dq.quant.analysis.sensitivity import output_sqnr, sensitivities
+from dq.quant.analysis.sensitivity import decibel, output_sqnr, ranked, sensitivities
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph, quantizer_of
 from dq.quant.numerics.nested import floating_tensors
@@ -34,6 +34,22 @@ class OneBadTensor(nn.Module):
 
 
 BAD = "add/out"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "wanted"),
+    [(0.01, 20.0), (0.0, math.inf), (math.inf, -math.inf), (math.nan, -math.inf)],
+)
+def test_a_ratio_that_is_no_number_is_infinite_noise(ratio: float, wanted: float) -> None:
+    assert decibel(ratio) == pytest.approx(wanted)
+
+
+def test_a_quantizer_whose_outputs_are_no_numbers_is_the_most_sensitive() -> None:
+    graph = ready()
+    names = [site.name for site in graph.sites]
+    noises = dict.fromkeys(names, 0.1) | {names[2]: math.nan, names[1]: 0.0}
+    found = ranked(graph, noises)
+    assert (found[0].name, found[-1].name) == (names[2], names[1])
 
 
 def ready(**changes: object) -> QuantizedGraph:

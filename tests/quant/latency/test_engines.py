@@ -30,6 +30,16 @@ def test_runs_both_and_counts_layers_in_integers(name: str) -> None:
         np.testing.assert_allclose(found, other, atol=0.05 * float(other.abs().max()))
 
 
+def test_runs_batches_of_another_size_if_it_is_free(name: str) -> None:
+    model = int8_model()
+    network = timed_engine(name).open(model, threads=1)
+    for num in (3, 1):
+        batch = images(5, num)
+        wanted = OnnxNetwork(model).tensors(batch)
+        for found, other in zip(network.compute([batch.numpy()]), wanted, strict=True):
+            np.testing.assert_allclose(found, other, atol=0.05 * float(other.abs().max()))
+
+
 def test_times_every_layer(name: str) -> None:
     engine = timed_engine(name)
     numbered, layers = with_layer_numbers(int8_model())

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from dq.engines import ENGINES
+from dq.quant.latency import advice as advising
 from dq.quant.latency.advice import Advice, advice, not_worthwhile, rules_text
 from dq.quant.latency.engines import timed_engine
+from dq.quant.latency.float_twin import float_twin
 from dq.quant.latency.layers import with_layer_numbers
 from dq.quant.latency.onnx_runtime import OnnxRuntime
 from dq.quant.latency.paired import Spread
@@ -98,6 +100,15 @@ def test_the_rule_is_measured_on_the_file() -> None:
     assert found.num_integer < OnnxRuntime().open(model, threads=1).num_integer
     assert found.num_layers == 6
     assert found.as_now.low > 0
+
+
+def test_all_layers_are_counted_if_none_is_left_in_integers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(advising, "with_layers_in_float", lambda model, names: float_twin(model))
+    found = advice(int8_model(), [layer("stem+norm", 2.0, 1.0)], OnnxRuntime(), Terms(rounds=3))
+    assert found is not None
+    assert (found.num_integer, found.num_layers) == (0, 6)
 
 
 def test_the_rule_leaves_these_layers_in_float() -> None:

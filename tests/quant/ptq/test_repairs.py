@@ -139,6 +139,23 @@ def test_a_repair_that_makes_the_outputs_worse_is_undone(
     assert ("made the outputs worse and is undone" in caplog.text) is harm
 
 
+def test_a_repair_that_makes_the_outputs_nan_is_undone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def change(graph: QuantizedGraph, batches: Iterable[Tensor]) -> None:
+        with torch.no_grad():
+            graph.root.head.bias.add_(1.0)
+
+    noises = iter((0.1, float("nan")))
+    monkeypatch.setattr(bias_correction, "correct_bias_", change)
+    monkeypatch.setattr(repairs, "noise", lambda *_: next(noises))
+    graph = prepared(Recipe(weight=W4))
+    before = weights(graph)
+    repaired(graph, Repair(steps=("bias",)))
+    assert all(torch.equal(p, before[n]) for n, p in weights(graph).items())
+    assert "made the outputs worse and is undone" in caplog.text
+
+
 @pytest.mark.parametrize("steps", [(), ("bias",), ("equalize", "adaround"), ("reconstruct",)])
 def test_the_original_weights_give_the_float_model_again(steps: tuple[str, ...]) -> None:
     graph = prepared(Recipe(weight=W4))

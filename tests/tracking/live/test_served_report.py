@@ -6,6 +6,7 @@ import http.client
 import json
 import shutil
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -71,6 +72,20 @@ def wait_for(port: int, path: str, words: str, status: int = 200) -> str:
             return found[1]
         threading.Event().wait(0.05)
     raise AssertionError(found)
+
+
+def test_a_browser_that_closes_its_connection_prints_no_traceback(
+    tracker: FolderTracker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with served(tmp_path / "runs") as port:
+        with socket.create_connection((HOST, port)) as connection:
+            # Closing then resets the connection, as a browser does that is not interested any more.
+            linger = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            connection.sendall(b"GET / HT")
+        threading.Event().wait(0.3)  # The thread of that connection notices it meanwhile.
+        assert asked(port, "/")[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_only_the_report_is_served(tracker: FolderTracker, tmp_path: Path) -> None:

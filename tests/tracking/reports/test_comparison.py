@@ -110,6 +110,14 @@ def test_the_best_comes_first_with_drop_and_cost(two: list[Experiment]) -> None:
     assert content["experiments"][0]["model_bytes"] == 2_000_000
 
 
+def test_an_experiment_without_a_run_differs_in_nothing(tmp_path: Path) -> None:
+    make(tmp_path / "a", lr=0.1, depth=18)
+    make(tmp_path / "b", lr=0.2, depth=18)
+    make(tmp_path / "c", lr=0.3, depth=18)
+    (tmp_path / "c/qat/run.json").unlink()
+    assert differences(find_experiments([tmp_path])) == {"lr": {"a": 0.1, "b": 0.2}}
+
+
 def test_the_exported_model_s_speed_has_a_column(tmp_path: Path) -> None:
     make(tmp_path / "timed")
     make(tmp_path / "not_timed")

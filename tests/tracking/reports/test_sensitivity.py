@@ -32,6 +32,11 @@ def test_the_table_shows_the_most_sensitive_and_counts_the_rest() -> None:
     )
 
 
+def test_outputs_that_are_no_numbers_are_the_most_sensitive() -> None:
+    broken = {**RESULT, "sqnr": -math.inf}
+    assert "SQNR of the outputs: -inf dB with all quantizers" in sensitivity_table(broken)
+
+
 def test_json_and_plot_are_written(tmp_path: Path) -> None:
     data, plot = write_sensitivity(tmp_path / "analyze", RESULT)
     assert json.loads(data.read_text())["quantizers"][2]["sqnr"] is None

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dq.tracking.record.run import Run, write_run
 from dq.tracking.reports.experiments import find_experiments
+from dq.tracking.reports.wandb_report import runs_of
 from tests.launcher.conftest import Launch
 from tests.launcher.conftest import launch as launch
 from tests.tracking.reports.test_comparison import make
@@ -40,6 +42,13 @@ def test_the_report_holds_table_settings_and_curves_of_these_runs_alone(
     for experiment in find_experiments([tmp_path]):
         assert f"{experiment.name}-qat" in spec
     assert "reports" in out
+
+
+def test_the_control_has_curves_too(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    write_run(tmp_path / "a/control", Run(id="a-control", experiment="a", stage="control"))
+    found = [run.id for run in runs_of(find_experiments([tmp_path]))]
+    assert found == ["a-float", "a-calibrated", "a-control", "a-qat"]
 
 
 def test_without_the_extra_it_is_one_line(

@@ -92,7 +92,8 @@ class _Rewriting:
     """Rewrites one network.
 
     Attributes:
-        sources: The quantizer of each quantized tensor, as of before the rewriting.
+        sources: The quantizer of each quantized tensor, found before the rewriting; None for other
+            tensors.
         exact: The exact quantizer for each `IntegerActivation`.
     """
 

@@ -31,8 +31,9 @@ _SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _PRODUCTS = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"}
 _MATRIX_PRODUCTS = {operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm"}
 _CLAMPS = {torch.clamp, torch.clip, "clamp", "clamp_", "clip", "clip_"}
-# What the engine computes for each activation function, by name, from its settings; None if the
-# engine has no kernel for these. torch's own functions differ in the last digits.
+# For each activation function, by name: a function of its settings. It returns what the engine
+# computes, or None if the engine has no kernel for these settings. torch's own activation functions
+# differ in the last digits.
 ARITHMETIC: Mapping[str, Callable[..., Function | None]] = {
     "sigmoid": lambda: functions.sigmoid,
     "tanh": lambda: functions.tanh,

@@ -81,7 +81,7 @@ def _cuts(root: nn.Module, nodes: Sequence[fx.Node], fewest: int, most: int) -> 
 
 
 def _costs(root: nn.Module, nodes: Sequence[fx.Node]) -> list[tuple[int, int] | None]:
-    """Return for a cut after each node: values that cross it unrounded, and in all.
+    """Return, for a cut after each node, how many values cross it: unquantized ones, and all.
 
     None if the cut separates two calls of one layer.
     """

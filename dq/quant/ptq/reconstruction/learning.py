@@ -1,12 +1,14 @@
 """Block reconstruction: learn roundings, ranges and biases so that each block gives float's result.
 
-After BRECQ (Li et al. 2021, arXiv 2102.05426) and QDrop (Wei et al. 2022, arXiv 2203.05740). Block
-by block, a few hundred steps of Adam on calibration images change the weights of its layers within
-some rounding steps, their biases, and scale and zero point of its activations. Gradients pass the
-rounding straight through, as in quantization-aware training, but neither annotations nor whole
-passes are needed. The target is the float network's result. The input is that of the quantized
-network, in which half of the values, chosen anew in each step, are float's, so that a block does
-not fit one pattern of errors; activations inside are rounded with the same chance.
+After BRECQ (Li et al. 2021, arXiv 2102.05426) and QDrop (Wei et al. 2022, arXiv 2203.05740). Each
+block is learned in a few hundred steps of Adam on calibration images. They change the weights of
+its layers (by a few times their scale), the biases, and the scales and zero points of its
+activations. Gradients come from the straight-through estimator, as in quantization-aware training,
+but neither annotations nor passes through the whole network are needed.
+
+The target is the float network's result. The input is that of the quantized network, but in each
+step a random half of its values is replaced by those of the float network, so that a block does not
+fit one pattern of errors. Activations inside the block are quantized with the same chance.
 
 An error counts as much as it changes the outputs of the detector: its square is weighed by the
 squared derivative of the outputs by that channel.
@@ -45,7 +47,7 @@ BOXES_AT_ONCE = 100
 EFFECT_IMAGES = 8
 # Images of one backward pass, and calls of a RoI head on which derivatives are measured.
 EFFECTS_AT_ONCE, EFFECT_CALLS = 2, 8
-# Chance of a value to be rounded in a step.
+# Chance of a value to be quantized in a step.
 KEPT_ROUNDED = 0.5
 
 Values = dict[fx.Node, list[Any]]
@@ -202,7 +204,9 @@ class _Run:
 
 
 class _Error:
-    """The error of a block's outputs, by its effect on the detector's outputs, relative to float's.
+    """The error of a block's outputs, relative to the float outputs.
+
+    Each channel is weighed by its effect on the detector's outputs.
 
     Args:
         block: The block.
@@ -248,7 +252,7 @@ def _size(given: Given) -> int:
 
 
 def _weighed(x: Tensor, weight: Tensor) -> Tensor:
-    """Return the sum of squares, channels weighed, for one image on average."""
+    """Return the sum of squares with weighed channels, as the mean over images."""
     squared = x.square()
     if weight.dim():
         squared = squared * weight.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
@@ -265,7 +269,7 @@ def _floats(value: Any) -> list[Tensor]:
 
 
 def _mixed(rounded: Any, plain: Any, generator: torch.Generator) -> Any:
-    """Return values of which a random half is rounded."""
+    """Return the quantized values with a random half of them replaced by the float ones."""
 
     def mix(own: Any, other: Any) -> Any:
         if not isinstance(own, Tensor) or not own.is_floating_point():
@@ -310,7 +314,7 @@ def _effects(
 def _partly_rounded(
     graph: QuantizedGraph, block: Block, generator: torch.Generator
 ) -> Iterator[None]:
-    """Let each activation of a block be rounded with a chance of one half, value by value."""
+    """Quantize each activation of a block with a chance of one half, value by value."""
 
     def rounded_by_chance(name: str, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         chance = torch.rand(output.shape, generator=generator).to(output.device)

@@ -1,7 +1,7 @@
 """What block reconstruction learns in a block, each parameter in units of its own.
 
-Weights move in rounding steps, biases in shares of the layer's biases, scales in shares of
-themselves. So one learning rate for each of the three fits every layer and every width.
+A weight's unit is its scale, a bias's the root mean square of the layer's biases, and a scale's the
+scale itself. So one learning rate for each of the three fits every layer and every bit width.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ WEIGHT_RATE, BIAS_RATE, SCALE_RATE = 0.03, 0.01, 0.01
 def layers_in(
     graph: QuantizedGraph, block: Block
 ) -> Iterator[tuple[QuantizedLayer, nn.Module, nn.Module | None]]:
-    """Yield quantized layer, float layer and norm of a block's layers; not of several norms."""
+    """Yield quantized layer, float layer and norm of each layer of a block.
+
+    A layer with several norms, shared by pyramid levels, is left out.
+    """
     targets = {str(node.target) for node in block.nodes}
     owners = [site.module for site in graph.sites if site.kind == "weight"]
     for site, quantized, layer, norm in graph.layers():
@@ -43,7 +46,7 @@ def layers_in(
 
 @dataclass(frozen=True, slots=True)
 class _Learned:
-    """A parameter and the unit of each of its elements, in which it is learned."""
+    """A parameter that is learned: ``parameter = start + moved * unit``, element by element."""
 
     parameter: nn.Parameter
     unit: Tensor
@@ -78,7 +81,7 @@ class Parameters:
 
     @torch.no_grad()
     def take_gradients_(self) -> None:
-        """Give the units' variables the gradients of the parameters."""
+        """Take the gradients from the parameters, converted to the units in which they move."""
         for one in self.learned:
             gradient = one.parameter.grad
             one.moved.grad = None if gradient is None else gradient * one.unit
@@ -119,7 +122,7 @@ def learning(graph: QuantizedGraph, block: Block) -> Iterator[Parameters]:
                     graph.quantizers[name] = quantizer
                 quantizer.phase = Phase.TRAIN
                 for own in quantizer.parameters():
-                    # An offset moves in steps of its scale, too.
+                    # The unit of an offset is the scale, too.
                     parameters.add(own, quantizer.scale, SCALE_RATE)
         for quantized, layer, norm in layers_in(graph, block):
             quantized.weight.phase = Phase.TRAIN
