@@ -79,3 +79,10 @@ def test_no_module_has_a_hidden_counter() -> None:
                 text = ast.unparse(node.value)
                 assert "count(" not in text, f"{path.name}: {ast.unparse(node)}"
     assert looked
+
+
+def test_ranks_of_one_machine_listen_at_free_ports() -> None:
+    with presence._listener(1) as first, presence._listener(1) as second:
+        ports = {first.getsockname()[1], second.getsockname()[1]}
+    assert len(ports) == 2
+    assert min(ports) >= 1024

@@ -18,7 +18,7 @@ from dq.dist.exchange import collectives
 from dq.dist.exchange.collectives import all_reduce_
 from dq.dist.watch.signals import Stopped
 from dq.dist.work.all_here import wait_for_all_ranks
-from dq.dist.work.on_one_rank import run_on_rank
+from dq.dist.work.on_one_rank import name_of, run_on_rank
 from tests.processes.ranks import rank_outcomes, run_ranks
 
 
@@ -236,3 +236,14 @@ def test_alone_the_work_is_called_and_its_error_is_its_own() -> None:
 def test_wrong_settings_are_refused_even_alone() -> None:
     with pytest.raises(ValueError, match=r"there is no rank 1, only 1 rank$"):
         run_on_rank(fail, rank=1)
+
+
+def test_work_is_named_by_its_place() -> None:
+    def work() -> None: ...
+
+    class Work:
+        def __call__(self) -> None: ...
+
+    line = work.__code__.co_firstlineno
+    assert name_of(work) == f"{__name__}.test_work_is_named_by_its_place.<locals>.work:{line}"
+    assert name_of(Work()) == f"{__name__}.Work"

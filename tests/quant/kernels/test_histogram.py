@@ -106,12 +106,15 @@ def test_values_are_counted_like_torch_counts_them(
     seed=st.integers(0, 1000),
     shape=st.sampled_from([(0, 3, 2), (1, 1), (2, 3), (4, 3, 5), (2, 5, 40, 50), (3, 2, 300, 301)]),
     threads=st.sampled_from([1, 2, 3]),
+    channels_last=st.booleans(),
 )
 def test_weighted_values_are_counted_like_torch_counts_them(
-    kind: str, seed: int, shape: tuple[int, ...], threads: int
+    kind: str, seed: int, shape: tuple[int, ...], threads: int, channels_last: bool
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = values(kind, seed, math.prod(shape)).reshape(shape)
+    if channels_last and x.dim() == 4:
+        x = x.to(memory_format=torch.channels_last)
     weights = torch.randint(1, 2**20, (shape[1],), generator=generator)
     plain, fast = (WeightedMseObserver() for _ in range(2))
     for observer in (plain, fast):

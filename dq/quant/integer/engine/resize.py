@@ -103,9 +103,7 @@ class _Axis:
         if float(factor) != 1.0:
             if not align_corners:
                 places = (places + 0.5) / factor - 0.5
-            elif new == 1:
-                places = places * 0.0
-            else:
+            elif new > 1:
                 places = places * (length - 1) / (new - 1)
         places = places.clamp(0, length - 1)
         self.first = places.long()

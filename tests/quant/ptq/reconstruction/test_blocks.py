@@ -87,3 +87,15 @@ def test_only_rounded_values_cross_a_cut_of_a_chain() -> None:
     for block in blocks[1:]:
         (given,) = block.inputs
         assert isinstance(module_of(graph.root, given), ActivationQuantizer)
+
+
+def test_constants_are_what_depends_on_no_input() -> None:
+    root = nn.Module()
+    root.weight = nn.Parameter(torch.ones(2))
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    weight = graph.get_attr("weight")
+    twice = graph.call_function(torch.mul, (weight, 2))
+    product = graph.call_function(torch.mul, (x, twice))
+    graph.output(product)
+    assert constants(graph) == {weight, twice}
