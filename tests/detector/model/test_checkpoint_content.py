@@ -11,6 +11,7 @@ from torch import nn
 
 from dq.detector.model.checkpoint_content import (
     QUANTIZATION,
+    SCALED,
     compose,
     load_quantization,
     originals_of,
@@ -93,7 +94,7 @@ def test_a_float_checkpoint_has_no_quantizers_and_no_recipe() -> None:
 def test_ranges_are_loaded_if_they_are_those_of_the_digest(with_digest: bool) -> None:
     content = content_of(prepared(Recipe()), Recipe())
     if not with_digest:  # Written by an older version.
-        del content[QUANTIZATION]["digest"]
+        del content[QUANTIZATION]["digest"], content[QUANTIZATION][SCALED]
     other = prepared(Recipe())
     for quantizer in other.activations().values():
         quantizer.observer.range_max.fill_(9.0)

@@ -58,6 +58,16 @@ def test_a_difference_is_refused_by_name_and_the_model_is_restored(way: str) -> 
     assert torch.equal(torch.get_rng_state(), random)
 
 
+@pytest.mark.parametrize("with_plain", [True, False])
+def test_the_graph_before_quantizers_names_the_place(with_plain: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    reference = Reference(forward=model.forward, examples=(torch.randn(1, 3, 4, 4),))
+    plain = (lambda x: model[1](model[0](x))) if with_plain else None
+    place = "after 1;" if with_plain else "in its outputs;"
+    with pytest.raises(DifferenceError, match=place):
+        refuse_difference(model, reference, lambda x: torch.zeros(1, 2, 4, 4), plain)
+
+
 def test_a_random_model_is_not_a_difference() -> None:
     class Noisy(nn.Module):
         def __init__(self) -> None:
