@@ -81,7 +81,12 @@ def test_no_module_has_a_hidden_counter() -> None:
     assert looked
 
 
-def test_ranks_of_one_machine_listen_at_free_ports() -> None:
+@pytest.mark.parametrize("with_ipv6", [True, False])
+def test_ranks_of_one_machine_listen_at_free_ports(
+    with_ipv6: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not with_ipv6:
+        monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
     with presence._listener(1) as first, presence._listener(1) as second:
         ports = {first.getsockname()[1], second.getsockname()[1]}
     assert len(ports) == 2
