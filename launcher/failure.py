@@ -14,7 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-USER_ERROR, WORLD_ERROR, STOPPED, INTERRUPTED = 2, 1, 75, 130
+from dq.exit_codes import STOPPED_CODE
+
+USER_ERROR, WORLD_ERROR, STOPPED, INTERRUPTED = 2, 1, STOPPED_CODE, 130
 DEBUG = "--debug"
 
 

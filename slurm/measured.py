@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -71,9 +72,12 @@ def _summary(path: Path) -> str:
 
 def _logged(path: Path) -> str:
     """Return the last row that a training or its evaluation has logged."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = file.read().splitlines()
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return ""  # Removed at this moment.
     for line in reversed(lines):
         with contextlib.suppress(ValueError):
             row = json.loads(line)

@@ -175,7 +175,7 @@ def read_profile(name: str | None, overrides: Mapping[str, Any]) -> Profile:
         raise ValueError(f"--cluster {name} is neither a file nor one of {known}")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"cluster profile {path} cannot be read: {error}") from error
     profile = _with(_with(Profile(), content, str(path)), given, "command line")
     for stage in profile.stages:

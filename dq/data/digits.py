@@ -5,6 +5,7 @@ on any machine without a download. The same arguments give the same bytes with t
 Pillow and numpy.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -107,7 +108,7 @@ def _is_written(folder: Path, arguments: Mapping[str, int]) -> bool:
         raise ValueError(f"{folder} holds something else than the digits: {fix}")
     try:
         stamp = dict(json.loads((folder / STAMP).read_text()))
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder / STAMP} cannot be read ({error}): {fix}") from error
     digest = stamp.pop("sha256", None)
     for name, value in arguments.items():
@@ -164,7 +165,9 @@ def _digest(folder: Path) -> str:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if path.name == STAMP:
             continue
-        total.update(f"{path.relative_to(folder).as_posix()}\n{path.stat().st_size}\n".encode())
-        if path.suffix != ".jpg":
-            total.update(path.read_bytes())
+        with contextlib.suppress(FileNotFoundError):  # Removed at this moment: a changed folder.
+            size = path.stat().st_size
+            total.update(f"{path.relative_to(folder).as_posix()}\n{size}\n".encode())
+            if path.suffix != ".jpg":
+                total.update(path.read_bytes())
     return total.hexdigest()

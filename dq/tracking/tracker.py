@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dq.exit_codes import STOPPED_CODE
 from dq.tracking.record.liveness import this_process
 from dq.tracking.record.rows import METRICS, QUANTIZERS, RowFile, begin_rows, rows_of_kind
 from dq.tracking.record.run import Run, write_run
@@ -170,7 +171,7 @@ class FolderTracker(Tracker):
 
     def finish(self, exit_code: int, error: str | None = None) -> None:
         """Close the files and record how the run ended; see `Tracker.finish`."""
-        status = {0: "finished", 75: "stopped"}.get(exit_code, "failed")
+        status = {0: "finished", STOPPED_CODE: "stopped"}.get(exit_code, "failed")
         assert self.run is not None
         self.run = replace(
             self.run,

@@ -15,9 +15,11 @@ from dq.detector.hooks.tracking import Figures
 from dq.detector.metrics.mmdet_metrics import metrics_of_mmdet
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.repairs import first_images
+from dq.tracking.pictures.distinct_paths import distinct_paths
 from dq.tracking.pictures.drawing import draw_pair
 from dq.tracking.pictures.predictions import (
     Box,
+    Predictions,
     most_different,
     read_predictions,
     with_reference,
@@ -75,19 +77,22 @@ def keep_predictions(
                 )
             predictions = with_reference(predictions, reference)
         write_predictions(folder, predictions)
-        files = [
-            draw_pair(
-                picture,
-                predictions.classes,
-                folder / SAMPLES / f"{Path(picture.name).stem}.jpg",
-                bits=stage.plan.bits,
-            )
-            for picture in most_different(predictions, number)
-        ]
+        files = _drawn(predictions, number, folder / SAMPLES, stage.plan.bits)
         step = stage.tracker.last_step
-        stage.tracker.images(step, [file for file in files if file is not None])
+        stage.tracker.images(step, files)
     except Exception as error:
         log.warning("no predictions are kept: %s: %s", type(error).__name__, error)
+
+
+def _drawn(predictions: Predictions, number: int, folder: Path, bits: str) -> list[Path]:
+    """Draw the images that differ most, and return the files of those that can be read."""
+    pictures = most_different(predictions, number)
+    paths = distinct_paths([folder / f"{Path(picture.name).stem}.jpg" for picture in pictures])
+    files = (
+        draw_pair(picture, predictions.classes, path, bits=bits)
+        for picture, path in zip(pictures, paths, strict=True)
+    )
+    return [file for file in files if file is not None]
 
 
 def keep_matches(stage: Stage, measurement: Measurement) -> None:

@@ -140,7 +140,7 @@ def _photographs(plan: Plan, place: Session, classes: Sequence[str], folder: Pat
     # Drawings and plots in a work dir inside the folder are no photographs.
     work_dir = place.experiment.resolve()
     names: Sequence[str] = on_main_rank(lambda: image_files(folder, work_dir))
-    sizes = on_main_rank(lambda: [(folder / name).stat().st_size for name in names])
+    sizes = on_main_rank(lambda: _sizes(folder, names))
     pipeline = test_pipeline(plan.config)
     if pipeline is None:
         raise ValueError("--images needs the pipeline of data.test, and it has none")
@@ -152,6 +152,16 @@ def _photographs(plan: Plan, place: Session, classes: Sequence[str], folder: Pat
         classes=classes,
         pipeline=pipeline,
     )
+
+
+def _sizes(folder: Path, names: Sequence[str]) -> list[int]:
+    try:
+        return [(folder / name).stat().st_size for name in names]
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"--images {folder} changes: {error.filename} has been removed; start again when"
+            " nothing writes there"
+        ) from error
 
 
 def _write_boxes(detector: Any, config: Any, file: Path, device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -34,7 +35,10 @@ def copy_code(target: Path, *, source: Path | None = None, more: tuple[Path, ...
     files: list[tuple[Path, Path]] = []
     for top in (*paths, *(path.absolute() for path in more)):
         for path in _files(top):
-            size += path.stat().st_size
+            try:
+                size += path.stat().st_size
+            except FileNotFoundError:
+                continue  # A file that an editor has removed at this moment.
             if size > LIMIT_BYTES:
                 raise ValueError(
                     f"the snapshot of {top} would pass {LIMIT_BYTES >> 20} MiB at {path}; give"
@@ -43,7 +47,8 @@ def copy_code(target: Path, *, source: Path | None = None, more: tuple[Path, ...
             files.append((path, target / path.relative_to(top.parent)))
     for path, copy in files:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, copy)  # Scripts stay executable.
+        with contextlib.suppress(FileNotFoundError):  # Likewise.
+            shutil.copy(path, copy)  # Scripts stay executable.
 
 
 def _files(top: Path) -> list[Path]:

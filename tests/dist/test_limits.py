@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dq import exit_codes
 from dq.dist.errors.notes import Notes
 from dq.dist.exchange import collectives, data_parallel
 from dq.dist.group import claim, early_failure, presence, process_group
@@ -21,8 +22,8 @@ from dq.dist.work import all_here, on_one_rank
 
 DAY_S = 24 * 3600.0
 LIMITS: dict[ModuleType, dict[str, Any]] = {
+    exit_codes: {"STOPPED_CODE": 75},
     signals: {
-        "STOPPED_CODE": 75,
         "SAME_REQUEST_S": 1.0,
         "SIGNALS": (
             signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 
@@ -27,7 +28,7 @@ from dq.data.formats.labelled import (
 from dq.data.formats.texts import lines_of, xml_of
 from dq.data.pictures import SUFFIXES
 
-# Ids and their splits, by the folder that holds the lists.
+# Ids and their splits, by the folder that holds the lists; ids of `_ids`.
 Lists = Mapping[Path, Mapping[str, str]]
 
 
@@ -38,7 +39,7 @@ def read(folder: Folder) -> Labelled | None:
     roots = {path: root for path, root in read if root is not None}
     if not roots:
         return None
-    ids = {comparable(path.stem) for path in (*folder.images, *folder.ending(".xml"))}
+    ids = _ids(folder)
     lists = _lists(folder, ids, findings)
     photos: dict[Path, Photo] = {}
     for path, root in roots.items():
@@ -82,7 +83,20 @@ def _listed(path: Path, lists: Lists) -> str | None:
     if not above:
         return ""
     nearest = max(above, key=lambda base: len(base.parts))
-    return lists[nearest].get(comparable(path.stem))
+    listed = lists[nearest]
+    return listed.get(_with_folder(path), listed.get(comparable(path.stem)))
+
+
+def _ids(folder: Folder) -> set[str]:
+    """Return the ids that lists may name: stems, and those of several annotations with a folder."""
+    annotations = folder.ending(".xml")
+    times = Counter(comparable(path.stem) for path in annotations)
+    stems = {comparable(path.stem) for path in (*folder.images, *annotations)}
+    return stems | {_with_folder(p) for p in annotations if times[comparable(p.stem)] > 1}
+
+
+def _with_folder(path: Path) -> str:
+    return f"{comparable(path.parent.name)}/{comparable(path.stem)}"
 
 
 def _lists(folder: Folder, ids: set[str], findings: Findings) -> Lists:
@@ -114,14 +128,17 @@ def _lists(folder: Folder, ids: set[str], findings: Findings) -> Lists:
 def _id(line: str, ids: set[str]) -> str:
     """Return the id that a line of a list means, as `comparable` has it.
 
-    An id may contain spaces; some tools write paths of images instead, or a number after the id.
+    An id may contain spaces; some tools write paths of images instead, or a number after the id. If
+    images in several folders have the name, the folder in the line says which of them is meant.
     """
-    name = PureWindowsPath(line).name
+    path = PureWindowsPath(line)
+    name = path.name
     if name.lower().endswith(SUFFIXES):
         name = name.rpartition(".")[0]
     if comparable(name) not in ids:
         name = re.sub(r"\s+-?[01]$", "", name)
-    return comparable(name)
+    inside = f"{comparable(path.parent.name)}/{comparable(name)}"
+    return inside if inside in ids else comparable(name)
 
 
 def _size(root: ElementTree.Element) -> tuple[int, int] | None:

@@ -66,8 +66,8 @@ def identical(photos: Iterable[Photo]) -> list[list[Photo]]:
     ordered = sorted(photos, key=lambda photo: photo.file)
     return [
         same
-        for some in _groups(ordered, lambda photo: photo.file.stat().st_size)
-        for same in _groups(some, lambda photo: _digest(photo.file))
+        for some in _groups(ordered, lambda photo: _of_file(photo, _size))
+        for same in _groups(some, lambda photo: _of_file(photo, _digest))
     ]
 
 
@@ -77,6 +77,18 @@ def _groups(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
     for item in items:
         found[key(item)].append(item)
     return [group for group in found.values() if len(group) > 1]
+
+
+def _of_file(photo: Photo, read: Callable[[Path], Hashable]) -> Hashable:
+    """Return what is read from the file; its path, which is no other's, if it has been removed."""
+    try:
+        return read(photo.file)
+    except FileNotFoundError:
+        return photo.file
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def _digest(path: Path) -> bytes:

@@ -88,7 +88,13 @@ class OnnxGraph:
     def __init__(self, network: Network, graph: Callable[..., Any], *examples: Tensor) -> None:
         self.network = network
         with torch.no_grad():
-            result = graph(*examples)
+            try:
+                result = graph(*examples)
+            except TypeError as error:  # Another number of inputs than this detector's.
+                names = ", ".join(network.inputs)
+                raise ValueError(
+                    f"the model's inputs ({names}) are not this detector's; export it again"
+                ) from error
         values, self.structure = flatten(result)
         # A head returns None for a branch that it does not have.
         self.is_there = [value is not None for value in values]

@@ -15,6 +15,7 @@ from torch import nn
 
 from dq.detector.config.registry_errors import explain
 from dq.detector.data.leaves import leaves
+from dq.detector.evaluation.drawing_paths import drawing_paths, inside
 from dq.detector.metrics.mmdet_metrics import metrics_of_mmdet
 from dq.detector.metrics.results import own_copy
 from dq.whole_file import drafts
@@ -52,7 +53,8 @@ def format_results(
         results: Results of all images, in order.
         folder: Folder for the files, unless the settings contain a prefix (``jsonfile_prefix``,
             ``txtfile_prefix``).
-        settings: Arguments of the data set's ``format_results``.
+        settings: Arguments of the data set's ``format_results``. Each part of a concatenation adds
+            its number to a prefix, as none may replace the files of another.
 
     Raises:
         ValueError: The data set has no such format or settings.
@@ -65,6 +67,8 @@ def format_results(
         key = _prefix_of(leaf)
         name = "results" if len(parts) == 1 else f"results_{number}"
         arguments = {key: str(folder / name), **settings}
+        if len(parts) > 1 and key in settings:
+            arguments[key] = f"{settings[key]}_{number}"
         try:
             with metrics_of_mmdet():
                 leaf.format_results(own_copy(own), **arguments)
@@ -88,7 +92,7 @@ class Painter:
     Args:
         detector: Its ``show_result`` draws them.
         dataset: Provides the colours of its classes, if it has any.
-        folder: Folder for the images, with their own names.
+        folder: Folder for the images, with their own names; see `drawing_paths`.
         lowest_score: Boxes with a lower score are not drawn.
     """
 
@@ -99,6 +103,7 @@ class Painter:
         self.colors = getattr(dataset, "PALETTE", None)
         self.folder, self.lowest_score = folder, lowest_score
         self.fails = False
+        self._paths = {} if dataset is None else drawing_paths(dataset)
 
     def __call__(self, batch: Mapping[str, Any], results: list[Any]) -> None:
         """Draw a batch of one image; a failure is one line in the log."""
@@ -123,15 +128,7 @@ class Painter:
         more = colors if "bbox_color" in known else {}
         if "score_thr" in known:
             more["score_thr"] = self.lowest_score
-        file = str(self.folder / _inside(meta["ori_filename"]))
+        name = meta["ori_filename"]
+        path = self._paths.get(str(Path(meta.get("filename") or name)), inside(name))
+        file = str(self.folder / path)
         self.detector.show_result(image, result, show=False, out_file=file, **more)
-
-
-def _inside(name: str) -> Path:
-    """Return an image's name as a path that stays below the folder for the drawings.
-
-    Annotations may have absolute paths, or paths with ``..``. These may lead to the image itself,
-    which the drawing would overwrite.
-    """
-    path = Path(name)
-    return Path(*(part for part in path.parts if part not in (path.anchor, "..")))

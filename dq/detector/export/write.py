@@ -23,6 +23,7 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.integer.bias_overflow import network_for_engines
 from dq.quant.integer.qparams import qparams
 from dq.quant.integer.serialize import INTEGER, integer_content
+from dq.quant.quantizers.restore import watching_inputs
 from dq.quant.recipes.recipe import Recipe
 from dq.whole_file import drafts
 
@@ -212,18 +213,13 @@ def all_inputs_of_heads(
     from dq.detector.model.roi_heads import run_roi_heads
 
     seen: dict[str, tuple[Tensor, ...]] = {}
-    handles = []
-    for part in graph.parts:
+    names = {detector.get_submodule(part): part for part in graph.parts}
 
-        def record(_: nn.Module, inputs: Any, part: str = part) -> None:
-            seen[part] = tuple(inputs)
+    def record(head: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen[names[head]] = tuple(inputs)
 
-        handles.append(detector.get_submodule(part).register_forward_pre_hook(record))
-    try:
+    with watching_inputs(dict.fromkeys(names, record)):
         run_roi_heads(detector, features_of(graph(images)), images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
 
 

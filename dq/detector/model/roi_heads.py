@@ -40,6 +40,10 @@ def find_roi_heads(detector: nn.Module) -> dict[str, tuple[Tensor, ...]]:
     if not isinstance(roi_head, nn.Module):
         return {}
     seen: dict[str, tuple[Tensor, ...] | None] = {}
+    some = next(detector.parameters())
+    shape = (1, input_channels(detector), _EXAMPLE_SIZE, _EXAMPLE_SIZE)
+    image = torch.zeros(shape, device=some.device, dtype=some.dtype)
+    extract: Any = detector.extract_feat
     handles = []
     for name, module in detector.named_modules():
         if _is_head(name):
@@ -52,10 +56,6 @@ def find_roi_heads(detector: nn.Module) -> dict[str, tuple[Tensor, ...]]:
                 seen[name] = tuple(x[:2] for x in inputs) if fits and needed < 3 else None
 
             handles.append(module.register_forward_pre_hook(record, with_kwargs=True))
-    some = next(detector.parameters())
-    shape = (1, input_channels(detector), _EXAMPLE_SIZE, _EXAMPLE_SIZE)
-    image = torch.zeros(shape, device=some.device, dtype=some.dtype)
-    extract: Any = detector.extract_feat
     try:
         with restored_state(detector), torch.no_grad():
             detector.eval()

@@ -189,7 +189,7 @@ class Trials:
         def work() -> None:
             for path in self._setting.folder.glob("*.pth*"):
                 if not path.name.startswith(self.path(but).name):
-                    path.unlink()
+                    path.unlink(missing_ok=True)
 
         on_main_rank(work)
 

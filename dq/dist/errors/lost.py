@@ -26,6 +26,19 @@ class LostRankError(RuntimeError):
     """Another rank is gone or late; the message says so."""
 
 
+def lost_store(error: BaseException, before: str = "") -> LostRankError:
+    """Return the error for a store that is gone, together with the process that held it.
+
+    Args:
+        error: Raised by the store.
+        before: What was to happen, as the beginning of the sentence.
+    """
+    return LostRankError(
+        f"{before}the store on which ranks meet is gone: the process that held it (torchrun, else"
+        f" rank 0) has ended, and its log says why ({reason(error)})"
+    )
+
+
 def explain_lost_rank(error: BaseException) -> str | None:
     """Return a sentence for an error caused by another rank's end or silence, None for others.
 

@@ -47,7 +47,11 @@ class Presence:
         os.register_at_fork(after_in_child=lambda: _close(mine()))
         port = self._socket.getsockname()[1]
         place = {"machine": _machine(), "address": _own_address(), "port": port}
-        store.set(str(collectives.rank()), json.dumps(place))
+        try:
+            store.set(str(collectives.rank()), json.dumps(place))
+        except BaseException:
+            self.close()  # Nobody has this object, so nobody else could.
+            raise
 
     def of(self, rank: int) -> Connection:
         """Return the connection to another rank, always the same object."""
@@ -196,10 +200,10 @@ def presence() -> Presence:
 def watchable() -> Iterator[None]:
     """Let others watch this process until the body ends."""
     here = presence()
-    if not collectives.is_main_rank():
-        # Open before anything can go wrong, so the main rank's last word reaches this one.
-        here.of(0).open()
     try:
+        if not collectives.is_main_rank():
+            # Open before anything can go wrong, so the main rank's last word reaches this one.
+            here.of(0).open()
         yield
     finally:
         here.close()

@@ -70,8 +70,9 @@ def process_group(
         return
     backend = "gloo" if device.type == "cpu" or shares_device else "cpu:gloo,cuda:nccl"
     _begin(environment, device, backend, timeout_s, arrival_s, name)
-    store = open_store("process_group")
+    store: Store | None = None
     try:
+        store = open_store("process_group")
         with watchable():
             # A client that is connected now notices at once when its server dies later.
             open_meeting("the beginning")
@@ -173,19 +174,26 @@ def _leave_together(environment: Environment, backend: str, store: Store, timeou
                 break
     except dist.DistError as error:
         log.warning("the store ended before this rank: %s", str(error).partition("\n")[0])
+        if dist.is_initialized():
+            _leave_at_once(backend, None)
     del server  # On rank 0 perhaps the server itself: it had to outlive the group.
 
 
-def _leave_at_once(backend: str, store: Store) -> None:
+def _leave_at_once(backend: str, store: Store | None) -> None:
     """Tell the ranks that wait at the end, and destroy the group, in a thread: both may block.
 
     Gloo waits for collectives in progress, which no other rank may ever join. The process can
-    continue, or end, while the thread still waits.
+    continue, or end, while the thread still waits. The group is destroyed also if nobody can be
+    told, because the store, None if there was none, may be gone.
     """
 
     def leave() -> None:
         try:
-            store.set(_FAILED, "")
+            if store is not None:
+                store.set(_FAILED, "")
+        except RuntimeError as error:
+            log.warning("the other ranks could not be told: %s", str(error).partition("\n")[0])
+        try:
             if "nccl" in backend:
                 distributed_c10d._abort_process_group()
             else:

@@ -1,10 +1,10 @@
 """Rank, node and world size of this process, read once from the environment."""
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dq.dist.rendezvous.numbers import number_in
 from dq.dist.rendezvous.slurm_step import SlurmStep, slurm_step
 
 _TORCHRUN = (
@@ -107,7 +107,7 @@ def _of_torchrun(environ: Mapping[str, str]) -> Environment:
             "start the job with torchrun, or unset them all to run alone"
         )
     rank, world_size, local_rank, local_world_size, node, num_nodes = (
-        _number(environ, name) for name in _TORCHRUN
+        number_in(environ, name) for name in _TORCHRUN
     )
     return Environment(
         rank=rank,
@@ -130,10 +130,3 @@ def _refuse_others(environ: Mapping[str, str], step: SlurmStep | None) -> None:
                 f" other that way; start the job with torchrun or srun, or unset {name} to run"
                 " alone"
             )
-
-
-def _number(environ: Mapping[str, str], name: str) -> int:
-    text = environ[name]
-    if not re.fullmatch(r"[0-9]+", text.strip()):
-        raise ValueError(f"{name} must be a whole number of at least 0, but is {text!r}")
-    return int(text)

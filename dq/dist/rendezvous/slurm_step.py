@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dq.counted import counted
+from dq.dist.rendezvous.numbers import number_in
 from dq.proc import environ_of, parent_of
 
 _NAMES = (
@@ -63,7 +64,7 @@ def slurm_step(environ: Mapping[str, str], *, pid: int | None = None) -> SlurmSt
     text = environ.get("SLURM_STEP_ID", "")
     if not text or "SLURM_PROCID" not in environ or _is_special(text):
         return None
-    if _number(environ, "SLURM_STEP_NUM_TASKS", 1) == 1:
+    if number_in(environ, "SLURM_STEP_NUM_TASKS", 1) == 1:
         return None
     missing = [name for name in _NAMES if name not in environ]
     if missing:
@@ -71,7 +72,7 @@ def slurm_step(environ: Mapping[str, str], *, pid: int | None = None) -> SlurmSt
             f"the environment has SLURM_STEP_ID but not {', '.join(missing)}; start the job with"
             f" srun, or {_ALONE}"
         )
-    rank, tasks, local_rank, node, nodes = (_number(environ, name) for name in _NAMES)
+    rank, tasks, local_rank, node, nodes = (number_in(environ, name) for name in _NAMES)
     local_tasks = _tasks_on(node, tasks, nodes, environ)
     _refuse_contradiction(environ, rank, tasks, local_rank, local_tasks, nodes)
     _refuse_stranger(environ, os.getpid() if pid is None else pid, tasks)
@@ -103,7 +104,7 @@ def _refuse_contradiction(
         ("SLURM_NTASKS", tasks, "SLURM_STEP_NUM_TASKS"),
         ("SLURM_NNODES", nodes, "SLURM_STEP_NUM_NODES"),
     ):
-        found = _number(environ, name, wanted)
+        found = number_in(environ, name, wanted)
         if found != wanted:
             raise ValueError(
                 f"{name} is {found} and {of} {wanted}: these variables are left over from another"
@@ -150,13 +151,6 @@ def _ancestors(pid: int) -> Iterable[int]:
     while pid > 0 and (parent := parent_of(pid)) is not None:
         yield pid
         pid = parent
-
-
-def _number(environ: Mapping[str, str], name: str, default: int = 0) -> int:
-    text = environ.get(name, str(default))
-    if not re.fullmatch(r"[0-9]+", text.strip()):
-        raise ValueError(f"{name} must be a whole number of at least 0, but is {text!r}")
-    return int(text)
 
 
 def _tasks_on(node: int, tasks: int, nodes: int, environ: Mapping[str, str]) -> int:

@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from dq.dist.errors.lost import LostRankError, reason
+from dq.dist.errors.lost import lost_store
 from dq.dist.exchange import collectives
 from dq.dist.rendezvous.sequence import open_meeting
 
@@ -110,10 +110,7 @@ class Agreement:
                 self._publish(asked, step + self.delay)
             self._read()
         except dist.DistError as error:
-            raise LostRankError(
-                "the store on which ranks meet is gone: the process that held it (torchrun, else"
-                f" rank 0) has ended, and its log says why ({reason(error)})"
-            ) from error
+            raise lost_store(error) from error
         return self._agreed.pop(step, {})
 
     def _take(self) -> dict[str, str]:

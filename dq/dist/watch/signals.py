@@ -16,8 +16,6 @@ from dq.dist.watch.agreement import Agreement
 
 log = logging.getLogger(__name__)
 STOP = "stop"
-# EX_TEMPFAIL of sysexits.h: a temporary condition, try again later.
-STOPPED_CODE = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 # Slurm signals every process, and torchrun forwards its own signal: that is one request.
 SAME_REQUEST_S = 1.0

@@ -7,7 +7,7 @@ import time
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
-from dq.dist.errors.lost import LostRankError, reason
+from dq.dist.errors.lost import LostRankError, lost_store
 from dq.dist.exchange import collectives
 from dq.dist.group.presence import Presence, presence
 from dq.dist.rendezvous.sequence import NAME, open_meeting
@@ -38,10 +38,7 @@ def wait_for_all_ranks(name: str, *, limit_s: float = 86400.0) -> None:
         store.add(_COUNT, 1)
         _wait(store, here, name, limit_s)
     except dist.DistError as error:
-        raise LostRankError(
-            "the store on which ranks meet is gone: the process that held it (torchrun, else rank"
-            f" 0) has ended, and its log says why ({reason(error)})"
-        ) from error
+        raise lost_store(error) from error
 
 
 def _wait(store: Store, here: Presence, name: str, limit_s: float) -> None:

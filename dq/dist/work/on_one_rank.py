@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from dq.counted import counted
-from dq.dist.errors.lost import LostRankError, reason
+from dq.dist.errors.lost import LostRankError, lost_store, reason
 from dq.dist.exchange import collectives
 from dq.dist.group.presence import Connection, presence, read_key
 from dq.dist.rendezvous.sequence import NAME, open_meeting
@@ -95,10 +95,7 @@ def name_of(work: Callable[[], object]) -> str:
 
 
 def _without_store(rank: int, error: Exception) -> LostRankError:
-    return LostRankError(
-        f"rank {rank} was to work, but the store on which ranks meet is gone: the process that "
-        f"held it has ended, and its log says why ({reason(error)})"
-    )
+    return lost_store(error, f"rank {rank} was to work, but ")
 
 
 def _work(work: Callable[[], T], store: Store, heartbeat_s: float) -> T:

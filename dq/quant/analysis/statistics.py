@@ -33,6 +33,7 @@ class _Sums:
     """Sums of one activation quantizer over all its calls."""
 
     signal: float = 0.0
+    network_signal: float = 0.0
     own_noise: float = 0.0
     network_noise: float = 0.0
     clipped: int = 0
@@ -66,10 +67,11 @@ def quantizer_figures(
         Dicts with ``name``, ``module``, ``kind``, ``bits``, ``low`` and ``high`` (the smallest and
         largest representable value), ``scale`` (largest of a layer's channels), ``seen_low``,
         ``seen_high``, ``clipped`` (share of values beyond the range, 0 to 1), ``sqnr`` (of this
-        quantizer alone, dB), ``network_sqnr`` (of its tensor with all quantizers before it on, dB;
-        None for weights), ``oscillating`` (share of weights, None if not tracked), ``moved`` (share
-        of weights with another integer than ``before``), ``histogram`` (of values, in `NUM_BINS`
-        bins from ``seen_low`` to ``seen_high``); and the integers of all weights.
+        quantizer alone, dB), ``network_sqnr`` (of its tensor with all quantizers before it on, dB,
+        over the calls that have the same shape in both passes; None for weights), ``oscillating``
+        (share of weights, None if not tracked), ``moved`` (share of weights with another integer
+        than ``before``), ``histogram`` (of values, in `NUM_BINS` bins from ``seen_low`` to
+        ``seen_high``); and the integers of all weights.
     """
     activations = graph.activations()
     sums = {name: _Sums() for name in activations}
@@ -164,9 +166,12 @@ def _compare(entry: _Sums, quantizer: ActivationQuantizer, rounded_before: Tenso
     low, high, scale = reach(quantizer)
     own = fake_quantize(x, quantizer.scale, quantizer.zero_point, quantizer.spec)
     after = fake_quantize(rounded_before, quantizer.scale, quantizer.zero_point, quantizer.spec)
-    entry.signal += float(x.double().square().sum())
+    signal = float(x.double().square().sum())
+    entry.signal += signal
     entry.own_noise += float((own - x).double().square().sum())
+    # Rounded boxes may be another number of boxes. Such a call counts in neither of the two sums.
     if after.shape == x.shape:
+        entry.network_signal += signal
         entry.network_noise += float((after - x).double().square().sum())
     entry.clipped += int(((x < low - scale / 2) | (x > high + scale / 2)).sum())
     entry.count += x.numel()
@@ -196,7 +201,7 @@ def _activation(quantizer: ActivationQuantizer, entry: _Sums) -> dict[str, Any]:
         "seen_high": entry.highest,
         "clipped": entry.clipped / count,
         "sqnr": _sqnr(entry.own_noise, entry.signal),
-        "network_sqnr": _sqnr(entry.network_noise, entry.signal),
+        "network_sqnr": _sqnr(entry.network_noise, entry.network_signal),
         "oscillating": None,
         "moved": None,
         "histogram": [] if entry.histogram is None else entry.histogram.tolist(),

@@ -19,6 +19,7 @@ from dq.quant.export.compact import compact_
 from dq.quant.export.edits import constant
 from dq.quant.export.flavour import Flavour
 from dq.quant.export.input_rounding import round_inputs_late_
+from dq.quant.export.node_names import LIMITS
 from dq.quant.export.onnx_graph import OPSET_16_BITS
 from dq.quant.export.placeholders import is_repeated, placeholders, site_of
 from dq.quant.export.space_to_depth import join_slices_
@@ -26,9 +27,6 @@ from dq.quant.integer.modules import DOMAIN, WEIGHT
 from dq.quant.numerics.spec import QuantSpec
 
 Array = NDArray[np.generic]
-
-# A Clip that limits a tensor to a format's integers has its quantizer's name with this suffix.
-LIMITS = "/limits"
 
 _TYPES = {
     (4, True): (ir.DataType.INT4, ml_dtypes.int4),

@@ -9,10 +9,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+from dq.quant.export.node_names import LIMITS
 from dq.quant.latency.formats import DEQUANTIZE, QUANTIZE, constants, integer_operators
 
-# The end of the name of a Clip that `dq.quant.export.qdq` writes before a QuantizeLinear.
-LIMITS = "/limits"
 _INTEGERS = (
     *(TensorProto.INT4, TensorProto.INT8, TensorProto.INT16),
     *(TensorProto.UINT4, TensorProto.UINT8, TensorProto.UINT16),

@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from onnx import ModelProto, NodeProto
 
@@ -82,13 +83,19 @@ def by_layer(executed: Sequence[Executed]) -> dict[int, list[Executed]]:
     return found
 
 
-def absorbed(executed: Sequence[Executed]) -> dict[int, int]:
-    """Return the layers that an engine computes together with a later one: earlier -> last."""
-    found: dict[int, int] = {}
-    for one in executed:
-        *earlier, last = sorted({*map(int, _OWN.findall(one.names))}) or [-1]
-        found |= dict.fromkeys(earlier, last)
-    return found
+def absorbed(*engines: Sequence[Executed]) -> dict[int, int]:
+    """Return the layers that an engine computes together with a later one: earlier -> last.
+
+    Layers are together if any of the engines joins them, also through layers between them: if one
+    joins 1 with 2 and another 2 with 3, the last of both 1 and 2 is 3.
+    """
+    groups: list[set[int]] = []
+    for one in chain(*engines):
+        group = {*map(int, _OWN.findall(one.names))}
+        if len(group) > 1:
+            apart = [other for other in groups if not other & group]
+            groups = [*apart, group.union(*(other for other in groups if other & group))]
+    return {number: max(group) for group in groups for number in group if number != max(group)}
 
 
 def _number(names: str) -> int | None:

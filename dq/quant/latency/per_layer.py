@@ -72,7 +72,7 @@ def layer_times(model: ModelProto, engine: Engine, terms: Terms = ALONE) -> list
     executed = [network.executed() for network in networks]
     found = [by_layer(each) for each in executed]
     # If one of the two computes layers together, only the sums of their times can be compared.
-    for earlier, last in [pair for each in executed for pair in absorbed(each).items()]:
+    for earlier, last in absorbed(*executed).items():
         for times in found:
             times[last] = [*times.get(last, ()), *times.pop(earlier, ())]
     return _of_modules(layers, *found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from dq.quant.ptq.parts import captured, rows_of
 from dq.quant.quantizers.factory import initialise_weights_
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer, update_scales_
 from dq.quant.quantizers.phase import Phase, set_phase
-from dq.quant.quantizers.restore import in_phase
+from dq.quant.quantizers.restore import in_phase, watching_inputs
 
 log = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
@@ -64,7 +64,7 @@ def calibrate_(graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[B
     batches = _weighing_channels(graph, batches, run)
     set_phase(graph.quantizers, Phase.CALIBRATE)
     images = 0
-    with _equal_weights(averages) as weigh:
+    with _equal_weights(averages) as weigh, _noting_calls(graph) as called:
         for number, batch in enumerate(progress(batches, "calibration", "batch[es]"), start=1):
             weigh(number)
             images += run(batch)
@@ -72,12 +72,7 @@ def calibrate_(graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[B
     update_scales_([q for q in quantizers.values() if q not in averages])
     if not images:
         raise ValueError("there is no image to calibrate with: the data for it is empty")
-    without = [name for name, quantizer in quantizers.items() if not quantizer.has_range]
-    if without:
-        raise ValueError(
-            f"{counted(len(without), 'quantizer[s] [has|have]')} no finite range after calibration"
-            f" (first {without[0]}); the float model yields NaN or infinity there"
-        )
+    _require_ranges(graph, called)
     initialise_weights_(graph.all_layers())
     set_phase(graph.quantizers, Phase.FROZEN)
     log.info(
@@ -87,6 +82,52 @@ def calibrate_(graph: QuantizedGraph, batches: Iterable[Batch], run: Callable[[B
         time.monotonic() - began,
     )
     return images
+
+
+def _require_ranges(graph: QuantizedGraph, called: Collection[str]) -> None:
+    """Raise ValueError if a quantizer has no range.
+
+    Args:
+        graph: After the batches.
+        called: The parts that got any values.
+    """
+    without = [name for name, quantizer in graph.activations().items() if not quantizer.has_range]
+    idle = {
+        site.name: part
+        for part, network in graph.parts.items()
+        if part not in called
+        for site in network.sites
+    }
+    # Where the model yields NaN, later parts may get nothing because of that.
+    if spoilt := [name for name in without if name not in idle]:
+        raise ValueError(
+            f"{counted(len(spoilt), 'quantizer[s] [has|have]')} no finite range after calibration"
+            f" (first {spoilt[0]}); the float model yields NaN or infinity there"
+        )
+    if without:
+        parts = sorted({idle[name] for name in without})
+        raise ValueError(
+            f"{counted(len(without), 'quantizer[s] [has|have]')} no range after calibration (first"
+            f" {without[0]}), because {', '.join(parts)} got no boxes on these images; calibrate a"
+            " trained detector on images with objects, or leave the head in float with the rule"
+            f" dict(module='{parts[0]}*', quantize=False)"
+        )
+
+
+@contextmanager
+def _noting_calls(graph: QuantizedGraph) -> Iterator[set[str]]:
+    """Collect the names of the parts that are called with any values in the body."""
+    called: set[str] = set()
+
+    def hook_of(part: str) -> Callable[..., None]:
+        def hook(_: object, inputs: tuple[Tensor, ...]) -> None:
+            if all(x.numel() for x in inputs):
+                called.add(part)
+
+        return hook
+
+    with watching_inputs({graph.root.get_submodule(part): hook_of(part) for part in graph.parts}):
+        yield called
 
 
 def _weighing_channels(

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dq.counted import counted
+
 # Maximum number of characters of an engine's own message in ours.
 _LONGEST_REASON = 200
 
@@ -66,8 +68,12 @@ class Network(ABC):
             given: The other inputs by name, if the model has any.
 
         Raises:
-            ValueError: The model was exported for another size, or the engine cannot compute it.
+            ValueError: The model was exported for another size or has other inputs, or the engine
+                cannot compute it.
         """
+        given = given or {}
+        self._require(1 + len(given), [name for name in self.inputs[1:] if name not in given])
+        tensors = {self.inputs[0]: images, **given}
         wanted = self.size
         fits = len(wanted) == images.dim() and all(
             isinstance(size, str) or size == given
@@ -79,12 +85,26 @@ class Network(ABC):
                 f" {_words(tuple(images.shape))}; export it again with"
                 f" --size {images.shape[-2]} {images.shape[-1]}, or pad the test images to one size"
             )
-        tensors = {self.inputs[0]: images, **(given or {})}
         arrays = [tensors[name].detach().cpu().float().numpy() for name in self.inputs]
         return dict(zip(self.names, self.compute(arrays), strict=True))
 
+    def _require(self, number: int, missing: Sequence[str]) -> None:
+        """Raise ValueError if inputs are missing, or more are given than the model has."""
+        if missing or number > len(self.inputs):
+            raise ValueError(
+                f"the model has {counted(len(self.inputs), 'input[s]')}"
+                f" ({', '.join(self.inputs) or 'all its values are constants'}) and got {number}"
+                f"{', without ' if missing else ''}{', '.join(missing)}; is it an export of this"
+                " network? Export it again"
+            )
+
     def tensors(self, images: Tensor, *others: Tensor) -> list[Tensor]:
-        """Return all outputs in order, on the images' device; inputs are given in order."""
+        """Return all outputs in order, on the images' device; inputs are given in order.
+
+        Raises:
+            ValueError: As for `run`.
+        """
+        self._require(1 + len(others), self.inputs[1 + len(others) :])
         found = self.run(images, dict(zip(self.inputs[1:], others, strict=True)))
         return [torch.from_numpy(value).to(images.device) for value in found.values()]
 

@@ -132,11 +132,15 @@ class _Total:
 
     def add_output(self, output: Tensor, other: Any) -> None:
         """Add a tensor without a quantizer."""
+        if not output.numel():  # For example no boxes: there is nothing to differ, and no range.
+            return
         unit = float(output.max() - output.min()) / NUM_LEVELS or 1.0
         steps = (output.double() - torch.from_numpy(other).double()).abs() / unit
         self._add(steps, steps)
 
     def _add(self, steps: Tensor, excess: Tensor) -> None:
+        if not steps.numel():
+            return
         self.num += steps.numel()
         self.differing += int((~(steps < 0.5)).sum())
         # A NaN counts as an infinite difference.
@@ -149,7 +153,7 @@ class _Total:
             site=name,
             layers=self.layers,
             num=self.num,
-            share=self.differing / self.num,
+            share=self.differing / max(1, self.num),
             largest=self.largest,
             excess=self.excess,
         )

@@ -211,13 +211,20 @@ def with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
             if readers[name] > 1:
                 own = onnx.NodeProto.FromString(weights[name].SerializeToString())
                 suffix = f"/reader{readers[name]}"
-                for place in (0, 2):  # Integers and zero point.
-                    tensor = onnx.TensorProto.FromString(
-                        stored[own.input[place]].SerializeToString()
-                    )
-                    tensor.name = own.input[place] = own.input[place] + suffix
-                    copy.graph.initializer.append(tensor)
-                own.name, own.output[0] = own.name + suffix, own.output[0] + suffix
+                # Integers and zero point. A zero point may be left out, or be computed by a node.
+                for place in (0, 2):
+                    tensor = stored.get(own.input[place]) if place < len(own.input) else None
+                    if tensor is None:
+                        continue
+                    own.input[place] += suffix
+                    if own.input[place] not in stored:  # Weights may share their zero point.
+                        new = onnx.TensorProto.FromString(tensor.SerializeToString())
+                        new.name = own.input[place]
+                        stored[new.name] = new
+                        copy.graph.initializer.append(new)
+                # Nodes without a name are allowed; two with the same name are not.
+                own.name = own.name and own.name + suffix
+                own.output[0] += suffix
                 node.input[index] = own.output[0]
                 nodes.append(own)
         nodes.append(node)

@@ -15,6 +15,7 @@ from dq.counted import counted
 from dq.one_writer import Writer, writer_of
 from dq.tracking.live.health import Health, health_of
 from dq.tracking.live.progress import Progress, StageFollower
+from dq.tracking.record.file_time import written_at
 from dq.tracking.record.liveness import state_of
 from dq.tracking.record.rows import METRICS
 from dq.tracking.record.run import FILE_NAME as RUN_FILE
@@ -132,7 +133,7 @@ class RunReader:
         lives = None if writer is None else writer.lives() is not False
         if lives is None:
             # A job that waits for its turn, or ranks that wait for each other.
-            logs = [_stamp(path) for path in (self.folder / "logs").glob("*")]
+            logs = [written_at(path) for path in (self.folder / "logs").glob("*")]
             is_new = now - max(logs, default=0.0) < PATIENCE_S
             lives = is_new or (self.folder / "submissions").is_dir()
         state = "died" if writer is not None and not lives else WAITING
@@ -244,14 +245,7 @@ def _end(folder: Path, run: Run | None, now: float) -> float:
 
 
 def _written(folder: Path) -> float:
-    return max(_stamp(folder / name) for name in (METRICS, RUN_FILE))
-
-
-def _stamp(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
+    return max(written_at(folder / name) for name in (METRICS, RUN_FILE))
 
 
 def _where(run: Run) -> str:

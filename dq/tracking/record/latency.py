@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dq.tracking.record.file_time import written_at
 from dq.tracking.record.json_file import write_json
 from dq.tracking.record.stage_summary import FILE_NAME as SUMMARY
 
@@ -33,7 +34,7 @@ def read_times_as_fast(experiment: Path) -> float | None:
         *experiment.glob(f"{EVALUATIONS}/{SUMMARY}"),
         *experiment.glob(f"{EXPORT}/{FILE_NAME}"),
     ]
-    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+    for path in sorted(files, key=written_at, reverse=True):
         try:
             return float(json.loads(path.read_text())["latency"]["times_as_fast"]["median"])
         except (OSError, ValueError, KeyError, TypeError):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dq.tracking.record.file_time import written_at
 from dq.tracking.record.liveness import state_of
 from dq.tracking.record.rows import METRICS, sample_rows
 from dq.tracking.record.run import FILE_NAME as RUN_FILE
@@ -129,8 +130,7 @@ def _read(folder: Path) -> Experiment:
 def _status(folder: Path, run: Run) -> str:
     if run.status != "running":
         return run.status
-    times = [p.stat().st_mtime for p in (folder / METRICS, folder / RUN_FILE) if p.is_file()]
-    return state_of(run.process, max(times, default=0.0))
+    return state_of(run.process, max(written_at(folder / name) for name in (METRICS, RUN_FILE)))
 
 
 def _named_apart(experiments: Sequence[Experiment]) -> list[Experiment]:

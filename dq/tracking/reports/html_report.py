@@ -160,6 +160,9 @@ def _picture(image: bytes | None, kind: str) -> str:
 
 
 def _file(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
+    try:
+        data = base64.b64encode(path.read_bytes()).decode()
+    except FileNotFoundError:
+        return ""  # Removed at this moment.
     name = escape(path.stem, quote=True)
     return f'<img class="sample" alt="{name}" src="data:image/jpeg;base64,{data}">'

@@ -17,7 +17,11 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of mmcv's ``*.log.json`` files in a stage's folder, oldest file first."""
     rows = []
     for path in sorted(folder.glob("*.log.json")):
-        for line in path.read_text().splitlines():
+        try:
+            lines = path.read_text().splitlines()
+        except FileNotFoundError:
+            continue  # Removed at this moment.
+        for line in lines:
             try:
                 row = json.loads(line)
             except ValueError:

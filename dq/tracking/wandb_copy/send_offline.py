@@ -110,7 +110,11 @@ def _is_sent(folder: Path) -> bool:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("run-*.wandb"))
+    total = 0
+    for path in folder.glob("run-*.wandb"):
+        with contextlib.suppress(FileNotFoundError):  # Removed at this moment.
+            total += path.stat().st_size
+    return total
 
 
 def _place(folder: Path) -> tuple[str, int, str]:

@@ -146,4 +146,4 @@ def _is_own(name: str) -> bool:
 def _remove_own(folder: Path) -> None:
     for path in folder.iterdir():
         if OWN.fullmatch(path.name):
-            path.unlink()
+            path.unlink(missing_ok=True)

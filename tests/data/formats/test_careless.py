@@ -433,3 +433,26 @@ def test_sizes_are_sides_of_an_image(sides: tuple[Any, Any], size: Any) -> None:
 
 def test_classes_are_those_of_the_layouts() -> None:
     assert {name for boxes in TRUTH.values() for name, *_ in boxes} == set(CLASSES)
+
+
+@pytest.mark.parametrize("ending", ["", ".jpg", " 1"])
+@pytest.mark.parametrize("prefix", ["", "JPEGImages/", "C:\\set\\", "./"])
+def test_voc_lists_with_folders_tell_images_of_one_name_apart(
+    tmp_path: Path, prefix: str, ending: str
+) -> None:
+    """Cameras number their images alike: day/1 trains, night/1 validates, and 2 is there once."""
+    some = scenes(4)
+    for scene, name in zip(some, ("day/1", "night/1", "night/2", "dusk/1"), strict=True):
+        paint(scene, tmp_path / f"JPEGImages/{name}.jpg")
+        put(tmp_path / f"Annotations/{name}.xml", xml(scene, f"{name}.jpg"))
+    lists = {"train": ["day/1", "night/2"], "val": ["night/1"]}
+    for split, names in lists.items():
+        lines = [f"{prefix}{name}{ending}" for name in names]
+        put(tmp_path / f"ImageSets/Main/{split}.txt", "\n".join(lines))
+    found = read_folder(tmp_path)
+    splits = {photo.file.relative_to(tmp_path / "JPEGImages").as_posix(): photo.split
+              for photo in found.photos}  # fmt: skip
+    assert splits == {"day/1.jpg": "train", "night/1.jpg": "val", "night/2.jpg": "train"}
+    assert found.findings.lines() == [
+        "1 image in no list of ImageSets, left out (JPEGImages/dusk/1.jpg)"
+    ]

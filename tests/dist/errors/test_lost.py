@@ -6,12 +6,14 @@ import os
 import signal
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from dq.dist.errors.lost import LostRankError, explain_lost_rank
+from dq.dist.errors import lost
+from dq.dist.errors.lost import LostRankError, explain_lost_rank, lost_store
 from dq.dist.exchange import collectives
 from tests.processes.ranks import rank_outcomes
 
@@ -90,3 +92,16 @@ def silent() -> str | None:
 def test_a_silent_rank_is_called_silent() -> None:
     first, _ = rank_outcomes(silent, 2)
     assert "did not answer in time" in first.result
+
+
+def test_a_lost_store_is_described_in_one_place() -> None:
+    error = lost_store(RuntimeError("Connection reset by peer\nC++ frames"), "rank 3 waits, but ")
+    assert str(error) == (
+        "rank 3 waits, but the store on which ranks meet is gone: the process that held it"
+        " (torchrun, else rank 0) has ended, and its log says why (Connection reset by peer)"
+    )
+    dist = Path(lost.__file__).parents[1]
+    texts = {path: path.read_text() for path in dist.rglob("*.py")}
+    assert [p.name for p, text in texts.items() if "which ranks meet is gone" in text] == [
+        "lost.py"
+    ]

@@ -20,7 +20,7 @@ import pytest
 
 from dq.detector.training.checkpoint_order import newest_training
 from dq.dist.files.checkpoint import load_checkpoint
-from dq.dist.watch.signals import STOPPED_CODE
+from dq.exit_codes import STOPPED_CODE
 from tests.launcher.conftest import Launch
 from tests.launcher.failures.strikes import Ending, run_ranks_alone, run_torchrun, started
 from tests.processes.warm import session

@@ -6,9 +6,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from dq.quant.analysis.statistics import model_bytes, quantizer_figures
+from dq.quant.graph.prepare import prepare
 from dq.quant.numerics.affine import fake_quantize
+from dq.quant.ptq.calibration import calibrate_
 from dq.quant.quantizers.phase import Phase
 from dq.quant.recipes.recipe import Recipe
 from tests.quant.small_net import W4, calibrated, images
@@ -73,3 +76,37 @@ def test_bytes_of_a_model_follow_its_bits() -> None:
     # 18 biases and 18 channel scales; scale and zero point of each activation.
     others = 4 * (8 + 8 + 2 + 18 + 2 * len(eight.activations()))
     assert model_bytes(eight.root, eight) == weights + others + 0
+
+
+class Selects(nn.Module):
+    """A layer on as many rows as its input says, like a head on the boxes of a first stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)
+
+
+def test_calls_of_another_number_of_rows_count_in_neither_noise_nor_signal() -> None:
+    torch.manual_seed(0)
+    graph = prepare(Selects().eval(), Recipe())
+    x = torch.randn(6, 4)
+    calibrate_(graph, [x], lambda batch: len(graph(batch)))
+    rounded: list[bool] = []
+
+    def run(batch: torch.Tensor) -> None:
+        """Call the layer twice, the second time with more rows if it rounds."""
+        rounds = next(iter(graph.activations().values())).phase.quantizes
+        rounded.append(rounds)
+        graph(batch)
+        graph(100 * batch if not rounds else torch.cat([batch, batch]))
+
+    alone, _ = quantizer_figures(graph, [x], graph)
+    both, _ = quantizer_figures(graph, [x], run)
+    assert rounded == [False, True]
+    for one, two in zip(alone, both, strict=True):
+        assert two["network_sqnr"] == one["network_sqnr"]
+        if one["kind"] != "weight":
+            assert two["sqnr"] != one["sqnr"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -89,3 +90,17 @@ def test_layers_that_an_engine_computes_together() -> None:
     ]
     assert {number: len(own) for number, own in by_layer(given).items()} == {1: 1, 2: 1}
     assert absorbed(given) == {0: 1}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_chains_of_layers_computed_together_end_at_the_last(order: tuple[int, ...]) -> None:
+    """Whatever the order, and whichever engine joins which: 1 with 2, 2 with 4, 3 with 5."""
+    names = [
+        "@layer1@own@ @layer2@own@",
+        "@layer4@own@ @layer2@own@",
+        "@layer3@own@ @layer5@own@",
+        "@layer0@own@",
+    ]
+    given = [executed(names[place]) for place in order]
+    for split in range(len(given) + 1):
+        assert absorbed(given[:split], given[split:]) == {1: 4, 2: 4, 3: 5}

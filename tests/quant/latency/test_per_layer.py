@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from dq.engines import ENGINES
 from dq.quant.latency import advice as advising
 from dq.quant.latency.advice import Advice, advice, not_worthwhile, rules_text
+from dq.quant.latency.engine import Executed
 from dq.quant.latency.engines import timed_engine
 from dq.quant.latency.float_twin import float_twin
 from dq.quant.latency.layers import with_layer_numbers
@@ -123,3 +125,42 @@ def test_the_rule_leaves_these_layers_in_float() -> None:
     model = model_of(Recipe(rules=tuple(Rule(**rule) for rule in found["quant"]["rules"])))
     _, layers = with_layer_numbers(model)
     assert [one.is_quantized for one in layers] == [False, True, True, True, True, False]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """Says which layers it computes together, first in the quantized model, then in the float one.
+
+    An executed operator takes a millisecond for each of its layers.
+    """
+
+    joins: list[list[set[int]]]
+
+    def profiled(self, model: object, *, threads: int) -> Engine:
+        return self
+
+    def compute(self, arrays: object) -> None:
+        """Compute nothing."""
+
+    def executed(self) -> list[Executed]:
+        return [
+            Executed(
+                operator="Op",
+                names=" ".join(f"@layer{number}@own@" for number in numbers),
+                after=(),
+                ms=float(len(numbers)),
+                is_integer=True,
+            )
+            for numbers in self.joins.pop(0)
+        ]
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_the_time_of_layers_computed_together_is_that_of_the_last(swap: bool) -> None:
+    """One model joins 4 with 5 and the other 1 with 4, so only all three can be compared."""
+    joins = [[{0}, {1}, {2}, {3}, {4, 5}], [{0}, {1, 4}, {2}, {3}, {5}]]
+    engine: Any = Engine(joins=joins[::-1] if swap else joins)
+    times = {t.module: t for t in layer_times(int8_model(), engine, Terms(rounds=1))}
+    found = {name: (t.ms_integer, t.ms_float) for name, t in times.items()}
+    apart = {"stem": (1, 1), "depthwise": (0, 0), "shared": (2, 2), "up": (0, 0)}
+    assert found == {**apart, "last": (3, 3)}

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dq.quant.graph.prepare import prepare
+from dq.quant.graph.prepare import prepare, prepare_part
 from dq.quant.graph.quantized_graph import QuantizedGraph
+from dq.quant.graph.trace_with_fallback import trace_tolerantly
 from dq.quant.observers.histogram import HistogramObserver
 from dq.quant.observers.min_max import MovingAverageObserver
 from dq.quant.ptq.calibration import calibrate_
@@ -130,3 +131,55 @@ def test_learned_scales_of_weights_are_chosen_anew() -> None:
         graph.root[3].weight.mul_(torch.tensor([4.0, 0.5]).reshape(-1, 1, 1, 1))
     calibrated(graph, batches(1.0))
     torch.testing.assert_close(scale(), before * torch.tensor([4.0, 0.5]))
+
+
+class TwoStages(nn.Module):
+    """A backbone, and a head that runs on as many rows as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Conv2d(3, 4, 3), nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.backbone(x)
+        return result
+
+
+@pytest.mark.parametrize("called", [True, False])
+@pytest.mark.parametrize("spoilt", [None, "backbone", "head"])
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_a_head_without_boxes_is_not_reported_as_nan(
+    observer: str, spoilt: str | None, called: bool
+) -> None:
+    """Three of four images have no boxes; if `called` is false, the last one has none either."""
+    torch.manual_seed(0)
+    model = TwoStages().eval()
+    recipe = Recipe(observer=observer)
+    graph = prepare(model, recipe)
+    traced = trace_tolerantly(model, model.head, torch.ones(2, 4))
+    part = prepare_part(graph, recipe, traced, "head")
+    model.head.forward = part.__call__  # type: ignore[method-assign]
+    if spoilt is not None:
+        layer = model.backbone if spoilt == "backbone" else model.head[0]
+        with torch.no_grad():
+            layer.bias.fill_(torch.nan)
+    given = batches(1.0)
+
+    def run(images: Tensor) -> int:
+        found = graph(images).mean((2, 3)).nan_to_num()
+        model.head(found if called and images is given[-1] else found[:0])
+        return len(images)
+
+    said = None
+    if spoilt == "backbone":
+        said = "first backbone/out.*; the float model yields NaN or infinity there"
+    elif not called:
+        said = r"no range .*first head.*because head got no boxes on these images; .*module='head"
+    elif spoilt == "head":
+        said = "first head.*; the float model yields NaN or infinity there"
+    if said is None:
+        assert calibrate_(graph, given, run) == 6
+    else:
+        with pytest.raises(ValueError, match=said):
+            calibrate_(graph, given, run)
+    assert not model.head._forward_pre_hooks

@@ -109,37 +109,37 @@ def learning(graph: QuantizedGraph, block: Block) -> Iterator[Parameters]:
     parameters = Parameters()
     replaced: dict[str, ActivationQuantizer] = {}
     frozen = [(p, p.requires_grad) for p in graph.root.parameters()]
-    for parameter, _ in frozen:
-        parameter.requires_grad_(False)
     with in_phase(graph.quantizers, Phase.FROZEN):
-        for node in block.nodes:
-            quantizer = module_of(graph.root, node)
-            if isinstance(quantizer, ActivationQuantizer) and quantizer.observer.watches:
-                name = str(node.target).partition(".")[2]
-                if not isinstance(quantizer, LearnedActivationQuantizer):
-                    replaced[name] = quantizer
-                    quantizer = _learnable(quantizer)
-                    graph.quantizers[name] = quantizer
-                quantizer.phase = Phase.TRAIN
-                for own in quantizer.parameters():
-                    # The unit of an offset is the scale, too.
-                    parameters.add(own, quantizer.scale, SCALE_RATE)
-        for quantized, layer, norm in layers_in(graph, block):
-            quantized.weight.phase = Phase.TRAIN
-            _add_layer(parameters, quantized, layer, norm)
-        for one in parameters.learned:
-            one.parameter.requires_grad_(True)
         try:
+            for parameter, _ in frozen:
+                parameter.requires_grad_(False)
+            for node in block.nodes:
+                quantizer = module_of(graph.root, node)
+                if isinstance(quantizer, ActivationQuantizer) and quantizer.observer.watches:
+                    name = str(node.target).partition(".")[2]
+                    if not isinstance(quantizer, LearnedActivationQuantizer):
+                        learnable = _learnable(quantizer)
+                        replaced[name], quantizer = quantizer, learnable
+                        graph.quantizers[name] = learnable
+                    quantizer.phase = Phase.TRAIN
+                    for own in quantizer.parameters():
+                        # The unit of an offset is the scale, too.
+                        parameters.add(own, quantizer.scale, SCALE_RATE)
+            for quantized, layer, norm in layers_in(graph, block):
+                quantized.weight.phase = Phase.TRAIN
+                _add_layer(parameters, quantized, layer, norm)
+            for one in parameters.learned:
+                one.parameter.requires_grad_(True)
             yield parameters
         finally:
+            for parameter, flag in frozen:
+                parameter.requires_grad_(flag)
+                parameter.grad = None
             for name, quantizer in replaced.items():
                 learned = graph.quantizers[name]
                 assert isinstance(learned, ActivationQuantizer)
                 graph.quantizers[name] = quantizer
                 _take_scale_(quantizer, learned)
-            for parameter, flag in frozen:
-                parameter.requires_grad_(flag)
-                parameter.grad = None
 
 
 def _add_layer(

@@ -13,6 +13,7 @@ from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.min_max import MinMaxObserver
+from dq.quant.ptq.reconstruction import parameters as module
 from dq.quant.ptq.reconstruction.blocks import Block, blocks_of
 from dq.quant.ptq.reconstruction.parameters import (
     Parameters,
@@ -179,3 +180,37 @@ def test_what_was_learned_is_kept_after_an_error_too() -> None:
     assert not any(isinstance(q, LsqActivationQuantizer) for q in graph.activations().values())
     assert all(p.grad is None for p in graph.root.parameters())
     assert name in graph.activations()
+
+
+@pytest.mark.parametrize("learned", [None, "lsq"])
+@pytest.mark.parametrize(
+    ("step", "call"), [("_learnable", 1), ("_learnable", 2), ("_add_layer", 1)]
+)
+def test_an_error_before_the_body_leaves_the_model_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, step: str, call: int, learned: str | None
+) -> None:
+    """As if the memory were full at one of the steps that make a block learnable."""
+    graph, block = ready(learned)
+    before = dict(graph.quantizers.named_modules())
+    flags = {name: p.requires_grad for name, p in graph.root.named_parameters()}
+    phases = {name: q.phase for name, q in graph.activations().items()}
+    assert any(flags.values())
+    real, calls = getattr(module, step), 0
+
+    def fails(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise MemoryError
+        return real(*given)
+
+    monkeypatch.setattr(module, step, fails)
+    try:
+        with learning(graph, block):
+            pass
+    except MemoryError:
+        pass
+    assert calls == (0 if (step, learned) == ("_learnable", "lsq") else call)
+    assert dict(graph.quantizers.named_modules()) == before
+    assert {name: p.requires_grad for name, p in graph.root.named_parameters()} == flags
+    assert {name: q.phase for name, q in graph.activations().items()} == phases
