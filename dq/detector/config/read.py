@@ -16,7 +16,7 @@ import mmcv
 from mmcv import Config
 from mmdet.utils import compat_cfg, replace_cfg_vals
 
-from dq.detector.config.config_file import load_config_file
+from dq.detector.config.config_file import WrongBaseError, load_config_file
 from dq.detector.config.config_text import read_config_text, refuse_code
 from dq.detector.config.custom_imports import import_modules
 from dq.detector.config.data_root import move_data_root
@@ -88,6 +88,8 @@ def _from_file(path: Path) -> Config:
         raise ValueError(f"config {path} does not exist; {_nearest_file(path)}")
     try:
         return load_config_file(path)
+    except WrongBaseError:
+        raise
     except (Exception, SystemExit) as error:  # a config is a program and may raise anything
         if isinstance(error, OSError) and error.errno in FULL:
             raise RuntimeError(
