@@ -34,7 +34,7 @@ def index_folder() -> Path:
     return home / "dq-launcher/chains.d"
 
 
-def add(folder: str) -> None:
+def add_to_index(folder: str) -> None:
     """Add a chain's folder to the index, unless it is there already.
 
     Raises:
@@ -51,7 +51,7 @@ def add(folder: str) -> None:
         old.unlink(missing_ok=True)
 
 
-def folders() -> list[str]:
+def indexed_folders() -> list[str]:
     """Return the folders of all chains, oldest first.
 
     Raises:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dq.whole_file import write_whole
-from slurm import index
+from slurm.index import add_to_index, indexed_folders
 from slurm.measured import result_digests
 from slurm.plan import Element, Job
 
@@ -98,7 +98,7 @@ def keep(chain: Chain) -> None:
     folder = Path(chain.folder)
     write_whole(folder / FILE_NAME, json.dumps(asdict(chain), indent=1))
     try:
-        index.add(chain.folder)
+        add_to_index(chain.folder)
     except (OSError, RuntimeError) as error:
         log.warning("`launcher jobs` will not list %s: %s", chain.name, error)
 
@@ -110,7 +110,7 @@ def chains() -> list[Chain]:
         RuntimeError: The user has no home folder, where the index is.
     """
     found = []
-    for line in index.folders():
+    for line in indexed_folders():
         try:
             content = json.loads(Path(line, FILE_NAME).read_text())
             jobs = tuple(Submitted(**{**j, "words": tuple(j["words"])}) for j in content["jobs"])

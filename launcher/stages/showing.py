@@ -129,7 +129,8 @@ def shown(plan: Plan, wish: Wish, parents: Sequence[Parent], device: torch.devic
         sample_shot(wish.folder / f"input_{number:03d}.png", sample, classes)
         for number, sample in enumerate(_drawn(given, same, plan.seed), start=1)
     ]  # fmt: skip
-    boxes, note = [], "No head of this detector has anchors."
+    boxes: list[InputBoxes] = []
+    note = "No head of this detector has anchors."
     if heads:
         boxes, note = _input_boxes(given, list(places.values()), plan.seed)
     fits = [fit_of(head, boxes) for head in heads]
