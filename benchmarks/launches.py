@@ -174,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the JSON file")
     parser.add_argument("--write", type=Path, help="the Markdown file")
     given = parser.parse_args(argv)
+    if given.out and given.out == given.write:
+        parser.error(f"--out and --write are both {given.out}; give two files")
     given.compile = given.amp = given.channels_last = False
     warnings.filterwarnings("ignore")
     rows = [row for net in given.nets for row in measure(net, given)]

@@ -170,10 +170,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=9)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    # Ranks with GPUs would need one each, and NCCL; this is about gloo.
+    parser.set_defaults(device="cpu")
     given = parser.parse_args(argv)
     words = list(sys.argv[1:] if argv is None else argv)
     if given.result:

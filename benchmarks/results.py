@@ -153,7 +153,8 @@ def add_variant(name: str, column: str, *options: str) -> None:
         ValueError: There is no such column, or a column of this name exists.
     """
     if column not in COLUMNS:
-        raise ValueError(f"--variant: there is no column {column!r}; use {', '.join(COLUMNS)}")
+        known = ", ".join(map(repr, COLUMNS))
+        raise ValueError(f"--variant: there is no column {column!r}; give one of {known}")
     if name in COLUMNS:
         raise ValueError(f"--variant: there is a column {name!r} already; choose another name")
     COLUMNS[name] = replace(COLUMNS[column], options=(*COLUMNS[column].options, *options))
@@ -342,9 +343,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, help="the Markdown file")
     parser.add_argument("--table-only", action="store_true", help="run nothing")
     given = parser.parse_args(argv)
-    for name, column, *options in given.variant:
-        add_variant(name, column, *options)
-        given.columns.append(name)
+    for words in given.variant:
+        if len(words) < 2:
+            parser.error("--variant needs a name, a column, and settings as KEY=VALUE")
+        add_variant(*words)
+        given.columns.append(words[0])
     cells = list(cells_of(given))
     failed: list[Cell] = []
 

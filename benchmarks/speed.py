@@ -331,6 +331,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the JSON file")
     parser.add_argument("--write", type=Path, help="the Markdown file")
     given = parser.parse_args(argv)
+    if given.out and given.out == given.write:
+        parser.error(f"--out and --write are both {given.out}; give two files")
     for one in given.sides:
         base = "inference" if one in WITHOUT_GRADIENT else "float"
         if base not in given.sides:

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dq.names import hint
+
 CONFIG = Path(__file__).parents[1] / "configs" / "yolox" / "yolox_nano_416_ptq.py"
 ENGINE = ("quant.preset=onnxruntime",)
 MSE = ("quant.observer=mse",)
@@ -173,6 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--export", action="store_true", help="evaluate in the engine, too")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     arguments = parser.parse_args(argv)
+    if not any(arguments.only in name for name in ROWS):
+        parser.error(f"--only {arguments.only}: no row has this name; {hint(arguments.only, ROWS)}")
     rows = {"float": launch("eval", arguments, "float", ())}
     for name, options in ROWS.items():
         if arguments.only in name:

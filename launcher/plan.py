@@ -22,6 +22,7 @@ from dq.detector.data.datasets import calibration_dataset, calibration_images
 from dq.detector.evaluation.metric_settings import check_metric_settings
 from dq.detector.step.guards import Guards
 from dq.dist.work.on_main_rank import on_main_rank
+from dq.quant.numerics.spec import name_of
 from dq.tracking.record.settings import Tracking
 from dq.tracking.record.stage_summary import key_of
 from launcher.config import (
@@ -119,8 +120,7 @@ class Plan:
     @property
     def bits(self) -> str:
         """The name of the integer formats: ``int8``, ``W4A8``."""
-        weight, activation = self.settings.recipe.weight.bits, self.settings.recipe.activation.bits
-        return f"int{activation}" if weight == activation else f"W{weight}A{activation}"
+        return name_of(self.settings.recipe.weight.bits, self.settings.recipe.activation.bits)
 
     def calibration_batches(self) -> Iterator[Tensor]:
         """Yield the batches of calibration images, on the CPU."""

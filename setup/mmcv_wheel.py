@@ -29,7 +29,13 @@ BUILD_GIB = 2.0
 
 def cache_root() -> Path:
     """Return the folder that keeps compiled wheels between environments."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    except RuntimeError as error:
+        raise SetupError(
+            f"user {os.getuid()} has no home folder for the compiled mmcv-full; set HOME or"
+            " XDG_CACHE_HOME to a folder"
+        ) from error
     return Path(base) / "dq-launcher" / "wheels"
 
 

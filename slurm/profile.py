@@ -16,6 +16,12 @@ EXECUTORS = ("slurm", "local", "debug")
 # Slurm checks limits every 30 s, and a rank needs about as long until it handles signals.
 START_UP_S = 60
 _OF_SBATCH = "sbatch's option of this name"
+# Names that a job can have: the stages of a chain, a sweep, and commands that are submitted alone.
+STAGES = (
+    *("float", "calibrate", "qat", "eval", "sweep", "train", "quantize", "analyze", "export"),
+    *("bench", "init", "data", "coverage", "compare", "show", "watch", "sync", "doctor"),
+    *("configs", "completion"),
+)
 
 
 def _option(default: Any, help_text: str, *, sbatch: str | None = None, least: int = 1) -> Any:
@@ -61,7 +67,8 @@ class Profile:
         srun: More options of srun.
         sbatch: More options of sbatch, ``{reservation = "night"}``.
         environment: Variables of the job.
-        stages: Other values for single stages: ``[stages.calibrate]``.
+        stages: Other values for single stages, ``[stages.calibrate]``: those of a chain (``float``,
+            ``calibrate``, ``qat``, ``eval``), ``sweep``, or a command that is submitted alone.
     """
 
     executor: str = "slurm"
@@ -179,6 +186,8 @@ def read_profile(name: str | None, overrides: Mapping[str, Any]) -> Profile:
         raise ValueError(f"cluster profile {path} cannot be read: {error}") from error
     profile = _with(_with(Profile(), content, str(path)), given, "command line")
     for stage in profile.stages:
+        if stage not in STAGES:
+            raise ValueError(f"{path}: [stages.{stage}] is no stage; {hint(stage, STAGES)}")
         profile.of_stage(stage)  # Report a mistake in it now, not when its stage starts.
     return profile
 

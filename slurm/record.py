@@ -1,20 +1,21 @@
-"""The record of a submission next to its logs, and an index of all records in the user's home."""
+"""The record of a submission next to its logs; `slurm.index` lists all records of the user."""
 
 from __future__ import annotations
 
 import json
-import os
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dq.whole_file import write_whole
+from slurm.index import add_to_index, indexed_folders
 from slurm.measured import result_digests
 from slurm.plan import Element, Job
 
+log = logging.getLogger(__name__)
 FILE_NAME = "chain.json"
-KEPT = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,34 +90,34 @@ def recorded(job_id: str, job: Job, element: Element, tasks: int) -> Submitted:
     )
 
 
-def index_path() -> Path:
-    """Return the index of records: ``$XDG_STATE_HOME/dq-launcher/chains``."""
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-    return Path(home) / "dq-launcher/chains"
-
-
 def keep(chain: Chain) -> None:
-    """Write the chain's record, and its folder into the index unless it is there already."""
+    """Write the chain's record, and its folder into the index unless it is there already.
+
+    Jobs run without the index too, so a chain that cannot be listed is only a warning.
+    """
     folder = Path(chain.folder)
     write_whole(folder / FILE_NAME, json.dumps(asdict(chain), indent=1))
-    index = index_path()
-    known = _index_lines(index)
-    if chain.folder not in known:
-        index.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(index, "".join(f"{line}\n" for line in [*known, chain.folder][-KEPT:]))
+    try:
+        add_to_index(chain.folder)
+    except (OSError, RuntimeError) as error:
+        log.warning("`launcher jobs` will not list %s: %s", chain.name, error)
 
 
 def chains() -> list[Chain]:
-    """Return all chains whose record is still there, oldest first."""
+    """Return all chains whose record is still there, oldest first.
+
+    Raises:
+        RuntimeError: The user has no home folder, where the index is.
+    """
     found = []
-    for line in _index_lines(index_path()):
+    for line in indexed_folders():
         try:
             content = json.loads(Path(line, FILE_NAME).read_text())
             jobs = tuple(Submitted(**{**j, "words": tuple(j["words"])}) for j in content["jobs"])
             found.append(Chain(**{**content, "jobs": jobs}))
         except (OSError, ValueError, TypeError, KeyError):
             continue  # The experiment was removed together with its record.
-    return found
+    return sorted(found, key=lambda chain: chain.created)
 
 
 def find_chain(name: str, among: Sequence[Chain]) -> Chain:
@@ -168,10 +169,3 @@ def new_name(stem: str, folder: Path) -> str:
         number += 1
         name = f"{base}-{number}"
     return name
-
-
-def _index_lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text().splitlines() if line]
-    except OSError:
-        return []

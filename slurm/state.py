@@ -112,22 +112,31 @@ def cancel_chain(chain: Chain) -> list[str]:
         return [job.job_id or job.name for job in chain.jobs if job.job_id in waiting]
     if waiting:
         # Cancel those that wait for others first, so that none of them starts.
-        words = ["scancel", *reversed(waiting)]
-        try:
-            done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
-        except subprocess.TimeoutExpired as error:
-            raise RuntimeError(
-                "scancel did not answer within 60 s; `scontrol ping` tells whether Slurm answers"
-            ) from error
-        except OSError as error:
-            raise RuntimeError(
-                f"scancel cannot be run: {error.strerror}; cancel on a login node of the cluster"
-            ) from error
-        wrong = [line for line in done.stderr.splitlines() if _NO_SUCH_JOB not in line]
-        if done.returncode and wrong:  # One may have ended in the meantime.
-            said = " ".join(" ".join(wrong).split())
-            raise RuntimeError(f"scancel failed: {said}; `scontrol ping` tells whether it answers")
+        cancel(list(reversed(waiting)))
     return waiting
+
+
+def cancel(numbers: Sequence[str]) -> None:
+    """Cancel jobs in Slurm, in this order; jobs that have ended already are no error.
+
+    Raises:
+        RuntimeError: Slurm fails to cancel them.
+    """
+    words = ["scancel", *numbers]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(
+            "scancel did not answer within 60 s; `scontrol ping` tells whether Slurm answers"
+        ) from error
+    except OSError as error:
+        raise RuntimeError(
+            f"scancel cannot be run: {error.strerror}; cancel on a login node of the cluster"
+        ) from error
+    wrong = [line for line in done.stderr.splitlines() if _NO_SUCH_JOB not in line]
+    if done.returncode and wrong:  # One may have ended in the meantime.
+        said = " ".join(" ".join(wrong).split())
+        raise RuntimeError(f"scancel failed: {said}; `scontrol ping` tells whether it answers")
 
 
 def _is_alive(chain: Chain, number: str) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 
@@ -15,9 +15,11 @@ import submitit
 from slurm.placeless import without_rank_variables
 from slurm.plan import Job
 from slurm.record import Chain, Submitted, keep, recorded
+from slurm.state import cancel
 from slurm.task import task_of
 from slurm.text import Place, check_place, parameters
 
+log = logging.getLogger(__name__)
 # Errors of sbatch that are the user's mistakes -> advice. Any other error is the cluster's.
 _ADVICE = (
     ("invalid partition", "`sinfo -s` lists partitions; give --partition or set it in the profile"),
@@ -52,7 +54,10 @@ def need_slurm() -> None:
 def submit(jobs: Sequence[Job], place: Place) -> Chain:
     """Submit the jobs to Slurm and return their record; on an error cancel those already submitted.
 
+    A record that cannot be written is such an error: nobody could find the jobs.
+
     Raises:
+        OSError: The record cannot be written.
         ValueError: Slurm refuses the user's request.
         RuntimeError: Slurm does not answer.
     """
@@ -62,18 +67,34 @@ def submit(jobs: Sequence[Job], place: Place) -> Chain:
         for job in jobs:
             after = submitted[job.after][0].job_id.split("_")[0] if job.after else None
             submitted[job.name] = _submit(job, place, after)
+        chain = Chain(
+            name=place.chain,
+            executor="slurm",
+            folder=str(place.folder),
+            created=time.time(),
+            jobs=tuple(s for group in submitted.values() for s in group),
+        )
+        keep(chain)
     except BaseException:
-        cancel({s.job_id.split("_")[0] for group in submitted.values() for s in group})
+        _undo([group[0].job_id.split("_")[0] for group in submitted.values()])
         raise
-    chain = Chain(
-        name=place.chain,
-        executor="slurm",
-        folder=str(place.folder),
-        created=time.time(),
-        jobs=tuple(s for group in submitted.values() for s in group),
-    )
-    keep(chain)
     return chain
+
+
+def _undo(numbers: Sequence[str]) -> None:
+    """Cancel the jobs; a failure is only a warning, because why they are cancelled matters more."""
+    if not numbers:
+        return
+    try:
+        # Those that wait for others first, so that none of them starts.
+        cancel(list(reversed(numbers)))
+    except RuntimeError as error:
+        log.warning(
+            "job %s may still be waiting or running: %s; then `scancel %s`",
+            ", ".join(numbers),
+            error,
+            " ".join(numbers),
+        )
 
 
 def _submit(job: Job, place: Place, after: str | None) -> list[Submitted]:
@@ -88,12 +109,6 @@ def _submit(job: Job, place: Place, after: str | None) -> list[Submitted]:
         recorded(str(handle.job_id), job, element, handle.num_tasks)
         for handle, element in zip(handles, job.elements, strict=True)
     ]
-
-
-def cancel(job_ids: set[str]) -> None:
-    """Cancel jobs in Slurm; jobs that have ended already are no error."""
-    if job_ids:
-        subprocess.run(["scancel", *sorted(job_ids)], capture_output=True, check=False, timeout=60)
 
 
 @contextlib.contextmanager

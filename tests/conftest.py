@@ -17,6 +17,8 @@ import filelock
 import pytest
 import torch
 
+from tests.processes.written import Written
+
 ROOT = Path(__file__).resolve().parent.parent
 # W&B has its own tests; the others must not start its process at every launch.
 os.environ["WANDB_MODE"] = "disabled"
@@ -66,6 +68,20 @@ def _process_stays_as_it_was() -> Iterator[None]:
     after = _settings_of_the_process()
     changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
     assert not changed, f"this test changes the process for those after it: {changed}"
+
+
+@pytest.fixture(scope="session")
+def _written() -> Written:
+    return Written(ROOT)
+
+
+@pytest.fixture(autouse=True)
+def _checkout_stays_as_it_was(_written: Written) -> Iterator[None]:
+    """Fail a test that leaves files in the checkout, such as a work dir in ``runs``."""
+    _written.left()
+    yield
+    left = _written.left()
+    assert not left, f"this test leaves files in the checkout; give it a folder: {left[:5]}"
 
 
 def _settings_of_the_process() -> dict[str, object]:

@@ -27,6 +27,7 @@ from dq.detector.model.graph import quantize_detector
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import Recipe, Rule
+from dq.whole_file import drafts
 
 FLOAT, OURS, ORT, NNCF = "float", "ours", "onnxruntime", "nncf"
 # Ours without zero points, for engines that these slow down.
@@ -80,7 +81,8 @@ def prepare(config: Path, size: tuple[int, int], place: Place) -> None:
     missing = {path: recipe for path, recipe in ours.items() if not path.is_file()}
     if missing or not (plain.is_file() and images.is_file()):
         batch = images_of(size)
-        np.save(images, batch.numpy())
+        with drafts(images) as (draft,), draft.open("wb") as file:
+            np.save(file, batch.numpy())
         detector = build(config, batch)
         if not plain.is_file():
             write_float(copy.deepcopy(detector), size, plain)
@@ -137,6 +139,7 @@ def write_float(detector: nn.Module, size: tuple[int, int], path: Path) -> None:
     _write_ours(detector, recipe, images_of(size), plain)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(path)
-    onnxruntime.InferenceSession(str(plain), options, providers=["CPUExecutionProvider"])
+    with drafts(path) as (draft,):
+        options.optimized_model_filepath = str(draft)
+        onnxruntime.InferenceSession(str(plain), options, providers=["CPUExecutionProvider"])
     plain.unlink()

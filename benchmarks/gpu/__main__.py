@@ -26,6 +26,7 @@ from typing import Any
 
 from benchmarks.gpu.environment import describe
 from benchmarks.gpu.parts import FULL, REHEARSAL, Part, build_mmcv, parts
+from dq.names import hint
 
 LEAST_S = 10.0
 
@@ -123,6 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     rehearses = given.device == "cpu"
     chosen = [build_mmcv()] if given.build_mmcv else []
     chosen += parts(out, given.device, REHEARSAL if rehearses else FULL)
+    names = [part.name for part in chosen]
+    for prefix in [*(given.only or ()), *given.skip]:
+        if not any(name.startswith(prefix) for name in names):
+            print(f"error: no part begins with {prefix}; {hint(prefix, names)}", file=sys.stderr)
+            return 2
     for part in chosen:
         if given.only and not part.name.startswith(tuple(given.only)):
             continue

@@ -123,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="repeat mutants that were not killed")
     parser.add_argument("--write", type=Path, help="a file for the table")
     given = parser.parse_args(argv)
+    if given.out and given.out == given.write:
+        parser.error(f"--out and --write are both {given.out}; give two files")
     if importlib.util.find_spec("cosmic_ray") is None:
         parser.error("cosmic-ray lists the mutants; install it: pip install -e '.[mutation]'")
     # The copy is in another place; the data next to the checkout are not copied.

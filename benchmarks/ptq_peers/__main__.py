@@ -36,6 +36,7 @@ from dq.engines import ENGINES, is_installed
 from dq.quant.latency.engines import timed_engine
 from dq.quant.latency.paired import interleaved, ratio
 from dq.quant.latency.terms import example_inputs
+from dq.whole_file import write_whole
 
 ROUNDS, LIMIT_S = 15, 20.0
 
@@ -81,7 +82,7 @@ class Comparison:
 
     def keep(self, name: str, row: dict[str, Any]) -> None:
         """Write a row."""
-        (self.out / "rows" / f"{name}.json").write_text(json.dumps(row, indent=1) + "\n")
+        write_whole(self.out / "rows" / f"{name}.json", json.dumps(row, indent=1) + "\n")
 
     def make(self, name: str) -> None:
         """Make the missing parts of a row: its file, its metric, its speed."""

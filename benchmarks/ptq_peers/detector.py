@@ -26,6 +26,7 @@ from dq.detector.model.stored_detector import float_detector
 from dq.dist.files.checkpoint import load_checkpoint
 from dq.quant.verify.onnxruntime_session import ENGINE
 from dq.tracking.record.matches import Matches
+from dq.whole_file import drafts
 
 CPU = torch.device("cpu")
 
@@ -63,7 +64,8 @@ class Detector:
             torch.nn.functional.pad(b, (0, width - b.shape[-1], 0, height - b.shape[-2]))
             for b in batches
         ]
-        np.save(path, torch.cat(padded).numpy())
+        with drafts(path) as (draft,), draft.open("wb") as file:
+            np.save(file, torch.cat(padded).numpy())
 
     def metric(self, path: Path, split: str = "test") -> tuple[str, float]:
         """Return name and value, 0 to 1, of a file's main metric on ``data.<split>``.

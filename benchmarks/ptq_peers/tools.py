@@ -130,8 +130,8 @@ def timed_run(
         )
 
         def kill() -> None:
-            late.set()
-            os.killpg(process.pid, signal.SIGKILL)
+            if _ended(process):
+                late.set()
 
         timer = threading.Timer(limit_s, kill)
         timer.start()
@@ -147,14 +147,24 @@ def timed_run(
             code = process.wait()
         finally:
             timer.cancel()
+            timer.join()
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                _ended(process)
                 process.wait()
     if late.is_set():
         raise RuntimeError(f"not finished after {limit_s:.0f} s")
     if code not in accepted:
         raise RuntimeError(f"exit code {code}: {last_line(log)}")
     return time.monotonic() - began
+
+
+def _ended(process: subprocess.Popen[str]) -> bool:
+    """Kill a process and its children; return False if it has just ended by itself."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def printed(log: Path) -> Path:

@@ -52,7 +52,11 @@ def main(source: str, images: str, out: str, method: str) -> None:
     path = Path(out)
     if path.suffix == ".xml":
         model = openvino.Core().read_model(source)
-        openvino.save_model(quantized(model, batches, method, path), out)
+        draft = path.with_suffix(".draft.xml")
+        openvino.save_model(quantized(model, batches, method, draft), str(draft))
+        # The weights first: the file that is looked for is the other one.
+        draft.with_suffix(".bin").replace(path.with_suffix(".bin"))
+        draft.replace(path)
     else:
         draft = path.with_suffix(".draft.onnx")
         onnx.save(quantized(onnx.load(source), batches, method, draft), draft)

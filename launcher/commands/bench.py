@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dq.counted import counted
 from dq.engines import ENGINES
-from launcher.command_line.written import write_text
+from launcher.command_line.written import check_outputs, write_text
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise ValueError if a number is below 1 or a file is given twice."""
+    """Raise ValueError if a number is below 1, or a file is given twice."""
     for name in ("threads", "rounds", "batch", "size"):
         for number in given if isinstance(given := getattr(arguments, name), list) else [given]:
             if number is not None and number < 1:
@@ -125,6 +125,7 @@ def _check(arguments: argparse.Namespace) -> None:
     for path in arguments.models:
         if arguments.models.count(path) > 1:
             raise ValueError(f"{path} is given twice; give each model once")
+    check_outputs({"--json": arguments.json}, arguments.models)
 
 
 def _say_layers(

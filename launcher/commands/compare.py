@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.command_line.screen import screen_of
-from launcher.command_line.written import write_text
+from launcher.command_line.written import check_outputs, write_text
 
 if TYPE_CHECKING:
     from dq.tracking.reports.experiments import Experiment
 
+# What is written into a file of each format.
+WRITTEN = {
+    "markdown": "the table",
+    "csv": "the table",
+    "json": "all numbers",
+    "html": "a report in one file",
+}
 HELP = "compare experiments: table, Markdown, CSV, JSON, an HTML report; needs no server"
 
 
@@ -34,8 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="compare all experiments below this folder (default runs)",
     )
-    for name, what in (("markdown", "the table"), ("csv", "the table"), ("json", "all numbers"),
-                       ("html", "a report in one file")):  # fmt: skip
+    for name, what in WRITTEN.items():
         parser.add_argument(
             f"--{name}", metavar="FILE", type=Path, help=f"write {what} as {name.upper()}"
         )
@@ -83,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.details < 0:
         raise ValueError(f"--details is {arguments.details}; give 0 or more")
     interval_s = _interval(arguments)
+    check_outputs({f"--{name}": getattr(arguments, name) for name in WRITTEN})
     if not read_environment().is_main:
         return 0
     folders = [*arguments.folders]
@@ -100,14 +107,14 @@ def run(arguments: argparse.Namespace) -> int:
     if len(experiments) == 2:
         for name, values in changed.items():
             screen.say(f"{name}: {'  |  '.join(f'{k}={v}' for k, v in values.items())}")
-    texts: dict[Path | None, Callable[[], str]] = {
-        arguments.markdown: lambda: markdown(lines),
-        arguments.csv: lambda: comma_separated(lines),
-        arguments.json: lambda: as_json(lines, changed),
+    texts: dict[str, Callable[[], str]] = {
+        "markdown": lambda: markdown(lines),
+        "csv": lambda: comma_separated(lines),
+        "json": lambda: as_json(lines, changed),
+        "html": lambda: _report(experiments, changed, arguments.details),
     }
-    if arguments.html is not None:
-        texts[arguments.html] = lambda: _report(experiments, changed, arguments.details)
-    for path, text in texts.items():
+    for name, text in texts.items():
+        path: Path | None = getattr(arguments, name)
         if path is not None:
             write_text(path, text())
             screen.say(str(path))

@@ -29,7 +29,7 @@ from launcher.stage.synchronized_norms import synchronize_norms
 from launcher.stage.tracked import tracked
 from launcher.stage.workplace import workplace
 from launcher.stages.calibration import Calibrated, calibrate_all
-from launcher.stages.training_recipe import chosen
+from launcher.stages.training_recipe import chosen, say_doubts
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ def train_quantized(
         check_evaluation(config)
         detector = float_detector(plan.config, parent.content, parent.source, place.device)
         settings = chosen(plan, detector, dataset, parent, found)
+        say_doubts(plan, settings.config, dataset, parent)
         graph, made = _quantized(stage, detector, parent, found)
         start = beginning(stage, detector, graph, found)
         synchronize_norms(detector, place, "on" if sync_bn == "auto" else sync_bn)

@@ -127,9 +127,12 @@ def shown(plan: Plan, wish: Wish, parents: Sequence[Parent], device: torch.devic
     same = [places.get(image_name(dataset, index)) for index in chosen]
     inputs = [] if found else [
         sample_shot(wish.folder / f"input_{number:03d}.png", sample, classes)
-        for number, sample in enumerate(_seen(given, same, plan.seed), start=1)
+        for number, sample in enumerate(_drawn(given, same, plan.seed), start=1)
     ]  # fmt: skip
-    boxes = _input_boxes(given, list(places.values()), plan.seed) if heads else []
+    boxes: list[InputBoxes] = []
+    note = "No head of this detector has anchors."
+    if heads:
+        boxes, note = _input_boxes(given, list(places.values()), plan.seed)
     fits = [fit_of(head, boxes) for head in heads]
     counted = counts(dataset, len(classes))
     page = ShowPage(
@@ -145,7 +148,7 @@ def shown(plan: Plan, wish: Wish, parents: Sequence[Parent], device: torch.devic
             anchor_part(wish.folder / f"anchors_{number}.png", fit, classes)
             for number, fit in enumerate(fits, start=1)
         ],
-        anchors_note="" if heads else "No head of this detector has anchors.",
+        anchors_note=note,
     )
     return Shown(page=page, numbers=_numbers(wish, counted, classes, pairs, found, fits))
 
@@ -173,11 +176,11 @@ def _given(plan: Plan, wish: Wish, dataset: Any) -> Any:
 
 def _seen(
     dataset: Any, indices: Iterable[int | None], seed: int, *, with_image: bool = True
-) -> list[Sample]:
-    """Return the samples at these indices as the pipeline makes them.
+) -> tuple[list[Sample], list[str]]:
+    """Return the samples at these indices as the pipeline makes them, and a line for each failure.
 
     An index None is an image that the data set leaves out. A sample on which the pipeline fails is
-    left out too and logged.
+    left out too.
 
     Raises:
         ValueError: The pipeline fails on each of them.
@@ -193,20 +196,37 @@ def _seen(
             failed.append(f"no sample of {image_name(dataset, index)}: {reason}")
     if failed and not found:
         raise ValueError(f"the pipeline fails on each image, first with {failed[0]}; mend it")
+    return found, failed
+
+
+def _drawn(dataset: Any, indices: Iterable[int | None], seed: int) -> list[Sample]:
+    """Return the samples to draw; each that is left out is logged."""
+    samples, failed = _seen(dataset, indices, seed)
     for line in failed:
-        # A warning only here: the anchors ask for most of these samples again.
-        log.log(logging.WARNING if with_image else logging.DEBUG, "%s", line)
-    return found
+        log.warning("%s", line)
+    return samples
 
 
-def _input_boxes(dataset: Any, places: Sequence[int], seed: int) -> list[InputBoxes]:
+def _input_boxes(dataset: Any, places: Sequence[int], seed: int) -> tuple[list[InputBoxes], str]:
+    """Return the boxes to compare with anchors, and a sentence if the pipeline fails on some.
+
+    That sentence is a warning too. It is one for all of them: with a wrong step they are many.
+    """
     chosen = [places[place] for place in spread(len(places), ANCHOR_IMAGES)]
-    samples = _seen(dataset, chosen, seed, with_image=False)
-    return grouped(
+    samples, failed = _seen(dataset, chosen, seed, with_image=False)
+    note = ""
+    if failed:
+        note = (
+            f"The boxes of {len(failed)} of {len(chosen)} images are not compared, because the"
+            f" pipeline fails on {form(len(failed), '[it|them]')}; first: {failed[0]}"
+        )
+        log.warning("anchors: %s", note)
+    boxes = grouped(
         [sample.size for sample in samples],
         [sample.boxes for sample in samples],
         [sample.labels for sample in samples],
     )
+    return boxes, note
 
 
 Drawn = tuple[Sample, list[Sequence[Box]] | None]

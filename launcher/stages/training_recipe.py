@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +13,7 @@ from torch import nn
 from dq.detector.config.read import training_config
 from dq.detector.data.loader_options import images_per_step
 from dq.detector.recipes.checks import doubts
-from dq.detector.recipes.float_training import float_training
+from dq.detector.recipes.float_training import FloatTraining, float_training
 from dq.detector.recipes.folded_norms import has_folded_norms
 from dq.detector.recipes.numbers import Numbers, numbers_of
 from dq.detector.recipes.rules import rule_of_width
@@ -87,7 +88,6 @@ def chosen(
         refinements = replace(refinements, ema=replace(refinements.ema, momentum=numbers.average))
     refinements = _with_features_that_exist(plan, detector, refinements)
     config = training_config(plan.config, overrides)
-    _say_doubts(plan, config, dataset)
     return Chosen(
         config=config,
         schedule=schedule,
@@ -119,24 +119,25 @@ def _numbers(
         if isinstance(kept, Mapping):
             return Numbers(**kept)
     config = training_config(plan.config, plan.settings.training)
-    training = float_training(
-        plan.config,
-        steps_per_epoch=_steps_per_epoch(config, dataset),
-        images_per_step=images_per_step(config),
-        former_images_per_step=parent.content.get("meta", {}).get(IMAGES_PER_STEP),
-        num_images=len(dataset),
-    )
     return numbers_of(
         recipe.name,
         recipe.rule,
-        training,
+        _float_training(plan, config, dataset, parent),
         folded_norms=has_folded_norms(detector),
         rate=recipe.rate,
         passes=recipe.passes,
     )
 
 
-def _say_doubts(plan: Plan, config: Any, dataset: Any) -> None:
+def say_doubts(plan: Plan, config: Any, dataset: Any, parent: Parent) -> None:
+    """Log each reason to doubt a quantized training, with a recipe or without.
+
+    Args:
+        plan: All settings of the command.
+        config: Of the training, with all overrides.
+        dataset: The training images.
+        parent: The checkpoint that the training started from.
+    """
     settings = plan.settings
     recipe = settings.recipe
     if settings.training_recipe is not None:
@@ -144,8 +145,22 @@ def _say_doubts(plan: Plan, config: Any, dataset: Any) -> None:
     else:
         rule = rule_of_width(recipe.weight.bits, recipe.activation.bits)
     steps = _steps_per_epoch(config, dataset)
-    for doubt in doubts(config, plan.config, rule, steps, plan.bits):
+    factor = 1.0
+    # A config without a rate says nothing about the float training: there is nothing to compare.
+    with contextlib.suppress(ValueError):
+        factor = _float_training(plan, config, dataset, parent).batch_factor
+    for doubt in doubts(config, plan.config, rule, steps, plan.bits, batch_factor=factor):
         log.warning("%s", doubt)
+
+
+def _float_training(plan: Plan, config: Any, dataset: Any, parent: Parent) -> FloatTraining:
+    return float_training(
+        plan.config,
+        steps_per_epoch=_steps_per_epoch(config, dataset),
+        images_per_step=images_per_step(config),
+        former_images_per_step=parent.content.get("meta", {}).get(IMAGES_PER_STEP),
+        num_images=len(dataset),
+    )
 
 
 def _steps_per_epoch(config: Any, dataset: Any) -> int:

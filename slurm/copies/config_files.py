@@ -38,7 +38,7 @@ def _check(path: Path, seen: set[Path], above: tuple[Path, ...]) -> None:
         raise ValueError(f"config {path} is its own base; leave it out of one of the _base_ lists")
     if path not in seen:
         seen.add(path)
-        for name in _literal(_base_statement(_parse(path))) or []:
+        for name in _bases(_base_statement(_parse(path)), path) or []:
             _check(_resolve(name, path), seen, (*above, path))
 
 
@@ -61,7 +61,7 @@ def literal_setting(path: Path, name: str) -> str | None:
             found = str(node.value.value) if is_string else None  # type: ignore[attr-defined]
     if found is not None:
         return found
-    for base in _literal(_base_statement(module)) or []:
+    for base in _bases(_base_statement(module), path) or []:
         found = literal_setting(_resolve(base, path), name) or found
     return found
 
@@ -74,7 +74,7 @@ def _copy(path: Path, folder: Path, copies: dict[Path, str], asked_by: Path | No
     name = path.name if not copies else f"base_{len(copies)}_{path.name}"
     copies[path] = name
     statement = _base_statement(_parse(path))
-    bases = _literal(statement)
+    bases = _bases(statement, path)
     if statement is not None and bases is not None:
         names = [_copy(_resolve(base, path), folder, copies, path) for base in bases]
         lines = text.splitlines(keepends=True)
@@ -116,24 +116,37 @@ def _parse(path: Path) -> ast.Module:
         raise
 
 
-def _base_statement(module: ast.Module) -> ast.Assign | None:
+def _base_statement(module: ast.Module) -> ast.Assign | ast.AnnAssign | None:
+    """Return the last statement that sets ``_base_``, which is the one that counts."""
+    found = None
     for node in module.body:
-        if isinstance(node, ast.Assign) and any(
-            isinstance(target, ast.Name) and target.id == "_base_" for target in node.targets
-        ):
-            return node
-    return None
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Name) and target.id == "_base_" for target in targets):
+                found = node
+    return found
 
 
-def _literal(statement: ast.Assign | None) -> list[str] | None:
-    """Return the bases' names; None if there are none or they are computed."""
-    if statement is None:
+def _bases(statement: ast.Assign | ast.AnnAssign | None, path: Path) -> list[str] | None:
+    """Return the bases' names; None if there are none or they are computed.
+
+    Raises:
+        ValueError: One of them is not a path; mmcv takes a text, or a list of texts.
+    """
+    if statement is None or statement.value is None:
         return None
     try:
         value = ast.literal_eval(statement.value)
-    except ValueError:
+    except (ValueError, TypeError):  # TypeError: {[]}
         return None
-    return [value] if isinstance(value, str) else [str(name) for name in value]
+    given = value if isinstance(value, list) else [value]
+    for base in given:
+        if not isinstance(base, str) or not base or "\0" in base:
+            raise ValueError(
+                f"config {path}: _base_ has {base!r}, which is no path; give the path of a config"
+                " as text, or a list of such paths"
+            )
+    return given
 
 
 def _resolve(name: str, of: Path) -> Path:

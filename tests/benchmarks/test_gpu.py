@@ -22,6 +22,15 @@ def test_the_tests_that_it_runs_are_there() -> None:
         assert all((ROOT / path).exists() for path in scale.tests)
 
 
+@pytest.mark.parametrize("option", ["--only", "--skip"])
+def test_a_part_that_does_not_exist_is_refused(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--out", str(tmp_path), "--device", "cpu", "--only", "digits", option, "digts"]
+    assert gpu.main(words) == 2
+    assert "no part begins with digts; did you mean digits" in capsys.readouterr().err
+
+
 def test_a_part_tells_how_it_ended(tmp_path: Path) -> None:
     good = gpu.run_part(python("good", "print('| 1 |')"), tmp_path, 60.0)
     assert good["ended"] == "passed"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import errno
 import io
 import json
+import os
 import runpy
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -29,6 +34,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs/yolox/yolox_nano_416_ptq
 # Writes what it was given, and with "steered" the metric that it asked for.
 QUANTIZER = """
 import sys
+import threading
 source, images, out, method = sys.argv[1:]
 if method == "broken":
     sys.exit("this net has no name | here")
@@ -216,6 +222,56 @@ def test_a_tool_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     with pytest.raises(RuntimeError, match="not finished after"):
         timed_run(sleep, tmp_path / "log.txt", limit_s=0.2)
+
+
+def test_a_tool_that_has_just_ended_is_not_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time ran out between its end and the moment at which the timer looked for it."""
+
+    def gone(pid: int, number: int) -> None:
+        raise ProcessLookupError(errno.ESRCH, "No such process")
+
+    monkeypatch.setattr(os, "killpg", gone)
+    failed: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    sleep = [sys.executable, "-c", "import time; time.sleep(1)"]
+    assert timed_run(sleep, tmp_path / "log.txt", limit_s=0.1) > 0.1
+    assert not failed
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_file_of_openvino_is_there_only_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    openvino = MagicMock()
+
+    def save(model: object, name: str) -> None:
+        Path(name).write_text("half")
+        if killed:
+            raise KeyboardInterrupt
+        Path(name).with_suffix(".bin").write_text("weights")
+        Path(name).write_text("whole")
+
+    openvino.save_model = save
+    monkeypatch.setitem(sys.modules, "nncf", MagicMock())
+    monkeypatch.setitem(sys.modules, "openvino", openvino)
+    script = runpy.run_path(str(SCRIPTS / TOOLS["nncf"].script))
+    np.save(tmp_path / "images.npy", np.zeros((2, 3, 4, 4), np.float32))
+    out = tmp_path / "net.xml"
+    with contextlib.suppress(KeyboardInterrupt):
+        script["main"]("net.onnx", str(tmp_path / "images.npy"), str(out), "mixed")
+    found = {path.name: path.read_text() for path in tmp_path.glob("net.[xb]*")}
+    assert found == ({} if killed else {"net.xml": "whole", "net.bin": "weights"})
+
+
+def test_no_script_of_a_quantizer_writes_its_file_in_place() -> None:
+    """A killed run would leave a cut file, which the next one would use."""
+    for path in SCRIPTS.glob("with_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and "save" in ast.unparse(node.func):
+                target = ast.unparse(node.args[-1])
+                assert "draft" in target, f"{path.name}:{node.lineno} writes {target}"
 
 
 def test_each_peer_has_a_script_and_each_of_our_commands_exists(tmp_path: Path) -> None:

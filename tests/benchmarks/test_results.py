@@ -156,3 +156,9 @@ def test_a_variant_is_a_column_with_overrides(
     assert "| mAP, % | seeds | alone |" in capsys.readouterr().out
     with pytest.raises(ValueError, match="there is a column 'alone' already"):
         main([*words, *variant])
+    # Names of columns have commas in them.
+    with pytest.raises(ValueError, match=r"no column 'int8'; give one of .*, 'float, trained on',"):
+        main([*words, "--variant", "mine", "int8"])
+    with pytest.raises(SystemExit):
+        main([*words, "--variant", "mine"])
+    assert "--variant needs a name, a column, and settings" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.yolox_nano_ptq import ROWS, launch, table
+from benchmarks.yolox_nano_ptq import ROWS, launch, main, table
 from dq.dist.files.checkpoint import load_checkpoint
 
 
@@ -33,6 +33,14 @@ def test_int8_by_default_loses_little_with_nothing_raised(shared: Path, tmp_path
     assert {"img/out", "backbone/stem/cat/out"} & names  # the input
     assert sum(name.endswith("conv_cls/0/out") for name in names) == 1  # a head's output
     assert sum("cat" in name for name in names) >= 8  # concatenations
+
+
+def test_a_row_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--annotations", "a", "--images", "b", "--checkpoint", "c"]
+    with pytest.raises(SystemExit) as stop:
+        main([*files, "--only", "int9"])
+    assert stop.value.code == 2
+    assert "--only int9: no row has this name" in capsys.readouterr().err
 
 
 def test_the_table_shows_what_each_row_loses() -> None:

@@ -24,7 +24,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "integer": ("numerics", "kernels", "quantizers", "graph"),
         "export": ("numerics", "graph", "integer"),
         "verify": ("quantizers", "graph"),
-        "latency": ("targets", "export", "verify"),
+        "latency": ("numerics", "targets", "export", "verify"),
         "model": ("graph", "recipes", "quantizers", "ptq", "integer", "export"),
     },
     "dq/detector": {

@@ -81,13 +81,20 @@ def config(digits: Path, once: Once) -> Path:
 
 
 @pytest.fixture
-def launch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Launch:
+def launch(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Launch:
     """Return a function that calls the launcher in this process.
 
-    It returns exit code, standard output and standard error.
+    It returns exit code, standard output and standard error. A command without ``--work-dir``
+    writes into ``runs`` of the working folder, which is therefore not the checkout.
     """
     from launcher.cli import main
 
+    if Path.cwd() == ROOT:
+        monkeypatch.chdir(tmp_path_factory.mktemp("folder"))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
 

@@ -1,15 +1,17 @@
-"""How `jobs` and `cancel` read Slurm's output, for arrays and for jobs Slurm has forgotten."""
+"""How `jobs` and `cancel` find submissions, and read Slurm's output about them."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from slurm import index
 from slurm.end import write_end
-from slurm.record import Chain, Submitted
+from slurm.record import Chain, Submitted, chains, find_chain, keep
 from slurm.state import cancel_chain, states
 
 FORGOTTEN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
@@ -73,3 +75,73 @@ def test_cancelling_without_slurm_is_said(
     monkeypatch.setattr(subprocess, "run", hangs)
     with pytest.raises(RuntimeError, match="scancel did not answer within 60 s"):
         cancel_chain(chain)
+
+
+SUBMITS = """
+import sys, time
+from pathlib import Path
+from slurm.record import Chain, keep
+folder = Path(sys.argv[1])
+mine = [folder / f"{sys.argv[2]}-{n}" for n in range(5)]
+for path in mine:
+    path.mkdir()
+(folder / f"ready-{sys.argv[2]}").touch()
+while not (folder / "go").exists():
+    time.sleep(0.001)
+for path in mine:
+    keep(Chain(name=path.name, executor="slurm", folder=str(path), created=1.0, jobs=()))
+"""
+
+
+def test_submissions_at_the_same_moment_are_all_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    words = [sys.executable, "-c", SUBMITS, str(tmp_path)]
+    processes = [subprocess.Popen([*words, str(number)]) for number in range(8)]
+    while len(list(tmp_path.glob("ready-*"))) < len(processes):
+        assert all(process.poll() is None for process in processes)
+    (tmp_path / "go").touch()
+    assert [process.wait(60) for process in processes] == [0] * len(processes)
+    assert {c.name for c in chains()} == {f"{n}-{k}" for n in range(8) for k in range(5)}
+
+
+def submitted(folder: Path, created: float) -> Chain:
+    folder.mkdir()
+    chain = Chain(name=folder.name, executor="slurm", folder=str(folder), created=created, jobs=())
+    keep(chain)
+    return chain
+
+
+def test_the_index_of_an_earlier_version_is_read_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "old"))
+    first, second = submitted(tmp_path / "a", 1.0), submitted(tmp_path / "b", 2.0)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "new"))
+    (tmp_path / "new/dq-launcher").mkdir(parents=True)
+    lines = f"{first.folder}\n{second.folder}\n"
+    (tmp_path / "new/dq-launcher/chains").write_text(lines)
+    assert chains() == [first, second]
+    third = submitted(tmp_path / "c", 3.0)
+    keep(second)
+    assert chains() == [first, second, third]
+    assert find_chain("b", chains()) == second
+
+
+def test_the_index_forgets_the_oldest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(index, "KEPT", 2)
+    kept = [submitted(tmp_path / name, number) for number, name in enumerate("abc")]
+    assert chains() == kept[1:]
+
+
+def test_jobs_are_submitted_where_no_index_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "state").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    submitted(tmp_path / "mine", 1.0)
+    assert (tmp_path / "mine/chain.json").is_file()
+    assert "`launcher jobs` will not list mine: " in caplog.text
+    assert chains() == []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import subprocess
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +85,21 @@ def test_without_sbatch_one_line_says_so(
     assert not (tmp_path / "work").exists()
 
 
+def _slurm(monkeypatch: pytest.MonkeyPatch, folder: Path, *, sbatch: str, scancel: str) -> None:
+    """Put shell scripts in the place of Slurm's commands."""
+    for name, text in {"sbatch": sbatch, "scancel": scancel, "srun": ""}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def _takes_one(folder: Path, said: str) -> str:
+    """Return a sbatch that takes the first job and refuses the second, as accounting would."""
+    refuses = f'echo "sbatch: error: Batch job submission failed: {said}" >&2; exit 1'
+    first = f"{folder}/first"
+    return f"if [ -e {first} ]; then {refuses}; fi; touch {first}; echo Submitted batch job 7"
+
+
 @pytest.mark.parametrize(
     ("said", "code", "mend"),
     [
@@ -93,22 +111,56 @@ def test_refusal_of_a_later_stage_cancels_the_former(
     launch: Launch, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     said: str, code: int, mend: str,
 ) -> None:  # fmt: skip
-    # A fake sbatch accepts the first job and refuses the second, as accounting would.
-    for name, text in {
-        "sbatch": f'if [ -e {tmp_path}/first ]; then echo "sbatch: error: Batch job submission'
-        f' failed: {said}" >&2; exit 1; fi; touch {tmp_path}/first; echo Submitted batch job 7',
-        "scancel": f'echo "$@" > {tmp_path}/cancelled',
-        "srun": "",
-    }.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    sbatch = _takes_one(tmp_path, said)
+    _slurm(monkeypatch, tmp_path, sbatch=sbatch, scancel=f'echo "$@" > {tmp_path}/cancelled')
     found, _, err = launch("submit", "run", config, "--work-dir", tmp_path / "work")
     assert found == code
     assert mend in err
     assert len(err.strip().splitlines()) == 1, err
     assert (tmp_path / "cancelled").read_text().split() == ["7"]
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("trouble", ["hangs", "fails"])
+def test_a_scancel_that_fails_does_not_hide_why_it_was_called(
+    launch: Launch,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    trouble: str,
+) -> None:
+    unable = "echo 'scancel: error: Unable to contact' >&2; exit 1"
+    _slurm(monkeypatch, tmp_path, sbatch=_takes_one(tmp_path, "Invalid qos"), scancel=unable)
+    run = subprocess.run
+
+    def hangs(words: list[str], **others: Any) -> subprocess.CompletedProcess[str]:
+        if words[0] == "scancel" and trouble == "hangs":
+            raise subprocess.TimeoutExpired(words, others["timeout"])
+        return run(words, **others)
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    code, _, err = launch("submit", "run", config, "--work-dir", tmp_path / "work")
+    assert code == 2
+    assert "Slurm refuses calibrate: " in err
+    assert "job 7 may still be waiting or running: scancel " in caplog.text
+    assert "then `scancel 7`" in caplog.text
+
+
+def test_a_record_that_cannot_be_written_cancels_the_jobs(
+    launch: Launch, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancels = f'echo "$@" > {tmp_path}/cancelled'
+    _slurm(monkeypatch, tmp_path, sbatch="echo Submitted batch job 7", scancel=cancels)
+
+    def full(path: Path, content: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("slurm.record.write_whole", full)
+    code, _, err = launch("submit", "train", config, "--work-dir", tmp_path / "work")
+    assert code == 1
+    assert "chain.json" in err
+    assert (tmp_path / "cancelled").read_text().split() == ["7"]
 
 
 def test_copied_config_reads_as_the_original(config: Path, tmp_path: Path) -> None:
@@ -241,11 +293,7 @@ def test_two_submissions_of_the_same_second_do_not_meet(
     monkeypatch.setattr("slurm.record.new_name", lambda stem, folder: next(names))
     (work / "submissions/same/jobs").mkdir(parents=True)
     (work / "submissions/same/jobs/theirs").write_text("")
-    (tmp_path / "sbatch").write_text("#!/bin/sh\necho Submitted batch job 7\n")
-    (tmp_path / "sbatch").chmod(0o755)
-    (tmp_path / "srun").write_text("#!/bin/sh\n")
-    (tmp_path / "srun").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    _slurm(monkeypatch, tmp_path, sbatch="echo Submitted batch job 7", scancel="")
     code, out, err = launch("submit", "train", config, "--work-dir", work)
     assert code == 0, err
     assert "same-2" in out

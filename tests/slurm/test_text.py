@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli import COMMANDS
 from slurm.plan import Element, Job, chain, float_links, single, sweep
-from slurm.profile import Profile, read_profile
+from slurm.profile import STAGES, Profile, read_profile
 from slurm.text import FAILURE_MARK, Place, check_place, job_text, mark_name
 
 PLACE = Place(
@@ -221,6 +222,8 @@ def test_included_profiles_make_a_job(name: str) -> None:
         ("time = 'soon'", "not a duration"),
         ("time = 3\nsignal_delay_s = 150", "the last 150 s"),
         ("[stages.qat]\nnods = 3", "stages.qat: nods"),
+        ("[stages.calibration]\nnodes = 3", r"stages.calibration\] .*; did you mean calibrate\?"),
+        ("[stages.run]\nnodes = 3", r"stages.run\] is no stage"),
         ("nodes = ", "cannot be read"),
     ],
 )
@@ -229,6 +232,23 @@ def test_mistake_in_a_profile_is_named(tmp_path: Path, text: str, message: str) 
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_profile(str(path), {})
+
+
+def test_the_stages_of_profiles_are_the_names_of_jobs() -> None:
+    # `submit run` is the chain, whose jobs are named after its stages.
+    alone = set(COMMANDS) - {"submit", "jobs", "logs", "cancel", "run"}
+    chained = chain(config="c.py", experiment=Path("/r"), profile=Profile(), options=NO_OPTIONS)
+    swept = sweep(
+        configs=[("a", "a.py")],
+        presets=["int8", "w4a8"],
+        seeds=[0],
+        folder=Path("/r"),
+        profile=Profile(),
+        options={"train": (), "run": ()},
+    )
+    named = {job.name for job in [*chained, *swept]}
+    named |= {single([word], Path("/r"), Profile())[0].name for word in alone}
+    assert named == set(STAGES)
 
 
 def test_unknown_profile_lists_the_known_ones() -> None:

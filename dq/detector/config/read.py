@@ -16,12 +16,13 @@ import mmcv
 from mmcv import Config
 from mmdet.utils import compat_cfg, replace_cfg_vals
 
-from dq.detector.config.config_file import load_config_file
+from dq.detector.config.config_file import WrongBaseError, load_config_file
 from dq.detector.config.config_text import read_config_text, refuse_code
 from dq.detector.config.custom_imports import import_modules
 from dq.detector.config.data_root import move_data_root
-from dq.detector.config.mmdet_keys import REFUSED, TOP_LEVEL_KEYS
+from dq.detector.config.mmdet_keys import KEYS, REFUSED, TOP_LEVEL_KEYS
 from dq.detector.config.plain_values import check_values
+from dq.names import check_keys
 from dq.whole_file import FULL
 
 # Too short, or too similar to common variable names, to count as a misspelt key.
@@ -87,6 +88,8 @@ def _from_file(path: Path) -> Config:
         raise ValueError(f"config {path} does not exist; {_nearest_file(path)}")
     try:
         return load_config_file(path)
+    except WrongBaseError:
+        raise
     except (Exception, SystemExit) as error:  # a config is a program and may raise anything
         if isinstance(error, OSError) and error.errno in FULL:
             raise RuntimeError(
@@ -190,8 +193,21 @@ def training_config(config: Config, overrides: Mapping[str, Any]) -> Config:
     return finish(changed)
 
 
+# A config may keep other things in `data`, so only names that are nearly one of these are refused.
+_OF_DATA = [key.name.partition(".")[2] for key in KEYS if key.name.startswith("data.")]
+# Sections of which mmdet and this package would silently ignore any other key.
+_OF_SECTIONS = {
+    "auto_scale_lr": ("enable", "base_batch_size"),
+    "fp16": ("loss_scale", "coalesce", "bucket_size_mb"),
+    "log_config": ("interval", "hooks"),
+}
+
+
 def check_top_level(config: Config, path: Path) -> None:
-    """Raise ValueError for a top-level name that is a misspelt key, or that nothing reads."""
+    """Raise ValueError for a misspelt key of the config, or one that nothing reads.
+
+    Keys below the top level are checked where nothing that reads the section would refuse them.
+    """
     for name in config:
         if name in REFUSED:
             raise ValueError(f"{path}: nothing reads {name}; {REFUSED[name]}")
@@ -204,6 +220,14 @@ def check_top_level(config: Config, path: Path) -> None:
     for key in ("model", "data"):
         if not isinstance(config.get(key), Mapping):
             raise ValueError(f"{path} has no '{key}' section; it is not an mmdet config")
+    for name in config.data:
+        near = difflib.get_close_matches(name, _OF_DATA, n=1, cutoff=0.75)
+        if name not in _OF_DATA and near:
+            raise ValueError(f"{path}: data.{name} is not a setting; did you mean {near[0]}?")
+    for section, keys in _OF_SECTIONS.items():
+        given = config.get(section)
+        if isinstance(given, Mapping):
+            check_keys(given, keys, f"{path}: {section}")
 
 
 # Defaults for a section that is missing, and for a section that is None.

@@ -58,7 +58,10 @@ def files() -> Finding:
 
 def disk() -> Finding:
     """Check the room where runs, kernels and temporary files go."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return warning("this user has no home folder", "set HOME or XDG_CACHE_HOME to a folder")
     places = {"here": Path.cwd(), "cache": cache, "tmp": Path(os.environ.get("TMPDIR", "/tmp"))}
     said, worst = [], None
     for name, path in places.items():

@@ -15,6 +15,7 @@ from dq.detector.engines.exact_torch import exact_arithmetic
 from dq.detector.loading.to_device import to_device
 from dq.detector.metrics.results import boxes_by_class, boxes_of_any_class, labelled_boxes
 from dq.detector.model.stored_detector import stored_detector
+from dq.quant.numerics.spec import name_of
 from dq.tracking.pictures.predictions import Box
 
 # The most boxes of an image, the best first.
@@ -78,5 +79,4 @@ def _rows(result: Any, lowest: float) -> list[Box]:
 def _bits(recipe: Any) -> str:
     if recipe is None:
         return "float"
-    weight, activation = recipe.weight.bits, recipe.activation.bits
-    return f"int{activation}" if weight == activation else f"W{weight}A{activation}"
+    return name_of(recipe.weight.bits, recipe.activation.bits)

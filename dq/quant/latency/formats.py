@@ -7,6 +7,8 @@ from collections import Counter
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+from dq.quant.numerics.spec import name_of
+
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 # Operators on integers, for which the float twin has no replacement.
 _INTEGER_OPERATORS = re.compile(r"QLinear|QGemm|Integer|DynamicQuantize|QAttention")
@@ -29,8 +31,8 @@ def widths_of(model: ModelProto) -> str:
             weights[_bits(stored[node.input[0]])] += stored[node.input[0]].dims != []
         elif node.op_type == QUANTIZE and len(node.input) > 2 and node.input[2] in stored:
             activations[_bits(stored[node.input[2]])] += 1
-    width = [most[0][0] if (most := own.most_common(1)) else 8 for own in (weights, activations)]
-    return f"int{width[0]}" if width[0] == width[1] else f"W{width[0]}A{width[1]}"
+    most = (own.most_common(1) for own in (weights, activations))
+    return name_of(*(found[0][0] if found else 8 for found in most))
 
 
 def site_of(node: NodeProto) -> str:

@@ -7,6 +7,12 @@ from dataclasses import dataclass, replace
 MIN_BITS, MAX_BITS = 2, 16
 
 
+def name_of(weight_bits: int, activation_bits: int) -> str:
+    """Return the usual name of two widths: ``int8``, ``W4A8``."""
+    same = weight_bits == activation_bits
+    return f"int{weight_bits}" if same else f"W{weight_bits}A{activation_bits}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantSpec:
     """The integer format of one tensor.

@@ -82,7 +82,8 @@ class ShowPage:
         shots: Pictures of images.
         samples: What the training gets; may be empty.
         anchors: The part about each head.
-        anchors_note: What is said where no head has anchors; empty if there are some.
+        anchors_note: What is said where no head has anchors, or where boxes are missing in the
+            comparison; empty if there is nothing to say.
     """
 
     title: str
@@ -105,7 +106,8 @@ def show_page(page: ShowPage) -> str:
     ]
     if page.samples:
         parts.append(_section("samples", "What the detector is given", _shots(page.samples)))
-    anchors = "".join(map(_anchors, page.anchors)) or _lines([page.anchors_note])
+    note = _lines([page.anchors_note] if page.anchors_note else [])
+    anchors = note + "".join(map(_anchors, page.anchors))
     parts.append(_section("anchors", "Anchors against boxes", anchors))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -14,7 +14,14 @@ from mmcv import Config
 from mmcv.runner import BaseRunner, CheckpointHook
 
 from dq.detector.config.mmdet_flags import ACCEPTED_FLAGS, REFUSED_FLAGS
-from dq.detector.config.mmdet_keys import CHECKPOINT_KEYS, ENVIRONMENT, KEYS, OWN_KEYS, REFUSED
+from dq.detector.config.mmdet_keys import (
+    CHECKPOINT_KEYS,
+    ENVIRONMENT,
+    KEYS,
+    OWN_KEYS,
+    REFUSED,
+    Key,
+)
 from dq.detector.config.read import check_top_level
 from launcher.cli import build_parsers
 from tests.detector.keys_page import PAGE, page
@@ -127,6 +134,33 @@ def test_key_that_nothing_reads_is_refused_by_name(name: str) -> None:
     config = Config({"model": {}, "data": {}, name: {}})
     with pytest.raises(ValueError, match=f"nothing reads {name}; .*custom_hooks"):
         check_top_level(config, Path("x.py"))
+
+
+@pytest.mark.parametrize(
+    ("section", "given", "meant"),
+    [
+        ("data", "trian", "train"),
+        ("data", "samples_per_gp", "samples_per_gpu"),
+        ("data", "tets_dataloader", "test_dataloader"),
+        ("auto_scale_lr", "enabl", "enable"),
+        ("auto_scale_lr", "base_batchsize", "base_batch_size"),
+        ("fp16", "loss_scal", "loss_scale"),
+        ("log_config", "intervall", "interval"),
+    ],
+)
+def test_a_misspelt_key_of_a_section_is_refused(section: str, given: str, meant: str) -> None:
+    config = Config({"model": {}, "data": {}} | {section: {given: 1}})
+    line = rf"x.py: {section}\.{given} is not a setting; did you mean {meant}\?"
+    with pytest.raises(ValueError, match=line):
+        check_top_level(config, Path("x.py"))
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
+def test_every_key_of_the_table_may_be_in_a_config(key: Key) -> None:
+    section, _, name = key.name.partition(".")
+    if key.name not in REFUSED:
+        given = {section: {name: {}} if name else {}}
+        check_top_level(Config({"model": {}, "data": {}} | given), Path("x.py"))
 
 
 def test_page_is_the_table() -> None:

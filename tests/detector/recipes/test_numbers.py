@@ -256,6 +256,22 @@ def test_a_broken_training_is_doubted() -> None:
     assert "'runner.max_iters': 100" in few
 
 
+def test_a_rate_is_doubted_only_against_one_that_it_can_be_compared_with() -> None:
+    before = of("SGD", 1e-2, COSINE, epochs(8))
+    high = of("SGD", 1e-1, COSINE, epochs(100))
+    (said,) = doubts(high, before, RULES["qat-int8"], 129, "int8", batch_factor=4.0)
+    assert "(0.04 for as many images a step)" in said
+    assert "'optimizer.lr': 0.004" in said
+    # The float training's rate for so many images; with fewer images it stays the config's own.
+    assert not list(doubts(high, before, RULES["qat-int8"], 129, "int8", batch_factor=10.0))
+    assert not list(doubts(before, before, RULES["qat-int8"], 129, "int8", batch_factor=0.5))
+    # Of another optimizer, and below the highest rate of a cycle.
+    other = of("AdamW", 1e-1, COSINE, epochs(100))
+    assert not list(doubts(other, before, RULES["qat-int8"], 129, "int8"))
+    cycle = of("SGD", 1e-2, {"policy": "cyclic", "target_ratio": (20, 1e-4)}, epochs(8))
+    assert not list(doubts(high, cycle, RULES["qat-int8"], 129, "int8"))
+
+
 @pytest.mark.parametrize(
     ("now", "former", "num_images", "factor"),
     [

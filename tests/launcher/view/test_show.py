@@ -16,6 +16,7 @@ from PIL import Image
 from dq.detector.config.read import finish, read_config
 from dq.detector.data.class_names import class_list
 from dq.detector.model.build import build_model
+from launcher.stages import showing
 from tests.launcher.conftest import Launch, on_ranks
 from tests.launcher.view.kinds import NAMES, write_coco, write_images
 
@@ -165,6 +166,34 @@ def test_a_pipeline_that_fails_is_one_line(
     assert "the pipeline fails on each image, first with no sample of " in err
     assert "KeyError" in err
     assert not (tmp_path / "p/index.html").exists()
+
+
+@pytest.mark.parametrize("compared", [False, True])
+def test_boxes_that_are_missing_beside_the_anchors_are_counted(
+    launch: Launch,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    compared: bool,
+) -> None:
+    """Also with a checkpoint, where no samples of the pipeline are drawn."""
+    made = showing.seen
+
+    def fails_on_some(dataset: Any, index: int, **given: Any) -> Any:
+        if index % 4 == 1:
+            raise KeyError("of a test")
+        return made(dataset, index, **given)
+
+    monkeypatch.setattr(showing, "seen", fails_on_some)
+    words = ["show", config, "--number", 2, "--out", tmp_path / "p"]
+    if compared:
+        words += ["--checkpoint", with_weights(config, tmp_path / "x.pth", 0)]
+    code, _, err = launch(*words)
+    assert code == 0, err
+    said = "The boxes of 6 of 24 images are not compared, because the pipeline fails on them; first"
+    assert said in (tmp_path / "p/index.html").read_text()
+    assert [r.levelname for r in caplog.records if said in r.getMessage()] == ["WARNING"]
 
 
 @pytest.mark.slow
