@@ -101,11 +101,11 @@ def words_of(annotation: Any) -> str:
     """Return what the annotated type allows, in words: ``a whole number or None``."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in _UNIONS:
-        words = [words_of(each) for each in inner]
-        return " or ".join(words).replace("True or False or", "True, False or")
+        words = [word for each in inner for word in words_of(each).split(" or ")]
+        return f"{', '.join(words[:-1])} or {words[-1]}"
     if origin is tuple:
-        plural = words_of(inner[0]).removeprefix("a ") + "s"
-        return f"a list of {plural}"
+        each = "" if inner[0] is Any else words_of(inner[0]).removeprefix("a ")
+        return f"a list of {each}s" if each else "a list"
     if is_dataclass(annotation) or _is_mapping(annotation):
         return "a dict"
     return _WORDS[annotation]

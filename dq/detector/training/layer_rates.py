@@ -60,6 +60,8 @@ def layer_rates_(
     if limit is None and guards.runaway == OFF:
         return {}
     clip = (config.optimizer_config or {}).get("grad_clip")
+    # An optimizer hook of the user's own may clip in another way.
+    clip = clip if clip is None or "max_norm" in clip else None
     batches = islice(iter(loader), BATCHES)
     # A compiled network would be compiled once more, for this one step.
     with torch.compiler.set_stance("force_eager"):

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
+import copy
+import re
+from typing import Any
 
-from dq.detector.config.read import finish, read_config
+import pytest
+from mmcv import Config
+
+from dq.detector.config import plain_values
+from dq.detector.config.known_types import check_training_types
+from dq.detector.config.mmdet_keys import CHECKPOINT_KEYS, KEYS, OWN
+from dq.detector.config.read import finish, read_config, training_config
+from dq.detector.config.training_values.optimizer_values import CUMULATIVE
+from dq.detector.data.loader_options import LoaderOptions, evaluation_workers
+from dq.detector.evaluation.metric_settings import arguments_of, check_metric_settings
+from dq.detector.training.checkpoint_plan import checkpoint_plan
+from dq.field_types import fits
 from dq.shipped import shipped
+from tests.detector.minimal import minimal
 
 CONFIG = shipped()["digits/ssd_resnet_fpn_160"]
 
@@ -37,3 +51,140 @@ def test_a_wrong_value_names_its_setting(option: str) -> None:
 @pytest.mark.parametrize("option", ["runner.max_epochs=0", "log_config.interval=0", "load_from="])
 def test_usual_values_pass(option: str) -> None:
     finish(read_config(CONFIG, [option]))
+
+
+# One of each type, and lists and dicts of them.
+VALUES: tuple[Any, ...] = (
+    *("x", 5, 0, 0.5, True, False, None),
+    *([], ["x"], [5], (5,), [{}], {}, {"x": 5}),
+)
+
+
+def with_value(key: str, value: Any, **more: Any) -> Config:
+    """Return a small config in which a setting, by its dotted key, has a value."""
+    config = minimal(**more)
+    *sections, last = key.split(".")
+    whole = here = config._cfg_dict.to_dict()
+    for part in sections:
+        here = here.setdefault(part, {})
+    here[last] = copy.deepcopy(value)
+    return Config(whole)
+
+
+def refusal(config: Config) -> str:
+    """Return why a config is refused before a training is built; empty if it is not."""
+    try:
+        complete = finish(config)
+        # Which types of a model exist takes long to find out, and no value here belongs to one.
+        check_training_types(Config({**complete._cfg_dict, "model": None}))
+        check_metric_settings(complete)
+        arguments_of(complete.evaluation)
+        if LoaderOptions.of(complete) and complete.data.get("val"):
+            evaluation_workers(complete, "val")
+        checkpoint_plan(complete.checkpoint_config, counts_epochs=True)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+TYPED = {
+    **plain_values._TYPES,
+    **dict.fromkeys(plain_values._NUMBERS, int),
+    **dict.fromkeys(plain_values._NUMBERS_OR_NONE, int | None),
+    **dict.fromkeys(plain_values._TEXTS, str | None),
+}
+
+
+@pytest.mark.parametrize("key", TYPED)
+def test_every_setting_in_the_tables_is_refused_by_name(key: str) -> None:
+    for value in VALUES:
+        reason = refusal(with_value(key, value))
+        if fits(value, TYPED[key]):
+            assert not re.match(rf"{key} must be", reason)
+        else:
+            assert re.match(rf"{re.escape(key)} (is|must be) .*(; (give|use) |, not )", reason)
+            assert repr(value) in reason
+
+
+def keys() -> list[str]:
+    """Return all keys of mmdet's tools and of the launcher, and those below the small sections."""
+    below = {
+        "checkpoint_config": [key.name for key in CHECKPOINT_KEYS],
+        "data.train_dataloader": list(LoaderOptions.__dataclass_fields__),
+        "data.val_dataloader": list(LoaderOptions.__dataclass_fields__),
+        "optimizer_config": ["grad_clip.max_norm", "grad_clip.norm_type", "loss_scale", "type"],
+        "evaluation": ["metric", "metric_items", "proposal_nums", "iou_thrs", "classwise"],
+        "lr_config": ["policy", "step", "gamma", "warmup_iters", "min_lr"],
+        "fp16": ["loss_scale"],
+    }
+    found = {key.name for key in (*KEYS, *OWN) if key.state != "refused"} | set(TYPED)
+    found |= {f"{section}.{name}" for section, names in below.items() for name in names}
+    return sorted(found - {"model"})
+
+
+@pytest.mark.parametrize("key", keys())
+def test_no_value_of_any_key_ends_in_a_traceback(key: str) -> None:
+    for value in VALUES:
+        reason = refusal(with_value(key, value, evaluation={"metric": "bbox"}))
+        assert "\n" not in reason
+        assert "contradicts itself" not in reason or key == "total_epochs"
+
+
+@pytest.mark.parametrize("value", [*VALUES, {"backend": 5}])
+def test_storage_of_checkpoints_is_a_dict(value: Any) -> None:
+    reason = refusal(with_value("checkpoint_config.file_client_args", value))
+    right = value is None or (isinstance(value, dict) and "backend" not in value)
+    assert reason.startswith("" if right else "checkpoint_config.file_client_args")
+    assert bool(reason) is not right
+
+
+@pytest.mark.parametrize("kind", CUMULATIVE)
+@pytest.mark.parametrize("value", ["4", 0, 1.5, True, None, [4]])
+def test_cumulative_steps_are_a_whole_number(kind: str, value: Any) -> None:
+    section = {"type": kind, "cumulative_iters": value}
+    reason = refusal(minimal(optimizer_config=section))
+    assert reason.startswith(f"optimizer_config.cumulative_iters is {value!r}; give a whole")
+    assert not refusal(minimal(optimizer_config={"type": kind, "cumulative_iters": 4}))
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        ({}, "grad_clip is {}, without max_norm; give the largest norm"),
+        ({"norm_type": 2}, "without max_norm"),
+        ({"max_norm": "35"}, "grad_clip.max_norm is '35'; use a number"),
+        ({"max_norm": True}, "grad_clip.max_norm is True; use a number"),
+        ({"max_norm": 35, "norm_type": [2]}, "grad_clip.norm_type is .2.; use a number or a text"),
+        ({"max_norm": 35, "norm_type": "two"}, "grad_clip.norm_type is 'two'; use a number or"),
+        ({"max_nrom": 35}, "grad_clip.max_nrom is not a setting; did you mean max_norm"),
+    ],
+)
+def test_clipping_has_a_largest_norm(clip: dict[str, Any], message: str) -> None:
+    for kind in ("OptimizerHook", "Fp16OptimizerHook", *CUMULATIVE):
+        section = {"type": kind, "grad_clip": clip}
+        assert re.match(f"optimizer_config.*{message}", refusal(minimal(optimizer_config=section)))
+
+
+@pytest.mark.parametrize("clip", [None, {"max_norm": 35}, {"max_norm": 0.1, "norm_type": "inf"}])
+def test_clipping_as_in_mmcv_passes(clip: Any) -> None:
+    assert not refusal(minimal(optimizer_config={"grad_clip": clip}))
+
+
+@pytest.mark.parametrize(
+    ("scale", "is_right"),
+    [
+        *[(scale, True) for scale in ("dynamic", 512, 512.0, {}, {"init_scale": 512.0})],
+        *[(scale, False) for scale in ("x", True, None, [5], {"init_scal": 1}, {"init_scale": ""})],
+    ],
+)
+def test_a_loss_scale_is_dynamic_a_number_or_arguments(scale: Any, is_right: bool) -> None:
+    reason = refusal(minimal(fp16={"loss_scale": scale}))
+    assert bool(reason) is not is_right
+    assert is_right or reason.startswith("fp16.loss_scale")
+
+
+def test_a_quantized_training_is_checked_too() -> None:
+    complete = finish(minimal())
+    for key, value in (("data", 5), ("accumulate", "2"), ("evaluation.interval", "1")):
+        with pytest.raises(ValueError, match=rf"^{key} (is|must be) "):
+            training_config(complete, {key: value})
