@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dq.detector.config.read import read_config
+from dq.detector.config.read import finish, read_config
 from dq.detector.model.compilation import compilation
 from dq.field_types import fits
 from dq.shipped import shipped
 from launcher.config import guards, quant_settings, tracking
+from launcher.plan import Surroundings, surroundings
 from launcher.sections import SECTIONS, SHARES, type_of
 from tests.detector.minimal import minimal
 
@@ -96,6 +99,19 @@ def test_nothing_else_counts_as_an_empty_section(top: str, value: Any) -> None:
         return
     with pytest.raises(ValueError, match=rf"^{top} (is|must be) "):
         read(value, top)
+
+
+@pytest.mark.parametrize("key", ["work_dir", "device", "seed"])
+@pytest.mark.parametrize("value", ["5.5", "True", "[x]"])
+def test_what_is_read_before_the_plan_is_reported_with_it(key: str, value: str) -> None:
+    config = read_config(CONFIG, [f"{key}={value}"])
+    arguments = argparse.Namespace(
+        config=CONFIG, cfg_options=[f"{key}={value}"], work_dir=None, device="auto"
+    )
+    found = surroundings(arguments)
+    assert found == Surroundings(experiment=Path("runs") / Path(CONFIG).stem, device="auto")
+    with pytest.raises(ValueError, match=rf"^{key} is "):
+        finish(config)
 
 
 def options() -> Iterator[tuple[str, str, str]]:
