@@ -64,6 +64,22 @@ def check_optimizer_values(section: Mapping[str, Any], fp16: Any) -> None:
         )
 
 
+def clip_arguments(section: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the arguments of torch's ``clip_grad_norm_``; None if gradients are not clipped.
+
+    Args:
+        section: ``optimizer_config``. A type of the user's own may clip in another way, which is
+            not known; then the result is None too.
+    """
+    given = section.get("grad_clip") or {}
+    found = {
+        name: given[name]
+        for name, annotation in _OF_CLIP.items()
+        if name in given and fits(given[name], annotation)
+    }
+    return found if "max_norm" in found else None
+
+
 def _check_clip(given: Mapping[str, Any]) -> None:
     _check_arguments(_CLIP, given, _OF_CLIP)
     if "max_norm" not in given:

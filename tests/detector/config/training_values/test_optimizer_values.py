@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dq.detector.config.read import finish
-from dq.detector.config.training_values.optimizer_values import CUMULATIVE
+from dq.detector.config.training_values.optimizer_values import CUMULATIVE, clip_arguments
 from tests.detector.minimal import minimal
 
 
@@ -76,3 +76,19 @@ def test_an_optimizer_hook_of_the_users_own_has_its_own_values() -> None:
     section = {"type": "MyHook", "grad_clip": {"share": 0.1}, "cumulative_iters": "many"}
     assert not refusal(section)
     assert refusal({**section, "grad_clip": 5}).startswith("optimizer_config.grad_clip is 5")
+
+
+@pytest.mark.parametrize(
+    ("clip", "found"),
+    [
+        (None, None),
+        ({}, None),
+        ({"norm_type": 2}, None),
+        ({"max_norm": "wide"}, None),
+        ({"max_norm": 35, "norm_type": 2}, {"max_norm": 35, "norm_type": 2}),
+        ({"max_norm": 35, "share": 0.1}, {"max_norm": 35}),
+    ],
+)
+def test_a_trial_step_clips_only_as_the_training_does(clip: Any, found: Any) -> None:
+    assert clip_arguments({"type": "MyHook", "grad_clip": clip}) == found
+    assert clip_arguments({}) is None
