@@ -1,6 +1,6 @@
 """Read a config's ``quantize``, ``quant``, ``guards`` and ``tracking`` into frozen dataclasses.
 
-Unknown keys are refused.
+Unknown keys and values of a wrong type are refused.
 """
 
 from __future__ import annotations
@@ -55,25 +55,21 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
     """Read the config's ``quant`` section.
 
     Raises:
-        ValueError: A key is unknown (the nearest valid one is named) or a value is out of bounds.
+        ValueError: A key is unknown (the nearest valid one is named), or a value is of a wrong type
+            or out of bounds.
     """
-    section = _as_dict(section or None, "quant", "dict(preset='int8')")
+    section = _settings(section, "quant", "dict(preset='int8')")
     training_recipe = _training_recipe(section)
     ema = section.get("ema")
     has_momentum = isinstance(ema, Mapping) and "momentum" in ema
     averages = training_recipe is not None and not has_momentum
     if training_recipe is not None:
         section = merged(training_recipe.rule, section)
-    check_section(section, "quant")
     extras = [f.name for f in fields(Refinements)]
     refinements = _refinements({k: section.pop(k) for k in extras if k in section})
-    schedule = _as_dict(
-        section.pop("schedule", None) or None, "quant.schedule", "dict(calibration_batches=8)"
-    )
+    schedule = section.pop("schedule", None) or {}
     check_section(schedule, "quant.schedule")
     training = section.pop("training", None) or {}
-    if not isinstance(training, Mapping):
-        raise ValueError("quant.training must be a dict of dotted config keys and their values")
     chooses = "repairs" in section
     repair = _repair(section)
     base = preset(section.pop("preset", None) or DEFAULT_PRESET)
@@ -84,12 +80,7 @@ def quant_settings(section: Mapping[str, Any] | None) -> QuantSettings:
     if not chooses and activation.bits <= FEW_BITS:
         repair = replace(repair, steps=DEFAULT_REPAIRS)
     rules = section.pop("rules", None) or ()
-    if not isinstance(rules, list | tuple):
-        raise ValueError(
-            "quant.rules must be a list of dicts such as [dict(module='bbox_head.*', bits=16)], not"
-            f" {rules!r}"
-        )
-    raised = _names(section.pop("raised", None) or ())
+    raised = tuple(section.pop("raised", None) or ())
     recipe = replace(
         base,
         weight=weight,
@@ -165,37 +156,24 @@ def tracking(section: Mapping[str, Any] | None) -> Tracking:
     given = _settings(section, "tracking", "dict(project='x')")
     tags = given.get("tags", ())
     tags = (tags,) if isinstance(tags, str) else tags
-    if not isinstance(tags, list | tuple):
-        raise ValueError(f"tracking.tags must be a list of texts, not {tags!r}")
     return Tracking(**{**given, "tags": tuple(tags)})
 
 
 def _settings(section: object, name: str, example: str) -> dict[str, Any]:
-    """Return a section's settings, with all keys checked."""
-    given = _as_dict(section, name, example)
-    check_section(given, name)
-    return given
-
-
-def _as_dict(section: object, name: str, example: str) -> dict[str, Any]:
-    """Return a copy of a section, empty for None."""
+    """Return a copy of a section with all keys and types checked; empty for None."""
     if section is not None and not isinstance(section, Mapping):
         raise ValueError(f"{name} must be a dict such as {example}, not {section!r}")
-    return dict(section or {})
+    given = dict(section or {})
+    check_section(given, name)
+    return given
 
 
 def _repair(section: dict[str, Any]) -> Repair:
     """Remove the settings of the repairs from ``section`` and return them."""
     steps = section.pop("repairs", None) or ()
     steps = [steps] if isinstance(steps, str) else steps
-    if not isinstance(steps, list | tuple) or not all(isinstance(step, str) for step in steps):
-        raise ValueError(f"quant.repairs must be a list of names such as ['bias'], not {steps!r}")
     mixed = section.pop("mixed", None)
     if mixed is not None:
-        if not isinstance(mixed, Mapping):
-            raise ValueError(
-                f"quant.mixed must be a dict such as dict(max_raised=5), not {mixed!r}"
-            )
         check_section(mixed, "quant.mixed")
         mixed = Mixed(**mixed)
     numbers = {name: section.pop(key) for key, name in REPAIR_KEYS.items() if key in section}
@@ -206,8 +184,6 @@ def _refinements(given: Mapping[str, Any]) -> Refinements:
     values = dict(given)
     for key, kind in (("oscillation", Oscillation), ("ema", Ema), ("distill", Distill)):
         if values.get(key) is not None:
-            if not isinstance(values[key], Mapping):
-                raise ValueError(f"quant.{key} must be a dict or None, not {values[key]!r}")
             check_section(values[key], f"quant.{key}")
             values[key] = kind(**values[key])
     return Refinements(**values)
@@ -228,17 +204,9 @@ def known_target(name: Any, where: str) -> str:
     return name
 
 
-def _names(given: Any) -> tuple[str, ...]:
-    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
-        raise ValueError(f"quant.raised must be a list of names of quantizers, not {given!r}")
-    return tuple(given)
-
-
 def _spec(given: Any, default: QuantSpec, where: str) -> QuantSpec:
     if given is None:
         return default
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{where} must be a dict such as dict(bits=8), not {given!r}")
     check_section(given, "quant.weight", where)
     return replace(default, **given)
 

@@ -163,7 +163,7 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     }
     kept["control"] = kept["qat"]
     seed = arguments.seed if arguments.seed is not None else config.get("seed") or 0
-    if not isinstance(seed, int):
+    if not isinstance(seed, int) or isinstance(seed, bool):
         raise ValueError(f"seed is {seed!r}; give a whole number")
     return Plan(
         config=config,
@@ -214,12 +214,16 @@ def surroundings(arguments: argparse.Namespace) -> Surroundings:
         config: Any = _config_of(arguments)
     except ValueError:
         config = {}
+    # `read_plan` reports a value of another type too.
+    work_dir, device = (
+        given if isinstance(given := config.get(key), str) else None
+        for key in ("work_dir", "device")
+    )
     default = Path("runs") / Path(arguments.config).stem
-    device = arguments.device
-    if device == "auto" and config.get("device"):
-        device = str(config["device"])
+    if arguments.device != "auto":
+        device = arguments.device
     return Surroundings(
-        experiment=Path(arguments.work_dir or config.get("work_dir") or default), device=device
+        experiment=Path(arguments.work_dir or work_dir or default), device=device or "auto"
     )
 
 

@@ -5,18 +5,22 @@ Reading a config refuses all other keys, and the reference of the settings is ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from dq.detector.model.compilation import Compilation
+from dq.detector.recipes.rules import RULES, rule_named
 from dq.detector.recipes.rules import Rule as TrainingRule
-from dq.detector.recipes.rules import rule_named
 from dq.detector.step.guards import Guards
+from dq.field_types import check_value, field_type
 from dq.names import check_keys
 from dq.quant.numerics.spec import QuantSpec
-from dq.quant.ptq.settings import Mixed, Repair
-from dq.quant.recipes.recipe import Recipe, Rule
+from dq.quant.ptq.settings import STEPS, Mixed, Repair
+from dq.quant.quantizers.factory import LEARNED
+from dq.quant.recipes.presets import PRESETS
+from dq.quant.recipes.recipe import OBSERVERS, POSITIONS, WEIGHT_RANGES, Recipe, Rule
+from dq.quant.targets.registry import TARGETS
 from dq.quant.training.distillation import Distill
 from dq.quant.training.oscillation import Oscillation
 from dq.quant.training.refinements import Refinements
@@ -106,11 +110,14 @@ class Setting(NamedTuple):
         kind: The dataclass that it goes to; its docstring says what the key means.
         field: The name there.
         note: Its meaning, if no dataclass documents it.
+        given: The type that a config gives, if the field has another one: with None, a key counts
+            as not given.
     """
 
     kind: type[Any]
     field: str
     note: str = ""
+    given: Any = None
 
 
 def _of(kind: type[Any], without: Iterable[str] = ()) -> dict[str, Setting]:
@@ -124,21 +131,27 @@ SECTIONS: dict[str, dict[str, Setting]] = {
             QuantSettings,
             "recipe",
             "Name of the formats, observer and target to begin with; the other keys change them.",
+            given=str | None,
         ),
         **_of(Recipe, _NOT_KEYS),
+        "weight": Setting(Recipe, "weight", given=QuantSpec | None),
+        "activation": Setting(Recipe, "activation", given=QuantSpec | None),
+        "rules": Setting(Recipe, "rules", given=tuple[Rule, ...] | None),
+        "raised": Setting(Recipe, "raised", given=tuple[str, ...] | None),
         "repairs": Setting(
             Repair,
             "steps",
             "Methods that calibration applies; they always run in one order. Without this key:"
             f" {', '.join(DEFAULT_REPAIRS)} where activations have at most {FEW_BITS} bits.",
+            given=tuple[str, ...] | None,
         ),
         "mixed": Setting(Repair, "mixed"),
         **{key: Setting(Repair, name) for key, name in REPAIR_KEYS.items()},
-        "recipe": Setting(TrainingRecipe, "name"),
+        "recipe": Setting(TrainingRecipe, "name", given=str | None),
         **{key: Setting(TrainingRecipe, key) for key in SHARES},
-        "schedule": Setting(QuantSettings, "schedule"),
+        "schedule": Setting(QuantSettings, "schedule", given=Schedule | None),
         **_of(Refinements),
-        "training": Setting(QuantSettings, "training"),
+        "training": Setting(QuantSettings, "training", given=Mapping[str, Any] | None),
     },
     "quant.weight": _of(QuantSpec),
     "quant.activation": _of(QuantSpec),
@@ -155,12 +168,24 @@ SECTIONS: dict[str, dict[str, Setting]] = {
     "compile": _of(Compilation),
 }
 
+# The names that a setting accepts, where it accepts a fixed set. Names that are registered later
+# belong to them.
+CHOICES: Mapping[str, Collection[str]] = {
+    "quant.preset": PRESETS,
+    "quant.observer": OBSERVERS,
+    "quant.weight_range": WEIGHT_RANGES,
+    "quant.learned": LEARNED,
+    "quant.target": TARGETS,
+    "quant.repairs": STEPS,
+    "quant.recipe": RULES,
+    "quant.rules.position": POSITIONS,
+}
+
 
 def check_section(given: Mapping[str, object], section: str, where: str | None = None) -> None:
-    """Raise ValueError for a key that the section does not have, or a boolean that is neither.
+    """Raise ValueError for a key that the section does not have, or a value of a wrong type.
 
-    A boolean setting must be True or False itself, because Python accepts any other value as one of
-    them: a text such as ``"no"`` would count as True. Other types are not checked here.
+    Whether a value of the right type is within its limits is checked by the key's dataclass.
 
     Args:
         given: From a config.
@@ -170,9 +195,14 @@ def check_section(given: Mapping[str, object], section: str, where: str | None =
     where = where or section
     check_keys(given, SECTIONS[section], where)
     for key, value in given.items():
-        if _is_bool(SECTIONS[section][key]) and not isinstance(value, bool):
-            raise ValueError(f"{where}.{key} is {value!r}; use True or False")
+        annotation, more = type_of(section, key)
+        check_value(f"{where}.{key}", value, annotation, more)
 
 
-def _is_bool(setting: Setting) -> bool:
-    return any(f.name == setting.field and f.type == "bool" for f in fields(setting.kind))
+def type_of(section: str, key: str) -> tuple[Any, Mapping[str, Any]]:
+    """Return what a config may give for a key, and what `check_value` says too if it is wrong."""
+    setting = SECTIONS[section][key]
+    annotation, more = field_type(setting.kind, setting.field)
+    known = CHOICES.get(f"{section}.{key}")
+    more = more if known is None else {**more, "known": known}
+    return annotation if setting.given is None else setting.given, more

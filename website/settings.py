@@ -7,17 +7,14 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from dq.detector.config.mmdet_keys import OWN
-from dq.detector.model.compilation import BACKENDS
-from dq.detector.model.compilation import MODES as COMPILE_MODES
 from dq.detector.recipes.rules import RULES
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.ptq.settings import STEPS
-from dq.quant.quantizers.factory import LEARNED
 from dq.quant.recipes.presets import PRESETS
-from dq.quant.recipes.recipe import OBSERVERS, POSITIONS, WEIGHT_RANGES
+from dq.quant.recipes.recipe import OBSERVERS
 from dq.quant.targets.registry import TARGETS
 from launcher.config import quant_settings
-from launcher.sections import DEFAULT_PRESET, SECTIONS, Setting
+from launcher.sections import CHOICES, DEFAULT_PRESET, SECTIONS, Setting
 from website.docstrings import meaning, module_summary, summary
 from website.tables import code, source_link, table
 
@@ -25,19 +22,6 @@ PLACE = "reference/settings.md"
 # One section of the config after the other, each key with its dataclass as the source.
 HEAD = ("key", "value", "default", "meaning", "source")
 
-# The names that a setting accepts, where it accepts a fixed set.
-CHOICES: Mapping[str, tuple[object, ...]] = {
-    "quant.preset": tuple(PRESETS),
-    "quant.observer": tuple(OBSERVERS),
-    "quant.weight_range": WEIGHT_RANGES,
-    "quant.learned": tuple(LEARNED),
-    "quant.target": tuple(TARGETS),
-    "quant.repairs": tuple(STEPS),
-    "quant.recipe": tuple(RULES),
-    "quant.rules.position": POSITIONS,
-    "compile.backend": BACKENDS,
-    "compile.mode": COMPILE_MODES,
-}
 # Annotations in words. One that is not here ends the build, so that no type is left out.
 TYPES = {
     "int": "whole number",

@@ -42,10 +42,12 @@ and exit code 2. mmcv would load the weights that fit and log the rest. To load 
 `load_from`, which loads the weights that fit and logs how many did not. Addresses (`https://`,
 `torchvision://`, `open-mmlab://`, `mmcls://`) are downloaded once, into torch's cache.
 
-**Values of another type.** A text where `runner.max_epochs`, `runner.max_iters`, `total_epochs`,
-`workers_per_gpu`, `log_config.interval` or `times` of a repeated data set needs a whole number, a
-number where `data_root`, `load_from`, `resume_from` or `work_dir` needs a path, or a `grad_clip`
-that is no dict ends the job with one line that names the key, and exit code 2.
+**Values of another type.** A text where a key needs a whole number (`runner.max_epochs`,
+`workers_per_gpu`, `samples_per_gpu`, `accumulate`, `evaluation.interval`, `log_config.interval`,
+`cumulative_iters` of mmcv's cumulative hooks, ...), a number where a path belongs (`data_root`,
+`load_from`, `resume_from`, `work_dir`), anything but `True` and `False` for a flag, or a
+`grad_clip` without `max_norm` ends the job with one line that names the key, and exit code 2. So do
+wrong values in the launcher's own sections. What mmdet reads alone is not checked.
 
 **EMA hooks.** `ExpMomentumEMAHook`, `LinearMomentumEMAHook` and mmcv's `EMAHook` are replaced by
 one average with the hook's own rule (momentum, warm-up, interval, `skip_buffers`), in float and in

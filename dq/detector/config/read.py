@@ -300,7 +300,7 @@ def _merge_total_epochs(config: Config) -> None:
             " total_epochs out (it is mmdet's old name), or give both the same"
         )
     if epochs is None and "total_epochs" in config:
-        del config["total_epochs"]
+        config.pop("total_epochs")
 
 
 def _check_workflow(workflow: Any) -> None:
@@ -310,7 +310,7 @@ def _check_workflow(workflow: Any) -> None:
              for flow in flows]  # fmt: skip
     counts = [flow[1] for flow in flows if isinstance(flow, list | tuple) and len(flow) == 2]
     right = modes in (["train"], ["train", "val"])
-    if not right or not all(isinstance(n, int) and n > 0 for n in counts):
+    if not right or not all(isinstance(n, int) and n is not True and n > 0 for n in counts):
         raise ValueError(
             f"workflow is {workflow!r}; use [('train', 1)], or [('train', 1), ('val', 1)] to see"
             " the losses on data.val as well"

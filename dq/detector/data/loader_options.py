@@ -10,6 +10,7 @@ from typing import Any
 from mmcv import Config
 
 from dq.dist.exchange import collectives
+from dq.field_types import check_fields, check_value
 from dq.names import check_keys
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,10 @@ class LoaderOptions:
                     f"{where} is {self.class_aware_sampler!r}; use dict(num_sample_class=1)"
                 )
             check_keys(self.class_aware_sampler, ["num_sample_class"], where)
+            for name, value in self.class_aware_sampler.items():
+                check_value(f"{where}.{name}", value, int)
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        check_fields(given, LoaderOptions, "data.train_dataloader")
 
     @classmethod
     def of(cls, config: Config) -> LoaderOptions:
@@ -104,13 +109,14 @@ def evaluation_workers(config: Config, split: str) -> int:
     name = f"data.{split}_dataloader"
     given = dict(config.data.get(f"{split}_dataloader") or {})
     check_keys(given, [field.name for field in fields(LoaderOptions)], name)
+    workers = given.get("workers_per_gpu", 1)
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
+        raise ValueError(f"{name}.workers_per_gpu is {workers!r}; give a number from 0 up")
+    check_fields(given, LoaderOptions, name)
     if given.get("shuffle") or given.get("class_aware_sampler"):
         raise ValueError(f"{name} shuffles, and results are compared in order; leave that out")
     if given.get("samples_per_gpu", 1) != 1:
         log.info("%s.samples_per_gpu has no effect: each image is evaluated alone", name)
-    workers = given.get("workers_per_gpu", 1)
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
-        raise ValueError(f"{name}.workers_per_gpu is {workers!r}; give a number from 0 up")
     return workers
 
 

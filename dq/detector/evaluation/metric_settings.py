@@ -21,6 +21,7 @@ from mmdet.datasets import (
 
 from dq.detector.data.data_section import image_sections
 from dq.detector.data.voc_folder import METRICS, VOCFolderDataset
+from dq.field_types import check_value
 from dq.names import did_you_mean
 
 # Keys about when to evaluate and what to keep; the data set does not get them.
@@ -84,7 +85,12 @@ def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = list(found[key])
     if found.get("iou_thrs") is not None:
         # pycocotools compares them with 0.5, which does not work for a list.
-        found["iou_thrs"] = np.atleast_1d(np.asarray(found["iou_thrs"], dtype=float))
+        try:
+            found["iou_thrs"] = np.atleast_1d(np.asarray(found["iou_thrs"], dtype=float))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"evaluation.iou_thrs is {found['iou_thrs']!r}; give numbers, such as [0.5, 0.75]"
+            ) from error
     if isinstance(found.get("proposal_nums"), int):
         found["proposal_nums"] = (found["proposal_nums"],)
     return found
@@ -128,6 +134,7 @@ def _check(kind: type[Any], settings: Mapping[str, Any]) -> None:
 
 def _check_coco(settings: Mapping[str, Any], asked: Sequence[str]) -> None:
     items = settings.get("metric_items")
+    check_value("evaluation.metric_items", items, tuple[str, ...] | str | None)
     for item in [items] if isinstance(items, str) else items or ():
         if item not in COCO_ITEMS:
             raise ValueError(
@@ -136,7 +143,7 @@ def _check_coco(settings: Mapping[str, Any], asked: Sequence[str]) -> None:
     numbers = settings.get("proposal_nums")
     if numbers is None or not set(asked) & {"bbox", "segm", "proposal"}:
         return
-    fits = isinstance(numbers, Sequence) and len(numbers) == 3
+    fits = isinstance(numbers, list | tuple) and len(numbers) == 3
     if not fits or (100 not in numbers and {"bbox", "segm"} & set(asked)):
         raise ValueError(
             f"evaluation.proposal_nums is {numbers!r}; COCO's metric needs three numbers, one of"

@@ -6,12 +6,14 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from mmcv import Config
 from torch import Tensor, nn
+
+from dq.field_types import check_fields
 
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Any]
@@ -32,8 +34,8 @@ class Compilation:
         ValueError: A value is invalid.
     """
 
-    backend: str = "inductor"
-    mode: str = "default"
+    backend: str = field(default="inductor", metadata={"known": BACKENDS})
+    mode: str = field(default="default", metadata={"known": MODES})
     dynamic: bool | None = None
 
     def __post_init__(self) -> None:
@@ -59,15 +61,16 @@ def compilation(config: Config, device: torch.device) -> Compilation | None:
         ValueError: A setting is unknown or conflicts with another, or this machine has no compiler.
     """
     given = config.get("compile")
+    if not isinstance(given, bool | Mapping | None):
+        raise ValueError(f"compile is {given!r}; use True, False or dict(mode='default')")
     if not given:
         return None
-    if given is not True and not isinstance(given, Mapping):
-        raise ValueError(f"compile is {given!r}; use True, False or dict(mode='default')")
     values = {} if given is True else dict(given)
     for key in values:
         if key not in Compilation.__dataclass_fields__:
             known = ", ".join(Compilation.__dataclass_fields__)
             raise ValueError(f"compile.{key} is not a setting; there are {known}")
+    check_fields(values, Compilation, "compile")
     settings = Compilation(**values)
     compiler = os.environ.get("CXX", "g++")
     if settings.backend == "inductor" and device.type == "cpu" and shutil.which(compiler) is None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from mmcv import Config
 
+from dq.detector.config.training_values.schedule_values import FALLING, check_schedule, policy_of
+
 # Optimizers whose update does not depend on the gradient's size. Their learning rate scales with
 # the square root of the batch size (Malladi et al. 2022, arXiv 2205.10287). The rate of all others
 # scales with the batch size itself.
@@ -118,16 +120,19 @@ def rates(rate: float, schedule: Mapping[str, Any] | None) -> tuple[float, float
         rate: ``optimizer.lr``.
         schedule: ``lr_config``; None for a constant rate. For an unknown policy, both results are
             ``rate``.
+
+    Raises:
+        ValueError: A value that decides a rate is no number.
     """
+    check_schedule(schedule)
     given = dict(schedule or {})
-    policy = str(given.get("policy", "fixed")).lower().removesuffix("lrupdaterhook")
-    least = given.get("min_lr_ratio", 0.0) * rate if "min_lr_ratio" in given else None
-    least = given.get("min_lr") if least is None else least
+    policy, share = policy_of(given), given.get("min_lr_ratio")
+    least = given.get("min_lr") if share is None else share * rate
     if policy == "step":
         steps = given.get("step", ())
         number = len(steps) if isinstance(steps, list | tuple) else 1
         return rate, max(least or 0.0, rate * given.get("gamma", 0.1) ** number)
-    if policy in ("cosineannealing", "flatcosineannealing", "yolox", "poly", "linearannealing"):
+    if policy in FALLING:
         return rate, float(least or 0.0)
     if policy == "onecycle":
         peak = given.get("max_lr", rate)

@@ -8,6 +8,11 @@ from collections.abc import Mapping
 import torch
 from mmcv import Config
 
+from dq.detector.config.training_values.optimizer_values import (
+    CUMULATIVE,
+    DYNAMIC,
+    check_optimizer_values,
+)
 from dq.detector.step.optimizer_step import OptimizerStep, gradient_scaler
 from dq.detector.step.supervision import Supervision
 from dq.names import check_keys
@@ -37,12 +42,13 @@ def optimizer_step(
     fp16 = config.get("fp16")
     if fp16 and not isinstance(fp16, Mapping):
         raise ValueError(f"fp16 is {fp16!r}; use dict(loss_scale='dynamic')")
-    if kind in ("GradientCumulativeOptimizerHook", "GradientCumulativeFp16OptimizerHook"):
+    check_optimizer_values(config.optimizer_config or {}, fp16)
+    if kind in CUMULATIVE:
         config.accumulate = given.pop("cumulative_iters", 1)
         log.info("optimizer_config: %s is replaced by accumulate=%d", kind, config.accumulate)
         kind = kind.replace("GradientCumulative", "")
     if kind == "Fp16OptimizerHook":
-        fp16 = config.fp16 = fp16 or {"loss_scale": given.pop("loss_scale", "dynamic")}
+        fp16 = config.fp16 = fp16 or {"loss_scale": given.pop("loss_scale", DYNAMIC)}
         kind = "OptimizerHook"
     if kind != "OptimizerHook":
         if config.get("accumulate", 1) > 1 or fp16:
@@ -57,6 +63,6 @@ def optimizer_step(
         guards=supervision.guards,
         grad_clip=given.get("grad_clip"),
         detect_anomalous_params=bool(given.get("detect_anomalous_params", False)),
-        scaler=gradient_scaler(fp16.get("loss_scale", "dynamic"), device) if fp16 else None,
+        scaler=gradient_scaler(fp16.get("loss_scale", DYNAMIC), device) if fp16 else None,
         clock=supervision.clock,
     )

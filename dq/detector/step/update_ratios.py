@@ -24,8 +24,6 @@ from dq.quant.quantizers.restore import in_phase
 
 # Below this norm a layer's weights are zero, and a ratio to them has no meaning.
 SMALLEST_NORM = 1e-8
-# The gradient is clipped to this total norm if ``grad_clip`` gives none.
-DEFAULT_NORM = 2.0
 
 
 def update_ratios(
@@ -45,7 +43,7 @@ def update_ratios(
         model: The detector in the wrapper that training uses.
         optimizer: New, without state.
         batches: A few training batches of this rank, equally many on each.
-        grad_clip: As in ``optimizer_config``.
+        grad_clip: As in ``optimizer_config``, with ``max_norm``.
 
     Returns:
         Ratio by parameter name of the unwrapped detector: weights of at least two dimensions.
@@ -58,8 +56,7 @@ def update_ratios(
         with in_phase(detector, Phase.FROZEN), _training(detector):
             _backward(model, optimizer, list(batches))
         if grad_clip is not None:
-            given = {"max_norm": DEFAULT_NORM, **grad_clip}
-            torch.nn.utils.clip_grad_norm_(parameters, **given)
+            torch.nn.utils.clip_grad_norm_(parameters, **grad_clip)
         optimizer.step()
         steady = {
             id(p): 1.0 / (1.0 - group.get("momentum", 0.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mmcv import ConfigDict
 
 from dq.detector.config.mmdet_keys import CHECKPOINT_KEYS, REFUSED_BY_NAME
 from dq.detector.training.checkpoint_order import checkpoints_in, is_ours, newest_first
+from dq.field_types import check_fields, check_value
 
 log = logging.getLogger(__name__)
 MIDDLE_KEPT = 2
@@ -65,6 +66,8 @@ class CheckpointPlan:
             )
         if not isinstance(self.meta, Mapping):
             raise ValueError(f"checkpoint_config.meta is {self.meta!r}; use a dict")
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        check_fields(given, CheckpointPlan, "checkpoint_config")
 
     def at_epoch(self, finished: int, of: int) -> bool:
         """Return whether a checkpoint is due after this number of epochs."""
@@ -112,7 +115,9 @@ def checkpoint_plan(section: Mapping[str, Any] | None, *, counts_epochs: bool) -
         raise ValueError(
             f"checkpoint_config.type is {kind}; leave it out, and add your own hook to custom_hooks"
         )
-    backend = (given.pop("file_client_args", None) or {}).get("backend", "disk")
+    storage = given.pop("file_client_args", None)
+    check_value("checkpoint_config.file_client_args", storage, Mapping | None)
+    backend = (storage or {}).get("backend", "disk")
     if backend not in ("disk", "local"):
         raise ValueError(
             f"checkpoint_config.file_client_args: backend {backend!r} is not there; checkpoints go"

@@ -12,6 +12,7 @@ from mmcv import Config
 from torch import nn
 
 from dq.counted import counted
+from dq.detector.config.training_values.optimizer_values import clip_arguments
 from dq.detector.loading.training_loader import TrainingLoader
 from dq.detector.step.guards import OFF, Guards
 from dq.detector.step.update_ratios import update_ratios
@@ -59,7 +60,7 @@ def layer_rates_(
         return factors
     if limit is None and guards.runaway == OFF:
         return {}
-    clip = (config.optimizer_config or {}).get("grad_clip")
+    clip = clip_arguments(config.optimizer_config or {})
     batches = islice(iter(loader), BATCHES)
     # A compiled network would be compiled once more, for this one step.
     with torch.compiler.set_stance("force_eager"):

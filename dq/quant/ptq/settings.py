@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -107,7 +107,9 @@ class Repair:
         reconstruction_steps: Steps of block reconstruction for each block.
     """
 
-    steps: tuple[str, ...] = ()
+    steps: tuple[str, ...] = field(
+        default=(), metadata={"one": True, "words": "a list of names such as ['bias']"}
+    )
     mixed: Mixed | None = None
     images: int = 64
     rounding_steps: int = 200

@@ -146,7 +146,7 @@ class Recipe:
     rules: tuple[Rule, ...] = field(default=())
     free_clips: bool = False
     target: str = "int8"
-    raised: tuple[str, ...] = field(default=())
+    raised: tuple[str, ...] = field(default=(), metadata={"words": "a list of names of quantizers"})
     scaled: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any
@@ -42,7 +42,7 @@ class Distill:
     """
 
     weight: float = 1.0
-    features: tuple[str, ...] = ()
+    features: tuple[str, ...] = field(default=(), metadata={"one": True})
     feature_weight: float = 1.0
     alone: bool = False
 

@@ -91,7 +91,7 @@ def _checked(name: str, when: When) -> When:
                 " share of the training's steps"
             )
         (unit, count), *_ = when.items()
-        if not isinstance(count, int) or count < 0:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise ValueError(f"quant.schedule.{name} is dict({unit}={count!r}); use 0 or more")
         return {unit: count}
     if not 0.0 <= when <= 1.0:

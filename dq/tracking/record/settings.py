@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class Tracking:
     project: str | None = None
     entity: str | None = None
     experiment: str | None = None
-    tags: tuple[str, ...] = ()
+    tags: tuple[str, ...] = field(default=(), metadata={"one": True})
     quantizer_images: int = 4
     prediction_images: int = 8
     init_s: float = 20.0

@@ -129,6 +129,7 @@ def test_config_that_cannot_be_read_says_why(tmp_path: Path, text: str, message:
         ({"runner": {"max_epochs": 3}}, "runner is"),
         ({"workflow": [("val", 1)]}, "workflow is"),
         ({"workflow": [("train", 1), ("val", 1), ("val", 1)]}, "workflow is"),
+        ({"workflow": [("train", True)]}, "workflow is"),
         ({"evaluation": [1]}, "evaluation must be a dict"),
         ({"data": {"train": {}, "samples_per_gpu": 2, "train_dataloader": {"samples_per_gpu": 3}}},
          "contradicts itself"),

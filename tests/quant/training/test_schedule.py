@@ -43,6 +43,7 @@ def test_ranges_are_not_frozen_before_quantization_starts() -> None:
         ({"freeze_ranges_after": {"epochs": 3}}, r"use dict\(epoch=N\), dict\(iteration=N\)"),
         ({"freeze_ranges_after": {"epoch": 3, "iteration": 1}}, r"use dict\(epoch=N\)"),
         ({"freeze_norm_after": {"epoch": -1}}, "use 0 or more"),
+        ({"freeze_norm_after": {"epoch": True}}, "use 0 or more"),
         ({"round_after": 1.0}, "never quantize"),
         ({"calibration_batches": 0}, "must be 1 or more"),
         ({"norm_batches": -1}, "must be 0 or more"),

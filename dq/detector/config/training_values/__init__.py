@@ -1,0 +1,1 @@
+"""Check values of the sections that say how a detector is trained."""
