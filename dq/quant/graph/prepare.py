@@ -160,7 +160,7 @@ def prepare_part(
 
 def _move_to_device_of_weights_(root: nn.Module) -> None:
     """Put all quantizers on the device of the model's first parameter."""
-    weight = next((p for n, p in root.named_parameters() if not n.startswith(CONTAINER)), None)
+    weight = next((p for n, p in root.named_parameters() if n.split(".")[0] != CONTAINER), None)
     if weight is not None:
         getattr(root, CONTAINER).to(weight.device)
 
