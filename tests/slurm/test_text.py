@@ -207,7 +207,7 @@ def test_each_run_of_a_sweep_links_to_its_own_float_training(turned: bool) -> No
         seeds=[1, 11],
         folder=Path("/r"),
         profile=Profile(),
-        options={},
+        options={"train": [], "run": []},
         cfg_options=[],
     )
     floats = {
