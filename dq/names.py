@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import TypeGuard
 
 # Names must be at least this similar; 1 is equal.
 CUTOFF = 0.5
 # A list of known names stays readable up to this length.
 _SHOWN = 12
+
+
+def is_one_of(name: object, known: Collection[str]) -> TypeGuard[str]:
+    """Return whether this is one of the names; a list or dict that a user gave instead is none."""
+    return isinstance(name, str) and name in known
 
 
 def hint(name: object, known: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from dq.tracking.record.liveness import this_process
 
 log = logging.getLogger(__name__)
 BEAT_S, SILENCE_S, LOOK_S, RETRY_S = 2.0, 60.0, 5.0, 0.05
+_NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
 _NAME = re.compile(r"\.writer\.([0-9]+)")
 
 
@@ -127,16 +128,23 @@ class WritersLock:
                 with self._beating:
                     if not self._released.is_set() and self._beat.poll() is not None:
                         self._end_beat()
-                        self._beat = self._start_beat()
+                        with contextlib.suppress(RuntimeError):  # It is tried again.
+                            self._beat = self._start_beat()
 
     def _start_beat(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", beat.__file__, str(self._file), str(BEAT_S)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[self._file],
-        )
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-I", "-S", beat.__file__, str(self._file), str(BEAT_S)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[self._file],
+            )
+        except OSError as error:
+            raise RuntimeError(
+                f"the process that shows that {self.path.parent} is being written cannot be started"
+                f" ({error.strerror or error}): free memory, or allow more processes and open files"
+            ) from error
 
     def _end_beat(self) -> None:
         assert self._beat.stdin is not None
@@ -155,6 +163,7 @@ def hold(folder: Path, *, silence_s: float = SILENCE_S) -> WritersLock:
 
     Raises:
         ValueError: Another process writes it, or it is not writable.
+        RuntimeError: No further process can be started.
     """
     me = Writer()
     try:
@@ -178,22 +187,27 @@ def hold(folder: Path, *, silence_s: float = SILENCE_S) -> WritersLock:
             file = _make(mine, me)
             if file is None:
                 continue  # Another process was faster.
-            latest = _newest(folder)
-            if latest is not None and latest[1] == mine:
-                break
-            mine.unlink(missing_ok=True)
+            with _closed_on_error(file, mine):
+                latest = _newest(folder)
+                if latest is not None and latest[1] == mine:
+                    _remove_until(number, folder)
+                    if followed is not None:
+                        log.info("%s was held by %s, which has died", folder, followed)
+                    return WritersLock(mine, me, file, followed)
             os.close(file)
+            mine.unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(
             f"work dir {folder} cannot be written: {error.strerror}; choose another --work-dir"
         ) from error
+
+
+def _remove_until(number: int, folder: Path) -> None:
+    """Remove the locks of dead holders, those up to this number."""
     for earlier, path in _all(folder):
         if earlier <= number:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-    if followed is not None:
-        log.info("%s was held by %s, which has died", folder, followed)
-    return WritersLock(mine, me, file, followed)
 
 
 def writer_of(folder: Path) -> Writer | None:
@@ -214,28 +228,57 @@ def _make(path: Path, me: Writer) -> int | None:
     # Named like any draft, see `dq.whole_file`: leftovers of a kill are removed like those.
     draft = path.with_name(f".writer.{me.token}.tmp")
     content = b"%0*d\n" % (beat.DIGITS, 0) + json.dumps(asdict(me)).encode() + b"\n"
-    file = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    file = os.open(draft, _NEW, 0o644)
     try:
-        os.write(file, content)
-        os.fsync(file)
-        with contextlib.suppress(OSError):
-            os.link(draft, path)
-        # An NFS server's answer may be lost and the retry refused: the link count decides.
-        if os.fstat(file).st_nlink == 2:
-            return file
-        if path.exists():
-            os.close(file)
-            return None
+        with _closed_on_error(file):
+            _write(file, content)
+            # An NFS server's answer may be lost and the retry refused: the link count decides.
+            if _links(draft, path) or os.fstat(file).st_nlink == 2:
+                return file
         os.close(file)
-        # A file system without hard links.
-        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        os.write(file, content)
-        os.fsync(file)
-        return file
+        return None if path.exists() else _make_without_links(path, content)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def _links(draft: Path, path: Path) -> bool:
+    """Give the file a second name, and return whether the answer says that it worked."""
+    try:
+        os.link(draft, path)
+    except OSError:
+        return False
+    return True
+
+
+def _make_without_links(path: Path, content: bytes) -> int | None:
+    """Do the same as `_make` on a file system without hard links."""
+    try:
+        file = os.open(path, _NEW, 0o644)
     except FileExistsError:
         return None
-    finally:
-        draft.unlink(missing_ok=True)
+    with _closed_on_error(file, path):
+        _write(file, content)
+    return file
+
+
+def _write(file: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(file, content) :]
+    os.fsync(file)
+
+
+@contextlib.contextmanager
+def _closed_on_error(file: int, path: Path | None = None) -> Iterator[None]:
+    """If the block fails, close the file, and remove the lock at its path, if one is given."""
+    try:
+        yield
+    except BaseException:
+        os.close(file)
+        if path is not None:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise
 
 
 def _all(folder: Path) -> list[tuple[int, Path]]:

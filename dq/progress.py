@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from dq.counted import counted
 
@@ -96,7 +96,8 @@ def show(piece: Piece | None) -> None:
 class Progress:
     """Logs a line such as ``AdaRound: 12 of 113 layers, 35 s to go``, at most every few seconds.
 
-    Work that takes less than that logs nothing.
+    Work that takes less than that logs nothing. The end of a ``with`` block removes the bar,
+    however much of the work is done.
 
     Args:
         what: The work.
@@ -109,6 +110,12 @@ class Progress:
         self._done = 0
         self._shown = time.monotonic()
         self._pace = Pace(total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        show(None)
 
     def advance(self, number: int = 1) -> None:
         """Count so many more units as done."""
@@ -137,10 +144,10 @@ class Progress:
 def progress(items: Iterable[T], what: str, unit: str) -> Iterator[T]:
     """Yield the items, and log how many are done; see `Progress`."""
     shown = Progress(what, len(items) if isinstance(items, Sized) else None, unit)
-    for item in items:
-        yield item
-        shown.advance()
-    show(None)
+    with shown:
+        for item in items:
+            yield item
+            shown.advance()
 
 
 def _time(seconds: float) -> str:

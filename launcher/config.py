@@ -11,7 +11,7 @@ from typing import Any
 
 from dq.detector.recipes.rules import RULES, merged, rule_named
 from dq.detector.step.guards import Guards
-from dq.names import hint
+from dq.names import hint, is_one_of
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.ptq.repairs import chosen_steps
 from dq.quant.ptq.settings import Mixed, Repair
@@ -199,7 +199,7 @@ def known_target(name: Any, where: str) -> str:
     Raises:
         ValueError: There is no such target.
     """
-    if not isinstance(name, str) or name not in TARGETS:
+    if not is_one_of(name, TARGETS):
         raise ValueError(f"{where} {name!r} does not exist; {hint(str(name), TARGETS)}")
     return name
 

@@ -190,10 +190,12 @@ def float_links(jobs: Sequence[Job]) -> dict[Path, Path]:
     if len(jobs) != 2 or jobs[1].name != "sweep":
         return {}
     links = {}
-    for base in jobs[0].elements:
-        for element in jobs[1].elements:
-            if element.label.startswith(f"{base.label}-"):
-                links[element.experiment / "float"] = base.experiment / "float"
+    for element in jobs[1].elements:
+        bases = [base for base in jobs[0].elements if element.label.startswith(f"{base.label}-")]
+        if bases:
+            # A label may begin with that of another float training, too.
+            base = max(bases, key=lambda one: len(one.label))
+            links[element.experiment / "float"] = base.experiment / "float"
     return links
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -249,3 +251,58 @@ def test_nobody_is_seen_to_hold_a_folder_whose_lock_is_unreadable(tmp_path: Path
 
 def test_the_writer_says_who_it_is() -> None:
     assert str(os.getpid()) in str(Writer())
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_failure_at_any_moment_is_one_line_and_leaves_no_lock(
+    has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_links:
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    calls = [(os, "open"), (os, "write"), (os, "fsync"), (os, "fstat"), (os, "scandir")]
+    calls.append((subprocess, "Popen"))
+    before, failed = open_files(), set()
+    for owner, name in calls:
+        for moment in range(20):
+            left = iter(range(moment))
+            real = getattr(owner, name)
+
+            def call(*args: Any, left: Any = left, real: Any = real, **more: Any) -> Any:
+                if next(left, None) is None:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return real(*args, **more)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, call)
+                try:
+                    lock = hold(tmp_path)
+                except (ValueError, RuntimeError) as caught:
+                    lock, error = None, caught
+            if lock is not None:
+                lock.release()
+                break
+            failed.add(name)
+            assert str(tmp_path) in str(error)
+            assert "No space left on device" in str(error)
+            assert os.listdir(tmp_path) == []
+            assert open_files() == before
+    # A link that worked is not looked at again.
+    assert failed == {name for _, name in calls} - ({"fstat"} if has_links else set())
+
+
+def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:7]))
+    lock = hold(tmp_path)
+    found = writer_of(tmp_path)
+    assert found is not None
+    assert found.token == lock.me.token
+    lock.release()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
 import dq.progress
-from dq.progress import Progress, progress
+from dq.progress import BARS, DRAWN_EVERY_S, Progress, progress
 
 
 @pytest.fixture
@@ -55,3 +56,65 @@ def test_short_work_says_nothing(clock: list[float], caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.INFO):
         assert list(progress("abc", "x", "letters")) == list("abc")
     assert not caplog.messages
+
+
+class Bar(logging.Handler):
+    """The bar of a terminal; None if there is none."""
+
+    piece: object = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.piece = record.piece  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def bar() -> Iterator[Bar]:
+    shown, level = Bar(), BARS.level
+    BARS.addHandler(shown)
+    BARS.setLevel(logging.DEBUG)
+    yield shown
+    BARS.removeHandler(shown)
+    BARS.setLevel(level)
+
+
+@pytest.mark.parametrize("end", ["all", "break", "error"])
+@pytest.mark.parametrize("kind", [range, lambda n: iter(range(n))])
+def test_the_bar_is_removed_however_the_work_ends(
+    kind: Callable[[int], Iterable[int]], end: str, clock: list[float], bar: Bar
+) -> None:
+    def work() -> None:
+        for item in progress(kind(4), "x", "layer[s]"):
+            clock[0] += 2 * DRAWN_EVERY_S
+            if item == 2:
+                assert bar.piece is not None
+                if end == "break":
+                    break
+                if end == "error":
+                    raise OSError("no space")
+
+    if end == "error":
+        with pytest.raises(OSError, match="no space"):
+            work()
+    else:
+        work()
+    assert bar.piece is None
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_block_removes_the_bar_before_all_is_done(
+    fails: bool, clock: list[float], bar: Bar
+) -> None:
+    def work() -> None:
+        with Progress("x", 10, "layer[s]") as shown:
+            clock[0] += 1
+            shown.advance()
+            assert bar.piece is not None
+            if fails:
+                raise OSError("no space")
+
+    if fails:
+        with pytest.raises(OSError, match="no space"):
+            work()
+    else:
+        work()
+    assert bar.piece is None

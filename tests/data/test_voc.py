@@ -10,7 +10,6 @@ import tarfile
 import threading
 from collections import namedtuple
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from dq.data.describe import describe_voc
 from dq.data.download import Archive, fetch_archive
 from dq.data.layout import VocBox, annotation_xml
 from dq.data.voc import NAMES, fetch_voc, voc_folders
+from tests.processes.file_server import Server, serving
 from tests.processes.ports import free_port
 
 LISTS = {"2007": "trainval", "2007-test": "test", "2012": "trainval"}
@@ -52,63 +52,10 @@ def voc_members(key: str) -> dict[str, bytes]:
     return members
 
 
-class Server(ThreadingHTTPServer):
-    """Serve `files`; `trouble` lists what to do to each request, in order."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.trouble: list[str] = []
-        self.asked: list[tuple[str, str | None]] = []
-
-    def url(self, filename: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{filename}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answer GET with or without a range: whole, cut in half, without ranges or with an error."""
-
-    server: Server
-
-    def do_GET(self) -> None:
-        filename, asked = self.path.lstrip("/"), self.headers["Range"]
-        self.server.asked.append((filename, asked))
-        trouble = self.server.trouble.pop(0) if self.server.trouble else "none"
-        content = self.server.files.get(filename)
-        if trouble.isdigit() or content is None:
-            self.send_error(int(trouble) if trouble.isdigit() else 404)
-            return
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-        if asked and start >= len(content):
-            self.send_error(416)
-            return
-        if asked and trouble != "no ranges":
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-            content = content[start:]
-        else:
-            self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if trouble == "cut" else content)
-        self.close_connection = True
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "127.0.0.1")
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+def server() -> Iterator[Server]:
+    with serving() as server:
         yield server
-        server.shutdown()
-        thread.join(10)
 
 
 def publish(server: Server, key: str, content: bytes) -> Archive:
@@ -360,6 +307,45 @@ def test_a_disk_that_fills_during_unpacking_is_named(
     with pytest.raises(RuntimeError, match="no space is left for"):
         fetch("voc2012", tmp_path, archives)
     assert files_of(tmp_path) == {"2012.tar", ".lock"}
+
+
+class Full(io.BytesIO):
+    """A file on a disk that is found full at one moment."""
+
+    def __init__(self, moment: str) -> None:
+        super().__init__()
+        self.moment = moment
+
+    def fail(self, moment: str) -> None:
+        if self.moment == moment:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write(self, chunk: object) -> int:
+        self.fail("write")
+        return len(chunk)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        super().close()
+        self.fail("close")
+
+
+@pytest.mark.parametrize("moment", ["open", "write", "close"])
+def test_a_disk_that_fills_during_a_download_is_named_at_once(
+    tmp_path: Path,
+    server: Server,
+    archives: dict[str, Archive],
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    def full(path: Path, mode: str) -> Full:
+        file = Full(moment)
+        file.fail("open")
+        return file
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(RuntimeError, match="no space is left for"):
+        fetch_archive(archives["2012"], tmp_path, num_attempts=2, backoff_s=0.01)
+    assert len(server.asked) == 1
 
 
 def test_an_impossible_folder_is_refused(tmp_path: Path, archives: dict[str, Archive]) -> None:

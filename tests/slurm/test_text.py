@@ -199,6 +199,27 @@ def test_sweep_trains_in_float_once_for_all_presets() -> None:
     assert "--array=0-7%2" in job_text(jobs[1], PLACE)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_each_run_of_a_sweep_links_to_its_own_float_training(turned: bool) -> None:
+    names = ["a", "a-seed1", "a-seed1-b", "a-seed1-int8"]
+    jobs = sweep(
+        configs=[(name, f"/s/{name}.py") for name in (names[::-1] if turned else names)],
+        presets=["int8", "b"],
+        seeds=[1, 11],
+        folder=Path("/r"),
+        profile=Profile(),
+        options={"train": [], "run": []},
+        cfg_options=[],
+    )
+    floats = {
+        Path(f"/r/{name}-seed{seed}-{preset}/float"): Path(f"/r/{name}-seed{seed}/float")
+        for name in names
+        for seed in (1, 11)
+        for preset in ("int8", "b")
+    }
+    assert float_links(jobs) == floats
+
+
 @pytest.mark.parametrize("name", ["gpu", "a100", "h100"])
 def test_included_profiles_make_a_job(name: str) -> None:
     profile = read_profile(name, {"nodes": 2, "time": None})

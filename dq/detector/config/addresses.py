@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping
-from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -17,7 +15,8 @@ from mmcv.runner.checkpoint import (
     get_torchvision_models,
 )
 
-log = logging.getLogger(__name__)
+from dq.data.disk import explained
+from dq.data.download import fetch_file
 
 
 def _open_mmlab(name: str) -> str:
@@ -46,6 +45,7 @@ def local_file(name: str) -> Path:
     Raises:
         ValueError: The address cannot be reached, its scheme is unknown, or mmcv does not list the
             model.
+        RuntimeError: The disk of the cache is full or broken.
     """
     kind, _, rest = name.partition("://")
     if not rest:
@@ -68,11 +68,12 @@ def _fetched(name: str, address: str) -> Path:
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(address).path).name
     if file.is_file():
         return file
-    log.info("fetching %s", address)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(address, str(file), progress=False)
-    except (OSError, ValueError, HTTPException) as error:  # the last two: a broken address
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{name} cannot be fetched ({reason})") from error
+        with explained(file.parent):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        fetch_file(address, file)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be fetched ({' '.join(str(error).split())})") from error
+    except RuntimeError as error:
+        raise RuntimeError(f"{name} cannot be fetched: {error} with TORCH_HOME") from error
     return file

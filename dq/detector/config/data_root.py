@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 def move_data_root(
     config: Config, of_environment: str | None, of_options: str | None
 ) -> str | None:
-    """Replace ``data_root`` at the start of every path in ``data`` by another folder.
+    """Replace the folder ``data_root`` in every path in ``data`` by another folder.
 
     mmdet does this for ``MMDET_DATASETS``. Here ``data_root`` of the command line does it too, and
     has priority: configs write ``data_root + 'annotations/...'``, which is already one string when
@@ -47,7 +47,12 @@ def move_data_root(
 
 def _moved(value: Any, root: str, goal: str) -> Any:
     if isinstance(value, str):
-        return goal + value[len(root) :] if value.startswith(root) else value
+        folder = root.rstrip("/")
+        if folder and value == folder != root:
+            return goal.rstrip("/") or goal
+        # A folder whose name only begins in the same way is another one.
+        is_inside = value == root or value.startswith(f"{folder}/")
+        return goal + value[len(root) :] if is_inside else value
     if isinstance(value, dict):
         return {key: _moved(item, root, goal) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,8 +50,12 @@ def format_results(
 ) -> list[Path]:
     """Write results in the format of the data set's benchmark, and return the files.
 
+    Each data set writes into an empty folder first, so these are its files alone. They replace
+    files of the same names.
+
     Args:
-        dataset: The evaluated data set; the parts of a concatenation write one set of files each.
+        dataset: The evaluated data set; the parts of a concatenation write one set of files each,
+            with their number in the name.
         results: Results of all images, in order.
         folder: Folder for the files, unless the settings contain a prefix (``jsonfile_prefix``,
             ``txtfile_prefix``).
@@ -60,21 +66,37 @@ def format_results(
         ValueError: The data set has no such format or settings.
     """
     parts, begin = list(leaves(dataset)), 0
-    folder.mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
     for number, leaf in enumerate(parts):
         own = list(results[begin : begin + len(leaf)])
         begin += len(leaf)
         key = _prefix_of(leaf)
-        name = "results" if len(parts) == 1 else f"results_{number}"
-        arguments = {key: str(folder / name), **settings}
-        if len(parts) > 1 and key in settings:
-            arguments[key] = f"{settings[key]}_{number}"
-        try:
-            with metrics_of_mmdet():
-                leaf.format_results(own_copy(own), **arguments)
-        except (KeyError, TypeError, AssertionError, ImportError) as error:
-            raise ValueError(f"{type(leaf).__name__}: {explain(error)}") from error
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+        prefix = settings.get(key) or str(folder / "results")
+        if not isinstance(prefix, str):
+            raise ValueError(
+                f"{key} is {prefix!r}; give DIR/NAME, the beginning of the files' names"
+            )
+        goal, name = os.path.split(prefix if len(parts) == 1 else f"{prefix}_{number}")
+        Path(goal).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=goal or ".", prefix=".format-") as new:
+            arguments = {**settings, key: os.path.join(new, name)}
+            try:
+                with metrics_of_mmdet():
+                    leaf.format_results(own_copy(own), **arguments)
+            except (KeyError, TypeError, AssertionError, ImportError) as error:
+                raise ValueError(f"{type(leaf).__name__}: {explain(error)}") from error
+            files += _moved(Path(new), Path(goal))
+    return sorted(set(files))
+
+
+def _moved(source: Path, goal: Path) -> list[Path]:
+    """Move all files of a folder, and return their new paths."""
+    files = [path for path in source.rglob("*") if path.is_file()]
+    moved = [goal / path.relative_to(source) for path in files]
+    for path, new in zip(files, moved, strict=True):
+        new.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(new)
+    return moved
 
 
 def _prefix_of(leaf: Any) -> str:

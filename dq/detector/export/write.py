@@ -81,12 +81,13 @@ def export_detector(
         parameters.update(qparams(head))
     ending = FORMATS[kind].ending if decode == "none" else f".{decode}{FORMATS[kind].ending}"
     paths = [folder / f"{name}{ending}"]
+    parameters_path = folder / f"{name}.qparams.json"
+    files = {parameters_path: (json.dumps(parameters, indent=1) + "\n").encode()}
     folder.mkdir(parents=True, exist_ok=True)
     if FORMATS[kind].module is None:
         content = {"meta": dict(metadata), INTEGER: integer_content(network)}
         content["parts"] = {part: integer_content(head) for part, head in heads.items()}
-        save_checkpoint(paths[0], content)
-        files: dict[Path, bytes] = {}
+        save_checkpoint(paths[0], content, beside=files)
     else:
         example = torch.zeros(1, input_channels(detector), *form.size)
         inputs = all_inputs_of_heads(detector, graph, example)
@@ -97,11 +98,8 @@ def export_detector(
                 raise ValueError(f"{part} runs on no boxes and cannot be exported")
             paths.append(part_path(paths[0], part))
             models[paths[-1]] = _onnx(head, inputs[part], kind, opset, metadata)
-        files = models
-    paths.append(folder / f"{name}.qparams.json")
-    files[paths[-1]] = (json.dumps(parameters, indent=1) + "\n").encode()
-    write_whole(files)
-    return paths
+        write_whole({**models, **files})
+    return [*paths, parameters_path]
 
 
 def _compiled_operator(network: fx.GraphModule) -> str:

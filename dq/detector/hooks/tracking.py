@@ -17,6 +17,7 @@ from dq.detector.step.rank_state import generators, set_generators
 from dq.detector.step.supervision import LOADING
 from dq.dist.exchange import collectives
 from dq.dist.exchange.data_parallel import unwrap
+from dq.dist.work.on_one_rank import run_on_rank
 from dq.quant.analysis.statistics import Integers, quantizer_figures
 from dq.quant.graph.quantized_graph import QuantizedGraph
 
@@ -95,12 +96,18 @@ class TrackingHook(LoggerHook):  # type: ignore[misc]
         return found
 
     def _measure(self, runner: Any, epoch: int) -> None:
-        """Measure all quantizers on the main rank; the others wait in their next collective."""
-        if self.figures is not None and collectives.is_main_rank():
+        """Measure all quantizers on the main rank; the others wait outside of any collective."""
+        figures = self.figures
+        if figures is None:
+            return
+
+        def work() -> None:
             watched = runner.companions.get("oscillation")
-            rows = self.figures.measure(unwrap(runner.model), oscillation=watched)
+            rows = figures.measure(unwrap(runner.model), oscillation=watched)
             done = runner.iter if self.by_epoch else runner.iter + 1
             runner.tracker.table(done, epoch, "epoch", rows)
+
+        run_on_rank(work)
 
 
 class Figures:

@@ -155,6 +155,11 @@ class TrainingLoader(DataLoader[Any]):
         self.__dict__["batch_size"] = options.samples_per_gpu
 
     @property
+    def max_bad_images(self) -> int:
+        """Number of different unreadable images that are allowed."""
+        return self._bad_images.allowed
+
+    @property
     def num_bad_images(self) -> int:
         """Number of different images of this rank's share that could not be read so far."""
         return len(self._bad_images.paths)

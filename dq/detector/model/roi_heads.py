@@ -119,7 +119,7 @@ def _float_heads(detector: nn.Module, graph: QuantizedGraph) -> list[str]:
     """Return the RoI heads, and other children of the RoI head, that are in no graph."""
     found = []
     for name, module in detector.named_modules():
-        if not name.startswith("roi_head.") or any(name.startswith(p) for p in graph.parts):
+        if not name.startswith("roi_head.") or any(_is_in(name, part) for part in graph.parts):
             continue
         if isinstance(module, NORMS):
             continue
@@ -127,6 +127,11 @@ def _float_heads(detector: nn.Module, graph: QuantizedGraph) -> list[str]:
             parts = name.split(".")
             found.append(".".join(parts[: 3 if len(parts) > 2 and parts[2].isdigit() else 2]))
     return list(dict.fromkeys(found))
+
+
+def _is_in(name: str, part: str) -> bool:
+    """Return whether the module is the part or inside it; stage 10 is not inside stage 1."""
+    return name == part or name.startswith(f"{part}.")
 
 
 @torch.no_grad()

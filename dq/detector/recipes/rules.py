@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from dq.names import hint
+from dq.names import hint, is_one_of
 
 # Sections of `quant` in which a user's keys replace a recipe's one by one.
 MERGED = ("schedule", "ema", "distill", "oscillation")
@@ -86,7 +86,7 @@ def rule_named(name: Any) -> Rule:
     Raises:
         ValueError: There is none; the message names the closest one.
     """
-    if not isinstance(name, str) or name not in RULES:
+    if not is_one_of(name, RULES):
         raise ValueError(f"quant.recipe {name!r} does not exist; {hint(str(name), RULES)}")
     return RULES[name]
 

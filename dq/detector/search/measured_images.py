@@ -7,6 +7,7 @@ than it is.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,8 +26,9 @@ log = logging.getLogger(__name__)
 
 # Largest number of training images that are used instead of a validation set.
 SPLIT_IMAGES = 500
-# Settings that decide which images a data set has.
-_IDENTITY = ("ann_file", "img_prefix", "data_root", "ann_subdir", "img_subdir")
+# Settings that decide which images a data set has: paths below its ``data_root``, and names.
+_PATHS = ("ann_file", "img_prefix")
+_FOLDERS = ("ann_subdir", "img_subdir")
 
 
 def measured_images(config: Config, *, calibrated_on: int, seed: int) -> Any:
@@ -70,8 +72,17 @@ def _is_test_set(config: Config) -> bool:
     return any(part in test for part in val)
 
 
-def _images_of(section: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{key: part.get(key) for key in _IDENTITY} for part in innermost(section)]
+def _images_of(section: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [_file(part.get("data_root"), part.get(key)) for key in _PATHS]
+        + [os.path.normpath(str(part.get(key) or "")) for key in _FOLDERS]
+        for part in innermost(section)
+    ]
+
+
+def _file(root: Any, name: Any) -> str:
+    """Return the same text for all spellings of a file: relative, absolute, or through a link."""
+    return os.path.realpath(os.path.join(str(root or ""), str(name or "")))
 
 
 def _part(dataset: Any, chosen: Sequence[int]) -> Any:

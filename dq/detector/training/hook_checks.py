@@ -84,10 +84,10 @@ def check_hooks(runner: Any, detector: nn.Module, dataset: Any, device: torch.de
                 " into the config's model"
             )
         if isinstance(hook, SetEpochInfoHook):
-            _need(detector, "set_epoch", name, "no such hook")
+            _need(detector, "set_epoch", name)
         if isinstance(hook, YOLOXModeSwitchHook) and _switches(runner, hook):
             _need(dataset, "update_skip_type_keys", name, "a MultiImageMixDataset")
-            _need(detector, "bbox_head", name, "no such hook")
+            _need(detector, "bbox_head", name)
         if isinstance(hook, LrUpdaterHook) and hook.warmup_by_epoch and not runner.counts_epochs:
             raise ValueError(
                 f"lr_config: warmup_by_epoch needs a runner that counts epochs, not {name} with"
@@ -99,10 +99,13 @@ def _switches(runner: Any, hook: Any) -> bool:
     return bool(runner.counts_epochs and runner.max_epochs > hook.num_last_epochs)
 
 
-def _need(owner: Any, method: str, hook: str, fix: str) -> None:
+def _need(owner: Any, method: str, hook: str, other: str = "") -> None:
+    """Raise ValueError if the method is missing; ``other`` says what would have it."""
     if not hasattr(owner, method):
+        mend = f"use {other}, or remove" if other else "remove"
         raise ValueError(
-            f"custom_hooks: {hook} needs {method}, which {type(owner).__name__} lacks; use {fix}"
+            f"custom_hooks: {hook} needs {method}, which {type(owner).__name__} lacks; {mend} this"
+            " hook from custom_hooks"
         )
 
 

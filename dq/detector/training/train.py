@@ -184,9 +184,10 @@ def _loaders(config: Config, loader: TrainingLoader, seed: int) -> list[Training
         raise ValueError(
             f"workflow is {config.workflow}; use [('train', 1)] or [('train', 1), ('val', 1)]"
         )
+    max_bad = loader.max_bad_images
     return [
         loader
         if mode == "train"
-        else training_loader(config, validation_loss_dataset(config), seed=seed)
+        else training_loader(config, validation_loss_dataset(config), seed=seed, max_bad=max_bad)
         for mode in modes
     ]

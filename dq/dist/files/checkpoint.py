@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,7 +21,11 @@ log = logging.getLogger(__name__)
 
 
 def save_checkpoint(
-    path: str | os.PathLike[str], content: Mapping[str, object], *, note: str = ""
+    path: str | os.PathLike[str],
+    content: Mapping[str, object],
+    *,
+    note: str = "",
+    beside: Mapping[Path, bytes] = MappingProxyType({}),
 ) -> None:
     """Write a checkpoint whole or not at all, with its checksum in `<path>.sha256`.
 
@@ -33,6 +38,8 @@ def save_checkpoint(
             trusting the file.
         note: A line for `note_of`, which reads it without reading the checkpoint. It is written to
             the checksum file as a comment that `sha256sum --check` ignores.
+        beside: Other files that belong to it, in existing folders: either all files are written, or
+            none.
 
     Raises:
         RuntimeError: The disk is full or cannot be written; the message says why.
@@ -42,12 +49,14 @@ def save_checkpoint(
     handled = sys.exception()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with drafts(path, sidecar) as (draft, draft_of_sidecar):
+        with drafts(path, sidecar, *beside) as (draft, draft_of_sidecar, *others):
+            for other, other_content in zip(others, beside.values(), strict=True):
+                other.write_bytes(other_content)
             with draft.open("wb") as file:
                 torch.save(dict(content), file)
             comment = f"# {note}\n" if note else ""
             draft_of_sidecar.write_text(f"{_sha256(draft)}  {path.name}\n{comment}")
-            for written in (draft, draft_of_sidecar):
+            for written in (draft, draft_of_sidecar, *others):
                 flush(written)
             # A crash after this line leaves a whole file without a checksum, never a wrong one.
             sidecar.unlink(missing_ok=True)

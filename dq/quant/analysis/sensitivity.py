@@ -108,12 +108,12 @@ def noises_alone(
         batches: As for `sensitivities`; inputs of the part.
         names: Names of quantizers of this network.
     """
-    with restored_state(graph.quantizers, even_when_done=False):
+    shown = Progress("sensitivity", len(batches) * len(names), "run[s]")
+    with restored_state(graph.quantizers, even_when_done=False), shown:
         set_phase(graph.quantizers, Phase.OFF)
         runs = PartialRuns(graph, names)
         signal: Tensor | float = 0.0
         errors: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
-        shown = Progress("sensitivity", len(batches) * len(names), "run[s]")
         for batch in batches:
             plain = runs.in_float(batch)
             targets = floating_tensors(plain.outputs)

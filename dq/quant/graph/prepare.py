@@ -12,7 +12,6 @@ several pyramid levels share has one weight quantizer, and one activation range 
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,8 +19,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from dq.counted import counted
 from dq.quant.graph.comparison import DifferenceError, Reference, refuse_difference
 from dq.quant.graph.functions import find_functions
+from dq.quant.graph.known.calls import call_numbers, describe_computations_, owner_of
 from dq.quant.graph.known.position import positions
 from dq.quant.graph.known.signs import moved_inputs, never_negative
 from dq.quant.graph.per_channel.channel_scales import insert_channel_scales_
@@ -115,7 +116,7 @@ def _prepared(root: nn.Module, recipe: Recipe, traced: Traced, part: str = "") -
     work = _Preparation(root, recipe, traced.graph, part=part)
     work.rewrite()
     if traced.training_graph is not None:
-        _Preparation(root, recipe, traced.training_graph, create=False, part=part).rewrite()
+        _Preparation(root, recipe, traced.training_graph, first=work, part=part).rewrite()
     prepared = QuantizedGraph(root, traced, tuple(work.sites))
     _move_to_device_of_weights_(root)
     for module in getattr(root, CONTAINER).modules():
@@ -159,7 +160,7 @@ def prepare_part(
 
 def _move_to_device_of_weights_(root: nn.Module) -> None:
     """Put all quantizers on the device of the model's first parameter."""
-    weight = next((p for n, p in root.named_parameters() if not n.startswith(CONTAINER)), None)
+    weight = next((p for n, p in root.named_parameters() if n.split(".")[0] != CONTAINER), None)
     if weight is not None:
         getattr(root, CONTAINER).to(weight.device)
 
@@ -171,7 +172,8 @@ class _Preparation:
         root: The model; new quantizers go to its child ``quantizers``.
         recipe: Which module gets which integer format.
         graph: Changed in place.
-        create: Make quantizers. False uses only those that another graph of the model made.
+        first: The preparation of the graph that made the quantizers; this one only uses them. None
+            makes them.
         part: Name of the part whose graph it is, empty for the model's.
     """
 
@@ -181,25 +183,28 @@ class _Preparation:
         recipe: Recipe,
         graph: fx.Graph,
         *,
-        create: bool = True,
+        first: _Preparation | None = None,
         part: str = "",
     ) -> None:
-        self.root, self.recipe, self.graph, self.create = root, recipe, graph, create
+        self.root, self.recipe, self.graph = root, recipe, graph
+        self.first, self.create = first, first is None
         self.sites: list[Site] = []
         self.quantizers: nn.ModuleDict = getattr(root, CONTAINER)
-        self.calls: dict[str, int] = {}
+        self.computes: dict[fx.Node, str] = {}
+        self.calls: dict[str, list[fx.Node]] = {}
         self.owner: dict[fx.Node, str] = {}
         for node in graph.nodes:
             inside = f"{part}." if part and node.op == "placeholder" else ""
-            self.owner[node] = inside + _owner(node)
+            self.owner[node] = inside + owner_of(node)
         self.kinds = {name: type(m).__name__ for name, m in root.named_modules()}
         self._describe_new_nodes()
-        if create and not part:
+        if self.create and not part:
             recipe.check_rules(self.kinds)
 
     def _describe_new_nodes(self) -> None:
-        """Find the positions of all nodes, and the kinds of what produces them."""
+        """Find positions, kinds and computations of the nodes."""
         self.positions = positions(self.root, self.graph)
+        describe_computations_(self.graph, self.computes)
         for node in self.graph.nodes:
             if node in self.owner:
                 kind = getattr(node.target, "__name__", node.op)
@@ -210,7 +215,7 @@ class _Preparation:
         self.quantize_layers()
         self.quantize_activations()
         if self.recipe.free_clips:
-            free_clips_(self.root, self.graph, self.quantizers)
+            free_clips_(self.root, self.graph, self.quantizers, create=self.create)
         insert_channel_scales_(self.root, self.graph, self.recipe.scaled)
         remove_dead_code(self.graph)
         self.graph.lint()
@@ -278,6 +283,7 @@ class _Preparation:
             new = self.graph.call_module(f"{CONTAINER}.{site.name}", tuple(arguments))
         self.owner[new] = target
         self.positions[new] = self.positions[node]
+        self.computes[new] = self.computes[last]
         last.replace_all_uses_with(new)
         if norm is not None:
             self.graph.erase_node(norm)
@@ -331,19 +337,43 @@ class _Preparation:
         if not self.recipe.zero_points:
             self.never_negative = never_negative(self.root, self.graph, functions)
             self.moved_inputs = moved_inputs(self.root, self.graph)
-        for node in list(self.graph.nodes):
+        for node in self.graph.nodes:
             if node in wanted:
-                self._insert(node, bounds.get(node))
+                self.calls.setdefault(self.owner[node], []).append(node)
+        numbers = {
+            node: number
+            for owner, nodes in self.calls.items()
+            for node, number in zip(nodes, self._numbers(owner), strict=True)
+        }
+        for node in list(self.graph.nodes):
+            number = numbers.get(node)
+            if number is not None:
+                self._insert(node, number, bounds.get(node))
+
+    def _numbers(self, owner: str) -> list[int | None]:
+        """Return the number of each of the owner's calls; None for one that stays in float."""
+        own = [self.computes[node] for node in self.calls[owner]]
+        if self.first is None:
+            return list(range(len(own)))
+        first = [self.first.computes[node] for node in self.first.calls.get(owner, ())]
+        try:
+            return call_numbers(first, own)
+        except LookupError:
+            if all(s.module != owner for s in self.first.sites if s.kind == "activation"):
+                return [None] * len(own)
+        raise TraceError(
+            f"{owner} runs {counted(len(own), 'time[s]')} in training and"
+            f" {counted(len(first), 'time[s]')} in evaluation, and nothing tells which are the same"
+            " runs; let training use a copy of the module, or leave it in float by a rule"
+        )
 
     def _is_quantized(self, node: fx.Node) -> bool:
         weight = weight_node(node)
         module = module_of(self.root, node if weight is None else weight)
         return isinstance(module, QuantizedLayer | WeightQuantizer)
 
-    def _insert(self, node: fx.Node, bounds: tuple[float, float] | None) -> None:
+    def _insert(self, node: fx.Node, call: int, bounds: tuple[float, float] | None) -> None:
         owner = self.owner[node]
-        call = self.calls.get(owner, 0)
-        self.calls[owner] = call + 1
         name = _key(f"{owner}#{call}" if call else owner) + ".out"
         kind = self.kinds[owner]
         spec = self.recipe.activation_spec(owner, kind, self.positions[node], _key(name))
@@ -365,22 +395,6 @@ class _Preparation:
         new.args = (node,)
 
 
-def _owner(node: fx.Node) -> str:
-    """Return the qualified name of what produced the node's value.
-
-    A function's name is the module that calls it and its own name. torch.fx's number is left out,
-    because it counts over the whole graph and differs between training and evaluation.
-    """
-    if node.op == "call_module":
-        return str(node.target)
-    if node.op == "placeholder":
-        return node.name
-    stack = node.meta.get("nn_module_stack")
-    inside = next(reversed(stack.values()))[0] if stack else ""
-    function = re.sub(r"_\d+$", "", node.name.removeprefix(_key(inside, "_") + "_"))
-    return f"{inside}.{function}" if inside else function
-
-
-def _key(name: str, separator: str = "/") -> str:
+def _key(name: str) -> str:
     """Return a name that nn.Module accepts for a child module."""
-    return name.replace(".", separator)
+    return name.replace(".", "/")

@@ -164,7 +164,7 @@ class HistogramObserver(MovingAverageObserver):
     @property
     def records_extremes(self) -> bool:
         """Whether `observe` only updates the extremes, as in a training after calibration."""
-        return not self.collects
+        return not self.collects and type(self).observe is HistogramObserver.observe
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -75,11 +75,10 @@ def walk(
     reference = float_copy(graph.root)
     given_plain = batches if plain_batches is None else plain_batches
     layers = {f"{CONTAINER}.{entry[0].name}": entry for entry in graph.layers()}
-    shown = Progress(what, len(layers), "layer[s]")
     readers = Counter(n for node in graph.graph.nodes for n in node.all_input_nodes)
     plain: dict[fx.Node, list[Any]] = {}
     fake_quantized: dict[fx.Node, list[Any]] = {}
-    with fake_quantizing(graph):
+    with fake_quantizing(graph), Progress(what, len(layers), "layer[s]") as shown:
         for group in _groups(graph):
             inputs: list[Tensor] = []
             targets: list[Tensor] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from dq.names import hint
+from dq.names import hint, is_one_of
 from dq.quant.graph.nodes import Given
 from dq.quant.graph.quantized_graph import QuantizedGraph
 
@@ -118,7 +118,7 @@ class Repair:
 
     def __post_init__(self) -> None:
         for step in self.steps:
-            if step not in STEPS:
+            if not is_one_of(step, STEPS):
                 raise ValueError(f"quant.repairs: {step!r} does not exist; {hint(step, STEPS)}")
         fewest = min(self.rounding_steps, self.most_scaled, self.reconstruction_steps)
         if self.images < 1 or fewest < 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dq.names import hint
+from dq.names import hint, is_one_of
 from dq.quant.recipes.recipe import Recipe
 from dq.quant.targets.registry import TARGETS
 from dq.quant.targets.target import INT8_ACTIVATION, INT8_WEIGHT, Target
@@ -55,6 +55,6 @@ def preset(name: str) -> Recipe:
     Raises:
         ValueError: There is none; the message names the closest one.
     """
-    if name not in PRESETS:
+    if not is_one_of(name, PRESETS):
         raise ValueError(f"quant.preset {name!r} does not exist; {hint(name, PRESETS)}")
     return PRESETS[name]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from dq.names import hint
+from dq.names import hint, is_one_of
 from dq.quant.numerics.spec import QuantSpec
 from dq.quant.observers.fixed import FixedObserver
 from dq.quant.observers.histogram import HistogramObserver, PercentileObserver
@@ -73,7 +73,7 @@ class Rule:
         quantize: False leaves weight and output in float.
 
     Raises:
-        ValueError: The position does not exist.
+        ValueError: The position does not exist, or a pattern is no text.
     """
 
     module: str = "*"
@@ -85,7 +85,10 @@ class Rule:
     quantize: bool = True
 
     def __post_init__(self) -> None:
-        if self.position is not None and self.position not in POSITIONS:
+        for key, pattern in (("module", self.module), ("type", self.type or "")):
+            if not isinstance(pattern, str):
+                raise ValueError(f"a rule's {key} is {pattern!r}; give one name or shell pattern")
+        if self.position is not None and not is_one_of(self.position, POSITIONS):
             raise ValueError(
                 f"a rule's position is {self.position!r}; {hint(self.position, POSITIONS)}"
             )
@@ -150,16 +153,16 @@ class Recipe:
     scaled: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        if self.observer not in OBSERVERS:
+        if not is_one_of(self.observer, OBSERVERS):
             raise ValueError(
                 f"observer {self.observer!r} does not exist; {hint(self.observer, OBSERVERS)}"
             )
-        if self.weight_range not in WEIGHT_RANGES:
+        if not is_one_of(self.weight_range, WEIGHT_RANGES):
             raise ValueError(
                 f"weight_range {self.weight_range!r} does not exist;"
                 f" {hint(self.weight_range, WEIGHT_RANGES)}"
             )
-        if self.learned is not None and self.learned not in LEARNED:
+        if self.learned is not None and not is_one_of(self.learned, LEARNED):
             raise ValueError(
                 f"learned {self.learned!r} does not exist; {hint(self.learned, LEARNED)}"
             )

@@ -12,7 +12,7 @@ import inspect
 import torch
 from torch import Tensor
 
-from dq.names import hint
+from dq.names import hint, is_one_of
 from dq.quant.observers.min_max import MinMaxObserver, update_ranges_
 from dq.quant.recipes.presets import PRESETS, preset_for
 from dq.quant.recipes.recipe import OBSERVERS, new_observer
@@ -78,7 +78,7 @@ def register_target(target: Target) -> None:
         raise ValueError(
             f"target {name!r} exists already, as a target or a preset; choose another name"
         )
-    if target.observer not in OBSERVERS:
+    if not is_one_of(target.observer, OBSERVERS):
         raise ValueError(
             f"target {name!r}: observer {target.observer!r} does not exist;"
             f" {hint(str(target.observer), OBSERVERS)}"

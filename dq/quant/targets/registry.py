@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from dq.names import hint
+from dq.names import hint, is_one_of
 from dq.quant.targets.as_written import TARGET as AS_WRITTEN
 from dq.quant.targets.target import Target
 
@@ -37,6 +37,6 @@ def target_of(name: str) -> Target:
     """
     if name == AS_WRITTEN.name:  # In checkpoints only.
         return AS_WRITTEN
-    if name not in TARGETS:
+    if not is_one_of(name, TARGETS):
         raise ValueError(f"quant.target {name!r} does not exist; {hint(name, TARGETS)}")
     return TARGETS[name]

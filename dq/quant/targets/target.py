@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from dq.names import hint
+from dq.names import hint, is_one_of
 from dq.quant.numerics.activation_functions import FUNCTIONS, Bounds
 from dq.quant.numerics.spec import QuantSpec
 
@@ -108,8 +108,8 @@ class Target:
             ("splits", SPLITTABLE),
             ("fixed", KINDS),
         ):
-            for kind in sorted(getattr(self, key)):
-                if kind not in known:
+            for kind in sorted(getattr(self, key), key=str):
+                if not is_one_of(kind, known):
                     raise ValueError(
                         f"target {self.name!r}: {kind!r} in {key} is not possible;"
                         f" {hint(kind, known)}"

@@ -72,6 +72,25 @@ def test_data_root_is_changed_by_environment_and_option(
     assert read_config(path).data.test.img_prefix == "data/coco/images"
 
 
+@pytest.mark.parametrize("root", ["data/coco", "data/coco/", "/data/coco", "/data/coco/"])
+@pytest.mark.parametrize(
+    ("inside", "moves"),
+    [("", True), ("/", True), ("/a.json", True), ("/b/c", True)]
+    + [(end, False) for end in ("_extra/x.json", "2017/x.json", ".json", "-old", "s/")],
+)
+@pytest.mark.parametrize("goal", ["/new", "/new/"])
+def test_data_root_is_a_folder_not_a_beginning(
+    root: str, inside: str, moves: bool, goal: str, tmp_path: Path
+) -> None:
+    given = root.rstrip("/") + inside
+    path = write(tmp_path, f"data_root = {root!r}\ndata = dict(val=dict(ann_file={given!r}))\n")
+    found = read_config(path, [f"data_root={goal}"]).data.val.ann_file
+    if moves:
+        assert Path(found) == Path(f"/new{inside}")
+    else:
+        assert found == given
+
+
 @pytest.mark.parametrize(
     ("module", "allowed", "message"),
     [

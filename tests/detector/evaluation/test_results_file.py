@@ -1,4 +1,4 @@
-"""Drawings stay in their folder, whatever the annotations call the images."""
+"""Drawings stay in their folder; files of a format are those of this evaluation, where asked."""
 
 from __future__ import annotations
 
@@ -96,3 +96,67 @@ def test_parts_that_are_evaluated_together_have_files_of_their_own(
         f"{name}_0.json": "1",
         f"{name}_1.json": "2",
     }
+
+
+class Writes:
+    """A data set whose format is files beside the prefix, below it and in another folder."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def format_results(self, results: list[Any], txtfile_prefix: str | None = None) -> None:
+        assert txtfile_prefix is not None
+        names = (f"{txtfile_prefix}.json", f"{txtfile_prefix}/a.txt")
+        for name in (*names, f"{Path(txtfile_prefix).parent}/panoptic/b.png"):
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).write_text(str(results))
+
+
+def all_files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("before", [[], ["old.json", "results.json", "panoptic/b.png"]])
+@pytest.mark.parametrize("prefix", [None, "results", "mine/run", "formatted/x"])
+def test_the_files_of_a_format_are_those_that_were_written(
+    prefix: str | None, before: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("formatted", "mine", "."):
+        for name in before:
+            path = tmp_path / place / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("old")
+    earlier = all_files(tmp_path)
+    settings = {} if prefix is None else {"txtfile_prefix": prefix}
+    found = format_results(Writes(2), [1, 2], tmp_path / "formatted", settings)
+    asked = prefix or "formatted/results"
+    wanted = {f"{asked}.json", str(Path(asked, "a.txt"))}
+    wanted.add(str(Path(f"{asked}x").parent / "panoptic/b.png"))
+    assert {str(Path(tmp_path, path).relative_to(tmp_path)) for path in found} == wanted
+    assert all_files(tmp_path) == earlier | wanted
+    assert {Path(path).read_text() for path in found} == {"[1, 2]"}
+
+
+@pytest.mark.parametrize("prefix", [None, "mine/run"])
+def test_parts_of_a_concatenation_keep_their_files(
+    prefix: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "dq.detector.evaluation.results_file.leaves", lambda _: [Writes(1), Writes(2)]
+    )
+    settings = {} if prefix is None else {"txtfile_prefix": prefix}
+    format_results(None, [1, 2, 3], tmp_path / "formatted", settings)
+    asked = prefix or "formatted/results"
+    assert Path(f"{asked}_0.json").read_text() == "[1]"
+    assert Path(f"{asked}_1.json").read_text() == "[2, 3]"
+
+
+@pytest.mark.parametrize("prefix", [3, True, ["a"]])
+def test_a_prefix_that_is_no_text_is_refused(prefix: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"txtfile_prefix is .*; give DIR/NAME"):
+        format_results(Writes(1), [1], tmp_path, {"txtfile_prefix": prefix})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,49 @@ def test_without_one_training_images_are_measured_that_calibration_does_not_use(
         for info in (found.get_ann_info(index) for index in range(len(found)))
     ]
     assert found.evaluate(perfect)["mAP"] == pytest.approx(1.0)
+
+
+def moved(section: Any, change: Callable[[str], str]) -> None:
+    section.ann_file, section.img_prefix = change(section.ann_file), change(section.img_prefix)
+
+
+def below_root(section: Any) -> None:
+    root = Path(section.img_prefix)
+    moved(section, lambda path: str(Path(path).relative_to(root)))
+    section.data_root = str(root)
+
+
+def linked(section: Any) -> None:
+    Path("link").symlink_to(section.img_prefix)
+    moved(section, lambda path: path.replace(section.img_prefix, "link"))
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda section: moved(section, os.path.relpath),
+        lambda section: moved(section, lambda path: path.replace("/Main/", "/Main/../Main//")),
+        lambda section: moved(section, lambda path: path if path.endswith(".txt") else f"{path}/"),
+        below_root,
+        linked,
+        lambda section: section.update(img_subdir="JPEGImages/", data_root=None),
+    ],
+)
+@pytest.mark.parametrize("changed", ["val", "test"])
+def test_the_test_set_is_recognised_however_it_is_written(
+    plan: Config,
+    spell: Callable[[Any], None],
+    changed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan.data["test"].img_subdir = "JPEGImages"
+    plan.data["val"] = copy.deepcopy(plan.data["test"])
+    spell(plan.data[changed])
+    measured_images(plan, calibrated_on=10, seed=0)
+    assert "data.val is data.test: the search measures on 14 images of data.train" in caplog.text
 
 
 def test_a_small_training_set_is_divided_in_two(plan: Config) -> None:

@@ -1,1 +1,1 @@
-"""What is known of a graph's values before any quantizer: their position, and their sign."""
+"""What is known of a graph's values before any quantizer: position, sign, and whose call."""

@@ -44,17 +44,23 @@ def is_relu6(root: nn.Module, node: fx.Node) -> bool:
     return clip_of(root, node) == (0.0, LIMIT)
 
 
-def free_clips_(root: nn.Module, graph: fx.Graph, quantizers: nn.ModuleDict) -> int:
+def free_clips_(
+    root: nn.Module, graph: fx.Graph, quantizers: nn.ModuleDict, *, create: bool = True
+) -> None:
     """Replace each ReLU6 that is the only reader of a convolution by a `ChannelClip`, in the graph.
 
     Args:
         root: The model; its own modules do not change.
         graph: Changed in place; its layers are quantized layers already.
-        quantizers: Gets the clips, named after their layers.
-
-    Returns:
-        The number of replacements.
+        quantizers: Gets the clips, named after their layers and numbered.
+        create: Make clips. False uses those of the model's other graph. Equalization changes limits
+            only after a layer that this graph calls once, so further calls share the last clip.
     """
+    made: dict[str, list[str]] = {}
+    if not create:
+        for name, module in quantizers.named_children():
+            if isinstance(module, ChannelClip):
+                made.setdefault(name.rpartition("#")[0], []).append(name)
     replaced = 0
     for node in list(graph.nodes):
         if not is_relu6(root, node) or not node.all_input_nodes:
@@ -67,12 +73,18 @@ def free_clips_(root: nn.Module, graph: fx.Graph, quantizers: nn.ModuleDict) -> 
         layer = root.get_submodule(str(layer_node.target))
         if not isinstance(layer, nn.Conv2d):
             continue
-        name = f"{str(source.target).partition('.')[2]}#{replaced}/clip"
-        if name not in quantizers:
-            quantizers[name] = ChannelClip(layer.out_channels)
+        container, _, layer_name = str(source.target).partition(".")
+        if create:
+            name = f"{layer_name}#{replaced}/clip"
+            if name not in quantizers:
+                quantizers[name] = ChannelClip(layer.out_channels)
+        else:
+            others = made.get(layer_name)
+            if not others:
+                continue
+            name = others.pop(0) if len(others) > 1 else others[0]
         with graph.inserting_after(node):
-            new = graph.call_module(f"{str(source.target).partition('.')[0]}.{name}", (source,))
+            new = graph.call_module(f"{container}.{name}", (source,))
         node.replace_all_uses_with(new)
         graph.erase_node(node)
         replaced += 1
-    return replaced

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dq.progress import Progress
+from dq.progress import progress
 from dq.quant.graph.nodes import Given, as_tuple, computed, is_shape, module_of
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.channel_effects import signed_sum
@@ -80,13 +80,12 @@ def reconstruct_(
     blocks = blocks_of(graph)
     run = _Run(graph, images, plain_images, blocks, reference)
     generator = torch.Generator().manual_seed(0)
-    better, shown = 0, Progress("reconstruction", len(blocks), "block[s]")
-    for number, block in enumerate(blocks, start=1):
+    better = 0
+    for number, block in enumerate(progress(blocks, "reconstruction", "block[s]"), start=1):
         before, after = run.reconstruct(block, steps, generator)
         run.forget(number)
         better += after < before
         log.info("block %d: relative error %.4g -> %.4g", number, before, after)
-        shown.advance()
     set_phase(graph.quantizers, Phase.FROZEN)
     return better
 
