@@ -56,9 +56,12 @@ def check_value(
         annotation: Such as ``int | None``.
         more: What the message says too: ``known`` are the names to choose from, ``least`` and
             ``above`` the limits of a number, ``words`` what to call the value. With ``one``, a
-            single text counts as a list of one.
+            single text counts as a list of one; with ``digits``, a number counts as a text,
+            because the command line gives digits as a number.
     """
-    if fits(value, annotation) or (more.get("one") and isinstance(value, str)):
+    is_one = bool(more.get("one")) and isinstance(value, str)
+    is_digits = bool(more.get("digits")) and type(value) in (int, float)
+    if is_one or is_digits or fits(value, annotation):
         return
     words = more.get("words") or words_of(annotation)
     words += f" from {more['least']}" if "least" in more else ""

@@ -20,9 +20,9 @@ class Tracking:
         finish_s: Seconds that the end of a command may wait for W&B.
     """
 
-    project: str | None = None
-    entity: str | None = None
-    experiment: str | None = None
+    project: str | None = field(default=None, metadata={"digits": True})
+    entity: str | None = field(default=None, metadata={"digits": True})
+    experiment: str | None = field(default=None, metadata={"digits": True})
     tags: tuple[str, ...] = field(default=(), metadata={"one": True})
     quantizer_images: int = 4
     prediction_images: int = 8
@@ -30,6 +30,9 @@ class Tracking:
     finish_s: float = 30.0
 
     def __post_init__(self) -> None:
+        for name in ("project", "entity", "experiment"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else str(value))
         for name in ("quantizer_images", "prediction_images"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:

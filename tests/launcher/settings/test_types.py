@@ -52,7 +52,14 @@ def whole(section: str, key: str, value: Any) -> tuple[str, Any, str]:
 def is_allowed(section: str, key: str, value: Any) -> bool:
     """Return whether the key's annotation allows a value, or its list allows a single text."""
     annotation, more = type_of(section, key)
-    return fits(value, annotation) or bool(more.get("one") and isinstance(value, str))
+    is_one = more.get("one") and isinstance(value, str)
+    is_digits = more.get("digits") and type(value) in (int, float)
+    return fits(value, annotation) or bool(is_one or is_digits)
+
+
+def test_a_name_of_digits_is_a_text() -> None:
+    found = tracking({"experiment": 2024, "project": 1.5, "entity": None})
+    assert (found.experiment, found.project, found.entity) == ("2024", "1.5", None)
 
 
 @pytest.mark.parametrize(("section", "key"), NAMES, ids=".".join)
@@ -126,7 +133,9 @@ def options() -> Iterator[tuple[str, str, str]]:
 
 def _passes(text: str, annotation: Any, more: Any) -> bool:
     value = {"x": "x", "5": 5, "[5]": [5]}[text]
-    return fits(value, annotation) or bool(more.get("one") and isinstance(value, str))
+    is_digits = more.get("digits") and type(value) is int
+    is_one = more.get("one") and isinstance(value, str)
+    return fits(value, annotation) or bool(is_digits or is_one)
 
 
 @pytest.mark.parametrize(("section", "key", "text"), options())
