@@ -107,11 +107,18 @@ def words_of(annotation: Any) -> str:
         words = [word for each in inner for word in words_of(each).split(" or ")]
         return f"{', '.join(words[:-1])} or {words[-1]}"
     if origin is tuple:
-        each = "" if inner[0] is Any else words_of(inner[0]).removeprefix("a ")
-        return f"a list of {each}s" if each else "a list"
+        if inner[0] is Any:
+            return "a list"
+        kinds = get_args(inner[0]) if get_origin(inner[0]) in _UNIONS else (inner[0],)
+        return f"a list of {' and '.join(map(_several, kinds))}"
     if is_dataclass(annotation) or _is_mapping(annotation):
         return "a dict"
     return _WORDS[annotation]
+
+
+def _several(annotation: Any) -> str:
+    lists = get_origin(annotation) is tuple
+    return "lists" if lists else f"{words_of(annotation).removeprefix('a ')}s"
 
 
 def _is_plain(annotation: Any) -> bool:

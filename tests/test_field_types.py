@@ -45,6 +45,12 @@ class Outer:
         (tuple[str, ...], [[], (), ["a"], ("a",)], ["a", None, [1], {"a": 1}], "a list of texts"),
         (tuple[Inner, ...], [[{}], [ConfigDict(number=1)]], [[1], {}], "a list of dicts"),
         (tuple[Any, ...] | None, [None, [5, "a"]], ["a", 5, {}], "a list or None"),
+        (
+            tuple[Inner | tuple[Any, ...], ...],
+            [[], [{}, [{}]]],
+            [["a"], {}],
+            "a list of dicts and lists",
+        ),
         (Inner, [{}, ConfigDict(number="x")], [None, [], True], "a dict"),
         (Mapping[str, Any], [{}, {"a": 1}], [{1: 1}, [("a", 1)]], "a dict"),
         (Mapping, [{}, {1: 1}], [None, "a"], "a dict"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dq.counted import form
+from dq.counted import counted, form
 from dq.detector.config.registry_errors import explain
 from dq.detector.data.class_names import class_list
 from dq.detector.data.datasets import dataset_of
@@ -217,8 +217,9 @@ def _input_boxes(dataset: Any, places: Sequence[int], seed: int) -> tuple[list[I
     note = ""
     if failed:
         note = (
-            f"The boxes of {len(failed)} of {len(chosen)} images are not compared, because the"
-            f" pipeline fails on {form(len(failed), '[it|them]')}; first: {failed[0]}"
+            f"The boxes of {len(failed)} of {counted(len(chosen), 'image[s] [is|are]')} not"
+            f" compared, because the pipeline fails on {form(len(failed), '[it|them]')};"
+            f" first: {failed[0]}"
         )
         log.warning("anchors: %s", note)
     boxes = grouped(

@@ -49,6 +49,7 @@ ALLOWED = {
     ("dq/quant/graph/trace.py", "setattr"): "completes a class below its definition",
     ("dq/quant/graph/trace.py", "setattr linecache.cache"): "lines of a graph in a traceback",
     ("dq/quant/training/distillation.py", "setattr"): "a frozen dataclass completes itself",
+    ("dq/tracking/record/settings.py", "setattr"): "a frozen dataclass completes itself",
     ("dq/quant/training/schedule.py", "setattr"): "a frozen dataclass completes itself",
     ("dq/detector/instance_methods.py", "setattr vars"): "the one place that replaces methods",
     (

@@ -19,6 +19,8 @@ OTHERS = {
     ("dq/quant/verify/onnxruntime_session.py", "TemporaryDirectory"): "a scratch folder of its own",
     ("dq/quant/latency/onnx_runtime.py", "TemporaryDirectory"): "a scratch folder of its own",
     ("dq/tracking/wandb_copy/relay_process.py", "mkdtemp"): "a scratch folder of its own",
+    ("dq/detector/evaluation/results_file.py", "TemporaryDirectory"): "mmdet chooses its files",
+    ("dq/detector/evaluation/results_file.py", "replace"): "moves mmdet's files to their folder",
     ("dq/data/download.py", ".tmp"): "a part that the next attempt goes on with, under a lock",
     ("dq/data/download.py", "replace"): "a part that has come whole",
     ("dq/data/voc.py", "replace"): "moves a finished file into a folder that nobody has yet",

@@ -27,9 +27,11 @@ _NUMBERS_OR_NONE: Mapping[str, int] = {
     "auto_scale_lr.base_batch_size": 0,
 }
 _TEXTS = ("data_root", "load_from", "resume_from", "work_dir")
+# Lists are joined, and may contain lists.
+_DATASETS = Mapping | tuple[Mapping | tuple[Mapping | tuple[Any, ...], ...], ...]
 _TYPES: Mapping[str, Any] = {
     "data": Mapping,
-    **{f"data.{split}": Mapping | tuple[Mapping[str, Any], ...] | None for split in _SPLITS},
+    **{f"data.{split}": _DATASETS | None for split in _SPLITS},
     **{f"data.{split}_dataloader": Mapping for split in _SPLITS},
     **dict.fromkeys(("data.samples_per_gpu", "data.imgs_per_gpu"), int),
     "data.persistent_workers": bool,

@@ -362,9 +362,9 @@ class _Preparation:
             if all(s.module != owner for s in self.first.sites if s.kind == "activation"):
                 return [None] * len(own)
         raise TraceError(
-            f"{owner} runs {counted(len(own), 'time[s]')} in training and"
-            f" {counted(len(first), 'time[s]')} in evaluation, and nothing tells which are the same"
-            " runs; let training use a copy of the module, or leave it in float by a rule"
+            f"{owner} has {counted(len(own), 'call[s]')} in training and"
+            f" {counted(len(first), 'call[s]')} in evaluation, and nothing tells which are the"
+            " same; let training use a copy of the module, or leave it in float by a rule"
         )
 
     def _is_quantized(self, node: fx.Node) -> bool:

@@ -12,6 +12,7 @@ from torch._utils import ExceptionWrapper
 from dq.detector.training.checkpoint_plan import CheckpointPlan
 from dq.dist.errors.foreseen import error_location, error_message, error_summary, is_expected
 from dq.dist.rendezvous.environment import Environment
+from dq.tracking.record.settings import Tracking
 
 
 def caught(action: Callable[[], Any]) -> BaseException:
@@ -36,7 +37,7 @@ def test_our_own_error_is_expected() -> None:
     [
         lambda: json.loads("{"),  # ValueError of a library
         lambda: int("x"),  # of Python itself, in a file that is not ours
-        lambda: CheckpointPlan(minutes="x"),  # type: ignore[arg-type]  # TypeError in a file of ours
+        lambda: Tracking(init_s="x"),  # type: ignore[arg-type]  # TypeError in a file of ours
         lambda: [].pop(),
     ],
 )

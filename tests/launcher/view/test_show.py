@@ -266,7 +266,7 @@ def test_a_quantized_checkpoint_is_shown_as_such(
         (("--checkpoint", "a.pth", "b.pth", "c.pth"), "--checkpoint has 3 files; give one, or two"),
         (("--checkpoint", "nowhere.pth"), "nowhere.pth"),
         (("--cfg-options", "data.train.dataset.ann_file=nowhere.txt"), "nowhere.txt"),
-        (("--cfg-options", "data.val="), "the config has no data.val section"),
+        (("--cfg-options", "data.val="), "data.val must be a dict"),
         (
             ("--cfg-options", "model.bbox_head.num_classes=3"),
             "num_classes is 3 but the data",

@@ -118,7 +118,7 @@ def test_equally_many_calls_of_another_input_are_the_same_in_order() -> None:
 
 def test_calls_that_cannot_be_told_apart_are_refused_by_name() -> None:
     x = torch.randn(2, 3, 6, 6)
-    with pytest.raises(TraceError, match=r"relu runs 2 times in training and 1 time in eval"):
+    with pytest.raises(TraceError, match=r"relu has 2 calls in training and 1 call in eval"):
         prepare(Halved(once, other, None), Recipe(), examples=[x])
     float_layers = tuple(Rule(module=name, quantize=False) for name in ("b", "c", "relu"))
     net = Halved(once, other, None)

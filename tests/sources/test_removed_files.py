@@ -28,7 +28,7 @@ from launcher.stages import unlabelled
 from slurm import measured
 from slurm.copies import snapshot
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LISTS = {"glob", "rglob", "iterdir", "scandir", "listdir", "walk"}
 USES = {"stat", "lstat", "open", "read_text", "read_bytes", "unlink"}
 # It lists a folder that it has just made, with a name of its own.

@@ -11,7 +11,7 @@ import pytest
 
 from dq.counted import counted, form
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(
     path.relative_to(ROOT)
     for folder in ("dq", "launcher", "slurm", "setup", "website")
