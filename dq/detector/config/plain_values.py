@@ -28,7 +28,8 @@ _NUMBERS_OR_NONE: Mapping[str, int] = {
 }
 _TEXTS = ("data_root", "load_from", "resume_from", "work_dir")
 # Lists are joined, and may contain lists.
-_DATASETS = Mapping | tuple[Mapping | tuple[Mapping | tuple[Any, ...], ...], ...]
+_LIST = tuple[Mapping[str, Any] | tuple[Any, ...], ...]
+_DATASETS = Mapping[str, Any] | tuple[Mapping[str, Any] | _LIST, ...]
 _TYPES: Mapping[str, Any] = {
     "data": Mapping,
     **{f"data.{split}": _DATASETS | None for split in _SPLITS},
