@@ -49,8 +49,14 @@ def _narrow(section: Any) -> None:
         section.update({k: v for k, v in _NARROW.items() if k in section})
 
 
-def built(config: Any) -> nn.Module:
-    """Return the detector in evaluation mode, always with the same random weights."""
+def initialised(config: Any) -> nn.Module:
+    """Return the detector as its own initialisation makes it, in evaluation mode."""
+    detector: Any = _as_built(config)
+    detector.init_weights()
+    return detector.eval()  # type: ignore[no-any-return]
+
+
+def _as_built(config: Any) -> nn.Module:
     torch.manual_seed(0)
     detector = build_detector(
         copy.deepcopy(config.model),
@@ -58,6 +64,12 @@ def built(config: Any) -> nn.Module:
         test_cfg=config.get("test_cfg"),
     )
     assert isinstance(detector, nn.Module)
+    return detector
+
+
+def built(config: Any) -> nn.Module:
+    """Return the detector in evaluation mode, always with the same random weights."""
+    detector = _as_built(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in detector.named_parameters():

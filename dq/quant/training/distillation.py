@@ -98,7 +98,11 @@ class Distillation:
         names = feature_names(graph, settings.features or _usual_features(graph, settings))
         self.student = with_features(graph, graph.root, names)
         self.weights = _float_copy(graph.root)
-        self.weights.load_state_dict(originals, strict=False)
+        # Not by load_state_dict: some layers, such as mmcv's ConvAWS2d, then compute anew whatever
+        # the given weights lack.
+        own = self.weights.state_dict()
+        for name in originals.keys() & own.keys():
+            own[name].copy_(originals[name])
         self.teacher = with_features(graph, self.weights, names, training=True)
         self.recorded: tuple[Tensor, Any, Any] | None = None
 

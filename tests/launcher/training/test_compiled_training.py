@@ -87,7 +87,7 @@ def test_what_does_not_go_together_is_refused(
     for setting, words in (
         ("dict(mod='default')", "compile.mod is not a setting; there are backend, mode, dynamic"),
         ("dict(mode='fast')", "compile.mode is 'fast'; use one of default"),
-        ("'yes'", "use True, False or dict"),
+        ("'yes'", "compile must be True, False, a dict or None"),
     ):
         path.write_text(f"_base_ = [{str(config)!r}]\ncompile = {setting}\n")
         code, _, err = launch("train", path, "--work-dir", tmp_path / "w")

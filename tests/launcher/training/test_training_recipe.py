@@ -76,7 +76,7 @@ def test_a_wrong_recipe_is_one_line(
         "recipe='qat-int8', passes=float('inf')": "quant.passes is inf; it is a share",
         "recipe='qat-int8', passes=1e9": "quant.passes is 1000000000.0; it is a share",
         "recipe='qat-int8', passes=True": "quant.passes is True; use a number",
-        "recipe='qat-int8', rate='0.1'": "quant.rate is '0.1'; it is a share",
+        "recipe='qat-int8', rate='0.1'": "quant.rate is '0.1'; use a number",
         "rate=0.1": "quant.rate is a setting of a training recipe, and none is named",
     }
     for number, (text, line) in enumerate(wrong.items()):

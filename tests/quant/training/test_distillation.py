@@ -33,6 +33,23 @@ def test_the_teacher_has_the_weights_of_before_calibration_changed_them() -> Non
     assert not torch.equal(distillation(x)[0], expected)
 
 
+def test_a_layer_that_computes_what_a_file_lacks_keeps_its_values_in_the_teacher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """mmcv's ConvAWS2d does so: loading a part of its weights replaces the others."""
+
+    def load(module: torch.nn.Conv2d, *_: object) -> None:
+        module.bias.detach().fill_(100.0)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "_load_from_state_dict", load)
+    graph = nets.calibrated(Recipe(weight=nets.W4))
+    x = nets.images(3)
+    set_phase(graph.root, Phase.OFF)
+    originals = {"neck.weight": graph.root.neck.weight.detach().clone()}
+    teacher = Distillation(graph, Distill(), originals).teacher
+    assert torch.equal(teacher(x)[0][0], graph(x)[0])
+
+
 def test_without_quantization_the_losses_are_zero() -> None:
     graph = nets.calibrated()
     distillation = Distillation(graph, Distill(features=("re*",)))
