@@ -76,7 +76,11 @@ class Disk:
         self.space -= 1
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+# Exports of ONNX take seconds each.
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.slow if k.startswith("onnx") else ()) for k in FORMATS],
+)
 @pytest.mark.parametrize("exists", [True, False])
 def test_all_files_are_written_or_none(
     kind: str, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
