@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from dq.detector.data.checks.images import unreadable
 from dq.detector.data.leaves import leaves
 
 log = logging.getLogger(__name__)
@@ -141,7 +143,9 @@ def _described(error: Exception, otherwise: str) -> BadImage:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return BadImage(os.fsdecode(error.filename), error.strerror)
     text = " ".join(str(error).split())
-    if "NoneType" in text or type(error).__module__ == "cv2":
-        # For an image that it cannot decode, OpenCV returns None or raises a long error.
+    # For an image that it cannot decode, OpenCV returns None or raises a long error. A transform
+    # that loads annotations may fail in the same way, with an image that can be read.
+    suspect = "NoneType" in text or type(error).__module__ == "cv2"
+    if suspect and not (os.path.isfile(otherwise) and unreadable(Path(otherwise)) is None):
         return BadImage(otherwise, "it is not an image")
     return BadImage(otherwise, f"{type(error).__name__}: {text}"[:200])

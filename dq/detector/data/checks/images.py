@@ -14,6 +14,7 @@ from dq.counted import counted
 from dq.detector.data.checks.boxes import check_boxes
 from dq.detector.data.checks.classes import check_classes
 from dq.detector.data.checks.image_size import has_sizes, is_on_disk, loader_of
+from dq.detector.data.checks.masks import check_masks
 from dq.detector.data.leaves import files_of, infos_of, leaves, set_name
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def inspect(dataset: Any, split: str, *, quiet: bool = False) -> None:
             )
         has_files = _check_files(leaf, split, say)
         check_classes(leaf, split, say)
+        check_masks(leaf, split)
         check_boxes(leaf, split, say, opens=has_files and has_sizes(leaf))
         if has_files:
             leaf.pipeline = _NamingPipeline(leaf.pipeline)
