@@ -20,6 +20,7 @@ from dq.detector.refinements.extras import added_losses
 from dq.detector.refinements.refinery import Refinery
 from dq.detector.refinements.roi_distillation import RoIDistillation
 from dq.detector.survey.families import representatives
+from dq.quant.numerics.nested import floating_tensors
 from dq.quant.quantizers.phase import Phase, set_phase
 from dq.quant.recipes.recipe import Recipe
 from dq.quant.training.distillation import Distill
@@ -198,6 +199,22 @@ def test_a_training_has_this_teacher_unless_it_has_no_labels(
     assert ("loss_distill_roi" in losses) is not alone
 
 
+def heads_with_boxes(distillation: RoIDistillation) -> set[str]:
+    """Return a set that gets the name of each head that a box reaches from now on."""
+    reached: set[str] = set()
+    repeat = distillation._repeat
+
+    def watched(call: Any, taught: Any) -> Any:
+        if call.name in distillation.heads and any(
+            tensor.numel() for tensor in floating_tensors(call.output)
+        ):
+            reached.add(call.name)
+        return repeat(call, taught)
+
+    distillation._repeat = watched  # type: ignore[method-assign]
+    return reached
+
+
 @pytest.mark.slow
 def test_heads_of_every_family_learn_or_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -219,6 +236,8 @@ def test_heads_of_every_family_learn_or_are_named(
             without[family] = named
         disturb(detector.roi_head)
         learning = set(distillation.heads) - named
+        reached = heads_with_boxes(distillation)
         error = losses_of(detector, distillation, side=128)["loss_distill_roi"].item()
-        assert (error > 0) is bool(learning), family
+        assert (error > 0) is bool(learning & reached), family
+        assert reached or family == "tridentnet", family  # Its samplers may choose no box at all.
     assert without == {"groie": {"roi_head.bbox_head", "roi_head.mask_head"}}
