@@ -29,8 +29,8 @@ from pathlib import Path
 
 from mmcv import Config
 
-from dq.tracking.record.matches import read_matches
-from dq.tracking.reports.bootstrap import difference
+from dq.tracking.record.matches import Matches, read_matches
+from dq.tracking.reports.bootstrap import mean_difference
 
 RECIPES = Path(__file__).resolve().parents[1] / "configs" / "_base_"
 BEGIN, END = "<!-- made by benchmarks.results -->", "<!-- end -->"
@@ -277,23 +277,26 @@ def tables(cells: Sequence[Cell]) -> str:
 def intervals(cells: Sequence[Cell], of: str) -> str:
     """Return differences with their 95 % intervals over images, as Markdown.
 
-    Empty if nothing can be compared. Of several seeds only the first is used, because an interval
-    over images compares one pair of detectors.
+    Empty if nothing can be compared. The difference of several seeds is their mean.
 
     Args:
         cells: Those of the table.
         of: `TO_FLOAT` or `TO_CONTROL`.
     """
-    rows: dict[str, dict[str, str]] = {}
-    for cell in sorted(cells, key=lambda cell: cell.seed):
-        row = rows.setdefault(f"{cell.config.parent.name}/{cell.config.stem}", {})
+    pairs: dict[tuple[str, str], list[tuple[Matches, Matches]]] = {}
+    for cell in cells:
         other = "float" if of == TO_FLOAT else cell.what.control
-        if cell.column in row or other in ("", cell.column):
+        if other in ("", cell.column):
             continue
         pair = [read_matches(c.summary.parent) for c in (replace(cell, column=other), cell)]
-        found = None if pair[0] is None or pair[1] is None else difference(pair[0], pair[1])
+        if pair[0] is not None and pair[1] is not None:
+            row = f"{cell.config.parent.name}/{cell.config.stem}"
+            pairs.setdefault((row, cell.column), []).append((pair[0], pair[1]))
+    rows: dict[str, dict[str, str]] = {}
+    for (name, column), own in pairs.items():
+        found = mean_difference(own)
         if found is not None:
-            row[cell.column] = str(found).replace(" points", "")
+            rows.setdefault(name, {})[column] = str(found).replace(" points", "")
     columns = [c for c in COLUMNS if any(c in row for row in rows.values())]
     if not columns:
         return ""

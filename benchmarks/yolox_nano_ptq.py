@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -90,15 +91,18 @@ ROWS: dict[str, tuple[str, ...]] = {
 }
 
 
-def split(annotations: Path, folder: Path) -> tuple[Path, Path]:
+def split(annotations: Path, folder: Path, seed: int = 0) -> tuple[Path, Path]:
     """Write two COCO files, with every second image each, and return their paths.
 
     Args:
         annotations: A COCO file.
         folder: Folder for the two files.
+        seed: 0 takes the images in the order of their ids; another seed shuffles them first.
     """
     content = json.loads(annotations.read_text())
     images = sorted(content["images"], key=lambda image: image["id"])
+    if seed:
+        random.Random(seed).shuffle(images)
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "calibrate.json", folder / "evaluate.json"
     for path, chosen in zip(paths, (images[::2], images[1::2]), strict=True):

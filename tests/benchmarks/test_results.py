@@ -132,6 +132,24 @@ def test_differences_have_intervals_over_images(tmp_path: Path) -> None:
     assert intervals([cell(tmp_path, "float")], TO_FLOAT) == ""
 
 
+def test_the_interval_of_several_seeds_is_that_of_their_mean(tmp_path: Path) -> None:
+    from dq.tracking.record.matches import write_matches
+    from dq.tracking.reports.bootstrap import mean_difference
+    from tests.tracking.reports.test_bootstrap import matches
+
+    cells, pairs = [], []
+    for seed in (0, 1):
+        pair = matches(1.0, seed), matches(3.0, seed + 2)
+        pairs.append(pair)
+        for column, found in zip(("float", "int8 PTQ"), pair, strict=True):
+            made = cell(tmp_path, column, seed)
+            write(made, 0.5)
+            write_matches(made.summary.parent, found)
+            cells.append(made)
+    text = str(mean_difference(pairs)).replace(" points", "")
+    assert f"| bccd/ssd_mobilenet_fpn_160 | {text} |" in intervals(cells, TO_FLOAT)
+
+
 def test_markers_are_added_where_there_are_none() -> None:
     once = between_markers("# Page\n", "table")
     assert once == f"# Page\n\n{BEGIN}\n\ntable\n{END}\n"

@@ -7,7 +7,7 @@ removes what both detectors find easy or hard in the same images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,17 +58,41 @@ def difference(first: Matches, second: Matches, draws: int = DRAWS) -> Differenc
     Returns:
         None if they are not of the same images and annotations.
     """
-    same = np.array_equal(first.names, second.names)
-    if not same or not np.array_equal(first.annotations, second.annotations):
+    return mean_difference([(first, second)], draws)
+
+
+def mean_difference(
+    pairs: Sequence[tuple[Matches, Matches]], draws: int = DRAWS
+) -> Difference | None:
+    """Return the mean difference of several pairs, such as one for each seed of a training.
+
+    All pairs are evaluated on the same draws of images, so the interval shows how much the mean
+    depends on the choice of the images.
+
+    Args:
+        pairs: Evaluations ``(first, second)``; at least one pair.
+        draws: Number of draws.
+
+    Returns:
+        None if they are not all of the same images and annotations.
+    """
+    one = pairs[0][0]
+    if not all(_same_images(one, other) for pair in pairs for other in pair):
         return None
-    number = len(first.names)
+    number = len(one.names)
     generator = np.random.default_rng(SEED)
     drawn = [generator.integers(0, number, number) for _ in range(draws)]
     # The first row is all images once.
     weights = np.stack([np.ones(number), *(np.bincount(d, minlength=number) for d in drawn)])
-    found = 100 * (mean_precisions(second, weights) - mean_precisions(first, weights))
+    each = [mean_precisions(b, weights) - mean_precisions(a, weights) for a, b in pairs]
+    found = 100 * np.mean(each, axis=0)
     low, high = np.percentile(found[1:], OUTER)
     return Difference(value=float(found[0]), low=float(low), high=float(high))
+
+
+def _same_images(one: Matches, other: Matches) -> bool:
+    same = np.array_equal(one.names, other.names)
+    return same and np.array_equal(one.annotations, other.annotations)
 
 
 def mean_precisions(matches: Matches, weights: NDArray[np.float64]) -> NDArray[np.float64]:

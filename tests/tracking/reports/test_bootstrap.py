@@ -13,7 +13,7 @@ from dq.detector.evaluation.matches import matches_of
 from dq.detector.metrics.coco_metric import coco_metrics
 from dq.tracking.record.matches import FILE_NAME, Matches, read_matches, write_matches
 from dq.tracking.reports import bootstrap
-from dq.tracking.reports.bootstrap import difference, mean_precisions
+from dq.tracking.reports.bootstrap import difference, mean_difference, mean_precisions
 
 CLASSES = ("a", "b", "c")
 IMAGES = 24
@@ -153,6 +153,19 @@ def test_a_real_difference_is_told_from_chance() -> None:
     back = difference(bad, good)
     assert back is not None
     assert back.value == pytest.approx(-real.value)
+
+
+def test_the_difference_of_several_pairs_is_their_mean_on_the_same_draws() -> None:
+    pairs = [(matches(1.0, 0), matches(5.0, 2)), (matches(1.0, 1), matches(3.0, 3))]
+    each = [difference(first, second) for first, second in pairs]
+    mean = mean_difference(pairs)
+    assert mean is not None
+    values = [found.value for found in each if found is not None]
+    assert mean.value == pytest.approx(sum(values) / 2)
+    # A pair twice is that pair: further seeds do not narrow what depends on the images.
+    assert mean_difference([pairs[0], pairs[0]]) == each[0]
+    other = replace(pairs[1][1], names=pairs[1][1].names[::-1])
+    assert mean_difference([pairs[0], (pairs[1][0], other)]) is None
 
 
 def test_other_images_or_annotations_cannot_be_paired() -> None:
