@@ -47,6 +47,17 @@ def with_innermost(section: Section, change: Callable[[Any], ConfigDict]) -> Con
     return with_parts(section, lambda part: with_innermost(part, change))
 
 
+def dicts_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield every dict in nested settings of any kind, outer ones first."""
+    if isinstance(value, dict):
+        yield value
+        for item in list(value.values()):
+            yield from dicts_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from dicts_in(item)
+
+
 def from_outside_in(section: Section) -> Iterator[Any]:
     """Yield the section and the first section inside each, down to an innermost one."""
     yield section

@@ -24,6 +24,7 @@ from dq.detector.config.nested_sections import (
     with_innermost,
     with_parts,
 )
+from dq.detector.data.leaves import loads_images
 from dq.names import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -259,8 +260,7 @@ def _loaded_as(pipeline: Sequence[Any], section: Mapping[str, Any]) -> list[Any]
 
 
 def _loads_images(step: Any) -> bool:
-    name = str(step.get("type", "")) if isinstance(step, Mapping) else ""
-    return name.startswith("Load") and "Annotations" not in name and "Proposals" not in name
+    return isinstance(step, Mapping) and loads_images(str(step.get("type", "")))
 
 
 def _in_mode(section: ConfigDict, *, test_mode: bool) -> ConfigDict:

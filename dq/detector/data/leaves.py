@@ -33,6 +33,11 @@ def nested(dataset: Any) -> Iterator[Any]:
         yield from nested(part)
 
 
+def loads_images(step: str) -> bool:
+    """Return whether a pipeline step loads an image, by the name of its class as in mmdet."""
+    return step.startswith("Load") and "Annotations" not in step and "Proposals" not in step
+
+
 def leaves(dataset: Any) -> Iterator[Any]:
     """Yield the data sets that read images, inside any wrappers."""
     return (each for each in nested(dataset) if not parts_of(each))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from mmcv import Config
 
 from dq.data.own.anchors import Anchors
 from dq.data.own.statistics import STEP, Scaling
+from dq.detector.config.nested_sections import dicts_in
 
 # The type of anchors that are given as widths and heights.
 FITTED = "YOLOAnchorGenerator"
@@ -46,14 +47,14 @@ class Facts:
 
 def scaling_of(template: Config, side: int) -> Scaling:
     """Return how the detector's test pipeline brings images to a square input."""
-    steps = list(_sections(template.test_pipeline))
+    steps = list(dicts_in(template.test_pipeline))
     keeps = next(step.get("keep_ratio", True) for step in steps if step.get("type") == "Resize")
     return Scaling(size=(side, side), keeps_ratio=bool(keeps))
 
 
 def anchors_wanted(template: Config) -> tuple[list[int], int] | None:
     """Return the strides of the levels and the number of anchors; None without fitted anchors."""
-    for section in _sections(template.model):
+    for section in dicts_in(template.model):
         if section.get("type") == FITTED:
             return list(section["strides"]), len(section["base_sizes"][0])
     return None
@@ -72,7 +73,7 @@ def filled(template: Config, facts: Facts) -> dict[str, Any]:
         "data_root": str(facts.root),
         "annotations": str(facts.annotations),
     }
-    for section in _sections(settings["model"]):
+    for section in dicts_in(settings["model"]):
         if "num_classes" in section:
             section["num_classes"] = len(facts.classes)
         if section.get("type") == FITTED and facts.anchors is not None:
@@ -114,14 +115,3 @@ def _is_whole_detector(file: Path) -> bool:
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     return any(str(key).removeprefix("module.").startswith("backbone.") for key in state)
-
-
-def _sections(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield every dict in nested settings."""
-    if isinstance(value, dict):
-        yield value
-        for inner in value.values():
-            yield from _sections(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _sections(inner)

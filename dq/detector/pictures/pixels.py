@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dq.detector.data.leaves import Place, infos_of
+from dq.detector.data.leaves import Place, infos_of, loads_images
 
 RGB = NDArray[np.uint8]
 # Longer side of an image that is kept to be drawn, in pixels; sheets have smaller ones.
@@ -31,7 +31,8 @@ def loaded(place: Place) -> RGB | None:
     """
     leaf, at = place
     infos = infos_of(leaf)
-    steps = [s for s in getattr(getattr(leaf, "pipeline", None), "transforms", ()) if _loads(s)]
+    pipeline = getattr(getattr(leaf, "pipeline", None), "transforms", ())
+    steps = [step for step in pipeline if loads_images(type(step).__name__)]
     if infos is None or not steps or not hasattr(leaf, "pre_pipeline"):
         return None
     results: Any = {"img_info": copy.deepcopy(infos[at])}
@@ -40,11 +41,6 @@ def loaded(place: Place) -> RGB | None:
         results = step(results)
     order = str(getattr(steps[0], "channel_order", "bgr"))
     return as_rgb(np.asarray(results["img"]), is_rgb=order == "rgb")
-
-
-def _loads(step: Any) -> bool:
-    name = type(step).__name__
-    return name.startswith("Load") and "Annotations" not in name and "Proposals" not in name
 
 
 def as_rgb(image: NDArray[Any], *, is_rgb: bool = False) -> RGB:

@@ -7,7 +7,7 @@ Widths, image sizes, and the numbers of queries and proposals shrink.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mmdet.utils import compat_cfg, replace_cfg_vals
 
 from dq.data.tiny_coco import CLASSES
 from dq.detector.config.config_file import load_config_file
-from dq.detector.config.nested_sections import from_outside_in, innermost
+from dq.detector.config.nested_sections import dicts_in, from_outside_in, innermost
 
 # Side of the square images, in pixels.
 SIDE = 128
@@ -121,23 +121,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _sections(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield every dict in ``value``, outer ones first."""
-    if isinstance(value, dict):
-        yield value
-        for item in list(value.values()):
-            yield from _sections(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _sections(item)
-
-
 # -- the model
 
 
 def remove_pretrained(section: Any) -> None:
     """Remove pretrained weights from a model's config, in place."""
-    for part in _sections(section):
+    for part in dicts_in(section):
         for key, value in part.items():
             holds = key == "init_cfg" and isinstance(value, dict) and "checkpoint" in value
             if key in {"pretrained", "teacher_ckpt"} or holds:
@@ -146,7 +135,7 @@ def remove_pretrained(section: Any) -> None:
 
 def use_plain_norms(section: Any) -> None:
     """Use plain batch norms in a model's config, because SyncBN needs a process group."""
-    for part in _sections(section):
+    for part in dicts_in(section):
         if part.get("type") in {"SyncBN", "MMSyncBN"}:
             part["type"] = "BN"
 
@@ -204,7 +193,7 @@ def _narrow_backbone(backbone: dict[str, Any]) -> bool:
 
 def _divide(section: Any) -> None:
     """Divide widths inside the section, in place."""
-    for part in _sections(section):
+    for part in dicts_in(section):
         for key, value in part.items():
             if key in _WIDTHS:
                 part[key] = _divided(value, least=8 if key == "point_feat_channels" else _WIDE_FROM)
@@ -227,7 +216,7 @@ def _default(kind: str, name: str) -> Any:
 
 def _use_batch_statistics(model: dict[str, Any]) -> None:
     """Let batch norms use their batch statistics, because they are not trained."""
-    for part in _sections(model):
+    for part in dicts_in(model):
         kind = str(part.get("type"))
         if "norm_eval" in part or _default(kind, "norm_eval"):
             part["norm_eval"] = False
@@ -250,7 +239,7 @@ def _divided(value: Any, least: int = _WIDE_FROM) -> Any:
 
 def _reduce_counts(model: dict[str, Any]) -> None:
     """Reduce the numbers of queries, proposals, samples and transformer layers."""
-    for part in _sections(model):
+    for part in dicts_in(model):
         for key, most in _COUNTS.items():
             value = part.get(key)
             if isinstance(value, int) and value > most:
@@ -271,7 +260,7 @@ def _reduce_counts(model: dict[str, Any]) -> None:
 
 def _leave_out_stages(sections: Any, number: int) -> None:
     """Shorten lists that have one entry for each of this number of stages."""
-    for part in _sections(sections):
+    for part in dicts_in(sections):
         for key, value in part.items():
             if isinstance(value, list) and len(value) == number:
                 part[key] = value[:_LAYERS]
@@ -280,7 +269,7 @@ def _leave_out_stages(sections: Any, number: int) -> None:
 def _use_classes(model: dict[str, Any]) -> None:
     """Set the number of classes of heads and losses to that of the tiny data set."""
     number = len(CLASSES)
-    for part in _sections(model):
+    for part in dicts_in(model):
         kind = str(part.get("type"))
         if "num_things_classes" in part:
             # A panoptic FPN predicts stuff; here, queries predict only things.
@@ -302,7 +291,7 @@ def _data(config: Config, data: Path, side: int) -> dict[str, Any]:
     wrappers = list(from_outside_in(config.data.train))
     mixes = [each for each in wrappers if each.get("type") == "MultiImageMixDataset"]
     train = (mixes or wrappers[-1:])[0]
-    steps = list(_sections(_plain(train)))
+    steps = list(dicts_in(_plain(train)))
     found = [step for step in steps if step.get("type") == "Collect"]
     keys = list(found[0]["keys"]) if found else ["img", "gt_bboxes", "gt_labels"]
     proposals = "proposals" in keys
@@ -381,7 +370,7 @@ _SCALED: dict[str, Callable[[int], Any]] = {
 
 def _scaled(pipeline: list[dict[str, Any]], side: int) -> list[dict[str, Any]]:
     """Return a pipeline with its image sizes changed to ``side``."""
-    for step in _sections(pipeline):
+    for step in dicts_in(pipeline):
         for key, make in _SCALED.items():
             if step.get(key) is not None and "type" in step:
                 step[key] = make(side)

@@ -52,7 +52,11 @@ def gradient_factor(num_values: int, spec: QuantSpec) -> float:
         num_values: Number of values that share the scale.
         spec: The integer format.
     """
-    return float((max(1, num_values) * max(1, spec.quant_max)) ** -0.5)
+    return _inverse_root(num_values, spec.quant_max)
+
+
+def _inverse_root(num_values: int, share: int) -> float:
+    return float((max(1, num_values) * max(1, share)) ** -0.5)
 
 
 def factor_of(num_values: int, share: int, like: Tensor) -> float | Tensor:
@@ -66,7 +70,7 @@ def factor_of(num_values: int, share: int, like: Tensor) -> float | Tensor:
         like: Gives the device.
     """
     if not torch.compiler.is_compiling():
-        return float((max(1, num_values) * max(1, share)) ** -0.5)
+        return _inverse_root(num_values, share)
     total = torch.full((), num_values, dtype=torch.float64, device=like.device)
     return (total.clamp(min=1.0) * max(1, share)).rsqrt()
 
