@@ -36,11 +36,12 @@ COLUMNS = {"w4a8": "W4A8 QAT", "w4a4": "W4A4 QAT, linear at 8"}
 WITHOUT: dict[str, tuple[str, ...]] = {
     "learned scales": ("quant.learned=None",),
     "distillation": ("quant.distill=None",),
-    "weight average": ("quant.ema=None",),
     "early fixing of norms (0.8 instead of 0.2)": ("quant.schedule.freeze_norm_after=0.8",),
 }
 # Other changes, each of the whole recipe.
 MORE: dict[str, tuple[str, ...]] = {
+    # Over about the last tenth of 600 steps.
+    "weights averaged": ("quant.ema.momentum=0.0167",),
     "distillation of the head only": ("quant.distill.features=[]",),
     "`lsq` instead of `lsq+`": ("quant.learned=lsq",),
     "ranges fixed from 0.7 on": ("quant.schedule.freeze_ranges_after=0.7",),

@@ -80,12 +80,15 @@ def chosen(
         config = training_config(plan.config, settings.training)
         return Chosen(config=config, schedule=settings.schedule, refinements=settings.refinements)
     overrides = {**numbers.overrides(plan.config), **settings.training}
-    log.info("%s", numbers)
     schedule, refinements = settings.schedule, settings.refinements
     if numbers.folded_norms:
         schedule = replace(schedule, freeze_norm_after=0.0, norm_batches=0)
     if refinements.ema is not None and settings.averages_by_recipe:
         refinements = replace(refinements, ema=replace(refinements.ema, momentum=numbers.average))
+    averages = "weights are not averaged"
+    if refinements.ema is not None:
+        averages = f"weights averaged with {refinements.ema.momentum:.3g} a step"
+    log.info("%s; %s", numbers, averages)
     refinements = _with_features_that_exist(plan, detector, refinements)
     config = training_config(plan.config, overrides)
     return Chosen(

@@ -39,7 +39,7 @@ class Numbers:
         unit: ``epochs`` or ``iterations``.
         steps: Number of steps, with the images and ranks that it was computed for.
         warm_up: Number of steps in which the rate rises.
-        average: Weight of a step in the average of the weights.
+        average: Weight of a step in the average of the weights, if they are averaged.
         folded_norms: The detector's batch norms have no statistics, so they are never updated.
         most_update: As in `dq.detector.recipes.rules.Rule`.
     """
@@ -60,8 +60,7 @@ class Numbers:
         text = (
             f"{self.recipe}: {counted(self.length, unit)} ({counted(self.steps, 'step[s]')}),"
             f" learning rate {self.rate:.3g} falling to {self.last_rate:.3g}, warm-up of"
-            f" {counted(self.warm_up, 'step[s]')}, weights averaged with {self.average:.3g} a step,"
-            f" updates of at most {self.most_update:g} of a layer's norm"
+            f" {counted(self.warm_up, 'step[s]')}, updates of at most {self.most_update:g} of a layer's norm"
         )
         return (
             f"{text}; batch norms have no statistics and stay fixed" if self.folded_norms else text
