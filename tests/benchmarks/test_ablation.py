@@ -43,7 +43,6 @@ def _parts(settings: QuantSettings) -> dict[str, Any]:
     return {
         "learned scales": settings.recipe.learned,
         "distillation": extras.distill,
-        "weight average": extras.ema,
         "early fixing of norms (0.8 instead of 0.2)": settings.schedule.freeze_norm_after,
     }
 

@@ -60,7 +60,8 @@ class Numbers:
         text = (
             f"{self.recipe}: {counted(self.length, unit)} ({counted(self.steps, 'step[s]')}),"
             f" learning rate {self.rate:.3g} falling to {self.last_rate:.3g}, warm-up of"
-            f" {counted(self.warm_up, 'step[s]')}, updates of at most {self.most_update:g} of a layer's norm"
+            f" {counted(self.warm_up, 'step[s]')},"
+            f" updates of at most {self.most_update:g} of a layer's norm"
         )
         return (
             f"{text}; batch norms have no statistics and stay fixed" if self.folded_norms else text

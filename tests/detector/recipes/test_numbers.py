@@ -214,6 +214,13 @@ def test_recipes_fix_norms_after_a_fifth(name: str) -> None:
     assert given["schedule"]["freeze_norm_after"] == 0.5
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_only_weights_of_8_bits_are_averaged(name: str) -> None:
+    section = merged(RULES[name], {})
+    assert ("ema" in section) == section["preset"].startswith("int8")
+    assert merged(RULES[name], {"ema": {"momentum": 0.1}})["ema"] == {"momentum": 0.1}
+
+
 def test_unknown_recipes_name_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"quant.recipe 'qat-w4a9' does not exist; .*qat-w4a8"):
         rule_named("qat-w4a9")
@@ -222,11 +229,12 @@ def test_unknown_recipes_name_the_nearest() -> None:
 
 
 def test_a_users_section_is_laid_over_a_recipes() -> None:
-    found = merged(RULES["qat-w4a8"], {"schedule": {"round_after": 0.1}, "ema": None, "rules": []})
+    own = {"schedule": {"round_after": 0.1}, "distill": None, "rules": []}
+    found = merged(RULES["qat-w4a8"], own)
     assert found["schedule"] == {
         "freeze_norm_after": 0.2, "freeze_ranges_after": 1.0, "round_after": 0.1,
     }  # fmt: skip
-    assert found["ema"] is None
+    assert found["distill"] is None
     assert found["rules"] == []
     # The recipe itself is not changed.
     assert "round_after" not in RULES["qat-w4a8"].section["schedule"]

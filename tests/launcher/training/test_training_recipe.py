@@ -28,7 +28,7 @@ quant = dict(
 @pytest.fixture
 def recipe(config: Path, tmp_path: Path) -> Path:
     path = tmp_path / "recipe.py"
-    path.write_text(CONFIG.format(base=str(config), more=""))
+    path.write_text(CONFIG.format(base=str(config), more="ema=dict(),"))
     return path
 
 
@@ -45,6 +45,8 @@ def test_a_recipe_gives_all_numbers_and_resumes_with_them(
     assert code == 0, err
     # Half of four epochs of six steps, at a fifth of the float rate.
     assert re.search(r"qat-w4a8: 2 epochs \(12 steps\), learning rate 0.004 falling to", out)
+    # The user's average has no momentum, so it gets the recipe's.
+    assert "; weights averaged with 0.5 a step" in out
     assert "12 steps are few for W4A8" in out
     assert re.search(r"a lower learning rate for \d+ of \d+ layers", out)
     folder = tmp_path / "w/qat"
