@@ -12,11 +12,12 @@ from torch import nn
 
 from dq.detector.config.read import training_config
 from dq.detector.data.loader_options import images_per_step
+from dq.detector.hooks.weight_average import without_ema_hooks
 from dq.detector.recipes.checks import doubts
 from dq.detector.recipes.float_training import FloatTraining, float_training
 from dq.detector.recipes.folded_norms import has_folded_norms
 from dq.detector.recipes.numbers import Numbers, numbers_of
-from dq.detector.recipes.rules import rule_of_width
+from dq.detector.recipes.rules import rule_named, rule_of_width
 from dq.detector.training.assignment import Resume
 from dq.quant.training.refinements import Refinements
 from dq.quant.training.schedule import Schedule
@@ -85,18 +86,30 @@ def chosen(
         schedule = replace(schedule, freeze_norm_after=0.0, norm_batches=0)
     if refinements.ema is not None and settings.averages_by_recipe:
         refinements = replace(refinements, ema=replace(refinements.ema, momentum=numbers.average))
+    refinements = _with_features_that_exist(plan, detector, refinements)
+    config = training_config(plan.config, overrides)
     averages = "weights are not averaged"
     if refinements.ema is not None:
         averages = f"weights averaged with {refinements.ema.momentum:.3g} a step"
+    elif "ema" not in rule_named(numbers.recipe).section:
+        _leave_out_ema_hooks_(config)
     log.info("%s; %s", numbers, averages)
-    refinements = _with_features_that_exist(plan, detector, refinements)
-    config = training_config(plan.config, overrides)
     return Chosen(
         config=config,
         schedule=schedule,
         refinements=refinements,
         numbers=numbers,
     )
+
+
+def _leave_out_ema_hooks_(config: Any) -> None:
+    config.custom_hooks, average = without_ema_hooks(config.get("custom_hooks"))
+    if average is not None:
+        log.info(
+            "%s is left out: averages of 4-bit weights are worse than the weights"
+            " (quant.ema=dict() averages nevertheless)",
+            average.described,
+        )
 
 
 def _with_features_that_exist(

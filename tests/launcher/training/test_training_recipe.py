@@ -69,6 +69,25 @@ def test_a_recipe_gives_all_numbers_and_resumes_with_them(
     assert "2 epochs (12 steps)" in done.stdout, done.stderr
 
 
+def test_4_bit_weights_are_not_averaged_by_a_hook_of_the_config_either(
+    launch: Launch, config: Path, float_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.py"
+    hooks = "\ncustom_hooks = [dict(type='ExpMomentumEMAHook', momentum=0.0001)]\n"
+    given = ("--checkpoint", float_checkpoint, "--no-validate", "--threads", 1)
+    for more, averages in (("", False), ("ema=dict(momentum=0.25),", True)):
+        path.write_text(CONFIG.format(base=str(config), more=more) + hooks)
+        folder = tmp_path / str(averages)
+        code, out, err = launch("qat", path, *given, "--work-dir", folder)
+        assert code == 0, err
+        text = "; weights averaged with 0.25 a step" if averages else "; weights are not averaged"
+        assert text in out
+        left_out = "ExpMomentumEMAHook(momentum=0.0001) is left out: averages of 4-bit weights"
+        assert (left_out in out) != averages
+        companions = load_checkpoint(folder / "qat/epoch_2.pth")["companions"]
+        assert ("average" in companions) == averages
+
+
 def test_a_wrong_recipe_is_one_line(
     launch: Launch, config: Path, float_checkpoint: Path, tmp_path: Path
 ) -> None:
