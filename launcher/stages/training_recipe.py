@@ -88,12 +88,13 @@ def chosen(
         refinements = replace(refinements, ema=replace(refinements.ema, momentum=numbers.average))
     refinements = _with_features_that_exist(plan, detector, refinements)
     config = training_config(plan.config, overrides)
-    averages = "weights are not averaged"
+    averages = ""  # An EMA hook of the config is announced where it is replaced.
     if refinements.ema is not None:
-        averages = f"weights averaged with {refinements.ema.momentum:.3g} a step"
+        averages = f"; weights averaged with {refinements.ema.momentum:.3g} a step"
     elif "ema" not in rule_named(numbers.recipe).section:
+        averages = "; weights are not averaged"
         _leave_out_ema_hooks_(config)
-    log.info("%s; %s", numbers, averages)
+    log.info("%s%s", numbers, averages)
     return Chosen(
         config=config,
         schedule=schedule,
