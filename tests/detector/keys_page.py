@@ -55,8 +55,8 @@ quantized training. As in mmdet, the average is evaluated and written as the det
 Unlike in mmdet, the state dict has no `ema_*` entries, so that plain mmdet loads it strictly. A
 resumed training continues with its own weights, not with the averaged ones. `quant.ema` has
 priority in quantized training, and a recipe with 4-bit weights leaves the hook out
-([why](qat.md#the-average-of-4-bit-weights)). With `IterBasedRunner`, mmdet's hooks never use the average for
-evaluation; here it is used.
+([why](qat.md#the-average-of-4-bit-weights)). With `IterBasedRunner`, mmdet's hooks never use the
+average for evaluation; here it is used.
 
 **`quant.training`** holds overrides of the config for the quantized training: dotted keys
 (`"optimizer.lr": 1e-3`), or whole sections, also as replacements
