@@ -296,7 +296,7 @@ def intervals(cells: Sequence[Cell], of: str) -> str:
     for (name, column), own in pairs.items():
         found = mean_difference(own)
         if found is not None:
-            rows.setdefault(name, {})[column] = str(found).replace(" points", "")
+            rows.setdefault(name, {})[column] = found.in_table
     columns = [c for c in COLUMNS if any(c in row for row in rows.values())]
     if not columns:
         return ""

@@ -108,9 +108,11 @@ def run(arguments: argparse.Namespace, training: str, number: int, half: str) ->
     matches = {stage: read_matches(folder / stage) for stage in STAGES}
     for other in ("calibrated", "control"):
         first, second = matches[other], matches["qat"]
-        if first is not None and second is not None:
-            text = str(difference(first, second) or "").replace(" points", "")
-            found[f"qat - {other}"] = text
+        if first is None or second is None:
+            continue
+        paired = difference(first, second)
+        if paired is not None:
+            found[f"qat - {other}"] = paired.in_table
     return found
 
 

@@ -17,7 +17,7 @@ from dq.detector.recipes.checks import doubts
 from dq.detector.recipes.float_training import FloatTraining, float_training
 from dq.detector.recipes.folded_norms import has_folded_norms
 from dq.detector.recipes.numbers import Numbers, numbers_of
-from dq.detector.recipes.rules import rule_named, rule_of_width
+from dq.detector.recipes.rules import rule_of_width
 from dq.detector.training.assignment import Resume
 from dq.quant.training.refinements import Refinements
 from dq.quant.training.schedule import Schedule
@@ -76,8 +76,9 @@ def chosen(
         ValueError: The config has no rate or no length for the recipe to start from.
     """
     settings = plan.settings
+    recipe = settings.training_recipe
     numbers = _numbers(plan, detector, dataset, parent, resume)
-    if numbers is None:
+    if recipe is None or numbers is None:
         config = training_config(plan.config, settings.training)
         return Chosen(config=config, schedule=settings.schedule, refinements=settings.refinements)
     overrides = {**numbers.overrides(plan.config), **settings.training}
@@ -91,7 +92,7 @@ def chosen(
     averages = ""  # An EMA hook of the config is announced where it is replaced.
     if refinements.ema is not None:
         averages = f"; weights averaged with {refinements.ema.momentum:.3g} a step"
-    elif "ema" not in rule_named(numbers.recipe).section:
+    elif "ema" not in recipe.rule.section:
         averages = "; weights are not averaged"
         _leave_out_ema_hooks_(config)
     log.info("%s%s", numbers, averages)

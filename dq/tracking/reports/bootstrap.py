@@ -42,8 +42,16 @@ class Difference:
         """Whether the interval includes no difference."""
         return self.low <= 0.0 <= self.high
 
+    @property
+    def in_table(self) -> str:
+        """The text for a table, whose title names the unit."""
+        return self._text("")
+
     def __str__(self) -> str:
-        text = f"{self.value:+.2f} points ({self.low:+.2f} to {self.high:+.2f})"
+        return self._text(" points")
+
+    def _text(self, unit: str) -> str:
+        text = f"{self.value:+.2f}{unit} ({self.low:+.2f} to {self.high:+.2f})"
         return f"{text}, within chance" if self.is_chance else text
 
 
