@@ -8,14 +8,21 @@ import torch
 
 from dq.dist.exchange import collectives
 from dq.quant.analysis.sensitivity import Sensitivity
-from dq.quant.graph.per_channel.channel_scales import scaled_names
+from dq.quant.graph.per_channel.channel_scales import (
+    ChannelScale,
+    scale_channels_of_,
+    scale_key,
+    scaled_names,
+)
 from dq.quant.graph.prepare import prepare
 from dq.quant.ptq.channel_scales import scale_channels_
 from dq.quant.ptq.equalization import equalize_
 from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.presets import preset
 from dq.quant.recipes.recipe import INT8_WEIGHT, Recipe
 from dq.sync import calibrate_on_one_rank, sensitivities_over_ranks, share_channel_scales_
 from tests.processes.ranks import run_ranks
+from tests.quant.graph.per_channel.test_channel_scales import Branches, places
 from tests.quant.nets import Separable, calibrate, images
 from tests.quant.ptq.test_channel_scales import stem
 
@@ -68,6 +75,33 @@ def test_all_ranks_scale_the_channels_that_one_has_scaled() -> None:
     assert first["state"].keys() == second["state"].keys()
     assert all(torch.equal(t, second["state"][name]) for name, t in first["state"].items())
     assert torch.equal(first["y"], second["y"])
+
+
+def scale_the_last_first() -> dict[str, torch.Tensor]:
+    """Scale two tensors on rank 0 in the reverse order of the graph, with factors of their own."""
+    torch.manual_seed(0)
+    graph = prepare(Branches().eval(), preset("int8"))
+
+    def work() -> None:
+        calibrate(graph, [torch.randn(2, 4, 5, 5)])
+
+    if collectives.rank() == 0:
+        for name in reversed(list(places(graph))[:2]):
+            scale_channels_of_(graph, (name,))
+            scale = graph.quantizers[scale_key(name)]
+            assert isinstance(scale, ChannelScale)
+            scale.factor.fill_(len(scaled_names(graph)) + 1)
+    share_channel_scales_(graph)
+    calibrate_on_one_rank(graph, work)
+    return graph.root.state_dict()
+
+
+def test_ranks_agree_in_whichever_order_one_has_scaled() -> None:
+    first, second = run_ranks(scale_the_last_first, 2)
+    factors = [float(t[0]) for name, t in first.items() if name.endswith(".factor")]
+    assert sorted(factors) == [2.0, 3.0]
+    assert list(first) == list(second)
+    assert all(torch.equal(t, second[name]) for name, t in first.items())
 
 
 def measured(source: int) -> tuple[list[Sensitivity], dict[str, torch.Tensor]]:

@@ -175,6 +175,9 @@ def scale_channels_of_(graph: QuantizedGraph, names: Collection[str]) -> None:
     for own in (graph.graph, graph.training_graph):
         if own is not None:
             insert_channel_scales_(graph.root, own, new)
+    # In the order of the graph, whichever came first: ranks exchange their state in its order.
+    for name in scaled_names(graph):
+        graph.quantizers[scale_key(name)] = graph.quantizers.pop(scale_key(name))
     graph.recompile()
 
 
