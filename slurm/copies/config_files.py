@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from pathlib import Path
 
 from dq.whole_file import write_whole
+from slurm.copies.config_source import read_source
 
 
 def copy_config(path: Path, folder: Path) -> Path:
@@ -16,11 +15,11 @@ def copy_config(path: Path, folder: Path) -> Path:
     computed ``_base_`` stays as it is: it finds files of installed packages, which nobody edits.
 
     Args:
-        path: An mmdet 2.x Python config.
+        path: An mmdet 2.x config in Python, JSON or YAML.
         folder: An empty or missing folder.
 
     Raises:
-        ValueError: A file is missing or is not valid Python.
+        ValueError: A file is missing or is not valid.
     """
     folder.mkdir(parents=True, exist_ok=True)
     copies: dict[Path, str] = {}
@@ -38,30 +37,25 @@ def _check(path: Path, seen: set[Path], above: tuple[Path, ...]) -> None:
         raise ValueError(f"config {path} is its own base; leave it out of one of the _base_ lists")
     if path not in seen:
         seen.add(path)
-        for name in _bases(_base_statement(_parse(path)), path) or []:
+        for name in _names(read_source(path).bases, path) or []:
             _check(_resolve(name, path), seen, (*above, path))
 
 
 def literal_setting(path: Path, name: str) -> str | None:
-    """Return a string that a config or one of its bases sets at its top level; needs no mmcv.
+    """Return a text that a config or one of its bases sets at its top level; needs no mmcv.
 
     Args:
-        path: An mmdet 2.x Python config that `check_config` has accepted.
+        path: A config that `check_config` has accepted.
         name: Name of the setting.
 
     Returns:
-        The string; None if there is none, or if it is computed.
+        The text; None if there is none, or if it is computed.
     """
-    module = _parse(path)
-    found: str | None = None
-    for node in module.body:
-        names = [t.id for t in getattr(node, "targets", []) if isinstance(t, ast.Name)]
-        if isinstance(node, ast.Assign) and name in names:
-            is_string = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-            found = str(node.value.value) if is_string else None  # type: ignore[attr-defined]
+    source = read_source(path)
+    found = source.texts.get(name)
     if found is not None:
         return found
-    for base in _bases(_base_statement(module), path) or []:
+    for base in _names(source.bases, path) or []:
         found = literal_setting(_resolve(base, path), name) or found
     return found
 
@@ -70,83 +64,36 @@ def _copy(path: Path, folder: Path, copies: dict[Path, str], asked_by: Path | No
     path = Path(path).resolve() if asked_by else path
     if path in copies:
         return copies[path]
-    text = _read(path)
+    source = read_source(path)
     name = path.name if not copies else f"base_{len(copies)}_{path.name}"
     copies[path] = name
-    statement = _base_statement(_parse(path))
-    bases = _bases(statement, path)
-    if statement is not None and bases is not None:
-        names = [_copy(_resolve(base, path), folder, copies, path) for base in bases]
-        lines = text.splitlines(keepends=True)
-        lines[statement.lineno - 1 : statement.end_lineno] = [f"_base_ = {names!r}\n"]
-        text = "".join(lines)
-    write_whole(folder / name, _predefined(text, path))
+    bases = _names(source.bases, path)
+    text = source.text
+    if bases is not None:
+        text = source.with_bases(
+            [_copy(_resolve(base, path), folder, copies, path) for base in bases]
+        )
+    write_whole(folder / name, text)
     return name
 
 
-def _predefined(text: str, path: Path) -> str:
-    """Fill in mmcv's variables for the file's name and folder, which differ for the copy."""
-    values = {
-        "fileDirname": str(path.parent),
-        "fileBasename": path.name,
-        "fileBasenameNoExtension": path.stem,
-        "fileExtname": path.suffix,
-    }
-    for key, value in values.items():
-        text = re.sub(r"\{\{\s*" + key + r"\s*\}\}", lambda _, v=value: v, text)  # type: ignore[misc]
-    return text
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"config {path} cannot be read: {reason}") from error
-
-
-def _parse(path: Path) -> ast.Module:
-    try:
-        return ast.parse(_read(path), str(path))
-    except (SyntaxError, ValueError) as error:
-        if isinstance(error, SyntaxError):
-            raise ValueError(
-                f"config {path} cannot be read: line {error.lineno}: {error.msg}"
-            ) from error
-        raise
-
-
-def _base_statement(module: ast.Module) -> ast.Assign | ast.AnnAssign | None:
-    """Return the last statement that sets ``_base_``, which is the one that counts."""
-    found = None
-    for node in module.body:
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if any(isinstance(target, ast.Name) and target.id == "_base_" for target in targets):
-                found = node
-    return found
-
-
-def _bases(statement: ast.Assign | ast.AnnAssign | None, path: Path) -> list[str] | None:
+def _names(bases: list[object] | None, path: Path) -> list[str] | None:
     """Return the bases' names; None if there are none or they are computed.
 
     Raises:
         ValueError: One of them is not a path; mmcv takes a text, or a list of texts.
     """
-    if statement is None or statement.value is None:
+    if bases is None:
         return None
-    try:
-        value = ast.literal_eval(statement.value)
-    except (ValueError, TypeError):  # TypeError: {[]}
-        return None
-    given = value if isinstance(value, list) else [value]
-    for base in given:
-        if not isinstance(base, str) or not base or "\0" in base:
+    names: list[str] = []
+    for each in bases:
+        if not isinstance(each, str) or not each or "\0" in each:
             raise ValueError(
-                f"config {path}: _base_ has {base!r}, which is no path; give the path of a config"
+                f"config {path}: _base_ has {each!r}, which is no path; give the path of a config"
                 " as text, or a list of such paths"
             )
-    return given
+        names.append(each)
+    return names
 
 
 def _resolve(name: str, of: Path) -> Path:
