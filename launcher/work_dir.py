@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dq.dist.work.on_main_rank import on_main_rank
-from dq.one_writer import hold
+from dq.one_writer.lock import hold
 from dq.whole_file import remove_drafts
 from launcher.failure import WORLD_ERROR
 

@@ -17,14 +17,16 @@ from typing import Any
 
 import pytest
 
-from dq import one_writer
-from dq.one_writer import Writer, hold, writer_of
+from dq.one_writer import lock as one_writer
+from dq.one_writer import writer as writers
+from dq.one_writer.lock import hold
+from dq.one_writer.writer import Writer, writer_of
 from tests.processes.warm import ROOT
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from dq import one_writer
+from dq.one_writer import lock as one_writer
 one_writer.BEAT_S = 0.2
 try:
     lock = one_writer.hold(Path(sys.argv[1]), silence_s=2.0)
@@ -62,9 +64,9 @@ def line(process: subprocess.Popen[str]) -> str:
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulate a machine from which no other process is visible."""
-    own = one_writer.this_process()
+    own = writers.this_process()
     there = {**own, "host": "other", "boot": "another boot", "space": "another space"}
-    monkeypatch.setattr(one_writer, "this_process", lambda: there)
+    monkeypatch.setattr(writers, "this_process", lambda: there)
 
 
 def test_a_second_writer_is_refused_with_process_and_time(tmp_path: Path) -> None:
@@ -91,7 +93,7 @@ def test_a_killed_holder_is_replaced_at_once_and_nothing_is_left(tmp_path: Path)
 
 
 def test_a_reused_pid_is_not_the_holder(tmp_path: Path) -> None:
-    process = {**one_writer.this_process(), "began": 1}
+    process = {**writers.this_process(), "began": 1}
     who = {"token": "x", "process": process, "since": 1.0, "job": "", "attempt": 0}
     content = b"%020d\n" % 5 + json.dumps(who).encode()
     (tmp_path / ".writer.7").write_bytes(content)

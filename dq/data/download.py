@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dq.counted import counted
 from dq.data.disk import explained, require_space
+from dq.error_text import error_text
 from dq.whole_file import drafts
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def _received(
             if not too_long:
                 break
         except http.client.InvalidURL as error:
-            reason = " ".join(str(error).split())
+            reason = error_text(error)
             break
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__

@@ -13,6 +13,7 @@ from dq.detector.evaluation.kept_predictions import boxes_unrounded, predictions
 from dq.detector.evaluation.matches import matches_of
 from dq.detector.hooks.tracking import Figures
 from dq.detector.metrics.mmdet_metrics import metrics_of_mmdet
+from dq.error_text import typed_error_text
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.repairs import first_images
 from dq.tracking.pictures.distinct_paths import distinct_paths
@@ -81,7 +82,7 @@ def keep_predictions(
         step = stage.tracker.last_step
         stage.tracker.images(step, files)
     except Exception as error:
-        log.warning("no predictions are kept: %s: %s", type(error).__name__, error)
+        log.warning("no predictions are kept: %s", typed_error_text(error))
 
 
 def _drawn(predictions: Predictions, number: int, folder: Path, bits: str) -> list[Path]:
@@ -111,7 +112,7 @@ def keep_matches(stage: Stage, measurement: Measurement) -> None:
             stage.folder.mkdir(parents=True, exist_ok=True)
             write_matches(stage.folder, found)
     except Exception as error:
-        log.warning("no matches are kept: %s: %s", type(error).__name__, error)
+        log.warning("no matches are kept: %s", typed_error_text(error))
 
 
 def _stored_reference(folder: Path, classes: Sequence[str]) -> dict[str, Sequence[Box]] | None:

@@ -66,7 +66,7 @@ def tracked(stage: Stage, resume: Resume | None = None) -> Iterator[Stage]:
         raise
     except Exception as error:
         code = exit_code(error)
-        reason = explain_lost_rank(error) or explain(error) or type(error).__name__
+        reason = explain_lost_rank(error) or explain(error)
         raise
     finally:
         tracker.finish(code, reason)

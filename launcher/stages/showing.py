@@ -30,6 +30,7 @@ from dq.detector.pictures.samples import (
     spread,
 )
 from dq.detector.pictures.sheets import Found, legend, sample_shot, shot, truth_rows
+from dq.error_text import with_type
 from dq.tracking.pictures.predictions import Box, unmatched
 from dq.tracking.reports.show_page import ClassRow, ShowPage
 from launcher.plan import Plan
@@ -192,7 +193,7 @@ def _seen(
         try:
             found.append(seen(dataset, index, seed=seed, with_image=with_image))
         except Exception as error:  # a step of the user's own may raise anything
-            reason = f"{type(error).__name__}: {explain(error)}"
+            reason = with_type(explain(error), error)
             failed.append(f"no sample of {image_name(dataset, index)}: {reason}")
     if failed and not found:
         raise ValueError(f"the pipeline fails on each image, first with {failed[0]}; mend it")

@@ -24,7 +24,7 @@ OTHERS = {
     ("dq/data/download.py", ".tmp"): "a part that the next attempt goes on with, under a lock",
     ("dq/data/download.py", "replace"): "a part that has come whole",
     ("dq/data/voc.py", "replace"): "moves a finished file into a folder that nobody has yet",
-    ("dq/one_writer.py", ".tmp"): "a draft that is linked, not renamed, and never replaces a file",
+    ("dq/one_writer/lock_file.py", ".tmp"): "a draft that is linked; it never replaces a file",
 }
 RENAMES = {"replace", "rename", "renames"}
 SCRATCH = {"mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryDirectory", "TemporaryFile"}

@@ -17,6 +17,7 @@ from mmcv.runner.checkpoint import (
 
 from dq.data.disk import explained
 from dq.data.download import fetch_file
+from dq.error_text import error_text
 
 
 def _open_mmlab(name: str) -> str:
@@ -73,7 +74,7 @@ def _fetched(name: str, address: str) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
         fetch_file(address, file)
     except ValueError as error:
-        raise ValueError(f"{name} cannot be fetched ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{name} cannot be fetched ({error_text(error)})") from error
     except RuntimeError as error:
         raise RuntimeError(f"{name} cannot be fetched: {error} with TORCH_HOME") from error
     return file

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmcv import Config
 
+from dq.error_text import error_text
 from dq.tracking.record.secrets import hide
 
 # Floats whose text in Python is not a literal.
@@ -57,7 +58,7 @@ def read_config_text(text: str, source: Path) -> Config:
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, KeyError) as error:
         raise ValueError(
             f"the config in {source} is not made of plain values"
-            f" ({' '.join(str(error).split()) or type(error).__name__}); give the config file too"
+            f" ({error_text(error)}); give the config file too"
         ) from error
 
 

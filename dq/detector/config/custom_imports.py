@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dq.dist.errors.foreseen import error_location
+from dq.error_text import typed_error_text
 
 log = logging.getLogger(__name__)
 EXAMPLE = "dict(imports=['my_package.my_module'], allow_failed_imports=False)"
@@ -40,7 +41,7 @@ def _import(name: str, *, may_fail: bool) -> None:
     try:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = typed_error_text(error)
         if may_fail and isinstance(error, ImportError):
             log.warning("custom_imports: %s is left out (%s)", name, reason)
             return

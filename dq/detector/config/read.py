@@ -22,6 +22,7 @@ from dq.detector.config.custom_imports import import_modules
 from dq.detector.config.data_root import move_data_root
 from dq.detector.config.mmdet_keys import KEYS, REFUSED, TOP_LEVEL_KEYS
 from dq.detector.config.plain_values import check_values
+from dq.error_text import error_text, typed_error_text
 from dq.names import check_keys
 from dq.whole_file import FULL
 
@@ -77,7 +78,7 @@ def read_config(
         config = replace_cfg_vals(config)
     except (KeyError, AttributeError, TypeError, AssertionError) as error:
         raise ValueError(
-            f"{path}: a ${{...}} in a string cannot be resolved: {' '.join(str(error).split())}"
+            f"{path}: a ${{...}} in a string cannot be resolved: {error_text(error)}"
         ) from error
     import_modules(config.get("custom_imports"))
     return config
@@ -97,10 +98,7 @@ def _from_file(path: Path) -> Config:
                 f" temporary files: {error.strerror}; make room in {tempfile.gettempdir()}, or let"
                 " $TMPDIR name another folder"
             ) from error
-        reason = " ".join(str(error).split())
-        raise ValueError(f"config {path} cannot be read: {type(error).__name__}: {reason}") from (
-            error
-        )
+        raise ValueError(f"config {path} cannot be read: {typed_error_text(error)}") from error
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
@@ -272,9 +270,7 @@ def finish(config: Config) -> Config:
     try:
         complete = compat_cfg(config)
     except (AssertionError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"the config contradicts itself: {' '.join(str(error).split())}"
-        ) from error
+        raise ValueError(f"the config contradicts itself: {error_text(error)}") from error
     for split in absent:
         del config.data[split], complete.data[split]
     # This old name has been applied, and must not be applied twice.

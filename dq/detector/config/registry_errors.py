@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
+from dq.error_text import error_text, with_type
 from dq.names import did_you_mean
 
 
 def explain(error: BaseException) -> str:
     """Return one line for an error of mmcv's registries; suggest the nearest known name."""
-    text = " ".join(str(error).strip("'\"").split())
+    text = error_text(error).strip("'\"")
     unknown = re.search(r"(\w+) is not in the ([\w ]+?) registry", text)
     if unknown:
         from mmcv.cnn import MODELS
@@ -24,4 +25,4 @@ def explain(error: BaseException) -> str:
         return f"there is no {unknown[1]} among the {unknown[2]}" + (
             did_you_mean(unknown[1], names) if names else ""
         )
-    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text
+    return with_type(text, error) if isinstance(error, KeyError) else text

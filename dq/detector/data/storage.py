@@ -8,6 +8,7 @@ from typing import Any
 import mmcv
 
 from dq.detector.config.packages import BACKENDS
+from dq.error_text import error_text
 
 GIVEN = "file_client_args"
 
@@ -32,7 +33,7 @@ def check_storage(section: Mapping[str, Any], split: str) -> None:
             try:
                 mmcv.FileClient(**given)
             except Exception as error:  # that package may raise anything
-                reason = " ".join(str(error).split())[:200]
+                reason = error_text(error)[:200]
         if reason:
             raise ValueError(f"data.{split}: {GIVEN} {dict(given)} cannot be used: {reason}")
 

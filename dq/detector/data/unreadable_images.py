@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from dq.detector.data.checks.images import unreadable
 from dq.detector.data.leaves import leaves
+from dq.error_text import error_text, typed_error_text
 
 log = logging.getLogger(__name__)
 
@@ -142,10 +143,10 @@ def _file_of(results: Mapping[str, Any]) -> str:
 def _described(error: Exception, otherwise: str) -> BadImage:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return BadImage(os.fsdecode(error.filename), error.strerror)
-    text = " ".join(str(error).split())
+    text = error_text(error)
     # For an image that it cannot decode, OpenCV returns None or raises a long error. A transform
     # that loads annotations may fail in the same way, with an image that can be read.
     suspect = "NoneType" in text or type(error).__module__ == "cv2"
     if suspect and not (os.path.isfile(otherwise) and unreadable(Path(otherwise)) is None):
         return BadImage(otherwise, "it is not an image")
-    return BadImage(otherwise, f"{type(error).__name__}: {text}"[:200])
+    return BadImage(otherwise, typed_error_text(error)[:200])

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from dq.detector.doctor import hardware, machine, packages, services
 from dq.detector.doctor.finding import Check, Finding, failure
+from dq.error_text import typed_error_text
 
 # In the order of the report; a check that needs a package comes after that package's own.
 CHECKS: Mapping[str, Check] = MappingProxyType({
@@ -99,5 +100,5 @@ def _careful(check: Check) -> Finding:
     except ModuleNotFoundError as error:
         return failure(f"the package {error.name} is missing", packages.INSTALL)
     except BaseException as error:  # any package may be broken in any way
-        words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        words = typed_error_text(error)[:300]
         return failure(words, packages.INSTALL)

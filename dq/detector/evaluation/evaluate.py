@@ -25,6 +25,7 @@ from dq.dist.exchange import collectives
 from dq.dist.watch.signals import Stopped
 from dq.dist.work.all_here import wait_for_all_ranks
 from dq.dist.work.on_main_rank import on_main_rank
+from dq.error_text import with_type
 from dq.progress import progress
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def scores(dataset: Any, results: list[Any], settings: Mapping[str, Any]) -> Sco
         except Exception as error:  # a custom metric may raise anything
             name = type(dataset).__name__
             raise RuntimeError(
-                f"{name}.evaluate failed: {type(error).__name__}: {explain(error)}"
+                f"{name}.evaluate failed: {with_type(explain(error), error)}"
             ) from error
     numeric = int | float | np.floating
     numbers = {k: float(v) for k, v in (found or {}).items() if isinstance(v, numeric)}
@@ -160,8 +161,8 @@ def scores(dataset: Any, results: list[Any], settings: Mapping[str, Any]) -> Sco
 
 def _not_evaluated(dataset: Any, error: Exception) -> str:
     return (
-        f"{type(dataset).__name__} cannot evaluate these results: {type(error).__name__}:"
-        f" {explain(error)}; see evaluation.metric and the other settings there"
+        f"{type(dataset).__name__} cannot evaluate these results:"
+        f" {with_type(explain(error), error)}; see evaluation.metric and the other settings there"
     )
 
 

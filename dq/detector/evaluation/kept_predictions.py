@@ -20,6 +20,7 @@ from dq.detector.data.leaves import annotation_of, files_of, infos_of, leaves, l
 from dq.detector.loading.to_device import to_device
 from dq.detector.metrics.mmdet_metrics import metrics_of_mmdet
 from dq.detector.metrics.results import boxes_by_class, labelled_boxes
+from dq.error_text import with_type
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.quantizers.phase import Phase
 from dq.quant.quantizers.restore import in_phase
@@ -54,7 +55,7 @@ def class_precision(dataset: Any, results: Sequence[Any]) -> dict[str, float]:
             return {}
         return _class_precision(next(leaves(dataset)), boxes, annotations)
     except Exception as error:
-        log.warning("no precision of each class: %s: %s", type(error).__name__, explain(error))
+        log.warning("no precision of each class: %s", with_type(explain(error), error))
         return {}
 
 

@@ -20,6 +20,7 @@ from dq.detector.data.leaves import leaves
 from dq.detector.evaluation.drawing_paths import drawing_paths, inside
 from dq.detector.metrics.mmdet_metrics import metrics_of_mmdet
 from dq.detector.metrics.results import own_copy
+from dq.error_text import with_type
 from dq.whole_file import drafts
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ class Painter:
                 self._paint(batch, result)
         except Exception as error:
             self.fails = True
-            log.warning("no images are painted: %s: %s", type(error).__name__, explain(error))
+            log.warning("no images are painted: %s", with_type(explain(error), error))
 
     def _paint(self, batch: Mapping[str, Any], result: Any) -> None:
         images, metas = batch["img"][0], batch["img_metas"][0]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dq.counted import counted
 from dq.detector.config.addresses import local_file
 from dq.dist.work.on_main_rank import on_main_rank
+from dq.error_text import typed_error_text
 
 log = logging.getLogger(__name__)
 # Even the weights of another network share a few names with this one.
@@ -42,7 +43,8 @@ def initialise(detector: nn.Module) -> None:
         with _no_prints():
             detector.init_weights()  # type: ignore[operator]
     except Exception as error:  # a custom network may raise anything
-        raise ValueError(f"initial weights cannot be loaded: {_reason(error)}; {_FIX}") from error
+        reason = typed_error_text(error)[:300]
+        raise ValueError(f"initial weights cannot be loaded: {reason}; {_FIX}") from error
 
 
 def check_pretrained(detector: nn.Module) -> None:
@@ -82,7 +84,8 @@ def _content(source: str, where: str) -> Any:
         with _no_prints():
             return CheckpointLoader.load_checkpoint(str(path), map_location="cpu")
     except Exception as error:  # a damaged file may raise anything
-        raise ValueError(f"{where}: {source} cannot be read: {_reason(error)}; {_FIX}") from error
+        reason = typed_error_text(error)[:300]
+        raise ValueError(f"{where}: {source} cannot be read: {reason}; {_FIX}") from error
 
 
 def _state_in(content: Any, source: str, where: str) -> dict[str, Tensor]:
@@ -160,11 +163,6 @@ def _renames_keys(module: nn.Module) -> bool:
     code = getattr(getattr(type(module), "init_weights", None), "__code__", None)
     names = code.co_names if code is not None else ()
     return "load_state_dict" in names or "CheckpointLoader" in names
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @contextlib.contextmanager

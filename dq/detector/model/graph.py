@@ -32,6 +32,7 @@ from dq.detector.instance_methods import (
 )
 from dq.detector.model.channels import input_channels
 from dq.detector.model.roi_heads import NORMS, find_roi_heads, quantize_roi_heads
+from dq.error_text import error_text
 from dq.names import hint
 from dq.quant.graph.prepare import prepare, undo_additions_on_error
 from dq.quant.graph.quantized_graph import CONTAINER, QuantizedGraph
@@ -110,14 +111,14 @@ def _traced(detector: nn.Module) -> Traced:
         try:
             traced = _trace(detector, head)
         except TraceError as error:
-            reasons[head] = " ".join(str(error).split())
+            reasons[head] = error_text(error)
         if traced is not None and head in traced.left_float:
             reasons[head], traced = traced.left_float[head], None
     if traced is None:
         try:
             traced = _trace(detector, None)
         except TraceError as error:
-            reason = " ".join(str(error).split())
+            reason = error_text(error)
             raise ValueError(f"this detector cannot be quantized: {reason}") from error
     if not any(is_layer(detector, node) for node in traced.graph.nodes):
         first = next(iter(traced.left_float.values()), "it has no convolution")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dq.detector.instance_methods import replace_method
 from dq.detector.model.channels import input_channels
+from dq.error_text import error_text
 from dq.quant.graph.prepare import prepare_part
 from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.graph.roles import is_layer
@@ -99,7 +100,7 @@ def quantize_roi_heads(
         try:
             traced = trace_tolerantly(detector, head, *examples, is_leaf=is_leaf)
         except TraceError as error:
-            reasons[name] = " ".join(str(error).split())
+            reasons[name] = error_text(error)
             continue
         if name in traced.left_float:
             reasons[name] = traced.left_float[name]

@@ -22,6 +22,8 @@ from mmdet.datasets import build_dataloader, build_dataset
 from mmdet.models import build_detector
 from mmdet.utils import compat_cfg
 
+from dq.error_text import error_text
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Load, detect, write the results, and return the exit code."""
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         load_checkpoint(detector, checkpoint, map_location="cpu", strict=True)
     except RuntimeError as error:
-        print(f"error: mmdet does not load {checkpoint}: {' '.join(str(error).split())}")
+        print(f"error: mmdet does not load {checkpoint}: {error_text(error)}")
         return 2
     if out:
         detector.CLASSES = dataset.CLASSES
@@ -47,7 +49,7 @@ def _results(model: Any, loader: Any) -> Any:
         return single_gpu_test(model, loader)
     except (RuntimeError, AssertionError) as error:
         # An operator that is compiled only for GPUs, or a bug that `mended_heads` fixes.
-        return f"mmdet itself cannot detect here: {' '.join(str(error).split())}"
+        return f"mmdet itself cannot detect here: {error_text(error)}"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from dq.detector.step.supervision import Supervision
 from dq.detector.training.checkpoint_order import ATTEMPT, Place
 from dq.detector.training.checkpoint_plan import Age, CheckpointPlan, remove_old
 from dq.detector.training.resume_state import compare_weights, load_training_state, training_state
-from dq.dist.errors.foreseen import error_summary
 from dq.dist.exchange import collectives
 from dq.dist.exchange.agreed_names import agreed_names
 from dq.dist.exchange.data_parallel import unused_parameters_named, unwrap
@@ -407,8 +406,7 @@ def may_read_losses(hook: Any) -> bool:
 
 def failure(hook: Any, stage: str, error: BaseException) -> str:
     """Return in one line which hook failed, where and why."""
-    reason = explain(error) or error_summary(error)
-    return f"{type(hook).__name__} fails in {stage}: {reason}"
+    return f"{type(hook).__name__} fails in {stage}: {explain(error)}"
 
 
 def _of_all_ranks(losses: LossValues) -> LossValues:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import dis
 import re
-import site
-import sysconfig
 from pathlib import Path
 from types import TracebackType
 
 from dq.dist.errors.notes import notes_on
+from dq.error_text import ROOT, short_path
 
 OURS = ("dq", "launcher", "slurm")
-ROOT = Path(__file__).resolve().parents[3]
 # How a loader process reports its error: type, place and traceback are only in the text.
 _FROM_WORKER = re.compile(r"^Caught (?P<type>\w+) in .*?\n.*?Traceback", re.DOTALL)
 _FRAME = re.compile(r'^  File "(?P<file>.+?)", line (?P<line>\d+), in .+\n(?:    (?P<code>.*)\n)?',
@@ -50,11 +48,11 @@ def error_location(error: BaseException) -> str:
     """Return ``file:line`` where an error was raised; the path is short for a library's file."""
     worker = _last_frame_of_worker(error)
     if worker is not None:
-        return f"{_short(worker['file'])}:{worker['line']}"
+        return f"{short_path(worker['file'])}:{worker['line']}"
     last = _last(error.__traceback__)
     if last is None:
         return "an unknown place"
-    return f"{_short(last.tb_frame.f_code.co_filename)}:{last.tb_lineno}"
+    return f"{short_path(last.tb_frame.f_code.co_filename)}:{last.tb_lineno}"
 
 
 def error_message(error: BaseException) -> str:
@@ -96,13 +94,3 @@ def _last(trace: TracebackType | None) -> TracebackType | None:
 
 def _is_ours(name: str) -> bool:
     return any(Path(name).is_relative_to(ROOT / package) for package in OURS)
-
-
-def _short(name: str) -> str:
-    """Return a file's name relative to the folder it is imported from."""
-    paths = sysconfig.get_paths()
-    folders = [*site.getsitepackages(), paths["purelib"], paths["platlib"], paths["stdlib"], ROOT]
-    for folder in map(str, folders):
-        if name.startswith(f"{folder}/"):
-            return name[len(folder) + 1 :]
-    return name

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from dq.error_text import error_text
 from dq.quant.quantizers.restore import restored_state, watching_outputs
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def refuse_difference(
         same = _same(found, expected)
         reason = ""
     except Exception as error:
-        same, reason = False, f" ({' '.join(str(error).split())})"
+        same, reason = False, f" ({error_text(error)})"
     if not same:
         place = _first_difference(root, reference.forward, plain or graph, inputs)
         raise DifferenceError(

@@ -20,6 +20,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from dq.error_text import error_text
 from dq.quant.graph.comparison import Reference
 from dq.quant.graph.inputs import forward_with_inputs
 from dq.quant.graph.nodes import (
@@ -302,7 +303,7 @@ def trace(
     except Exception as error:
         calls = error.calls if isinstance(error, WriteError) else tracer.failed or ()
         where = f" in {calls[-1]}" if calls else ""
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = error_text(error)
         failure = TraceError(f"{type(root).__name__} has no static graph{where}: {reason}")
         failure.calls = calls
         raise failure from error

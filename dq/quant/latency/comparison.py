@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from dq.error_text import error_text
 from dq.quant.latency.engine import Engine, Network
 from dq.quant.latency.float_twin import float_twin
 from dq.quant.latency.formats import is_quantized, widths_of
@@ -64,7 +65,7 @@ class Contestant:
             raise
         except Exception as error:  # Each engine has its own exceptions.
             sizes = " and ".join("x".join(map(str, array.shape)) for array in self.inputs)
-            reason = " ".join(str(error).split())[:200]
+            reason = error_text(error)[:200]
             raise ValueError(
                 f"{self.name}: {self.engine} cannot run it on inputs of {sizes}: {reason}"
             ) from error

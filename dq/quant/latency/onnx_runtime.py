@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from dq.error_text import error_text
 from dq.quant.latency.engine import Executed
 from dq.quant.verify.onnxruntime_session import ENGINE, INTEGER_LAYERS, LAYERS, open_session
 
@@ -65,7 +66,7 @@ class OnnxRuntimeNetwork:
         except (MemoryError, OSError):
             raise
         except Exception as error:  # Each kind of failure has its own exception class.
-            reason = " ".join(str(error).split())[:200]
+            reason = error_text(error)[:200]
             raise ValueError(f"ONNX Runtime cannot run it: {reason}") from error
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.num_integer = sum(node.op_type in INTEGER_LAYERS for node in self.nodes)

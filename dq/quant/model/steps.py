@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dq.counted import counted
+from dq.error_text import error_text
 from dq.quant.graph.comparison import tried
 from dq.quant.graph.per_channel.channel_scales import scaled_names
 from dq.quant.graph.prepare import prepare as prepare_graph
@@ -79,7 +80,7 @@ def _require_run(
             forward(*values)
     except Exception as error:
         shapes = ", ".join(str(tuple(value.shape)) for value in values)
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = error_text(error)
         raise ValueError(
             f"{type(model).__name__} does not run on the examples, of shape {shapes}: {reason};"
             " give examples that it runs on"

@@ -12,6 +12,7 @@ import inspect
 import torch
 from torch import Tensor
 
+from dq.error_text import typed_error_text
 from dq.names import hint, is_one_of
 from dq.quant.observers.min_max import MinMaxObserver, update_ranges_
 from dq.quant.recipes.presets import PRESETS, preset_for
@@ -108,7 +109,7 @@ def _try(name: str, kind: type[MinMaxObserver]) -> None:
         merges = new_observer(kind, INT8_ACTIVATION)
         records = {key: getattr(merges, key) for key in merges.merge}
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = typed_error_text(error)
         raise ValueError(
             f"observer {name!r} ({_place(kind)}) fails in a trial: {reason}"
         ) from error

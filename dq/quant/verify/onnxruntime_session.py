@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from dq.error_text import error_text
 from dq.quant.verify.engine import Engine, Network
 from dq.whole_file import write_whole
 
@@ -246,7 +247,7 @@ def load_model(path: Path) -> onnx.ModelProto:
         model: onnx.ModelProto = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = error_text(error)[:160]
         raise ValueError(
             f"{path} is not an ONNX model, or damaged ({reason}); export it again"
         ) from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dq.counted import counted
-from dq.one_writer import Writer, writer_of
+from dq.one_writer.writer import Writer, writer_of
 from dq.tracking.live.health import Health, health_of
 from dq.tracking.live.progress import Progress, StageFollower
 from dq.tracking.record.file_time import written_at

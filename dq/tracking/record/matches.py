@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dq.error_text import error_text
 from dq.whole_file import write_whole
 
 log = logging.getLogger(__name__)
@@ -57,5 +58,5 @@ def read_matches(folder: Path) -> Matches | None:
     except MemoryError:
         raise
     except Exception as error:  # Each kind of damage raises an error of another class.
-        log.warning("%s cannot be read: %s", path, str(error) or type(error).__name__)
+        log.warning("%s cannot be read: %s", path, error_text(error))
         return None

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dq.counted import counted
+from dq.error_text import error_text
 from dq.tracking.record.rows import METRICS, QUANTIZERS, Row
 from dq.tracking.record.run import Run, read_run
 from dq.tracking.wandb_copy.send_offline import mark_sent, number_piece
@@ -386,5 +387,4 @@ def _config(info: Run) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return (text or type(error).__name__)[:200]
+    return error_text(error)[:200]

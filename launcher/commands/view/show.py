@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     environment = read_environment()
     if not environment.is_main:
         return 0
-    from dq.one_writer import hold
+    from dq.one_writer.lock import hold
     from dq.tracking.record.json_file import write_json
     from dq.tracking.reports.show_page import show_page
     from dq.whole_file import write_whole

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.two_jobs import two_at_once
-from dq.one_writer import hold
+from dq.one_writer.lock import hold
 from launcher.cli import COMMANDS, build_parsers
 from launcher.work_dir import WRITTEN
 from tests.launcher.conftest import Launch

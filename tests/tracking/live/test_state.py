@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dq.one_writer import hold
+from dq.one_writer.lock import hold
 from dq.tracking.live.state import RunState, reader_of
 from dq.tracking.live.terminal import as_json, panel, plain, print_once
 from dq.tracking.record.run import Run, read_run, write_run
@@ -213,7 +213,7 @@ def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
 def test_a_run_that_was_killed_before_its_first_record(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from dq.one_writer import hold\n"
+        "from dq.one_writer.lock import hold\n"
         "hold(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "w")], check=False)

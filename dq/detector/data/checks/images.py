@@ -16,6 +16,7 @@ from dq.detector.data.checks.classes import check_classes
 from dq.detector.data.checks.image_size import has_sizes, is_on_disk, loader_of
 from dq.detector.data.checks.masks import check_masks
 from dq.detector.data.leaves import files_of, infos_of, leaves, set_name
+from dq.error_text import error_text
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def unreadable(path: Path) -> str | None:
     try:
         image = mmcv.imfrombytes(content)
     except Exception as error:
-        return " ".join(str(error).split())[:100]
+        return error_text(error)[:100]
     return "it is not an image" if image is None else None
 
 

@@ -7,6 +7,8 @@ import logging
 import torch
 from torch import Tensor
 
+from dq.error_text import typed_error_text
+
 log = logging.getLogger(__name__)
 
 _INTEGERS = [-127, 127, 1, 1, 0, 1]
@@ -23,8 +25,7 @@ def kernels_work(device: torch.device) -> bool:
     try:
         wrong = _first_difference(device)
     except Exception as error:  # A compiler or driver may raise anything.
-        reason = " ".join(str(error).split())[:200]
-        wrong = f"{type(error).__name__}: {reason}"
+        wrong = typed_error_text(error)[:200]
     if wrong is None:
         return True
     log.warning(
