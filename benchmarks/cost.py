@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dq.detector.config.read import apply_options, finish, read_config
+from dq.detector.config.options import apply_options
+from dq.detector.config.read import finish, read_config
 from dq.detector.data.data_section import section_of
 from dq.detector.data.datasets import test_classes
 from dq.detector.export.write import image_size

@@ -132,7 +132,7 @@ def _overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def _run_in_torch(arguments: argparse.Namespace) -> int:
-    from dq.detector.config.read import parse_options
+    from dq.detector.config.options import parse_options
     from dq.detector.evaluation.results_file import check_results_file
     from launcher import stages
     from launcher.report import say_files, say_metrics, say_table, say_tables, stage_summaries
@@ -148,7 +148,7 @@ def _run_in_torch(arguments: argparse.Namespace) -> int:
     with session(arguments) as place:
         plan = stages.begin_plan(arguments)
         if arguments.format_only:
-            settings = parse_options(arguments.eval_options)
+            settings = parse_options(arguments.eval_options, where="--eval-options")
             say_files(place, stages.formatted(plan, place, checkpoint, settings, **given))
             return 0
         summary, tables = stages.evaluated(plan, place, checkpoint, **given)

@@ -14,7 +14,8 @@ from tests.launcher.conftest import CONFIG, ROOT
 @pytest.fixture(scope="session")
 def tiny(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Return a function from dotted overrides to the finished config."""
-    from dq.detector.config.read import apply_options, finish, read_config
+    from dq.detector.config.options import apply_options
+    from dq.detector.config.read import finish, read_config
 
     path = tmp_path_factory.mktemp("config") / "tiny.py"
     base = str(ROOT / "configs/digits/ssd_resnet_fpn_160.py")

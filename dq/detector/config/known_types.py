@@ -14,11 +14,12 @@ from typing import Any
 import mmcv.ops
 import mmdet.models  # noqa: F401  registers its types
 from mmcv import Config
-from mmcv.runner import HOOKS, OPTIMIZER_BUILDERS, OPTIMIZERS, RUNNERS
+from mmcv.runner import HOOKS, OPTIMIZER_BUILDERS, OPTIMIZERS, RUNNERS, Hook
 from mmcv.utils import Registry
 from mmdet.core.utils import dist_utils  # noqa: F401  registers mmdet's hooks
-from mmdet.datasets import DATASETS, PIPELINES
+from mmdet.datasets import DATASETS, PIPELINES, CustomDataset
 
+from dq.field_types import fits
 from dq.names import hint
 
 # Keys of a model's config whose ``type`` is a name in mmcv.ops, and keys whose ``type`` is in no
@@ -34,6 +35,7 @@ _ROLES = (
     (re.compile(r".*_head"), "_heads"),
     (re.compile(r"model"), ".detectors"),
 )
+_ABSENT = object()
 # Sections of a training; `model` and `data` are checked in their own way.
 _POLICIES = {"lr_config": "LrUpdaterHook", "momentum_config": "MomentumUpdaterHook"}
 
@@ -48,20 +50,30 @@ def check_training_types(config: Config) -> None:
     check_model_types(config.get("model"))
     for split in ("train", "val", "test"):
         check_data_types(config.data.get(split), f"data.{split}")
+        _check_settings(config.data.get(split), f"data.{split}")
     optimizer = config.get("optimizer")
+    if not isinstance(optimizer, Mapping):
+        raise ValueError(f"optimizer is {optimizer!r}; use dict(type='SGD', lr=0.01), for example")
     _check(optimizer, "optimizer", OPTIMIZERS)
-    if isinstance(optimizer, Mapping) and isinstance(optimizer.get("constructor"), str):
+    if isinstance(optimizer.get("constructor"), str):
         name = str(optimizer["constructor"])
         _check_name(name, "optimizer.constructor", _names(OPTIMIZER_BUILDERS))
     _check(config.get("optimizer_config"), "optimizer_config", HOOKS)
-    for number, hook in enumerate(config.get("custom_hooks") or ()):
-        _refuse_text(hook, f"custom_hooks[{number}]")
-        _check(hook, f"custom_hooks[{number}]", HOOKS)
-    for number, hook in enumerate((config.get("log_config") or {}).get("hooks") or ()):
-        _refuse_text(hook, f"log_config.hooks[{number}]")
-        _check(hook, f"log_config.hooks[{number}]", HOOKS)
+    hooks = {"custom_hooks": config.get("custom_hooks")}
+    hooks["log_config.hooks"] = (config.get("log_config") or {}).get("hooks")
+    for key, given in hooks.items():
+        for number, hook in enumerate(given or ()):
+            _check_hook(hook, f"{key}[{number}]")
     for section, ending in _POLICIES.items():
         _check_policy(config.get(section), section, ending)
+
+
+def _check_hook(hook: Any, where: str) -> None:
+    """Refuse what is neither a section of a hook that exists nor a hook that is built already."""
+    _refuse_text(hook, where)
+    if not isinstance(hook, Mapping | Hook):
+        raise ValueError(f"{where} is {hook!r}; use dict(type=...)")
+    _check(hook, where, HOOKS)
 
 
 def _refuse_text(value: Any, where: str) -> None:
@@ -90,13 +102,16 @@ def _check_policy(section: Any, where: str, ending: str) -> None:
 
 
 def check_dataset_types(config: Config) -> None:
-    """Raise ValueError if a data set of any split does not exist; pipelines are not looked at.
+    """Raise ValueError if a data set of any split does not exist, or has settings that are wrong.
+
+    The steps of pipelines are not looked at.
 
     Args:
         config: Result of `dq.detector.config.read.finish`.
     """
     for split in ("train", "val", "test"):
         check_data_types(config.data.get(split), f"data.{split}", pipelines=False)
+        _check_settings(config.data.get(split), f"data.{split}")
 
 
 def check_data_types(section: Any, where: str, *, pipelines: bool = True) -> None:
@@ -107,16 +122,42 @@ def check_data_types(section: Any, where: str, *, pipelines: bool = True) -> Non
         where: Its key.
         pipelines: Whether to look at the steps of pipelines too.
     """
+    for place, part in _sets(section, where):
+        _check(part, place, DATASETS)
+        if pipelines:
+            _check_steps(part.get("pipeline"), f"{place}.pipeline")
+
+
+def _sets(section: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the section of each data set and wrapper, with its key, the outer ones first."""
     if isinstance(section, list | tuple):
         for number, part in enumerate(section):
-            check_data_types(part, f"{where}[{number}]", pipelines=pipelines)
-    if not isinstance(section, Mapping):
-        return
-    _check(section, where, DATASETS)
-    for key in ("dataset", "datasets"):
-        check_data_types(section.get(key), f"{where}.{key}", pipelines=pipelines)
-    if pipelines:
-        _check_steps(section.get("pipeline"), f"{where}.pipeline")
+            yield from _sets(part, f"{where}[{number}]")
+    if isinstance(section, Mapping):
+        yield where, section
+        for key in ("dataset", "datasets"):
+            yield from _sets(section.get(key), f"{where}.{key}")
+
+
+def _check_settings(section: Any, where: str) -> None:
+    """Check settings of mmdet's own data sets; a class of the user may read them in its own way."""
+    for place, part in _sets(section, where):
+        kind = _class_of(part.get("type"), [DATASETS])
+        if kind is None or kind.__module__.split(".")[0] not in ("mmdet", "dq"):
+            continue
+        classes = part.get("classes")
+        if not fits(classes, str | tuple[str, ...] | None):
+            raise ValueError(
+                f"{place}.classes is {classes!r}; list the names of the classes as texts, or give"
+                " the path of a file with a name in each line"
+            )
+        steps = part.get("pipeline", _ABSENT)
+        # Without a step that loads the image, mmdet's loaders fail with a RecursionError. The
+        # pipeline of a wrapper may be empty.
+        fewest = 1 if issubclass(kind, CustomDataset) else 0
+        is_list = isinstance(steps, list | tuple) and len(steps) >= fewest
+        if steps is not _ABSENT and not is_list:
+            raise ValueError(f"{place}.pipeline is {steps!r}; list its steps, dict(type=...) each")
 
 
 def _check_steps(steps: Any, where: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import difflib
 import os
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mmcv
 from mmcv import Config
 from mmdet.utils import compat_cfg, replace_cfg_vals
 
@@ -21,6 +19,7 @@ from dq.detector.config.config_text import read_config_text, refuse_code
 from dq.detector.config.custom_imports import import_modules
 from dq.detector.config.data_root import move_data_root
 from dq.detector.config.mmdet_keys import KEYS, REFUSED, TOP_LEVEL_KEYS
+from dq.detector.config.options import apply_options, parse_options
 from dq.detector.config.plain_values import check_values
 from dq.error_text import error_text, typed_error_text
 from dq.names import check_keys
@@ -99,46 +98,6 @@ def _from_file(path: Path) -> Config:
                 " $TMPDIR name another folder"
             ) from error
         raise ValueError(f"config {path} cannot be read: {typed_error_text(error)}") from error
-
-
-def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """Parse ``key=value`` strings as mmdet's ``--cfg-options`` does.
-
-    Raises:
-        ValueError: A string has no ``=``.
-    """
-    for option in options:
-        if "=" not in option:
-            raise ValueError(f"--cfg-options {option!r} is not of the form key=value")
-    if not options:
-        return {}
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--cfg-options", nargs="+", action=mmcv.DictAction)
-    try:
-        values: dict[str, Any] = parser.parse_args(["--cfg-options", *options]).cfg_options
-    except (AssertionError, IndexError, ValueError, argparse.ArgumentError) as error:
-        raise ValueError(
-            f"--cfg-options {' '.join(options)} cannot be read: {error}; quote lists and tuples:"
-            ' key="[(1,2),(3,4)]"'
-        ) from error
-    return values
-
-
-def apply_options(
-    config: Config, options: Mapping[str, Any], *, where: str = "--cfg-options"
-) -> None:
-    """Apply dotted overrides to ``config``, in place.
-
-    Raises:
-        ValueError: A part of a key does not exist, but is similar to one that exists.
-    """
-    for key in options:
-        _check_path(config._cfg_dict, key, where)
-    try:
-        # mmcv removes `_delete_` from its argument, which may be needed again.
-        config.merge_from_dict(copy.deepcopy(dict(options)))
-    except (KeyError, TypeError, IndexError, AssertionError, ValueError) as error:
-        raise ValueError(f"{where}: an override does not fit the config: {error}") from error
 
 
 # Keys that ``quant.training`` must not have: a quantized training does not read them there.
@@ -311,19 +270,6 @@ def _check_workflow(workflow: Any) -> None:
             f"workflow is {workflow!r}; use [('train', 1)], or [('train', 1), ('val', 1)] to see"
             " the losses on data.val as well"
         )
-
-
-def _check_path(config: Mapping[str, Any], key: str, where: str) -> None:
-    here: Any = config
-    for part in key.split("."):
-        if not isinstance(here, Mapping):
-            return
-        if part not in here:
-            near = difflib.get_close_matches(part, [str(k) for k in here], n=1, cutoff=0.8)
-            if near:
-                raise ValueError(f"{where} {key}: {part} is not there; did you mean {near[0]}?")
-            return
-        here = here[part]
 
 
 def _nearest_file(path: Path) -> str:

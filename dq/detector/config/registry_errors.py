@@ -10,7 +10,9 @@ from dq.names import did_you_mean
 
 def explain(error: BaseException) -> str:
     """Return one line for an error of mmcv's registries; suggest the nearest known name."""
-    text = error_text(error).strip("'\"")
+    text = error_text(error)
+    if isinstance(error, KeyError) and error.args:  # Its text is in quotes, as Python writes a key.
+        text = " ".join(str(error.args[0]).split())
     unknown = re.search(r"(\w+) is not in the ([\w ]+?) registry", text)
     if unknown:
         from mmcv.cnn import MODELS

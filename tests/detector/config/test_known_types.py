@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from mmcv import Config, ConfigDict
 from mmcv.cnn import CONV_LAYERS
+from mmcv.runner import Hook
+from mmdet.datasets import DATASETS, CustomDataset
 from mmdet.models.builder import MODELS
 
 from dq.detector.config.config_file import load_config_file
@@ -136,3 +138,66 @@ def test_a_text_where_a_dict_belongs_is_named(key: str) -> None:
     config.merge_from_dict({key: ["dict(type='X')"]})
     with pytest.raises(ValueError, match=re.escape(f"{key}[0] is the text \"dict(type='X')\"")):
         check_training_types(config)
+
+
+@pytest.mark.parametrize("key", ["custom_hooks", "log_config.hooks"])
+def test_a_hook_that_is_neither_a_section_nor_a_hook_is_named(key: str) -> None:
+    config = config_of("mask_rcnn")
+    config.custom_hooks = []
+    config.merge_from_dict({key: [5]})
+    with pytest.raises(ValueError, match=re.escape(f"{key}[0] is 5; use dict(type=...)")):
+        check_training_types(config)
+    config.merge_from_dict({key: [Hook()]})
+    check_training_types(config)
+
+
+@pytest.mark.parametrize("value", [None, 5, "SGD", [{"type": "SGD"}]])
+def test_an_optimizer_that_is_no_section_is_named(value: object) -> None:
+    config = config_of("mask_rcnn")
+    config.optimizer = value
+    with pytest.raises(ValueError, match=r"optimizer is .*; use dict\(type='SGD', lr=0.01\)"):
+        check_training_types(config)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("classes", 5, "classes is 5; list the names of the classes as texts, or give the path"),
+        ("classes", ["a", 1], r"classes is \['a', 1\]; list the names"),
+        ("classes", {"a": 1}, "classes is {'a': 1}; list the names"),
+        ("pipeline", [], r"pipeline is \[\]; list its steps"),
+        ("pipeline", (), r"pipeline is \(\); list its steps"),
+        ("pipeline", None, "pipeline is None; list its steps"),
+        ("pipeline", 5, "pipeline is 5; list its steps"),
+    ],
+)
+@pytest.mark.parametrize("family", ["mask_rcnn", "yolox"])
+def test_a_setting_of_mmdets_data_sets_has_its_type(
+    family: str, setting: str, value: object, said: str
+) -> None:
+    config = config_of(family)
+    for split in ("train", "test"):
+        section = config.data[split]
+        key = f"data.{split}"
+        while "dataset" in section:
+            section, key = section.dataset, f"{key}.dataset"
+        before = copy.deepcopy(section)
+        section[setting] = value
+        with pytest.raises(ValueError, match=rf"^{key}\.{said}"):
+            check_training_types(config)
+        section.clear()
+        section.update(before)
+    check_training_types(config)
+
+
+def test_a_users_data_set_reads_its_settings_in_its_own_way() -> None:
+    @DATASETS.register_module()
+    class UsersSet(CustomDataset):  # type: ignore[misc]  # mmdet has no types
+        pass
+
+    try:
+        config = config_of("mask_rcnn")
+        config.data.train = {"type": "UsersSet", "classes": 5, "pipeline": []}
+        check_training_types(config)
+    finally:
+        DATASETS.module_dict.pop("UsersSet")

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dq.detector.config.read import finish, parse_options, read_config, training_config
+from dq.detector.config.options import parse_options
+from dq.detector.config.read import finish, read_config, training_config
 from dq.detector.data.datasets import test_classes as classes_of
 from tests.detector.minimal import minimal
 
