@@ -47,6 +47,7 @@ BOXES_AT_ONCE = 100
 EFFECT_IMAGES = 8
 # Images of one backward pass, and calls of a RoI head on which derivatives are measured.
 EFFECTS_AT_ONCE, EFFECT_CALLS = 2, 8
+HOST = torch.device("cpu")
 # Chance of a value to be quantized in a step.
 KEPT_ROUNDED = 0.5
 
@@ -91,7 +92,10 @@ def reconstruct_(
 
 
 class _Run:
-    """One pass over the blocks with the values of all images, in float and fake-quantized."""
+    """One pass over the blocks with the values of all images, in float and fake-quantized.
+
+    The values are in the machine's own memory: those of all images may be too many for a GPU's.
+    """
 
     def __init__(
         self,
@@ -103,6 +107,7 @@ class _Run:
     ) -> None:
         self.graph, self.images, self.reference = graph, images, reference
         self.plain_images = plain_images
+        self.device = next(graph.root.parameters()).device
         self.fixed = constants(graph.graph)
         self.plain: Values = {}
         self.rounded: Values = {}
@@ -118,7 +123,7 @@ class _Run:
             The relative error of the block's outputs before and after.
         """
         targets = self._outputs(block, self.reference, self.plain, self.plain_images)
-        error = _Error(block, targets, self.effects)
+        error = _Error(block, targets, self.effects, self.device)
         before = self._error(block, error)
         after = before
         if steps and any(True for _ in layers_in(self.graph, block)):
@@ -154,7 +159,11 @@ class _Run:
                 order = order or torch.randperm(len(self.images), generator=generator).tolist()
                 index = order.pop()
                 given = {
-                    node: _mixed(self.rounded[node][index], self.plain[node][index], generator)
+                    node: _mixed(
+                        _copied(self.rounded[node][index], self.device),
+                        _copied(self.plain[node][index], self.device),
+                        generator,
+                    )
                     for node in block.inputs
                 }
                 outputs = self._computed(block, self.graph.root, given, self.images[index])
@@ -169,7 +178,7 @@ class _Run:
     def _error(self, block: Block, error: _Error) -> float:
         total = 0.0
         for index, images in enumerate(self.images):
-            given = {node: _copied(self.rounded[node][index]) for node in block.inputs}
+            given = {node: _copied(self.rounded[node][index], self.device) for node in block.inputs}
             outputs = self._computed(block, self.graph.root, given, images)
             total += float(error(outputs, index)) * _size(images)
         return total / sum(_size(images) for images in self.images)
@@ -180,9 +189,9 @@ class _Run:
     ) -> Values:
         found: Values = {node: [] for node in block.outputs}
         for index, images in enumerate(inputs):
-            given = {node: _copied(values[node][index]) for node in block.inputs}
+            given = {node: _copied(values[node][index], self.device) for node in block.inputs}
             for node, value in self._computed(block, root, given, images).items():
-                found[node].append(value)
+                found[node].append(_on(HOST, value))
         return found
 
     def _computed(
@@ -211,19 +220,27 @@ class _Error:
         block: The block.
         targets: The float outputs, for each batch of images.
         effects: Squared derivative of the detector's outputs by each channel.
+        device: Where the block is computed.
     """
 
-    def __init__(self, block: Block, targets: Values, effects: Mapping[fx.Node, Tensor]) -> None:
-        self.targets = targets
+    def __init__(
+        self,
+        block: Block,
+        targets: Values,
+        effects: Mapping[fx.Node, Tensor],
+        device: torch.device,
+    ) -> None:
+        self.targets, self.device = targets, device
         self.weights: dict[fx.Node, Tensor] = {}
         power = 0.0
         for node in block.outputs:
             values = [leaf for value in targets[node] for leaf in _floats(value)]
             if is_shape(node) or not values:
                 continue
-            weight = effects.get(node, torch.ones((), device=values[0].device))
+            weight = effects.get(node, torch.ones((), device=device))
             self.weights[node] = weight
-            power += sum(float(_weighed(value, weight)) for value in values) / len(values)
+            total = sum(float(_weighed(_on(device, value), weight)) for value in values)
+            power += total / len(values)
         self.power = max(power, 1e-30)
 
     def __call__(self, outputs: Mapping[fx.Node, Any], index: int) -> Tensor:
@@ -232,7 +249,9 @@ class _Error:
             _weighed(own - wanted, weight)
             for node, weight in self.weights.items()
             for own, wanted in zip(
-                _floats(outputs[node]), _floats(self.targets[node][index]), strict=True
+                _floats(outputs[node]),
+                _floats(_on(self.device, self.targets[node][index])),
+                strict=True,
             )
         ]
         return torch.stack(parts).sum() / self.power
@@ -258,9 +277,17 @@ def _weighed(x: Tensor, weight: Tensor) -> Tensor:
     return squared.sum() / len(x)
 
 
-def _copied(value: Any) -> Any:
-    """Return a copy, which operations in place may overwrite."""
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+def _copied(value: Any, device: torch.device) -> Any:
+    """Return a copy on a device, which operations in place may overwrite."""
+    return tree_map(lambda leaf: leaf.to(device, copy=True) if _is_tensor(leaf) else leaf, value)
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    return tree_map(lambda leaf: leaf.to(device) if _is_tensor(leaf) else leaf, value)
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor)
 
 
 def _floats(value: Any) -> list[Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from dq.quant.graph.prepare import prepare
 from dq.quant.graph.quantized_graph import QuantizedGraph
@@ -221,7 +222,7 @@ def test_half_of_the_values_are_mixed_and_what_is_no_number_is_not() -> None:
     assert 450 < int(mixed["a"].sum()) < 550
     assert mixed["b"] is index
     assert mixed["c"] == "d"
-    copied = learning._copied({"a": ones, "c": "d"})
+    copied = learning._copied({"a": ones, "c": "d"}, learning.HOST)
     copied["a"].zero_()
     assert ones.all()
     assert learning._floats([ones, index, {"z": zeros}, None]) == [ones, zeros]
@@ -237,7 +238,7 @@ def test_an_error_is_relative_and_skips_outputs_that_are_no_numbers() -> None:
         second: [torch.full((1, 1, 1), 1.0), torch.full((1, 1, 1), 3.0)],
     }
     effects = {first: torch.tensor([1.0, 0.5])}
-    error = learning._Error(block, targets, effects)
+    error = learning._Error(block, targets, effects, learning.HOST)
     assert list(error.weights) == [first, second]
     assert error.power == pytest.approx((4 + 2 + 16 + 8) / 2 + (1 + 9) / 2)
     outputs = {
@@ -246,7 +247,7 @@ def test_an_error_is_relative_and_skips_outputs_that_are_no_numbers() -> None:
     assert float(error(outputs, 1)) == pytest.approx((1.5 + 4.0) / 20.0)
     nothing = {node: [torch.zeros(1, 2, 1)] for node in (first, second)}
     block = Block(nodes=(), inputs=(), outputs=(first, second))
-    assert learning._Error(block, nothing, {}).power == 1e-30
+    assert learning._Error(block, nothing, {}, learning.HOST).power == 1e-30
 
 
 def test_images_are_taken_a_few_at_once_and_boxes_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,3 +264,33 @@ def test_images_are_taken_a_few_at_once_and_boxes_many(monkeypatch: pytest.Monke
     assert asked == [4]
     reconstruct_(graph, images()[:1], reference, steps=0, plain_batches=images()[:1])
     assert asked == [4, 100, 100]
+
+
+class Stored(Tensor):
+    """A value in the machine's own memory, as if the model were on a GPU."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in (Tensor.is_floating_point, Tensor.as_subclass, Tensor.clone):
+            raise TypeError(f"{func} on a value that is not on the device")
+        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+
+
+def test_values_of_all_images_are_in_the_hosts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def moved(device: object, value: Any) -> Any:
+        kind = Stored if device == "host" else Tensor
+        return tree_map(lambda v: v.as_subclass(kind) if isinstance(v, Tensor) else v, value)
+
+    wanted, reference, _ = ready(RECIPES["lsq+"])
+    reconstruct_(wanted, images(), reference, steps=5)
+    monkeypatch.setattr(learning, "HOST", "host")
+    monkeypatch.setattr(learning, "_on", moved)
+    monkeypatch.setattr(learning, "_copied", lambda v, d: moved(d, tree_map(cloned, v)))
+    graph, reference, _ = ready(RECIPES["lsq+"])
+    reconstruct_(graph, images(), reference, steps=5)
+    for name, value in wanted.root.state_dict().items():
+        assert torch.equal(value, graph.root.state_dict()[name])
+
+
+def cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
