@@ -31,6 +31,7 @@ from dq.quant.graph.quantized_graph import QuantizedGraph
 from dq.quant.ptq.channel_effects import signed_sum
 from dq.quant.ptq.parts import rows_of
 from dq.quant.ptq.reconstruction.blocks import Block, blocks_of, constants
+from dq.quant.ptq.reconstruction.memory import affordable, size_of
 from dq.quant.ptq.reconstruction.parameters import Parameters, layers_in, learning
 from dq.quant.ptq.settings import RepairStep
 from dq.quant.quantizers.fake_quantize import ActivationQuantizer
@@ -77,8 +78,10 @@ def reconstruct_(
     """
     at_once = AT_ONCE if plain_batches is None else BOXES_AT_ONCE
     images = rows_of(batches, at_once)
-    plain_images = images if plain_batches is None else rows_of(plain_batches, at_once)
     blocks = blocks_of(graph)
+    if plain_batches is None:
+        images = affordable(graph, reference, blocks, images)
+    plain_images = images if plain_batches is None else rows_of(plain_batches, at_once)
     run = _Run(graph, images, plain_images, blocks, reference)
     generator = torch.Generator().manual_seed(0)
     better = 0
@@ -180,8 +183,8 @@ class _Run:
         for index, images in enumerate(self.images):
             given = {node: _copied(self.rounded[node][index], self.device) for node in block.inputs}
             outputs = self._computed(block, self.graph.root, given, images)
-            total += float(error(outputs, index)) * _size(images)
-        return total / sum(_size(images) for images in self.images)
+            total += float(error(outputs, index)) * size_of(images)
+        return total / sum(size_of(images) for images in self.images)
 
     @torch.no_grad()
     def _outputs(
@@ -263,10 +266,6 @@ def _few(inputs: Sequence[Given]) -> list[Given]:
         return list(inputs[:EFFECT_CALLS])
     images = torch.cat([as_tuple(given)[0] for given in inputs])[:EFFECT_IMAGES]
     return list(torch.split(images, EFFECTS_AT_ONCE))
-
-
-def _size(given: Given) -> int:
-    return len(as_tuple(given)[0])
 
 
 def _weighed(x: Tensor, weight: Tensor) -> Tensor:

@@ -208,7 +208,7 @@ def test_the_first_images_or_calls_are_measured() -> None:
     assert torch.equal(torch.cat(found), x[:8])
     calls = [(x, x)] * 9
     assert learning._few(calls) == calls[:8]
-    assert learning._size(x) == learning._size((x, x[:1])) == 10
+    assert learning.size_of(x) == learning.size_of((x, x[:1])) == 10
 
 
 def test_half_of_the_values_are_mixed_and_what_is_no_number_is_not() -> None:
