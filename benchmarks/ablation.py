@@ -51,6 +51,10 @@ MORE: dict[str, tuple[str, ...]] = {
     "start without bias correction": ("quant.repairs=[channel_scales]",),
     "norms fixed from 0.5 on": ("quant.schedule.freeze_norm_after=0.5",),
     "norms fixed from the start": ("quant.schedule.freeze_norm_after=0.0",),
+    "start by block reconstruction": (
+        "quant.repairs=[channel_scales,reconstruct]",
+        "quant.reconstruction_steps=100",
+    ),
 }
 RECIPE = "the recipe"
 NOTHING = "none of them"
