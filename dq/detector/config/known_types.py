@@ -2,6 +2,7 @@
 
 mmcv says ``'NoneType' object has no attribute 'parent'`` for an unknown scope. And some parts are
 built late: the optimizer and hooks of a quantized training only after the float training.
+Settings of data sets that mmdet would not refuse in a message of its own are checked too.
 """
 
 from __future__ import annotations
