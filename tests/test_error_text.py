@@ -11,14 +11,7 @@ from typing import Any
 import pytest
 
 from dq.error_text import ROOT, error_text, short_path, typed_error_text
-
-
-def caught(action: Callable[[], Any]) -> BaseException:
-    try:
-        action()
-    except BaseException as error:
-        return error
-    raise AssertionError("no error")
+from tests.dist.errors.test_foreseen import caught
 
 
 def silent() -> None:
