@@ -55,7 +55,7 @@ def test_an_error_that_lost_its_text_on_the_way_names_the_statement() -> None:
     assert found.endswith("(raise AssertionError)")
 
 
-@pytest.mark.parametrize("error", [KeyError(), RuntimeError(""), ValueError(" \n"), SystemExit()])
+@pytest.mark.parametrize("error", [KeyError(), RuntimeError(""), ValueError(" \n"), OSError()])
 def test_no_error_is_an_empty_text(error: BaseException) -> None:
     assert error_text(error) == type(error).__name__
     assert error_text(caught(raised(error))).startswith(f"{type(error).__name__} at tests/")
