@@ -17,6 +17,8 @@ from dq.names import hint
 
 BASE = "_base_"
 SUFFIXES = (".py", ".json", ".yaml", ".yml")
+# YAML's tag of a text.
+_TEXT = "tag:yaml.org,2002:str"
 # A value may be the name of a setting of the bases, which is neither JSON nor YAML. mmcv puts a
 # quoted text there before it reads the file.
 _NAMES_OF_BASES = re.compile(r"\{\{.*?\}\}")
@@ -56,13 +58,18 @@ def read_source(path: Path) -> Source:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"config {path} cannot be read: {reason}") from error
+        raise _unreadable(path, reason) from error
     if path.suffix not in SUFFIXES:
         raise ValueError(
             f"config {path} is none of {', '.join(SUFFIXES)}; {hint(path.suffix, SUFFIXES)}"
         )
     text = _with_predefined(text, path)
     return _python(text, path) if path.suffix == ".py" else _plain(text, path)
+
+
+def _unreadable(path: Path, said: str, line: int | None = None) -> ValueError:
+    place = "" if line is None else f"line {line}: "
+    return ValueError(f"config {path} cannot be read: {place}{said}")
 
 
 def _with_predefined(text: str, path: Path) -> str:
@@ -82,11 +89,9 @@ def _python(text: str, path: Path) -> Source:
     try:
         module = ast.parse(text, str(path))
     except SyntaxError as error:
-        raise ValueError(
-            f"config {path} cannot be read: line {error.lineno}: {error.msg}"
-        ) from error
+        raise _unreadable(path, error.msg, error.lineno) from error
     except ValueError as error:  # a zero byte
-        raise ValueError(f"config {path} cannot be read: {error}") from error
+        raise _unreadable(path, str(error)) from error
     texts: dict[str, str | None] = {}
     bases: list[object] | None = None
     value = slice(0)
@@ -143,22 +148,20 @@ def _plain(text: str, path: Path) -> Source:
             readable = readable.replace("\t", " ")
         root = yaml.compose(readable, Loader=yaml.SafeLoader)
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"config {path} cannot be read: line {error.lineno}: {error.msg}"
-        ) from error
+        raise _unreadable(path, error.msg, error.lineno) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f"line {mark.line + 1}: "
         said = getattr(error, "problem", None) or "it is not YAML"
-        raise ValueError(f"config {path} cannot be read: {line}{said}") from error
+        raise _unreadable(path, said, mark and mark.line + 1) from error
     if not isinstance(root, yaml.MappingNode):
         raise ValueError(f"config {path} has no settings; write them as NAME: VALUE")
     texts: dict[str, str | None] = {}
     bases: list[object] | None = None
     value = slice(0)
     for key, node in root.value:
-        is_text = isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str"
-        texts[key.value] = node.value if is_text else None
+        if not isinstance(key, yaml.ScalarNode):
+            raise _unreadable(path, "a key is no text", key.start_mark.line + 1)
+        texts[key.value] = node.value if node.tag == _TEXT else None
         if key.value == BASE:
             bases = _listed(_constructed(node))
             value = slice(node.start_mark.index, node.end_mark.index)
@@ -172,6 +175,5 @@ def _constructed(node: object) -> object:
     if isinstance(node, yaml.SequenceNode):
         return [_constructed(each) for each in node.value]
     if isinstance(node, yaml.ScalarNode):
-        is_text = node.tag == "tag:yaml.org,2002:str"
-        return node.value if is_text else yaml.safe_load(node.value)
+        return node.value if node.tag == _TEXT else yaml.safe_load(node.value)
     return {}

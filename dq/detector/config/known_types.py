@@ -36,7 +36,6 @@ _ROLES = (
     (re.compile(r".*_head"), "_heads"),
     (re.compile(r"model"), ".detectors"),
 )
-_ABSENT = object()
 # Sections of a training; `model` and `data` are checked in their own way.
 _POLICIES = {"lr_config": "LrUpdaterHook", "momentum_config": "MomentumUpdaterHook"}
 
@@ -60,8 +59,10 @@ def check_training_types(config: Config) -> None:
         name = str(optimizer["constructor"])
         _check_name(name, "optimizer.constructor", _names(OPTIMIZER_BUILDERS))
     _check(config.get("optimizer_config"), "optimizer_config", HOOKS)
-    hooks = {"custom_hooks": config.get("custom_hooks")}
-    hooks["log_config.hooks"] = (config.get("log_config") or {}).get("hooks")
+    hooks = {
+        "custom_hooks": config.get("custom_hooks"),
+        "log_config.hooks": (config.get("log_config") or {}).get("hooks"),
+    }
     for key, given in hooks.items():
         for number, hook in enumerate(given or ()):
             _check_hook(hook, f"{key}[{number}]")
@@ -152,12 +153,13 @@ def _check_settings(section: Any, where: str) -> None:
                 f"{place}.classes is {classes!r}; list the names of the classes as texts, or give"
                 " the path of a file with a name in each line"
             )
-        steps = part.get("pipeline", _ABSENT)
+        if "pipeline" not in part:
+            continue
+        steps = part["pipeline"]
         # Without a step that loads the image, mmdet's loaders fail with a RecursionError. The
         # pipeline of a wrapper may be empty.
-        fewest = 1 if issubclass(kind, CustomDataset) else 0
-        is_list = isinstance(steps, list | tuple) and len(steps) >= fewest
-        if steps is not _ABSENT and not is_list:
+        may_be_empty = not issubclass(kind, CustomDataset)
+        if not isinstance(steps, list | tuple) or not (steps or may_be_empty):
             raise ValueError(f"{place}.pipeline is {steps!r}; list its steps, dict(type=...) each")
 
 

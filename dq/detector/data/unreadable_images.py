@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from dq.detector.data.checks.images import unreadable
 from dq.detector.data.leaves import leaves
-from dq.error_text import error_text, typed_error_text
+from dq.error_text import error_text, with_type
 
 log = logging.getLogger(__name__)
 
@@ -149,4 +149,4 @@ def _described(error: Exception, otherwise: str) -> BadImage:
     suspect = "NoneType" in text or type(error).__module__ == "cv2"
     if suspect and not (os.path.isfile(otherwise) and unreadable(Path(otherwise)) is None):
         return BadImage(otherwise, "it is not an image")
-    return BadImage(otherwise, typed_error_text(error)[:200])
+    return BadImage(otherwise, with_type(text, error)[:200])

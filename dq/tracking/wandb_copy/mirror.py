@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dq.counted import counted
-from dq.error_text import error_text
+from dq.error_text import error_text, with_type
 from dq.tracking.record.rows import METRICS, QUANTIZERS, Row
 from dq.tracking.record.run import Run, read_run
 from dq.tracking.wandb_copy.send_offline import mark_sent, number_piece
@@ -304,7 +304,7 @@ class Mirror:
             self.failures += 1
             reason = _reason(error)
             # Goes to the relay's log file; the user is told when it becomes serious.
-            print(f"W&B failed: {type(error).__name__}: {reason}", file=sys.stderr, flush=True)
+            print(f"W&B failed: {with_type(reason, error)}", file=sys.stderr, flush=True)
         if self.failures < MAX_FAILURES:
             return
         if self.starts < MAX_STARTS:

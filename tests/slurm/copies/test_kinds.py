@@ -75,6 +75,7 @@ def test_a_setting_is_found(bases: Path, name: str, text: str) -> None:
         ("m.json", '{"a": 1,\n}', "cannot be read: line 2: "),
         ("m.json", "[1]", "has no settings"),
         ("m.yaml", "", "has no settings"),
+        ("m.yaml", "a: 1\n? [b, c]\n: 2\n", "cannot be read: line 2: a key is no text"),
         ("m.py", "a = \n", "cannot be read: line 1: invalid syntax"),
         ("m.toml", "a = 1\n", r"is none of .py, .json, .yaml, .yml; "),
         ("m.yaml", "_base_: 5\n", "_base_ has 5, which is no path"),

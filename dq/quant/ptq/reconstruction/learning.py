@@ -163,8 +163,8 @@ class _Run:
                 index = order.pop()
                 given = {
                     node: _mixed(
-                        _copied(self.rounded[node][index], self.device),
-                        _copied(self.plain[node][index], self.device),
+                        _on(self.device, self.rounded[node][index]),
+                        _on(self.device, self.plain[node][index]),
                         generator,
                     )
                     for node in block.inputs
@@ -181,7 +181,7 @@ class _Run:
     def _error(self, block: Block, error: _Error) -> float:
         total = 0.0
         for index, images in enumerate(self.images):
-            given = {node: _copied(self.rounded[node][index], self.device) for node in block.inputs}
+            given = self._inputs(block, self.rounded, index)
             outputs = self._computed(block, self.graph.root, given, images)
             total += float(error(outputs, index)) * size_of(images)
         return total / sum(size_of(images) for images in self.images)
@@ -192,10 +192,14 @@ class _Run:
     ) -> Values:
         found: Values = {node: [] for node in block.outputs}
         for index, images in enumerate(inputs):
-            given = {node: _copied(values[node][index], self.device) for node in block.inputs}
+            given = self._inputs(block, values, index)
             for node, value in self._computed(block, root, given, images).items():
                 found[node].append(_on(HOST, value))
         return found
+
+    def _inputs(self, block: Block, values: Values, index: int) -> dict[fx.Node, Any]:
+        """Return copies of a block's inputs for one batch of images, on the device."""
+        return {node: _copied(_on(self.device, values[node][index])) for node in block.inputs}
 
     def _computed(
         self, block: Block, root: nn.Module, given: Mapping[fx.Node, Any], images: Given
@@ -276,17 +280,13 @@ def _weighed(x: Tensor, weight: Tensor) -> Tensor:
     return squared.sum() / len(x)
 
 
-def _copied(value: Any, device: torch.device) -> Any:
-    """Return a copy on a device, which operations in place may overwrite."""
-    return tree_map(lambda leaf: leaf.to(device, copy=True) if _is_tensor(leaf) else leaf, value)
+def _copied(value: Any) -> Any:
+    """Return a copy, which operations in place may overwrite."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
 def _on(device: torch.device, value: Any) -> Any:
-    return tree_map(lambda leaf: leaf.to(device) if _is_tensor(leaf) else leaf, value)
-
-
-def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor)
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, value)
 
 
 def _floats(value: Any) -> list[Tensor]:

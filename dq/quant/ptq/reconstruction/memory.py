@@ -1,7 +1,7 @@
 """How many images are learned from: their values between two blocks must fit into memory.
 
-At 800x1333 pixels the outputs of a ResNet's first stage are 68 MB an image, in float and again
-fake-quantized.
+At 800x1333 pixels the outputs of a ResNet's first stage take 68 MB for each image, once in float
+and once fake-quantized.
 """
 
 from __future__ import annotations

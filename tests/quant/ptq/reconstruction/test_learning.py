@@ -222,7 +222,7 @@ def test_half_of_the_values_are_mixed_and_what_is_no_number_is_not() -> None:
     assert 450 < int(mixed["a"].sum()) < 550
     assert mixed["b"] is index
     assert mixed["c"] == "d"
-    copied = learning._copied({"a": ones, "c": "d"}, learning.HOST)
+    copied = learning._copied({"a": ones, "c": "d"})
     copied["a"].zero_()
     assert ones.all()
     assert learning._floats([ones, index, {"z": zeros}, None]) == [ones, zeros]
@@ -271,7 +271,7 @@ class Stored(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in (Tensor.is_floating_point, Tensor.as_subclass, Tensor.clone):
+        if func not in (Tensor.is_floating_point, Tensor.as_subclass):
             raise TypeError(f"{func} on a value that is not on the device")
         return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
@@ -285,12 +285,7 @@ def test_values_of_all_images_are_in_the_hosts_memory(monkeypatch: pytest.Monkey
     reconstruct_(wanted, images(), reference, steps=5)
     monkeypatch.setattr(learning, "HOST", "host")
     monkeypatch.setattr(learning, "_on", moved)
-    monkeypatch.setattr(learning, "_copied", lambda v, d: moved(d, tree_map(cloned, v)))
     graph, reference, _ = ready(RECIPES["lsq+"])
     reconstruct_(graph, images(), reference, steps=5)
     for name, value in wanted.root.state_dict().items():
         assert torch.equal(value, graph.root.state_dict()[name])
-
-
-def cloned(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
