@@ -18,7 +18,7 @@ from dq.quant.quantizers.fake_quantize import ActivationQuantizer, WeightQuantiz
 from dq.quant.targets.registry import target_of
 from dq.quant.targets.target import INT8_ACTIVATION, INT8_WEIGHT, Target
 
-POSITIONS = ("first", "last", "last_input")
+POSITIONS = ("first", "last", "last_input", "depthwise", "depthwise_input")
 WEIGHT_RANGES = ("min_max", "mse")
 RAISED_BITS = 16
 
@@ -66,7 +66,8 @@ class Rule:
         type: Shell pattern of the name of the class, such as ``Conv2d``, or function (``cat``).
         position: ``first``: no layer comes before it, so input images and first layers;
             ``last``: no layer comes after it, so last layers and outputs;
-            ``last_input``: a last layer reads its output, with no other layer between.
+            ``depthwise``: a convolution with one input channel in each group; ``last_input`` and
+            ``depthwise_input``: such a layer reads its output, with no other layer between.
         weight: Integer format of the weight; None keeps the default.
         activation: Integer format of the output; None keeps the default.
         bits: Width of both; the rest of the format stays.

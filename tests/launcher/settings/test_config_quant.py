@@ -60,18 +60,26 @@ def test_what_is_said_beside_a_preset_changes_only_that() -> None:
     assert recipe.weight_spec("bbox_head.conv", "Conv2d") is None
 
 
-def test_the_recipe_for_4_bit_activations_has_8_bits_in_and_around_last_layers() -> None:
-    recipe = quant_settings({"recipe": "qat-w4a4"}).recipe
-    bits = {}
-    for where in ((), ("first",), ("last_input",), ("last",)):
-        weight, activation = (
-            recipe.weight_spec("m", "M", where),
-            recipe.activation_spec("m", "M", where),
-        )
+@pytest.mark.parametrize(
+    ("name", "between", "read"), [("qat-w4a4", (4, 4), (4, 8)), ("qat-w4a8", (4, 8), (4, 8))]
+)
+def test_recipes_of_4_bits_have_8_bits_in_first_last_and_depthwise_layers(
+    name: str, between: tuple[int, int], read: tuple[int, int]
+) -> None:
+    recipe = quant_settings({"recipe": name}).recipe
+
+    def bits(*where: str) -> tuple[int, int]:
+        weight = recipe.weight_spec("m", "M", where)
+        activation = recipe.activation_spec("m", "M", where)
         assert weight is not None
         assert activation is not None
-        bits[where] = weight.bits, activation.bits
-    assert list(bits.values()) == [(4, 4), (8, 8), (4, 8), (8, 8)]
+        return weight.bits, activation.bits
+
+    assert bits() == between
+    assert bits("last_input") == bits("depthwise_input") == read
+    assert bits("first") == bits("last") == bits("depthwise") == (8, 8)
+    # Of two depthwise layers, one after the other, the first has 8 bits in its weight too.
+    assert bits("depthwise", "depthwise_input") == bits("depthwise", "last_input") == (8, 8)
 
 
 def test_repairs_and_mixed_precision_are_read() -> None:

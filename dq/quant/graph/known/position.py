@@ -1,17 +1,19 @@
-"""The position of a node in the network: before all layers, after all layers, or between."""
+"""The position of a node in the network: before or after all layers, at a depthwise layer."""
 
 from __future__ import annotations
 
 from torch import fx, nn
 
+from dq.quant.graph.known.depthwise import is_depthwise
 from dq.quant.graph.roles import is_layer
 
 
 def positions(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, frozenset[str]]:
     """Return which of `dq.quant.recipes.recipe.POSITIONS` apply to each node.
 
-    ``first`` if no layer precedes it, ``last`` if none follows, and ``last_input`` if a last layer
-    reads it, directly or after operations that are not layers.
+    ``first`` if no layer precedes it, ``last`` if none follows, ``depthwise`` for a convolution with
+    one input channel in each group. ``last_input`` and ``depthwise_input`` if such a layer reads it,
+    directly or after operations that are not layers.
 
     Args:
         root: The model.
@@ -21,6 +23,8 @@ def positions(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, frozenset[str]]
     after_a_layer: set[fx.Node] = set()
     before_a_layer: set[fx.Node] = set()
     read_by_last: set[fx.Node] = set()
+    depthwise = {node for node in layers if is_depthwise(root, node)}
+    read_by_depthwise: set[fx.Node] = set()
     for node in graph.nodes:
         if any(n in layers or n in after_a_layer for n in node.all_input_nodes):
             after_a_layer.add(node)
@@ -30,6 +34,8 @@ def positions(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, frozenset[str]]
         # The readers of a node come after it, so it is known here whether they are last.
         if any((n not in before_a_layer) if n in layers else n in read_by_last for n in node.users):
             read_by_last.add(node)
+        if any(n in depthwise if n in layers else n in read_by_depthwise for n in node.users):
+            read_by_depthwise.add(node)
     return {
         node: frozenset(
             name
@@ -37,6 +43,8 @@ def positions(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, frozenset[str]]
                 ("first", node not in after_a_layer),
                 ("last", node not in before_a_layer),
                 ("last_input", node in read_by_last),
+                ("depthwise", node in depthwise),
+                ("depthwise_input", node in read_by_depthwise),
             )
             if applies
         )
