@@ -64,7 +64,7 @@ def say_verdict(place: Session, summary: StageSummary, guards: Guards) -> int:
 
 
 def say_control(
-    place: Session, qat: StageSummary, control: StageSummary, before: StageSummary | None = None
+    place: Session, qat: StageSummary, control: StageSummary, checkpoint: Path
 ) -> None:
     """Print how QAT compares with its control: the float detector, trained further.
 
@@ -72,14 +72,30 @@ def say_control(
         place: Of the command.
         qat: The quantized training.
         control: Its control.
-        before: The float detector; by default the finished stage of this experiment, if there is
-            one.
+        checkpoint: Where the control started: a float or a calibrated detector.
     """
-    found = before or read_summary(place.experiment / "float")
-    same = found if found is not None and found.metric == control.metric else None
-    if place.environment.is_main:
-        for line in control_lines(qat, control, None if same is None else same.value):
-            print(line)
+    if not place.environment.is_main:
+        return
+    before = _float_before(checkpoint, control.parent)
+    same = before is not None and before.metric == control.metric
+    for line in control_lines(qat, control, before.value if same else None):
+        print(line)
+
+
+def _float_before(checkpoint: Path, sha256: str | None) -> StageSummary | None:
+    """Return the summary of the float detector that a control started from.
+
+    None if that detector was not measured, or its summary is not beside the checkpoint.
+
+    Args:
+        checkpoint: A float or a calibrated detector.
+        sha256: Of that file. A work dir may have been used for another detector since.
+    """
+    found = read_summary(checkpoint.parent)
+    if found is not None and found.stage == "calibrated" and found.sha256 == sha256:
+        sha256 = found.parent
+        found = read_summary(checkpoint.parent.parent / "float")
+    return found if found is not None and found.sha256 == sha256 else None
 
 
 def say_differences(place: Session, stages: Sequence[str]) -> None:

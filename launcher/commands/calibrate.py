@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     with session(arguments) as place:
         plan = stages.begin_plan(arguments)
         checkpoint, trusted = stages.starting_point(arguments, plan), arguments.trust_checkpoint
+        stages.check_start(place, checkpoint, "calibrated")
         if arguments.images is not None:
             plan = stages.with_images(plan, place, checkpoint, arguments.images, trusted=trusted)
         summary = stages.calibrated(plan, place, checkpoint, trusted=trusted, reuse=arguments.reuse)

@@ -42,6 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     with session(arguments) as place:
         plan = stages.begin_plan(arguments)
         checkpoint, trusted = stages.starting_point(arguments, plan), arguments.trust_checkpoint
+        # A config's resume_from is a checkpoint of the training itself.
+        if arguments.checkpoint or plan.config.load_from:
+            stages.check_start(place, checkpoint, "qat", *["control"] * arguments.control)
         if arguments.images is not None:
             plan = stages.with_images(
                 plan, place, checkpoint, arguments.images, trusted=trusted, trains=True
@@ -58,6 +61,6 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.control:
             control = stages.train_control(plan, place, checkpoint, **how)
             say_result(place, control)
-            say_control(place, summary, control)
+            say_control(place, summary, control, checkpoint)
             say_differences(place, ["qat", "control"])
         return say_verdict(place, summary, plan.guards)

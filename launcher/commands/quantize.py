@@ -93,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.target is not None:
             plan = stages.with_target(plan, arguments.target)
         checkpoint, trusted = stages.starting_point(arguments, plan), arguments.trust_checkpoint
+        stages.check_start(place, checkpoint, "quantize")
         if arguments.images is not None:
             plan = stages.with_images(plan, place, checkpoint, arguments.images, trusted=trusted)
         found = stages.searched(plan, place, checkpoint, limits, trusted=trusted)

@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         summaries = {}
         if arguments.checkpoint:
             checkpoint = Path(arguments.checkpoint)
+            stages.check_start(place, checkpoint, "calibrated", "qat", "control")
         else:
             summaries["float"] = stages.train_float(plan, place, reuse=reuse, **training)
             checkpoint = place.experiment / "float" / str(summaries["float"].checkpoint)
@@ -57,5 +58,5 @@ def run(arguments: argparse.Namespace) -> int:
         say_table(place, summaries, plan.bits)
         say_differences(place, list(summaries))
         if arguments.control:
-            say_control(place, summaries["qat"], summaries["control"], summaries.get("float"))
+            say_control(place, summaries["qat"], summaries["control"], from_float)
         return say_verdict(place, summaries["qat"], plan.guards)

@@ -100,6 +100,26 @@ def stage_of(
     return Stage(plan=plan, place=place, name=name, key=key, parent=parent)
 
 
+def check_start(place: Session, checkpoint: Path, *names: str) -> None:
+    """Check that none of a command's stages replaces the checkpoint that the command starts from.
+
+    Args:
+        place: The process.
+        checkpoint: The file.
+        names: Of the stages that the command writes.
+
+    Raises:
+        ValueError: The checkpoint is in the folder of such a stage.
+    """
+    folder = checkpoint.resolve().parent
+    for name in names:
+        if folder == (place.experiment / name).resolve():
+            raise ValueError(
+                f"{checkpoint} is in {place.experiment / name}, where this command writes its"
+                " result; choose another --work-dir"
+            )
+
+
 def read_checkpoint(path: Path, *, trusted: bool) -> Parent:
     """Return a checkpoint on all ranks; the main rank reads the file, and every rank must call."""
 

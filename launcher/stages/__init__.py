@@ -7,6 +7,7 @@ from launcher.plan import begin_plan as begin_plan
 from launcher.plan import read_plan as read_plan
 from launcher.plan import starting_point as starting_point
 from launcher.plan import with_target as with_target
+from launcher.stage.stage import check_start as check_start
 from launcher.stages.analysis import analyzed as analyzed
 from launcher.stages.calibration import calibrated as calibrated
 from launcher.stages.control import train_control as train_control

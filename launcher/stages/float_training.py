@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dq.detector.data.datasets import check_evaluation, dataset_of
 from dq.detector.data.leaves import classes_of
 from dq.detector.model.build import build_model
@@ -13,7 +15,7 @@ from launcher.plan import Asked, Plan
 from launcher.session import Session
 from launcher.stage.conclusion import conclude
 from launcher.stage.resumption import begun, kept_meta, resumption
-from launcher.stage.stage import reusable, stage_of
+from launcher.stage.stage import check_start, reusable, stage_of
 from launcher.stage.synchronized_norms import synchronize_norms
 from launcher.stage.tracked import tracked
 from launcher.stage.workplace import workplace
@@ -35,6 +37,8 @@ def train_float(
     begins = stage_of(plan, place, "float", None, sync_bn)
     if reuse and (done := reusable(begins)):
         return done
+    if plan.config.load_from:
+        check_start(place, Path(plan.config.load_from), begins.name)
     training = begun(begins, plan.config, sync_bn=sync_bn, reuse=reuse)
     found = resumption(resume, training)
     with tracked(begins, found) as stage:

@@ -54,8 +54,9 @@ def control_lines(
     if before is not None and control.value - before > NOT_AT_ITS_END:
         lines.append(
             f"the float detector was not trained to its end: it gains"
-            f" {100 * (control.value - before):.2f} points by training on; train it longer, or"
-            " compare QAT with the control, not with that detector"
+            f" {100 * (control.value - before):.2f} points by training on; give"
+            f" {control.stage}/{control.checkpoint} as --checkpoint with another --work-dir, or"
+            " train it longer; until then compare QAT with the control, not with that detector"
         )
     return lines
 
