@@ -63,9 +63,7 @@ def say_verdict(place: Session, summary: StageSummary, guards: Guards) -> int:
     return WORLD_ERROR if serious and guards.worse == "stop" else 0
 
 
-def say_control(
-    place: Session, qat: StageSummary, control: StageSummary, checkpoint: Path
-) -> None:
+def say_control(place: Session, qat: StageSummary, control: StageSummary, checkpoint: Path) -> None:
     """Print how QAT compares with its control: the float detector, trained further.
 
     Args:

@@ -11,9 +11,9 @@ from dq.quant.graph.roles import is_layer
 def positions(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, frozenset[str]]:
     """Return which of `dq.quant.recipes.recipe.POSITIONS` apply to each node.
 
-    ``first`` if no layer precedes it, ``last`` if none follows, ``depthwise`` for a convolution with
-    one input channel in each group. ``last_input`` and ``depthwise_input`` if such a layer reads it,
-    directly or after operations that are not layers.
+    ``first`` if no layer precedes it, ``last`` if none follows, ``depthwise`` if it is a
+    convolution with one input channel in each group. ``last_input`` and ``depthwise_input`` if such
+    a layer reads it, directly or after operations that are not layers.
 
     Args:
         root: The model.
