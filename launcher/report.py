@@ -75,8 +75,9 @@ def say_control(place: Session, qat: StageSummary, control: StageSummary, checkp
     if not place.environment.is_main:
         return
     before = _float_before(checkpoint, control.parent)
-    same = before is not None and before.metric == control.metric
-    for line in control_lines(qat, control, before.value if same else None):
+    if before is not None and before.metric != control.metric:
+        before = None
+    for line in control_lines(qat, control, None if before is None else before.value):
         print(line)
 
 
