@@ -14,13 +14,7 @@ from dq.names import hint, is_one_of
 MERGED = ("schedule", "ema", "distill", "oscillation")
 # Quantized training begins at the best calibration there is without learning anything.
 _REPAIRS = ["channel_scales", "bias"]
-# First and last layers, and depthwise ones, whose outputs are sums of so few products that their
-# rounding errors do not cancel. All of them together have few weights.
-_LAYERS_AT_8 = [
-    {"position": "depthwise", "bits": 8},
-    {"position": "first", "bits": 8},
-    {"position": "last", "bits": 8},
-]
+_ENDS_AT_8 = [{"position": "first", "bits": 8}, {"position": "last", "bits": 8}]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +61,10 @@ _FEW_BITS: dict[str, Any] = {
 RULES: dict[str, Rule] = {
     "qat-int8": _rule(0.1, 1 / 8, 100, 3e-3, preset="int8", **_EIGHT_BITS),
     "qat-int8-power2": _rule(0.1, 1 / 8, 100, 3e-3, preset="int8_power2", **_EIGHT_BITS),
-    "qat-w4a8": _rule(0.2, 1 / 4, 400, 5e-3, preset="w4a8", rules=_LAYERS_AT_8, **_FEW_BITS),
+    "qat-w4a8": _rule(0.2, 1 / 4, 400, 5e-3, preset="w4a8", rules=_ENDS_AT_8, **_FEW_BITS),
     # Outputs without an activation function are signed and far from uniform; sums are too. As in
-    # LSQ (arXiv 1902.08153) last layers have 8 bits in their inputs and in their weights; so have
-    # depthwise ones.
+    # LSQ (arXiv 1902.08153) last layers have 8 bits in their inputs and in their weights. So have
+    # depthwise layers: their outputs are sums of so few products that errors do not cancel.
     "qat-w4a4": _rule(
         0.2,
         3 / 8,
@@ -82,7 +76,8 @@ RULES: dict[str, Rule] = {
             {"type": "add", "bits": 8},
             {"position": "last_input", "activation": {"bits": 8}},
             {"position": "depthwise_input", "activation": {"bits": 8}},
-            *_LAYERS_AT_8,
+            {"position": "depthwise", "bits": 8},
+            *_ENDS_AT_8,
         ],
         **_FEW_BITS,
     ),

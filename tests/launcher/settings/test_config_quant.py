@@ -60,26 +60,30 @@ def test_what_is_said_beside_a_preset_changes_only_that() -> None:
     assert recipe.weight_spec("bbox_head.conv", "Conv2d") is None
 
 
-@pytest.mark.parametrize(
-    ("name", "between", "read"), [("qat-w4a4", (4, 4), (4, 8)), ("qat-w4a8", (4, 8), (4, 8))]
-)
-def test_recipes_of_4_bits_have_8_bits_in_first_last_and_depthwise_layers(
-    name: str, between: tuple[int, int], read: tuple[int, int]
-) -> None:
+def bits_of(name: str, *where: str) -> tuple[int, int]:
+    """Return a recipe's bits of weight and activation at this place of a network."""
     recipe = quant_settings({"recipe": name}).recipe
+    weight = recipe.weight_spec("m", "M", where)
+    activation = recipe.activation_spec("m", "M", where)
+    assert weight is not None
+    assert activation is not None
+    return weight.bits, activation.bits
 
-    def bits(*where: str) -> tuple[int, int]:
-        weight = recipe.weight_spec("m", "M", where)
-        activation = recipe.activation_spec("m", "M", where)
-        assert weight is not None
-        assert activation is not None
-        return weight.bits, activation.bits
 
-    assert bits() == between
-    assert bits("last_input") == bits("depthwise_input") == read
-    assert bits("first") == bits("last") == bits("depthwise") == (8, 8)
-    # Of two depthwise layers, one after the other, the first has 8 bits in its weight too.
-    assert bits("depthwise", "depthwise_input") == bits("depthwise", "last_input") == (8, 8)
+def test_recipes_of_4_bits_have_8_bits_in_first_and_last_layers() -> None:
+    for name, between in (("qat-w4a8", (4, 8)), ("qat-w4a4", (4, 4))):
+        assert bits_of(name) == between
+        assert bits_of(name, "first") == bits_of(name, "last") == (8, 8)
+
+
+def test_the_recipe_for_4_bit_activations_has_8_bits_in_depthwise_layers_and_around_them() -> None:
+    assert bits_of("qat-w4a4", "last_input") == bits_of("qat-w4a4", "depthwise_input") == (4, 8)
+    assert bits_of("qat-w4a4", "depthwise") == (8, 8)
+    # A depthwise layer that another one or a last layer reads has 8 bits in its weight too.
+    assert bits_of("qat-w4a4", "depthwise", "depthwise_input") == (8, 8)
+    assert bits_of("qat-w4a4", "depthwise", "last_input") == (8, 8)
+    # With 8-bit activations depthwise layers are like all others.
+    assert bits_of("qat-w4a8", "depthwise") == bits_of("qat-w4a8", "depthwise_input") == (4, 8)
 
 
 def test_repairs_and_mixed_precision_are_read() -> None:
