@@ -103,21 +103,26 @@ def stage_of(
 def check_start(place: Session, checkpoint: Path, *names: str) -> None:
     """Check that none of a command's stages replaces the checkpoint that the command starts from.
 
+    Every rank must call it; the main rank looks.
+
     Args:
         place: The process.
         checkpoint: The file.
         names: Of the stages that the command writes.
 
     Raises:
-        ValueError: The checkpoint is in the folder of such a stage.
+        ValueError: On all ranks: the checkpoint is in the folder of such a stage.
     """
-    folder = checkpoint.resolve().parent
-    for name in names:
-        if folder == (place.experiment / name).resolve():
-            raise ValueError(
-                f"{checkpoint} is in {place.experiment / name}, where this command writes its"
-                " result; choose another --work-dir"
-            )
+
+    def look() -> None:
+        for folder in (place.experiment / name for name in names):
+            if checkpoint.resolve().parent == folder.resolve():
+                raise ValueError(
+                    f"{checkpoint} is in {folder}, where this command writes its result; choose"
+                    " another --work-dir"
+                )
+
+    on_main_rank(look)
 
 
 def read_checkpoint(path: Path, *, trusted: bool) -> Parent:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.conftest import Launch
+from tests.launcher.conftest import Launch, on_ranks
 
 # By the folder that the checkpoint is in: the words of a command that writes this folder.
 WORDS = {
@@ -75,3 +75,16 @@ def test_a_qat_without_control_may_start_from_a_control(
     code, _, err = launch("qat", config, *given)
     assert code == 0, err
     assert start.read_bytes() == untrained.read_bytes()
+
+
+@pytest.mark.slow
+def test_one_rank_says_it_for_all(config: Path, untrained: Path, tmp_path: Path) -> None:
+    start = tmp_path / "qat/qat.pth"
+    start.parent.mkdir()
+    start.write_bytes(untrained.read_bytes())
+    done = on_ranks(2, "qat", config, "--checkpoint", start, "--work-dir", tmp_path)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert lines == [
+        f"error: {start} is in {start.parent}, where this command writes its result; choose"
+        " another --work-dir"
+    ]
