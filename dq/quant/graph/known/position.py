@@ -22,20 +22,15 @@ def positions(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, frozenset[str]]
     layers = {node for node in graph.nodes if is_layer(root, node)}
     after_a_layer: set[fx.Node] = set()
     before_a_layer: set[fx.Node] = set()
-    read_by_last: set[fx.Node] = set()
-    depthwise = {node for node in layers if is_depthwise(root, node)}
-    read_by_depthwise: set[fx.Node] = set()
     for node in graph.nodes:
         if any(n in layers or n in after_a_layer for n in node.all_input_nodes):
             after_a_layer.add(node)
     for node in reversed(graph.nodes):
         if any(n in layers or n in before_a_layer for n in node.users):
             before_a_layer.add(node)
-        # The readers of a node come after it, so it is known here whether they are last.
-        if any((n not in before_a_layer) if n in layers else n in read_by_last for n in node.users):
-            read_by_last.add(node)
-        if any(n in depthwise if n in layers else n in read_by_depthwise for n in node.users):
-            read_by_depthwise.add(node)
+    depthwise = {node for node in layers if is_depthwise(root, node)}
+    read_by_last = _read_by(layers - before_a_layer, layers, graph)
+    read_by_depthwise = _read_by(depthwise, layers, graph)
     return {
         node: frozenset(
             name
@@ -50,3 +45,13 @@ def positions(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, frozenset[str]]
         )
         for node in graph.nodes
     }
+
+
+def _read_by(some: set[fx.Node], layers: set[fx.Node], graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes that ``some`` of the layers read, with no other layer between."""
+    found: set[fx.Node] = set()
+    # Backwards, because the readers of a node come after it.
+    for node in reversed(graph.nodes):
+        if any(n in (some if n in layers else found) for n in node.users):
+            found.add(node)
+    return found
