@@ -1,10 +1,11 @@
-"""Check from time to time whether the loss or the weights of a quantized training diverge."""
+"""Check from time to time whether a quantized training diverges: loss, weights, learned scales."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,9 +13,15 @@ from mmcv.runner import Hook
 from torch import Tensor, nn
 
 from dq.detector.step.guards import Guards
-from dq.detector.step.update_ratios import layer_weights
+from dq.detector.step.update_ratios import (
+    is_learned,
+    layer_weights,
+    learned_sizes,
+    relative,
+)
 from dq.dist.exchange import collectives
 from dq.dist.exchange.data_parallel import unwrap
+from dq.quant.graph.quantized_graph import CONTAINER
 
 log = logging.getLogger(__name__)
 # Number of initial losses to compare with the latest ones.
@@ -47,15 +54,20 @@ class RunawayHook(Hook):  # type: ignore[misc]
     def __init__(self, guards: Guards) -> None:
         self.guards = guards
         self.before: dict[str, Tensor] = {}
+        self.sizes: dict[str, Tensor] = {}
         self.first: list[Tensor] = []
         self.latest: deque[Tensor] = deque(maxlen=WINDOW)
         self.said: dict[str, float] = {}
 
     def before_run(self, runner: Any) -> None:
-        """Store the initial weights."""
+        """Store the initial weights and learned scales, and what changes are compared with."""
+        detector = unwrap(runner.model)
+        self.sizes = {
+            name: size.to("cpu", copy=True) for name, size in learned_sizes(detector).items()
+        }
         self.before = {
-            name: weight.detach().to("cpu", copy=True)
-            for name, weight in layer_weights(unwrap(runner.model)).items()
+            name: detector.get_parameter(name).detach().to("cpu", copy=True)
+            for name in (*layer_weights(detector), *self.sizes)
         }
 
     def after_train_iter(self, runner: Any) -> None:
@@ -73,16 +85,21 @@ class RunawayHook(Hook):  # type: ignore[misc]
             self._look_at_loss(runner, done)
 
     def _look_at_weights(self, runner: Any, done: int) -> None:
-        moved = movements(unwrap(runner.model), self.before)
+        moved = movements(unwrap(runner.model), self.before, self.sizes)
         if not moved:
             return
         name, most = max(moved.items(), key=lambda item: item[1])
         if most > self.guards.max_movement:
+            what = f"the weights of {name.removesuffix('.weight')} have moved by {most:.3g} times"
+            measure = "their norm"
+            if is_learned(name):
+                quantizer, _, parameter = name.removeprefix(f"{CONTAINER}.").rpartition(".")
+                what = f"{parameter} of quantizer {quantizer} has moved by {most:.3g} times"
+                measure = "the scale or the width of the range"
             self._report(
                 "weights",
                 most,
-                f"step {done}: the weights of {name.removesuffix('.weight')} have moved by"
-                f" {most:.3g} times their norm since the training began (guards.max_movement is"
+                f"step {done}: {what} {measure} since the training began (guards.max_movement is"
                 f" {self.guards.max_movement:g})",
                 runner,
             )
@@ -117,26 +134,32 @@ class RunawayHook(Hook):  # type: ignore[misc]
         runner.tracker.log("runaway", runner.iter + 1, found)
 
 
-def movements(detector: nn.Module, before: dict[str, Tensor]) -> dict[str, float]:
-    """Return the distance of each layer's weights from ``before``, relative to their former norm.
+def movements(
+    detector: nn.Module, before: Mapping[str, Tensor], sizes: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Return how far each parameter is from ``before``, relative to its size.
 
-    One copy from the device for all layers. Infinite if a weight is not finite.
+    For weights that is the distance relative to their former norm, for learned scales the relative
+    change, on average of their channels. One copy from the device for all. Infinite if a value is
+    not finite.
 
     Args:
         detector: Unwrapped.
-        before: Copies of its weights by name, on the CPU.
+        before: Copies of its parameters by name, on the CPU.
+        sizes: What changes of learned scales are compared with, by name, on the CPU.
     """
-    names, ratios = [], []
-    for name, weight in layer_weights(detector).items():
-        if name not in before:
-            continue
-        then = before[name].to(weight.device)
-        names.append(name)
-        ratios.append((weight.detach() - then).norm().float() / then.norm().clamp_min(1e-12))
-    if not names:
+    ratios = {}
+    for name, then in before.items():
+        now = detector.get_parameter(name).detach()
+        moved = now - then.to(now.device)
+        if name in sizes:
+            ratios[name] = relative(moved, sizes[name].to(now.device)).mean()
+        else:
+            ratios[name] = moved.norm().float() / then.to(now.device).norm().clamp_min(1e-12)
+    if not ratios:
         return {}
-    found = torch.stack(ratios).tolist()
-    return {n: r if math.isfinite(r) else math.inf for n, r in zip(names, found, strict=True)}
+    found = torch.stack(list(ratios.values())).tolist()
+    return {n: r if math.isfinite(r) else math.inf for n, r in zip(ratios, found, strict=True)}
 
 
 def _power_of_two(number: int) -> bool:

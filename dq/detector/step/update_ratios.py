@@ -1,4 +1,4 @@
-"""How far one step of the optimizer would move each layer's weights, measured before training."""
+"""How far one step would move each layer's weights and learned scales, measured before training."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from dq.detector.step.rank_state import (
 )
 from dq.dist.exchange.data_parallel import unwrap
 from dq.quant.graph.quantized_graph import CONTAINER
+from dq.quant.quantizers.learner import Learner
 from dq.quant.quantizers.phase import Phase
 from dq.quant.quantizers.restore import in_phase
 
-# Below this norm a layer's weights are zero, and a ratio to them has no meaning.
-SMALLEST_NORM = 1e-8
+# Below this, weights or a range are zero, and a ratio to them has no meaning.
+SMALLEST = 1e-8
+# Scales of less than this share of the layer's median count as this share of it.
+DEAD_CHANNEL = 1e-3
 
 
 def update_ratios(
@@ -32,12 +35,14 @@ def update_ratios(
     batches: Iterable[Mapping[str, Any]],
     grad_clip: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Try one step at the optimizer's present rates, and return the size of each layer's update.
+    """Try one step at the optimizer's present rates, and return the size of each update.
 
-    The ratio is the norm of the update over the norm of the weights. With momentum it is that of a
-    steady gradient, ``1 / (1 - momentum)`` times that of the first step. Everything is put back
-    afterwards: weights, optimizer, random generators, norms and ranges. Quantizers round, and
-    neither they nor norms collect statistics. Every rank must call it; gradients are averaged.
+    For weights the ratio is the norm of the update over the norm of the weights. For a learned
+    scale it is the update over the scale, of the channel that moves most; for an offset or a
+    clipping value over the width of the range. With momentum it is that of a steady gradient,
+    ``1 / (1 - momentum)`` times that of the first step. Everything is put back afterwards: weights,
+    optimizer, random generators, norms and ranges. Quantizers round, and neither they nor norms
+    collect statistics. Every rank must call it; gradients are averaged.
 
     Args:
         model: The detector in the wrapper that training uses.
@@ -46,39 +51,70 @@ def update_ratios(
         grad_clip: As in ``optimizer_config``, with ``max_norm``.
 
     Returns:
-        Ratio by parameter name of the unwrapped detector: weights of at least two dimensions.
-        Infinite if the gradient is not finite.
+        Ratio by parameter name of the unwrapped detector: weights of at least two dimensions, and
+        what quantizers learn (`is_learned`). Infinite if the gradient is not finite.
     """
     detector = unwrap(model)
     with _as_before(detector, optimizer):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         before = {id(p): p.detach().clone() for p in parameters}
         with in_phase(detector, Phase.FROZEN), _training(detector):
+            for module in detector.modules():
+                # In other phases optimizers skip what it learns.
+                if isinstance(module, Learner):
+                    module.phase = Phase.TRAIN
             _backward(model, optimizer, list(batches))
-        if grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, **grad_clip)
-        optimizer.step()
+            if grad_clip is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, **grad_clip)
+            optimizer.step()
         steady = {
             id(p): 1.0 / (1.0 - group.get("momentum", 0.0))
             for group in optimizer.param_groups
             for p in group["params"]
         }
-        names, ratios = [], []
-        for name, weight in layer_weights(detector).items():
-            if id(weight) in before:
-                old = before[id(weight)]
-                norm, moved = old.norm().float(), (weight.detach() - old).norm().float()
-                zero = norm < SMALLEST_NORM
-                ratios.append(torch.where(zero, 0.0, moved / norm.clamp_min(SMALLEST_NORM)))
-                names.append((name, steady[id(weight)]))
+        own = {n: p for n, p in detector.named_parameters() if id(p) in before}
+        moved = {name: p.detach() - before[id(p)] for name, p in own.items()}
         with torch.no_grad():
             for parameter in parameters:
                 parameter.copy_(before[id(parameter)])
+    ratios = {
+        **{n: _of_norm(moved[n], own[n]) for n in layer_weights(detector) if n in own},
+        **{
+            name: relative(moved[name], size).max()
+            for name, size in learned_sizes(detector).items()
+            if name in own
+        },
+    }
     if not ratios:
         return {}
-    # One copy from the device for all layers.
-    values = torch.stack(ratios).nan_to_num(nan=torch.inf).tolist()
-    return {name: value * factor for (name, factor), value in zip(names, values, strict=True)}
+    # One copy from the device for all of them.
+    values = torch.stack(list(ratios.values())).nan_to_num(nan=torch.inf).tolist()
+    return {n: value * steady[id(own[n])] for n, value in zip(ratios, values, strict=True)}
+
+
+def is_learned(name: str) -> bool:
+    """Return whether a parameter of this name is a quantizer's."""
+    return name.startswith(f"{CONTAINER}.")
+
+
+def _of_norm(moved: Tensor, weight: Tensor) -> Tensor:
+    norm = weight.detach().norm().float()
+    ratio = moved.norm().float() / norm.clamp_min(SMALLEST)
+    return torch.where(norm < SMALLEST, 0.0, ratio)
+
+
+def relative(moved: Tensor, size: Tensor) -> Tensor:
+    """Return how far learned scales have moved, relative to their sizes, of the same shape.
+
+    A channel without weights has a meaningless scale, almost zero or 1. So it must neither count
+    as one that moves far, nor as the measure of the others.
+
+    Args:
+        moved: The changes.
+        size: What each is compared with, of `learned_sizes`.
+    """
+    least = (DEAD_CHANNEL * size.median()).clamp_min(SMALLEST)
+    return moved.abs().float() / size.float().clamp_min(least)
 
 
 def _backward(
@@ -96,7 +132,17 @@ def layer_weights(detector: nn.Module) -> dict[str, Tensor]:
     return {
         name: weight
         for name, weight in detector.named_parameters()
-        if weight.requires_grad and weight.dim() > 1 and not name.startswith(f"{CONTAINER}.")
+        if weight.requires_grad and weight.dim() > 1 and not is_learned(name)
+    }
+
+
+def learned_sizes(detector: nn.Module) -> dict[str, Tensor]:
+    """Return what updates of scales, offsets and clipping values are compared with, by name."""
+    return {
+        f"{prefix}.{name}" if prefix else name: size
+        for prefix, module in detector.named_modules()
+        if isinstance(module, Learner)
+        for name, size in module.sizes().items()
     }
 
 

@@ -263,6 +263,14 @@ class LsqActivationQuantizer(LearnedActivationQuantizer):
         assert shift is not None
         return bool((self.learned_scale == 1).all()) and not bool(shift.any())
 
+    def sizes(self) -> dict[str, Tensor]:
+        """Return what updates are compared with: an offset with the width of the range."""
+        found = super().sizes()
+        if self.learned_offset is not None:
+            width = self.scale * (self.spec.quant_max - self.spec.quant_min)
+            found["learned_offset"] = width
+        return found
+
     @torch.no_grad()
     def initialise_from_range_(self) -> None:
         """Set the parameters from the observer's range; see the base class."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -31,6 +32,16 @@ class Learner(Phased):
         """Set the state of a module that is loaded from a file, or copied."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         _learners.add(self)
+
+    def sizes(self) -> dict[str, Tensor]:
+        """Return what an update of each own parameter is compared with, of its shape.
+
+        A scale is compared with itself.
+        """
+        return {
+            name: parameter.detach().abs()
+            for name, parameter in self.named_parameters(recurse=False)
+        }
 
 
 def _drop_gradients() -> None:

@@ -105,6 +105,11 @@ class PactActivationQuantizer(LearnedActivationQuantizer):
         full = float(self.spec.quant_max)
         return not bool(self.clip_min.any()) and bool((self.clip_max == full).all())
 
+    def sizes(self) -> dict[str, Tensor]:
+        """Return what updates are compared with: both bounds with the width of the range."""
+        width = (self.clip_max - self.clip_min).detach()
+        return {"clip_min": width, "clip_max": width}
+
     @torch.no_grad()
     def initialise_from_range_(self) -> None:
         """Set the clipping values from the observer's range; see the base class."""

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from dq.detector.hooks.runaway import RunawayHook, movements
 from dq.detector.step.guards import Guards
 from dq.detector.step.losses import LossValues
+from dq.quant.graph.quantized_graph import CONTAINER
+from dq.quant.numerics.spec import QuantSpec
+from dq.quant.quantizers.learned_step import LsqWeightQuantizer
 from dq.tracking.tracker import Tracker
 
 
@@ -40,12 +43,12 @@ def test_movement_is_relative_to_the_initial_norm() -> None:
     before = {n: p.detach().clone() for n, p in net.named_parameters() if p.dim() > 1}
     with torch.no_grad():
         net.first.weight.mul_(3.5)
-    assert movements(net, before) == {
+    assert movements(net, before, {}) == {
         "first.weight": pytest.approx(2.5, rel=1e-5), "second.weight": 0.0,
     }  # fmt: skip
     with torch.no_grad():
         net.second.weight[0, 0, 0, 0] = float("nan")
-    assert movements(net, before)["second.weight"] == float("inf")
+    assert movements(net, before, {})["second.weight"] == float("inf")
 
 
 def test_the_layer_is_named_once_and_again_at_twice_the_distance(
@@ -67,6 +70,34 @@ def test_the_layer_is_named_once_and_again_at_twice_the_distance(
             net.first.weight.mul_(3.0)
         steps(hook, it, [1.0] * 20)
     assert len(caplog.records) == 2
+
+
+def test_a_learned_scale_that_runs_away_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    net = Net()
+    spec = QuantSpec(bits=8, signed=True, symmetric=True, channel_axis=0)
+    quantizers = nn.ModuleDict({"first/weight": LsqWeightQuantizer(spec, num_channels=3)})
+    net.add_module(CONTAINER, quantizers)
+    scale = net.get_parameter(f"{CONTAINER}.first/weight.learned_scale")
+    with torch.no_grad():
+        # The last channel has no weights.
+        scale.copy_(torch.tensor([1e-3, 2e-3, 1.0]))
+    it, hook = runner(net), RunawayHook(Guards())
+    hook.before_run(it)
+    with torch.no_grad():
+        scale[:2].mul_(0.2)
+    with caplog.at_level(logging.WARNING):
+        steps(hook, it, [1.0] * 20)
+        assert not caplog.records
+        with torch.no_grad():
+            scale[:2].mul_(-40.0)
+        steps(hook, it, [1.0] * 20)
+    assert (
+        caplog.records[0]
+        .getMessage()
+        .startswith(
+            "step 1: learned_scale of quantizer first/weight has moved by 6 times the scale"
+        )
+    )
 
 
 def test_a_growing_loss_ends_the_training_if_requested() -> None:

@@ -13,8 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from dq.detector.step.guards import Guards
-from dq.detector.step.update_ratios import update_ratios
-from dq.detector.training.layer_rates import _announce, lower_rates_
+from dq.detector.step.update_ratios import is_learned, update_ratios
+from dq.detector.training.large_updates import announce
+from dq.detector.training.layer_rates import lower_rates_
+from dq.quant.graph.prepare import prepare
+from dq.quant.quantizers.factory import initialise_weights_, regroup_
+from dq.quant.quantizers.fake_quantize import update_scales_
+from dq.quant.quantizers.learner import Learner
+from dq.quant.quantizers.phase import Phase, set_phase
+from dq.quant.recipes.recipe import Recipe
 
 
 class Two(nn.Module):
@@ -119,14 +126,95 @@ def test_only_the_chosen_layers_get_a_lower_rate() -> None:
     assert len(single.param_groups) == len(list(net.parameters()))
 
 
+class Quantized(nn.Module):
+    """`Two` with quantizers that learn, as a training has them before its first step."""
+
+    def __init__(self, learned: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+        with torch.no_grad():
+            self.stem.weight /= 255
+            # A channel without weights; its scale says nothing.
+            self.stem.weight[3] = 0.0
+        object.__setattr__(self, "graph", prepare(self, Recipe(learned=learned)))
+        set_phase(self, Phase.CALIBRATE)
+        self.graph(torch.rand(64, 3) * 255)
+        update_scales_(list(self.graph.activations().values()))
+        initialise_weights_(self.graph.layers())
+        set_phase(self, Phase.TRAIN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x).tanh())
+
+    def train_step(self, batch: dict[str, Tensor], optimizer: Any) -> dict[str, Tensor]:
+        return {"loss": (self.graph(batch["img"]) - 1.0).square().mean()}
+
+
+LEARNED = {
+    "lsq": {"learned_scale"},
+    "lsq+": {"learned_scale", "learned_offset"},
+    "pact": {"clip_min", "clip_max"},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("learned", LEARNED)
+def test_updates_of_everything_that_quantizers_learn_are_found_and_limited(
+    learned: str, name: str
+) -> None:
+    net = Quantized(learned)
+    optimizer = OPTIMIZERS[name](net.parameters())
+    regroup_(optimizer, net)
+    before = copy.deepcopy(net.state_dict())
+    ratios = update_ratios(net, optimizer, batches())
+    own = {n: ratio for n, ratio in ratios.items() if is_learned(n)}
+    assert set(own) == {n for n, _ in net.named_parameters() if is_learned(n)}
+    assert {n.rpartition(".")[2] for n in own} == LEARNED[learned]
+    assert all(0 <= ratio < math.inf for ratio in own.values())
+    assert max(own.values()) > 0
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert not optimizer.state
+    learners = [module for module in net.modules() if isinstance(module, Learner)]
+    assert {module.phase for module in learners} == {Phase.TRAIN}
+    # With the rates that follow, no step goes further than the limit.
+    limit = max(own.values()) / 10
+    lower_rates_(optimizer, net, {n: limit / ratio for n, ratio in own.items() if ratio > limit})
+    again = update_ratios(net, optimizer, batches())
+    # A small step of a bound of 255 is rounded to float32.
+    assert all(again[n] <= 1.1 * limit for n in own)
+
+
+def test_a_step_of_adam_is_measured_against_the_smallest_scale() -> None:
+    net = Quantized("lsq")
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=0.0)
+    regroup_(optimizer, net)
+    ratios = update_ratios(net, optimizer, batches())
+    (name,) = (n for n in ratios if is_learned(n) and "stem" in n and ".weight." in f".{n}")
+    scale = net.get_parameter(name).detach()
+    # Adam's first step is the rate. The channel without weights does not count.
+    assert scale[3] == 1.0
+    assert ratios[name] == pytest.approx(1e-4 / float(scale[:3].min()), rel=1e-2)
+
+
 def test_without_a_recipe_it_is_announced(caplog: pytest.LogCaptureFixture) -> None:
     optimizer = torch.optim.SGD(Two().parameters(), lr=0.1)
-    _announce({"stem.weight": 0.02, "head.weight": 0.01}, optimizer, Guards())
+    announce({"stem.weight": 0.02, "head.weight": 0.01}, optimizer, Guards())
     assert not caplog.messages
-    _announce({"stem.weight": 5.0, "head.weight": 0.01}, optimizer, Guards())
+    announce({"stem.weight": 5.0, "head.weight": 0.01}, optimizer, Guards())
     (line,) = caplog.messages
     assert "one step at a learning rate of 0.1 moves the weights of stem by 5 times" in line
     assert "1 of 2 layers" in line
     assert "'optimizer.lr': 0.0006" in line
     with pytest.raises(RuntimeError, match="moves the weights of stem"):
-        _announce({"stem.weight": 5.0}, optimizer, Guards(runaway="stop"))
+        announce({"stem.weight": 5.0}, optimizer, Guards(runaway="stop"))
+    caplog.clear()
+    scale = "quantizers.stem.weight.learned_scale"
+    announce({"stem.weight": 0.02, scale: 0.5}, optimizer, Guards())
+    assert not caplog.messages
+    announce({"stem.weight": 0.02, scale: 6.0}, optimizer, Guards())
+    (line,) = caplog.messages
+    assert "moves stem.weight.learned_scale by 6 times the scale" in line
+    assert "20 times guards.max_update, 0.6" in line
+    assert "1 of 1 quantizer parameter would" in line
+    assert "quant.learned_lr=0.1" in line

@@ -13,10 +13,10 @@ from dq.dist.files.checkpoint import load_checkpoint
 from tests.launcher.conftest import Launch, on_ranks
 
 pytestmark = pytest.mark.slow
-# A rate that a layer does not bear: some layers get a lower one.
+# A rate that some layers and learned scales do not bear; they get a lower one.
 CONFIG = """
 _base_ = [{base!r}]
-optimizer = dict(lr=0.02)
+optimizer = dict(_delete_=True, type='AdamW', lr=0.02)
 lr_config = dict(warmup_iters=2)
 runner = dict(max_epochs=4)
 quant = dict(
@@ -48,11 +48,13 @@ def test_a_recipe_gives_all_numbers_and_resumes_with_them(
     # The user's average has no momentum, so it gets the recipe's.
     assert "; weights averaged with 0.5 a step" in out
     assert "12 steps are few for W4A8" in out
-    assert re.search(r"a lower learning rate for \d+ of \d+ layers", out)
+    for what in ("layers", "quantizer parameters"):
+        assert re.search(rf"a lower learning rate for \d+ of \d+ {what}", out)
     folder = tmp_path / "w/qat"
     meta = load_checkpoint(folder / "epoch_1.pth")["meta"]
     assert (meta["numbers"]["length"], meta["numbers"]["steps"]) == (2, 12)
     assert meta["layer_rates"]
+    assert any(name.startswith("quantizers.") for name in meta["layer_rates"])
     assert all(0 < factor < 1 for factor in meta["layer_rates"].values())
     # Resumed from the middle it ends with the same bits, with the same groups and numbers.
     whole = state_of(folder / "qat.pth")
