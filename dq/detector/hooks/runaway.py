@@ -34,6 +34,7 @@ FIX = (
     "lower optimizer.lr (quant.training={'optimizer.lr': ...}), clip with optimizer_config=dict("
     "grad_clip=dict(max_norm=35, norm_type=2)), or begin with a warm-up"
 )
+FIX_SCALES = "lower the rate of what quantizers learn (quant.learned_lr, relative to this rate)"
 
 
 class RunawayHook(Hook):  # type: ignore[misc]
@@ -90,18 +91,13 @@ class RunawayHook(Hook):  # type: ignore[misc]
             return
         name, most = max(moved.items(), key=lambda item: item[1])
         if most > self.guards.max_movement:
-            what = f"the weights of {name.removesuffix('.weight')} have moved by {most:.3g} times"
-            measure = "their norm"
-            if is_learned(name):
-                quantizer, _, parameter = name.removeprefix(f"{CONTAINER}.").rpartition(".")
-                what = f"{parameter} of quantizer {quantizer} has moved by {most:.3g} times"
-                measure = "the scale or the width of the range"
             self._report(
                 "weights",
                 most,
-                f"step {done}: {what} {measure} since the training began (guards.max_movement is"
-                f" {self.guards.max_movement:g})",
+                f"step {done}: {_moved(name, most)} since the training began (guards.max_movement"
+                f" is {self.guards.max_movement:g})",
                 runner,
+                FIX_SCALES if is_learned(name) else FIX,
             )
 
     def _look_at_loss(self, runner: Any, done: int) -> None:
@@ -120,18 +116,32 @@ class RunawayHook(Hook):  # type: ignore[misc]
                 runner,
             )
 
-    def _report(self, what: str, measure: float, text: str, runner: Any) -> None:
+    def _report(self, what: str, measure: float, text: str, runner: Any, fix: str = FIX) -> None:
         if measure <= WORSE * self.said.get(what, 0.0):
             return
         self.said[what] = measure
         rates = runner.current_lr()
         rate = rates[0] if isinstance(rates, list) else next(iter(rates.values()))[0]
-        text = f"{text}; it runs away at a learning rate of {rate:g}: {FIX}"
+        text = f"{text}; it runs away at a learning rate of {rate:g}: {fix}"
         if self.guards.runaway == "stop":
             raise RuntimeError(text)
         log.warning("%s", text)
         found = {"what": what, "measure": measure, "line": text}
         runner.tracker.log("runaway", runner.iter + 1, found)
+
+
+def _moved(name: str, ratio: float) -> str:
+    """Return a sentence about a layer's weights, or about what a quantizer learns."""
+    if not is_learned(name):
+        return (
+            f"the weights of {name.removesuffix('.weight')} have moved by {ratio:.3g} times their"
+            " norm"
+        )
+    quantizer, _, parameter = name.removeprefix(f"{CONTAINER}.").rpartition(".")
+    return (
+        f"{parameter} of quantizer {quantizer} has moved by {ratio:.3g} times the scale or the"
+        " width of the range"
+    )
 
 
 def movements(

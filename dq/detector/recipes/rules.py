@@ -27,7 +27,8 @@ class Rule:
         passes: Length, relative to the float training.
         least_steps: Fewer steps than this are too few to recover from the rounding.
         most_update: Largest update of a layer's weights in one step, relative to their norm.
-            Layers with larger updates get lower rates.
+            Layers with larger updates get lower rates; learned scales have a limit that follows
+            from it (`dq.detector.step.large_updates.KINDS`).
     """
 
     section: Mapping[str, Any]

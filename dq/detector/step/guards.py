@@ -43,11 +43,13 @@ class Guards:
             training; one more ends it.
         quiet_s: Seconds without a finished step after which every rank writes its stack.
         straggler_above: A rank that takes this many times as long as the others is logged.
-        runaway: A quantized training whose loss or weights diverge is logged (``warn``), ended
-            (``stop``), or not checked (``off``).
+        runaway: A quantized training whose loss, weights or learned scales diverge is logged
+            (``warn``), ended (``stop``), or not checked (``off``).
         look_every: Steps between these checks; they are more frequent at the beginning.
-        max_movement: Maximum change of a layer's weights, relative to their initial norm.
-        max_update: The same for a single step, which is tried before a quantized training.
+        max_movement: Maximum change of a layer's weights, relative to their initial norm, and of
+            learned scales, relative to their initial values.
+        max_update: The same for a single step, which is tried before a quantized training; learned
+            scales may move 20 times as far.
         max_loss_growth: Maximum loss, relative to the initial loss.
         worse: A quantized training whose metric is below that at its start is logged (``warn``), or
             ended with its own exit code (``stop``).

@@ -13,9 +13,9 @@ from torch import nn
 from dq.detector.config.training_values.optimizer_values import clip_arguments
 from dq.detector.loading.training_loader import TrainingLoader
 from dq.detector.step.guards import OFF, Guards
+from dq.detector.step.large_updates import KINDS, announce, say_lower
 from dq.detector.step.update_ratios import update_ratios
 from dq.detector.training.assignment import Resume
-from dq.detector.training.large_updates import KINDS, announce, say_lower
 from dq.dist.exchange import collectives
 from dq.dist.exchange.data_parallel import unwrap
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dq.detector.step.guards import Guards
+from dq.detector.step.large_updates import announce
 from dq.detector.step.update_ratios import is_learned, update_ratios
-from dq.detector.training.large_updates import announce
 from dq.detector.training.layer_rates import lower_rates_
 from dq.quant.graph.prepare import prepare
 from dq.quant.quantizers.factory import initialise_weights_, regroup_
