@@ -23,19 +23,24 @@ class Kind:
 
     Attributes:
         learned: Whether quantizers learn them.
-        name: In the log, as for `dq.counted.counted`.
         times: How many times as far as a layer's weights they may move, relative to their sizes.
         measure: What their updates are compared with, in the log.
     """
 
     learned: bool
-    name: str
     times: float
     measure: str
 
     def of(self, ratios: Mapping[str, float]) -> dict[str, float]:
         """Return the entries of these parameters, by name."""
         return {n: ratio for n, ratio in ratios.items() if is_learned(n) is self.learned}
+
+    def counted(self, ratios: Mapping[str, float]) -> str:
+        """Return how many of these parameters there are, in words."""
+        number = len(self.of(ratios))
+        if self.learned:
+            return counted(number, "quantizer parameter[s]")
+        return counted(number, "layer[s]")
 
     def most(self, limit: float) -> float:
         """Return the largest accepted ratio, given that of a layer's weights."""
@@ -46,13 +51,8 @@ class Kind:
 # and they come back as the rate falls. A limit that slows down most of them costs mAP, so theirs
 # only stops those that would be lost (docs/qat.md).
 KINDS = (
-    Kind(learned=False, name="layer[s]", times=1.0, measure="their norm"),
-    Kind(
-        learned=True,
-        name="quantizer parameter[s]",
-        times=20.0,
-        measure="the scale or the width of the range",
-    ),
+    Kind(learned=False, times=1.0, measure="their norm"),
+    Kind(learned=True, times=20.0, measure="the scale or the width of the range"),
 )
 
 
@@ -72,7 +72,7 @@ def say_lower(factors: Mapping[str, float], ratios: Mapping[str, float], limit: 
                 "a lower learning rate for %d of %s, because a step would move them by more than %g"
                 " of %s: %s",
                 len(lowered),
-                counted(len(kind.of(ratios)), kind.name),
+                kind.counted(ratios),
                 kind.most(limit),
                 kind.measure,
                 ", ".join(f"{_shown(name)} {factor:.2g} times" for name, factor in shown),
@@ -100,7 +100,7 @@ def announce(ratios: Mapping[str, float], optimizer: Optimizer, guards: Guards) 
         text = (
             f"one step at a learning rate of {rate:g} moves {_what(kind, name)} by {most:.3g} times"
             f" {kind.measure} ({_source(kind, guards)}), and {len(above)} of"
-            f" {counted(len(own), kind.name)} would go too far; {_mend(kind, rate, limit / most)},"
+            f" {kind.counted(ratios)} would go too far; {_mend(kind, rate, limit / most)},"
             " or name a quant.recipe, which limits the rates of such "
             f"{'parameters' if kind.learned else 'layers'}"
         )
