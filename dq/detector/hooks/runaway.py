@@ -13,6 +13,7 @@ from mmcv.runner import Hook
 from torch import Tensor, nn
 
 from dq.detector.step.guards import Guards
+from dq.detector.step.large_updates import measure_of
 from dq.detector.step.update_ratios import (
     is_learned,
     layer_weights,
@@ -132,16 +133,11 @@ class RunawayHook(Hook):  # type: ignore[misc]
 
 def _moved(name: str, ratio: float) -> str:
     """Return a sentence about a layer's weights, or about what a quantizer learns."""
-    if not is_learned(name):
-        return (
-            f"the weights of {name.removesuffix('.weight')} have moved by {ratio:.3g} times their"
-            " norm"
-        )
-    quantizer, _, parameter = name.removeprefix(f"{CONTAINER}.").rpartition(".")
-    return (
-        f"{parameter} of quantizer {quantizer} has moved by {ratio:.3g} times the scale or the"
-        " width of the range"
-    )
+    what = f"the weights of {name.removesuffix('.weight')} have"
+    if is_learned(name):
+        quantizer, _, parameter = name.removeprefix(f"{CONTAINER}.").rpartition(".")
+        what = f"{parameter} of quantizer {quantizer} has"
+    return f"{what} moved by {ratio:.3g} times {measure_of(name)}"
 
 
 def movements(

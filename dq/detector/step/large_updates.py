@@ -56,6 +56,11 @@ KINDS = (
 )
 
 
+def measure_of(name: str) -> str:
+    """Return what changes of a parameter are compared with, in words."""
+    return next(kind.measure for kind in KINDS if kind.learned is is_learned(name))
+
+
 def say_lower(factors: Mapping[str, float], ratios: Mapping[str, float], limit: float) -> None:
     """Log which rates are lower: a line for layers, and one for what quantizers learn.
 
@@ -92,8 +97,8 @@ def announce(ratios: Mapping[str, float], optimizer: Optimizer, guards: Guards) 
     """
     rate = max(group["lr"] for group in optimizer.param_groups)
     for kind in KINDS:
-        own, limit = kind.of(ratios), kind.most(guards.max_update)
-        above = {name: ratio for name, ratio in own.items() if ratio > limit}
+        limit = kind.most(guards.max_update)
+        above = {name: ratio for name, ratio in kind.of(ratios).items() if ratio > limit}
         if not above:
             continue
         name, most = max(above.items(), key=lambda item: item[1])

@@ -58,6 +58,7 @@ def update_ratios(
     with _as_before(detector, optimizer):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         before = {id(p): p.detach().clone() for p in parameters}
+        sizes = learned_sizes(detector)
         with in_phase(detector, Phase.FROZEN), _training(detector):
             for module in detector.modules():
                 # In other phases optimizers skip what it learns.
@@ -73,17 +74,14 @@ def update_ratios(
             for p in group["params"]
         }
         own = {n: p for n, p in detector.named_parameters() if id(p) in before}
-        moved = {name: p.detach() - before[id(p)] for name, p in own.items()}
+        names = [n for n in (*layer_weights(detector), *sizes) if n in own]
+        moved = {n: own[n].detach() - before[id(own[n])] for n in names}
         with torch.no_grad():
             for parameter in parameters:
                 parameter.copy_(before[id(parameter)])
     ratios = {
-        **{n: _of_norm(moved[n], own[n]) for n in layer_weights(detector) if n in own},
-        **{
-            name: relative(moved[name], size).max()
-            for name, size in learned_sizes(detector).items()
-            if name in own
-        },
+        n: relative(moved[n], sizes[n]).max() if n in sizes else _of_norm(moved[n], own[n])
+        for n in names
     }
     if not ratios:
         return {}

@@ -35,7 +35,7 @@ def layer_rates_(
 ) -> dict[str, float]:
     """Lower the rates of what the present rates would move too far; return the factors.
 
-    That are weights of layers, and the scales, offsets and clipping values that quantizers learn.
+    It looks at weights of layers, and at scales, offsets and clipping values that quantizers learn.
     A recipe sets the limit. Without one, nothing is changed, and a line says what moves by more
     than ``guards.max_update``. Every rank must call it before the first step. A resumed training
     takes the factors of its checkpoint.
